@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From nothing to an adaptive model: installs into .venv, then runs every stage of configs/glyphs_mini.py, evaluation,
+# report and PyTorch export on the CPU. Safe to run again: what is installed stays, what is complete is skipped.
+#
+# usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (WORKDIR: runs/glyphs_mini beside this folder)
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
+
+usage="usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]"
+workdir=
+options=()
+for argument in "$@"; do
+  case $argument in
+    -h | --help) printf '%s\n' "$usage"; exit 0 ;;
+    --*) options+=("$argument") ;;
+    *)
+      if [ -n "$workdir" ] || [ -z "$argument" ]; then say "quickstart.sh: unexpected argument '$argument'; $usage"; exit 2; fi
+      workdir=$argument
+      ;;
+  esac
+done
+
+set_up_environment
+export JAX_PLATFORMS=cpu
+exec "$environment/bin/python" -P -m visor_jax run --config="$repository/configs/glyphs_mini.py" \
+  --workdir="${workdir:-$repository/runs/glyphs_mini}" ${options[@]+"${options[@]}"}

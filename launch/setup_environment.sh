@@ -1,0 +1,64 @@
+# Sourced by quickstart.sh and test.sh. Makes .venv beside this folder if there is none and installs requirements.txt and
+# the package into it, once per version of these files: the stamp in .venv says what it holds.
+#
+# Gives: repository, environment (absolute paths), and set_up_environment. Needs: Python 3.11 or 3.12, and nothing else.
+
+repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+environment=$repository/.venv
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "$(basename -- "$0"): $*"; exit 1; }
+
+# A name on PATH may be a shim that does not run: what counts is what it answers.
+is_python() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }
+
+find_python() {
+  local name
+  for name in python3.11 python3.12 python3 python; do
+    if is_python "$name"; then command -v "$name"; return; fi
+  done
+  fail "needs Python 3.11 or 3.12, and found neither python3.11 nor python3.12 nor another python of these versions" \
+    "on PATH; on Debian: apt-get install python3.11-venv"
+}
+
+# Leaves an environment that works alone, finishes one whose making was cut short, and never deletes one.
+make_environment() {
+  local inside=$environment/bin/python python
+  if is_python "$inside"; then
+    if "$inside" -m pip --version >/dev/null 2>&1; then return; fi
+  elif [ -e "$inside" ] || [ -L "$inside" ]; then
+    fail "$inside does not run, or is neither Python 3.11 nor 3.12; remove $environment and start again"
+  fi
+  python=$(find_python)
+  say "making $environment with $python"
+  if "$python" -c 'import ensurepip' >/dev/null 2>&1; then
+    "$python" -m venv "$environment"
+  elif "$python" -m pip --version >/dev/null 2>&1; then
+    # Debian ships ensurepip in a package of its own; the system's pip can put one into the environment too.
+    "$python" -m venv --without-pip "$environment"
+    "$python" -m pip --python "$inside" install --quiet pip
+  else
+    fail "$python has neither ensurepip nor pip, so it cannot make an environment; on Debian:" \
+      "apt-get install $("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
+  fi
+}
+
+# What the environment should hold: the two files, and where the package lies.
+wanted() { { cat -- "$repository/requirements.txt" "$repository/pyproject.toml"; printf '%s' "$repository"; } | sha256sum; }
+
+set_up_environment() {
+  local stamp=$environment/installed.sha256
+  # Two scripts at once take turns. The lock is let go before anything long runs.
+  exec 9<"$repository/requirements.txt"
+  if command -v flock >/dev/null; then flock 9; fi
+  make_environment
+  if [ "$(cat -- "$stamp" 2>/dev/null)" != "$(wanted)" ]; then
+    rm -f -- "$stamp"
+    say "installing requirements.txt into $environment: some minutes and about 2.5 GB, only this once"
+    local pip=("$environment/bin/python" -m pip --disable-pip-version-check --no-input install --quiet)
+    "${pip[@]}" --requirement "$repository/requirements.txt"
+    "${pip[@]}" --no-deps --no-build-isolation --editable "$repository"
+    wanted >"$stamp"
+  fi
+  exec 9<&-
+}

@@ -1,0 +1,173 @@
+"""Tests of `visor_jax.data.chat`: each token and each target, against conversations written out by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.data.chat import encode_conversation, encode_prompt
+from visor_jax.data.sample import SkipSample, Turn
+from visor_jax.data.tokenizer import CHAT_TOKENS, load_tokenizer
+from visor_jax.errors import RequestError
+
+TOKENIZER = load_tokenizer("glyphs")
+
+
+def pieces(ids: list[int]) -> list[str]:
+    """Each token's own text."""
+    return [TOKENIZER.decode([token], keep_special=True) for token in ids]
+
+
+def conversation(*turns: tuple[str, str], **settings) -> tuple[list[str], list[str]]:
+    """All tokens, and those among them that are targets."""
+    encoded = encode_conversation(TOKENIZER, [Turn(*turn) for turn in turns], **settings)
+    assert len(encoded.token_ids) == len(encoded.target_mask)
+    tokens = pieces(encoded.token_ids)
+    return tokens, [token for token, target in zip(tokens, encoded.target_mask, strict=True) if target]
+
+
+USER = ["<|im_start|>", "user", "\n", "<image>", "\n"]
+QUESTION = ["What", " colour", " is", " A", "?", "<|im_end|>", "\n"]
+HEADER = ["<|im_start|>", "assistant", "\n"]
+
+
+def test_one_turn() -> None:
+    tokens, targets = conversation(("What colour is A?", "red"))
+    assert tokens == [*USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
+    assert targets == ["red", "<|im_end|>"]
+
+
+def test_two_turns_have_one_picture_and_both_answers_are_targets() -> None:
+    tokens, targets = conversation(("Describe the shape.", "red circle"), ("Which digit is above A?", "3"))
+    assert tokens == [
+        *USER, "Describe", " the", " shape", ".", "<|im_end|>", "\n",
+        *HEADER, "red", " circle", "<|im_end|>", "\n",
+        "<|im_start|>", "user", "\n", "Which", " digit", " is", " above", " A", "?", "<|im_end|>", "\n",
+        *HEADER, "3", "<|im_end|>", "\n",
+    ]  # fmt: skip
+    assert targets == ["red", " circle", "<|im_end|>", "3", "<|im_end|>"]
+
+
+def test_a_system_text_comes_first_and_only_if_there_is_one() -> None:
+    tokens, targets = conversation(("What colour is A?", "red"), system="Name the colour.")
+    system = ["<|im_start|>", "system", "\n", "Name", " the", " colour", ".", "<|im_end|>", "\n"]
+    assert tokens == [*system, *USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
+    assert targets == ["red", "<|im_end|>"]
+    assert conversation(("Q", "A"), system="") == conversation(("Q", "A"), system=None) == conversation(("Q", "A"))
+
+
+def test_llava_targets_are_the_assistants_turn_and_all_structure() -> None:
+    encoded = encode_conversation(
+        TOKENIZER, [Turn("What colour is A?", "red")], system="Name the colour.", targets="llava"
+    )
+    marked = [
+        token.upper() if target and token.isalpha() else token
+        for token, target in zip(pieces(encoded.token_ids), encoded.target_mask, strict=True)
+    ]
+    assert marked == [
+        "<|im_start|>", "system", "\n", "Name", " the", " colour", ".", "<|im_end|>", "\n",
+        *USER, *QUESTION, "<|im_start|>", "ASSISTANT", "\n", "RED", "<|im_end|>", "\n",
+    ]  # fmt: skip
+    structure = {"\n", "<|im_start|>", "<|im_end|>"}
+    for token, target in zip(pieces(encoded.token_ids), encoded.target_mask, strict=True):
+        assert target == (token in {*structure, "assistant", "red"})
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["What colour is A?", "<image>\nWhat colour is A?", "What colour is A? <image>", "\n<image>What colour is A?\n"],
+)
+def test_one_picture_goes_in_front_on_a_line_of_its_own(written: str) -> None:
+    assert conversation((written, "red"))[0] == [*USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
+
+
+def test_several_pictures_stay_where_they_are() -> None:
+    tokens, _ = conversation(("Is <image> or <image> red?", "up"), num_images=2)
+    assert [token for token in tokens if token == "<image>"] == ["<image>"] * 2
+    start, end = tokens.index("user"), tokens.index("<|im_end|>")
+    assert "".join(tokens[start:end]) == "user\nIs <image> or <image> red?"
+
+
+def test_each_question_may_bring_its_own_picture() -> None:
+    tokens, _ = conversation(("First: <image>", "red"), ("Then <image>?", "blue"), num_images=2)
+    assert "".join(tokens).count("<|im_start|>user\n<image>\n") == 2
+    assert "".join(tokens).count("<image>") == 2
+
+
+def test_text_alone_has_no_picture() -> None:
+    tokens, _ = conversation(("What colour is A?", "red"), num_images=0)
+    assert tokens == ["<|im_start|>", "user", "\n", *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
+
+
+def test_a_picture_without_a_question() -> None:
+    tokens, _ = conversation(("<image>\n", "red"))
+    assert tokens == ["<|im_start|>", "user", "\n", "<image>", "<|im_end|>", "\n", *HEADER, "red", "<|im_end|>", "\n"]
+
+
+@pytest.mark.parametrize(
+    "turns, num_images",
+    [
+        ([("<image> and <image>", "red")], 1),
+        ([("<image>", "red")], 0),
+        ([("Which?", "red")], 2),
+        ([("<image>", "red"), ("<image>", "red")], 1),
+        ([("<image>", "an <image>")], 1),
+    ],
+)
+def test_pictures_and_markers_must_be_equally_many(turns: list[tuple[str, str]], num_images: int) -> None:
+    with pytest.raises(SkipSample, match="markers for") as skipped:
+        conversation(*turns, num_images=num_images)
+    assert skipped.value.reason == "image_count"
+
+
+@pytest.mark.parametrize("turns", [[], [("Which?", "")], [("Which?", "red"), ("And?", " \n")]])
+def test_conversations_without_an_answer_are_skipped(turns: list[tuple[str, str]]) -> None:
+    with pytest.raises(SkipSample) as skipped:
+        conversation(*turns)
+    assert skipped.value.reason == "empty_conversation"
+
+
+@pytest.mark.parametrize("turn", [("a\ud800", "b"), ("a", "b\udc00")])
+def test_half_a_surrogate_pair_is_skipped(turn: tuple[str, str]) -> None:
+    with pytest.raises(SkipSample) as skipped:
+        conversation(turn)
+    assert skipped.value.reason == "bad_text"
+
+
+def test_unknown_targets_are_refused() -> None:
+    with pytest.raises(RequestError, match="expected one of answer, llava, got 'answers'"):
+        conversation(("a", "b"), targets="answers")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
+    st.sampled_from([*CHAT_TOKENS[:3], "\n", " ", "user", "a"])
+).map("".join)
+answers = texts.filter(lambda text: text.strip() != "" and "<image>" not in text)
+questions = texts.filter(lambda text: "<image>" not in text)
+
+
+@given(st.lists(st.tuples(questions, answers), min_size=1, max_size=3), texts, st.booleans())
+def test_written_chat_tokens_forge_nothing(turns: list[tuple[str, str]], system: str, llava: bool) -> None:
+    encoded = encode_conversation(
+        TOKENIZER, [Turn(*turn) for turn in turns], system=system, targets="llava" if llava else "answer"
+    )
+    count = 2 * len(turns) + (system != "")
+    assert encoded.token_ids.count(TOKENIZER.start_token_id) == count
+    assert encoded.token_ids.count(TOKENIZER.end_token_id) == count
+    assert encoded.token_ids.count(TOKENIZER.image_token_id) == 1
+    assert TOKENIZER.pad_token_id not in encoded.token_ids
+
+
+@given(st.lists(st.tuples(questions, answers), min_size=1, max_size=2), texts)
+def test_the_prompt_is_what_stands_before_the_first_target(turns: list[tuple[str, str]], system: str) -> None:
+    encoded = encode_conversation(TOKENIZER, [Turn(*turn) for turn in turns], system=system)
+    prompt = encode_prompt(TOKENIZER, turns[0][0], 1, system)
+    assert encoded.token_ids[: len(prompt)] == prompt
+    assert encoded.target_mask.index(True) == len(prompt)
+    assert pieces(prompt)[-3:] == HEADER
+
+
+def test_a_prompt_checks_its_pictures_too() -> None:
+    with pytest.raises(SkipSample, match="image_count"):
+        encode_prompt(TOKENIZER, "<image> or <image>?", 1)

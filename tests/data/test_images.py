@@ -1,0 +1,203 @@
+"""Opening pictures: what is refused and why, and what pixels come out of each kind of file."""
+
+import io
+import os
+import struct
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visor_jax.data.images import decode_image, open_under, read_image
+from visor_jax.data.sample import SkipSample
+
+LIMIT = 1_000_000
+
+
+def picture(height: int = 40, width: int = 60) -> Image.Image:
+    """A smooth picture, so that JPEG changes little."""
+    y, x = np.mgrid[0:height, 0:width]
+    return Image.fromarray(np.stack([4 * x, 5 * y, x + y], axis=-1).astype(np.uint8))
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def reason_of(root: Path, name: str, max_pixels: int = LIMIT) -> str:
+    with pytest.raises(SkipSample) as caught:
+        open_under(root, name, max_pixels)
+    return caught.value.reason
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """tmp/data, with a good picture in a folder, and a secret beside it."""
+    (tmp_path / "data" / "folder").mkdir(parents=True)
+    picture().save(tmp_path / "data" / "folder" / "good.png")
+    picture().save(tmp_path / "secret.png")
+    return tmp_path / "data"
+
+
+def test_reads_what_is_there(root: Path) -> None:
+    pixels = open_under(root, "folder/good.png", LIMIT)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.asarray(picture()))
+    np.testing.assert_array_equal(read_image(root / "folder" / "good.png", LIMIT), pixels)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.png", "folder/../../secret.png", "folder/../folder/good.png", "/etc/passwd", "~/x.png", "~root/x.png",
+     "file:///etc/passwd", "https://example.org/a.png", "data:image/png;base64,AAAA", "folder/good.png\0.jpg", "",
+     "folder"],
+)  # fmt: skip
+def test_paths_that_are_refused(root: Path, name: str) -> None:
+    assert reason_of(root, name) == "unsafe_path"
+
+
+@pytest.mark.parametrize("name", ["nothing.png", "folder/good.png/x.png", "x" * 5000 + ".png", "\ud800.png"])
+def test_missing_files(root: Path, name: str) -> None:
+    assert reason_of(root, name) == "missing_file"
+
+
+def test_links_may_not_leave_the_root(root: Path) -> None:
+    (root / "out.png").symlink_to(root.parent / "secret.png")
+    (root / "outer").symlink_to(root.parent)
+    (root / "in.png").symlink_to(root / "folder" / "good.png")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    assert reason_of(root, "out.png") == reason_of(root, "outer/secret.png") == "unsafe_path"
+    assert reason_of(root, "loop.png") == "missing_file"
+    assert open_under(root, "in.png", LIMIT).shape == (40, 60, 3)
+
+
+def test_a_root_that_is_itself_a_link_is_fine(root: Path) -> None:
+    (root.parent / "alias").symlink_to(root)
+    assert open_under(root.parent / "alias", "folder/good.png", LIMIT).shape == (40, 60, 3)
+
+
+def test_a_fifo_is_refused_without_waiting_for_a_writer(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    reasons: list[str] = []
+    thread = threading.Thread(target=lambda: reasons.append(reason_of(root, "pipe.png")), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert reasons == ["unsafe_path"]
+    with pytest.raises(SkipSample, match="not a regular file"):
+        read_image(Path("/dev/zero"), LIMIT)
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "PPM"])
+def test_the_content_decides_not_the_name(root: Path, format: str) -> None:
+    (root / "named.jpg").write_bytes(encoded(picture(), format))
+    assert reason_of(root, "named.jpg") == "image_format"
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", b"%PDF-1.7", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", bytes(range(64))])
+def test_no_picture_at_all(root: Path, content: bytes) -> None:
+    (root / "x.png").write_bytes(content)
+    assert reason_of(root, "x.png") in ("image_format", "broken_image")
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims to be large."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(1001, 1000), (10_000, 10_000), (60_000, 60_000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_pixel_limit_holds_before_decoding(
+    root: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "bomb.png").write_bytes(png_bomb(*size))
+
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    assert reason_of(root, "bomb.png") == "too_many_pixels"
+
+
+def test_a_picture_exactly_at_the_limit_is_read(root: Path) -> None:
+    assert open_under(root, "folder/good.png", 40 * 60).shape == (40, 60, 3)
+    assert reason_of(root, "folder/good.png", 40 * 60 - 1) == "too_many_pixels"
+
+
+@pytest.mark.parametrize("format, options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {})])
+def test_a_file_that_ends_early_is_broken_never_half_a_picture(format: str, options: dict[str, object]) -> None:
+    whole = encoded(picture(300, 200), format, **options)
+    expected = decode_image(io.BytesIO(whole), LIMIT)
+    refused = 0
+    for length in np.linspace(0, len(whole) - 1, 120).astype(int):
+        try:
+            pixels = decode_image(io.BytesIO(whole[:length]), LIMIT)
+        except SkipSample:
+            refused += 1
+        else:  # only an end marker was lost
+            np.testing.assert_array_equal(pixels, expected, err_msg=str(length))
+    assert refused >= 117
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 270 degrees
+    pixels = decode_image(io.BytesIO(encoded(picture(), "PNG", exif=exif)), LIMIT)
+    np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture()), -1))
+
+
+def test_every_mode_becomes_rgb() -> None:
+    red_half = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
+    clear_palette = Image.new("P", (2, 1), 1)
+    clear_palette.putpalette([0, 0, 0, 10, 20, 30])
+    cases = {
+        "L": (Image.new("L", (2, 1), 77), {}, (77, 77, 77)),
+        "1": (Image.new("1", (2, 1), 1), {}, (255, 255, 255)),
+        "P": (clear_palette, {}, (10, 20, 30)),
+        "P with a clear colour": (clear_palette, {"transparency": 1}, (255, 255, 255)),
+        "RGB with a clear colour": (Image.new("RGB", (2, 1), (1, 2, 3)), {"transparency": (1, 2, 3)}, (255, 255, 255)),
+        "RGBA": (red_half, {}, (255, 127, 127)),
+        "LA": (Image.new("LA", (2, 1), (0, 0)), {}, (255, 255, 255)),
+        "I;16": (Image.fromarray(np.full((1, 2), 0x8040, np.uint16)), {}, (0x80, 0x80, 0x80)),
+    }
+    for name, (image, options, expected) in cases.items():
+        pixels = decode_image(io.BytesIO(encoded(image, "PNG", **options)), LIMIT)
+        assert pixels.shape == (1, 2, 3) and pixels.dtype == np.uint8, name
+        assert pixels[0, 0].tolist() == list(expected), name
+
+
+def test_cmyk_jpeg() -> None:
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    red = decode_image(io.BytesIO(encoded(cmyk, "JPEG", quality=95)), LIMIT)[8, 8]
+    assert red[0] > 200 and red[1] < 60 and red[2] < 60
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    for format in ("PNG", "WEBP"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+        assert decode_image(io.BytesIO(data), LIMIT)[4, 4].tolist() == [0, 0, 255]
+
+
+def test_odd_metadata_does_no_harm() -> None:
+    for options in ({"icc_profile": b"nonsense"}, {"exif": b"Exif\0\0" + b"\xff" * 60_000}):
+        data = encoded(picture(), "JPEG", **options)
+        try:
+            assert decode_image(io.BytesIO(data), LIMIT).shape == (40, 60, 3)
+        except SkipSample as skipped:
+            assert skipped.reason == "broken_image"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_extreme_shapes(size: tuple[int, int]) -> None:
+    pixels = decode_image(io.BytesIO(encoded(Image.new("RGB", size, "white"), "PNG")), LIMIT)
+    assert pixels.shape == (size[1], size[0], 3)

@@ -1,0 +1,153 @@
+"""Tests of `visor_jax.data.tokenizer` and of the glyph tokenizer that it ships with."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.data.build_glyphs_tokenizer import MAX_VOCABULARY, ROLES, write
+from visor_jax.data.chat import encode_conversation, encode_prompt
+from visor_jax.data.glyphs import background_names, colour_names, glyph_names
+from visor_jax.data.glyphs_render import DIGITS
+from visor_jax.data.glyphs_words import PHRASINGS
+from visor_jax.data.sample import Turn
+from visor_jax.data.tokenizer import CHAT_TOKENS, GLYPHS_FOLDER, ChatTokenizer, load_tokenizer
+from visor_jax.errors import RequestError
+
+TOKENIZER = load_tokenizer("glyphs")
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def changed(tmp_path: Path, **fields) -> Path:
+    """A copy of the glyph tokenizer.json with top-level fields replaced; None removes one."""
+    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = {name: value for name, value in {**content, **fields}.items() if value is not None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    return tmp_path / "tokenizer.json"
+
+
+@given(texts)
+def test_any_text_survives(text: str) -> None:
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+@given(st.lists(texts | st.sampled_from(CHAT_TOKENS)).map("".join))
+def test_text_never_becomes_a_chat_token(text: str) -> None:
+    forbidden = {TOKENIZER.special(token) for token in CHAT_TOKENS}
+    assert forbidden.isdisjoint(TOKENIZER.encode(text))
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_chat_tokens_have_ids_of_their_own() -> None:
+    ids = [TOKENIZER.pad_token_id, TOKENIZER.start_token_id, TOKENIZER.end_token_id, TOKENIZER.image_token_id]
+    assert [TOKENIZER.decode([token], keep_special=True) for token in ids] == list(CHAT_TOKENS)
+    assert TOKENIZER.decode(ids) == ""
+    assert len(set(ids)) == 4 and max(ids) < TOKENIZER.vocab_size <= MAX_VOCABULARY
+
+
+def test_every_name_is_one_token_at_the_start_and_after_a_space() -> None:
+    names = [*glyph_names(), *colour_names(), *background_names()]
+    bare, spaced = zip(*(TOKENIZER.word_ids(name) for name in names), strict=True)
+    assert [TOKENIZER.decode([token]) for token in bare] == names
+    # Qwen parts digits from the space before them.
+    assert [TOKENIZER.decode([token]) for token in spaced] == [name if name in DIGITS else f" {name}" for name in names]
+    assert len(set(bare)) == len(set(spaced)) == len(names)
+
+
+def test_a_word_of_several_tokens_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"'elephant' is \d tokens, expected one"):
+        TOKENIZER.word_ids("elephant")
+
+
+def test_roles_and_newline_are_single_tokens() -> None:
+    for text in (*ROLES, "\n"):
+        assert len(TOKENIZER.encode(text)) == 1
+    assert [TOKENIZER.decode([token]) for token in TOKENIZER.encode("123")] == ["1", "2", "3"]
+
+
+def test_questions_are_short() -> None:
+    fields = {"letter": "A", "digit": "3", "start": "red", "background": "navy", "colour": "red", "shape": "ring"}
+    for phrasings in PHRASINGS.values():
+        for question, answer in phrasings:
+            assert 4 <= len(TOKENIZER.encode(question.format_map(fields))) <= 10
+            assert 1 <= len(TOKENIZER.encode(answer.format_map(fields))) <= 2
+
+
+def test_the_documented_script_makes_the_files_that_ship(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (GLYPHS_FOLDER / name).read_bytes()
+
+
+def test_transformers_reads_the_folder_and_agrees() -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(GLYPHS_FOLDER)
+    assert len(theirs) == TOKENIZER.vocab_size
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (TOKENIZER.end_token_id, TOKENIZER.pad_token_id)
+    assert theirs.convert_tokens_to_ids("<image>") == TOKENIZER.image_token_id
+    for text in ("What colour is the background?", "Card A3: which colour is the digit?", " a\n\n b  é ", "it's 42"):
+        assert theirs(text)["input_ids"] == TOKENIZER.encode(text)
+    messages = [{"role": "user", "content": "<image>\nWhich digit is above A?"}, {"role": "assistant", "content": "3"}]
+    question = "Which digit is above A?"
+    ours = encode_conversation(TOKENIZER, [Turn(question, "3")]).token_ids
+    assert theirs.apply_chat_template(messages)["input_ids"] == ours
+    prompt = theirs.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    assert prompt == encode_prompt(TOKENIZER, question)
+
+
+def test_a_file_a_folder_and_a_pickled_copy_are_the_same(tmp_path: Path) -> None:
+    text = "Which digit is above A? <|im_end|>"
+    file = changed(tmp_path)
+    for other in (load_tokenizer(file), load_tokenizer(str(tmp_path)), pickle.loads(pickle.dumps(TOKENIZER))):
+        assert isinstance(other, ChatTokenizer)
+        assert other.encode(text) == TOKENIZER.encode(text)
+        assert other.image_token_id == TOKENIZER.image_token_id
+
+
+def test_added_tokens_not_marked_as_special_are_not_recognised_either(tmp_path: Path) -> None:
+    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    added = [{**token, "special": False} for token in content["added_tokens"]]
+    tokenizer = load_tokenizer(changed(tmp_path, added_tokens=added))
+    assert tokenizer.encode("<image><|im_end|>") == TOKENIZER.encode("<image><|im_end|>")
+
+
+def test_padding_and_truncation_of_the_file_are_not_applied(tmp_path: Path) -> None:
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    tokenizer = load_tokenizer(changed(tmp_path, truncation=truncation))
+    assert tokenizer.encode("Which digit is above A?") == TOKENIZER.encode("Which digit is above A?")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"nowhere\.json; expected a tokenizer\.json or 'glyphs'"):
+        load_tokenizer(tmp_path / "nowhere.json")
+    with pytest.raises(RequestError, match=f"no file {tmp_path}"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b"{}", b'"x"', b"\xff\xfe\x00", b'{"added_tokens": 3}', b'{"added_tokens": [{}]}',
+     b'{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}',
+     b'{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+     b'{"added_tokens": [], "model": {"type": "None"}}', b"[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(RequestError, match=r"tokenizer\.json") as refused:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("token", CHAT_TOKENS)
+def test_every_chat_token_is_required(tmp_path: Path, token: str) -> None:
+    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    others = [added for added in content["added_tokens"] if added["content"] != token]
+    with pytest.raises(RequestError) as refused:
+        load_tokenizer(changed(tmp_path, added_tokens=others))
+    assert token in str(refused.value) and "no added token" in str(refused.value)

@@ -1,0 +1,329 @@
+"""Every implementation of attention against a float64 definition written out here, from one list of cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.extra.numpy as numpy_strategies
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visor_jax.kernels import AttentionMask, attention
+from visor_jax.kernels.attention import api, xla_chunked
+
+BATCH, HEADS, HEAD_DIM = 3, 4, 8
+Arrays = tuple[np.ndarray, ...]
+
+
+class Inputs(NamedTuple):
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    grad: np.ndarray  # cotangent of the output
+
+
+@pytest.fixture(params=list(api.IMPLEMENTATIONS))
+def implementation(request: pytest.FixtureRequest) -> api.Implementation:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short cases meet several chunks of keys, the last one partly filled."""
+    monkeypatch.setattr(xla_chunked, "CHUNK", 8)
+
+
+# --- the definition, in float64 ---------------------------------------------------------------------------------------
+
+
+def may_see(mask: AttentionMask, b: int, i: int, j: int) -> bool:
+    """DESIGN's sentence, word by word."""
+    active = mask.active is None or bool(mask.active[b])
+    same = mask.q_segments[b, i] == mask.kv_segments[b, j] and mask.q_segments[b, i] != 0
+    earlier = not mask.causal or mask.kv_positions[b, j] <= mask.q_positions[b, i]
+    return bool(active and same and earlier)
+
+
+def written_out(mask: AttentionMask) -> np.ndarray:
+    (batch, q_length), kv_length = mask.q_segments.shape, mask.kv_segments.shape[1]
+    mask = jax.tree.map(np.asarray, mask)  # reading single numbers from device arrays takes ages
+    pairs = np.ndindex(batch, q_length, kv_length)
+    return np.array([may_see(mask, *pair) for pair in pairs], bool).reshape(batch, q_length, kv_length)
+
+
+def expected(inputs: Inputs, mask: AttentionMask) -> Arrays:
+    """Output and gradients (dq, dk, dv) in float64; a row that takes no part is 0 in each."""
+    q, k, v, grad = inputs
+    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
+    allowed = written_out(mask)
+    sees, seen = np.any(allowed, axis=2)[..., None, None], np.any(allowed, axis=1)[..., None, None]
+    q, grad = (np.where(sees, x, 0).astype(np.float64) for x in (q, grad))
+    k, v = (np.repeat(np.where(seen, x, 0).astype(np.float64), group, axis=2) for x in (k, v))
+    logits = np.where(allowed[:, None], np.einsum("bihd,bjhd->bhij", q, k) * scale, -1e300)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-1e300)) * allowed[:, None]
+    weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)
+    dweights = np.einsum("bihd,bjhd->bhij", grad, v)
+    dlogits = weights * (dweights - np.sum(weights * dweights, axis=-1, keepdims=True)) * scale
+    out, dq = np.einsum("bhij,bjhd->bihd", weights, v), np.einsum("bhij,bjhd->bihd", dlogits, k)
+    dk, dv = np.einsum("bhij,bihd->bjhd", dlogits, q), np.einsum("bhij,bihd->bjhd", weights, grad)
+    return out, dq, *(x.reshape(*inputs.k.shape[:3], group, q.shape[3]).sum(axis=3) for x in (dk, dv))
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "chunk"))
+def compute(inputs: Inputs, mask: AttentionMask, implementation: api.Implementation, chunk: int):
+    del chunk  # part of the compilation cache's key only: the tests change xla_chunked.CHUNK
+
+    def forward(q, k, v):
+        return attention(q, k, v, mask=mask, implementation=implementation)
+
+    out, pull = jax.vjp(forward, inputs.q, inputs.k, inputs.v)
+    return out, *pull(inputs.grad)
+
+
+def computed(inputs: Inputs, mask: AttentionMask, implementation: api.Implementation) -> Arrays:
+    """Output and gradients of an implementation, as `expected`."""
+    return tuple(np.asarray(x, np.float64) for x in compute(inputs, mask, implementation, xla_chunked.CHUNK))
+
+
+def agree(found: Arrays, wanted: Arrays, tolerance: float = 2e-6) -> None:
+    for name, x, y in zip(("output", "dq", "dk", "dv"), found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def rows(values: Iterable[int]) -> jax.Array:
+    """The same row for every sample."""
+    return jnp.tile(jnp.array(list(values), jnp.int32), (BATCH, 1))
+
+
+def self_mask(positions: Iterable[int], segments: Iterable[int]) -> AttentionMask:
+    p, s = rows(positions), rows(segments)
+    return AttentionMask(p, p, s, s)
+
+
+def cross_mask(q_segments: Iterable[int], kv_segments: Iterable[int]) -> AttentionMask:
+    q, kv = rows(q_segments), rows(kv_segments)
+    return AttentionMask(jnp.zeros_like(q), jnp.zeros_like(kv), q, kv, causal=False)
+
+
+def lengths(*counts: int) -> jax.Array:
+    """Segments of samples of `counts` tokens in 19 places."""
+    return (jnp.arange(19) < jnp.array(counts)[:, None]).astype(jnp.int32)
+
+
+# Shapes repeat on purpose: each new one is compiled again for every implementation.
+ONE_SEGMENT = self_mask(range(19), [1] * 19)
+# [V; T]: ten visual tokens at positions 3..12 come first; three text tokens stand before them and six after.
+STREAM = self_mask([*range(3, 13), 0, 1, 2, *range(13, 19)], [1] * 19)
+PACKED = self_mask([*range(5), *range(8), *range(6)], [1] * 5 + [2] * 8 + [3] * 6)
+SOME_OFF = dataclasses.replace(STREAM, active=jnp.array([True, False, True]))
+
+CASES: dict[str, tuple[AttentionMask, int]] = {  # the mask and the number of KV heads
+    "causal": (ONE_SEGMENT, 2),
+    "one head of keys": (ONE_SEGMENT, 1),
+    "as many heads of keys": (ONE_SEGMENT, HEADS),
+    "text before and after the visual tokens": (STREAM, 2),
+    "equal positions": (self_mask([0, 1, 1, 1, 2, 2, 5, 5, 5] + [7] * 10, [1] * 19), 2),
+    "padding at the end": (self_mask(range(19), [1] * 7 + [0] * 12), 2),
+    "padding in the middle": (self_mask(range(19), [1] * 4 + [0] * 10 + [1] * 5), 2),
+    "packed samples": (PACKED, 2),
+    "segments interleaved": (self_mask(range(19), [1, 2, 0] * 6 + [1]), 2),
+    "samples of other lengths": (
+        dataclasses.replace(ONE_SEGMENT, q_segments=lengths(3, 0, 19), kv_segments=lengths(3, 9, 19)),
+        2,
+    ),
+    "both ways": (dataclasses.replace(ONE_SEGMENT, causal=False), 2),
+    "packed both ways": (dataclasses.replace(PACKED, causal=False), 2),
+    "one sample off": (SOME_OFF, 2),
+    "all samples off": (dataclasses.replace(STREAM, active=jnp.zeros(BATCH, bool)), 2),
+    "text over visual keys": (cross_mask([1] * 5 + [2] * 3 + [0], [1] * 11 + [2] * 6 + [0] * 4), 2),
+    "queries without a partner": (cross_mask([1, 3, 3, 0, 2] + [1] * 4, [1] * 8 + [2] * 13), 2),
+    "nothing visible at all": (cross_mask([1] * 9, [0] * 21), 2),
+    "every key in the future": (dataclasses.replace(ONE_SEGMENT, kv_positions=rows(range(19, 38))), 2),
+    "one query against a cache": (AttentionMask(rows([9]), rows(range(16)), rows([1]), rows([1] * 10 + [0] * 6)), 2),
+    "more queries than keys": (cross_mask([1] * 15, [1]), 2),
+    "no key": (cross_mask([1] * 4, []), 2),
+}
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[AttentionMask, Inputs]:
+    mask, kv_heads = CASES[request.param]
+    return mask, random_inputs(mask, kv_heads)
+
+
+def random_inputs(mask: AttentionMask, kv_heads: int = 2, seed: int = 0) -> Inputs:
+    rng = np.random.default_rng(seed)
+    q = (*mask.q_segments.shape, HEADS, HEAD_DIM)
+    kv = (*mask.kv_segments.shape, kv_heads, HEAD_DIM)
+    return Inputs(*(rng.normal(size=shape).astype(np.float32) for shape in (q, kv, kv, q)))
+
+
+# --- what every implementation promises -------------------------------------------------------------------------------
+
+
+def test_output_and_gradients(case, implementation):
+    mask, inputs = case
+    agree(computed(inputs, mask, implementation), expected(inputs, mask))
+
+
+def test_what_takes_no_part_may_hold_nan_and_is_exactly_zero(case, implementation):
+    mask, inputs = case
+    allowed = written_out(mask)
+    blind, unseen = ~allowed.any(axis=2), ~allowed.any(axis=1)
+    for x, idle in zip(inputs, (blind, unseen, unseen, blind), strict=True):
+        x[idle] = np.nan
+    found = computed(inputs, mask, implementation)
+    agree(found, expected(inputs, mask))
+    for x, idle in zip(found, (blind, blind, unseen, unseen), strict=True):
+        assert not np.any(x[idle])
+
+
+def test_nan_that_is_seen_is_not_hidden(implementation):
+    inputs = random_inputs(ONE_SEGMENT)
+    inputs.k[:, 4] = np.nan
+    assert np.isnan(computed(inputs, ONE_SEGMENT, implementation)[0][:, 4:]).all()
+
+
+def test_large_logits_stay_finite(implementation):
+    inputs = random_inputs(STREAM)
+    inputs = inputs._replace(q=inputs.q * 100, k=inputs.k * 100)
+    found = computed(inputs, STREAM, implementation)
+    assert all(np.isfinite(x).all() for x in found)
+    np.testing.assert_allclose(found[0], expected(inputs, STREAM)[0], atol=2e-2)
+
+
+def test_half_precision_is_rounded_once(implementation):
+    """Products and softmax in float32: the output is off by the rounding of the output alone."""
+    inputs = random_inputs(STREAM)
+    low = Inputs(*(np.asarray(x, jnp.bfloat16) for x in inputs))
+    exact = expected(Inputs(*(np.asarray(x, np.float32) for x in low)), STREAM)
+    assert all(x.dtype == jnp.bfloat16 for x in compute(low, STREAM, implementation, xla_chunked.CHUNK))
+    agree(computed(low, STREAM, implementation), exact, tolerance=float(jnp.finfo(jnp.bfloat16).eps))
+
+
+def test_order_of_keys_does_not_matter(implementation):
+    inputs = random_inputs(STREAM)
+    order = np.random.default_rng(1).permutation(19)
+    mixed = dataclasses.replace(
+        STREAM, kv_positions=STREAM.kv_positions[:, order], kv_segments=STREAM.kv_segments[:, order]
+    )
+    out, dq, dk, dv = computed(inputs, STREAM, implementation)
+    shuffled = inputs._replace(k=inputs.k[:, order], v=inputs.v[:, order])
+    agree(computed(shuffled, mixed, implementation), (out, dq, dk[:, order], dv[:, order]))
+
+
+def test_causality_by_gradients(implementation):
+    """The last visual token, at position 12, depends on the text before it and on nothing after it."""
+    inputs = random_inputs(STREAM)
+    inputs.grad[:, np.arange(19) != 9] = 0
+    _, _, dk, dv = computed(inputs, STREAM, implementation)
+    later = np.asarray(STREAM.kv_positions[0] > 12)
+    assert not np.any(dk[:, later]) and not np.any(dv[:, later])
+    assert np.all(np.abs(dv[:, ~later]).sum(axis=(0, 2, 3)) > 0)
+
+
+def test_vmap_and_remat(implementation):
+    samples = [random_inputs(STREAM, seed=seed) for seed in (1, 2)]
+
+    def loss(q, k, v, grad):
+        return jnp.sum(attention(q, k, v, mask=STREAM, implementation=implementation) * grad)
+
+    gradients = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))))
+    mapped = gradients(*(np.stack(x) for x in zip(*samples, strict=True)))
+    for i, inputs in enumerate(samples):
+        single = computed(inputs, STREAM, implementation)
+        agree((single[0], *(np.asarray(x[i]) for x in mapped)), single)
+
+
+def test_default_chunk_on_a_length_that_does_not_divide(implementation, monkeypatch):
+    monkeypatch.undo()
+    assert xla_chunked.CHUNK == 512
+    positions = np.random.default_rng(0).permutation(700).tolist()
+    whole = self_mask(positions, [1] * 500 + [2] * 150 + [0] * 50)
+    mask = dataclasses.replace(whole, q_positions=whole.q_positions[:, ::50], q_segments=whole.q_segments[:, ::50])
+    inputs = random_inputs(mask)
+    agree(computed(inputs, mask, implementation), expected(inputs, mask))
+
+
+def masks(q_length: int = 19, kv_length: int = 19) -> st.SearchStrategy[AttentionMask]:
+    """Random segments, positions and active samples, ties and blind rows among them."""
+
+    def integers(length: int, most: int) -> st.SearchStrategy[np.ndarray]:
+        elements = st.integers(0, most)
+        return numpy_strategies.arrays(np.int32, (BATCH, length), elements=elements, fill=st.nothing())
+
+    return st.builds(
+        AttentionMask,
+        q_positions=integers(q_length, 9),
+        kv_positions=integers(kv_length, 9),
+        q_segments=integers(q_length, 2),
+        kv_segments=integers(kv_length, 2),
+        active=numpy_strategies.arrays(bool, (BATCH,)),
+        causal=st.booleans(),
+    )
+
+
+@hypothesis.settings(
+    max_examples=30, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+@hypothesis.given(mask=masks(), seed=st.integers(0, 99))
+def test_random_masks(implementation, mask, seed):
+    inputs = random_inputs(mask, seed=seed)
+    agree(computed(inputs, mask, implementation), expected(inputs, mask))
+
+
+# --- the mask ---------------------------------------------------------------------------------------------------------
+
+
+def test_as_array_is_the_definition(case):
+    mask, _ = case
+    found = jax.jit(AttentionMask.as_array)(mask)
+    assert found.dtype == jnp.bool_
+    np.testing.assert_array_equal(found, written_out(mask))
+
+
+def test_mask_is_a_pytree_with_causal_static():
+    leaves, tree = jax.tree.flatten(SOME_OFF)
+    assert len(leaves) == 5
+    assert len(jax.tree.leaves(STREAM)) == 4
+    assert tree != jax.tree.structure(dataclasses.replace(SOME_OFF, causal=False))
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+Q, K = jnp.zeros((3, 19, 4, 8)), jnp.zeros((3, 19, 2, 8))
+REFUSED = {
+    "q: axes": ("q must", Q[0], K, K, STREAM),
+    "k: axes": ("k must", Q, K[..., 0], K, STREAM),
+    "q: integers": ("q must", Q.astype(int), K, K, STREAM),
+    "k: another dtype": ("k must", Q, K.astype(jnp.bfloat16), K, STREAM),
+    "v: another dtype": ("v must", Q, K, K.astype(jnp.bfloat16), STREAM),
+    "k: batch": ("k must", Q, K[:2], K[:2], STREAM),
+    "k: head_dim": ("k must", Q, K[..., :4], K[..., :4], STREAM),
+    "v: length": ("v must", Q, K, K[:, 1:], STREAM),
+    "q: heads that do not group": ("q has 3 heads", Q[:, :, :3], K, K, STREAM),
+    "k: no heads": ("q has 4 heads", Q, K[:, :, :0], K[:, :, :0], STREAM),
+    "q_positions: length": ("mask.q_positions", Q[:, 1:], K, K, STREAM),
+    "kv_positions: length": ("mask.kv_positions", Q, K[:, 1:], K[:, 1:], STREAM),
+    "q_segments: dtype": ("mask.q_segments", Q, K, K, dataclasses.replace(STREAM, q_segments=jnp.zeros((3, 19)))),
+    "kv_segments: batch": ("mask.kv_segments", Q, K, K, dataclasses.replace(STREAM, kv_segments=rows([1] * 19)[:2])),
+    "active: dtype": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(3))),
+    "active: batch": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(2, bool))),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_by_name(name, implementation):
+    message, q, k, v, mask = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        attention(q, k, v, mask=mask, implementation=implementation)

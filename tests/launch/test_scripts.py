@@ -1,0 +1,212 @@
+"""The launch scripts, run with a Python that only writes down what it is asked: no network, no installation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Stands in for the system's Python and, copied by its own `-m venv`, for the environment's. FAKE_* say what it can do.
+FAKE_PYTHON = r"""#!/bin/bash
+printf '%s\n' "$(basename "$0"): $*" >>"$FAKE_LOG"
+case "$*" in
+  *sys.exit*) exit "${FAKE_WRONG_VERSION:-0}" ;;
+  *'import ensurepip'*) exit "${FAKE_NO_ENSUREPIP:-0}" ;;
+  *'python%d.%d-venv'*) echo python3.11-venv ;;
+  '-m venv '*) folder="${@: -1}"; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
+  '-m pip --version') [ "$(basename "$0")" = python ] || exit "${FAKE_NO_PIP:-0}" ;;
+  '-m pip '*' install '*) exit "${FAKE_INSTALL_STATUS:-0}" ;;
+  *'-m visor_jax'*)
+    printf '%s\n' "JAX_PLATFORMS=$JAX_PLATFORMS" "${@}" >"$FAKE_LOG.visor"
+    exit "${FAKE_VISOR_STATUS:-0}" ;;
+  *'-m ruff check'*) exit "${FAKE_RUFF_STATUS:-0}" ;;
+  *'-m pytest'*)
+    printf '%s\n' "JAX_PLATFORMS=$JAX_PLATFORMS" "${@:3}" >"$FAKE_LOG.pytest"
+    exit "${FAKE_PYTEST_STATUS:-0}" ;;
+esac
+"""
+
+
+class Clone:
+    """The launch scripts and the files they read in a folder, and a PATH on which the only Python is a fake one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "a clone", folder / "bin", folder / "log"
+        shutil.copytree(ROOT / "launch", self.root / "launch")
+        shutil.copytree(ROOT / ".ci", self.root / ".ci")
+        for name in ("requirements.txt", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for tool in ("bash", "basename", "cat", "cp", "dirname", "flock", "mkdir", "rm", "sha256sum"):
+            found = shutil.which(tool)
+            assert found is not None
+            (self.bin / tool).symlink_to(found)
+        self.log.touch()
+        self.add_python("python3.11")
+
+    def add_python(self, name: str) -> None:
+        (self.bin / name).write_text(FAKE_PYTHON)
+        (self.bin / name).chmod(0o755)
+
+    def run(
+        self, script: str, *arguments: str, cwd: Path | None = None, **fake: str
+    ) -> subprocess.CompletedProcess[str]:
+        self.log.write_text("")
+        return subprocess.run(
+            [str(self.bin / "bash"), str(self.root / script), *arguments],
+            env={"PATH": str(self.bin), "FAKE_LOG": str(self.log), **fake},
+            cwd=cwd or self.root,
+            capture_output=True,
+            text=True,
+        )
+
+    def asked(self, word: str) -> list[str]:
+        """The command lines of the fake Pythons that have `word` in them."""
+        return [line for line in self.log.read_text().splitlines() if word in line]
+
+    def got(self, program: str) -> list[str]:
+        """The platform and the arguments with which a program was run."""
+        return Path(f"{self.log}.{program}").read_text().splitlines()
+
+
+@pytest.fixture
+def clone(tmp_path):
+    return Clone(tmp_path)
+
+
+def test_quickstart_installs_and_runs_on_the_cpu(clone):
+    done = clone.run("launch/quickstart.sh", JAX_PLATFORMS="cuda")
+    assert done.returncode == 0, done.stderr
+    assert len(clone.asked("--requirement")) == 1
+    assert len(clone.asked("--editable")) == 1
+    config, workdir = clone.root / "configs" / "glyphs_mini.py", clone.root / "runs" / "glyphs_mini"
+    assert clone.got("visor") == [
+        "JAX_PLATFORMS=cpu", "-P", "-m", "visor_jax", "run", f"--config={config}", f"--workdir={workdir}",
+    ]  # fmt: skip
+
+
+def test_the_workdir_is_the_caller_s_and_options_pass(clone, tmp_path):
+    done = clone.run("launch/quickstart.sh", "my run", "--config.seed=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert clone.got("visor")[-2:] == ["--workdir=my run", "--config.seed=3"]
+
+
+@pytest.mark.parametrize("arguments", [["a", "b"], [""]])
+def test_quickstart_refuses_more_than_one_workdir(clone, arguments):
+    done = clone.run("launch/quickstart.sh", *arguments)
+    assert done.returncode == 2
+    assert "usage: launch/quickstart.sh" in done.stderr
+    assert not clone.asked("install")
+
+
+def test_the_status_of_the_run_is_the_script_s(clone):
+    assert clone.run("launch/quickstart.sh", FAKE_VISOR_STATUS="143").returncode == 143
+
+
+def test_a_second_run_installs_nothing(clone):
+    assert clone.run("launch/quickstart.sh").returncode == 0
+    assert clone.run("launch/test.sh").returncode == 0
+    assert not clone.asked("install")
+    assert not clone.asked("-m venv")
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
+def test_changed_requirements_are_installed(clone, name):
+    assert clone.run("launch/quickstart.sh").returncode == 0
+    with (clone.root / name).open("a") as file:
+        file.write("# changed\n")
+    assert clone.run("launch/quickstart.sh").returncode == 0
+    assert clone.asked("--requirement")
+
+
+def test_a_failed_installation_is_tried_again(clone):
+    done = clone.run("launch/quickstart.sh", FAKE_INSTALL_STATUS="1")
+    assert done.returncode != 0
+    assert not clone.asked("visor_jax")
+    assert clone.run("launch/quickstart.sh").returncode == 0
+    assert clone.asked("--requirement")
+
+
+def test_without_a_python_it_says_what_to_do(clone):
+    done = clone.run("launch/quickstart.sh", FAKE_WRONG_VERSION="1")
+    assert done.returncode == 1
+    assert "needs Python 3.11 or 3.12" in done.stderr
+    assert "apt-get install python3.11-venv" in done.stderr
+
+
+def test_a_python_by_another_name_will_do(clone):
+    (clone.bin / "python3.11").rename(clone.bin / "python3")
+    assert clone.run("launch/quickstart.sh").returncode == 0
+    assert clone.asked("python3: -m venv")
+
+
+def test_without_ensurepip_the_system_s_pip_helps(clone):
+    done = clone.run("launch/quickstart.sh", FAKE_NO_ENSUREPIP="1")
+    assert done.returncode == 0, done.stderr
+    assert clone.asked("-m venv --without-pip")
+    assert clone.asked("-m pip --python")
+
+
+def test_without_either_the_package_is_named(clone):
+    done = clone.run("launch/quickstart.sh", FAKE_NO_ENSUREPIP="1", FAKE_NO_PIP="1")
+    assert done.returncode == 1
+    assert "apt-get install python3.11-venv" in done.stderr
+    assert not (clone.root / ".venv").exists()
+
+
+def test_an_environment_that_does_not_run_is_not_deleted(clone):
+    inside = clone.root / ".venv" / "bin" / "python"
+    inside.parent.mkdir(parents=True)
+    inside.symlink_to("/nowhere/python3.11")
+    done = clone.run("launch/quickstart.sh")
+    assert done.returncode == 1
+    assert "remove" in done.stderr
+    assert inside.is_symlink()
+
+
+def test_tests_leave_slow_ones_out_unless_asked(clone):
+    assert clone.run("launch/test.sh", "-k", "two words", JAX_PLATFORMS="tpu").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "-k", "two words"]
+    assert clone.run("launch/test.sh", "--all", "tests/test_config.py").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/test_config.py"]
+    assert clone.run(".ci/run").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow"]
+
+
+@pytest.mark.parametrize(
+    ("fake", "failed"),
+    [
+        ({"FAKE_RUFF_STATUS": "1"}, "ruff check"),
+        ({"FAKE_PYTEST_STATUS": "1"}, "tests"),
+        ({"FAKE_RUFF_STATUS": "1", "FAKE_PYTEST_STATUS": "1"}, "ruff check, tests"),
+    ],
+)
+def test_every_check_runs_and_a_failed_one_is_named(clone, fake, failed):
+    done = clone.run("launch/test.sh", **fake)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"test.sh: failed: {failed}"
+    for check in ("ruff format", "ruff check", "basedpyright", "pytest"):
+        assert clone.asked(f"-m {check}")
+
+
+def test_scripts_can_be_run_as_they_are():
+    for name in ("launch/quickstart.sh", "launch/test.sh", ".ci/run"):
+        assert os.access(ROOT / name, os.X_OK)
+        assert (ROOT / name).read_text().startswith("#!/usr/bin/env bash\n")
+
+
+def test_requirements_are_names_with_versions_and_cover_the_package():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    installed = {name.lower().replace("_", "-") for name in pins}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in project["dependencies"] + extras["torch"] + extras["dev"]:
+        name = requirement.partition(">")[0].lower().replace("_", "-")
+        assert name in installed or name == "pre-commit"

@@ -1,0 +1,205 @@
+"""The scan over super-blocks: the same layers as one after the other, for every budget, from one compiled program."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visor_jax import testing
+from visor_jax.architecture import Architecture
+from visor_jax.model.decoder import decode, run_layers, specialize
+from visor_jax.model.layers import Params
+
+ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
+ROWS = (((3, 4), (2, 3)), ((2, 2, 3),))
+EVERY_BUDGET = list(itertools.product((False, True), repeat=2))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Any, ...]:
+    """Parameters of the layers, V, T and the stream; a packed row and a row with two pictures."""
+    params = testing.random_params(ARCH)
+    layers = {name: params[name] for name in ("blocks", "tail")}
+    return layers, *testing.decoder_inputs(ARCH, testing.random_batch(ARCH, ROWS))
+
+
+def with_gradients(run: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Any]:
+    """((V, T), gradients by parameters, V and T) of a way to run the decoder, for fixed random cotangents."""
+
+    def function(params: Params, visual, text, stream, *budget):
+        def loss(params, visual, text):
+            out = run(params, visual, text, stream, *budget)
+            keys = jax.random.split(jax.random.key(7), 2)
+            return sum(jnp.sum(x * jax.random.normal(k, x.shape)) for x, k in zip(out, keys, strict=True)), out
+
+        (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, visual, text)
+        return out, gradients
+
+    return testing.quick_jit(function)
+
+
+def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    """Every array within `tolerance` of its own largest magnitude."""
+    chex.assert_trees_all_equal_shapes(found, expected)
+    expected_leaves = jax.tree.leaves(expected)
+    for (path, x), y in zip(jax.tree.leaves_with_path(found), expected_leaves, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        worst = np.max(np.abs(x - y)) / max(1.0, float(np.max(np.abs(y))))
+        assert worst <= tolerance, f"{jax.tree_util.keystr(path)} differs by {worst:.2e} of its scale"
+
+
+@pytest.fixture(scope="module")
+def scanned() -> Callable[..., Any]:
+    return with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH))
+
+
+@pytest.mark.parametrize("bits", EVERY_BUDGET)
+def test_scan_equals_unrolled_values_and_gradients(bits, inputs, scanned) -> None:
+    unrolled = with_gradients(specialize(bits, ARCH))
+    found, expected = scanned(*inputs, np.array(bits)), unrolled(*inputs)
+    assert_close(found, expected)
+    # Weights of every layer matter in every budget: a slot that is off still runs its layer over the text.
+    assert all(np.any(np.asarray(x)) for x in jax.tree.leaves(expected[1]))
+
+
+def test_rematerialisation_changes_nothing_but_memory(inputs, scanned) -> None:
+    remat = with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH, remat=True))
+    on = np.array([True, False])
+    assert_close(remat(*inputs, on), scanned(*inputs, on))
+    for wanted in (False, True):
+        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: decode(*x, ARCH, remat=w))(*inputs, on)
+        assert ("remat" in str(jaxpr)) == wanted
+
+
+def test_budgets_per_sample_equal_one_by_one(inputs, scanned) -> None:
+    for budgets in ([(True, False), (False, True)], [(False, False), (True, True)]):
+        (visual, text), (_, *gradients) = scanned(*inputs, np.array(budgets))
+        for row, bits in enumerate(budgets):
+            (alone_visual, alone_text), (_, *alone) = scanned(*inputs, np.array(bits))
+            assert_close((visual[row], text[row]), (alone_visual[row], alone_text[row]))
+            assert_close([g[row] for g in gradients], [g[row] for g in alone])
+
+
+@pytest.mark.parametrize("num_layers", [3, 8])
+def test_one_program_serves_every_budget_at_any_depth(num_layers: int) -> None:
+    arch = testing.tiny_architecture(num_layers)
+    inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
+    traced = []
+
+    def run(params, visual, text, stream, on):
+        traced.append(on)
+        return decode(params, visual, text, stream, on, arch)
+
+    program = testing.quick_jit(run)
+    outputs = {}
+    for bits in itertools.product((False, True), repeat=arch.num_slots):
+        outputs[bits] = program(*inputs, np.array(bits))
+    assert len(traced) == 1, "a new budget must not compile anything"
+    for bits in ((True,) * arch.num_slots, (False,) * arch.num_slots):
+        assert_close(outputs[bits], testing.quick_jit(specialize(bits, arch))(*inputs))
+    texts = [np.asarray(text) for _, text in outputs.values()]
+    assert all(np.abs(a - b).max() > 1e-2 for a, b in itertools.combinations(texts, 2)), "every budget is another answer"
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 4])
+def test_dense_plan_at_any_depth(num_layers: int) -> None:
+    """Every layer over [V; T]; a dense plan may have no super-block at all."""
+    arch = testing.tiny_architecture(num_layers, plan="dense")
+    inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
+    found = testing.quick_jit(lambda *x: decode(*x, (), arch))(*inputs)
+    assert_close(found, testing.quick_jit(lambda *x: run_layers(*x, (), arch))(*inputs))
+
+
+# --- what is off costs nothing ----------------------------------------------------------------------------------------
+
+
+def equations(jaxpr: Any, inside: tuple[str, ...] = (), times: int = 1):
+    """Every equation, with the branches it lies in ("on", "off") and how often a scan repeats it."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        yield equation, inside, times
+        repeats = times * equation.params["length"] if name == "scan" else times
+        if name == "cond":
+            for branch, label in zip(equation.params["branches"], ("off", "on"), strict=True):
+                yield from equations(branch.jaxpr, (*inside, label), repeats)
+            continue
+        for value in equation.params.values():
+            if hasattr(inner := getattr(value, "jaxpr", value), "eqns"):
+                yield from equations(inner, inside, repeats)
+
+
+def products(jaxpr: Any) -> list[tuple[tuple[str, ...], set[int], int]]:
+    """(branches, sizes of all axes, FLOPs) of every matrix product in a program."""
+    found = []
+    for equation, inside, times in equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            (left, _), _ = equation.params["dimension_numbers"]
+            shapes = [x.aval.shape for x in (*equation.invars, *equation.outvars)]
+            flops = 2 * times * int(np.prod(shapes[2])) * int(np.prod([shapes[0][axis] for axis in left]))
+            found.append((inside, set(itertools.chain(*shapes)), flops))
+    return found
+
+
+@pytest.fixture(scope="module")
+def distinct() -> tuple[Architecture, int, int, tuple[Any, ...]]:
+    """One sample whose numbers of visual slots and text tokens are the size of nothing else in the model."""
+    arch = testing.tiny_architecture(7)
+    batch = testing.random_batch(arch, (((6, 5),),), spare=3)
+    visual, text, stream = testing.decoder_inputs(arch, batch)
+    num_visual, num_text = visual.shape[1], text.shape[1]
+    assert {num_visual, num_text, num_visual + num_text}.isdisjoint({1, 2, 4, 8, 16, 32, 48, 64})
+    return arch, num_visual, num_text, (testing.random_params(arch), visual, text, stream)
+
+
+def test_visual_work_of_a_slot_lives_only_in_its_branch(distinct) -> None:
+    arch, num_visual, num_text, inputs = distinct
+    found = products(jax.make_jaxpr(lambda *x: decode(*x, arch))(*inputs, np.array([True, False])).jaxpr)
+    assert {inside for inside, _, _ in found} == {(), ("off",), ("on",)}
+    for inside, sizes, _ in found:
+        if inside == ("on",):
+            continue
+        assert num_visual + num_text not in sizes, "[V; T] is only ever formed where the slot is on"
+        assert inside == () or num_visual not in sizes, "a slot that is off multiplies nothing of V"
+    assert any(num_visual + num_text in sizes for inside, sizes, _ in found if inside == ("on",))
+
+
+def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
+    arch, _, _, inputs = distinct
+    jaxpr = jax.make_jaxpr(lambda *x: decode(*x, arch))(*inputs, np.array([True, False])).jaxpr
+    (cond,) = [equation for equation, _, _ in equations(jaxpr) if equation.primitive.name == "cond"]
+    off = cond.params["branches"][0].jaxpr
+    assert off.outvars[0] in off.invars
+    compiled = jax.jit(lambda *x: decode(*x, arch)).lower(*inputs, np.array([True, False])).compile()
+    assert "conditional(" in compiled.as_text(), "the compiler must keep the branch, not compute both sides"
+
+
+def test_specialised_programs_contain_only_what_is_on(distinct) -> None:
+    arch, num_visual, num_text, inputs = distinct
+    text, cross = arch.text, arch.cross
+    heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+
+    def layer(tokens: int) -> int:
+        weights = text.hidden_size * (2 * heads + 2 * kv + 3 * text.intermediate_size)
+        return 2 * tokens * weights + 4 * heads * tokens**2
+
+    keys_values = 4 * num_visual * text.hidden_size * cross.num_kv_heads * text.head_dim
+    reading = 4 * num_text * text.hidden_size * heads + 4 * heads * num_text * num_visual
+    for bits in itertools.product((False, True), repeat=2):
+        found = products(jax.make_jaxpr(specialize(bits, arch))(*inputs).jaxpr)
+        on = sum(bits)
+        expected = (7 - on) * layer(num_text) + on * layer(num_visual + num_text) + 2 * (keys_values + reading)
+        assert sum(flops for _, _, flops in found) == expected
+        assert any(num_visual + num_text in sizes for _, sizes, _ in found) == any(bits)
+
+
+def test_the_empty_budget_leaves_v_as_it_is(inputs) -> None:
+    visual, text = testing.quick_jit(specialize((False, False), ARCH))(*inputs)
+    np.testing.assert_array_equal(np.asarray(visual), inputs[1])
+    assert not np.array_equal(np.asarray(text), inputs[2])

@@ -1,0 +1,324 @@
+"""The report's page: what it says, what it leaves out, and that it trusts no text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visor_jax.errors import RequestError
+from visor_jax.report.page import (
+    DASH, MINUS, PICTURE, TIMES, duration, embedded, flops, percent, points, times, write_report,
+)  # fmt: skip
+from visor_jax.workdir import Workdir
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page as a browser reads it: tags, addresses, the text of every section."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.sections: dict[str, str] = {}
+        self._section = "header"
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self._open, f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        given = dict(attrs)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        if tag == "section":
+            self._section = given["id"] or ""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for typeset, typed in ((MINUS, "-"), (TIMES, "x"), ("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
+            data = data.replace(typeset, typed)
+        self.sections[self._section] = self.sections.get(self._section, "") + data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.sections.values()).split())
+
+    def section(self, name: str) -> str:
+        return " ".join(self.sections[name].split())
+
+    def pictures(self, kind: str) -> list[bytes]:
+        start = f"data:image/{kind};base64,"
+        return [base64.b64decode(a.removeprefix(start), validate=True) for a in self.addresses if a.startswith(start)]
+
+
+def report_of(folder: Path) -> tuple[str, Page]:
+    html = write_report(Workdir(folder)).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def forget_training(folder: Path) -> None:
+    """Drawing curves is what takes time; most tests are about something else."""
+    for metrics in folder.glob("*/metrics.jsonl"):
+        shutil.rmtree(metrics.parent)
+
+
+def test_a_complete_run(full_run: Path) -> None:
+    html, page = report_of(full_run)
+    # The numbers that count, both savings among them: 0.0702 / 0.0171 and 0.0747 / 0.0216.
+    header = page.section("header")
+    for text in ("glyphs, test split, 1000 questions", "54 % of the full", "4.11x", "3.46x", "99.0 %", "-0.3 points"):
+        assert text in header
+    assert "Not run" not in page.text
+    # It needs nothing beside itself.
+    assert set(page.tags) <= {
+        *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "figure", "figcaption"),
+        *("h1", "h2", "h3", "p", "b", "i", "span", "code", "pre", "img", "br", "details", "summary"),
+        *("table", "thead", "tbody", "tr", "th", "td"),
+    }
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert not re.search(r"://|@import|url\(", html)
+    # Every figure is a drawing, every example a picture.
+    drawings = page.pictures("svg+xml")
+    assert len(drawings) == 3 + 2 * 5  # cost, routes, labels; loss and accuracy of five stages
+    for drawing in drawings:
+        root = xml.etree.ElementTree.fromstring(drawing)
+        assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 5
+        assert not re.search(rb"(href|src)=\"(?!#)", drawing)
+    assert len(page.pictures("png")) == 20
+    # What the other files say.
+    assert "8 subsets of the slots were evaluated" in page.section("search")
+    assert page.section("search").count("viable") == 4 + 1
+    assert "1700 41.5" in page.section("labels") and "reaches 99 %" in page.section("labels")
+    assert "5 min 02 s" in page.section("time") and "6 min 11 s" in page.section("time")
+    assert "differ by at most 3.1e-06 (allowed: 1e-05)" in page.section("export")
+    assert "with local changes" in page.section("reproduce") and "model.text.num_layers" in page.section("reproduce")
+    assert "300 steps, each point a mean of 6; 1 step not finite" in page.section("training")
+    assert "4 budgets, one drawn for each step" in page.section("training")
+    # The picture for the README.
+    with Image.open(full_run / "report" / "accuracy_cost.png") as picture:
+        assert picture.width > 2 * picture.height > 1000
+        assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_what_was_not_run_is_said(full_run: Path, edit_evaluation: Callable[..., None]) -> None:
+    for path in full_run.iterdir():
+        if path.name != "eval":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def only_two_budgets(evaluation: dict[str, Any]) -> None:
+        for name in ("dial", "routes", "examples"):
+            del evaluation[name]
+        evaluation["budgets"] = {name: evaluation["budgets"][name] for name in ("empty", "full")}
+
+    edit_evaluation(only_two_budgets)
+    _, page = report_of(full_run)
+    assert "of the full budget's FLOPs: not run" in page.section("header")
+    for name in ("accuracy", "routes", "training", "search", "labels", "time", "export", "reproduce"):
+        assert "Not run" in page.section(name), name
+    assert page.section("routes").count("Not run") == 2  # routes and examples
+    assert "auto" not in page.section("header").replace("(needs auto", "")
+
+
+def test_stages_that_were_asked_for_and_those_that_stopped(full_run: Path) -> None:
+    forget_training(full_run)
+    folder = full_run / "warmup"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "budget": "full"}\n{"step": 2, "loss"')
+    training = report_of(full_run)[1].section("training")
+    assert "warmup 1 steps, not complete" in training
+    for stage in ("base", "full", "universal", "policy"):
+        assert f"{stage} Not run" in training
+    assert "search" not in training and "dense" not in training  # no trained stage; not asked for
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 7 }}{% raw %}",
+    "<!--",
+    "</style></main>&lt;b&gt;",
+    "half a pair \ud83d, NUL \x00, bell \x07",
+)
+
+
+def test_text_from_data_sets_stays_text(full_run: Path, edit_evaluation: Callable[..., None]) -> None:
+    forget_training(full_run)
+    tags = sorted(report_of(full_run)[1].tags)
+
+    def inject(evaluation: dict[str, Any]) -> None:
+        for text, example in zip(HOSTILE, evaluation["examples"], strict=False):
+            task = example["task"]
+            evaluation["levels"][text] = evaluation["levels"].pop(task)
+            evaluation["routes"][text] = evaluation["routes"].pop(task)
+            for row in evaluation["budgets"].values():
+                row["tasks"][text] = row["tasks"].pop(task)
+            for other in evaluation["examples"]:
+                other["task"] = text if other["task"] == task else other["task"]
+            example.update(question=text, answer=text, prediction=text)
+
+    edit_evaluation(inject)
+    record = json.loads((full_run / "config.json").read_text())
+    record["config"] |= {"name": HOSTILE[0], "seed": HOSTILE[1], "model": {HOSTILE[4]: HOSTILE[5]}}
+    (full_run / "config.json").write_text(json.dumps(record))
+    html, page = report_of(full_run)
+    assert "<script" not in html and not page.handlers
+    assert sorted(set(page.tags)) == sorted(set(tags))
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    everything = "".join(page.sections.values())
+    for text in HOSTILE:  # in the accuracy table, as question and prediction, as task of two examples
+        assert everything.count(text.encode("utf-8", "replace").decode()) >= 5
+    for drawing in page.pictures("svg+xml"):
+        xml.etree.ElementTree.fromstring(drawing)
+
+
+def test_pictures_come_only_from_the_evaluation(full_run: Path, edit_evaluation: Callable[..., None]) -> None:
+    forget_training(full_run)
+    secret = full_run.parent / "secret.png"
+    Image.new("RGB", (9, 9), "red").save(secret)
+    (full_run / "eval" / "examples" / "link.png").symlink_to(secret)
+    (full_run / "eval" / "examples" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    names = ["../../secret.png", str(secret), "examples/link.png", "examples/missing.png", "examples/broken.png"]
+
+    def lead_away(evaluation: dict[str, Any]) -> None:
+        evaluation["examples"] = evaluation["examples"][: len(names)]
+        for example, name in zip(evaluation["examples"], names, strict=True):
+            example["image"] = name
+
+    edit_evaluation(lead_away)
+    _, page = report_of(full_run)
+    assert page.pictures("png") == page.pictures("jpeg") == []
+    assert page.section("routes").count("no picture") == len(names)
+
+
+def test_small_pictures_are_kept_and_large_ones_shrunk() -> None:
+    rng = np.random.default_rng(0)
+    small, large = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((72, 72), (700, 1400)))
+    data, kind = embedded(small)
+    with Image.open(io.BytesIO(data)) as image:
+        assert kind == "png"
+        np.testing.assert_array_equal(np.asarray(image), small)
+    data, kind = embedded(large)
+    with Image.open(io.BytesIO(data)) as image:
+        assert kind == "jpeg" and image.size == (PICTURE, PICTURE // 2)
+
+
+def test_a_dense_model_is_not_said_to_be_missing(full_run: Path, edit_evaluation: Callable[..., None]) -> None:
+    forget_training(full_run)
+
+    def dense(evaluation: dict[str, Any]) -> None:
+        for name in ("dial", "routes", "examples"):
+            del evaluation[name]
+        evaluation["budgets"] = {"full": {**evaluation["budgets"]["full"], **evaluation["dense"]}}
+
+    edit_evaluation(dense)
+    page = report_of(full_run)[1]
+    assert "1.00x" in page.section("header")
+    assert "no dense decoder was run" not in page.text and "not run" not in page.section("accuracy").replace("Not", "")
+
+
+def test_data_without_levels_or_tasks(full_run: Path, edit_evaluation: Callable[..., None]) -> None:
+    forget_training(full_run)
+
+    def plain(evaluation: dict[str, Any]) -> None:
+        evaluation.update(benchmark="llava", levels={}, routes={"all": {"empty": 0.5, "full": 0.5}}, examples=[])
+        for row in evaluation["budgets"].values():
+            row.update(easy=None, hard=None, tasks={"all": 0.625})
+        for point in evaluation["dial"]:
+            point.update(easy=None, hard=None, accuracy=0.625)
+
+    edit_evaluation(plain)
+    page = report_of(full_run)[1]
+    assert "62.5 %" in page.section("header") and "±0.0 points" in page.section("header")
+    assert "easy" not in page.section("header") and "mean of" not in page.section("accuracy")
+
+
+def test_without_an_evaluation_there_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"eval/test\.json: no such file; .*visor evaluate --workdir="):
+        write_report(Workdir(tmp_path))
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("eval/test.json", "{", "not valid JSON"),
+        ("eval/test.json", "[]", "expected a JSON object with benchmark, split, budgets, dense"),
+        ("eval/test.json", '{"benchmark": "", "split": "", "budgets": {}, "dense": {}}', "field budgets"),
+        ("search/viable.json", '{"viable": []}', "expected a JSON object with subsets"),
+        ("labels/labels.json", "7", "expected a JSON object with counts"),
+        ("export/parity.json", "{}", "expected a JSON object with bound"),
+        ("goodput.json", "null", "expected a JSON object"),
+        ("config.json", "{}", "expected a JSON object with config"),
+    ],
+)
+def test_damaged_files_are_named(full_run: Path, file: str, text: str, message: str) -> None:
+    (full_run / file).write_text(text)
+    with pytest.raises(RequestError, match=message) as caught:
+        write_report(Workdir(full_run))
+    assert str(full_run / file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_as_text() -> None:
+    assert [percent(0.98765), percent(None)] == ["98.8", DASH]
+    assert [points(0.003), points(0.0001), points(None)] == ["+0.3 points", "±0.0 points", DASH]
+    assert points(-0.02) == f"{MINUS}2.0 points"
+    assert [times(4.108), times(1.0), times(37.04)] == [f"4.11{TIMES}", f"1.00{TIMES}", f"37.0{TIMES}"]
+    assert [flops(0.0131, 0.07), flops(0.0131, 0.9)] == ["13.10", "13.10"]  # MFLOP
+    assert [flops(250.0, 600.0), flops(7560.0, 7600.0)] == ["250", "7.56"]  # GFLOP, TFLOP
+    assert [duration(3.21), duration(301.5), duration(7261)] == ["3.2 s", "5 min 02 s", "2 h 01 min"]
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_it(full_run: Path, tmp_path: Path, width: int) -> None:
+    assert CHROMIUM is not None
+    forget_training(full_run)
+    write_report(Workdir(full_run))
+    # A frame, because a window has a least width; what is wider than the frame is cut at its right edge.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<body style='margin:0;background:#f0f'>"
+        f"<iframe src='run/report/index.html' style='border:0;display:block;width:{width}px;height:2600px'></iframe>"
+    )
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars", *quiet),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2600"),
+            *(f"--screenshot={tmp_path / 'page.png'}", frame.as_uri()),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    with Image.open(tmp_path / "page.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)[:, :width]
+    for colour in ("#2463b4", "#b4471b", "#0d4439"):  # easy and hard in text and curves; the full budget in the routes
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(axis=-1) < 6).sum() > 50, colour
+    margin = pixels[:, -12:]  # nothing runs over the right edge
+    assert (margin.max(axis=-1) - margin.min(axis=-1)).max() < 40 and margin.min() > 200

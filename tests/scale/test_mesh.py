@@ -1,0 +1,33 @@
+"""The mesh's sizes: what is left goes to -1, and what does not fit is the asker's mistake."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from visor_jax.errors import RequestError
+from visor_jax.scale.mesh import AXES, build_mesh
+
+
+def test_the_remaining_devices_go_to_minus_one() -> None:
+    assert dict(build_mesh(1, -1, 1).shape) == {"replica": 1, "fsdp": jax.device_count(), "tensor": 1}
+    assert build_mesh(-1, 1, 1).axis_names == AXES
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 1, jax.device_count() + 1),  # too many
+        (3, -1, 1),  # no multiple of the known sizes
+        (-1, -1, 1),  # only one may be left open
+        (0, -1, 1),
+        (0, 1, 1),
+        (-2, 1, 1),
+        (-1, 1, -1),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(sizes: tuple[int, int, int]) -> None:
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    with pytest.raises(RequestError) as error:
+        build_mesh(*sizes)
+    assert asked in str(error.value) and str(jax.device_count()) in str(error.value)

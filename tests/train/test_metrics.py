@@ -1,0 +1,208 @@
+"""Metrics: every step stands in the file exactly once, whatever happened in between."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import visor_jax.errors
+from visor_jax.errors import RunError
+from visor_jax.train.event_file import masked_crc
+from visor_jax.train.metrics import MetricsWriter, StageProgress, read_rows
+
+ROOT = Path(visor_jax.errors.__file__).parents[1]
+
+
+def write(folder: Path, steps: range, **more) -> MetricsWriter:
+    with MetricsWriter(folder, first_step=steps.start) as writer:
+        for step in steps:
+            writer.write({"step": step, "loss": 1.0 / step, "budget": "full", "seconds": 0.5, **more})
+    return writer
+
+
+def test_one_object_per_step(tmp_path):
+    write(tmp_path, range(1, 4))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {"step": 1, "loss": 1.0, "budget": "full", "seconds": 0.5}
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path):
+    write(tmp_path, range(1, 8))
+    writer = write(tmp_path, range(5, 10))
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == list(range(1, 10))
+    assert (writer.lost_steps, writer.lost_seconds) == (3, 1.5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut=st.integers(0, 400), resume=st.integers(1, 8))
+def test_a_file_cut_anywhere_resumes_whole(tmp_path_factory, cut, resume):
+    folder = tmp_path_factory.mktemp("stage")
+    path = folder / "metrics.jsonl"
+    write(folder, range(1, 8))
+    path.write_bytes(path.read_bytes()[:cut])
+    before = [row["step"] for row in read_rows(path)]
+    write(folder, range(resume, 10))
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert steps == [step for step in before if step < resume] + list(range(resume, 10))
+
+
+def test_a_line_that_is_no_row_is_left_out_aloud(tmp_path, caplog):
+    write(tmp_path, range(1, 3))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"loss": 1}\n[]\n\xff\n')
+    write(tmp_path, range(3, 4))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert caplog.text.count("damaged") == 3
+
+
+def test_kill_9_loses_no_written_step(tmp_path):
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from visor_jax.train.metrics import MetricsWriter
+        writer = MetricsWriter(Path(sys.argv[1]), first_step=1)
+        for step in range(1, 6):
+            writer.write({"step": step, "loss": 1.0, "budget": "empty"})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == -9
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_numbers_that_are_not_finite_are_valid_json(tmp_path):
+    with MetricsWriter(tmp_path, first_step=1) as writer:
+        writer.write({"step": 1, "loss": math.nan, "gradient_norm": np.float32(math.inf), "budget": "full"})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert row["loss"] is None and row["gradient_norm"] is None
+
+
+@pytest.mark.parametrize("written", [0, 5])
+def test_a_full_disk_ends_the_run_and_the_cut_line_is_left_out_later(tmp_path, monkeypatch, written):
+    write(tmp_path, range(1, 3))
+    real = os.write
+
+    def full(handle: int, data: bytes) -> int:
+        if written:
+            return real(handle, data[:written])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="No space left on device"):
+        patched.setattr(os, "write", full)
+        write(tmp_path, range(3, 4))
+    write(tmp_path, range(3, 5))
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+def event_message():
+    """The parts of `tensorflow.Event` that scalars need, built with protobuf itself."""
+    kinds = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="event.proto", package="t", syntax="proto3")
+
+    def message(name: str, *fields: tuple) -> None:
+        added = file.message_type.add(name=name)
+        for number, field, kind, label, type_name in fields:
+            added.field.add(name=field, number=number, type=kind, label=label, type_name=type_name)
+
+    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
+    message("Value", (1, "tag", kinds.TYPE_STRING, one, None), (2, "simple_value", kinds.TYPE_FLOAT, one, None))
+    message("Summary", (1, "value", kinds.TYPE_MESSAGE, many, ".t.Value"))
+    message("SessionLog", (1, "status", kinds.TYPE_INT32, one, None))
+    message(
+        "Event",
+        (1, "wall_time", kinds.TYPE_DOUBLE, one, None),
+        (2, "step", kinds.TYPE_INT64, one, None),
+        (3, "file_version", kinds.TYPE_STRING, one, None),
+        (5, "summary", kinds.TYPE_MESSAGE, one, ".t.Summary"),
+        (7, "session_log", kinds.TYPE_MESSAGE, one, ".t.SessionLog"),
+    )
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
+
+
+def read_events(folder: Path) -> list:
+    (path,) = folder.glob("events.out.tfevents.*")
+    data, events = path.read_bytes(), []
+    event = event_message()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        assert int.from_bytes(data[8:12], "little") == masked_crc(data[:8])
+        assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc(data[12 : 12 + length])
+        events.append(event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
+
+
+def test_tensorboard_gets_every_scalar(tmp_path):
+    write(tmp_path, range(1, 4), accuracy=0.5, finite=True)
+    version, session, *rest = read_events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    assert (session.step, session.session_log.status) == (1, 1)
+    assert [event.step for event in rest] == [1, 2, 3]
+    assert {value.tag: value.simple_value for value in rest[1].summary.value} == {
+        "loss": 0.5,
+        "seconds": 0.5,
+        "accuracy": 0.5,
+    }
+
+
+def test_large_steps_and_numbers_survive(tmp_path):
+    with MetricsWriter(tmp_path, first_step=3_000_000_000) as writer:
+        writer.write({"step": 3_000_000_000, "loss": 1e300, "gradient_norm": -1e39, "x": math.nan})
+    event = read_events(tmp_path)[-1]
+    values = {value.tag: value.simple_value for value in event.summary.value}
+    assert event.step == 3_000_000_000
+    assert (values["loss"], values["gradient_norm"]) == (math.inf, -math.inf) and math.isnan(values["x"])
+
+
+def test_checksum_is_crc32c():
+    assert masked_crc(b"123456789") == (((0xE3069283 >> 15) | (0xE3069283 << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_a_line_now_and_then(monkeypatch):
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr("visor_jax.train.metrics.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with StageProgress("warmup", 30, 4, stream=stream) as progress:
+        for step in range(5, 31):
+            progress.update(step, {"loss": 0.25})
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 4
+    assert lines[0].startswith("warmup: step ") and "/30" in lines[0] and "loss 0.250" in lines[0]
+    assert lines[-1].startswith("warmup: step 30/30")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with StageProgress("policy", 3, stream=stream) as progress:
+        for step in (1, 2, 3):
+            progress.update(step, {"loss": 0.5})
+    assert "policy" in stream.getvalue() and "3/3" in stream.getvalue() and "loss 0.500" in stream.getvalue()

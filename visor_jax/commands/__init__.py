@@ -1,0 +1,20 @@
+"""The commands of `visor`: one short module each, found by name through the table in `visor_jax.__main__`.
+
+A command module only wires rooms together. It exposes
+
+- `HELP: str`: one line for `visor --help`; the module's docstring is the text of `visor COMMAND --help`.
+- `CONFIG: str`: where its configuration comes from: "required" (`--config` must be given), "workdir" (`--config`, else
+  the `config.json` in `--workdir`), "optional" (as "workdir", but None where there is neither), or "none".
+- `add_arguments(parser: argparse.ArgumentParser) -> None`: its own arguments. `--config`, `--workdir`, `--json` and
+  `--config.field=value` are there for every command: they are not added again.
+- `main(args: argparse.Namespace, config: ConfigDict | None) -> int | dict | None`: the work. `args.workdir` is a str
+  or None, `args.json` a bool; `config` is checked. A dict is the result, exit status 0: with `--json` it is the last
+  line of stdout, without it the command has said on stdout what people want to know. An int is the exit status; None
+  is 0.
+
+- `WORKDIR: str`: "required" where it cannot do without `--workdir`; left out otherwise.
+
+With `--json` all that is printed goes to stderr but that line. Mistakes are raised, not printed: `RequestError` exits
+2, `RunError` 1, `SystemExit` (143 after SIGTERM) passes. Modules import nothing heavy at their top (JAX, the model):
+`visor --help` loads them all; `main` imports what it needs.
+"""

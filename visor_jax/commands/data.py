@@ -1,0 +1,262 @@
+"""Look at a configuration's data, before or without training.
+
+    visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why
+    visor data stats --config=configs/X.py      how long samples are, beside the window that the configuration gives
+    visor data preview --config=configs/X.py --out=sheet.png      a contact sheet with the questions
+    visor data build --config=configs/X.py --out=DIR      samples written out as PNG files and LLaVA JSON
+
+Without --split: all of them (`preview`: the first samples). Of generated data, which does not end, --samples of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from visor_jax.data.collate import Example, Window
+from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE, LlavaSource
+from visor_jax.data.preview import contact_sheet
+from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
+from visor_jax.data.skips import SkipLog
+from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.errors import RequestError
+
+HELP = "check, measure, preview or write out the data of a configuration"
+CONFIG = "workdir"
+
+GENERATED_SAMPLES = 1000  # of each split of generated data, where --samples does not say
+PREVIEW_SAMPLES = 12
+_BINS = 10  # of a histogram
+_BAR = 40  # characters of its longest bar
+_ANY_SIZE = Window(tiles=1 << 30, visual=1 << 30, text=1 << 30)
+
+ResultT = TypeVar("ResultT")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check", "stats", "preview", "build"))
+    parser.add_argument("--split", choices=SPLITS, default="", help="only this split")
+    parser.add_argument("--samples", type=_count, metavar="N", help="at most so many samples of a split")
+    parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    if args.action in ("preview", "build") and not args.out:
+        raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
+    sources = _sources(config, args.split)
+    limit = args.samples or (GENERATED_SAMPLES if config.data.source == "glyphs" else None)
+    if args.action == "check":
+        return _check(config, sources, limit)
+    if args.action == "stats":
+        return _stats(config, sources, limit)
+    if args.action == "build":
+        return _build(sources, limit, Path(args.out))
+    return _preview(sources, args.samples or PREVIEW_SAMPLES, Path(args.out))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _sources(config: Any, split: str) -> dict[str, Source]:
+    """The configured source by split; where nobody asked for a split of a single file, the file as a whole."""
+    data = config.data
+    if split:
+        names: Sequence[str] = [split]
+    elif data.source != "llava":
+        names = SPLITS
+    elif SPLIT_MARK not in data.path:
+        names = [WHOLE]
+    else:
+        files = {name: Path(data.root) / data.path.replace(SPLIT_MARK, name) for name in SPLITS}
+        names = [name for name, file in files.items() if file.exists()] or SPLITS[:1]
+    return {name: make_source(config, name) for name in names}
+
+
+def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample], ResultT]) -> Iterator[ResultT]:
+    """What `use` makes of the source's samples, in order; what cannot be used is counted."""
+    for index in range(min(len(source), limit or len(source))):
+        skips.count_tried()
+        try:
+            result = use(source[index])
+        except SkipSample as why:
+            skips.count_skipped(source.name, index, why)
+        else:
+            yield result
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(config: Any, sources: dict[str, Source], limit: int | None) -> dict[str, Any]:
+    encode = sample_encoder(config, make_tokenizer(config), training_window(config))
+    tried = 0
+    reasons: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    splits: dict[str, Any] = {}
+    for split, source in sources.items():
+        skips = SkipLog()
+        usable = sum(1 for _ in _usable(source, limit, skips, encode))
+        own = Counter({reason: count for (_, reason), count in skips.counts.most_common()})
+        duplicates = source.duplicate_ids() if isinstance(source, LlavaSource) else 0
+        splits[split] = {"samples": skips.tried, "usable": usable, "skipped": dict(own), "duplicate_ids": duplicates}
+        _print_split(split if split == source.name else f"{source.name} {split}", splits[split])
+        tried += skips.tried
+        reasons += own
+        first = {**skips.first, **first}
+    for reason, detail in first.items():
+        print(f"first {reason}: {detail}")
+    skipped, allowed = reasons.total(), config.data.max_skipped_fraction
+    within = skipped <= allowed * tried
+    print(
+        f"{tried - skipped} of {tried} samples can be used; {skipped} are skipped, "
+        f"{'within' if within else 'MORE than'} data.max_skipped_fraction={allowed:g}"
+    )
+    return {
+        "samples": tried,
+        "usable": tried - skipped,
+        "skipped": dict(reasons.most_common()),
+        "within_limit": within,
+        "first": first,
+        "splits": splits,
+    }
+
+
+def _print_split(name: str, found: dict[str, Any]) -> None:
+    print(f"{name}: {found['samples']} samples")
+    for reason, count in [("usable", found["usable"]), *found["skipped"].items()]:
+        print(f"  {count:>9}  {reason}")
+    if found["duplicate_ids"]:
+        print(f"  {found['duplicate_ids']:>9}  have an id that an earlier one has too (kept)")
+
+
+# --- stats ------------------------------------------------------------------------------------------------------------
+
+
+def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[str, Any]:
+    encode = sample_encoder(config, make_tokenizer(config), _ANY_SIZE)
+    skips = SkipLog()
+    tasks: Counter[str] = Counter()
+    sizes: dict[str, list[int]] = {}
+    for source in sources.values():
+        for example in _usable(source, limit, skips, encode):
+            for name, value in _measures(example).items():
+                sizes.setdefault(name, []).append(value)
+            tasks.update(task or "(none)" for task in example.tasks)
+    if not sizes:
+        raise RequestError(
+            f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
+        )
+    room = asdict(training_window(config))
+    lengths = {name: _summary(values, room.get(name)) for name, values in sizes.items()}
+    print(f"{skips.tried - skips.skipped} samples, {skips.skipped} skipped")
+    for name, summary in lengths.items():
+        _print_summary(name, summary)
+    print("turns by task: " + ", ".join(f"{task} {count}" for task, count in sorted(tasks.items())))
+    return {
+        "samples": skips.tried - skips.skipped,
+        "skipped": skips.skipped,
+        "lengths": lengths,
+        "tasks": dict(sorted(tasks.items())),
+    }
+
+
+def _measures(example: Example) -> dict[str, int]:
+    """What is counted of one sample; the first three are sides of the window."""
+    return {**asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
+
+
+def _summary(values: Sequence[int], room: int | None) -> dict[str, Any]:
+    width = -(-(max(values) - min(values) + 1) // _BINS)
+    counts, edges = np.histogram(values, bins=np.arange(min(values), max(values) + width + 1, width))
+    summary: dict[str, Any] = {
+        "min": min(values),
+        "median": float(np.median(values)),
+        "p95": float(np.quantile(values, 0.95)),
+        "max": max(values),
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+    }
+    if room is not None:
+        summary |= {"room": room, "fit": sum(value <= room for value in values) / len(values)}
+    return summary
+
+
+def _print_summary(name: str, summary: dict[str, Any]) -> None:
+    room = f"; {summary['fit']:.1%} fit in the {summary['room']} that the window has" if "room" in summary else ""
+    low, high, median, p95 = summary["min"], summary["max"], summary["median"], summary["p95"]
+    print(f"{name}: {low} to {high}, median {median:g}, 95 % up to {p95:g}{room}")
+    counts, edges = summary["histogram"]["counts"], summary["histogram"]["edges"]
+    if low < high:
+        for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True):
+            print(f"  {start:>8} to {end - 1:<8} {'#' * round(_BAR * count / max(counts)):<{_BAR}} {count}")
+
+
+# --- build ------------------------------------------------------------------------------------------------------------
+
+
+def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str, Any]:
+    """Writes beside `out` and renames, so that the folder appears whole or not at all."""
+    if out.exists():
+        raise RequestError(f"--out={out}: exists already; expected a new folder")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    skips = SkipLog()
+    counts: dict[str, int] = {}
+    for split, source in sources.items():
+        samples = _usable(source, limit, skips, lambda sample: sample)
+        records = [_record(sample, f"{split}-{number:07d}", partial) for number, sample in enumerate(samples)]
+        (partial / f"{split}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+        counts[split] = len(records)
+        print(f"{out / f'{split}.json'}: {len(records)} conversations")
+    partial.rename(out)
+    return {"out": str(out), "samples": counts, "skipped": skips.by_reason()}
+
+
+def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
+    """One conversation in LLaVA's format, its pictures written to `folder`/images."""
+    images = [f"images/{name}-{number}.png" for number in range(len(sample.images))]
+    for path, pixels in zip(images, sample.images, strict=True):
+        Image.fromarray(pixels).save(folder / path)
+    questions = [turn.question for turn in sample.turns]
+    if not any(IMAGE_MARKER in question for question in questions):
+        questions[0] = f"{IMAGE_MARKER}\n" * len(images) + questions[0]
+    conversation = []
+    for question, turn in zip(questions, sample.turns, strict=True):
+        conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
+    record: dict[str, Any] = {"id": sample.id, "conversations": conversation}
+    if images:
+        record["image"] = images if len(images) > 1 else images[0]
+    tasks = {turn.task for turn in sample.turns}
+    if len(tasks) == 1 and "" not in tasks:  # the format has one name for a whole record
+        record["data_source"] = tasks.pop()
+    return record
+
+
+# --- preview ----------------------------------------------------------------------------------------------------------
+
+
+def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any]:
+    """Draws the first samples that can be used."""
+    skips = SkipLog()
+    usable = (sample for source in sources.values() for sample in _usable(source, None, skips, lambda sample: sample))
+    samples = list(itertools.islice(usable, count))
+    if not samples:
+        raise RequestError(
+            f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
+        )
+    contact_sheet(samples, out)
+    print(f"{out}: {len(samples)} samples, {skips.skipped} skipped on the way")
+    return {"out": str(out), "samples": len(samples), "skipped": skips.by_reason()}

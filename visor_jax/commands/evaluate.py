@@ -1,0 +1,37 @@
+"""Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
+
+`--budget=empty,full,auto,0b100` chooses; `--stage=full` takes an earlier stage's model. With `--data=FILE.json` (or a
+folder that holds one) the questions come from a file in LLaVA's format instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "accuracy and cost of every budget"
+CONFIG = "workdir"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--benchmark", default="", help="glyphs, or llava with --data")
+    parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
+    parser.add_argument("--budget", default="", help="names between commas; default: all viable ones and auto")
+    parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from visor_jax.api import load
+    from visor_jax.evaluate.runner import evaluate, print_budgets
+    from visor_jax.stages import evaluation_data
+    from visor_jax.workdir import Workdir
+
+    workdir = Workdir(args.workdir)
+    config = evaluation_data(config, args.benchmark, args.data)
+    model = load(workdir.path / args.stage if args.stage else workdir.path)
+    budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
+    result = evaluate(config, model, workdir, split=args.split, budgets=budgets)
+    print_budgets(result)
+    return result

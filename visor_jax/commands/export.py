@@ -1,0 +1,52 @@
+"""Write a trained model as a Hugging Face folder with its PyTorch module, and prove that both agree.
+
+The folder appears only if the PyTorch model, loaded back from it, gives the JAX model's logits and greedy tokens under
+every viable budget; `parity.json` in it holds the figures. A dense stage exports to transformers' own class.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "write a trained model as a Hugging Face folder for PyTorch"
+CONFIG = "workdir"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="the folder to write (default: WORKDIR/export)")
+    parser.add_argument("--stage", metavar="STAGE", help="whose weights to export (default: the newest complete stage)")
+    parser.add_argument(
+        "--dtype", default="float32", metavar="TYPE", help="of the weights: float32 (default) or bfloat16"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an export that stands in DIR")
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from pathlib import Path
+
+    from visor_jax.errors import RequestError, nearest
+    from visor_jax.export.torch_export import DTYPES, export
+
+    if args.dtype not in DTYPES:
+        raise RequestError(f"--dtype={args.dtype}: expected {' or '.join(DTYPES)}")
+
+    from visor_jax.api import MODEL_STAGES, load_stage
+    from visor_jax.workdir import Workdir
+
+    workdir = Workdir(args.workdir)
+    if args.stage is not None and args.stage not in MODEL_STAGES:
+        hint = nearest(args.stage, MODEL_STAGES) or f"there are {', '.join(MODEL_STAGES)}"
+        raise RequestError(f"--stage={args.stage}: no stage with a model; {hint}")
+    stage = args.stage or next((name for name in MODEL_STAGES if workdir.stage(name).is_complete()), None)
+    if stage is None:
+        raise RequestError(f"--workdir={args.workdir}: no complete stage; expected a workdir that `visor run` wrote")
+    out = Path(args.out) if args.out else workdir.path / "export"
+    result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force)
+    print(f"{result['out']}: stage {stage}, {args.dtype}")
+    print(
+        f"logits differ from JAX by at most {result['max_logit_difference']:.2g}; greedy tokens "
+        f"{'equal' if result['greedy_tokens_equal'] else 'not equal'} (parity.json)"
+    )
+    return result

@@ -1,0 +1,44 @@
+"""What a picture costs under every budget, counted without compiling or loading anything.
+
+`visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and FLOPs of the
+tower and of the decoder per budget (for a prompt of `--text-tokens`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+HELP = "tiles, tokens and FLOPs of a picture"
+CONFIG = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", required=True, metavar="WIDTHxHEIGHT", help="size of the picture in pixels")
+    parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops, tower_flops
+    from visor_jax.config import architecture
+    from visor_jax.data.anyres import tile_count, visual_token_count
+    from visor_jax.errors import RequestError
+
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", args.image)
+    if match is None:
+        raise RequestError(f"--image={args.image}: expected WIDTHxHEIGHT in pixels, such as 1700x2200")
+    if args.text_tokens < 1:
+        raise RequestError(f"--text-tokens={args.text_tokens}: expected at least 1")
+    arch, size = architecture(config), (int(match[2]), int(match[1]))
+    tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
+    slots = arch.num_slots
+    first = [tuple(i < count for i in range(slots)) for count in range(slots + 1)]
+    decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in first}
+    decoder["dense"] = dense_decoder_flops(arch, tokens, args.text_tokens) / 1e9
+    tower = tower_flops(arch, tiles) / 1e9
+    print(f"{tiles} tiles, {tokens} visual tokens, tower {tower:.1f} GFLOP; with {args.text_tokens} text tokens:")
+    for name, gflops in decoder.items():
+        saving, whole = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
+        print(f"  {name:<14} decoder {gflops:10.1f} GFLOP  {saving:6.1f}x  end to end {whole:5.2f}x")
+    return {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}

@@ -1,0 +1,27 @@
+"""Run every stage of a configuration in order, then evaluate, report and export; what is complete is skipped.
+
+`visor run --config=configs/glyphs_mini.py --workdir=runs/glyphs_mini` is the whole product on one line: at the end
+stand `eval/test.json`, `report/index.html` and `export/`. SIGTERM saves and exits 143; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "all stages, evaluation, report and PyTorch export"
+CONFIG = "workdir"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from visor_jax.stages import finish, print_summary, run_stages
+
+    run_stages(config, args.workdir, list(config.stages))
+    result = finish(config, args.workdir)
+    print_summary(result, args.workdir)
+    return result

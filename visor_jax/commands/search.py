@@ -1,0 +1,25 @@
+"""Evaluate subsets of the self-attention slots of the full model, and keep the viable ones in `search/viable.json`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "find the viable budgets"
+CONFIG = "workdir"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from visor_jax.search import bit_string, read_viable
+    from visor_jax.stages import run_stages
+    from visor_jax.workdir import Workdir
+
+    run_stages(config, args.workdir, ["search"])
+    viable = [bit_string(bits) for bits in read_viable(Workdir(args.workdir))]
+    print("viable budgets, cheapest first:", ", ".join(viable))
+    return {"viable": viable}

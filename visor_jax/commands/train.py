@@ -1,0 +1,27 @@
+"""Train one stage, from its first or its last saved step to its end: `visor train --config=... --config.stage=full`.
+
+A complete stage is left as it is. SIGTERM saves and exits 143; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from visor_jax.errors import RequestError
+
+HELP = "train one stage"
+CONFIG = "workdir"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    from visor_jax.stages import run_stages
+
+    if not config.stage:
+        raise RequestError("stage='': train needs --config.stage=NAME, one of the stages in config.stages")
+    return run_stages(config, args.workdir, [config.stage])

@@ -1,0 +1,283 @@
+"""AnyRes: how a picture becomes tiles, and how tile features become visual tokens.
+
+In: pictures as uint8 [H, W, 3] arrays, or only their (height, width), and an `Architecture`. Out: tiles for the vision
+tower, and a `Layout` that says which features make each visual slot. Everything that asks "how many tiles, how many
+tokens" (preprocessing, the model's shapes, `visor plan`) goes through `_shape` below, so two answers cannot differ.
+
+The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisionImageProcessorPil`,
+`LlavaOnevisionModel.pack_image_features`), rounding included:
+
+- One picture in a prompt: the base tile is the picture stretched to one tile; the crops are the picture resized
+  bicubically into the best pinpoint (aspect kept, `ceil`), centred on black, cut row by row. The crops' features are
+  stitched, unpadded, shrunk bilinearly if they pass 1.1^2 * `max_tiles` tiles' worth, and each row ends in a newline.
+- Several pictures in a prompt: each is padded to a square in the mean colour and becomes one tile and one newline.
+- No pinpoints configured (not a case of transformers): each picture is one stretched tile and one newline.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from visor_jax.architecture import Architecture
+from visor_jax.errors import RequestError
+
+Size = tuple[int, int]  # (height, width)
+
+_SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles from which the stitched map is shrunk
+_PAD_CHUNK_PIXELS = 1 << 24  # a padded square is resized in bands of at most this many pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which features make each visual slot of one sample.
+
+    Feature index `num_tiles * patches_per_tile` is the newline; smaller ones count patches of all tiles in order.
+
+    Attributes:
+        num_tiles: tiles of all pictures together.
+        lengths: visual slots of each picture; they sum to Nv.
+        gather: int32 [Nv, K], feature indices; K is 1, or 4 where the stitched map was shrunk.
+        weights: float32 [Nv, K]; a slot is the weighted sum of its K features.
+    """
+
+    num_tiles: int
+    lengths: tuple[int, ...]
+    gather: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """One tiled picture in units of patches of the stitched map: the unpadded window and its size after shrinking."""
+
+    grid: tuple[int, int]  # rows and columns of crops
+    top: int
+    left: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+
+    @property
+    def shrunk(self) -> bool:
+        return (self.height, self.width) != (self.out_height, self.out_width)
+
+
+def best_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
+    """The pinpoint with the largest effective resolution for a picture, then the least waste, then the first."""
+    height, width = size
+    best, best_key = pinpoints[0], (-1, 0.0)
+    for candidate_height, candidate_width in pinpoints:
+        scale = min(candidate_width / width, candidate_height / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        key = (effective, effective - candidate_width * candidate_height)
+        if key > best_key:
+            best, best_key = (candidate_height, candidate_width), key
+    return best
+
+
+def _is_tiled(num_images: int, architecture: Architecture) -> bool:
+    return num_images == 1 and bool(architecture.anyres.pinpoints)
+
+
+def _shape(size: Size, architecture: Architecture) -> _Shape:
+    """The shape of a tiled picture. The odd orders of multiplication are transformers': they decide the rounding."""
+    tile, side = architecture.vision.tile_size, architecture.vision.patches_per_side
+    pinpoint_height, pinpoint_width = best_pinpoint(size, architecture.anyres.pinpoints)
+    if pinpoint_height % tile or pinpoint_width % tile:
+        raise RequestError(
+            f"model.anyres.pinpoints: {pinpoint_height}x{pinpoint_width} pixels is no whole number of tiles of {tile}"
+        )
+    rows, columns = pinpoint_height // tile, pinpoint_width // tile
+    height, width = rows * side, columns * side
+    top = left = 0
+    if size[1] / size[0] > width / height:
+        top = (height - int(round(size[0] * (width / size[1]), 7))) // 2
+    else:
+        left = (width - int(round(size[1] * (height / size[0]), 7))) // 2
+    height, width = height - 2 * top, width - 2 * left
+    out_height, out_width = height, width
+    ratio = math.sqrt(height * width / (architecture.anyres.max_tiles * side**2))
+    if ratio > _SHRINK_ABOVE:
+        out_height, out_width = int(height // ratio), int(width // ratio)
+    return _Shape((rows, columns), top, left, height, width, out_height, out_width)
+
+
+def tile_count(size: Size, architecture: Architecture, num_images: int = 1) -> int:
+    """Tower passes for one picture of (height, width) in a prompt with `num_images` pictures."""
+    if not _is_tiled(num_images, architecture):
+        return 1
+    rows, columns = _shape(size, architecture).grid
+    return 1 + rows * columns
+
+
+def visual_token_count(size: Size, architecture: Architecture, num_images: int = 1) -> int:
+    """Visual tokens of one picture of (height, width) in a prompt with `num_images` pictures, newlines included."""
+    base = architecture.vision.patches_per_tile
+    if not _is_tiled(num_images, architecture):
+        return base + 1
+    shape = _shape(size, architecture)
+    return base + shape.out_height * (shape.out_width + 1)
+
+
+def taps(architecture: Architecture) -> int:
+    """The K that every layout of this architecture fits in: 4 if some pinpoint is large enough to be shrunk, else 1."""
+    tile = architecture.vision.tile_size
+    limit = _SHRINK_ABOVE**2 * architecture.anyres.max_tiles * tile**2
+    return 4 if any(height * width > limit for height, width in architecture.anyres.pinpoints) else 1
+
+
+def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
+    """The visual slots of one sample's pictures, in order.
+
+    Args:
+        sizes: (height, width) of each picture; may be empty.
+        architecture: its `vision` and `anyres` are read.
+
+    Returns:
+        A `Layout` whose arrays are read-only, since layouts are cached.
+    """
+    return _cached_layout(tuple((int(height), int(width)) for height, width in sizes), architecture)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_layout(sizes: tuple[Size, ...], architecture: Architecture) -> Layout:
+    patches = architecture.vision.patches_per_tile
+    num_tiles = sum(tile_count(size, architecture, len(sizes)) for size in sizes)
+    newline = num_tiles * patches
+    pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    if len(sizes) == 1 and _is_tiled(1, architecture):
+        pieces.append(_tiled_slots(_shape(sizes[0], architecture), architecture, newline))
+    else:
+        for index in range(len(sizes)):
+            slots = np.append(np.arange(patches) + index * patches, newline)[:, None]
+            pieces.append((slots, np.ones(slots.shape)))
+    width = max((gather.shape[1] for gather, _ in pieces), default=1)
+    gather = np.concatenate([np.zeros((0, width)), *(gather for gather, _ in pieces)]).astype(np.int32)
+    weights = np.concatenate([np.zeros((0, width)), *(weights for _, weights in pieces)]).astype(np.float32)
+    gather.flags.writeable = weights.flags.writeable = False
+    return Layout(num_tiles, tuple(len(gather) for gather, _ in pieces), gather, weights)
+
+
+def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of one tiled picture: gather and weights, each [Nv, K]."""
+    side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
+    if shape.shrunk:
+        row_index, row_weight = _bilinear_taps(shape.height, shape.out_height)  # [h, 2]
+        column_index, column_weight = _bilinear_taps(shape.width, shape.out_width)  # [w, 2]
+    else:
+        row_index, row_weight = np.arange(shape.height)[:, None], np.ones((shape.height, 1), np.float32)
+        column_index, column_weight = np.arange(shape.width)[:, None], np.ones((shape.width, 1), np.float32)
+    y = row_index[:, None, :, None] + shape.top  # [h, 1, kh, 1]
+    x = column_index[None, :, None, :] + shape.left  # [1, w, 1, kw]
+    tile = 1 + (y // side) * shape.grid[1] + x // side
+    gather = tile * patches + (y % side) * side + x % side  # [h, w, kh, kw]
+    weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
+    count = row_index.shape[1] * column_index.shape[1]
+    gather = gather.reshape(shape.out_height, shape.out_width, count)
+    weights = weights.reshape(shape.out_height, shape.out_width, count)
+
+    row_end = np.full((shape.out_height, 1, count), newline), _one_hot_weight((shape.out_height, 1, count))
+    gather = np.concatenate([gather, row_end[0]], axis=1).reshape(-1, count)
+    weights = np.concatenate([weights, row_end[1]], axis=1).reshape(-1, count)
+    base = np.repeat(np.arange(patches)[:, None], count, axis=1)
+    return np.concatenate([base, gather]), np.concatenate([_one_hot_weight(base.shape), weights])
+
+
+def _one_hot_weight(shape: tuple[int, ...]) -> np.ndarray:
+    """Weights float32 [..., K] of slots that are one plain feature: 1 on the first tap, 0 on the others."""
+    weights = np.zeros(shape, np.float32)
+    weights[..., 0] = 1
+    return weights
+
+
+def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and weights, each [out_size, 2], of `torch.nn.functional.interpolate(mode="bilinear", size=...)`.
+
+    That is align_corners=False without antialiasing. Torch takes the scale as size / out_size in float32 and multiplies
+    and subtracts with one rounding (a fused multiply-add), which float64 and one cast give on any machine.
+    """
+    scale = float(np.float32(size) / np.float32(out_size))
+    position = np.maximum(scale * (np.arange(out_size) + 0.5) - 0.5, 0).astype(np.float32)
+    low = np.minimum(position.astype(np.int64), size - 1)
+    high = np.minimum(low + 1, size - 1)
+    weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)
+    return np.stack([low, high], axis=1), np.stack([1 - weight, weight], axis=1)
+
+
+def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.ndarray:
+    """The tiles of one sample's pictures, in the order that `visual_layout` counts them.
+
+    Args:
+        images: uint8 [H, W, 3] each.
+        architecture: its `vision` and `anyres` are read.
+
+    Returns:
+        uint8 [n, S, S, 3], S = `vision.tile_size`, not normalised; n may be 0.
+    """
+    tile = architecture.vision.tile_size
+    tiles: list[np.ndarray] = []
+    for image in images:
+        if _is_tiled(len(images), architecture):
+            tiles.append(_resize(image, (tile, tile)))
+            tiles.extend(_crops(image, architecture))
+        elif architecture.anyres.pinpoints:
+            tiles.append(_squared(image, architecture))
+        else:
+            tiles.append(_resize(image, (tile, tile)))
+    return np.stack(tiles) if tiles else np.zeros((0, tile, tile, 3), np.uint8)
+
+
+def _resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Pillow's bicubic resize of uint8 [H, W, 3] to (height, width)."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def _crops(image: np.ndarray, architecture: Architecture) -> list[np.ndarray]:
+    """The picture resized into its best pinpoint, centred on black and cut row by row."""
+    tile = architecture.vision.tile_size
+    height, width = best_pinpoint(image.shape[:2], architecture.anyres.pinpoints)
+    scale_height, scale_width = height / image.shape[0], width / image.shape[1]
+    if scale_width < scale_height:
+        new_size = (min(math.ceil(image.shape[0] * scale_width), height), width)
+    else:
+        new_size = (height, min(math.ceil(image.shape[1] * scale_height), width))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - new_size[0]) // 2, (width - new_size[1]) // 2
+    canvas[top : top + new_size[0], left : left + new_size[1]] = _resize(image, new_size)
+    return [
+        canvas[row : row + tile, column : column + tile]
+        for row in range(0, height, tile)
+        for column in range(0, width, tile)
+    ]
+
+
+def _squared(image: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """The picture padded to a square in the mean colour, then resized to one tile.
+
+    Pillow resizes along rows first, then along columns, rounding to uint8 in between; doing the two passes ourselves,
+    the first in bands, gives the same pixels and never holds the square of a 1 x 20,000 picture in memory.
+    """
+    tile = architecture.vision.tile_size
+    height, width = image.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    background = np.array([int(mean * 255) for mean in architecture.anyres.image_mean], np.uint8)
+    narrow = np.empty((side, tile, 3), np.uint8)  # the square after the pass along rows
+    narrow[:] = background
+    band = max(1, _PAD_CHUNK_PIXELS // side)
+    for start in range(0, height, band):
+        rows = image[start : start + band]
+        padded = np.empty((len(rows), side, 3), np.uint8)
+        padded[:] = background
+        padded[:, left : left + width] = rows
+        narrow[top + start : top + start + len(rows)] = _resize(padded, (len(rows), tile))
+    return _resize(narrow, (tile, tile))

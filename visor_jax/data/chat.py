@@ -1,0 +1,145 @@
+"""Conversations as token ids, in the qwen_1_5 template, with a mask of what the model learns to say.
+
+    <|im_start|>system\\nS<|im_end|>\\n          only if there is a system text
+    <|im_start|>user\\n<image>\\nQ<|im_end|>\\n
+    <|im_start|>assistant\\nA<|im_end|>\\n       the last two once per turn
+
+In: a tokenizer and turns. Out: ids with exactly one `<image>` id per picture (the model's side replaces it by the
+picture's visual tokens) and a target mask. Chat tokens only ever come from the template: those that someone wrote
+into a question or an answer stay text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError
+
+TARGETS = ("answer", "llava")
+
+
+@dataclass(frozen=True)
+class EncodedConversation:
+    """A conversation's token ids, and for each whether it is a target; both lists are equally long."""
+
+    token_ids: list[int]
+    target_mask: list[bool]
+
+
+def encode_conversation(
+    tokenizer: ChatTokenizer,
+    turns: Sequence[Turn],
+    *,
+    system: str | None = None,
+    targets: str = "answer",
+    num_images: int = 1,
+) -> EncodedConversation:
+    """Encodes a whole conversation for training.
+
+    A question with one `<image>` marker has it moved to the front, on a line of its own; several stay in their places.
+    If no question has a marker and there is one picture, the first question gets it.
+
+    Args:
+      tokenizer: what to encode with.
+      turns: questions and answers, in order.
+      system: the system text; None or "" leaves the system turn out.
+      targets: "answer": each answer and its <|im_end|>. "llava": as LLaVA's training code has it, the assistant's
+        whole turn with its header, and every "\\n", <|im_start|> and <|im_end|> token anywhere.
+      num_images: pictures that belong to the conversation.
+
+    Raises:
+      SkipSample: "image_count" if markers and pictures are not equally many (a marker in an answer counts as one),
+        "empty_conversation" if there is no turn or an answer is blank, "bad_text" for half a surrogate pair.
+      RequestError: `targets` is unknown.
+    """
+    if targets not in TARGETS:
+        raise RequestError(f"loss.targets: expected one of {', '.join(TARGETS)}, got {targets!r}")
+    if not turns:
+        raise SkipSample("empty_conversation", "no turns")
+    for number, turn in enumerate(turns, 1):
+        if not turn.answer.strip():
+            raise SkipSample("empty_conversation", f"turn {number} has no answer")
+    answers = [turn.answer for turn in turns]
+    questions = _place_images([turn.question for turn in turns], answers, num_images)
+    encoder = _Encoder(tokenizer, targets)
+    encoder.system(system)
+    for question, answer in zip(questions, answers, strict=True):
+        encoder.question(question)
+        encoder.answer(answer)
+    return EncodedConversation(encoder.token_ids, encoder.target_mask)
+
+
+def encode_prompt(tokenizer: ChatTokenizer, question: str, num_images: int = 1, system: str | None = None) -> list[int]:
+    """Token ids that end in "<|im_start|>assistant\\n": what the answer follows.
+
+    Exactly the ids that `encode_conversation` puts before the first answer; raises SkipSample as it does.
+    """
+    encoder = _Encoder(tokenizer, "answer")
+    encoder.system(system)
+    encoder.question(_place_images([question], [], num_images)[0])
+    encoder.header()
+    return encoder.token_ids
+
+
+class _Encoder:
+    """Collects token ids and their target mask, turn by turn."""
+
+    def __init__(self, tokenizer: ChatTokenizer, targets: str) -> None:
+        self.token_ids: list[int] = []
+        self.target_mask: list[bool] = []
+        self._tokenizer = tokenizer
+        self._whole_turn = targets == "llava"
+        structure = {*tokenizer.encode("\n"), tokenizer.start_token_id, tokenizer.end_token_id}
+        self._always = structure if self._whole_turn else set()
+
+    def system(self, text: str | None) -> None:
+        """The system turn, if there is a text for it."""
+        if text:
+            self._read(f"system\n{text}")
+
+    def question(self, question: str) -> None:
+        """The user's turn, with a picture at every marker."""
+        self._read(*f"user\n{question}".split(IMAGE_MARKER))
+
+    def header(self) -> None:
+        """What an answer follows. It is encoded apart from the answer, as it is when the model answers."""
+        self._add([self._tokenizer.start_token_id, *self._tokenizer.encode("assistant\n")], self._whole_turn)
+
+    def answer(self, answer: str) -> None:
+        """The assistant's turn."""
+        self.header()
+        self._add([*self._tokenizer.encode(answer), self._tokenizer.end_token_id], True)
+        self._add(self._tokenizer.encode("\n"), self._whole_turn)
+
+    def _read(self, text: str, *after_images: str) -> None:
+        """A turn that is read, not said. What stands between special tokens is encoded whole, as transformers does."""
+        ids = [self._tokenizer.start_token_id, *self._tokenizer.encode(text)]
+        for piece in after_images:
+            ids += [self._tokenizer.image_token_id, *self._tokenizer.encode(piece)]
+        self._add([*ids, self._tokenizer.end_token_id, *self._tokenizer.encode("\n")], False)
+
+    def _add(self, ids: list[int], target: bool) -> None:
+        self.token_ids += ids
+        self.target_mask += [target or token in self._always for token in ids]
+
+
+def _place_images(questions: list[str], answers: list[str], num_images: int) -> list[str]:
+    """The questions with one marker per picture, single markers in front; raises SkipSample."""
+    for text in (*questions, *answers):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer takes
+            raise SkipSample("bad_text", f"half a surrogate pair in {text[:60]!a}") from None
+    markers = sum(text.count(IMAGE_MARKER) for text in (*questions, *answers))
+    if markers == 0 and num_images == 1:
+        questions, markers = [f"{IMAGE_MARKER}\n{questions[0]}", *questions[1:]], 1
+    if markers != num_images:
+        raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers for {num_images} pictures")
+    return [_marker_first(question) if question.count(IMAGE_MARKER) == 1 else question for question in questions]
+
+
+def _marker_first(question: str) -> str:
+    return f"{IMAGE_MARKER}\n{question.replace(IMAGE_MARKER, '').strip()}".strip()

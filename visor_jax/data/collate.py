@@ -1,0 +1,298 @@
+"""From samples to fixed-shape batches.
+
+In: a `Sample` (pictures and turns), a `ChatTokenizer` and an `Architecture`. Out: an `Example` (the same sample as
+arrays, unpadded), and from rows of examples a `Batch` of the shapes that a `Window` names.
+
+The decoder's stream is [V; T]: visual slots and text tokens are kept apart, and every slot and token carries the
+position that it has in the dense interleaved sequence (text before a picture, the picture's tokens, text after), so
+nothing is physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.data import anyres, chat
+from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one row of a batch has room for: tiles, visual slots (Nv) and text tokens (Nt)."""
+
+    tiles: int
+    visual: int
+    text: int
+
+    def holds(self, size: Window) -> bool:
+        return size.tiles <= self.tiles and size.visual <= self.visual and size.text <= self.text
+
+    def __add__(self, other: Window) -> Window:
+        return Window(self.tiles + other.tiles, self.visual + other.visual, self.text + other.text)
+
+    def __str__(self) -> str:
+        return f"{self.tiles} tiles, {self.visual} visual slots, {self.text} text tokens"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample as arrays, without padding; n tiles, Nv visual slots, Nt text tokens.
+
+    Attributes:
+        id: the sample's id.
+        tasks: the task of each turn ("" where the source names none).
+        tiles: uint8 [n, S, S, 3].
+        visual_gather, visual_weights: int32 and float32 [Nv, K]; index n * patches is the newline (`anyres.Layout`).
+        visual_positions: int32 [Nv].
+        text_tokens, text_positions: int32 [Nt]; picture placeholders are not among them.
+        loss_mask: bool [Nt], True where a token is a target, predicted from the text token before it.
+        turn_index: int32 [Nt], the turn that a target of an answer belongs to, -1 elsewhere.
+        length: of the dense interleaved sequence; the position of the token that would come next.
+    """
+
+    id: str
+    tasks: tuple[str, ...]
+    tiles: np.ndarray
+    visual_gather: np.ndarray
+    visual_weights: np.ndarray
+    visual_positions: np.ndarray
+    text_tokens: np.ndarray
+    text_positions: np.ndarray
+    loss_mask: np.ndarray
+    turn_index: np.ndarray
+    length: int
+
+    @property
+    def size(self) -> Window:
+        return Window(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Fixed-shape arrays and the names that belong to their rows.
+
+    Attributes:
+        arrays: tiles uint8 [B, n, S, S, 3]; visual_gather int32, visual_weights float32 [B, Nv, K]; visual_positions,
+            visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
+            loss_mask bool [B, Nt]. Batches of prompts also have routing_index and routing_position, int32 [B].
+        ids: the samples' ids, row by row.
+        tasks: for each row the task of each of its turns, as `turn_index` counts them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    ids: list[str]
+    tasks: list[list[str]]
+
+
+def encode_example(
+    sample: Sample,
+    tokenizer: ChatTokenizer,
+    architecture: Architecture,
+    *,
+    system: str | None = None,
+    targets: str = "answer",
+    window: Window | None = None,
+) -> Example:
+    """A sample as one training example.
+
+    Raises:
+        SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
+            the window), "no_target" (no token is left to learn from).
+    """
+    encode = functools.partial(
+        chat.encode_conversation, tokenizer, sample.turns, system=system, num_images=len(sample.images)
+    )
+    encoded = encode(targets=targets)
+    answers = encoded.target_mask if targets == "answer" else encode(targets="answer").target_mask
+    example = encode_tokens(
+        encoded.token_ids,
+        sample.images,
+        tokenizer.image_token_id,
+        architecture,
+        target_mask=encoded.target_mask,
+        turn_index=_turns_of_answers(answers),
+        id=sample.id,
+        tasks=tuple(turn.task for turn in sample.turns),
+        window=window,
+    )
+    if not example.loss_mask.any():
+        raise SkipSample("no_target", "no token of this conversation is a target")
+    return example
+
+
+def encode_prompt(
+    images: Sequence[np.ndarray],
+    question: str,
+    tokenizer: ChatTokenizer,
+    architecture: Architecture,
+    *,
+    system: str | None = None,
+    window: Window | None = None,
+    id: str = "",
+    task: str = "",
+) -> Example:
+    """A question up to the assistant's header, for routing and generation: no targets.
+
+    Raises:
+        SkipSample: "image_count" or "too_long", as `encode_example`.
+    """
+    token_ids = chat.encode_prompt(tokenizer, question, len(images), system)
+    return encode_tokens(token_ids, images, tokenizer.image_token_id, architecture, id=id, tasks=(task,), window=window)
+
+
+def encode_tokens(
+    token_ids: Sequence[int],
+    images: Sequence[np.ndarray],
+    image_token_id: int,
+    architecture: Architecture,
+    *,
+    target_mask: Sequence[bool] | np.ndarray | None = None,
+    turn_index: Sequence[int] | np.ndarray | None = None,
+    id: str = "",
+    tasks: tuple[str, ...] = (),
+    window: Window | None = None,
+) -> Example:
+    """Token ids with one placeholder id per picture, and the pictures (uint8 [H, W, 3]), as an example.
+
+    The size is checked against `window` before any pixel is touched. The first token, and a token right after a
+    picture, have no text token before them that could predict them, so they are never targets.
+    """
+    tokens = np.asarray(token_ids, np.int32)
+    is_image = tokens == image_token_id
+    if is_image.sum() != len(images):
+        raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
+    layout = anyres.visual_layout([image.shape[:2] for image in images], architecture)
+    _check_fits(id, Window(layout.num_tiles, len(layout.gather), int((~is_image).sum())), window)
+
+    steps = np.ones(len(tokens), np.int64)  # how many dense positions each token takes
+    steps[is_image] = layout.lengths
+    starts = np.cumsum(steps) - steps
+    visual_positions = [
+        np.arange(start, start + step) for start, step in zip(starts[is_image], layout.lengths, strict=True)
+    ]
+
+    targets = np.zeros(len(tokens), bool) if target_mask is None else np.array(target_mask, bool)
+    targets[:1] = False
+    targets[1:] &= ~is_image[:-1]
+    turns = np.full(len(tokens), -1) if turn_index is None else np.asarray(turn_index)
+    return Example(
+        id=id,
+        tasks=tasks,
+        tiles=anyres.cut_tiles(images, architecture),
+        visual_gather=layout.gather,
+        visual_weights=layout.weights,
+        visual_positions=np.concatenate([np.zeros(0), *visual_positions]).astype(np.int32),
+        text_tokens=tokens[~is_image],
+        text_positions=starts[~is_image].astype(np.int32),
+        loss_mask=targets[~is_image],
+        turn_index=np.where(targets, turns, -1)[~is_image].astype(np.int32),
+        length=int(steps.sum()),
+    )
+
+
+def _check_fits(id: str, size: Window, window: Window | None) -> None:
+    if window is not None and not window.holds(size):
+        raise SkipSample("too_long", f"{id}: {size}; there is room for {window}")
+
+
+def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
+    """Which turn each answer token belongs to, -1 elsewhere: the answers are the runs of True, in order."""
+    mask = np.asarray(answer_mask, bool)
+    begins = mask & ~np.concatenate([[False], mask[:-1]])
+    return np.where(mask, np.cumsum(begins) - 1, -1)
+
+
+def smallest_window(windows: Sequence[Window], size: Window) -> Window | None:
+    """The first of `windows` (listed smallest first) that holds `size`; None if none does."""
+    return next((window for window in windows if window.holds(size)), None)
+
+
+def pack(examples: Sequence[Example], window: Window, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
+    """First-fit: each example, in order, goes to the first row that still has room for it under all three limits.
+
+    Returns:
+        The rows (some perhaps empty), and the examples that fitted nowhere, in order. A pure function of its arguments.
+    """
+    rows: list[list[Example]] = [[] for _ in range(num_rows)]
+    used = [Window(0, 0, 0)] * num_rows
+    left_over: list[Example] = []
+    for example in examples:
+        row = next((row for row in range(num_rows) if window.holds(used[row] + example.size)), None)
+        if row is None:
+            left_over.append(example)
+        else:
+            rows[row].append(example)
+            used[row] += example.size
+    return rows, left_over
+
+
+def make_batch(rows: Sequence[Sequence[Example]], window: Window, architecture: Architecture) -> Batch:
+    """Rows of examples as one batch of the window's shapes; a row's examples become its segments 1, 2, ...
+
+    Raises:
+        ValueError: a row holds more than the window has room for.
+    """
+    arrays = _empty_arrays(len(rows), window, architecture)
+    patches = architecture.vision.patches_per_tile
+    for row, examples in enumerate(rows):
+        used, turns = Window(0, 0, 0), 0
+        for segment, example in enumerate(examples, start=1):
+            if not window.holds(used + example.size):
+                raise ValueError(f"row {row} ({used + example.size}) does not fit the window ({window})")
+            tiles = slice(used.tiles, used.tiles + example.size.tiles)
+            visual = slice(used.visual, used.visual + example.size.visual)
+            text = slice(used.text, used.text + example.size.text)
+            own_newline = example.size.tiles * patches
+            gather = example.visual_gather + used.tiles * patches
+            gather = np.where(example.visual_gather == own_newline, window.tiles * patches, gather)
+            arrays["tiles"][row, tiles] = example.tiles
+            arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
+            arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
+            arrays["visual_positions"][row, visual] = example.visual_positions
+            arrays["visual_segments"][row, visual] = segment
+            arrays["text_tokens"][row, text] = example.text_tokens
+            arrays["text_positions"][row, text] = example.text_positions
+            arrays["text_segments"][row, text] = segment
+            arrays["loss_mask"][row, text] = example.loss_mask
+            arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
+            used, turns = used + example.size, turns + len(example.tasks)
+    return Batch(
+        arrays=arrays,
+        ids=[example.id for examples in rows for example in examples],
+        tasks=[[task for example in examples for task in example.tasks] for examples in rows],
+    )
+
+
+def make_prompt_batch(prompts: Sequence[Example], window: Window, architecture: Architecture) -> Batch:
+    """One prompt a row, with where its routing token stands.
+
+    `routing_index` int32 [B] counts the prompt's text tokens: the index in the text stream at which the routing token
+    (or the first generated token) comes. `routing_position` int32 [B] is its position id: last prompt position + 1.
+    """
+    batch = make_batch([[prompt] for prompt in prompts], window, architecture)
+    batch.arrays["routing_index"] = np.array([len(prompt.text_tokens) for prompt in prompts], np.int32)
+    batch.arrays["routing_position"] = np.array([prompt.length for prompt in prompts], np.int32)
+    return batch
+
+
+def _empty_arrays(num_rows: int, window: Window, architecture: Architecture) -> dict[str, np.ndarray]:
+    tile, width = architecture.vision.tile_size, anyres.taps(architecture)
+    visual, text = (num_rows, window.visual), (num_rows, window.text)
+    return {
+        "tiles": np.zeros((num_rows, window.tiles, tile, tile, 3), np.uint8),
+        "visual_gather": np.zeros((*visual, width), np.int32),
+        "visual_weights": np.zeros((*visual, width), np.float32),
+        "visual_positions": np.zeros(visual, np.int32),
+        "visual_segments": np.zeros(visual, np.int32),
+        "text_tokens": np.zeros(text, np.int32),
+        "text_positions": np.zeros(text, np.int32),
+        "text_segments": np.zeros(text, np.int32),
+        "loss_mask": np.zeros(text, bool),
+        "turn_index": np.full(text, -1, np.int32),
+    }

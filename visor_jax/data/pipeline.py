@@ -1,0 +1,201 @@
+"""The training input: an endless, resumable stream of batches, a pure function of (seed, step).
+
+In: sources with weights, a function that encodes a sample and one that collates examples. Out: an iterator of
+batches that can start at any step.
+
+The position in the data is one global sample counter: batch `s` is made of the samples `s * batch_size` up to
+`(s + 1) * batch_size - 1` of one endless stream, and each of those is a pure function of (seed, counter):
+
+- Which source: `grain.MapDataset.mix`, by weight, at fixed places.
+- Which of its samples: finite sources are shuffled anew in every epoch by (seed, source, epoch), so that an epoch shows
+  every sample once; generated sources are read in order.
+- A sample that cannot be used is counted (`skips.SkipLog`) and its place is taken by another of the same source, whose
+  index is drawn from (seed, counter, attempt); so one bad record moves no other sample.
+
+Each process makes only its own rows of every batch. Resuming is starting at step `s`; nothing else is stored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import grain
+import numpy as np
+
+from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.skips import SkipLog
+from visor_jax.errors import RunError
+
+ExampleT = TypeVar("ExampleT")
+BatchT = TypeVar("BatchT")
+
+MAX_ATTEMPTS = 1000  # for one place in the stream, before giving up whatever fraction of skips is allowed
+_FOREVER = 2**62  # larger lengths overflow inside Grain
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture: how much of the stream it makes up, and whether its epochs are shuffled."""
+
+    source: Source
+    weight: float = 1.0
+    shuffle: bool = True
+
+
+class Stream(Generic[ExampleT]):
+    """The endless stream of examples: `stream[counter]` is a pure function of (seed, counter)."""
+
+    def __init__(
+        self, parts: Sequence[Part], encode: Callable[[Sample], ExampleT], seed: int, skips: SkipLog | None = None
+    ) -> None:
+        """
+        Args:
+            parts: at least one; none of the sources is empty.
+            encode: makes an example of a sample; may raise `SkipSample`.
+            seed: 0 or more.
+            skips: where skipped samples are counted.
+        """
+        self._parts, self._encode, self._seed = tuple(parts), encode, seed
+        self._skips = skips or SkipLog()
+        # What is mixed are (part, ordinal) pairs: "the ordinal-th sample that this part gives".
+        ordinals = [
+            grain.MapDataset.range(_FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
+        ]
+        self._mixture = grain.MapDataset.mix(ordinals, weights=[part.weight for part in self._parts])
+        self._permutation = functools.lru_cache(maxsize=2 * len(self._parts))(self._make_permutation)
+
+    def __len__(self) -> int:
+        return _FOREVER
+
+    def __getitem__(self, counter: int) -> ExampleT:
+        """The example at this place of the stream.
+
+        Raises:
+            RunError: too many samples were skipped.
+        """
+        reasons: list[str] = []
+        for attempt in range(MAX_ATTEMPTS):
+            part, index = self.reference(counter, attempt)
+            source = self._parts[part].source
+            self._skips.count_tried()
+            try:
+                return self._encode(source[index])
+            except SkipSample as why:
+                self._skips.count_skipped(source.name, index, why)
+                reasons.append(f"{source.name} {index}: {why}")
+        raise RunError(f"no usable sample in {MAX_ATTEMPTS} attempts at place {counter}; last: {reasons[-1]}")
+
+    def reference(self, counter: int, attempt: int = 0) -> tuple[int, int]:
+        """(part, index in its source) of a place in the stream, for the first attempt or a substitute."""
+        pair = self._mixture[counter]
+        assert pair is not None  # nothing was filtered out of the mixture
+        part, ordinal = pair
+        size = len(self._parts[part].source)
+        if attempt:
+            draw = np.random.SeedSequence((self._seed, counter, attempt)).generate_state(1, np.uint64)
+            return part, int(draw[0]) % size
+        epoch, index = divmod(ordinal, size)
+        if self._parts[part].shuffle:
+            index = int(self._permutation(part, epoch)[index])
+        return part, index
+
+    def _make_permutation(self, part: int, epoch: int) -> np.ndarray:
+        # Sorting raw words, not Generator.permutation: NumPy promises that the words stay the same in later versions.
+        words = np.random.PCG64(np.random.SeedSequence((self._seed, part, epoch)))
+        return np.argsort(words.random_raw(len(self._parts[part].source)), kind="stable")
+
+
+def _pair(part: int, ordinal: int) -> tuple[int, int]:
+    return part, ordinal
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Counters of the rows that one process makes, batch after batch: a random-access source for Grain."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    @property
+    def local_size(self) -> int:
+        return self.batch_size // self.process_count
+
+    def __len__(self) -> int:
+        return _FOREVER // self.batch_size * self.local_size
+
+    def __getitem__(self, index: int) -> int:
+        step, local = divmod(int(index), self.local_size)
+        return step * self.batch_size + self.process_index * self.local_size + local
+
+
+def batch_dataset(
+    stream: Stream[ExampleT],
+    collate: Callable[[Sequence[ExampleT]], BatchT],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset[BatchT]:
+    """Random access to this process's part of every batch: element `s` belongs to step `s`."""
+    if batch_size % process_count:
+        raise ValueError(f"a batch of {batch_size} does not divide over {process_count} processes")
+    rows = _Rows(batch_size, process_index, process_count)
+    return grain.MapDataset.source(rows).map(stream.__getitem__).batch(rows.local_size, batch_fn=collate)
+
+
+class BatchIterator(Iterator[BatchT]):
+    """Batches from `start_step` on, made ahead of time by one thread. Close it, or use it in a `with` statement."""
+
+    def __init__(self, dataset: grain.MapDataset[BatchT], start_step: int, prefetch: int) -> None:
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        self._batches = iter(dataset.slice(slice(start_step, None)).to_iter_dataset(options))
+
+    def __next__(self) -> BatchT:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Stops the thread; harmless when repeated."""
+        self._batches.close()
+
+    def __enter__(self) -> BatchIterator[BatchT]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def make_pipeline(
+    parts: Sequence[Part],
+    encode: Callable[[Sample], ExampleT],
+    collate: Callable[[Sequence[ExampleT]], BatchT],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    skips: SkipLog | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> BatchIterator[BatchT]:
+    """Batches for training, from step `start_step` on.
+
+    Args:
+        parts: the sources and their weights.
+        encode: sample -> example; may raise `SkipSample`.
+        collate: the examples of this process's part of a batch, in order -> batch. It may put several into one row
+            (`collate.pack`): that is still a pure function of (seed, step).
+        batch_size: samples per step over all processes; `process_count` divides it.
+        seed: of shuffles and substitutes.
+        start_step: the first batch to give.
+        skips: where skipped samples are counted and written down.
+        process_index, process_count: which rows to make.
+        prefetch: how many batches to make ahead.
+
+    Raises (while iterating):
+        RunError: more samples were skipped than `skips` allows.
+    """
+    dataset = batch_dataset(Stream(parts, encode, seed, skips), collate, batch_size, process_index, process_count)
+    return BatchIterator(dataset, start_step, prefetch)

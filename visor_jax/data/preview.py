@@ -1,0 +1,169 @@
+"""A contact sheet: samples drawn side by side as they come, pictures with their questions and answers.
+
+In: samples of any source. Out: one PNG. What a model is trained on should be looked at before it is trained.
+"""
+
+from __future__ import annotations
+
+import bisect
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from visor_jax import workdir
+from visor_jax.data.sample import IMAGE_MARKER, Sample, Turn
+
+PICTURE = 288  # pixels: no side of a picture is longer
+_MARGIN = 16
+_TEXT = 14  # font size, pixels
+_LINE = 19
+_INDENT = 12  # pixels, of answers
+_MAX_LINES = 12  # of one question or answer
+_MAX_PICTURES = 4  # shown of one sample
+
+_PAGE, _INK, _FAINT, _RULE = "#ffffff", "#1c1c1c", "#77787c", "#d9dadd"
+_ANSWER = "#0b6b3a"
+_LEVELS = {"easy": "#2463b4", "hard": "#b4471b"}
+
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True)
+class _Line:
+    text: str
+    colour: str
+    indent: int = 0
+    note: str = ""  # stands faintly at the right end
+
+
+def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], columns: int = 0) -> None:
+    """Draws samples row by row and writes the sheet, whole or not at all.
+
+    Small pictures are enlarged by a whole factor, pixel by pixel; large ones are shrunk. Of many pictures, and of long
+    texts, only the beginning is shown.
+
+    Args:
+      samples: what to draw.
+      path: where the PNG goes.
+      columns: samples side by side; 0 chooses.
+
+    Raises:
+      ValueError: there is no sample.
+    """
+    if not samples:
+        raise ValueError("a contact sheet needs at least one sample")
+    columns = columns or min(len(samples), 5 if len(samples) > 8 else 4)
+    font = ImageFont.load_default(_TEXT)
+    cells = [_draw_cell(sample, font) for sample in samples]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    width = max(cell.width for cell in cells) + _MARGIN
+    heights = [max(cell.height for cell in row) + _MARGIN for row in rows]
+    sheet = Image.new("RGB", (columns * width + _MARGIN, sum(heights) + _MARGIN), _PAGE)
+    draw = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        if number:
+            draw.line([(_MARGIN, top - _MARGIN // 2), (sheet.width - _MARGIN, top - _MARGIN // 2)], _RULE)
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (_MARGIN + column * width, top))
+        top += height
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    workdir.write_bytes(path, buffer.getvalue())
+
+
+def _draw_cell(sample: Sample, font: _Font) -> Image.Image:
+    """One sample: a caption, its pictures, its turns."""
+    pictures = _pictures(sample.images)
+    lines = _turn_lines(sample.turns, font)
+    height = _LINE + pictures.height + 6 + _LINE * len(lines)
+    cell = Image.new("RGB", (PICTURE, height), _PAGE)
+    draw = ImageDraw.Draw(cell)
+    draw.text((0, 0), _shorten(sample.id, PICTURE - 40, font), _FAINT, font)
+    if sample.level:
+        draw.text((PICTURE, 0), sample.level, _LEVELS.get(sample.level, _FAINT), font, anchor="ra")
+    cell.paste(pictures, (0, _LINE))
+    top = _LINE + pictures.height + 6
+    for number, line in enumerate(lines):
+        draw.text((line.indent, top + number * _LINE), line.text, line.colour, font)
+        draw.text((PICTURE, top + number * _LINE), line.note, _FAINT, font, anchor="ra")
+    return cell
+
+
+def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
+    """A sample's pictures on one canvas PICTURE wide; several go two to a row."""
+    shown = images[:_MAX_PICTURES]
+    if not shown:
+        return Image.new("RGB", (PICTURE, 0), _PAGE)
+    side = PICTURE if len(shown) == 1 else (PICTURE - 4) // 2
+    scaled = [_scale(Image.fromarray(image), side) for image in shown]
+    rows = [scaled[start : start + 2] for start in range(0, len(scaled), 2)]
+    canvas = Image.new("RGB", (PICTURE, sum(max(one.height for one in row) + 4 for row in rows) - 4), _PAGE)
+    top = 0
+    for row in rows:
+        for column, picture in enumerate(row):
+            canvas.paste(picture, (column * (side + 4), top))
+        top += max(picture.height for picture in row) + 4
+    return canvas
+
+
+def _scale(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side at most `side`."""
+    longer = max(picture.size)
+    if longer <= side:
+        factor = side // longer
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    size = (max(1, picture.width * side // longer), max(1, picture.height * side // longer))
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+
+
+def _turn_lines(turns: Sequence[Turn], font: _Font) -> list[_Line]:
+    """The conversation, wrapped: each question, then its answer, indented, with the task's name."""
+    lines: list[_Line] = []
+    for turn in turns:
+        question = turn.question.replace(IMAGE_MARKER, "[picture]")
+        lines += [_Line(text, _INK) for text in _wrap(question, PICTURE, font)]
+        room = PICTURE - _INDENT - int(font.getlength(turn.task)) - _INDENT
+        first, *rest = _wrap(turn.answer, max(room, PICTURE // 2), font) or [""]
+        lines += [_Line(first, _ANSWER, _INDENT, turn.task), *(_Line(text, _ANSWER, _INDENT) for text in rest)]
+    return lines
+
+
+def _wrap(text: str, width: int, font: _Font) -> list[str]:
+    """`text` in lines no wider than `width` pixels, broken between words where possible; at most _MAX_LINES."""
+    lines: list[str] = []
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be drawn
+    for paragraph in text[: width * _MAX_LINES].splitlines():
+        line = ""
+        for word in paragraph.split():
+            joined = f"{line} {word}" if line else word
+            if _fitting(joined, width, font) < len(joined) and line:
+                lines.append(line)
+                joined = word
+            while (fitting := _fitting(joined, width, font)) < len(joined):
+                lines.append(joined[:fitting])
+                joined = joined[fitting:]
+            line = joined
+        if line:
+            lines.append(line)
+    return lines if len(lines) <= _MAX_LINES else [*lines[: _MAX_LINES - 1], "..."]
+
+
+def _shorten(text: str, width: int, font: _Font) -> str:
+    """`text`, its end replaced by dots if it is wider than `width` pixels."""
+    if _fitting(text, width, font) == len(text):
+        return text
+    return text[: _fitting(text, width - int(font.getlength("...")), font)] + "..."
+
+
+def _fitting(text: str, width: int, font: _Font) -> int:
+    """How many leading characters of `text` fit into `width` pixels, at least one."""
+    if len(text) <= width and font.getlength(text) <= width:  # no letter is narrower than a pixel
+        return len(text)
+    longer = bisect.bisect_right(range(1, min(len(text), width) + 1), width, key=lambda n: font.getlength(text[:n]))
+    return max(1, longer)

@@ -1,0 +1,109 @@
+"""What was skipped, why, and when that is too much.
+
+In: one call per sample tried, one per sample skipped. Out: counts by source and reason for the metrics, one line per
+skipped record in `data/skipped.jsonl`, and a `RunError` once more than the allowed fraction was skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+
+from visor_jax.data.sample import SkipSample
+from visor_jax.errors import RunError
+
+MINIMUM_TRIED = 50  # below this many samples a fraction says nothing
+_DETAIL_CHARACTERS = 500
+
+
+class SkipLog:
+    """Counts tried and skipped samples; safe to use from several threads.
+
+    Attributes:
+        tried: samples asked for since this object was made.
+        counts: how many were skipped, by (source, reason).
+        first: for each reason what was wrong with the first such sample.
+    """
+
+    def __init__(self, path: Path | None = None, max_fraction: float = 1.0, minimum: int = MINIMUM_TRIED) -> None:
+        """
+        Args:
+            path: the JSON-lines file to append to; None keeps counts only. A record that it names already (from the
+                same run before it was resumed, or from an earlier epoch) is counted but not written again.
+            max_fraction: more than this fraction of `tried` raises.
+            minimum: but not before so many were tried.
+        """
+        self.tried = 0
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.first: dict[str, str] = {}
+        self._path, self._max_fraction, self._minimum = path, max_fraction, minimum
+        self._written: set[tuple[str, int, str]] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def skipped(self) -> int:
+        return sum(self.counts.values())
+
+    def by_reason(self) -> dict[str, int]:
+        """{"source/reason": count}, most frequent first."""
+        return {f"{source}/{reason}": count for (source, reason), count in self.counts.most_common()}
+
+    def count_tried(self) -> None:
+        with self._lock:
+            self.tried += 1
+
+    def count_skipped(self, source: str, index: int, why: SkipSample) -> None:
+        """Counts a sample that `count_tried` has counted already, and writes it down.
+
+        Raises:
+            RunError: this was one too many, or it cannot be written down.
+        """
+        with self._lock:
+            self.counts[source, why.reason] += 1
+            self.first.setdefault(why.reason, why.detail)
+            try:
+                self._write(source, index, why)
+            except OSError as error:
+                raise RunError(f"cannot write {self._path}: {error}") from error
+            skipped = self.skipped
+            if self.tried >= self._minimum and skipped > self._max_fraction * self.tried:
+                reasons = ", ".join(f"{name} {count}" for name, count in self.by_reason().items())
+                raise RunError(
+                    f"{skipped} of {self.tried} samples could not be used ({reasons}), more than "
+                    f"data.max_skipped_fraction={self._max_fraction:g} allows; last: {source} {index}, {why}"
+                )
+
+    def _write(self, source: str, index: int, why: SkipSample) -> None:
+        if self._path is None:
+            return
+        if self._written is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._written = _already_written(self._path)
+        key = (source, index, why.reason)
+        if key in self._written:
+            return
+        self._written.add(key)
+        detail = why.detail[:_DETAIL_CHARACTERS]
+        record = {"source": source, "index": index, "reason": why.reason, "detail": detail}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _already_written(path: Path) -> set[tuple[str, int, str]]:
+    """The records that a log names. A last line cut short by a kill is ended, so that the next one stays whole."""
+    if not path.exists():
+        return set()
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+    written = set()
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+            written.add((record["source"], record["index"], record["reason"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return written

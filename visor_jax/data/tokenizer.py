@@ -1,0 +1,112 @@
+"""Reads a tokenizer.json and encodes text with it, so that text can never forge a chat token.
+
+In: "glyphs", a tokenizer.json, or a folder that holds one. Out: a `ChatTokenizer`. The file is read as data by the
+`tokenizers` library: no code comes with it, and a file that cannot be used is refused by name (`RequestError`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from visor_jax.errors import RequestError
+
+GLYPHS_FOLDER = Path(__file__).parent / "assets" / "glyphs"
+# Padding, start and end of a chat turn, and the place of one picture.
+CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+_CACHED_TEXTS = 8192  # generated questions repeat; texts that do not are pushed out soon
+
+
+class ChatTokenizer:
+    """A tokenizer with Qwen's chat tokens. Made from text, so that it can be pickled to data workers.
+
+    Attributes:
+      text: the tokenizer.json it was made from.
+      vocab_size: one more than the highest token id. A model's embedding table may have more rows, never fewer.
+      pad_token_id, start_token_id, end_token_id, image_token_id: ids of `CHAT_TOKENS`.
+    """
+
+    def __init__(self, text: str, name: str = "tokenizer.json") -> None:
+        """Parses `text`, the content of a tokenizer.json; errors (RequestError) call it `name`."""
+        self.text, self.name = text, name
+        self._tokenizer = _parse(text, name)
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = [self.special(token) for token in CHAT_TOKENS]
+        self.pad_token_id, self.start_token_id, self.end_token_id, self.image_token_id = ids
+        self._encode = functools.lru_cache(_CACHED_TEXTS)(self._encode_uncached)
+
+    def __reduce__(self) -> tuple:
+        return ChatTokenizer, (self.text, self.name)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` as plain text: what looks like a special token in it is spelled out."""
+        return list(self._encode(text))
+
+    def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
+        """The text of `ids`, without special tokens unless `keep_special`."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+
+    def special(self, token: str) -> int:
+        """Id of the added token `token`; raises RequestError if the tokenizer has none."""
+        added = {item.content: number for number, item in self._tokenizer.get_added_tokens_decoder().items()}
+        if token not in added:
+            raise RequestError(f"{self.name}: no added token {token!r}; it has {', '.join(sorted(added)) or 'none'}")
+        return added[token]
+
+    def word_ids(self, word: str) -> tuple[int, int]:
+        """Ids of the tokens that end `word` at a text's start and `word` after a space.
+
+        Qwen's splitting rule parts a digit from the space before it, so a digit has one id twice.
+
+        Raises:
+          RequestError: the word is more than one token in either place.
+        """
+        bare, spaced = self._encode(word), self._encode(" " + word)
+        if spaced[:-1] == self._encode(" "):
+            spaced = spaced[1:]
+        if len(bare) != 1 or len(spaced) != 1:
+            raise RequestError(f"{self.name}: {word!r} is {max(len(bare), len(spaced))} tokens, expected one")
+        return bare[0], spaced[0]
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def load_tokenizer(path: str | Path) -> ChatTokenizer:
+    """Loads "glyphs" (the tokenizer of the generated data set), a tokenizer.json, or a folder with one.
+
+    Raises:
+      RequestError: there is no such file, it is no tokenizer, or it lacks one of `CHAT_TOKENS`.
+    """
+    file = GLYPHS_FOLDER if str(path) == "glyphs" else Path(path)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RequestError(f"tokenizer: no file {file}; expected a tokenizer.json or 'glyphs'") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"tokenizer: cannot read {file}: {error}") from None
+    return ChatTokenizer(text, str(file))
+
+
+def _parse(text: str, name: str) -> Tokenizer:
+    """A tokenizer that recognises no added token in text; raises RequestError for what is no tokenizer.json."""
+    try:
+        content = json.loads(text)
+        ours = [token for token in content["added_tokens"] if token["content"] in CHAT_TOKENS]
+        if not all(token["special"] for token in ours):
+            for token in ours:
+                token["special"] = True
+            text = json.dumps(content)
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise RequestError(f"{name}: not a tokenizer.json ({type(error).__name__}: {error})") from None
+    tokenizer.encode_special_tokens = True  # "encode their text", that is: do not recognise them
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

@@ -1,0 +1,33 @@
+"""The two ways in which what was asked does not come about, and the "did you mean" of their messages.
+
+Ground floor: standard library only. `visor_jax.__main__` turns them into exit status and one line on stderr; everything
+else that is raised is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RequestError(Exception):
+    """The request is wrong: exit status 2. The message names field or file, its value, and what is expected."""
+
+
+class RunError(Exception):
+    """The request was right and running it failed: exit status 1."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of `known` was probably meant.
+
+    Args:
+      name: what was given.
+      known: the names there are.
+
+    Returns:
+      "did you mean 'x'?", with at most three names, best first; "" where nothing is near.
+    """
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    found = [repr(by_folded[near]) for near in difflib.get_close_matches(name.casefold(), by_folded, n=3)]
+    return f"did you mean {' or '.join(found)}?" if found else ""

@@ -1,0 +1,171 @@
+"""Evaluate a trained model: every viable budget and the policy on a held-out split, with what each answer costs.
+
+In: a workdir with a complete model stage. Out: the object that `visor evaluate --json` prints, also written to
+`eval/<split>.json` together with the dial's curve, the routes by task, and a few example pictures for the report.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from visor_jax.api import Visor
+from visor_jax.budget import Budget, budget_name
+from visor_jax.data.glyphs import TASKS
+from visor_jax.data.sample import Sample
+from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.evaluate.scoring import Bits, Scores, choices, score
+from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
+from visor_jax.workdir import Workdir, write_bytes, write_json
+
+EXAMPLES_PER_TASK = 2
+
+
+def evaluate(
+    config: Any, model: Visor, workdir: Workdir, *, split: str = "test", budgets: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Score `model` on a split and write `eval/<split>.json`.
+
+    Args:
+      budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
+    """
+    samples = single_turn_samples(config, split, config.evaluate.samples)
+    asked = wanted_budgets(model, budgets)
+    rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
+    batches = batched(config, samples, config.evaluate.batch_size)
+    scores = score(model.params, batches, rows, model.arch, routed=model.has_policy)
+    result = {
+        "benchmark": config.data.source,
+        "split": split,
+        "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
+        "levels": {task: TASKS[task].level for task in sorted(set(scores.tasks)) if task in TASKS},
+        "dense": dense_row(model.arch, scores),
+    }
+    if model.has_policy:
+        picked = policy_picks(model, scores, 0.0)
+        result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
+        result["routes"] = routes_by_task(scores, picked)
+        result["examples"] = write_examples(workdir, model, scores, picked, samples)
+    write_json(workdir.path / "eval" / f"{split}.json", result)
+    return result
+
+
+def wanted_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
+    """Budget name -> bits; "auto" -> None."""
+    if model.arch.plan == "dense":
+        return {"full": ()}
+    if names is None:
+        found: dict[str, Bits | None] = {budget_name(bits): bits for bits in model.viable_budgets}
+        return {**found, "auto": None} if model.has_policy else found
+    parsed = [Budget.parse(name) for name in names]
+    bits = [None if str(b) == "auto" else b.resolve(model.arch.num_slots, model.viable_budgets) for b in parsed]
+    return {"auto" if b is None else budget_name(b): b for b in bits}
+
+
+def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None) -> dict[str, Any]:
+    if bits is None:
+        return dial_rows(model, scores, 0.0)
+    row = rows.index(bits)
+    return budget_row(model.arch, scores, scores.correct[row], per_sample_flops(model.arch, bits, scores))
+
+
+def viable_costs(model: Visor, scores: Scores) -> np.ndarray:
+    """Decoder FLOPs [viable, N]."""
+    return np.stack([per_sample_flops(model.arch, bits, scores) for bits in model.viable_budgets])
+
+
+def policy_picks(model: Visor, scores: Scores, dial: float) -> np.ndarray:
+    """Index into `model.viable_budgets` that the policy picks for every sample [N]."""
+    return choices(scores, viable_costs(model, scores).mean(axis=1), dial)
+
+
+def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
+    """What the policy's own choices give, its own FLOPs included."""
+    picked, everyone = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
+    flops = viable_costs(model, scores)[picked, everyone] + routing_flops(model.arch, scores)
+    return budget_row(model.arch, scores, scores.correct[picked, everyone], flops)
+
+
+def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
+    row = dial_rows(model, scores, dial)
+    picked, everyone = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
+    accuracy = float(np.sum(scores.correct[picked, everyone] * level_weights(scores.tasks)))
+    return {"accuracy": accuracy, **{k: row[k] for k in ("easy", "hard", "decoder_gflops", "end_to_end_gflops")}}
+
+
+def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, float]]:
+    """task -> {budget name: fraction of its samples}."""
+    names = [budget_name(scores.budgets[i]) for i in picked]
+    routes = {}
+    for task in sorted(set(scores.tasks)):
+        counts = Counter(name for name, t in zip(names, scores.tasks, strict=True) if t == task)
+        routes[task or "all"] = {name: count / counts.total() for name, count in sorted(counts.items())}
+    return routes
+
+
+def write_examples(
+    workdir: Workdir, model: Visor, scores: Scores, picked: np.ndarray, samples: Sequence[Sample]
+) -> list[dict[str, Any]]:
+    """A few answered questions of every task, with their pictures under `eval/examples/`."""
+    by_id, shown, examples = {sample.id: sample for sample in samples}, Counter[str](), []
+    for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
+        if shown[task] >= EXAMPLES_PER_TASK:
+            continue
+        shown[task] += 1
+        sample, bits = by_id[id], model.viable_budgets[picked[index]]
+        answer = model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
+        name = f"examples/{index}.png"
+        write_bytes(workdir.path / "eval" / name, png(sample.images[0]))
+        examples.append(
+            {
+                "index": index,
+                "image": name,
+                "question": sample.turns[0].question,
+                "answer": sample.turns[0].answer,
+                "prediction": answer.text,
+                "budget": budget_name(bits),
+                "task": task,
+                "decoder_gflops": answer.decoder_flops / 1e9,
+            }
+        )
+    return examples
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def print_budgets(result: dict[str, Any]) -> None:
+    """The table that a person reads: accuracy and cost of every budget."""
+    dense = result["dense"]
+    rows = []
+    for name, row in result["budgets"].items():
+        accuracies = [percent(row["easy"]), percent(row["hard"])]
+        saving = dense["decoder_gflops"] / row["decoder_gflops"], dense["end_to_end_gflops"] / row["end_to_end_gflops"]
+        costs = [f"{row['decoder_gflops'] * 1e3:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
+        rows.append([name, *accuracies, *costs])
+    title = f"{result['benchmark']}, {result['split']} split: {row['samples']} questions"
+    columns = ["budget", "easy %", "hard %", "decoder MFLOP", "saving, decoder", "saving, end to end"]
+    print_table(title, columns, rows)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

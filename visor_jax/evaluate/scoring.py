@@ -1,0 +1,110 @@
+"""Score a fixed list of questions under many budgets: the pass that search, label and evaluate share.
+
+In: parameters, single-turn samples with their answers, budgets. Out: `Scores`: for every budget and sample whether the
+greedy answer is exactly the reference, and the reference's log-likelihood. Visual tokens are computed once per sample,
+not once per budget, and one compiled program serves every budget.
+
+Greedy decoding yields exactly the reference if and only if every token of it (and its end) is the most likely one after
+the reference's own prefix, so one teacher-forced pass decides it; `tests/evaluate` holds this against real generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from visor_jax.architecture import Architecture
+from visor_jax.data.collate import Batch
+from visor_jax.model.layers import Params
+from visor_jax.model.policy import choose
+from visor_jax.model.visor import encode, route
+from visor_jax.train.objectives import answer_tokens, prompt_end
+
+Bits = tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What every budget (rows) made of every sample (columns).
+
+    Attributes:
+      budgets: the budgets, in row order.
+      correct: greedy answer equals the reference.
+      log_likelihood: of the reference answer, summed over its tokens, natural logarithm.
+      routes: the policy's scores over the budgets [N, budgets], or None where it was not asked.
+      tasks, ids: of each sample.
+      num_visual, num_prompt: visual slots and prompt tokens of each sample, without padding.
+      num_tiles: tiles of each sample.
+    """
+
+    budgets: list[Bits]
+    correct: Bool[np.ndarray, "budgets N"]
+    log_likelihood: Float[np.ndarray, "budgets N"]
+    routes: Float[np.ndarray, "N budgets"] | None
+    tasks: list[str]
+    ids: list[str]
+    num_visual: Int[np.ndarray, " N"]
+    num_prompt: Int[np.ndarray, " N"]
+    num_tiles: Int[np.ndarray, " N"]
+
+
+def score(
+    params: Params, batches: Iterable[Batch], budgets: Sequence[Bits], arch: Architecture, *, routed: bool = False
+) -> Scores:
+    """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out."""
+    encoder = jax.jit(partial(encode, arch=arch))
+    one_budget = jax.jit(partial(score_batch, arch=arch))
+    router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))
+    correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
+    for batch in batches:
+        rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
+        arrays = {name: jnp.asarray(x) for name, x in batch.arrays.items()}
+        visual = encoder(params, arrays)
+        per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
+        correct.append(np.stack([np.asarray(c)[rows] for c, _ in per_budget]))
+        log_likelihood.append(np.stack([np.asarray(ll)[rows] for _, ll in per_budget]))
+        if routed:
+            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)})
+            routes.append(np.asarray(scores)[rows, : len(budgets)])
+        tasks += [batch.tasks[row][0] for row in rows]
+        ids += [batch.ids[row] for row in rows]
+        sizes.append(sample_sizes(batch)[rows])
+    all_sizes = np.concatenate(sizes)
+    return Scores(
+        budgets=[tuple(bool(b) for b in bits) for bits in budgets],
+        correct=np.concatenate(correct, axis=1),
+        log_likelihood=np.concatenate(log_likelihood, axis=1),
+        routes=np.concatenate(routes) if routed else None,
+        tasks=tasks,
+        ids=ids,
+        num_visual=all_sizes[:, 0],
+        num_prompt=all_sizes[:, 1],
+        num_tiles=all_sizes[:, 2],
+    )
+
+
+def score_batch(params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture):
+    """(correct [B], log-likelihood [B]) of each row's answer under one budget."""
+    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch)
+    return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
+
+
+def sample_sizes(batch: Batch) -> Int[np.ndarray, "B 3"]:
+    """Visual slots, prompt tokens and tiles that each row really uses."""
+    arrays = batch.arrays
+    visual = (arrays["visual_segments"] > 0).sum(axis=1)
+    prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)
+    tiles = arrays["tiles"].reshape(*arrays["tiles"].shape[:2], -1).any(axis=2).sum(axis=1)
+    return np.stack([visual, np.asarray(prompt), tiles], axis=1).astype(np.int64)
+
+
+def choices(scores: Scores, costs: np.ndarray, dial: float = 0.0) -> Int[np.ndarray, " N"]:
+    """The budget (row index of `scores`) that the policy picks for each sample."""
+    assert scores.routes is not None
+    return np.asarray(choose(jnp.asarray(scores.routes), jnp.asarray(costs), dial))

@@ -1,0 +1,221 @@
+"""Names and layouts: the parameter tree <-> the keys of a PyTorch checkpoint, one table for both directions.
+
+In: an `Architecture`. Out: one `Entry` per PyTorch tensor, which tells where in the tree it lives (a path, and an index
+where layers are stacked) and how the two layouts differ. `to_torch` and `from_torch` go through the entries one tensor
+at a time, so that nobody has to hold two copies of a large model.
+
+Keys are those of transformers' `LlavaOnevisionForConditionalGeneration` in memory wherever the same thing exists there
+(`model.language_model.layers.N...`), with SigLIP's under `vision_model`; `hub_key` gives the names of the files on the
+hub (`language_model.model.layers.N...`), and `canonical_key` maps every known spelling back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+
+KINDS = ("text", "cross", "self")  # the stacked layers of a super-block: decoder layer 3 * block + index
+QWEN2_LAYER = (  # (path in the tree, key in PyTorch, layout)
+    ("input_layernorm/scale", "input_layernorm.weight", "same"),
+    ("post_attention_layernorm/scale", "post_attention_layernorm.weight", "same"),
+    *(
+        (f"self_attn/{name}/kernel", f"self_attn.{name}.weight", "transposed")
+        for name in ("q_proj", "k_proj", "v_proj")
+    ),
+    *((f"self_attn/{name}/bias", f"self_attn.{name}.bias", "same") for name in ("q_proj", "k_proj", "v_proj")),
+    ("self_attn/o_proj/kernel", "self_attn.o_proj.weight", "transposed"),
+    *((f"mlp/{name}/kernel", f"mlp.{name}.weight", "transposed") for name in ("gate_proj", "up_proj", "down_proj")),
+)
+CROSS_ATTENTION = (
+    *((f"{name}/scale", f"{name}.weight", "same") for name in ("text_norm", "visual_norm")),
+    *((f"{name}/kernel", f"{name}.weight", "transposed") for name in ("q_proj", "k_proj", "v_proj", "o_proj")),
+    *((f"{name}/bias", f"{name}.bias", "same") for name in ("q_proj", "k_proj", "v_proj")),
+    ("gate", "gate", "same"),
+    ("conditional_position/kernel", "conditional_position.weight", "taps"),
+)
+SIGLIP_ATTENTION = (
+    *(
+        (f"self_attn/{name}/kernel", f"self_attn.{name}.weight", "transposed")
+        for name in ("q_proj", "k_proj", "v_proj")
+    ),
+    *((f"self_attn/{name}/bias", f"self_attn.{name}.bias", "same") for name in ("q_proj", "k_proj", "v_proj")),
+    ("self_attn/out_proj/kernel", "self_attn.out_proj.weight", "transposed"),
+    ("self_attn/out_proj/bias", "self_attn.out_proj.bias", "same"),
+    ("layer_norm1/scale", "layer_norm1.weight", "same"),
+    ("layer_norm1/bias", "layer_norm1.bias", "same"),
+)
+SIGLIP_LAYER = (
+    ("layer_norm2/scale", "layer_norm2.weight", "same"),
+    ("layer_norm2/bias", "layer_norm2.bias", "same"),
+    *((f"mlp/{name}/kernel", f"mlp.{name}.weight", "transposed") for name in ("fc1", "fc2")),
+    *((f"mlp/{name}/bias", f"mlp.{name}.bias", "same") for name in ("fc1", "fc2")),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One PyTorch tensor: its key, its place in the parameter tree, and how its layout differs from there.
+
+    `layout`: "same"; "transposed" ([in, out] there, [out, in] here); "patches" ([row * column * channel, out] there, a
+    convolution [out, channel, row, column] here); "taps" ([taps, D] there, a depthwise convolution [D, 1, taps] here).
+    """
+
+    key: str
+    path: tuple[str, ...]
+    index: int | None = None
+    layout: str = "same"
+
+
+def entries(architecture: Architecture) -> list[Entry]:
+    """Every tensor of a model of this architecture, in the order of a forward pass."""
+    tower = "model.vision_tower.vision_model"
+    found = [
+        _entry(f"{tower}.embeddings.patch_embedding.weight", "vision/patch_embedding/kernel", layout="patches"),
+        _entry(f"{tower}.embeddings.patch_embedding.bias", "vision/patch_embedding/bias"),
+        _entry(f"{tower}.embeddings.position_embedding.weight", "vision/position_embedding/embedding"),
+    ]
+    siglip = SIGLIP_LAYER if architecture.vision.patch_local else (*SIGLIP_ATTENTION, *SIGLIP_LAYER)
+    for layer in range(architecture.vision.num_layers):
+        found += _stacked(siglip, f"{tower}.encoder.layers.{layer}", "vision/layers", layer)
+    for name in ("linear_1", "linear_2"):
+        found.append(
+            _entry(f"model.multi_modal_projector.{name}.weight", f"connector/{name}/kernel", layout="transposed")
+        )
+        found.append(_entry(f"model.multi_modal_projector.{name}.bias", f"connector/{name}/bias"))
+    found.append(_entry("model.image_newline", "image_newline"))
+    found.append(_entry("model.language_model.embed_tokens.weight", "embed_tokens/embedding"))
+    found += _decoder_entries(architecture)
+    found.append(_entry("model.language_model.norm.weight", "norm/scale"))
+    if architecture.plan == "visor":
+        found += _routing_entries()
+    if not architecture.text.tie_word_embeddings:
+        found.append(_entry("lm_head.weight", "lm_head/kernel", layout="transposed"))
+    return found
+
+
+def _decoder_entries(architecture: Architecture) -> Iterator[Entry]:
+    for layer in range(architecture.text.num_layers):
+        block, kind = divmod(layer, 3)
+        in_block = block < architecture.num_blocks
+        path, index = (f"blocks/{KINDS[kind]}", block) if in_block else ("tail", layer - 3 * architecture.num_blocks)
+        yield from _stacked(QWEN2_LAYER, f"model.language_model.layers.{layer}", path, index)
+        if in_block and KINDS[kind] == "cross" and architecture.plan == "visor":
+            prefix = f"model.language_model.cross_attention.{block}"
+            yield from _stacked(CROSS_ATTENTION, prefix, "blocks/cross_attention", block)
+
+
+def _routing_entries() -> Iterator[Entry]:
+    yield _entry("model.routing.token", "routing/token")
+    yield _entry("model.routing.norm.weight", "routing/norm/scale")
+    for name in ("fc1", "fc2"):
+        yield _entry(f"model.routing.{name}.weight", f"routing/{name}/kernel", layout="transposed")
+        yield _entry(f"model.routing.{name}.bias", f"routing/{name}/bias")
+
+
+def _entry(key: str, path: str, index: int | None = None, layout: str = "same") -> Entry:
+    return Entry(key, tuple(path.split("/")), index, layout)
+
+
+def _stacked(table: tuple[tuple[str, str, str], ...], key: str, path: str, index: int) -> Iterator[Entry]:
+    for own_path, own_key, layout in table:
+        yield _entry(f"{key}.{own_key}", f"{path}/{own_path}", index, layout)
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def leaf(params: Mapping[str, Any], entry: Entry) -> Any:
+    """The entry's array in the parameter tree, still stacked where layers are.
+
+    Raises:
+      KeyError: the tree has no such path.
+    """
+    found: Any = params
+    for name in entry.path:
+        found = found[name]
+    return found
+
+
+def torch_shape(params: Mapping[str, Any], entry: Entry, architecture: Architecture) -> tuple[int, ...]:
+    """The tensor's shape in PyTorch, from a tree of arrays or of `ShapeDtypeStruct`s."""
+    shape = tuple(leaf(params, entry).shape[0 if entry.index is None else 1 :])
+    if entry.layout == "transposed":
+        return shape[::-1]
+    if entry.layout == "taps":
+        return (shape[1], 1, shape[0])
+    if entry.layout == "patches":
+        size = architecture.vision.patch_size
+        return (shape[1], 3, size, size)
+    return shape
+
+
+def to_torch(params: Mapping[str, Any], entry: Entry, architecture: Architecture) -> np.ndarray:
+    """The tensor as PyTorch wants it: a contiguous float32 array."""
+    array = leaf(params, entry)
+    array = np.asarray(array if entry.index is None else array[entry.index]).astype(np.float32)
+    if entry.layout == "transposed":
+        array = array.T
+    elif entry.layout == "taps":
+        array = array.T[:, None]
+    elif entry.layout == "patches":
+        size = architecture.vision.patch_size
+        array = array.reshape(size, size, 3, -1).transpose(3, 2, 0, 1)
+    return np.asarray(array, order="C")
+
+
+def from_torch(array: np.ndarray, entry: Entry) -> np.ndarray:
+    """One layer's array as the parameter tree holds it; the inverse of `to_torch` (without stacking)."""
+    if entry.layout == "transposed":
+        array = array.T
+    elif entry.layout == "taps":
+        array = array[:, 0].T
+    elif entry.layout == "patches":
+        array = array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return np.asarray(array, order="C")
+
+
+def params_from_torch(read: Callable[[str], np.ndarray], architecture: Architecture) -> dict[str, Any]:
+    """The parameter tree from a function that gives a tensor by its key (as `Entry.key`), asked for once each."""
+    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    single: dict[tuple[str, ...], np.ndarray] = {}
+    for entry in entries(architecture):
+        array = from_torch(read(entry.key), entry)
+        if entry.index is None:
+            single[entry.path] = array
+        else:
+            stacks.setdefault(entry.path, []).append(array)
+    params: dict[str, Any] = {}
+    for path, array in {**single, **{path: np.stack(layers) for path, layers in stacks.items()}}.items():
+        node = params
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = array
+    return params
+
+
+# --- spellings --------------------------------------------------------------------------------------------------------
+
+
+def hub_key(key: str) -> str:
+    """The name on the hub of a key that LLaVA-OneVision has too."""
+    key = key.removeprefix("model.")
+    if key.startswith("lm_head."):
+        return f"language_model.{key}"
+    return re.sub(r"^language_model\.", "language_model.model.", key)
+
+
+def canonical_key(key: str) -> str:
+    """The `Entry.key` of a tensor that some version of transformers wrote: hub layout, or in memory, old or new."""
+    if key.startswith("language_model.lm_head."):
+        return key.removeprefix("language_model.")
+    if key.startswith("lm_head."):
+        return key
+    key = re.sub(r"^language_model\.model\.", "language_model.", key.removeprefix("model."))
+    key = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", key)
+    return f"model.{key}"

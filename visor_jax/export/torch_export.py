@@ -1,0 +1,226 @@
+"""Writes a model as a Hugging Face folder, proves that the PyTorch model in it agrees, and only then puts it in place.
+
+In: a loaded model (`visor_jax.api.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded above
+`max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A VISOR
+plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)`; a dense plan is a stock
+`LlavaOnevisionForConditionalGeneration`, without code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.errors import RequestError, RunError
+from visor_jax.export import folder_files, key_map
+from visor_jax.export.parity import ExportedModel, Parity, compare
+
+DTYPES = ("float32", "bfloat16")
+MODULE_FILES = (
+    "cache_visor.py",
+    "configuration_visor.py",
+    "decoder_visor.py",
+    "modeling_visor.py",
+    "processing_visor.py",
+    "vision_visor.py",
+)
+Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> its shape, and how to get it
+
+
+def export(
+    model: ExportedModel,
+    out: str | os.PathLike[str],
+    *,
+    stage: str,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write `model` to the folder `out`, which appears whole and proven, or not at all.
+
+    Args:
+      model: what to export; its parameters, architecture, tokenizer, viable budgets, system text.
+      out: a folder that does not exist yet or is empty.
+      stage: which training stage the weights come from, for the model card and the proof.
+      dtype: of the stored weights, "float32" or "bfloat16".
+      max_shard_bytes: a safetensors file holds at most this much, or a single tensor.
+      force: replace what stands in `out`.
+
+    Returns:
+      {"out", "max_logit_difference", "greedy_tokens_equal"}.
+
+    Raises:
+      RequestError: `out` is in the way, `dtype` is unknown, or torch and transformers are not installed.
+      RunError: the exported model does not agree with this one, or the disk does not take it.
+    """
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype: {dtype!r}; expected {' or '.join(DTYPES)}")
+    out = Path(os.path.abspath(out))
+    _check_destination(out, force)
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise RequestError(f"export: needs {error.name}; install it with: pip install 'visor_jax[torch]'") from error
+    if dtype == "bfloat16":
+        model = rounded(model)
+    with _beside(out) as folder:
+        write_folder(folder, model, stage=stage, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        proof = compare(model, folder)
+        folder_files.write_json(folder / "parity.json", {"stage": stage, "dtype": dtype, **proof.as_json()})
+        if not proof.holds:
+            raise RunError(f"export: {out} was not written: {proof.why_not()}")
+        folder_files.write_card(folder / "README.md", model, proof, stage=stage, dtype=dtype)
+    return summary(out, proof)
+
+
+def rounded(model: ExportedModel) -> ExportedModel:
+    """The model with its weights rounded to bfloat16 (and kept in float32): what such an export is compared with."""
+    import jax
+    import jax.numpy as jnp
+
+    other = copy.copy(model)
+    other.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), model.params)
+    return other
+
+
+def summary(out: Path, proof: Parity) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "max_logit_difference": proof.max_logit_difference,
+        "greedy_tokens_equal": proof.greedy_tokens_equal,
+    }
+
+
+def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, max_shard_bytes: int) -> None:
+    """Everything that loading needs, unproven."""
+    arch = model.arch
+    files = folder_files.describe(model, stage=stage, dtype=dtype)
+    for name, value in files.json_files.items():
+        folder_files.write_json(folder / name, value)
+    for name, text in files.text_files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    tensors = visor_tensors(model.params, arch) if arch.plan == "visor" else stock_tensors(model.params, arch)
+    write_safetensors(folder, tensors, dtype, max_shard_bytes)
+    if arch.plan == "visor":
+        source = Path(__file__).parent / "torch_model"
+        for name in MODULE_FILES:
+            shutil.copyfile(source / name, folder / name)
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def visor_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
+    """Every tensor of our own PyTorch module."""
+
+    def lazily(entry: key_map.Entry) -> Callable[[], np.ndarray]:
+        return lambda: key_map.to_torch(params, entry, arch)
+
+    return {entry.key: (key_map.torch_shape(params, entry, arch), lazily(entry)) for entry in key_map.entries(arch)}
+
+
+def stock_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
+    """Every tensor of transformers' LLaVA-OneVision, under the hub's names.
+
+    Its tower has a last norm, whose output is never read, and attention in every layer: a patch-local one's adds 0.
+    """
+    tensors = {key_map.hub_key(key): tensor for key, tensor in visor_tensors(params, arch).items()}
+    size, tower = arch.vision.hidden_size, "vision_tower.vision_model"
+    norms = [f"{tower}.post_layernorm"]
+    for layer in range(arch.vision.num_layers if arch.vision.patch_local else 0):
+        norms.append(f"{tower}.encoder.layers.{layer}.layer_norm1")
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            prefix = f"{tower}.encoder.layers.{layer}.self_attn.{name}"
+            tensors[f"{prefix}.weight"] = _constant((size, size), 0)
+            tensors[f"{prefix}.bias"] = _constant((size,), 0)
+    for norm in norms:
+        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = _constant((size,), 1), _constant((size,), 0)
+    return tensors
+
+
+def _constant(shape: tuple[int, ...], value: float) -> tuple[tuple[int, ...], Callable[[], np.ndarray]]:
+    return shape, lambda: np.full(shape, value, np.float32)
+
+
+def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_bytes: int) -> None:
+    """The weights, file by file, so that one file's worth of them is in memory at a time.
+
+    Raises:
+      RunError: a weight is not finite in `dtype`.
+    """
+    import torch
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    plan = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: int(np.prod(tensor[0])) * kind.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for name, keys in plan.filename_to_tensors.items():
+        shard = {key: torch.from_numpy(tensors[key][1]()).to(kind).contiguous() for key in keys}
+        for key, tensor in shard.items():
+            if not torch.isfinite(tensor).all():
+                raise RunError(f"export: {key} holds values that are not finite in {dtype}")
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        folder_files.write_json(folder / "model.safetensors.index.json", index)
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def _check_destination(out: Path, force: bool) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RequestError(f"--out={out}: is not a folder; expected a folder that is new or empty")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise RequestError(f"--out={out}: is not empty; expected a folder that is new or empty (--force replaces it)")
+    if out.is_dir() and force and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise RequestError(f"--out={out}: holds something else than a model; --force replaces exports only")
+    parent = next(folder for folder in out.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RequestError(f"--out={out}: cannot be written; {parent} is not a folder that we may write to")
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it when the block ends well, and vanishes otherwise."""
+    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        yield folder
+        _flush(folder)
+        if out.is_dir():
+            old = out.parent / f".{out.name}.{os.getpid()}.old"
+            os.replace(out, old)
+            os.replace(folder, out)
+            shutil.rmtree(old)
+        else:
+            os.replace(folder, out)
+    except OSError as error:
+        raise RunError(f"export: {error.filename or out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bytes on the disk before the name is."""
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

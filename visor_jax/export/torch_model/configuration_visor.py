@@ -1,0 +1,193 @@
+"""Configuration of a VISOR model in PyTorch: what `config.json` of an exported folder holds.
+
+In: keyword arguments, or a folder through `from_pretrained`. Out: the shapes of the model, which budgets are viable and
+how budgets are named. This file travels inside every export; it needs torch and transformers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from transformers import PretrainedConfig, Qwen2Config, SiglipVisionConfig
+
+Bits = tuple[bool, ...]
+
+
+class VisorConfig(PretrainedConfig):
+    """LLaVA-OneVision's configuration and what VISOR adds to it.
+
+    Args:
+        text_config: of the Qwen2 decoder, as a dict or a `Qwen2Config`.
+        vision_config: of the SigLIP tower; its `num_hidden_layers` are all run and no last norm follows.
+        patch_local: the tower's layers have no attention, so no patch sees another.
+        image_token_index: id of the placeholder token that stands once for each visual token.
+        image_grid_pinpoints: grids (height, width) in pixels that a single picture may be cut into; empty: every
+            picture is one tile.
+        vision_aspect_ratio: "anyres_max_N": a stitched picture of more than N tiles' worth of tokens is shrunk to it.
+        plan: "visor" (super-blocks of a text-only, a cross-attention and an optional self-attention layer), or "dense"
+            (every layer is a self-attention layer over all tokens, as in LLaVA-OneVision).
+        bidirectional_vision: in self-attention layers, the tokens of a picture see each other both ways.
+        cross_num_key_value_heads: key/value heads of the cross-attention layers.
+        cross_kernel_size: taps of the conditional position's depthwise convolution.
+        policy_hidden_size, policy_max_budgets: hidden size and number of outputs of the policy's MLP.
+        viable_budgets: names ("0b101", leftmost bit first slot) of the budgets that the policy chooses from, in the
+            order of its outputs.
+        has_policy: the policy was trained: "auto" is possible, and is meant where the caller names no budget.
+        system_prompt: text of the system turn that the model was trained with; None: no such turn.
+    """
+
+    model_type = "visor"
+    sub_configs: ClassVar[Any] = {"text_config": Qwen2Config, "vision_config": SiglipVisionConfig}
+    attribute_map: ClassVar = {"image_token_id": "image_token_index"}
+
+    def __init__(
+        self,
+        text_config: dict | Qwen2Config | None = None,
+        vision_config: dict | SiglipVisionConfig | None = None,
+        patch_local: bool = False,
+        image_token_index: int = 151646,
+        image_grid_pinpoints: Sequence[Sequence[int]] = (),
+        vision_aspect_ratio: str = "anyres_max_9",
+        plan: str = "visor",
+        bidirectional_vision: bool = False,
+        cross_num_key_value_heads: int | None = None,
+        cross_kernel_size: int = 7,
+        policy_hidden_size: int = 256,
+        policy_max_budgets: int = 32,
+        viable_budgets: Sequence[str] = (),
+        has_policy: bool = False,
+        system_prompt: str | None = None,
+        tie_word_embeddings: bool = False,
+        **kwargs,
+    ):
+        if plan not in ("visor", "dense"):
+            raise ValueError(f"plan: {plan!r}; expected 'visor' or 'dense'")
+        text = Qwen2Config(**text_config) if isinstance(text_config, dict) else text_config or Qwen2Config()
+        vision = SiglipVisionConfig(**vision_config) if isinstance(vision_config, dict) else vision_config
+        self.text_config = text
+        self.vision_config = vision or SiglipVisionConfig(vision_use_head=False)
+        self.patch_local = patch_local
+        self.image_token_index = image_token_index
+        self.image_grid_pinpoints = [list(pinpoint) for pinpoint in image_grid_pinpoints]
+        self.vision_aspect_ratio = vision_aspect_ratio
+        self.plan = plan
+        self.bidirectional_vision = bidirectional_vision
+        self.cross_num_key_value_heads = cross_num_key_value_heads or self.num_key_value_heads
+        self.cross_kernel_size = cross_kernel_size
+        self.policy_hidden_size = policy_hidden_size
+        self.policy_max_budgets = policy_max_budgets
+        self.viable_budgets = list(viable_budgets)
+        self.has_policy = has_policy
+        self.system_prompt = system_prompt
+        super().__init__(**kwargs)
+        self.tie_word_embeddings = tie_word_embeddings
+
+    @property
+    def num_slots(self) -> int:
+        """Optional self-attention layers: one for every three layers of a VISOR plan."""
+        return self.text_config.num_hidden_layers // 3 if self.plan == "visor" else 0
+
+    @property
+    def max_tiles(self) -> int:
+        """The N of "anyres_max_N"."""
+        return int(self.vision_aspect_ratio.removeprefix("anyres_max_"))
+
+    @property
+    def viable(self) -> list[Bits]:
+        return [bits_of(name, self.num_slots) for name in self.viable_budgets]
+
+    def resolve_budget(self, budget: str | Sequence[bool]) -> Bits | None:
+        """The slots that a budget switches on; None for "auto", which the policy decides for each sample.
+
+        Args:
+            budget: "auto", "full", "empty", "0b101" (leftmost bit first slot), "3" (the best viable budget with three
+                slots on), or one boolean for each slot.
+
+        Raises:
+            ValueError: not a budget of this model.
+        """
+        if not isinstance(budget, str):
+            bits = tuple(bool(bit) for bit in budget)
+            if len(bits) != self.num_slots:
+                raise ValueError(f"budget: {len(bits)} booleans; this model has {self.num_slots} slots")
+            return bits
+        if budget == "auto":
+            if self.plan == "visor" and not (self.has_policy and self.viable_budgets):
+                raise ValueError("budget: 'auto' needs a trained policy, and this model was exported without one")
+            return None if self.plan == "visor" else ()
+        if budget in ("full", "empty"):
+            return (budget == "full",) * self.num_slots
+        if budget.startswith("0b"):
+            return bits_of(budget, self.num_slots)
+        if budget.isdecimal():
+            found = next((bits for bits in self.viable if sum(bits) == int(budget)), None)
+            if found is None:
+                counts = sorted({sum(bits) for bits in self.viable})
+                raise ValueError(f"budget: no viable budget has {budget} slots on; there are some with {counts}")
+            return found
+        raise ValueError(f"budget: {budget!r}; expected auto, full, empty, a number of slots, or bits such as 0b101")
+
+    @property
+    def tile_size(self) -> int:
+        """Pixels along a side of a tile."""
+        return _one_side(self.vision_config.image_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along a side of a patch."""
+        return _one_side(self.vision_config.patch_size)
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.tile_size // self.patch_size
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.text_config.num_key_value_heads or self.text_config.num_attention_heads
+
+    @property
+    def rotary_base(self) -> float:
+        parameters = dict(self.text_config.rope_parameters or {})
+        if parameters.get("rope_type", "default") != "default":
+            raise ValueError(f"text_config.rope_parameters: {parameters}; expected rope_type 'default'")
+        return float(str(parameters["rope_theta"]))
+
+    @property
+    def head_dim(self) -> int:
+        text = self.text_config
+        return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+    def decoder_flops(self, bits: Bits, num_visual: int, num_text: int) -> float:
+        """FLOPs of reading a prompt under a budget: causal attention at half, logits of the last token only."""
+        text = self.text_config
+        size, heads, kv = (
+            text.hidden_size,
+            text.num_attention_heads * self.head_dim,
+            self.num_key_value_heads * self.head_dim,
+        )
+        layer = 2.0 * size * (2 * heads + 2 * kv + 3 * text.intermediate_size)  # projections, for each token
+        joint = sum(bits) if self.plan == "visor" else text.num_hidden_layers
+        both = num_visual + num_text
+        total = 2.0 * size * text.vocab_size + joint * (both * layer + 2.0 * both**2 * heads)
+        if self.bidirectional_vision:
+            total += joint * 2.0 * num_visual**2 * heads
+        total += (text.num_hidden_layers - joint) * (num_text * layer + 2.0 * num_text**2 * heads)
+        keys = num_visual * (
+            4.0 * size * self.cross_num_key_value_heads * self.head_dim + 2.0 * self.cross_kernel_size * size
+        )
+        return total + self.num_slots * (4.0 * num_text * heads * (size + num_visual) + keys)
+
+
+def _one_side(size: int | Sequence[int]) -> int:
+    if not isinstance(size, int):
+        raise ValueError(f"vision_config: size {size}; expected one number, tiles and patches are squares")
+    return size
+
+
+def bits_of(name: str, num_slots: int) -> Bits:
+    """The slots that a name such as "0b101" switches on (leftmost bit first slot)."""
+    digits = name.removeprefix("0b")
+    if len(digits) != num_slots or set(digits) - {"0", "1"}:
+        raise ValueError(f"budget: {name!r}; expected 0b and one bit for each of this model's {num_slots} slots")
+    return tuple(digit == "1" for digit in digits)

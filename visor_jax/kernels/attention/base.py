@@ -1,0 +1,142 @@
+"""Attention by position and segment: the contract, its validation, and the plain XLA reference.
+
+In: queries `q [B,Tq,H,D]`, keys and values `k, v [B,Tk,K,D]` (H a multiple of K: grouped-query attention) and an
+`AttentionMask`. Out: `[B,Tq,H,D]` in `q.dtype`. Every implementation in this folder keeps the promises that
+`attention` below states, and the tests run one list of cases against all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Stands for minus infinity: finite, so that a row in which everything is masked makes no NaN.
+MASKED_LOGIT = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionMask:
+    """Which key a query may see, without an array of queries by keys.
+
+    Query i of a sample may see its key j iff `q_segments[i] == kv_segments[j] != 0`, the sample is active and, when
+    `causal`, `kv_positions[j] <= q_positions[i]`. Positions need not be sorted; segment 0 is padding.
+
+    Attributes:
+      q_positions, kv_positions: int [B,Tq], [B,Tk]. Read only when causal.
+      q_segments, kv_segments: int [B,Tq], [B,Tk].
+      active: bool [B], or None when every sample is active.
+      causal: static; whether positions restrict what is seen.
+    """
+
+    q_positions: Int[Array, "B Tq"]
+    kv_positions: Int[Array, "B Tk"]
+    q_segments: Int[Array, "B Tq"]
+    kv_segments: Int[Array, "B Tk"]
+    active: Bool[Array, " B"] | None = None
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def as_array(self) -> Bool[Array, "B Tq Tk"]:
+        """The definition: True where a query may see a key."""
+        allowed = (self.q_segments[:, :, None] == self.kv_segments[:, None, :]) & (self.kv_segments != 0)[:, None, :]
+        if self.causal:
+            allowed &= self.kv_positions[:, None, :] <= self.q_positions[:, :, None]
+        if self.active is not None:
+            allowed &= self.active[:, None, None]
+        return allowed
+
+
+def attention(
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    *,
+    mask: AttentionMask,
+) -> Float[Array, "B Tq H D"]:
+    """Softmax attention with logits scaled by 1/sqrt(D): the reference, which keeps a [B,H,Tq,Tk] array.
+
+    Products and softmax are accumulated in float32. A query that may see nothing gets exactly 0 and gives exactly zero
+    gradients. Rows that take no part (a query that sees nothing, a key that no query of its sample sees) may hold
+    anything, NaN included: they reach no output and no gradient.
+
+    Raises:
+      ValueError: an argument of the wrong shape or dtype; the message names it.
+    """
+    validate(q, k, v, mask)
+    allowed = mask.as_array()
+    sees, seen = jnp.any(allowed, axis=2), jnp.any(allowed, axis=1)
+    # 0 * NaN is NaN: what takes no part is replaced before it is multiplied, not after.
+    rows = fold(jnp.where(sees[:, :, None, None], q, 0), k.shape[2]) * q.shape[3] ** -0.5  # [B,K,G*Tq,D]
+    k, v = (heads_first(jnp.where(seen[:, :, None, None], x, 0)) for x in (k, v))  # [B,K,Tk,D]
+
+    logits = mask_logits(jnp.einsum("BKRD,BKSD->BKRS", rows, k), allowed)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=MASKED_LOGIT)))
+    # Dividing after the product touches [Tq,D] numbers where dividing the weights would touch [Tq,Tk].
+    out = jnp.einsum("BKRS,BKSD->BKRD", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
+    return jnp.where(sees[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype)
+
+
+def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K G*T D"]:
+    """Float32, with the G query heads of each KV head laid out as rows, so that one matrix product serves them all."""
+    batch, length, num_heads, head_dim = x.shape
+    group = num_heads // num_kv_heads
+    grouped = x.astype(jnp.float32).reshape(batch, length, num_kv_heads, group, head_dim)
+    return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
+
+
+def unfold(x: Float[Array, "B K G*T D"], shape: tuple[int, ...]) -> Float[Array, "B T H D"]:
+    """The inverse of `fold`; `shape` is (B, T, H, D)."""
+    batch, length, num_heads, head_dim = shape
+    grouped = x.reshape(batch, x.shape[1], num_heads // x.shape[1], length, head_dim)
+    return grouped.transpose(0, 3, 1, 2, 4).reshape(shape)
+
+
+def heads_first(x: Float[Array, "B S K D"]) -> Float[Array, "B K S D"]:
+    """Float32 keys or values as matrices, one per KV head."""
+    return x.astype(jnp.float32).swapaxes(1, 2)
+
+
+def mask_logits(logits: Float[Array, "B K G*T S"], allowed: Bool[Array, "B T S"]) -> Float[Array, "B K G*T S"]:
+    """`MASKED_LOGIT` wherever the query may not see the key, in every head."""
+    batch, kv_heads, num_rows, keys = logits.shape
+    length = allowed.shape[1]
+    grouped = logits.reshape(batch, kv_heads, num_rows // max(length, 1), length, keys)
+    return jnp.where(allowed[:, None, None], grouped, MASKED_LOGIT).reshape(logits.shape)
+
+
+def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
+    """The one place where the arguments of every implementation are checked; raises ValueError."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.ndim != 4:
+            raise ValueError(f"{name} must have four axes [batch, length, heads, head_dim], got shape {x.shape}")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+        if x.dtype != q.dtype:
+            raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
+    batch, q_length, num_heads, head_dim = q.shape
+    if k.shape[0] != batch or k.shape[3] != head_dim:
+        raise ValueError(f"k must share batch and head_dim with q {q.shape}, got {k.shape}")
+    if v.shape != k.shape:
+        raise ValueError(f"v must have the shape of k, {k.shape}, got {v.shape}")
+    if k.shape[2] == 0 or num_heads % k.shape[2]:
+        raise ValueError(f"q has {num_heads} heads, which is no multiple of the {k.shape[2]} heads of k")
+
+    for name, length in (("q_positions", q_length), ("q_segments", q_length)):
+        _validate_integers(name, getattr(mask, name), (batch, length))
+    for name, length in (("kv_positions", k.shape[1]), ("kv_segments", k.shape[1])):
+        _validate_integers(name, getattr(mask, name), (batch, length))
+    if mask.active is not None:
+        if mask.active.dtype != jnp.bool_:
+            raise ValueError(f"mask.active must be boolean, got {mask.active.dtype}")
+        if mask.active.shape != (batch,):
+            raise ValueError(f"mask.active must have shape {(batch,)}, got {mask.active.shape}")
+
+
+def _validate_integers(name: str, x: Array, shape: tuple[int, int]) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"mask.{name} must be integers, got {x.dtype}")
+    if x.shape != shape:
+        raise ValueError(f"mask.{name} must have shape {shape}, got {x.shape}")

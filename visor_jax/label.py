@@ -1,0 +1,112 @@
+"""Label: the cheapest viable budget that is good enough, for every question of a training subset (METHOD.md section 5.5).
+
+In: the universal model and `search/viable.json`. Out: `labels/labels.npz` and `labels/labels.json`. A budget is good
+enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's; likelihood,
+not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are asked about
+every picture, and of budgets that cost the same the better stands first in the viable list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from visor_jax.budget import budget_name
+from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.splits import batched, make_source, split_turns
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.scoring import Bits, score
+from visor_jax.search import bit_string, parse_bits, read_viable
+from visor_jax.workdir import Workdir, write_bytes, write_json
+
+FIRST_INDEX = 2**30  # of the training stream's pictures that labels are made on: far from those trained on
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Pseudo-labels: `label[i]` indexes `budgets` (the viable ones, cheapest first) for question `ids[i]`.
+
+    `picture_index[i]` and `turn[i]` find the question again in the source; `log_likelihood` is [N, budgets].
+    """
+
+    budgets: list[Bits]
+    label: np.ndarray
+    log_likelihood: np.ndarray
+    picture_index: np.ndarray
+    turn: np.ndarray
+
+    @classmethod
+    def read(cls, workdir: Workdir) -> Labels:
+        path = workdir.path / "labels" / "labels.npz"
+        if not path.exists():
+            raise RequestError(f"{path}: not found; run the label stage first (visor label --workdir={workdir.path})")
+        with np.load(path, allow_pickle=False) as saved:
+            budgets = [parse_bits(str(name)) for name in saved["budgets"]]
+            return cls(budgets, *(saved[n] for n in ("label", "log_likelihood", "picture_index", "turn")))
+
+    def samples(self, config: Any) -> list[Sample]:
+        """The labelled questions, drawn anew from their source."""
+        source = make_source(config, "train")
+        pictures = {int(index): split_turns(source[int(index)]) for index in sorted(set(self.picture_index.tolist()))}
+        return [pictures[int(p)][int(t)] for p, t in zip(self.picture_index, self.turn, strict=True)]
+
+
+def questions(config: Any) -> list[tuple[int, int, Sample]]:
+    """(picture index, turn, single question) of the training subset, about `label.samples` of them."""
+    source = make_source(config, "train")
+    first = FIRST_INDEX if config.data.source == "glyphs" else 0
+    found: list[tuple[int, int, Sample]] = []
+    for index in range(first, min(first + config.label.samples, len(source))):
+        try:
+            found += [(index, turn, single) for turn, single in enumerate(split_turns(source[index]))]
+        except SkipSample:
+            continue
+        if len(found) >= config.label.samples:
+            break
+    return found[: config.label.samples]
+
+
+def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
+    """For [N, budgets] in cheapest-first order: the first that reaches 1 - tolerance of the full budget's likelihood."""
+    enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
+    enough[:, full] = True
+    return enough.argmax(axis=1)
+
+
+def label_stage(config: Any, workdir: Workdir) -> Labels:
+    """Score every viable budget on the training subset, and write down each question's label."""
+    from visor_jax.api import load_stage
+
+    model, viable = load_stage(workdir, "universal"), read_viable(workdir)
+    asked = questions(config)
+    batches = batched(config, [sample for _, _, sample in asked], config.evaluate.batch_size)
+    scores = score(model.params, batches, viable, model.arch)
+    place = {sample.id: (picture, turn) for picture, turn, sample in asked}
+    log_likelihood = scores.log_likelihood.T
+    label = cheapest_good_enough(log_likelihood, viable.index((True,) * model.arch.num_slots), config.label.tolerance)
+    labels = Labels(
+        viable,
+        label,
+        log_likelihood,
+        np.array([place[i][0] for i in scores.ids]),
+        np.array([place[i][1] for i in scores.ids]),
+    )
+    write(workdir, labels, scores.tasks, config.label.tolerance)
+    return labels
+
+
+def write(workdir: Workdir, labels: Labels, tasks: list[str], tolerance: float) -> None:
+    import io
+
+    packed = io.BytesIO()
+    arrays = {n: getattr(labels, n) for n in ("label", "log_likelihood", "picture_index", "turn")}
+    np.savez(packed, budgets=np.array([bit_string(bits) for bits in labels.budgets]), **arrays)
+    names = [budget_name(labels.budgets[i]) for i in labels.label]
+    by_task = {task: Counter(n for n, t in zip(names, tasks, strict=True) if t == task) for task in sorted(set(tasks))}
+    summary = {"counts": Counter(names), "by_task": by_task, "samples": len(names), "tolerance": tolerance}
+    write_bytes(workdir.path / "labels" / "labels.npz", packed.getvalue())
+    write_json(workdir.path / "labels" / "labels.json", json.loads(json.dumps(summary)))

@@ -1,0 +1,162 @@
+"""Generation with one cache per kind of layer: prefill, then one token at a time (METHOD.md section 3, "Decoding").
+
+Text keys and values are kept for every layer. Visual ones are kept only where they are read again: in cross-attention
+layers, and in self-attention layers that the budget has on. A new token never touches V itself. The budget is known
+while tracing, so that a cache has exactly the arrays its budget needs; prefill runs in two programs, because the policy
+reads the routing token between them: `prefill_prefix` up to the first optional layer, `prefill_rest` after it.
+
+One sample a row (segment 1), prompts left-aligned and padded at the end; B rows, C text slots of capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from visor_jax.architecture import Architecture
+from visor_jax.kernels import AttentionMask, attention
+from visor_jax.model.decoder import KINDS, KeysValues, Stream, at, cross_attention, run_layers
+from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
+from visor_jax.model.policy import policy_logits
+from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
+
+PREFIX_LAYERS = range(2)  # what comes before the first optional self-attention layer
+
+
+class Cache(NamedTuple):
+    """Keys and values of what may be read again; the first axis of each counts layers of its kind.
+
+    `text` [L, B, C, K, E], `cross` [blocks, B, Nv, Kc, E], `visual` [self-attention layers on, B, Nv, K, E]: pairs of
+    keys and values. `lengths` [B] counts the text tokens held, `positions` [B] is the next token's position id.
+    """
+
+    text: KeysValues
+    cross: KeysValues
+    visual: KeysValues
+    visual_segments: Int[Array, "B Nv"]
+    lengths: Int[Array, " B"]
+    positions: Int[Array, " B"]
+
+
+class Prefix(NamedTuple):
+    """The state at the entry of the first optional layer: V, T, and what the first layers recorded, by kind."""
+
+    visual: Float[Array, "B Nv D"]
+    text: Float[Array, "B Nt D"]
+    recorded: dict[str, list[KeysValues]]
+
+
+def recorder() -> tuple[dict[str, list[KeysValues]], object]:
+    recorded: dict[str, list[KeysValues]] = {kind: [] for kind in KINDS}
+    return recorded, lambda kind, keys_values: recorded[kind].append(keys_values)
+
+
+def prefill_prefix(
+    params: Params, visual: Array, batch: Batch, num_viable: int, arch: Architecture, *, routed: bool
+) -> tuple[Prefix, Float[Array, "B M"] | None]:
+    """The first layers, which every budget shares; with `routed`, also the policy's scores.
+
+    `batch` is one of prompts: it has `routing_position` [B].
+    """
+    stream, text = stream_of(batch), embed(params, batch["text_tokens"])
+    count = text.shape[1]
+    if routed:
+        text, stream = with_routing_token(params, text, stream, batch["routing_position"])
+    recorded, record = recorder()
+    visual, text = run_layers(
+        params, visual, text, stream, [False] * arch.num_slots, arch, layers=PREFIX_LAYERS[: arch.text.num_layers], record=record
+    )
+    recorded["text"] = [(keys[:, :count], values[:, :count]) for keys, values in recorded["text"]]
+    scores = None
+    if routed:
+        scores = policy_logits(params["routing"], text[:, -1], num_viable, arch.text.rms_norm_eps)
+    return Prefix(visual, text[:, :count], recorded), scores
+
+
+def prefill_rest(
+    params: Params, prefix: Prefix, batch: Batch, bits: Sequence[bool], capacity: int, arch: Architecture
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The remaining layers: logits of each row's first new token, and the cache with room for `capacity` text tokens."""
+    recorded, record = recorder()
+    for kind in KINDS:
+        recorded[kind].extend(prefix.recorded[kind])
+    stream = stream_of(batch)
+    layers = range(len(PREFIX_LAYERS), arch.text.num_layers)
+    _, text = run_layers(params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record)
+    lengths = jnp.sum(batch["text_segments"] > 0, axis=1)
+    last = jnp.take_along_axis(text, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    room = ((0, 0), (0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
+    keys, values = stack(recorded["text"], stream, arch)
+    cache = Cache(
+        (jnp.pad(keys, room), jnp.pad(values, room)),
+        stack(recorded["cross"], stream, arch),
+        stack(recorded["self"], stream, arch),
+        stream.visual_segments,
+        lengths,
+        batch["routing_position"],
+    )
+    return last_logits(params, last, arch), cache
+
+
+def stack(layers: list[KeysValues], stream: Stream, arch: Architecture) -> KeysValues:
+    """Keys and values of several layers as one pair with a leading axis, which may be empty."""
+    if not layers:
+        shape = (0, *stream.visual_positions.shape, arch.text.num_kv_heads, arch.text.head_dim)
+        return jnp.zeros(shape), jnp.zeros(shape)
+    return jnp.stack([keys for keys, _ in layers]), jnp.stack([values for _, values in layers])
+
+
+def last_logits(params: Params, hidden: Float[Array, "B D"], arch: Architecture) -> Float[Array, "B V"]:
+    hidden = rms_norm(params["norm"], hidden, arch.text.rms_norm_eps)
+    return (hidden @ head(params)).astype(jnp.float32)
+
+
+def decode_step(
+    params: Params, token: Int[Array, " B"], cache: Cache, bits: Sequence[bool], arch: Architecture
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Append one token to every row: the logits of the next, and the cache that now holds it."""
+    x = embed(params, token[:, None])
+    rope = rotary(cache.positions[:, None], arch.text)
+    keys, values = cache.text
+    rows, capacity = jnp.arange(token.shape[0]), keys.shape[2]
+    held = jnp.arange(capacity)[None, :] <= cache.lengths[:, None]
+    read_cross = read_visual = 0
+    for index in range(arch.text.num_layers):
+        block, kind = divmod(index, 3)
+        tail = index - 3 * arch.num_blocks
+        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[kind]], block)
+        if arch.plan == "visor" and tail < 0 and KINDS[kind] == "cross":
+            seen = (cache.cross[0][read_cross], cache.cross[1][read_cross])
+            cross = at(params["blocks"]["cross_attention"], block)
+            segments = jnp.ones_like(cache.positions)[:, None]
+            x = cross_attention(cross, x, seen, segments, cache.visual_segments, arch.text)
+            read_cross += 1
+        query, key, value = project_qkv(layer, x, rope, arch.text)
+        keys = keys.at[index, rows, cache.lengths].set(key[:, 0])
+        values = values.at[index, rows, cache.lengths].set(value[:, 0])
+        layer_keys, layer_values, seen_segments = keys[index], values[index], held
+        if arch.plan == "dense" or (tail < 0 and KINDS[kind] == "self" and bits[block]):
+            layer_keys = jnp.concatenate([cache.visual[0][read_visual], layer_keys], axis=1)
+            layer_values = jnp.concatenate([cache.visual[1][read_visual], layer_values], axis=1)
+            seen_segments = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
+            read_visual += 1
+        attended = attention(query, layer_keys, layer_values, mask=one_query_mask(seen_segments))
+        x = finish_layer(layer, x, attended, arch.text)
+    cache = cache._replace(text=(keys, values), lengths=cache.lengths + 1, positions=cache.positions + 1)
+    return last_logits(params, x[:, 0], arch), cache
+
+
+def one_query_mask(visible: Bool[Array, "B T"]) -> AttentionMask:
+    """One query a row that sees exactly the visible keys."""
+    segments = visible.astype(jnp.int32)
+    zeros = jnp.zeros_like(segments)
+    return AttentionMask(zeros[:, :1], zeros, jnp.ones_like(segments[:, :1]), segments, None, False)
+
+
+def cache_size(cache: Cache) -> int:
+    """Bytes of all keys and values held."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.text, cache.cross, cache.visual)))

@@ -1,0 +1,41 @@
+"""From patch features to visual tokens: the MLP connector, and the gather that stitches AnyRes tiles.
+
+Which patch (or mixture of four patches, where the stitched map was shrunk, or newline) stands in which visual slot is
+decided once, by `visor_jax.data.anyres`; here it is only carried out.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from visor_jax.model.layers import Linear, Params, linear
+
+
+class Connector(nnx.Module):
+    """`linear_1`, exact GELU, `linear_2` (`transformers.LlavaOnevisionMultiModalProjector`)."""
+
+    def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Linear(size_in, size_out, bias=True, rngs=rngs)
+        self.linear_2 = Linear(size_out, size_out, bias=True, rngs=rngs)
+
+
+def connector(params: Params, features: Float[Array, "B n P Dv"]) -> Float[Array, "B n P D"]:
+    return linear(params["linear_2"], jax.nn.gelu(linear(params["linear_1"], features), approximate=False))
+
+
+def stitch(
+    features: Float[Array, "B n P D"],
+    newline: Float[Array, " D"],
+    gather: Int[Array, "B Nv K"],
+    weights: Float[Array, "B Nv K"],
+) -> Float[Array, "B Nv D"]:
+    """Visual slot i is the sum over k of weights[i, k] * source[gather[i, k]]; the source is all patches, then newline."""
+    batch, _, _, size = features.shape
+    source = features.reshape(batch, -1, size)
+    source = jnp.concatenate([source, jnp.broadcast_to(newline, (batch, 1, size)).astype(source.dtype)], axis=1)
+    taken = jnp.take_along_axis(source[:, :, None], gather.reshape(batch, -1, 1, 1), axis=1)  # [B, Nv * K, 1, D]
+    taken = taken.reshape(*gather.shape, size)
+    return jnp.einsum("BVKD,BVK->BVD", taken, weights.astype(taken.dtype))

@@ -1,0 +1,319 @@
+"""The decoder: super-blocks of a text-only, a cross-attention and an optional self-attention layer (METHOD.md section 3).
+
+Visual tokens V [B, Nv, D] and text tokens T [B, Nt, D] travel as two arrays; where they stand in the dense sequence is
+told by their position ids, so nothing is ever interleaved. Two ways of running the same layers:
+
+* `decode`: one `lax.scan` over the stacked super-blocks; the budget is a run-time array of booleans, one for the whole
+  batch ([slots]) or one per sample ([B, slots]). One compiled program serves every budget, and a slot that is off does
+  no visual work (`lax.cond`).
+* `run_layers`: the layers one after the other with a budget known while tracing; what is off is not in the program.
+  `specialize(budget)` is `decode` built this way, and the caches of generation (`visor_jax.model.cache`) rest on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from visor_jax.architecture import Architecture, TextArchitecture
+from visor_jax.kernels import AttentionMask, attention
+from visor_jax.model.layers import (
+    QKV,
+    Linear,
+    Params,
+    Qwen2Layer,
+    RMSNorm,
+    linear,
+    merge_heads,
+    qwen2_layer,
+    rms_norm,
+    rotary,
+    split_heads,
+)
+from visor_jax.model.vision import stacked
+
+KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
+
+
+class Stream(NamedTuple):
+    """Where the tokens stand: position ids in the dense sequence and segment ids (0 is padding).
+
+    `text_key_segments` are the segments under which text tokens are *seen*; a routing token has 0 there.
+    """
+
+    visual_positions: Int[Array, "B Nv"]
+    visual_segments: Int[Array, "B Nv"]
+    text_positions: Int[Array, "B Nt"]
+    text_segments: Int[Array, "B Nt"]
+    text_key_segments: Int[Array, "B Nt"]
+
+
+Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
+KeysValues = tuple[Array, Array]
+
+
+# --- declarations -----------------------------------------------------------------------------------------------------
+
+
+class CrossAttention(nnx.Module):
+    """The new layer through which text reads visual tokens: norms, projections, gate, conditional position."""
+
+    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
+        text, cross = arch.text, arch.cross
+        heads, kv = text.num_heads * text.head_dim, cross.num_kv_heads * text.head_dim
+        self.text_norm = RMSNorm(text.hidden_size)
+        self.visual_norm = RMSNorm(text.hidden_size)
+        self.q_proj = Linear(text.hidden_size, heads, bias=True, rngs=rngs)
+        self.k_proj = Linear(text.hidden_size, kv, bias=True, rngs=rngs)
+        self.v_proj = Linear(text.hidden_size, kv, bias=True, rngs=rngs)
+        self.o_proj = Linear(heads, text.hidden_size, gain=text.residual_init, rngs=rngs)
+        self.gate = nnx.Param(jnp.asarray(0.0 if cross.init == "zero" else cross.gate_init, jnp.float32))
+        self.conditional_position = ConditionalPosition(cross.kernel_size, text.hidden_size)
+
+
+class ConditionalPosition(nnx.Module):
+    """Depthwise kernel [taps, D] over the visual sequence; starts at zero, so that nothing is added at first."""
+
+    def __init__(self, taps: int, size: int):
+        self.kernel = nnx.Param(jnp.zeros((taps, size)))
+
+
+class Blocks(nnx.Module):
+    """All super-blocks, every parameter stacked over them."""
+
+    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
+        for kind in KINDS:
+            setattr(self, kind, stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs))
+        if arch.plan == "visor":
+            self.cross_attention = stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs)
+
+
+# --- the three kinds of layer -----------------------------------------------------------------------------------------
+
+
+def text_layer(params: Params, text: Array, stream: Stream, arch: TextArchitecture) -> tuple[Array, KeysValues]:
+    """T = TL(T): the pretrained layer over the text alone."""
+    rope = rotary(stream.text_positions, arch)
+    return qwen2_layer(params, text, rope, text_mask(stream), arch)
+
+
+def text_mask(stream: Stream) -> AttentionMask:
+    positions = stream.text_positions
+    return AttentionMask(positions, positions, stream.text_segments, stream.text_key_segments, None, True)
+
+
+def joint_layer(
+    params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture, active: Array | None = None
+) -> tuple[Array, Array, KeysValues]:
+    """[V; T] = TL([V; T]); also the layer's keys and values [B, Nv + Nt, K, E].
+
+    `active` [B] marks the samples whose slot is on: for the others V stays and T sees text alone, exactly as in
+    `text_layer`.
+    """
+    count = visual.shape[1]
+    segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
+    positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)
+    query_positions = positions
+    if arch.bidirectional_vision:
+        ends = image_ends(stream.visual_positions, segments)
+        query_positions = jnp.concatenate([ends, stream.text_positions], axis=1)
+    mask = AttentionMask(
+        query_positions,
+        positions,
+        jnp.concatenate([segments, stream.text_segments], axis=1),
+        jnp.concatenate([segments, stream.text_key_segments], axis=1),
+        None,
+        True,
+    )
+    rope = rotary(positions, arch.text)
+    both, keys_values = qwen2_layer(params, jnp.concatenate([visual, text], axis=1), rope, mask, arch.text)
+    changed = both[:, :count]
+    if active is not None:
+        changed = jnp.where(active[:, None, None], changed, visual)
+    return changed, both[:, count:], keys_values
+
+
+def image_ends(positions: Int[Array, "B Nv"], segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:
+    """The last position of the unbroken run of visual tokens that each belongs to: how far it sees when both ways."""
+    breaks = (positions[:, 1:] != positions[:, :-1] + 1) | (segments[:, 1:] != segments[:, :-1])
+    is_end = jnp.pad(breaks, ((0, 0), (0, 1)), constant_values=True)
+    index = jnp.where(is_end, jnp.arange(positions.shape[1]), positions.shape[1])
+    return jnp.take_along_axis(positions, jax.lax.cummin(index, axis=1, reverse=True), axis=1)
+
+
+def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"]) -> Array:
+    """V + depthwise convolution of V over the visual sequence; no tap reaches into another segment or padding."""
+    kernel = params["kernel"]
+    reach = kernel.shape[0] // 2
+    padded = jnp.pad(visual, ((0, 0), (reach, reach), (0, 0)))
+    padded_segments = jnp.pad(segments, ((0, 0), (reach, reach)))
+    length = visual.shape[1]
+    total = visual
+    for tap in range(kernel.shape[0]):
+        same = (padded_segments[:, tap : tap + length] == segments) & (segments > 0)
+        total = total + jnp.where(same[..., None], padded[:, tap : tap + length], 0) * kernel[tap]
+    return total
+
+
+def cross_keys_values(params: Params, visual: Array, segments: Array, arch: TextArchitecture) -> KeysValues:
+    """What text will read of V in one cross-attention layer: keys and values [B, Nv, K, E], without positions."""
+    visual = conditional_position(params["conditional_position"], visual, segments)
+    visual = rms_norm(params["visual_norm"], visual, arch.rms_norm_eps)
+    key, value = (split_heads(linear(params[name], visual), arch.head_dim) for name in QKV[1:])
+    return key, value
+
+
+def cross_attention(
+    params: Params, text: Array, keys_values: KeysValues, text_segments: Array, visual_segments: Array, arch: TextArchitecture
+) -> Float[Array, "B Nt D"]:
+    """T + gate * CrossAttn(T, V): every text token may read every visual token of its segment."""
+    query = split_heads(linear(params["q_proj"], rms_norm(params["text_norm"], text, arch.rms_norm_eps)), arch.head_dim)
+    mask = AttentionMask(
+        jnp.zeros_like(text_segments), jnp.zeros_like(visual_segments), text_segments, visual_segments, None, False
+    )
+    read = linear(params["o_proj"], merge_heads(attention(query, *keys_values, mask=mask)))
+    return text + jnp.tanh(params["gate"]).astype(text.dtype) * read
+
+
+def cross_layer(
+    cross: Params, layer: Params, visual: Array, text: Array, stream: Stream, arch: TextArchitecture
+) -> tuple[Array, KeysValues, KeysValues]:
+    """T = TL(T + CrossAttn(T, V)); also the layer's text keys and values and its visual ones."""
+    seen = cross_keys_values(cross, visual, stream.visual_segments, arch)
+    text = cross_attention(cross, text, seen, stream.text_segments, stream.visual_segments, arch)
+    text, own = text_layer(layer, text, stream, arch)
+    return text, own, seen
+
+
+# --- one program for all budgets --------------------------------------------------------------------------------------
+
+
+def optional_self_attention(
+    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture
+) -> tuple[Array, Array]:
+    """The slot of a super-block at run time: `on` is one boolean, or one per sample [B]."""
+    active = on if on.ndim else None
+
+    def joint(visual, text):
+        visual, text, _ = joint_layer(params, visual, text, stream, arch, active)
+        return visual, text
+
+    def alone(visual, text):
+        return visual, text_layer(params, text, stream, arch.text)[0]
+
+    return jax.lax.cond(jnp.any(on), joint, alone, visual, text)
+
+
+def super_block(
+    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture
+) -> tuple[Array, Array]:
+    """One super-block of the plan; the unit that is scanned."""
+    if arch.plan == "dense":
+        for kind in KINDS:
+            visual, text, _ = joint_layer(params[kind], visual, text, stream, arch)
+        return visual, text
+    text, _ = text_layer(params["text"], text, stream, arch.text)
+    text, _, _ = cross_layer(params["cross_attention"], params["cross"], visual, text, stream, arch.text)
+    return optional_self_attention(params["self"], visual, text, on, stream, arch)
+
+
+def decode(
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    stream: Stream,
+    budget: Budget,
+    arch: Architecture,
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
+    """V and T after the last layer (before the final norm), for a budget given at run time.
+
+    Args:
+      params: the whole model's parameters, or at least `blocks` and `tail`.
+      budget: booleans [slots] or [B, slots]; ignored by a dense plan.
+      remat: recompute each super-block in the backward pass instead of keeping its activations.
+    """
+    on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((arch.num_blocks,), bool)
+
+    def body(state, block):
+        block_params, block_on = block
+        return super_block(block_params, *state, block_on, stream, arch), None
+
+    if arch.num_blocks:  # a dense plan may be shallower than a super-block
+        body = jax.checkpoint(body) if remat else body
+        (visual, text), _ = jax.lax.scan(body, (visual, text), (params["blocks"], jnp.moveaxis(on, -1, 0)))
+    return run_tail(params, visual, text, stream, arch)
+
+
+def run_tail(params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture) -> tuple[Array, Array]:
+    """The one or two layers left over when the depth is not divisible by three."""
+    for i in range(arch.num_tail_layers):
+        layer = at(params["tail"], i)
+        if arch.plan == "dense":
+            visual, text, _ = joint_layer(layer, visual, text, stream, arch)
+        else:
+            text, _ = text_layer(layer, text, stream, arch.text)
+    return visual, text
+
+
+# --- one program for one budget ---------------------------------------------------------------------------------------
+
+Record = Callable[[str, KeysValues], None]
+"""Called with "text", "cross" or "self" and a layer's keys and values, layer by layer, where a cache is being built."""
+
+
+def at(params: Params, index: int) -> Params:
+    """The parameters of one of several stacked layers."""
+    return jax.tree.map(lambda x: x[index], params)
+
+
+def run_layers(
+    params: Params,
+    visual: Array,
+    text: Array,
+    stream: Stream,
+    bits: Sequence[bool],
+    arch: Architecture,
+    *,
+    layers: range | None = None,
+    record: Record = lambda kind, keys_values: None,
+) -> tuple[Array, Array]:
+    """Decoder layers `layers` (default: all) one after the other, with a budget known while tracing.
+
+    Of a self-attention layer's keys and values, `record` gets the text half as "text" and the visual half as "self".
+    """
+    count = visual.shape[1]
+
+    def joint(layer, visual, text):
+        visual, text, (keys, values) = joint_layer(layer, visual, text, stream, arch)
+        record("text", (keys[:, count:], values[:, count:]))
+        record("self", (keys[:, :count], values[:, :count]))
+        return visual, text
+
+    for index in range(arch.text.num_layers) if layers is None else layers:
+        block, kind = divmod(index, 3)
+        tail = index - 3 * arch.num_blocks
+        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[kind]], block)
+        if arch.plan == "dense" or (tail < 0 and KINDS[kind] == "self" and bits[block]):
+            visual, text = joint(layer, visual, text)
+            continue
+        if tail < 0 and KINDS[kind] == "cross":
+            cross = at(params["blocks"]["cross_attention"], block)
+            text, own, seen = cross_layer(cross, layer, visual, text, stream, arch.text)
+            record("cross", seen)
+        else:
+            text, own = text_layer(layer, text, stream, arch.text)
+        record("text", own)
+    return visual, text
+
+
+def specialize(bits: Sequence[bool], arch: Architecture) -> Callable[..., tuple[Array, Array]]:
+    """`decode` for one budget only: (params, visual, text, stream) -> (V, T); what is off is not in the program."""
+    return partial(run_layers, bits=tuple(bool(b) for b in bits), arch=arch)

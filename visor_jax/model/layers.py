@@ -1,0 +1,209 @@
+"""Layers of the tower and the decoder: NNX modules declare the parameters, pure functions do the arithmetic.
+
+A module is only ever built and split (`visor_jax.model.visor.init_params`); every function below takes the nested
+dict of arrays that the split gives (`params["q_proj"]["kernel"]`, ...) and plain arrays, holds no state and may be
+scanned, differentiated or compiled on its own. Shapes: B batch, T tokens, D hidden size, H heads, K key/value heads,
+E head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from visor_jax.architecture import TextArchitecture, VisionArchitecture
+from visor_jax.kernels import AttentionMask, attention
+
+Params = dict[str, Any]
+Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
+
+
+# --- declarations -----------------------------------------------------------------------------------------------------
+
+
+class Linear(nnx.Module):
+    """`kernel` [in, out], normal with standard deviation gain / sqrt(in); `bias` [out] at zero where wanted."""
+
+    def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size_in, size_out)) * (gain / size_in**0.5))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(size_out))
+
+
+class Embedding(nnx.Module):
+    """`embedding` [count, size]."""
+
+    def __init__(self, count: int, size: int, *, rngs: nnx.Rngs, std: float):
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (count, size)) * std)
+
+
+class RMSNorm(nnx.Module):
+    """`scale` [size]."""
+
+    def __init__(self, size: int, scale: float = 1.0):
+        self.scale = nnx.Param(jnp.full(size, scale))
+
+
+class LayerNorm(nnx.Module):
+    """`scale` and `bias` [size]."""
+
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.bias = nnx.Param(jnp.zeros(size))
+
+
+class Qwen2Attention(nnx.Module):
+    """Grouped-query projections with bias on q, k and v (`transformers.Qwen2Attention`)."""
+
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        heads, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+        self.q_proj = Linear(arch.hidden_size, heads, bias=True, rngs=rngs)
+        self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
+        self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
+        self.o_proj = Linear(heads, arch.hidden_size, gain=arch.residual_init, rngs=rngs)
+
+
+class Qwen2MLP(nnx.Module):
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        self.gate_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+        self.up_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+        self.down_proj = Linear(arch.intermediate_size, arch.hidden_size, gain=arch.residual_init, rngs=rngs)
+
+
+class Qwen2Layer(nnx.Module):
+    """One pretrained decoder layer (`transformers.Qwen2DecoderLayer`)."""
+
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(arch.hidden_size)
+        self.self_attn = Qwen2Attention(arch, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(arch.hidden_size)
+        self.mlp = Qwen2MLP(arch, rngs=rngs)
+
+
+class SiglipAttention(nnx.Module):
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.q_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.k_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.v_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.out_proj = Linear(size, size, bias=True, rngs=rngs)
+
+
+class GeluMLP(nnx.Module):
+    """`fc1`, `fc2` with bias, the tanh GELU between them."""
+
+    def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs):
+        self.fc1 = Linear(size, hidden, bias=True, rngs=rngs)
+        self.fc2 = Linear(hidden, size, bias=True, rngs=rngs)
+
+
+class SiglipLayer(nnx.Module):
+    """One encoder layer (`transformers.SiglipEncoderLayer`); a patch-local one has no attention half."""
+
+    def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
+        if not arch.patch_local:
+            self.layer_norm1 = LayerNorm(arch.hidden_size)
+            self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs)
+        self.layer_norm2 = LayerNorm(arch.hidden_size)
+        self.mlp = GeluMLP(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    y = x @ params["kernel"]
+    return y + params["bias"] if "bias" in params else y
+
+
+def rms_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    """Normalised in float32, as `transformers.Qwen2RMSNorm`."""
+    x32 = x.astype(jnp.float32)
+    normal = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return params["scale"] * normal.astype(x.dtype)
+
+
+def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean((x32 - mean) ** 2, axis=-1, keepdims=True)
+    return ((x32 - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * params["scale"] + params["bias"]
+
+
+def gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    return linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
+
+
+def split_heads(x: Float[Array, "B T C"], head_dim: int) -> Float[Array, "B T H E"]:
+    return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
+
+
+def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
+    """Cosine and sine of the rotary embedding at `positions`, both halves of the head alike (`Qwen2RotaryEmbedding`).
+
+    The frequencies are rounded as torch rounds them: at position 8,000 one unit in the last place turns by 1e-3.
+    """
+    powers = (arch.rope_theta ** (np.arange(0, arch.head_dim, 2) / arch.head_dim)).astype(np.float32)
+    frequencies = np.float32(1) / powers
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, E / 2]
+    angles = jnp.concatenate([angles, angles], axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
+    cos, sin = rope
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * cos + turned * sin).astype(x.dtype)
+
+
+def project_qkv(params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture) -> tuple[Array, ...]:
+    """Rotated queries [B, T, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalised input."""
+    x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
+    query, key, value = (split_heads(linear(params["self_attn"][n], x), arch.head_dim) for n in QKV)
+    return rotate(query, rope), rotate(key, rope), value
+
+
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def finish_layer(
+    params: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T H E"], arch: TextArchitecture
+) -> Float[Array, "B T D"]:
+    """The rest of a Qwen2 layer after its attention: output projection, residual, MLP."""
+    x = x + linear(params["self_attn"]["o_proj"], merge_heads(attended))
+    y = rms_norm(params["post_attention_layernorm"], x, arch.rms_norm_eps)
+    mlp = params["mlp"]
+    return x + linear(mlp["down_proj"], jax.nn.silu(linear(mlp["gate_proj"], y)) * linear(mlp["up_proj"], y))
+
+
+def qwen2_layer(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture
+) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+    """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep."""
+    query, key, value = project_qkv(params, x, rope, arch)
+    return finish_layer(params, x, attention(query, key, value, mask=mask), arch), (key, value)
+
+
+def whole_mask(batch: int, length: int) -> AttentionMask:
+    """Every token sees every token of its row."""
+    zeros, ones = jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length), jnp.int32)
+    return AttentionMask(zeros, zeros, ones, ones, None, False)
+
+
+def siglip_layer(params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture) -> Float[Array, "N P D"]:
+    """One encoder layer over the patches of each tile."""
+    if "self_attn" in params:
+        y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
+        query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
+        attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
+        x = x + linear(params["self_attn"]["out_proj"], merge_heads(attended))
+    return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))

@@ -1,0 +1,43 @@
+"""The policy: a small MLP reads the routing token's hidden state and scores the viable budgets (METHOD.md section 5.6).
+
+In: a hidden state [B, D] at the entry of the first optional self-attention layer. Out: scores over budgets; those past
+the last viable one are minus infinity.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from visor_jax.architecture import Architecture
+from visor_jax.model.layers import Linear, Params, RMSNorm, linear, rms_norm
+
+
+class Routing(nnx.Module):
+    """The routing token and the policy's MLP; it has `max_budgets` outputs, of which the first `viable` count."""
+
+    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
+        size, hidden = arch.text.hidden_size, arch.policy.hidden_size
+        self.token = nnx.Param(jax.random.normal(rngs.params(), (size,)) * arch.text.embedding_init)
+        self.norm = RMSNorm(size)
+        self.fc1 = Linear(size, hidden, bias=True, rngs=rngs)
+        self.fc2 = Linear(hidden, arch.policy.max_budgets, bias=True, gain=0.1, rngs=rngs)
+
+
+def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, eps: float) -> Float[Array, "B M"]:
+    """Scores of the policy, in float32."""
+    x = rms_norm(params["norm"], hidden.astype(jnp.float32), eps)
+    scores = linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
+    return jnp.where(jnp.arange(scores.shape[-1]) < num_viable, scores, -jnp.inf)
+
+
+def choose(logits: Float[Array, "B M"], costs: Float[Array, " viable"], dial: float | Array = 0.0) -> Array:
+    """Index of each sample's budget.
+
+    `dial` shifts the trade between cost and accuracy: each budget's score gains dial * log(cost / cheapest cost), so
+    that a higher dial never picks a cheaper budget for any sample.
+    """
+    shift = dial * jnp.log(costs / jnp.min(costs))
+    return jnp.argmax(logits[..., : costs.shape[0]] + shift, axis=-1)

@@ -1,0 +1,138 @@
+"""The whole model: encode -> route -> decode -> logits.
+
+`init_params` gives the nested dict of arrays that training, checkpoints and exports share; every other function here is
+a pure function of it. `Batch` arrays are those of `visor_jax.data.collate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from visor_jax.architecture import Architecture
+from visor_jax.model.connector import Connector, connector, stitch
+from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.decoder import Blocks, Budget, Stream, cross_layer, decode, text_layer, at
+from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
+from visor_jax.model.policy import Routing, policy_logits
+from visor_jax.model.vision import VisionTower, stacked, tower
+
+Batch = Mapping[str, Array]
+
+
+class Visor(nnx.Module):
+    """Every parameter of the model, under the names that checkpoints and exports keep."""
+
+    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
+        text = arch.text
+        self.vision = VisionTower(arch.vision, rngs=rngs)
+        self.connector = Connector(arch.vision.hidden_size, text.hidden_size, rngs=rngs)
+        self.image_newline = nnx.Param(jax.random.normal(rngs.params(), (text.hidden_size,)) * text.hidden_size**-0.5)
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, std=text.embedding_init, rngs=rngs)
+        if arch.num_blocks:
+            self.blocks = Blocks(arch, rngs=rngs)
+        if arch.num_tail_layers:
+            self.tail = stacked(lambda r: Qwen2Layer(text, rngs=r), arch.num_tail_layers, rngs)
+        self.norm = RMSNorm(text.hidden_size, text.norm_init)
+        if not text.tie_word_embeddings:
+            self.lm_head = Linear(text.hidden_size, text.vocab_size, rngs=rngs)
+        if arch.plan == "visor":
+            self.routing = Routing(arch, rngs=rngs)
+
+
+def init_params(arch: Architecture, key: Array) -> Params:
+    """Random parameters; how cross-attention starts is told by `cross.init` (`visor_jax.model.cross_init`)."""
+    params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=key))))
+    return start_cross_attention(params, arch, key) if arch.plan == "visor" else params
+
+
+def abstract_params(arch: Architecture) -> Params:
+    """Shapes and dtypes of `init_params`, without computing anything."""
+    return jax.eval_shape(partial(init_params, arch), jax.random.key(0))
+
+
+def encode(params: Params, batch: Batch, arch: Architecture) -> Float[Array, "B Nv D"]:
+    """Visual tokens V(0) of the batch's pictures: tower, connector, stitching."""
+    features = connector(params["connector"], tower(params["vision"], batch["tiles"], arch.vision, arch.anyres))
+    return stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
+
+
+def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
+    return params["embed_tokens"]["embedding"][tokens]
+
+
+def stream_of(batch: Batch) -> Stream:
+    """Positions and segments of a batch, every token seen under its own segment."""
+    names = ("visual_positions", "visual_segments", "text_positions", "text_segments", "text_segments")
+    return Stream(*(batch[name] for name in names))
+
+
+def hidden_states(
+    params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
+) -> Float[Array, "B Nt D"]:
+    """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget."""
+    text = embed(params, batch["text_tokens"])
+    _, text = decode(params, visual, text, stream_of(batch), budget, arch, remat=remat)
+    return rms_norm(params["norm"], text, arch.text.rms_norm_eps)
+
+
+def head(params: Params) -> Float[Array, "D V"]:
+    """The output head, which may be the transposed embedding table."""
+    return params["lm_head"]["kernel"] if "lm_head" in params else params["embed_tokens"]["embedding"].T
+
+
+def logits(params: Params, batch: Batch, budget: Budget, arch: Architecture) -> Float[Array, "B Nt V"]:
+    """Next-token logits at every text token, float32."""
+    hidden = hidden_states(params, encode(params, batch, arch), batch, budget, arch)
+    return (hidden @ head(params)).astype(jnp.float32)
+
+
+def with_routing_token(
+    params: Params, text: Float[Array, "B Nt D"], stream: Stream, positions: Int[Array, " B"]
+) -> tuple[Float[Array, "B Nt+1 D"], Stream]:
+    """The text with the routing token appended at `positions`, the position ids right after each sample's prompt.
+
+    It carries its sample's segment as a reader and segment 0 as a key, so that no token sees it.
+    """
+    batch = text.shape[0]
+    token = jnp.broadcast_to(params["routing"]["token"], (batch, 1, text.shape[2])).astype(text.dtype)
+    segment = jnp.max(stream.text_segments, axis=1, keepdims=True)
+    stream = stream._replace(
+        text_positions=jnp.concatenate([stream.text_positions, positions[:, None]], axis=1),
+        text_segments=jnp.concatenate([stream.text_segments, segment], axis=1),
+        text_key_segments=jnp.concatenate([stream.text_key_segments, jnp.zeros_like(segment)], axis=1),
+    )
+    return jnp.concatenate([text, token], axis=1), stream
+
+
+def routing_hidden(params: Params, visual: Array, batch: Batch, arch: Architecture) -> Float[Array, "B D"]:
+    """The routing token's hidden state at the entry of the first optional self-attention layer.
+
+    `batch` holds one sample a row; its `routing_position` [B] are the position ids right after the prompts. Tokens at
+    or past them (an answer that stands in the row) are hidden from it.
+    """
+    stream, positions = stream_of(batch), batch["routing_position"]
+    prompt = stream.text_positions < positions[:, None]
+    stream = stream._replace(text_key_segments=jnp.where(prompt, stream.text_segments, 0))
+    text, stream = with_routing_token(params, embed(params, batch["text_tokens"]), stream, positions)
+    return before_first_slot(params, visual, text, stream, arch)[:, -1]
+
+
+def before_first_slot(params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture) -> Array:
+    """T at the entry of the first optional self-attention layer, which is the same for every budget."""
+    first = at(params["blocks"], 0)
+    text, _ = text_layer(first["text"], text, stream, arch.text)
+    return cross_layer(first["cross_attention"], first["cross"], visual, text, stream, arch.text)[0]
+
+
+def route(params: Params, visual: Array, batch: Batch, num_viable: int, arch: Architecture) -> Float[Array, "B M"]:
+    """The policy's scores over budgets, minus infinity past the viable ones."""
+    hidden = routing_hidden(params, visual, batch, arch)
+    return policy_logits(params["routing"], hidden, num_viable, arch.text.rms_norm_eps)
+
+

@@ -1,0 +1,185 @@
+"""What a workdir holds, read for the report and checked: nothing here draws or words anything.
+
+In: a workdir, as the stages and `visor evaluate` left it; perhaps from somebody else. Out: `Facts`, in which a part
+that was not run is None or empty. Figures are taken as they stand; the only arithmetic is the mix of levels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.data.images import decode_image, open_under
+from visor_jax.data.sample import SkipSample
+from visor_jax.errors import RequestError
+from visor_jax.train.metrics import read_rows
+from visor_jax.workdir import Workdir, read_json
+
+MAX_PIXELS = 89_478_485  # of an example's picture
+
+COSTS = ("decoder_gflops", "end_to_end_gflops")
+EXAMPLE = ("image", "question", "answer", "prediction", "budget", "task", "decoder_gflops")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One trained stage: the rows of its `metrics.jsonl`, and whether it came to its end."""
+
+    name: str
+    rows: list[Row]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the report says.
+
+    Attributes:
+      evaluation: `eval/test.json`.
+      pictures: name of an example's picture -> uint8 [H, W, 3]; those that cannot be read are missing.
+      stages: the stages of the configuration that train, and others found, in the method's order.
+      search: `search/viable.json`.
+      labels: `labels/labels.json`.
+      goodput: seconds by kind.
+      record: `config.json`: configuration, versions, git revision.
+      parity: `export/parity.json`.
+    """
+
+    evaluation: Row
+    pictures: dict[str, np.ndarray]
+    stages: list[Stage]
+    search: Row | None
+    labels: Row | None
+    goodput: dict[str, float] | None
+    record: Row | None
+    parity: Row | None
+
+
+def read_facts(workdir: Workdir) -> Facts:
+    """Read a workdir.
+
+    Raises:
+      RequestError: it has not been evaluated, or one of its files is damaged.
+    """
+    evaluation = read_evaluation(workdir)
+    record = read_object(workdir.path / "config.json", "config")
+    goodput = read_object(workdir.path / "goodput.json")
+    return Facts(
+        evaluation=evaluation,
+        pictures=read_pictures(workdir.path / "eval", evaluation),
+        stages=read_stages(workdir, record),
+        search=read_object(workdir.path / "search" / "viable.json", "viable", "subsets"),
+        labels=read_object(workdir.path / "labels" / "labels.json", "counts", "by_task", "samples"),
+        goodput=goodput and {name: float(value) for name, value in goodput.items() if isinstance(value, int | float)},
+        record=record,
+        parity=read_object(
+            workdir.path / "export" / "parity.json", "bound", "max_logit_difference", "greedy_tokens_equal"
+        ),
+    )
+
+
+def read_evaluation(workdir: Workdir) -> Row:
+    """`eval/test.json`, with at least one budget."""
+    path = workdir.path / "eval" / "test.json"
+    if not path.exists():
+        raise RequestError(f"{path}: no such file; evaluate the run first: visor evaluate --workdir={workdir.path}")
+    evaluation = read_object(path, "benchmark", "split", "budgets", "dense")
+    assert evaluation is not None  # it exists
+    budgets, dense = evaluation["budgets"], evaluation["dense"]
+    rows = list(budgets.values()) if isinstance(budgets, dict) else []
+    wanted = {"tasks", *COSTS}
+    if not rows or not all(isinstance(row, dict) and wanted <= row.keys() for row in rows):
+        raise RequestError(f"{path}: field budgets: expected an object per budget with {', '.join(sorted(wanted))}")
+    if not isinstance(dense, dict) or not set(COSTS) <= dense.keys():
+        raise RequestError(f"{path}: field dense: expected an object with {', '.join(COSTS)}")
+    for example in evaluation.get("examples", ()):
+        if not isinstance(example, dict) or not set(EXAMPLE) <= example.keys():
+            raise RequestError(f"{path}: field examples: expected objects with {', '.join(EXAMPLE)}")
+    return evaluation
+
+
+def read_object(path: Path, *fields: str) -> Row | None:
+    """A JSON object with at least these fields; None where there is no file.
+
+    Raises:
+      RequestError: it is damaged, something else, or lacks a field.
+    """
+    if not path.exists():
+        return None
+    value = read_json(path)
+    missing = [field for field in fields if field not in value] if isinstance(value, dict) else list(fields)
+    if missing or not isinstance(value, dict):
+        raise RequestError(f"{path}: expected a JSON object" + (f" with {', '.join(missing)}" if missing else ""))
+    return value
+
+
+def read_stages(workdir: Workdir, record: Row | None) -> list[Stage]:
+    """The stages that were to be trained, or have been."""
+    asked = record["config"].get("stages", ()) if record else ()
+    found = []
+    for name in TRAINED_STAGES:
+        folder = workdir.stage(name)
+        metrics = folder.path / "metrics.jsonl"
+        if name in asked or metrics.exists():
+            found.append(Stage(name, read_rows(metrics) if metrics.exists() else [], folder.is_complete()))
+    return found
+
+
+def read_pictures(folder: Path, evaluation: Row) -> dict[str, np.ndarray]:
+    """The examples' pictures; a name that leads out of `folder` or to no picture is left out."""
+    pictures = {}
+    for example in evaluation.get("examples", ()):
+        name = example["image"]
+        try:
+            if "://" in str(folder):
+                pictures[name] = decode_image(io.BytesIO((folder / name).read_bytes()), MAX_PIXELS)
+            else:
+                pictures[name] = open_under(folder, name, MAX_PIXELS)
+        except (SkipSample, OSError):
+            continue
+    return pictures
+
+
+# --- what several parts of the report need ----------------------------------------------------------------------------
+
+
+def slots_on(name: str) -> float:
+    """How many slots a budget has on; of "full" more than of any other."""
+    return {"empty": 0, "full": np.inf}.get(name, name.count("1"))
+
+
+def fixed_budgets(evaluation: Row) -> list[str]:
+    """The budgets of an evaluation but "auto", cheapest first."""
+    names = [name for name in evaluation["budgets"] if name != "auto"]
+    return sorted(names, key=lambda name: (evaluation["budgets"][name]["decoder_gflops"], name))
+
+
+def all_budgets(facts: Facts) -> list[str]:
+    """Every budget that evaluation, routes or labels name, fewest slots first."""
+    shares = [*facts.evaluation.get("routes", {}).values(), *(facts.labels or {}).get("by_task", {}).values()]
+    names = {*fixed_budgets(facts.evaluation), *(name for share in shares for name in share)}
+    return sorted(names, key=lambda name: (slots_on(name), name))
+
+
+def tasks_by_level(evaluation: Row) -> list[tuple[str, str]]:
+    """(task, level) of every task: easy ones, hard ones, those without a level."""
+    order = {"easy": 0, "hard": 1, "": 2}
+    levels = evaluation.get("levels", {})
+    tasks = dict.fromkeys(task for row in evaluation["budgets"].values() for task in row["tasks"])
+    return sorted(((task, levels.get(task, "")) for task in tasks), key=lambda pair: order.get(pair[1], 2))
+
+
+def mixed_accuracy(row: Mapping[str, Any], levels: Mapping[str, str]) -> float | None:
+    """Accuracy on the equal mix: each level counts the same, and within a level each task."""
+    by_level: dict[str, list[float]] = {}
+    for task, accuracy in row["tasks"].items():
+        if accuracy is not None:
+            by_level.setdefault(levels.get(task, ""), []).append(accuracy)
+    return float(np.mean([np.mean(values) for values in by_level.values()])) if by_level else None

@@ -1,0 +1,385 @@
+"""The report's figures, drawn by matplotlib without a display. What they look like is decided here and only here.
+
+In: numbers as the workdir holds them. Out: SVG bytes of one figure each (and one PNG, for the README), the same bytes
+for the same numbers. Names of tasks are dataset text: they are drawn as plain text, never read as formulas.
+
+Figures are drawn about as wide as a phone and scaled up on larger screens, so that their text stays legible on both.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
+
+from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, slots_on
+
+# --- style ------------------------------------------------------------------------------------------------------------
+
+INK, FAINT, RULE, PAPER = "#22252b", "#6b7280", "#e3e6ea", "#ffffff"
+LEVELS = {"easy": "#2463b4", "hard": "#b4471b", "": INK}  # as in the contact sheet of `visor data preview`
+BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#32896f", "#0d4439"])  # pale: few slots
+SHADES = {
+    "easy": LinearSegmentedColormap.from_list("easy", ["#9cc3ee", "#17427a"]),
+    "hard": LinearSegmentedColormap.from_list("hard", ["#f0b48f", "#d8622c", "#5f2410"]),
+    "": LinearSegmentedColormap.from_list("other", ["#b8bcc4", "#6d5aa8", "#2e2450"]),
+}
+
+WIDTH = 5.2  # inches
+
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 72,
+    "figure.constrained_layout.h_pad": 0.07,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "visor_jax",
+}
+
+styled = matplotlib.rc_context(STYLE)  # a decorator of everything that draws
+
+
+def budget_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each of these budgets, given fewest slots first."""
+    return {name: to_hex(BUDGETS(i / max(len(names) - 1, 1))) for i, name in enumerate(names)}
+
+
+def plain(name: str, longest: int = 18) -> str:
+    """Dataset text as it can be drawn: printable, one line, short."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def figure(height: float, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with axes side by side."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    axes = made.subplots(1, columns, squeeze=False)
+    return made, list(axes[0])
+
+
+def svg(made: Figure) -> bytes:
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    return _saved(made, format="svg", metadata=nothing)
+
+
+def png(made: Figure) -> bytes:
+    return _saved(made, format="png", dpi=170, metadata={"Software": None})
+
+
+def _saved(made: Figure, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more letters
+        made.savefig(buffer, **options)
+    return buffer.getvalue()
+
+
+def flops_unit(gflops: float) -> tuple[float, str]:
+    """(factor, unit) that make of a number of GFLOP a readable one: MFLOP, GFLOP or TFLOP."""
+    return (1e3, "MFLOP") if gflops < 1 else (1e-3, "TFLOP") if gflops >= 1000 else (1.0, "GFLOP")
+
+
+# --- accuracy against cost --------------------------------------------------------------------------------------------
+
+
+@styled
+def cost_curve(evaluation: Row) -> bytes:
+    """Accuracy against decoder FLOPs: the fixed budgets, the dial, and where the dense decoder would stand."""
+    made, [axes] = figure(3.7)
+    draw_cost_curve(axes, evaluation)
+    return svg(made)
+
+
+@styled
+def readme_picture(evaluation: Row, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> bytes:
+    """The cost curve, and beside it the routes where there are any, as PNG."""
+    routes = evaluation.get("routes")
+    made, axes = figure(4.0, width=10.6 if routes else 5.6, columns=2 if routes else 1)
+    draw_cost_curve(axes[0], evaluation)
+    axes[0].set_title("What an answer costs, and how often it is right")
+    if routes:
+        draw_shares(axes[1], routes, budgets, tasks)
+        axes[1].set_title("The budget that the policy picks for a question")
+    return png(made)
+
+
+def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
+    factor, unit = flops_unit(evaluation["dense"]["decoder_gflops"])
+    names = fixed_budgets(evaluation)
+    costs = [evaluation["budgets"][name]["decoder_gflops"] * factor for name in names]
+    dense = evaluation["dense"]["decoder_gflops"] * factor
+    lowest = 100.0
+    for level, series in accuracy_series(evaluation).items():
+        colour = LEVELS[level]
+        ys = [series[name] for name in names]
+        axes.plot(costs, ys, "o", mfc=PAPER, mec=colour, mew=1.5, ms=6, zorder=3)
+        dial = [(p["decoder_gflops"] * factor, 100 * p[level or "accuracy"]) for p in evaluation.get("dial", ())]
+        if dial:
+            axes.plot(*zip(*dial, strict=True), "-", color=colour, marker=".", ms=4, lw=1.4, alpha=0.75, zorder=2)
+        if "auto" in series:
+            auto = evaluation["budgets"]["auto"]["decoder_gflops"] * factor
+            axes.plot([auto], [series["auto"]], "D", color=colour, mec=PAPER, mew=0.8, ms=8, zorder=4)
+        lowest = min([lowest, *ys, *(y for _, y in dial)])
+    name_points(axes, evaluation, names, costs)
+    axes.axvline(dense, color=FAINT, lw=1.2, ls=(0, (1, 2)))
+    axes.annotate(
+        f"a dense decoder:\n{dense:.3g} {unit}", (dense, 0.03), xycoords=("data", "axes fraction"), color=FAINT,
+        xytext=(-5, 0), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
+    )  # fmt: skip
+    axes.set_ylim(max(min(lowest - 12, 85), -6), 102.5)
+    axes.set_xscale("log")
+    every = [*costs, dense, *(row["decoder_gflops"] * factor for row in evaluation.get("dial", ()))]
+    axes.set_xlim(min(every) / 1.25, max(every) * 1.12)
+    set_cost_ticks(axes)
+    axes.set_xlabel(f"decoder {unit} per question (log scale)")
+    axes.set_ylabel("right answers, %")
+    curve_legend(axes, evaluation)
+
+
+def accuracy_series(evaluation: Row) -> dict[str, dict[str, float]]:
+    """level -> budget -> accuracy in %; one series "" of the whole mix where there are no levels."""
+    budgets = evaluation["budgets"]
+    found = {}
+    for level in ("easy", "hard"):
+        values = {name: row.get(level) for name, row in budgets.items()}
+        if all(value is not None for value in values.values()):
+            found[level] = {name: 100 * value for name, value in values.items()}
+    if found:
+        return found
+    mixed = {name: mixed_accuracy(row, evaluation.get("levels", {})) for name, row in budgets.items()}
+    return {"": {name: np.nan if value is None else 100 * value for name, value in mixed.items()}}
+
+
+def name_points(axes: Axes, evaluation: Row, names: Sequence[str], costs: Sequence[float]) -> None:
+    """The fixed budgets' names under their lowest points; of many only the outermost are named."""
+    series = accuracy_series(evaluation)
+    shown = names if len(names) <= 8 else [names[0], names[-1]]
+    same_cost: dict[float, list[str]] = {}
+    for name, cost in zip(names, costs, strict=True):
+        if name in shown:
+            same_cost.setdefault(round(cost, 6), []).append(name)
+    for cost, group in same_cost.items():
+        group.sort(key=lambda name: -sum(values[name] for values in series.values()))
+        low = min(values[name] for values in series.values() for name in group)
+        axes.annotate(
+            "\n".join(group), (cost, low), (0, -8), textcoords="offset points", ha="center", va="top", fontsize=8.5
+        )
+
+
+def set_cost_ticks(axes: Axes) -> None:
+    """1, 2, 5, 10, ... on the logarithmic axis, as plain numbers."""
+    low, high = axes.get_xlim()
+    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = [d * m for d in decades for m in (1, 1.5, 2, 3, 5, 7) if low <= d * m <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def curve_legend(axes: Axes, evaluation: Row) -> None:
+    """Colours say the level, shapes what was done."""
+    handles, labels = [], []
+    for level in accuracy_series(evaluation):
+        handles += axes.plot([], [], "-", color=LEVELS[level], lw=4)
+        labels.append(f"{level} tasks" if level else "all tasks")
+    handles += axes.plot([], [], "o", mfc=PAPER, mec=FAINT, mew=1.5, ms=6)
+    labels.append("a fixed budget")
+    if "auto" in evaluation["budgets"]:
+        handles += axes.plot([], [], "D", color=FAINT, mec=PAPER, ms=8)
+        labels.append("auto")
+    if evaluation.get("dial"):
+        handles += axes.plot([], [], "-", color=FAINT, marker=".", ms=4, lw=1.4)
+        labels.append("auto, dial turned")
+    dense = evaluation["dense"]["decoder_gflops"]
+    factor, _ = flops_unit(dense)
+    axes.legend(
+        handles, labels, loc="center right", handlelength=1.4, labelspacing=0.4, borderaxespad=0.3, borderpad=0.2,
+        bbox_to_anchor=(dense * factor, 0.42), bbox_transform=axes.get_xaxis_transform(),
+    )  # fmt: skip
+
+
+# --- shares by task ---------------------------------------------------------------------------------------------------
+
+Shares = Mapping[str, Mapping[str, float]]  # task -> budget -> share or count
+
+
+@styled
+def shares(by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> bytes:
+    """Stacked bars: of every task the share of each budget.
+
+    Args:
+      by_task: what is drawn; counts become shares.
+      budgets: all of them, fewest slots first: the order of colours.
+      tasks: (task, level) in the order in which they are shown; others follow.
+    """
+    made, [axes] = figure(1.0 + 0.27 * len(by_task))
+    draw_shares(axes, by_task, budgets, tasks)
+    return svg(made)
+
+
+def draw_shares(axes: Axes, by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> None:
+    levels = dict(tasks)
+    order = [task for task, _ in tasks if task in by_task] + [task for task in by_task if task not in levels]
+    colours, ends = budget_colours(budgets), np.zeros(len(order))
+    for name in [b for b in budgets if any(shares_.get(b) for shares_ in by_task.values())]:
+        widths = np.array([100 * by_task[t].get(name, 0) / max(sum(by_task[t].values()), 1e-12) for t in order])
+        axes.barh(range(len(order)), widths, left=ends, color=colours[name], height=0.74, label=name)
+        for row in np.flatnonzero(widths >= 12).tolist():
+            on_dark = is_dark(colours[name])
+            text = PAPER if on_dark else INK
+            centre = (ends[row] + widths[row] / 2, row)
+            axes.text(*centre, f"{widths[row]:.0f}", color=text, ha="center", va="center", fontsize=8.5)
+        ends += widths
+    axes.set_yticks(range(len(order)), [plain(task or "all") for task in order])
+    for tick, task in zip(axes.get_yticklabels(), order, strict=True):
+        tick.set_color(LEVELS[levels.get(task, "")])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of the task's questions")
+    axes.grid(False)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-36, units="points")  # the axis' label is above
+    axes.legend(
+        handles, names, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=min(5, max(len(names), 1)),
+        handlelength=1, handleheight=1, columnspacing=1.2, borderaxespad=0, borderpad=0,
+    )  # fmt: skip
+
+
+def is_dark(colour: str) -> bool:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+
+
+# --- training curves --------------------------------------------------------------------------------------------------
+
+BINS = 50  # points of a curve
+
+
+class Curve(NamedTuple):
+    """A measured curve in at most `BINS` points: mean, least and largest value of each stretch of steps."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    least: np.ndarray
+    largest: np.ndarray
+
+
+def curve(rows: Sequence[Row], name: str) -> Curve:
+    """The curve of a field over stretches of equally many steps; null and what is not finite is left out."""
+    found = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
+    found = found[np.isfinite(found[:, 1])]
+    parts = np.array_split(found, min(BINS, len(found))) if len(found) else []
+    points = [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts]
+    return Curve(*np.array(points, float).reshape(-1, 4).T)
+
+
+@styled
+def loss_curve(stage: Stage) -> bytes:
+    """Loss against step: one line with its spread, or a line per budget where the budget changes from step to step."""
+    made, [axes] = figure(2.5)
+    curves = {name: curve(rows, "loss") for name, rows in by_budget(stage.rows).items()}
+    colours = budget_colours(list(curves)) if len(curves) > 1 else dict.fromkeys(curves, INK)
+    for name, line in curves.items():
+        if len(curves) == 1:
+            axes.fill_between(line.steps, line.least, line.largest, color=FAINT, alpha=0.2, lw=0)
+        axes.plot(line.steps, line.mean, color=colours[name], label=name)
+    values = np.concatenate([line.mean for line in curves.values()]) if curves else np.zeros(0)
+    if len(values) and 0 < values.min() < values.max() / 20:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    finish_curve(axes, "loss, nats", legend=len(curves) > 1)
+    return svg(made)
+
+
+def by_budget(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The steps of each budget, fewest slots first; of more than eight budgets, the steps of each number of slots."""
+    names = sorted({row["budget"] for row in rows}, key=lambda name: (slots_on(name), name))
+    groups: dict[str, list[Row]] = {}
+    for name in names:
+        count = slots_on(name)
+        group = name if len(names) <= 8 or np.isinf(count) else f"{count:.0f} slots on"
+        groups.setdefault(group, []).extend(row for row in rows if row["budget"] == name)
+    return {group: sorted(members, key=lambda row: row["step"]) for group, members in groups.items()}
+
+
+ACCURACY = "accuracy/"
+
+
+def accuracies_of(stage: Stage) -> list[str]:
+    """The fields of the stage's rows that are accuracies."""
+    return list(dict.fromkeys(name for row in stage.rows for name in row if name.startswith(ACCURACY)))
+
+
+@styled
+def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
+    """Accuracy of each task on the steps' own batches, against step."""
+    levels = dict(tasks)
+    fields = accuracies_of(stage)
+    order = {task: place for place, (task, _) in enumerate(tasks)}
+    fields.sort(key=lambda field: order.get(field.removeprefix(ACCURACY), len(order)))
+    made, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))
+    by_level: dict[str, list[str]] = {}
+    for field in fields:
+        by_level.setdefault(levels.get(field.removeprefix(ACCURACY), ""), []).append(field)
+    for level, members in by_level.items():
+        for place, field in enumerate(members):
+            line = curve(stage.rows, field)
+            colour = SHADES[level](place / (len(members) - 1) if len(members) > 1 else 1.0)
+            name = field.removeprefix(ACCURACY).replace("_", " ")
+            axes.plot(line.steps, 100 * line.mean, color=colour, label=plain(name), lw=1.3)
+    axes.set_ylim(-2, 102)
+    finish_curve(axes, "right, %", legend=True)
+    return svg(made)
+
+
+def finish_curve(axes: Axes, label: str, *, legend: bool) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.margins(x=0.01)
+    if legend:
+        names = axes.get_legend_handles_labels()[1]
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=min(4, max(len(names), 1)),
+            fontsize=8.5, handlelength=1.2, columnspacing=1.0, labelspacing=0.25, borderaxespad=0.2,
+        )  # fmt: skip

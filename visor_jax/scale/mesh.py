@@ -1,0 +1,34 @@
+"""The device mesh: axes `replica`, `fsdp` and `tensor`, sized by `config.mesh`.
+
+In: the three sizes, of which one may be -1 ("what is left"). Out: a `jax.sharding.Mesh` over all devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+
+from visor_jax.errors import RequestError
+
+AXES = ("replica", "fsdp", "tensor")
+
+
+def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all `devices` (default: every device of every process).
+
+    Raises:
+      RequestError: if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices()) if devices is None else list(devices)
+    sizes = [replica, fsdp, tensor]
+    if sizes.count(-1) == 1:
+        known = int(np.prod([size for size in sizes if size != -1]))
+        sizes[sizes.index(-1)] = max(len(devices) // max(known, 1), 1)
+    if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
+        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (replica, fsdp, tensor), strict=True))
+        raise RequestError(f"{asked}: the product must be the number of devices, {len(devices)} (one may be -1)")
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)

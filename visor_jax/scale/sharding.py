@@ -1,0 +1,106 @@
+"""The sharding table: parameter name -> logical axes -> mesh axes, in one place.
+
+A parameter's path ("blocks/self/mlp/up_proj/kernel") ends in a module name and a leaf name; `LOGICAL_AXES` gives the
+logical axes of its last dimensions, and leading (stacked) dimensions are never sharded. `RULES` maps logical axes to
+mesh axes. A dimension that a mesh axis does not divide stays whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | None] = {
+    "embed": "fsdp",  # hidden size of tower, connector and decoder
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "whole": None,
+}
+
+LOGICAL_AXES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("q_proj", "kernel"): ("embed", "heads"),
+    ("k_proj", "kernel"): ("embed", "heads"),
+    ("v_proj", "kernel"): ("embed", "heads"),
+    ("q_proj", "bias"): ("heads",),
+    ("k_proj", "bias"): ("heads",),
+    ("v_proj", "bias"): ("heads",),
+    ("o_proj", "kernel"): ("heads", "embed"),
+    ("out_proj", "kernel"): ("heads", "embed"),
+    ("out_proj", "bias"): ("whole",),
+    ("gate_proj", "kernel"): ("embed", "mlp"),
+    ("up_proj", "kernel"): ("embed", "mlp"),
+    ("down_proj", "kernel"): ("mlp", "embed"),
+    ("fc1", "kernel"): ("embed", "mlp"),
+    ("fc1", "bias"): ("mlp",),
+    ("fc2", "kernel"): ("mlp", "embed"),
+    ("fc2", "bias"): ("whole",),
+    ("linear_1", "kernel"): ("embed", "mlp"),
+    ("linear_1", "bias"): ("mlp",),
+    ("linear_2", "kernel"): ("mlp", "embed"),
+    ("linear_2", "bias"): ("whole",),
+    ("patch_embedding", "kernel"): ("whole", "embed"),
+    ("patch_embedding", "bias"): ("whole",),
+    ("position_embedding", "embedding"): ("whole", "embed"),
+    ("embed_tokens", "embedding"): ("vocab", "embed"),
+    ("lm_head", "kernel"): ("embed", "vocab"),
+    ("conditional_position", "kernel"): ("whole", "embed"),
+    ("*", "scale"): ("whole",),
+    ("*norm*", "bias"): ("whole",),
+    ("*", "gate"): (),
+    ("*", "token"): ("whole",),
+    ("*", "image_newline"): ("whole",),
+}
+
+
+def logical_axes(path: str) -> tuple[str, ...]:
+    """Logical axes of the last dimensions of the parameter at `path`; KeyError for a name that the table lacks."""
+    *_, parent, leaf = ("", *path.split("/"))
+    for key in ((parent, leaf), ("*norm*", leaf) if "norm" in parent else None, ("*", leaf)):
+        if key in LOGICAL_AXES:
+            return LOGICAL_AXES[key]
+    raise KeyError(f"no logical axes for parameter {path!r}: add ({parent!r}, {leaf!r}) to visor_jax/scale/sharding.py")
+
+
+def partition_spec(
+    path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES
+) -> PartitionSpec:
+    """Where each dimension of one parameter lives.
+
+    Raises:
+      ValueError: if two dimensions of the parameter fall on the same mesh axis.
+    """
+    axes = logical_axes(path)
+    targets = [rules[axis] for axis in axes]
+    used = [target for target in targets if target is not None]
+    if len(used) != len(set(used)):
+        raise ValueError(f"{path}: logical axes {axes} put two dimensions on one mesh axis: {targets}")
+    stacked = len(shape) - len(axes)
+    fits = [t is not None and size % mesh.shape[t] == 0 for size, t in zip(shape[stacked:], targets, strict=True)]
+    return PartitionSpec(*[None] * stacked, *(t if fit else None for t, fit in zip(targets, fits, strict=True)))
+
+
+def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The sharding of every parameter (arrays or shapes) of a nested dict."""
+
+    def place(path, leaf):
+        return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """"blocks/self/mlp/up_proj/kernel" for a key path of a nested dict."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `replica` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,117 @@
+"""The order of things: run the stages that are not complete, then evaluate, report, export.
+
+In: a checked configuration and a workdir. Every stage leaves a `complete.json` (or, for search and label, its result
+file), and what has one is skipped; so the same call goes on after any interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from visor_jax.config import validate
+from visor_jax.errors import RequestError
+from visor_jax.workdir import Workdir, read_json
+
+RESULT_FILES = {"search": "search/viable.json", "label": "labels/labels.json"}
+
+
+def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
+    """Bring every one of `stages` to its end, in order."""
+    workdir = Workdir(path)
+    workdir.create()
+    with workdir.lock():
+        workdir.claim(config)
+        use_compile_cache(workdir)
+        seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
+    return {"stages": seconds}
+
+
+def is_complete(workdir: Workdir, stage: str) -> bool:
+    if stage in RESULT_FILES:
+        return (workdir.path / RESULT_FILES[stage]).exists()
+    return workdir.stage(stage).is_complete()
+
+
+def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
+    """Run one stage unless it is complete; its seconds in this call."""
+    if is_complete(workdir, stage):
+        print(f"{stage}: complete")
+        return 0.0
+    began = time.perf_counter()
+    if stage == "search":
+        from visor_jax.search import bit_string, search_stage
+
+        print("search: viable", ", ".join(bit_string(bits) for bits in search_stage(config, workdir)))
+    elif stage == "label":
+        from visor_jax.label import label_stage
+
+        print(f"label: {len(label_stage(config, workdir).label)} questions")
+    else:
+        from visor_jax.train.loop import train
+
+        train(config, stage, workdir)
+    return time.perf_counter() - began
+
+
+def use_compile_cache(workdir: Workdir) -> None:
+    """Keep compiled programs in the workdir: stages that share a program compile it once."""
+    if "://" not in str(workdir.path):
+        jax.config.update("jax_compilation_cache_dir", str(Path(str(workdir.path)).resolve() / ".compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
+
+def finish(config: Any, path: str) -> dict[str, Any]:
+    """Evaluate, report and export a workdir whose stages are complete; what is there already is not made again."""
+    from visor_jax.api import load
+    from visor_jax.evaluate.runner import evaluate
+    from visor_jax.export.torch_export import export
+    from visor_jax.report.page import write_report
+
+    workdir = Workdir(path)
+    with workdir.lock():
+        evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
+        model = load(workdir.path)
+        if not evaluated.exists():
+            evaluate(config, model, workdir)
+        if not (exported / "parity.json").exists():
+            export(model, exported, stage=model.stage)
+        report = write_report(workdir)
+    parity = read_json(exported / "parity.json")
+    return {"evaluation": read_json(evaluated), "report": str(report), "export": str(exported), "parity": parity}
+
+
+def print_summary(result: dict[str, Any], path: str) -> None:
+    """The closing table of `visor run`."""
+    from visor_jax.evaluate.runner import print_budgets
+
+    print_budgets(result["evaluation"])
+    print(f"report: {result['report']}\nexport: {result['export']}\nask it: visor generate --workdir={path} --image=FILE --question=TEXT")
+
+
+def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
+    """The configuration with another source of questions: `--benchmark`, `--data`."""
+    if benchmark not in ("", "glyphs", "llava"):
+        raise RequestError(f"--benchmark={benchmark}: expected glyphs, or llava with --data=FILE.json")
+    if not data and benchmark in ("", config.data.source):
+        return config
+    changed = ConfigDict(config.to_dict())
+    if benchmark == "glyphs" and not data:
+        changed.data.source = "glyphs"
+        return validate(changed)
+    if not data:
+        raise RequestError("--benchmark=llava: needs --data=FILE.json, questions in LLaVA's format")
+    file = Path(data)
+    if file.is_dir():
+        found = sorted(file.glob("*.json")) + sorted(file.glob("*.jsonl"))
+        if len(found) != 1:
+            raise RequestError(f"--data={data}: expected one .json or .jsonl file in the folder, found {len(found)}")
+        file = found[0]
+    changed.data.update(source="llava", root=str(file.parent), path=file.name, test_fraction=0.0)
+    return validate(changed)
+

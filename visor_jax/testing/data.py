@@ -1,0 +1,97 @@
+"""Random examples and batches, through the same collation as real ones; and the tokenizer of the generated data.
+
+In: an `Architecture` and the numbers of text tokens around each picture. Out: `Example`s and `Batch`es as
+`visor_jax.data.collate` makes them, or the decoder's inputs for them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.data.collate import Batch, Example, Window, encode_tokens, make_batch, make_prompt_batch
+from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
+from visor_jax.model.decoder import Stream
+from visor_jax.model.visor import stream_of
+
+IMAGE_TOKEN = 1  # the placeholder id in the token lists made here; never among the text tokens of an example
+
+Texts = Sequence[int]
+"""Text tokens before, between and after the pictures of one example: (3, 5) is one picture in the middle of eight
+tokens, (2, 4, 1) two pictures, (6,) no picture."""
+
+
+def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3]: a smooth random colour field with a little noise, so that patches differ."""
+    rng = np.random.default_rng([seed, height, width])
+    y, x = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
+    phase, slope = rng.uniform(0, 6, 3), rng.uniform(-6, 6, (2, 3))
+    field = 0.5 + 0.4 * np.sin(phase + slope[0] * y + slope[1] * x) + rng.normal(0, 0.05, (height, width, 3))
+    return np.round(255 * np.clip(field, 0, 1)).astype(np.uint8)
+
+
+def random_example(
+    arch: Architecture, texts: Texts = (3, 5), size: tuple[int, int] = (8, 16), seed: int = 0, num_targets: int = 2
+) -> Example:
+    """One example of random tokens and random pictures of `size` (height, width); its last tokens are targets."""
+    rng = np.random.default_rng([seed, zlib.crc32(repr(tuple(texts)).encode())])
+    tokens: list[int] = []
+    for index, count in enumerate(texts):
+        tokens += [IMAGE_TOKEN] * (index > 0) + rng.integers(2, arch.text.vocab_size, count).tolist()
+    pictures = [random_picture(*size, seed=seed + index) for index in range(len(texts) - 1)]
+    targets = [index >= len(tokens) - num_targets for index in range(len(tokens))]
+    turns = [0 if target else -1 for target in targets]
+    return encode_tokens(
+        tokens, pictures, IMAGE_TOKEN, arch, target_mask=targets, turn_index=turns, id=f"random-{seed}", tasks=("random",)
+    )
+
+
+def window_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> Window:
+    """The smallest window that holds every row, with `spare` slots of padding in each stream."""
+    sizes = [sum((example.size for example in row), Window(0, 0, 0)) for row in rows]
+    return Window(
+        tiles=max(max(size.tiles for size in sizes), 1),
+        visual=max(size.visual for size in sizes) + max(spare, 1),
+        text=max(size.text for size in sizes) + spare,
+    )
+
+
+def random_batch(
+    arch: Architecture, rows: Sequence[Sequence[Texts]] = (((3, 4), (2, 3)), ((2, 2, 3),), ((7,),)), spare: int = 2, seed: int = 0
+) -> Batch:
+    """A batch for training: each row holds the examples named by its `Texts`, one segment each.
+
+    The default has a row of two examples with a picture each, a row of one example with two pictures, and a row of text
+    only; every row ends in padding, in the visual stream and in the text stream.
+    """
+    examples = [
+        [random_example(arch, texts, seed=seed + 100 * row + column) for column, texts in enumerate(row_texts)]
+        for row, row_texts in enumerate(rows)
+    ]
+    return make_batch(examples, window_of(examples, spare), arch)
+
+
+def random_prompts(
+    arch: Architecture, rows: Sequence[Texts] = ((3, 5), (2, 1, 4), (6,)), spare: int = 2, seed: int = 0
+) -> Batch:
+    """A batch of prompts of different lengths, one a row, with where their routing tokens stand."""
+    examples = [random_example(arch, texts, seed=seed + 100 * row, num_targets=0) for row, texts in enumerate(rows)]
+    return make_prompt_batch(examples, window_of([[example] for example in examples], spare), arch)
+
+
+def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Stream]:
+    """What `visor_jax.model.decoder.decode` takes, for a batch: random V [B, Nv, D] and T [B, Nt, D], and the stream."""
+    rng, size = np.random.default_rng(seed), arch.text.hidden_size
+    visual = rng.standard_normal((*batch.arrays["visual_segments"].shape, size), np.float32)
+    text = rng.standard_normal((*batch.arrays["text_segments"].shape, size), np.float32)
+    return visual, text, stream_of(batch.arrays)
+
+
+@cache
+def glyphs_tokenizer() -> ChatTokenizer:
+    """The small real tokenizer that comes with the generated data set: `load_tokenizer("glyphs")`, loaded once."""
+    return load_tokenizer("glyphs")

@@ -1,0 +1,131 @@
+"""A tree of arrays on disk: the only file that knows Orbax.
+
+In: pytrees of arrays. Out: a folder in Orbax's format, holding nested dicts named by each array's path in the tree,
+whatever containers the tree is made of: so the names on disk are those of the parameters and do not depend on Optax's
+or JAX's types. Reading checks names, shapes and dtypes first (Orbax casts without a word) and places the arrays on any
+mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
+
+from visor_jax.errors import RequestError
+
+UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished writing
+_SHOWN = 6  # problems named in a message
+
+
+class ArraySaver:
+    """Writes trees in the background, one at a time. After an error it is of no more use: close it, make another."""
+
+    def __init__(self) -> None:
+        # Shardings are those of the run that restores, so none are stored.
+        arrays = type_handlers.ArrayHandler(array_metadata_store=None, enable_write_sharding_file=False)
+        registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+
+    def start(self, place: Path, tree: Mapping[str, Any]) -> None:
+        """Begin to write `tree` into the new `place`; returns when its arrays are copied and may be overwritten."""
+        arrays = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in flat(tree).items()}
+        self._orbax.save(str(place), args=ocp.args.PyTreeSave(nest(arrays)))
+
+    def wait(self) -> None:
+        """Return when it is written; raises what went wrong."""
+        self._orbax.wait_until_finished()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+def load(place: Path, saved: Mapping[str, list[Any]], abstract: Mapping[str, Any]) -> Any:
+    """Read the arrays that `abstract` names.
+
+    Args:
+      place: a folder that `ArraySaver` wrote.
+      saved: path -> [shape, dtype name] of what it holds; may hold other top-level entries than `abstract`.
+      abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the shardings that are wanted; the first
+        local device where there is none.
+
+    Returns:
+      A tree like `abstract`, of arrays.
+
+    Raises:
+      RequestError: names, shapes or dtypes differ; says which.
+    """
+    wanted = flat(abstract)
+    check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, wanted)
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arguments = {
+        name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or local, global_shape=leaf.shape, dtype=leaf.dtype)
+        for name, leaf in wanted.items()
+    }
+    read = ocp.args.PyTreeRestore(item=nest(wanted), restore_args=nest(arguments), partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arrays = flat(reader.restore(str(place), args=read))
+    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+
+
+def describe_tree(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """path -> [shape, dtype name] of every array."""
+    return {name: [list(np.shape(leaf)), jnp.result_type(leaf).name] for name, leaf in flat(tree).items()}
+
+
+def check_tree(place: Path, saved: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> None:
+    """
+    Raises:
+      RequestError: they differ; says in what.
+    """
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - saved.keys())]
+    problems += [f"{name} is not expected" for name in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(saved.keys() & wanted.keys()):
+        shape, dtype = saved[name]
+        leaf = wanted[name]
+        if tuple(shape) != tuple(leaf.shape):
+            problems.append(f"{name} has shape {tuple(shape)}, expected {tuple(leaf.shape)}")
+        elif dtype != leaf.dtype.name:
+            problems.append(f"{name} is {dtype}, expected {leaf.dtype.name} (nothing is cast silently)")
+    if problems:
+        more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise RequestError(f"{place}: holds another state: {', '.join(problems[:_SHOWN])}{more}")
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """{"params/blocks/...": leaf} in the order of `jax.tree.leaves`.
+
+    Raises:
+      ValueError: two leaves have the same path.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = {"/".join(_part(key) for key in path): leaf for path, leaf in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two arrays of the state have the same path")
+    return named
+
+
+def _part(key: Any) -> str:
+    """One step of a path: a dict's key, a named tuple's field, a position."""
+    for name in ("key", "name", "idx"):
+        if hasattr(key, name):
+            return str(getattr(key, name))
+    return str(key)
+
+
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of a flat one, cut at "/"."""
+    tree: dict[str, Any] = {}
+    for path, leaf in named.items():
+        *parents, last = path.split("/")
+        inner = tree
+        for part in parents:
+            inner = inner.setdefault(part, {})
+        inner[last] = leaf
+    return tree

@@ -1,0 +1,206 @@
+"""The training loop: one stage from its first (or last saved) step to its end, read from top to bottom.
+
+In: a validated config, a stage name, a workdir. Out: `WORKDIR/<stage>/` with checkpoints, `metrics.jsonl`, TensorBoard
+events and, once every step is done, `complete.json`. Stages differ only in configuration and in their `Objective`
+(`visor_jax.train.stages`). The loop runs under a mesh whatever the number of devices.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from visor_jax.config import architecture, stage_config
+from visor_jax.goodput import Goodput
+from visor_jax.model.visor import init_params
+from visor_jax.scale.mesh import build_mesh
+from visor_jax.scale.sharding import batch_sharding, param_shardings, replicated
+from visor_jax.train.checkpoints import Checkpoints, restore_params
+from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, keep_if_finite
+from visor_jax.train.metrics import MetricsWriter, StageProgress
+from visor_jax.train.objectives import Loss
+from visor_jax.train.optimizer import build_optimizer, flatten, split_trainable, state_shardings, unflatten
+from visor_jax.train.stages import Objective, Step, make_objective
+from visor_jax.workdir import Workdir
+
+log = logging.getLogger(__name__)
+
+STOPPED = 143  # exit status of a run that SIGTERM stopped after saving: unfinished, to be started again
+
+
+class State(NamedTuple):
+    """What a step changes: parameters by path (those that train, those that do not), optimiser state."""
+
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: Any
+
+
+def train(config: Any, stage: str, workdir: Workdir) -> None:
+    """Run `stage` to its end; returns at once where it is complete.
+
+    Raises:
+      SystemExit: with status 143 after SIGTERM, the state saved.
+      RunError: when the run cannot go on (bad steps in a row, too many skipped samples, saves that fail).
+    """
+    folder = workdir.stage(stage)
+    if folder.is_complete():
+        return
+
+    # --- mesh, objective ----------------------------------------------------------------------------------------------
+    settings, arch = stage_config(config, stage), architecture(config)
+    goodput = Goodput(workdir.path / "goodput.json")
+    mesh = build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    objective = make_objective(config, stage, workdir)
+
+    # --- parameters and optimiser, in their shardings -----------------------------------------------------------------
+    with goodput.time("init"):
+        tx = build_optimizer(settings)
+        state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
+    update = jax.jit(
+        partial(update_step, objective.loss, tx),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, None),
+    )
+
+    # --- restore ------------------------------------------------------------------------------------------------------
+    checkpoints = Checkpoints(folder.path / "checkpoints", identity=workdir.identity(config, stage), keep=settings.keep)
+    start = 0
+    if (latest := checkpoints.latest()) is not None:
+        with goodput.time("restore"):
+            state, start = restore(checkpoints, latest, state, shardings)
+        log.info("%s: resumed after step %d", stage, start)
+
+    # --- loop ---------------------------------------------------------------------------------------------------------
+    stop, bad_steps = StopSignal(), BadSteps(settings.max_bad_steps)
+    writer = MetricsWriter(folder.path, first_step=start + 1)
+    watchdog = Watchdog(settings.hang_seconds)
+    with writer, watchdog, stop, StageProgress(stage, settings.steps, start) as progress:
+        pending: tuple[Step, dict, float] | None = None
+        for step in goodput.waits("data_wait", objective.steps(start, settings.steps)):
+            began = time.perf_counter()
+            arrays = place_batch(step.arrays, mesh)
+            with goodput.time("compile" if pending is None else "step"):
+                state, metrics = update(state, arrays, jnp.asarray(step.budget, bool))
+                if pending is not None:
+                    record(pending, objective, writer, progress, bad_steps)
+            pending = (step, metrics, began)
+            watchdog.beat()
+            stopping = stop.should_stop(step.number)
+            if stopping or step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
+                record(pending, objective, writer, progress, bad_steps)
+                pending = None
+                with goodput.time("save"):
+                    save(checkpoints, step.number, state, writer, wait=stopping or step.number == settings.steps)
+            if stopping:
+                goodput.write()
+                log.warning("%s: stopped by SIGTERM after step %d; saved", stage, step.number)
+                sys.exit(STOPPED)
+    checkpoints.close()
+
+    # --- done ---------------------------------------------------------------------------------------------------------
+    goodput.write()
+    folder.mark_complete({"step": settings.steps})
+
+
+def update_step(
+    loss_fn: Loss, tx: optax.GradientTransformation, state: State, batch: dict[str, jax.Array], budget: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """One optimiser step; where the loss or a gradient is not finite, everything keeps its old value."""
+
+    def loss_of(trainable):
+        return loss_fn(unflatten({**state.frozen, **trainable}), batch, budget)
+
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    trainable, opt_state = keep_if_finite(finite, (trainable, opt_state), (state.trainable, state.opt_state))
+    metrics = {**metrics, "loss": loss, "gradient_norm": norm, "finite": finite}
+    return State(trainable, state.frozen, opt_state), metrics
+
+
+def initial_state(
+    config: Any, settings: Any, arch: Any, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
+) -> tuple[State, State]:
+    """The state a stage starts from, and its shardings: another stage's parameters, or random ones.
+
+    Shapes first, then shardings, then a jitted initialisation that puts every array where it belongs.
+    """
+    make = partial(init_params, arch)
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    places = param_shardings(shapes, mesh)
+    if settings.init_from:
+        params = restore_params(start_folder(settings.init_from, workdir) / "checkpoints", shapes, places)
+    else:
+        params = jax.jit(make, out_shardings=places)(jax.random.key(config.seed))
+    trainable, frozen = split_trainable(params, settings.trainable)
+    flat_places = flatten(places)
+    opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
+    opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
+    shardings = State({p: flat_places[p] for p in trainable}, {p: flat_places[p] for p in frozen}, opt_places)
+    return State(trainable, frozen, opt_state), shardings
+
+
+def start_folder(init_from: str, workdir: Workdir) -> Path:
+    """The folder of the stage to start from: one of this workdir, or a path to another run's."""
+    return Path(init_from) if "/" in init_from else workdir.stage(init_from).path
+
+
+def save(checkpoints: Checkpoints, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:
+    """Parameters as one nested dict, optimiser state beside it; the data position is the step itself."""
+    writer.flush()
+    params = unflatten({**state.trainable, **state.frozen})
+    checkpoints.save(step, {"params": params, "opt_state": state.opt_state}, meta={"step": step}, wait=wait)
+
+
+def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State) -> tuple[State, int]:
+    """The state after `step`, on this run's mesh."""
+
+    def abstract(tree, places):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
+
+    like = abstract(state, shardings)
+    saved = checkpoints.restore(
+        step, {"params": unflatten({**like.trainable, **like.frozen}), "opt_state": like.opt_state}
+    )
+    flat = flatten(saved["params"])
+    trainable = {path: flat[path] for path in state.trainable}
+    return State(trainable, {path: flat[path] for path in state.frozen}, saved["opt_state"]), step
+
+
+def place_batch(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays, rows spread over the mesh."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
+
+
+def record(
+    pending: tuple[Step, dict, float],
+    objective: Objective,
+    writer: MetricsWriter,
+    progress: StageProgress,
+    bad_steps: BadSteps,
+) -> None:
+    """Write a finished step's metrics; called after the next step has been dispatched, so that reading them costs no wait."""
+    step, metrics, began = pending
+    values = jax.device_get(metrics)
+    row = objective.summarise(step, values)
+    row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
+    row["gradient_norm"] = float(values["gradient_norm"])
+    row["seconds"] = time.perf_counter() - began
+    writer.write(row)
+    progress.update(step.number, row)
+    bad_steps.observe(step.number, bool(values["finite"]), step.ids)

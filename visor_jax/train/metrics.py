@@ -1,0 +1,187 @@
+"""What a stage tells the world: `metrics.jsonl`, TensorBoard scalars, a progress bar.
+
+`metrics.jsonl` is the record: one JSON object per step, each step exactly once, also after a kill and a resume. Every
+line reaches the operating system in one write as soon as the step is known, so that killing the process loses at most a
+step that no checkpoint holds either; `flush` puts the lines on the disk and belongs before each checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from visor_jax.errors import RunError
+from visor_jax.train.event_file import EventFile
+from visor_jax.workdir import finite_or_null, write_bytes
+
+log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Writes one stage's metrics; a context manager.
+
+    On opening, the rows of `first_step` and later are dropped: steps that a kill threw away are about to be run again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        """
+        Args:
+          folder: the stage's folder; `metrics.jsonl` and the TensorBoard events go there.
+          first_step: the number of the step that is written first.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self.lost_steps, self.lost_seconds = drop_rows(self._path, first_step)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._board = EventFile(folder, first_step=first_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it has at least "step". Numbers that are not finite are written as null.
+
+        Raises:
+          RunError: it cannot be written, for example because the disk is full.
+        """
+        line = (json.dumps(finite_or_null(row), allow_nan=False) + "\n").encode()
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        numbers.pop("step")
+        try:
+            if os.write(self._file, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._board.add_scalars(row["step"], numbers)
+        except OSError as error:
+            raise RunError(f"{self._path.parent}: metrics cannot be written: {error.strerror or error}") from error
+
+    def flush(self) -> None:
+        """Put everything written so far on the disk."""
+        os.fsync(self._file)
+        self._board.flush()
+
+    def close(self) -> None:
+        os.fsync(self._file)
+        os.close(self._file)
+        self._board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    return [row for row, _ in _rows(path)]
+
+
+def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
+    """Rewrite `metrics.jsonl` without the rows of `first_step` and later, in one atomic act.
+
+    Returns:
+      How many steps were dropped, and the seconds they had taken.
+    """
+    if not path.exists():
+        return 0, 0.0
+    kept: list[bytes] = []
+    dropped: list[dict[str, Any]] = []
+    for row, line in _rows(path):
+        if row["step"] < first_step:
+            kept.append(line)
+        else:
+            dropped.append(row)
+    text = b"".join(kept)
+    if text != path.read_bytes():
+        write_bytes(path, text)
+    return len(dropped), sum(float(row.get("seconds") or 0.0) for row in dropped)
+
+
+def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:
+    """(row, line) of every whole line; of a step that stands twice, the later one."""
+    rows: dict[int, tuple[dict[str, Any], bytes]] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        row = _whole_row(line)
+        if row is None:
+            log.warning("%s: line %d is damaged and left out", path, number)
+        else:
+            rows[row["step"]] = (row, line)
+    return [rows[step] for step in sorted(rows)]
+
+
+def _whole_row(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds; None where it was cut short or is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+class StageProgress:
+    """One stage's progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; a context manager."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, stage: str, total: int, start: int = 0, *, stream: TextIO | None = None) -> None:
+        """
+        Args:
+          stage: the bar's name.
+          total: number of the last step.
+          start: number of the last step already done.
+        """
+        self._stage, self._total, self._done = stage, total, start
+        self._stream = stream or sys.stderr
+        self._last_line = self._began = time.monotonic()
+        self._start = start
+        self._bar: Progress | None = None
+        if self._stream.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description:>10}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(file=self._stream),
+            )
+            self._task = self._bar.add_task(stage, total=total, completed=start, figures="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._done > self._start:
+            self._line("")
+
+    def update(self, step: int, row: Mapping[str, Any]) -> None:
+        """Show that `step` is done, and its loss."""
+        self._done = step
+        loss = row.get("loss")
+        figures = f"loss {loss:.3f}" if isinstance(loss, float) else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, figures=figures)
+        elif time.monotonic() - self._last_line >= self.SECONDS_BETWEEN_LINES:
+            self._line(figures)
+
+    def _line(self, figures: str) -> None:
+        self._last_line = time.monotonic()
+        seconds = self._last_line - self._began
+        line = f"{self._stage}: step {self._done}/{self._total}, {seconds:.0f} s {figures}"
+        print(line.rstrip(), file=self._stream, flush=True)

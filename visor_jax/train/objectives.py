@@ -1,0 +1,167 @@
+"""What a stage minimises: pure functions (params, batch, budget) -> (loss, metrics), all of one signature.
+
+* `answer_loss`: next-token cross-entropy on the answers of a batch of conversations (stages dense, warmup, full,
+  universal).
+* `base_loss`: the stand-in for pretraining of models made here from scratch: visual tokens named through the token
+  embedding table, and self-attention layers that relate them (METHOD.md section 5.0).
+* `policy_loss`: cross-entropy of the policy against each sample's pseudo-label.
+
+`metrics` is a dict of arrays that the loop writes down: scalars as they are, "turn_correct" [B, turns] by task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from visor_jax.architecture import Architecture
+from visor_jax.kernels.cross_entropy import cross_entropy
+from visor_jax.model.decoder import Budget, at, joint_layer
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import Batch, encode, head, hidden_states, route, stream_of
+
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
+
+
+def answer_tokens(
+    params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
+) -> tuple[Float[Array, "B T"], Array, Array]:
+    """Loss, correctness (greedy) and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
+    hidden = hidden_states(params, visual, batch, budget, arch, remat=remat)[:, :-1]
+    labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]
+    weights = (batch["loss_mask"][:, 1:] & (segments[:, 1:] == segments[:, :-1])).astype(jnp.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    losses, correct = cross_entropy(flat, head(params), labels.reshape(-1), weights.reshape(-1))
+    return losses.reshape(labels.shape), correct.reshape(labels.shape), weights
+
+
+def turn_correct(correct: Array, turn_index: Array, num_turns: int) -> Array:
+    """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
+    turn = turn_index[:, 1:, None] == jnp.arange(num_turns)
+    return jnp.all(correct[..., None] | ~turn, axis=1)
+
+
+def answer_loss(
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
+) -> tuple[Array, Metrics]:
+    """Mean cross-entropy over the target tokens of the batch."""
+    visual = encode(params, batch, arch)
+    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
+    tokens = jnp.sum(weights)
+    metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
+    return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
+
+
+def policy_loss(
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
+) -> tuple[Array, Metrics]:
+    """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B]."""
+    visual = jax.lax.stop_gradient(encode(params, batch, arch))
+    scores = route(params, visual, batch, num_viable, arch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))
+    weights = batch["label_weight"]
+    return jnp.sum(losses * weights) / jnp.sum(weights), {"agreement": agree}
+
+
+# --- the pretrained stand-in ------------------------------------------------------------------------------------------
+
+
+def refine(params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture) -> Array:
+    """Visual tokens after the self-attention slots of `budget`, run in order with no text beside them."""
+    stream = jax.tree.map(jax.lax.stop_gradient, stream_of(batch))
+    none = jnp.zeros((visual.shape[0], 0), jnp.int32)
+    stream = stream._replace(text_positions=none, text_segments=none, text_key_segments=none)
+    text = jnp.zeros((visual.shape[0], 0, visual.shape[2]), visual.dtype)
+
+    def slot(visual, block):
+        layer, on = block
+        return jax.lax.cond(on, lambda v: joint_layer(layer, v, text, stream, arch)[0], lambda v: v, visual), None
+
+    return jax.lax.scan(slot, visual, (params["blocks"]["self"], jnp.asarray(budget, bool)))[0]
+
+
+def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> tuple[Array, Array]:
+    """Cross-entropy [B, P] of naming `labels` through rows of the embedding table, and correctness [B, P].
+
+    `tokens` [forms, classes] are the token ids of each class's name in each of its written forms (with and without a
+    leading space): a feature must name its class in all of them.
+    """
+    scores = jnp.einsum("BPD,FCD->BPFC", features, table[tokens]) / NAMING_TEMPERATURE
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels[..., None])
+    return jnp.mean(losses, axis=-1), jnp.all(jnp.argmax(scores, axis=-1) == labels[..., None], axis=-1)
+
+
+NAMING_TEMPERATURE = 4.0
+CODEBOOK_SEED = 98
+RELATIONS = ("above", "two_above", "colour_above", "reached")  # keys of a batch: int32 [B, P], 0 for "nothing to tell"
+
+
+def codebook(index: int, size: int, classes: int) -> Float[Array, "D C"]:
+    """A frozen random read-out for one relation, so that it gets directions of its own in a visual token."""
+    key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), index)
+    return jax.random.normal(key, (size, classes)) / size**0.5
+
+
+def relation_loss(features: Array, index: int, classes: int, labels: Array, counts: Array) -> tuple[Array, Array]:
+    """Mean cross-entropy of a relation's labels where `counts` [B, P] is not 0, and accuracy where there is a relation.
+
+    Patches with something to tell and patches with nothing weigh half each, however rare the former are.
+    """
+    scores = features @ codebook(index, features.shape[-1], classes)
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    tells = (labels > 0) * counts
+    loss = 0.5 * (masked_mean(losses, tells) + masked_mean(losses, (labels == 0) * counts))
+    return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, tells)
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def base_loss(
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch, classes: int
+) -> tuple[Array, Metrics]:
+    """Name every patch's glyph, colour and background; after the slots that are on, also tell its relations.
+
+    Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
+    that a patch does not lose itself. Relations (`RELATIONS`) go through frozen codebooks of `classes` directions.
+    `names` holds the token ids of the glyphs', colours' and backgrounds' names.
+    """
+    visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
+    there = (batch["glyph"] > 0).astype(jnp.float32)
+
+    def name_all(features):
+        table = params["embed_tokens"]["embedding"]
+        glyph, right = naming_loss(features, table, names["glyph"], batch["glyph"])
+        colour, colour_right = naming_loss(features, table, names["colour"], batch["colour"])
+        background, _ = naming_loss(features, table, names["background"], batch["background"])
+        found = {"named": jnp.mean(right.astype(jnp.float32)), "colour_named": masked_mean(colour_right, there)}
+        return jnp.mean(glyph) + masked_mean(colour, there) + 0.5 * jnp.mean(background), found
+
+    first, metrics = name_all(unit_rms(visual[:, :patches]))
+    last = unit_rms(refine(params, visual, batch, budget, arch)[:, :patches])
+    still, found = name_all(last)
+    metrics |= {f"still_{name}": value for name, value in found.items()}
+    loss = first + still
+    arrow = batch["arrow"].astype(jnp.float32)
+    for index, relation in enumerate(RELATIONS):
+        counts = arrow if relation == "reached" else jnp.ones_like(arrow)
+        one, metrics[relation] = relation_loss(last, index, classes, batch[relation], counts)
+        loss = loss + 2.0 * one
+    return loss, metrics
+
+
+def unit_rms(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+def prompt_end(batch: Batch) -> Array:
+    """Position id right after each row's prompt [B]: that of the first target of a single-turn row."""
+    never = jnp.iinfo(jnp.int32).max
+    return jnp.min(jnp.where(batch["loss_mask"], batch["text_positions"], never), axis=1)

@@ -1,0 +1,91 @@
+"""The optimiser of a stage: which parameters train, at which rates, under which schedule. Optax throughout.
+
+Parameters are addressed by path ("blocks/self/mlp/up_proj/kernel"); a pattern is a regular expression that matches from
+the start of a path. A stage's frozen parameters get no gradient and no optimiser state at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from flax import traverse_util
+from jaxtyping import Array
+
+from visor_jax.errors import RequestError, nearest
+
+FlatParams = dict[str, Array]
+
+
+def flatten(params: Mapping[str, Any]) -> FlatParams:
+    """Nested dict -> {path: array}."""
+    return traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: FlatParams) -> dict[str, Any]:
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[FlatParams, FlatParams]:
+    """Trainable and frozen parameters by path.
+
+    Raises:
+      RequestError: if a pattern matches no parameter.
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        if not any(re.match(pattern, path) for path in flat):
+            raise RequestError(f"train.trainable: {pattern!r} matches no parameter; {nearest(pattern, flat)}")
+    trainable = {path: x for path, x in flat.items() if any(re.match(pattern, path) for pattern in patterns)}
+    return trainable, {path: x for path, x in flat.items() if path not in trainable}
+
+
+def schedule(stage: Any) -> optax.Schedule:
+    """Learning rate against step: linear warm-up, then `stage.schedule` down to `end_fraction` of the peak."""
+    peak, steps = stage.learning_rate, stage.steps
+    warmup = round(stage.warmup_fraction * steps)
+    rest = max(steps - warmup, 1)
+    shapes = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * stage.end_fraction, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, stage.end_fraction),
+    }
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), shapes[stage.schedule]], [warmup])
+
+
+def group_rate(path: str, rates: Mapping[str, float]) -> float:
+    """The multiplier of the first pattern in `rates` that matches `path`, else 1."""
+    return next((rate for pattern, rate in rates.items() if re.match(pattern, path)), 1.0)
+
+
+def scale_by_group(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiply each parameter's update by its group's rate."""
+
+    def update(updates: FlatParams, params: FlatParams | None = None) -> FlatParams:
+        return {path: update * group_rate(path, rates) for path, update in updates.items()}
+
+    return optax.stateless(update)
+
+
+def build_optimizer(stage: Any) -> optax.GradientTransformation:
+    """Clip by global norm, AdamW, per-group rates, schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(stage.clip_norm),
+        optax.scale_by_adam(stage.b1, stage.b2),
+        optax.add_decayed_weights(stage.weight_decay),
+        scale_by_group(dict(stage.group_rates)),
+        optax.scale_by_learning_rate(schedule(stage)),
+    )
+
+
+def state_shardings(opt_state: Any, shardings: Mapping[str, Any], default: Any) -> Any:
+    """Sharding of every leaf of an optimiser state: moments live where their parameter lives, the rest is replicated."""
+
+    def place(path, leaf):
+        owner = next((str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)), None)
+        return shardings.get(owner, default) if owner is not None else default
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)

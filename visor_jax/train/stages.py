@@ -1,0 +1,299 @@
+"""What a stage feeds its loop: for each stage a loss, a stream of steps, and how a step's metrics are summed up.
+
+`make_objective` is the one table from `train.objective` to these. A `Step`'s batch and budget are pure functions of
+(seed, step), so that a resumed stage sees exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name
+from visor_jax.config import architecture, stage_config
+from visor_jax.data import glyphs, glyphs_render
+from visor_jax.data.anyres import visual_layout
+from visor_jax.data.collate import Batch, Window, encode_example, make_batch
+from visor_jax.data.pipeline import Part, make_pipeline
+from visor_jax.data.skips import SkipLog
+from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError
+from visor_jax.label import Labels
+from visor_jax.search import read_viable
+from visor_jax.train.objectives import RELATIONS, Loss, answer_loss, base_loss, policy_loss
+from visor_jax.workdir import Workdir
+
+Bits = tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step's input. `number` counts from 1; `arrays` are this process's rows."""
+
+    number: int
+    arrays: dict[str, np.ndarray]
+    budget: Bits
+    budget_name: str
+    ids: list[str]
+    tasks: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimises and on what.
+
+    Attributes:
+      loss: (params, batch, budget) -> (loss, metrics).
+      steps: (steps done, total) -> the remaining steps.
+      summarise: (step, metrics on the host) -> the row to write down beside step, loss and budget.
+    """
+
+    loss: Loss
+    steps: Callable[[int, int], Iterator[Step]]
+    summarise: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
+
+
+def make_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """The objective that `stage` asks for by `train.objective`."""
+    makers = {"answer": answer_objective, "base": base_objective, "policy": policy_objective}
+    return makers[stage_config(config, stage).objective](config, stage, workdir)
+
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+def budget_drawer(config: Any, stage: str, workdir: Workdir) -> Callable[[int], Bits]:
+    """The budget of each step: a pure function of (seed, stage, step)."""
+    arch, kind = architecture(config), stage_config(config, stage).budgets
+    full = (True,) * arch.num_slots
+    if kind == "full":
+        return lambda step: full
+    if kind == "viable":
+        choices = read_viable(workdir)
+    else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
+        choices = [bits for bits in np.ndindex(*(2,) * arch.num_blocks) if any(bits)]
+    return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
+
+
+def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:
+    """One of `choices`, every one equally likely."""
+    entropy = np.random.SeedSequence((seed, *stage.encode(), step)).generate_state(1, np.uint64)
+    return choices[int(entropy[0]) % len(choices)]
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """Next-token cross-entropy on the answers of the configured data source."""
+    arch, settings = architecture(config), stage_config(config, stage)
+    tokenizer, window = make_tokenizer(config), training_window(config)
+    encode = sample_encoder(config, tokenizer, window)
+    num_turns = config.data.turns_per_picture
+    skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
+
+    def collate(examples):
+        return make_batch([[example] for example in examples], window, arch)
+
+    def steps(done: int, total: int) -> Iterator[Step]:
+        pipeline = make_pipeline(
+            [Part(make_source(config, "train"), shuffle=config.data.source != "glyphs")],
+            encode,
+            collate,
+            batch_size=config.data.batch_size,
+            seed=stage_seed(config.seed, stage),
+            start_step=done + stage_offset(stage) * config.data.source.startswith("glyphs"),
+            skips=skips,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return numbered(pipeline, done, total, budget_drawer(config, stage, workdir))
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
+        row["target_tokens"] = int(metrics["target_tokens"])
+        row["skipped"] = skips.by_reason()
+        return row
+
+    loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
+    return Objective(loss, steps, summarise)
+
+
+STAGES_IN_ORDER = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy")
+STAGE_STRIDE = 2**20
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Shuffles differ from stage to stage."""
+    return seed * len(STAGES_IN_ORDER) + STAGES_IN_ORDER.index(stage)
+
+
+def stage_offset(stage: str) -> int:
+    """Where a stage starts in an endless generated stream: stages never share a picture."""
+    return STAGES_IN_ORDER.index(stage) * STAGE_STRIDE
+
+
+def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits]) -> Iterator[Step]:
+    """Steps done + 1 .. total from a pipeline that starts at the right place; closes it at the end."""
+    with pipeline:
+        for number in range(done + 1, total + 1):
+            batch: Batch = next(pipeline)
+            bits = budget_of(number)
+            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks)
+
+
+def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Accuracy of each task in a batch, from [rows, turns] and the rows' tasks."""
+    found: dict[str, list[bool]] = {}
+    for row, names in enumerate(tasks):
+        for turn, name in enumerate(names):
+            found.setdefault(name or "all", []).append(bool(turn_correct[row, turn]))
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+
+
+# --- the pretrained stand-in ------------------------------------------------------------------------------------------
+
+
+def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """Labelled grids of the generated data set (METHOD.md section 5.0)."""
+    if config.data.source != "glyphs":
+        raise RequestError(
+            f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
+        )
+    arch, settings = architecture(config), stage_config(config, stage)
+    names = name_tables(make_tokenizer(config))
+    budget_of = budget_drawer(config, stage, workdir)
+    seed = stage_seed(config.seed, stage)
+
+    def steps(done: int, total: int) -> Iterator[Step]:
+        rows = process_rows(settings.batch_size)
+        for number in range(done + 1, total + 1):
+            bits = budget_of(number)
+            hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
+            indices = [(number - 1) * settings.batch_size + row for row in rows]
+            examples = [grid_arrays(seed, index, hops, arch) for index in indices]
+            arrays = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+            yield Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = ("named", "colour_named", "still_named", "still_colour_named", *RELATIONS)
+        return {f"accuracy/{name}": float(metrics[name]) for name in wanted}
+
+    classes = 1 + max(len(glyphs_render.DIGITS), len(glyphs_render.COLOURS))
+    return Objective(partial(base_loss, arch=arch, names=names, classes=classes), steps, summarise)
+
+
+def process_rows(rows: int) -> range:
+    """The rows of every batch that this process makes."""
+    local = rows // jax.process_count()
+    return range(jax.process_index() * local, (jax.process_index() + 1) * local)
+
+
+def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
+    """Token ids [2, classes] of every name, with and without a leading space."""
+    groups = {
+        "glyph": glyphs.glyph_names(),
+        "colour": glyphs.colour_names(),
+        "background": glyphs.background_names(),
+    }
+    return {
+        group: np.array([tokenizer.word_ids(name) for name in names], np.int32).T for group, names in groups.items()
+    }
+
+
+def grid_arrays(seed: int, index: int, hops: int, arch: Architecture) -> dict[str, np.ndarray]:
+    """One labelled grid as arrays: the picture as the model sees it, what every patch is, and its relations."""
+    grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
+    layout = visual_layout([grid.image.shape[:2]], arch)
+    count, none = len(layout.gather), np.zeros(0, np.int32)
+    return {
+        "tiles": grid.image[None],
+        "visual_gather": layout.gather,
+        "visual_weights": layout.weights,
+        "visual_positions": np.arange(count, dtype=np.int32),
+        "visual_segments": np.ones(count, np.int32),
+        "text_tokens": none,
+        "text_positions": none,
+        "text_segments": none,
+        "glyph": grid.glyphs,
+        "colour": grid.colours,
+        "background": np.full(len(grid.glyphs), grid.background, np.int32),
+        "arrow": grid.is_arrow,
+        **relations(grid, hops),
+    }
+
+
+def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
+    """For every patch [P], as 1 + index or 0 for "none": the digit above it and two above, the colour above, the digit reached."""
+    side = round(len(grid.glyphs) ** 0.5)
+
+    def digit(ids: np.ndarray) -> np.ndarray:
+        first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
+        return np.where((ids >= first) & (ids < first + count), ids - first + 1, 0).astype(np.int32)
+
+    def lifted(values: np.ndarray, rows: int) -> np.ndarray:
+        return np.concatenate([np.zeros(rows * side, np.int32), values[: -rows * side]])
+
+    colours = np.where(grid.glyphs > 0, grid.colours + 1, 0).astype(np.int32)
+    return {
+        "above": lifted(digit(grid.glyphs), 1),
+        "two_above": lifted(digit(grid.glyphs), 2),
+        "colour_above": lifted(colours, 1),
+        "reached": digit(grid.reached[hops - 1]) * grid.is_arrow,
+    }
+
+
+# --- the policy -------------------------------------------------------------------------------------------------------
+
+
+def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """The labels of `labels/`, their samples drawn anew from the source they were made from."""
+    arch, settings = architecture(config), stage_config(config, stage)
+    labels = Labels.read(workdir)
+    examples = LabelledExamples(config, labels)
+    full = (True,) * arch.num_slots
+
+    def steps(done: int, total: int) -> Iterator[Step]:
+        rows = process_rows(settings.batch_size)
+        for number in range(done + 1, total + 1):
+            order = np.random.default_rng(np.random.SeedSequence((stage_seed(config.seed, stage), number)))
+            picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
+            arrays, ids = examples.batch(picked)
+            yield Step(number, arrays, full, budget_name(full), ids, [])
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {"accuracy/agreement": float(metrics["agreement"])}
+
+    return Objective(partial(policy_loss, arch=arch, num_viable=len(labels.budgets)), steps, summarise)
+
+
+class LabelledExamples:
+    """The prompts that were labelled, encoded once and kept."""
+
+    def __init__(self, config: Any, labels: Labels):
+        self.arch, self.labels = architecture(config), labels
+        tokenizer, self.window = make_tokenizer(config), training_window(config)
+        self.examples = [
+            encode_example(sample, tokenizer, self.arch, system=config.tokenizer.system or None)
+            for sample in labels.samples(config)
+        ]
+        counts = np.bincount(labels.label, minlength=len(labels.budgets))
+        balanced = len(labels.label) / np.maximum(counts, 1) / np.count_nonzero(counts)
+        strength = stage_config(config, "policy").label_balance
+        self.weights = (balanced**strength)[labels.label].astype(np.float32)
+
+    def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+        batch = make_batch([[self.examples[row]] for row in rows], self.window, self.arch)
+        first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
+        positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
+        arrays = {**batch.arrays, "routing_position": positions}
+        arrays["label"] = self.labels.label[rows].astype(np.int32)
+        arrays["label_weight"] = self.weights[rows]
+        return arrays, batch.ids

@@ -1,0 +1,320 @@
+"""The workdir: where a run keeps what it makes, and how files get there whole or not at all.
+
+In: a path (local, or a bucket such as `gs://...`) and a resolved configuration. Out: `config.json` (configuration,
+versions, git revision), one folder per stage, and the helpers through which every command writes. Locally a file is
+written beside its place, flushed to the disk and renamed; a bucket makes an object visible only when it is whole.
+
+A workdir belongs to one configuration: `Workdir.claim` refuses another one, naming the fields that differ.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, cast
+
+from etils import epath
+
+from visor_jax.errors import RequestError, RunError
+from visor_jax.workdir_lock import WorkdirLock
+
+FORMAT = 1
+PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
+
+# What may differ between two runs in one workdir: it changes neither the model nor the losses, only where and how
+# the run is carried out (or is asked for anew each time, as the stage and the evaluation are).
+FREE_FIELDS = (
+    "name",
+    "stage",
+    "stages",
+    "mesh.*",
+    "evaluate.*",
+    "data.root",
+    "data.max_skipped_fraction",
+    "*.remat",
+    "*.checkpoint_every",
+    "*.keep",
+    "*.hang_seconds",
+    "*.max_bad_steps",
+)
+
+
+class StageFolder:
+    """One stage's folder: `checkpoints/`, `metrics.jsonl`, TensorBoard events, `complete.json` when it is done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_complete(self) -> bool:
+        return (self.path / "complete.json").exists()
+
+    def mark_complete(self, facts: Mapping[str, Any]) -> None:
+        write_json(self.path / "complete.json", facts)
+
+
+class Workdir:
+    """A run's folder. Making one touches nothing; `create` and `claim` do."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """
+        Raises:
+          RequestError: the path is empty or holds control characters.
+        """
+        text = os.fspath(path)
+        if not text or not text.isprintable():
+            raise RequestError(f"--workdir: {text!r} is no usable path: expected printable characters")
+        self.path = as_path(text)
+
+    def stage(self, name: str) -> StageFolder:
+        return StageFolder(self.path / name)
+
+    def create(self) -> None:
+        """Make the folder and see that it can be written.
+
+        Raises:
+          RequestError: it is a file, or may not be written.
+          RunError: the disk is full.
+        """
+        probe = self.path / ".writable"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(probe, "")
+            probe.unlink(missing_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RequestError(f"--workdir: {self.path} is a file; expected a folder or a new path") from error
+        except PermissionError as error:
+            raise RequestError(f"--workdir: {self.path} may not be written: {error.strerror}") from error
+        except OSError as error:
+            if error.errno == errno.EROFS:  # a read-only file system is a wrong request, a full disk is bad luck
+                raise RequestError(f"--workdir: {self.path} lies on a read-only file system") from error
+            raise RunError(f"--workdir: {self.path} cannot be written: {error}") from error
+
+    def lock(self) -> WorkdirLock:
+        """A context manager that keeps other runs out; several processes of one run: process 0 only."""
+        return WorkdirLock(self.path / "lock.json")
+
+    def claim(self, config: Any) -> None:
+        """Write `config.json`, or see that the one there is of this configuration (several processes: process 0 only).
+
+        Raises:
+          RequestError: the folder holds another configuration, or a `config.json` that cannot be read.
+        """
+        mine = plain(config)
+        if (self.path / "config.json").exists():
+            differences = [d for d in differing_fields(self.config(), mine) if not is_free(d[0])]
+            if differences:
+                raise RequestError(
+                    f"--workdir: {self.path} holds another configuration: {describe_differences(differences)};"
+                    " expected the same configuration or another folder"
+                )
+        record = {"config": mine, "versions": versions(), "git_revision": git_revision(), "format": FORMAT}
+        write_json(self.path / "config.json", record)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration this workdir was made with, as plain JSON values.
+
+        Raises:
+          RequestError: there is none, it is damaged, or another format.
+        """
+        record = read_json(self.path / "config.json")
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise RequestError(f"{self.path / 'config.json'}: expected an object with a field 'config'")
+        if record.get("format") != FORMAT:
+            raise RequestError(f"{self.path / 'config.json'}: format {record.get('format')!r}, expected {FORMAT}")
+        return record["config"]
+
+    def identity(self, config: Any, stage: str) -> dict[str, Any]:
+        """What a checkpoint of `stage` must agree with to be resumed: the fields that shape its state, and its data.
+
+        Returns:
+          {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer"}; the last two as
+          `file_checksums` gives them.
+        """
+        fields = {}
+        for name, value in flat_fields(plain(config)):
+            top, _, rest = name.partition(".")
+            elsewhere = top in ("search", "label") or (top == "stage_overrides" and rest.partition(".")[0] != stage)
+            if not elsewhere and not is_free(name):
+                fields[name] = value
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        return {"stage": stage, "config_hash": digest, "config": fields, **file_checksums(plain(config))}
+
+
+# --- configurations as plain values -----------------------------------------------------------------------------------
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as JSON gives it back: dicts, lists, numbers, strings, booleans, None."""
+    tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    return json.loads(json.dumps(tree))
+
+
+def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field of a nested configuration."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def is_free(field: str) -> bool:
+    return any(fnmatch(field, pattern) for pattern in FREE_FIELDS)
+
+
+def differing_fields(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted name, their value, my value) wherever two configurations differ; a missing field reads "(none)"."""
+    left, right = dict(flat_fields(theirs)), dict(flat_fields(mine))
+    names = sorted(left.keys() | right.keys())
+    pairs = [(name, left.get(name, "(none)"), right.get(name, "(none)")) for name in names]
+    return [(name, a, b) for name, a, b in pairs if a != b]
+
+
+def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5) -> str:
+    """One line: "model.text.num_layers is 6 there and 8 here, ..."."""
+    parts = [f"{name} is {_short(a)} there and {_short(b)} here" for name, a, b in differences[:shown]]
+    if len(differences) > shown:
+        parts.append(f"and {len(differences) - shown} more")
+    return ", ".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = value if value == "(none)" else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def file_checksums(config: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of the files that a run learns from: {"data": annotations of the training split, "tokenizer": ...}.
+
+    "" for those that it does not read: generated data and their tokenizer are told by their fields alone.
+    """
+    data, tokenizer = config.get("data", {}), config.get("tokenizer", {})
+    annotations = os.path.join(data.get("root") or "", data.get("path", "").replace("{split}", "train"))
+    return {"data": _file_sha256(annotations), "tokenizer": _file_sha256(tokenizer.get("path", ""))}
+
+
+def _file_sha256(path: str) -> str:
+    file = as_path(path)
+    if not path or not file.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Python's and the installed packages' versions."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str:
+    """The commit this package runs from, "-dirty" when files were changed; "" outside a checkout."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # A virtual environment may lie inside somebody else's checkout: only one that tracks this file counts.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+# --- files, whole or not at all ---------------------------------------------------------------------------------------
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A local path as `pathlib.Path`, a bucket's as the path type that behaves like it."""
+    text = os.fspath(path)
+    # etils' remote paths offer pathlib's methods without being its subclass.
+    return cast(Path, epath.Path(text)) if "://" in text else Path(text)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all; parent folders are made."""
+    target = as_path(path)
+    if "://" in os.fspath(target):
+        target.write_bytes(data)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON. Numbers that JSON has no name for (NaN, Inf) are written as null."""
+    write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite_or_null(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None; tuples become lists, numpy scalars Python's."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return value
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      RequestError: it is missing or no JSON; the message names file and line.
+    """
+    try:
+        return json.loads(as_path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: no such file") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: not valid JSON: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
