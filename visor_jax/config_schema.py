@@ -193,7 +193,7 @@ _MODEL = {
     "anyres.image_mean": Field((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS, element=float),
     "anyres.image_std": Field((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS, element=float),
     "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", at_least(0)),
-    "cross.init": Field("copy", "from the base layer's attention, or behind a closed gate", one_of("copy", "zero", "match")),
+    "cross.init": Field("copy", "how cross-attention starts (model/cross_init.py)", one_of("copy", "zero", "match")),
     "cross.gate_init": Field(1.0, "before tanh, with init='copy'"),
     "cross.kernel_size": Field(7, "of the conditional position's convolution", at_least(1)),
     "policy.hidden_size": Field(128, "of the routing MLP", at_least(1)),

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import validate
 from visor_jax.errors import RequestError
+from visor_jax.train.faults import StopSignal
 from visor_jax.workdir import Workdir, read_json
 
 RESULT_FILES = {"search": "search/viable.json", "label": "labels/labels.json"}
@@ -25,7 +26,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
     """Bring every one of `stages` to its end, in order."""
     workdir = Workdir(path)
     workdir.create()
-    with workdir.lock():
+    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save():
         workdir.claim(config)
         use_compile_cache(workdir)
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
@@ -74,7 +75,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     from visor_jax.report.page import write_report
 
     workdir = Workdir(path)
-    with workdir.lock():
+    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
         if not evaluated.exists():

@@ -14,7 +14,7 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.model.decoder import decode, run_layers, specialize
+from visor_jax.model.decoder import at, cross_layer, decode, joint_layer, run_layers, specialize, text_layer
 from visor_jax.model.layers import Params
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
@@ -30,19 +30,43 @@ def inputs() -> tuple[Any, ...]:
     return layers, *testing.decoder_inputs(ARCH, testing.random_batch(ARCH, ROWS))
 
 
+def by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.Array]:
+    """METHOD.md section 3, written down: one layer after the other."""
+    for block, on in enumerate(bits):
+        layers = at(params["blocks"], block)
+        text = TEXT_LAYER(layers["text"], text, stream)
+        text = CROSS_LAYER(layers["cross_attention"], layers["cross"], visual, text, stream)
+        if on:
+            visual, text = JOINT_LAYER(layers["self"], visual, text, stream)
+        else:
+            text = TEXT_LAYER(layers["self"], text, stream)
+    for index in range(ARCH.num_tail_layers):
+        text = TEXT_LAYER(at(params["tail"], index), text, stream)
+    return visual, text
+
+
+# Compiled by the layer: whatever the budget, there are three programs and their gradients.
+TEXT_LAYER = jax.jit(lambda p, t, s: text_layer(p, t, s, ARCH.text)[0])
+CROSS_LAYER = jax.jit(lambda c, p, v, t, s: cross_layer(c, p, v, t, s, ARCH.text)[0])
+JOINT_LAYER = jax.jit(lambda p, v, t, s: joint_layer(p, v, t, s, ARCH)[:2])
+
+
 def with_gradients(run: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Any]:
     """((V, T), gradients by parameters, V and T) of a way to run the decoder, for fixed random cotangents."""
 
-    def function(params: Params, visual, text, stream, *budget):
+    def function(params: Params, visual, text, stream, budget):
         def loss(params, visual, text):
-            out = run(params, visual, text, stream, *budget)
-            keys = jax.random.split(jax.random.key(7), 2)
-            return sum(jnp.sum(x * jax.random.normal(k, x.shape)) for x, k in zip(out, keys, strict=True)), out
+            out = run(params, visual, text, stream, budget)
+            return sum(jnp.vdot(x, random_like(x)) for x in out), out
 
         (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, visual, text)
         return out, gradients
 
-    return testing.quick_jit(function)
+    return function
+
+
+def random_like(x: jax.Array) -> np.ndarray:
+    return np.random.default_rng(x.shape[1]).standard_normal(x.shape, np.float32)
 
 
 def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -57,24 +81,30 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def scanned() -> Callable[..., Any]:
-    return with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH))
+    return testing.quick_jit(with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH)))
 
 
 @pytest.mark.parametrize("bits", EVERY_BUDGET)
 def test_scan_equals_unrolled_values_and_gradients(bits, inputs, scanned) -> None:
-    unrolled = with_gradients(specialize(bits, ARCH))
-    found, expected = scanned(*inputs, np.array(bits)), unrolled(*inputs)
-    assert_close(found, expected)
+    expected = with_gradients(by_hand)(*inputs, bits)
+    assert_close(scanned(*inputs, np.array(bits)), expected)
+    assert_close(testing.quick_jit(specialize(bits, ARCH))(*inputs), expected[0])
     # Weights of every layer matter in every budget: a slot that is off still runs its layer over the text.
     assert all(np.any(np.asarray(x)) for x in jax.tree.leaves(expected[1]))
 
 
-def test_rematerialisation_changes_nothing_but_memory(inputs, scanned) -> None:
-    remat = with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH, remat=True))
-    on = np.array([True, False])
-    assert_close(remat(*inputs, on), scanned(*inputs, on))
+def test_the_specialised_program_has_the_same_gradients(inputs) -> None:
+    bits = (False, True)
+    program = testing.quick_jit(with_gradients(lambda p, v, t, s, _: specialize(bits, ARCH)(p, v, t, s)))
+    assert_close(program(*inputs, ()), with_gradients(by_hand)(*inputs, bits))
+
+
+def test_rematerialisation_changes_nothing_but_memory(inputs) -> None:
+    bits = (True, False)
+    remat = testing.quick_jit(with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH, remat=True)))
+    assert_close(remat(*inputs, np.array(bits)), with_gradients(by_hand)(*inputs, bits))
     for wanted in (False, True):
-        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: decode(*x, ARCH, remat=w))(*inputs, on)
+        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: decode(*x, ARCH, remat=w))(*inputs, np.array(bits))
         assert ("remat" in str(jaxpr)) == wanted
 
 
@@ -82,9 +112,8 @@ def test_budgets_per_sample_equal_one_by_one(inputs, scanned) -> None:
     for budgets in ([(True, False), (False, True)], [(False, False), (True, True)]):
         (visual, text), (_, *gradients) = scanned(*inputs, np.array(budgets))
         for row, bits in enumerate(budgets):
-            (alone_visual, alone_text), (_, *alone) = scanned(*inputs, np.array(bits))
-            assert_close((visual[row], text[row]), (alone_visual[row], alone_text[row]))
-            assert_close([g[row] for g in gradients], [g[row] for g in alone])
+            alone, (_, *alone_gradients) = scanned(*inputs, np.array(bits))
+            assert_close([x[row] for x in (visual, text, *gradients)], [x[row] for x in (*alone, *alone_gradients)])
 
 
 @pytest.mark.parametrize("num_layers", [3, 8])
@@ -176,8 +205,15 @@ def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
     (cond,) = [equation for equation, _, _ in equations(jaxpr) if equation.primitive.name == "cond"]
     off = cond.params["branches"][0].jaxpr
     assert off.outvars[0] in off.invars
-    compiled = jax.jit(lambda *x: decode(*x, arch)).lower(*inputs, np.array([True, False])).compile()
-    assert "conditional(" in compiled.as_text(), "the compiler must keep the branch, not compute both sides"
+
+
+def test_the_compiler_keeps_the_branch(distinct) -> None:
+    """It must not compute both sides and select."""
+    *_, inputs = distinct
+    arch = testing.tiny_architecture(3)
+    inputs = testing.random_params(arch), *inputs[1:]
+    compiled = jax.jit(lambda *x: decode(*x, arch)).lower(*inputs, np.array([True])).compile()
+    assert " conditional(" in compiled.as_text()
 
 
 def test_specialised_programs_contain_only_what_is_on(distinct) -> None:

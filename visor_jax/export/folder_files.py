@@ -50,6 +50,7 @@ def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
         "do_sample": False,
         "eos_token_id": tokenizer.end_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        "suppress_tokens": [tokenizer.image_token_id],  # a placeholder in an answer would ask for a picture
     }
     return Files(
         {

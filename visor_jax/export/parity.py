@@ -124,7 +124,7 @@ class Parity:
 
 
 def sample_prompts(arch: Architecture) -> list[Prompt]:
-    """One picture of an odd shape, two pictures, and none: noise, the same every time."""
+    """One picture of an odd shape, and two pictures: noise, the same every time."""
     rng, tile = np.random.default_rng(SEED), arch.vision.tile_size
 
     def picture(height: int, width: int) -> Image.Image:
@@ -137,7 +137,6 @@ def sample_prompts(arch: Architecture) -> list[Prompt]:
             [picture(tile, tile // 2 + 1), picture(tile // 3 + 1, tile)],
             "<image>\n<image>\nWhat differs?",
         ),
-        Prompt("text only", [], "What colour is the sky?"),
     ]
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
-from visor_jax.model.layers import Params
+from visor_jax.model.layers import Params, copying_pair
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
 
@@ -45,31 +45,21 @@ def copied(params: Params, arch: Architecture, key: Array) -> Params:
 
 
 def matched(params: Params, arch: Architecture, key: Array) -> Params:
-    """Orthonormal maps: keys as the first query head of their group, output as the transposed values."""
+    """Keys as the first query head of their group; the output hands on the values as they are."""
     del params
-    text, groups = arch.text, arch.text.num_heads // arch.cross.num_kv_heads
-    kv = arch.cross.num_kv_heads * text.head_dim
-    match, read = (orthonormal(k, (arch.num_blocks, text.hidden_size, kv)) for k in jax.random.split(key))
-    match = match * MATCH_SHARPNESS**0.5
+    text, kv_heads = arch.text, arch.cross.num_kv_heads
+    sizes = (text.hidden_size, kv_heads, text.num_heads, text.head_dim)
+    keys = jax.random.split(key, (2, arch.num_blocks))
+    match, same = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[0])
+    read, give = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[1])
+    groups, sharp = text.num_heads // kv_heads, MATCH_SHARPNESS**0.5
 
-    def per_query_head(x):
-        heads = x.reshape(*x.shape[:-1], arch.cross.num_kv_heads, text.head_dim)
-        return jnp.repeat(heads, groups, axis=-2).reshape(*x.shape[:-1], kv * groups)
-
-    def projection(kernel):
+    def projection(kernel: Array) -> Params:
         return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]))}
 
     return {
-        "q_proj": projection(per_query_head(match)),
-        "k_proj": projection(match),
+        "q_proj": projection(sharp * groups * same.swapaxes(-1, -2)),
+        "k_proj": projection(sharp * match),
         "v_proj": projection(read),
-        "o_proj": {"kernel": per_query_head(read).swapaxes(-1, -2) / groups},
+        "o_proj": {"kernel": give},
     }
-
-
-def orthonormal(key: Array, shape: tuple[int, int, int]) -> Float[Array, "n D C"]:
-    """Random maps whose columns are orthonormal (rows, where there are fewer of them)."""
-    wide = shape[1] < shape[2]
-    normal = jax.random.normal(key, (shape[0], max(shape[1:]), min(shape[1:])))
-    q = jnp.linalg.qr(normal)[0]
-    return q.swapaxes(-1, -2) if wide else q

@@ -57,6 +57,23 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size))
 
 
+def copying_pair(
+    key: Array, size: int, num_kv_heads: int, num_heads: int, head_dim: int
+) -> tuple[Float[Array, "D C"], Float[Array, "H D"]]:
+    """Value and output kernels of a random attention that hands on what it attends to, as it is.
+
+    The output is the transpose of orthonormal values (Trockman and Kolter, "Mimetic initialization", ICML 2023): from
+    random pairs a small model needs hundreds of steps before the first look-up works, from these it starts with one.
+    """
+    width = num_kv_heads * head_dim
+    normal = jax.random.normal(key, (max(size, width), min(size, width)))
+    values = jnp.linalg.qr(normal)[0]
+    values = values if width <= size else values.T
+    groups = num_heads // num_kv_heads
+    per_query_head = jnp.repeat(values.reshape(size, num_kv_heads, head_dim), groups, axis=1).reshape(size, -1)
+    return values, per_query_head.T / groups
+
+
 class Qwen2Attention(nnx.Module):
     """Grouped-query projections with bias on q, k and v (`transformers.Qwen2Attention`)."""
 
@@ -65,7 +82,9 @@ class Qwen2Attention(nnx.Module):
         self.q_proj = Linear(arch.hidden_size, heads, bias=True, rngs=rngs)
         self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
         self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
-        self.o_proj = Linear(heads, arch.hidden_size, gain=arch.residual_init, rngs=rngs)
+        self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
+        read, give = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
+        self.v_proj.kernel[...], self.o_proj.kernel[...] = read, give
 
 
 class Qwen2MLP(nnx.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from visor_jax.model.visor import init_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, replicated
 from visor_jax.train.checkpoints import Checkpoints, restore_params
-from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, keep_if_finite
+from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss
 from visor_jax.train.optimizer import build_optimizer, flatten, split_trainable, state_shardings, unflatten
@@ -36,6 +37,10 @@ from visor_jax.workdir import Workdir
 log = logging.getLogger(__name__)
 
 STOPPED = 143  # exit status of a run that SIGTERM stopped after saving: unfinished, to be started again
+
+
+Update = Callable[["State", dict[str, jax.Array], jax.Array], tuple["State", dict[str, jax.Array]]]
+Pending = tuple[Step, dict[str, jax.Array], float]  # a dispatched step, its metrics on the device, when it began
 
 
 class State(NamedTuple):
@@ -75,43 +80,69 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     )
 
     # --- restore ------------------------------------------------------------------------------------------------------
-    checkpoints = Checkpoints(folder.path / "checkpoints", identity=workdir.identity(config, stage), keep=settings.keep)
-    start = 0
-    if (latest := checkpoints.latest()) is not None:
-        with goodput.time("restore"):
-            state, start = restore(checkpoints, latest, state, shardings)
-        log.info("%s: resumed after step %d", stage, start)
-
-    # --- loop ---------------------------------------------------------------------------------------------------------
-    stop, bad_steps = StopSignal(), BadSteps(settings.max_bad_steps)
-    writer = MetricsWriter(folder.path, first_step=start + 1)
-    watchdog = Watchdog(settings.hang_seconds)
-    with writer, watchdog, stop, StageProgress(stage, settings.steps, start) as progress:
-        pending: tuple[Step, dict, float] | None = None
-        for step in goodput.waits("data_wait", objective.steps(start, settings.steps)):
-            began = time.perf_counter()
-            arrays = place_batch(step.arrays, mesh)
-            with goodput.time("compile" if pending is None else "step"):
-                state, metrics = update(state, arrays, jnp.asarray(step.budget, bool))
-                if pending is not None:
-                    record(pending, objective, writer, progress, bad_steps)
-            pending = (step, metrics, began)
-            watchdog.beat()
-            stopping = stop.should_stop(step.number)
-            if stopping or step.number % settings.checkpoint_every == 0 or step.number == settings.steps:
-                record(pending, objective, writer, progress, bad_steps)
-                pending = None
-                with goodput.time("save"):
-                    save(checkpoints, step.number, state, writer, wait=stopping or step.number == settings.steps)
-            if stopping:
-                goodput.write()
-                log.warning("%s: stopped by SIGTERM after step %d; saved", stage, step.number)
-                sys.exit(STOPPED)
-    checkpoints.close()
+    identity = workdir.identity(config, stage)
+    with Checkpoints(folder.path / "checkpoints", identity=identity, keep=settings.keep) as checkpoints:
+        start = 0
+        if (latest := checkpoints.latest()) is not None:
+            with goodput.time("restore"):
+                state, start = restore(checkpoints, latest, state, shardings)
+            log.info("%s: resumed after step %d", stage, start)
+        state, last = run_steps(
+            update, state, start, objective, settings, checkpoints, folder.path, goodput, mesh, stage=stage
+        )
 
     # --- done ---------------------------------------------------------------------------------------------------------
     goodput.write()
-    folder.mark_complete({"step": settings.steps})
+    folder.mark_complete({"step": last})
+
+
+def run_steps(
+    update: Update,
+    state: State,
+    start: int,
+    objective: Objective,
+    settings: Any,
+    checkpoints: Checkpoints,
+    folder: Path,
+    goodput: Goodput,
+    mesh: Mesh,
+    *,
+    stage: str,
+) -> tuple[State, int]:
+    """The steps after `start`, up to the last one; the state then, and the number of the last step.
+
+    The metrics of a step are read after the next one has been dispatched, so that reading them costs no wait.
+
+    Raises:
+      SystemExit: 143 after SIGTERM, the state saved.
+    """
+    stop, bad_steps = StopSignal(), BadSteps(settings.max_bad_steps)
+    writer, watchdog = MetricsWriter(folder, first_step=start + 1), Watchdog(settings.hang_seconds)
+    goodput.add("lost", writer.lost_seconds)
+    pending: Pending | None = None
+    compiled = False
+    with writer, watchdog, stop, StageProgress(stage, settings.steps, start) as progress:
+        for step in goodput.waits("data_wait", objective.steps(start, settings.steps)):
+            fault_point("step", step.number)
+            began = time.perf_counter()
+            with goodput.time("step" if compiled else "compile"):
+                state, metrics = update(state, place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool))
+                if pending is not None:
+                    record(pending, objective, writer, progress, bad_steps)
+                pending, compiled = (step, metrics, began), True
+            watchdog.beat()
+            stopping = stop.should_stop(step.number)
+            last = stopping or step.number == settings.steps
+            if last or step.number % settings.checkpoint_every == 0 or checkpoints.poll():
+                record(pending, objective, writer, progress, bad_steps)
+                pending = None
+                with goodput.time("save"):
+                    save(checkpoints, step.number, state, writer, wait=last)
+            if stopping and step.number < settings.steps:
+                goodput.write()
+                log.warning("%s: stopped by SIGTERM after step %d; saved", stage, step.number)
+                sys.exit(STOPPED)
+    return state, settings.steps
 
 
 def update_step(

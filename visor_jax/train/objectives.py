@@ -20,9 +20,9 @@ from jaxtyping import Array, Float
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
-from visor_jax.model.decoder import Budget, at, joint_layer
+from visor_jax.model.decoder import Budget, joint_layer
 from visor_jax.model.layers import Params
-from visor_jax.model.visor import Batch, encode, head, hidden_states, route, stream_of
+from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
 
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
@@ -73,17 +73,15 @@ def policy_loss(
 
 
 def refine(params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture) -> Array:
-    """Visual tokens after the self-attention slots of `budget`, run in order with no text beside them."""
-    stream = jax.tree.map(jax.lax.stop_gradient, stream_of(batch))
-    none = jnp.zeros((visual.shape[0], 0), jnp.int32)
-    stream = stream._replace(text_positions=none, text_segments=none, text_key_segments=none)
-    text = jnp.zeros((visual.shape[0], 0, visual.shape[2]), visual.dtype)
+    """Visual tokens after the self-attention slots of `budget`, run in order, beside the text that precedes a picture."""
+    stream, text = stream_of(batch), embed(params, batch["text_tokens"])
 
-    def slot(visual, block):
+    def slot(state, block):
         layer, on = block
-        return jax.lax.cond(on, lambda v: joint_layer(layer, v, text, stream, arch)[0], lambda v: v, visual), None
+        return jax.lax.cond(on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state), None
 
-    return jax.lax.scan(slot, visual, (params["blocks"]["self"], jnp.asarray(budget, bool)))[0]
+    (visual, _), _ = jax.lax.scan(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
+    return visual
 
 
 def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> tuple[Array, Array]:
@@ -99,21 +97,28 @@ def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> 
 
 NAMING_TEMPERATURE = 4.0
 CODEBOOK_SEED = 98
-RELATIONS = ("above", "two_above", "colour_above", "reached")  # keys of a batch: int32 [B, P], 0 for "nothing to tell"
+# What a patch is to tell of others, and in whose names: int32 [B, P] of a batch, 0 for "nothing to tell", else 1 + index.
+RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
 
 
-def codebook(index: int, size: int, classes: int) -> Float[Array, "D C"]:
-    """A frozen random read-out for one relation, so that it gets directions of its own in a visual token."""
-    key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), index)
-    return jax.random.normal(key, (size, classes)) / size**0.5
+def directions(relation: str, names: Array, table: Array) -> Float[Array, "C D"]:
+    """The read-out of a relation's classes: each name's own direction plus a frozen random one of this relation.
+
+    The name makes what is told ready to be said; the random part tells one relation from another. Class 0, "nothing",
+    has a random part only.
+    """
+    key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), list(RELATIONS).index(relation))
+    said = jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
+    own = jax.random.normal(key, (1 + said.shape[0], said.shape[1])) / said.shape[1] ** 0.5
+    return own + jnp.pad(said, ((1, 0), (0, 0)))
 
 
-def relation_loss(features: Array, index: int, classes: int, labels: Array, counts: Array) -> tuple[Array, Array]:
+def relation_loss(features: Array, readout: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
     """Mean cross-entropy of a relation's labels where `counts` [B, P] is not 0, and accuracy where there is a relation.
 
     Patches with something to tell and patches with nothing weigh half each, however rare the former are.
     """
-    scores = features @ codebook(index, features.shape[-1], classes)
+    scores = features @ readout.T
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
     tells = (labels > 0) * counts
     loss = 0.5 * (masked_mean(losses, tells) + masked_mean(losses, (labels == 0) * counts))
@@ -125,19 +130,19 @@ def masked_mean(x: Array, mask: Array) -> Array:
 
 
 def base_loss(
-    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch, classes: int
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch
 ) -> tuple[Array, Metrics]:
     """Name every patch's glyph, colour and background; after the slots that are on, also tell its relations.
 
     Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
-    that a patch does not lose itself. Relations (`RELATIONS`) go through frozen codebooks of `classes` directions.
-    `names` holds the token ids of the glyphs', colours' and backgrounds' names.
+    that a patch does not lose itself. `names` holds the token ids [2, classes] of the glyphs', digits', colours' and
+    backgrounds' names.
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
+    table = params["embed_tokens"]["embedding"]
     there = (batch["glyph"] > 0).astype(jnp.float32)
 
     def name_all(features):
-        table = params["embed_tokens"]["embedding"]
         glyph, right = naming_loss(features, table, names["glyph"], batch["glyph"])
         colour, colour_right = naming_loss(features, table, names["colour"], batch["colour"])
         background, _ = naming_loss(features, table, names["background"], batch["background"])
@@ -150,9 +155,10 @@ def base_loss(
     metrics |= {f"still_{name}": value for name, value in found.items()}
     loss = first + still
     arrow = batch["arrow"].astype(jnp.float32)
-    for index, relation in enumerate(RELATIONS):
+    for relation, kind in RELATIONS.items():
         counts = arrow if relation == "reached" else jnp.ones_like(arrow)
-        one, metrics[relation] = relation_loss(last, index, classes, batch[relation], counts)
+        readout = directions(relation, names[kind], table)
+        one, metrics[relation] = relation_loss(last, readout, batch[relation], counts)
         loss = loss + 2.0 * one
     return loss, metrics
 

@@ -19,6 +19,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import architecture, stage_config
 from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
+from visor_jax.data.chat import encode_prompt
 from visor_jax.data.collate import Batch, Window, encode_example, make_batch
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
@@ -168,7 +169,8 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
         )
     arch, settings = architecture(config), stage_config(config, stage)
-    names = name_tables(make_tokenizer(config))
+    tokenizer = make_tokenizer(config)
+    names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
     budget_of = budget_drawer(config, stage, workdir)
     seed = stage_seed(config.seed, stage)
 
@@ -178,7 +180,7 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             bits = budget_of(number)
             hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
             indices = [(number - 1) * settings.batch_size + row for row in rows]
-            examples = [grid_arrays(seed, index, hops, arch) for index in indices]
+            examples = [grid_arrays(seed, index, hops, prefix, arch) for index in indices]
             arrays = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
             yield Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
 
@@ -186,8 +188,7 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         wanted = ("named", "colour_named", "still_named", "still_colour_named", *RELATIONS)
         return {f"accuracy/{name}": float(metrics[name]) for name in wanted}
 
-    classes = 1 + max(len(glyphs_render.DIGITS), len(glyphs_render.COLOURS))
-    return Objective(partial(base_loss, arch=arch, names=names, classes=classes), steps, summarise)
+    return Objective(partial(base_loss, arch=arch, names=names), steps, summarise)
 
 
 def process_rows(rows: int) -> range:
@@ -200,6 +201,7 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     """Token ids [2, classes] of every name, with and without a leading space."""
     groups = {
         "glyph": glyphs.glyph_names(),
+        "digit": glyphs_render.DIGITS,
         "colour": glyphs.colour_names(),
         "background": glyphs.background_names(),
     }
@@ -208,20 +210,26 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     }
 
 
-def grid_arrays(seed: int, index: int, hops: int, arch: Architecture) -> dict[str, np.ndarray]:
-    """One labelled grid as arrays: the picture as the model sees it, what every patch is, and its relations."""
+def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
+    """The token ids that stand before the picture in every conversation."""
+    ids = encode_prompt(tokenizer, "", 1, config.tokenizer.system or None)
+    return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)
+
+
+def grid_arrays(seed: int, index: int, hops: int, prefix: np.ndarray, arch: Architecture) -> dict[str, np.ndarray]:
+    """One labelled grid as arrays: picture and prefix as a conversation has them, and what every patch is and relates to."""
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
-    count, none = len(layout.gather), np.zeros(0, np.int32)
+    count = len(layout.gather)
     return {
         "tiles": grid.image[None],
         "visual_gather": layout.gather,
         "visual_weights": layout.weights,
-        "visual_positions": np.arange(count, dtype=np.int32),
+        "visual_positions": np.arange(len(prefix), len(prefix) + count, dtype=np.int32),
         "visual_segments": np.ones(count, np.int32),
-        "text_tokens": none,
-        "text_positions": none,
-        "text_segments": none,
+        "text_tokens": prefix,
+        "text_positions": np.arange(len(prefix), dtype=np.int32),
+        "text_segments": np.ones(len(prefix), np.int32),
         "glyph": grid.glyphs,
         "colour": grid.colours,
         "background": np.full(len(grid.glyphs), grid.background, np.int32),

@@ -1,0 +1,92 @@
+"""What a slot that is off costs: time of one training step and one forward pass against the number of slots on.
+
+    python benchmarks/budgets.py [--layers 24] [--visual 512] [--repeats 15]
+
+One compiled program each, budgets interleaved in every round so that a change of load hits all alike; medians with
+quartiles, as ratios to the empty budget of the same round. Out: `benchmarks/results/budgets.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.architecture import (
+    Architecture,
+    CrossAttentionArchitecture,
+    PolicyArchitecture,
+    TextArchitecture,
+    VisionArchitecture,
+)
+from visor_jax.model.decoder import Stream, decode
+from visor_jax.model.visor import init_params
+
+RESULT = Path(__file__).resolve().parent / "results" / "budgets.json"
+
+
+def small(num_layers: int) -> Architecture:
+    return Architecture(
+        text=TextArchitecture(512, 128, 384, num_layers, 4, 4, 32),
+        vision=VisionArchitecture(32, 8, 64, 128, 1, 4),
+        cross=CrossAttentionArchitecture(4),
+        policy=PolicyArchitecture(32),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--visual", type=int, default=512)
+    parser.add_argument("--text", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    arch = small(args.layers)
+    params = init_params(arch, jax.random.key(0))
+    key = jax.random.key(1)
+    visual = jax.random.normal(key, (1, args.visual, arch.text.hidden_size))
+    text = jax.random.normal(key, (1, args.text, arch.text.hidden_size))
+    ones = partial(jnp.ones, dtype=jnp.int32)
+    stream = Stream(
+        jnp.arange(args.visual)[None],
+        ones((1, args.visual)),
+        args.visual + jnp.arange(args.text)[None],
+        ones((1, args.text)),
+        ones((1, args.text)),
+    )
+
+    def loss(params, budget):
+        _, out = decode(params, visual, text, stream, budget, arch)
+        return jnp.mean(out**2)
+
+    programs = {"forward": jax.jit(loss), "gradient": jax.jit(jax.grad(loss))}
+    counts = range(arch.num_slots + 1)
+    budgets = [jnp.arange(arch.num_slots) < count for count in counts]
+    result: dict = {"arguments": vars(args), "platform": jax.devices()[0].platform, "ratios_to_empty": {}}
+    for name, program in programs.items():
+        for budget in budgets:
+            jax.block_until_ready(program(params, budget))
+        compiled = program._cache_size()
+        rounds = np.array([[seconds(program, params, budget) for budget in budgets] for _ in range(args.repeats)])
+        ratios = rounds / rounds[:, :1]
+        quartiles = np.percentile(ratios, [25, 50, 75], axis=0)
+        result["ratios_to_empty"][name] = {"slots": list(counts), "programs_compiled": compiled, "quartiles": quartiles.T.tolist()}
+        print(f"{name}: {compiled} program; time / empty by slots on:", ", ".join(f"{c}: {q:.2f}" for c, q in zip(counts, quartiles[1], strict=True)))
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def seconds(program, params, budget) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(program(params, budget))
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Shared by the export tests: a tiny model in PyTorch, in both plans, with random weights."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
+
+IMAGE = 60  # the placeholder's id
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 36,
+    "patch_size": 4,
+    "image_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "vision_use_head": False,
+}
+GRIDS = [[16 * rows, 16 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny tensors gain nothing from threads, and lose a lot where the cores are busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Every parameter random and none at a special value, so that no mistake hides behind a zero or a one."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_scale = name.endswith("gate") or "norm" in name and name.endswith("weight")
+        spread = parameter.shape[-1] ** -0.5 if name.endswith("proj.weight") or ".fc" in name else 0.3
+        parameter.copy_(1 + 0.2 * noise if is_scale else spread * noise)
+    return model.eval()
+
+
+def tiny_config(plan: str = "visor", num_layers: int = 7, **changes) -> VisorConfig:
+    names = ["0b" + format(index, f"0{num_layers // 3}b") for index in range(2 ** (num_layers // 3))]
+    text = {**TEXT, **changes.pop("text", {}), "num_hidden_layers": num_layers}
+    return VisorConfig(
+        text_config=text,
+        vision_config=VISION,
+        image_token_index=IMAGE,
+        **{
+            "image_grid_pinpoints": GRIDS,
+            "vision_aspect_ratio": "anyres_max_2",
+            "plan": plan,
+            "policy_hidden_size": 16,
+            "policy_max_budgets": 9,
+            "viable_budgets": names if plan == "visor" else (),
+            "has_policy": plan == "visor",
+            **changes,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def visor() -> VisorForConditionalGeneration:
+    """Seven layers: two super-blocks and one layer more; four viable budgets."""
+    with torch.no_grad():
+        return randomise(VisorForConditionalGeneration(tiny_config()))
+
+
+def greedily(count: int, **settings) -> dict:
+    """Arguments of `generate` for `count` tokens, none of them a placeholder or an end."""
+    return {
+        "max_new_tokens": count,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "suppress_tokens": [IMAGE],
+        **settings,
+    }
+
+
+def prompt(model, sizes=((20, 30),), before=3, after=5, seed=0, alone=None) -> dict[str, torch.Tensor]:
+    """Inputs of one prompt with pictures of the given (height, width), in the middle of random text."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, pieces = {}, [torch.randint(2, IMAGE, (before,), generator=generator)]
+    if sizes:
+        tiles = 1 + max((height // 16) * (width // 16) for height, width in GRIDS)
+        inputs = {
+            "pixel_values": torch.randn((len(sizes), tiles, 3, 16, 16), generator=generator),
+            "image_sizes": torch.tensor(sizes),
+            "batch_num_images": torch.tensor([len(sizes)]),
+        }
+        for features in model.model.get_image_features(**inputs):
+            pieces += [torch.full((len(features),), IMAGE), torch.randint(2, IMAGE, (2,), generator=generator)]
+    ids = torch.cat([*pieces, torch.randint(2, IMAGE, (after,), generator=generator)])
+    return {"input_ids": ids[None], **inputs}
+
+
+def join(prompts: list[dict[str, torch.Tensor]], side: str = "left") -> dict[str, torch.Tensor]:
+    """Prompts as one padded batch."""
+    longest = max(own["input_ids"].shape[1] for own in prompts)
+
+    def pad(row: torch.Tensor) -> torch.Tensor:
+        missing = longest - row.shape[1]
+        return torch.nn.functional.pad(row, (missing, 0) if side == "left" else (0, missing))
+
+    ids = torch.cat([pad(own["input_ids"]) for own in prompts])
+    mask = torch.cat([pad(torch.ones_like(own["input_ids"])) for own in prompts])
+    with_pictures = [own for own in prompts if "pixel_values" in own]
+    names = ("pixel_values", "image_sizes", "batch_num_images")
+    pictures = {name: torch.cat([own[name] for own in with_pictures]) for name in names} if with_pictures else {}
+    return {"input_ids": ids, "attention_mask": mask, **pictures}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> SimpleNamespace:
+    """The helpers above, for tests (which cannot import from here)."""
+    return SimpleNamespace(
+        IMAGE=IMAGE, greedily=greedily, config=tiny_config, randomise=randomise, prompt=prompt, join=join
+    )

@@ -1,0 +1,66 @@
+"""The dense plan of the exported module against transformers' LLaVA-OneVision, with the same weights."""
+
+import pytest
+import torch
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+from visor_jax.export import key_map
+from visor_jax.export.torch_model import VisorForConditionalGeneration
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def pair(request, tiny):
+    """(transformers' model, ours): seven layers, grouped queries, at most two tiles' worth of stitched tokens."""
+    with torch.no_grad():
+        config = tiny.config("dense", tie_word_embeddings=request.param == "tied")
+        ours = tiny.randomise(VisorForConditionalGeneration(config))
+        stock = LlavaOnevisionForConditionalGeneration(
+            LlavaOnevisionConfig(
+                text_config=config.text_config.to_dict(),
+                vision_config=config.vision_config.to_dict(),
+                image_token_index=config.image_token_index,
+                video_token_index=61,
+                image_grid_pinpoints=config.image_grid_pinpoints,
+                vision_aspect_ratio=config.vision_aspect_ratio,
+                tie_word_embeddings=config.tie_word_embeddings,
+            )
+        ).eval()
+        own = ours.state_dict()
+        theirs = {key: own.get(key_map.canonical_key(key)) for key in stock.state_dict()}
+        unused = {key for key, value in theirs.items() if value is None}
+        assert all("post_layernorm" in key for key in unused), unused
+        stock.load_state_dict({key: value for key, value in theirs.items() if value is not None}, strict=False)
+    return stock, ours
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([(16, 16)], id="one tile"),
+        pytest.param([(20, 47)], id="wide"),
+        pytest.param([(200, 3)], id="very tall"),
+        pytest.param([(100, 90)], id="shrunk"),
+        pytest.param([(16, 16), (20, 47), (100, 90)], id="three pictures"),
+        pytest.param([], id="text only"),
+    ],
+)
+def test_logits_and_loss_equal_transformers(pair, tiny, sizes):
+    stock, ours = pair
+    inputs = tiny.prompt(ours, sizes)
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(ids == tiny.IMAGE, -100)
+    theirs, mine = stock(**inputs, labels=labels), ours(**inputs, labels=labels)
+    assert (theirs.logits - mine.logits).abs().max() <= 1e-5
+    assert abs(theirs.loss - mine.loss) <= 1e-5
+
+
+def test_batches_and_generation_equal_transformers(pair, tiny):
+    stock, ours = pair
+    prompts = [tiny.prompt(ours, [(20, 47)], seed=1), tiny.prompt(ours, [(9, 9)], after=2, seed=2)]
+    inputs = tiny.join(prompts)
+    kept = inputs["attention_mask"].bool()
+    difference = (stock(**inputs).logits - ours(**inputs).logits)[kept]
+    assert difference.abs().max() <= 1e-5
+    settings = tiny.greedily(8)
+    for extra in ({}, {"use_cache": False}, {"num_beams": 2}):
+        assert torch.equal(stock.generate(**inputs, **settings, **extra), ours.generate(**inputs, **settings, **extra))

@@ -1,0 +1,27 @@
+"""visor_jax: vision-language models that decide, sample by sample, in how many layers they look at the picture.
+
+    import visor_jax
+    model = visor_jax.load("runs/glyphs_mini")
+    print(model.answer(image, "Which digit is above A?"))
+
+`load` and `Visor` import JAX when first used; `Plan` and `Budget` never do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from visor_jax.budget import Budget, Plan
+
+if TYPE_CHECKING:
+    from visor_jax.api import Visor, load
+
+__all__ = ["Budget", "Plan", "Visor", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Visor", "load"):
+        from visor_jax import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
