@@ -76,8 +76,15 @@ def main() -> None:
         rounds = np.array([[seconds(program, params, budget) for budget in budgets] for _ in range(args.repeats)])
         ratios = rounds / rounds[:, :1]
         quartiles = np.percentile(ratios, [25, 50, 75], axis=0)
-        result["ratios_to_empty"][name] = {"slots": list(counts), "programs_compiled": compiled, "quartiles": quartiles.T.tolist()}
-        print(f"{name}: {compiled} program; time / empty by slots on:", ", ".join(f"{c}: {q:.2f}" for c, q in zip(counts, quartiles[1], strict=True)))
+        result["ratios_to_empty"][name] = {
+            "slots": list(counts),
+            "programs_compiled": compiled,
+            "quartiles": quartiles.T.tolist(),
+        }
+        print(
+            f"{name}: {compiled} program; time / empty by slots on:",
+            ", ".join(f"{c}: {q:.2f}" for c, q in zip(counts, quartiles[1], strict=True)),
+        )
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -97,7 +97,11 @@ def table(rows: list[dict[str, float]], seeds: list[int]) -> str:
     for name in rows[0]:
         values = [row[name] for row in rows]
         met = f"{sum(map(TARGETS[name], values))} of {len(values)}" if name in TARGETS else ""
-        cells = [*(f"{value:.1f}" for value in values), f"{statistics.mean(values):.1f}", f"{max(values) - min(values):.1f}"]
+        cells = [
+            *(f"{value:.1f}" for value in values),
+            f"{statistics.mean(values):.1f}",
+            f"{max(values) - min(values):.1f}",
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {met} |")
     return "\n".join(lines) + "\n"
 

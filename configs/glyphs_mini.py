@@ -57,7 +57,9 @@ def get_config() -> ConfigDict:
         text_length=96,
     )
 
-    config.train.update(learning_rate=1.5e-3, b2=0.95, weight_decay=0.01, clip_norm=1.0, checkpoint_every=250)
+    config.train.update(
+        remat=True, learning_rate=1.5e-3, b2=0.95, weight_decay=0.01, clip_norm=1.0, checkpoint_every=250
+    )
     config.stage_overrides.base.update(steps=900, batch_size=14, hops=(1, 3, 3), learning_rate=2e-3)
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(steps=750, trainable=("(?!vision/|connector/|blocks/self/|routing/)",))

@@ -57,7 +57,7 @@ def slots_on(count: int, num_slots: int = 8) -> tuple[bool, ...]:
     return tuple(i < count for i in range(num_slots))
 
 
-# --- the published figures (METHOD.md section 7) ----------------------------------------------------------------------
+# --- the published figures (method.md section 7) ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

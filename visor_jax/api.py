@@ -24,7 +24,7 @@ from PIL import Image
 
 from visor_jax import config as configs
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Budget, budget_name, cache_bytes, decoder_flops, decode_flops, route_flops, tower_flops
+from visor_jax.budget import Budget, budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.collate import Batch, Example, Window, encode_prompt, encode_tokens, make_prompt_batch
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.splits import make_tokenizer
@@ -90,7 +90,12 @@ class Visor:
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def answer(
-        self, image: Picture | Sequence[Picture], question: str, budget: str | Budget = "auto", max_new_tokens: int = 64, dial: float = 0.0
+        self,
+        image: Picture | Sequence[Picture],
+        question: str,
+        budget: str | Budget = "auto",
+        max_new_tokens: int = 64,
+        dial: float = 0.0,
     ) -> Answer:
         """Greedy answer to one question about one picture (or several).
 
@@ -108,7 +113,9 @@ class Visor:
     ) -> list[Answer]:
         """Answers to many questions, in order; the same as one by one."""
         wanted = self._budget(budget)
-        return [self._answer(self._prompt(image, question), wanted, max_new_tokens, dial) for image, question in questions]
+        return [
+            self._answer(self._prompt(image, question), wanted, max_new_tokens, dial) for image, question in questions
+        ]
 
     def logits(
         self, token_ids: Sequence[int], images: Sequence[Picture], budget: str | Budget = "full"
@@ -157,7 +164,9 @@ class Visor:
             token = int(jnp.argmax(scores[0]))
         return self._receipt(prompt, tokens, bits, routed, first, time.perf_counter() - began)
 
-    def _receipt(self, prompt: Example, tokens: list[int], bits: Bits, routed: bool, first: float, total: float) -> Answer:
+    def _receipt(
+        self, prompt: Example, tokens: list[int], bits: Bits, routed: bool, first: float, total: float
+    ) -> Answer:
         num_visual, num_text = prompt.size.visual, prompt.size.text
         decoder = decoder_flops(self.arch, bits, num_visual, num_text)
         decoder += sum(decode_flops(self.arch, bits, num_visual, num_text + i) for i in range(1, len(tokens) + 1))
@@ -188,7 +197,9 @@ class Visor:
 
     def _require_policy(self) -> None:
         if not self.has_policy:
-            raise RequestError("budget=auto: this model has no trained policy; name a budget (empty, full, 0b...) or run the policy stage")
+            raise RequestError(
+                "budget=auto: this model has no trained policy; name a budget (empty, full, 0b...) or run stage policy"
+            )
 
     def _pick(self, scores: jax.Array, arrays: dict[str, np.ndarray], dial: float) -> int:
         num_visual = int((arrays["visual_segments"] > 0).sum())
@@ -206,8 +217,7 @@ class Visor:
     def _prompt(self, image: Picture | Sequence[Picture], question: str) -> Example:
         if not question.strip():
             raise RequestError("question: is empty; ask something about the picture")
-        several = isinstance(image, Sequence)
-        pictures = [pixels(one) for one in (image if several else [image])]  # type: ignore[list-item]
+        pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
         return usable(partial(encode_prompt, pictures, question, self.tokenizer, self.arch, system=self.system))
 
     def _batch(self, example: Example) -> Batch:
@@ -222,7 +232,9 @@ class Visor:
 
     def _program(self, *key_and_make: Any) -> Callable[..., Any]:
         *key, make = key_and_make
-        return self._programs.setdefault(tuple(key), None) or self._programs.setdefault(tuple(key), make())
+        if tuple(key) not in self._programs:
+            self._programs[tuple(key)] = make()
+        return self._programs[tuple(key)]
 
     def _prefix_program(self, routed: bool) -> Callable[..., Any]:
         num_viable = len(self.viable_budgets)

@@ -7,7 +7,6 @@ Being frozen and hashable, an `Architecture` is a static argument of every compi
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, field
 
 
@@ -62,7 +61,7 @@ class VisionArchitecture:
 
 @dataclass(frozen=True)
 class AnyResArchitecture:
-    """How pictures are cut into tiles (METHOD.md section 2).
+    """How pictures are cut into tiles (method.md section 2).
 
     `pinpoints` are (height, width) in pixels; empty means that every picture is one stretched tile. `max_tiles` is the
     "9" of `anyres_max_9`: a cap on visual tokens in units of tiles, not on tiles. Mean and standard deviation are per
@@ -77,7 +76,7 @@ class AnyResArchitecture:
 
 @dataclass(frozen=True)
 class CrossAttentionArchitecture:
-    """The new layers through which text reads the visual tokens (METHOD.md section 3)."""
+    """The new layers through which text reads the visual tokens (method.md section 3)."""
 
     num_kv_heads: int
     init: str = "copy"  # or "zero", "match": see visor_jax.model.cross_init

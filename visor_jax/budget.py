@@ -32,7 +32,7 @@ EXPECTED = "expected auto, full, empty, a number of slots such as 3, or one bit 
 
 
 class LayerKind(enum.Enum):
-    """What a decoder layer does with the visual tokens (METHOD.md section 3)."""
+    """What a decoder layer does with the visual tokens (method.md section 3)."""
 
     TEXT = "text"
     CROSS = "cross"

@@ -1,8 +1,8 @@
-"""Label: the cheapest viable budget that is good enough, for every question of a training subset (METHOD.md section 5.5).
+"""Label: the cheapest viable budget that is good enough, for every question of a training subset (docs/method.md, 5).
 
 In: the universal model and `search/viable.json`. Out: `labels/labels.npz` and `labels/labels.json`. A budget is good
-enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's; likelihood,
-not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are asked about
+enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's:
+and not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are asked about
 every picture, and of budgets that cost the same the better stands first in the viable list.
 """
 
@@ -71,7 +71,7 @@ def questions(config: Any) -> list[tuple[int, int, Sample]]:
 
 
 def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
-    """For [N, budgets] in cheapest-first order: the first that reaches 1 - tolerance of the full budget's likelihood."""
+    """For [N, budgets] cheapest first: the first that reaches 1 - tolerance of the full budget's likelihood."""
     enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
     enough[:, full] = True
     return enough.argmax(axis=1)

@@ -1,9 +1,9 @@
-"""Search: which subsets of the self-attention slots are worth keeping (METHOD.md section 5.3).
+"""Search: which subsets of the self-attention slots are worth keeping (method.md section 5.3).
 
 In: the trained full model and a held-out split. Out: `search/subsets.csv` (every subset that was evaluated) and
 `search/viable.json` (the short list, cheapest first): the accuracy-per-FLOP Pareto front, plus the best of each count.
-All subsets are evaluated while there are at most `search.max_subsets` of them; with more slots the search goes best-first
-by count: from the best few subsets of one count to those with one slot more.
+All subsets are evaluated while there are at most `search.max_subsets` of them; with more slots the search goes
+best-first by count: from the best few subsets of one count to those with one slot more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import all_subsets, budget_name, decoder_flops
+from visor_jax.budget import all_subsets, budget_name
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
@@ -92,7 +92,9 @@ def viable(found: Sequence[Subset]) -> list[Subset]:
 
     Of subsets with the same cost the better comes first: whoever takes "the first that will do" takes the better one.
     """
-    best_of_count = {count: min((s for s in found if s.count == count), key=better_first) for count in {s.count for s in found}}
+    best_of_count = {
+        count: min((s for s in found if s.count == count), key=better_first) for count in {s.count for s in found}
+    }
     front = [s for s in found if not any(dominates(other, s) for other in found)]
     kept = {s.bits: s for s in (*best_of_count.values(), *front)}
     return sorted(kept.values(), key=lambda s: (s.flops, *better_first(s)))
@@ -142,7 +144,7 @@ def write_results(workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subs
 
 
 def bit_string(bits: Bits) -> str:
-    """"0b100": every bit, also of the empty and the full budget."""
+    """ "0b100": every bit, also of the empty and the full budget."""
     return "0b" + "".join("1" if bit else "0" for bit in bits)
 
 

@@ -92,7 +92,9 @@ def print_summary(result: dict[str, Any], path: str) -> None:
     from visor_jax.evaluate.runner import print_budgets
 
     print_budgets(result["evaluation"])
-    print(f"report: {result['report']}\nexport: {result['export']}\nask it: visor generate --workdir={path} --image=FILE --question=TEXT")
+    print("report:", result["report"])
+    print("export:", result["export"])
+    print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
 
 
 def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
@@ -115,4 +117,3 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
         file = found[0]
     changed.data.update(source="llava", root=str(file.parent), path=file.name, test_fraction=0.0)
     return validate(changed)
-

@@ -45,7 +45,7 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        is_scale = name.endswith("gate") or "norm" in name and name.endswith("weight")
+        is_scale = name.endswith("gate") or ("norm" in name and name.endswith("weight"))
         spread = parameter.shape[-1] ** -0.5 if name.endswith("proj.weight") or ".fc" in name else 0.3
         parameter.copy_(1 + 0.2 * noise if is_scale else spread * noise)
     return model.eval()

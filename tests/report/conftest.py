@@ -87,17 +87,11 @@ def metrics(stage: str, steps: int) -> str:
     for step in range(1, steps + 1):
         done = 1 - np.exp(-4 * step / steps)
         budget = ("empty", "0b100", "0b110", "full")[rng.integers(4)] if stage == "universal" else "full"
-        loss = (
-            (30 if stage == "base" else 2.5)
-            * (1.02 - done)
-            * (1 + 0.2 * rng.random())
-            * (2 if budget == "empty" else 1)
-        )
+        loss = (30 if stage == "base" else 2.5) * (1.02 - done) * rng.uniform(1, 1.2) * (2 if budget == "empty" else 1)
+        lost = stage == "full" and step == 7
         shown = rng.choice(len(names), size=min(4, len(names)), replace=False)
         row = {f"accuracy/{names[i]}": float(np.clip(done - 0.1 * rng.random() * i / 4, 0, 1)) for i in shown}
-        lines.append(
-            {"step": step, "loss": None if step == 7 else float(loss), "budget": budget, **row, "seconds": 0.1}
-        )
+        lines.append({"step": step, "loss": None if lost else float(loss), "budget": budget, **row, "seconds": 0.1})
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 

@@ -121,3 +121,17 @@ def test_the_mix_counts_levels_alike() -> None:
     assert mixed_accuracy(row, {"a": "easy", "b": "hard", "c": "hard", "d": "hard"}) == pytest.approx(0.625)
     assert mixed_accuracy(row, {}) == pytest.approx(0.5)
     assert mixed_accuracy({"tasks": {}}, {}) is None
+
+
+def test_only_tasks_are_coloured_by_level() -> None:
+    tasks = [("above", "hard"), ("digit", "easy")]
+    deepest = {level: figures.to_hex(shades(1.0)) for level, shades in figures.SHADES.items()}
+
+    def drawn(*names: str) -> str:
+        row = {"loss": 1.0, "budget": "full", **{f"accuracy/{name}": 0.5 for name in names}}
+        rows = [{"step": step, **row} for step in (1, 2, 3)]
+        return figures.accuracy_curve(Stage("full", rows, True), tasks).decode()
+
+    of_tasks, of_others = drawn("above", "digit"), drawn("above", "named")  # a base stage names what it likes
+    assert deepest["hard"] in of_tasks and deepest["easy"] in of_tasks and deepest[""] not in of_tasks
+    assert deepest["hard"] not in of_others and deepest[""] in of_others

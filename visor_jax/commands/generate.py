@@ -15,7 +15,9 @@ CONFIG = "none"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="", help="a trained run's folder or one of its stages; the same as --workdir")
+    parser.add_argument(
+        "--model", default="", help="a trained run's folder or one of its stages; the same as --workdir"
+    )
     parser.add_argument("--image", required=True, help="a JPEG, PNG or WebP file")
     parser.add_argument("--question", required=True)
     parser.add_argument("--budget", default="auto")

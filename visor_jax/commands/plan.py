@@ -1,7 +1,7 @@
 """What a picture costs under every budget, counted without compiling or loading anything.
 
-`visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and FLOPs of the
-tower and of the decoder per budget (for a prompt of `--text-tokens`).
+`visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and
+FLOPs of the tower and of the decoder per budget (for a prompt of `--text-tokens`).
 """
 
 from __future__ import annotations

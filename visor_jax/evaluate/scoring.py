@@ -89,7 +89,9 @@ def score(
     )
 
 
-def score_batch(params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture):
+def score_batch(
+    params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture
+):
     """(correct [B], log-likelihood [B]) of each row's answer under one budget."""
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch)
     return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)

@@ -1,4 +1,4 @@
-"""From scores to the figures that are reported: accuracy by task and level, FLOPs per sample decoder-only and end to end."""
+"""From scores to the figures that are reported: accuracy by task and level, FLOPs decoder-only and end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation with one cache per kind of layer: prefill, then one token at a time (METHOD.md section 3, "Decoding").
+"""Generation with one cache per kind of layer: prefill, then one token at a time (method.md section 3, "Decoding").
 
 Text keys and values are kept for every layer. Visual ones are kept only where they are read again: in cross-attention
 layers, and in self-attention layers that the budget has on. A new token never touches V itself. The budget is known
@@ -68,7 +68,14 @@ def prefill_prefix(
         text, stream = with_routing_token(params, text, stream, batch["routing_position"])
     recorded, record = recorder()
     visual, text = run_layers(
-        params, visual, text, stream, [False] * arch.num_slots, arch, layers=PREFIX_LAYERS[: arch.text.num_layers], record=record
+        params,
+        visual,
+        text,
+        stream,
+        [False] * arch.num_slots,
+        arch,
+        layers=PREFIX_LAYERS[: arch.text.num_layers],
+        record=record,
     )
     recorded["text"] = [(keys[:, :count], values[:, :count]) for keys, values in recorded["text"]]
     scores = None
@@ -80,7 +87,7 @@ def prefill_prefix(
 def prefill_rest(
     params: Params, prefix: Prefix, batch: Batch, bits: Sequence[bool], capacity: int, arch: Architecture
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """The remaining layers: logits of each row's first new token, and the cache with room for `capacity` text tokens."""
+    """The remaining layers: logits of the first new token, and the cache, with room for `capacity` text tokens."""
     recorded, record = recorder()
     for kind in KINDS:
         recorded[kind].extend(prefix.recorded[kind])

@@ -1,4 +1,4 @@
-"""How the new cross-attention layers start (METHOD.md section 3): as a copy, behind a closed gate, or as a match.
+"""How the new cross-attention layers start (method.md section 3): as a copy, behind a closed gate, or as a match.
 
 In: freshly initialised or imported parameters. Out: the same tree with `blocks/cross_attention` filled in.
 

@@ -1,4 +1,4 @@
-"""The decoder: super-blocks of a text-only, a cross-attention and an optional self-attention layer (METHOD.md section 3).
+"""The decoder: super-blocks of a text-only, a cross-attention and an optional self-attention layer (docs/method.md).
 
 Visual tokens V [B, Nv, D] and text tokens T [B, Nt, D] travel as two arrays; where they stand in the dense sequence is
 told by their position ids, so nothing is ever interleaved. Two ways of running the same layers:
@@ -170,7 +170,12 @@ def cross_keys_values(params: Params, visual: Array, segments: Array, arch: Text
 
 
 def cross_attention(
-    params: Params, text: Array, keys_values: KeysValues, text_segments: Array, visual_segments: Array, arch: TextArchitecture
+    params: Params,
+    text: Array,
+    keys_values: KeysValues,
+    text_segments: Array,
+    visual_segments: Array,
+    arch: TextArchitecture,
 ) -> Float[Array, "B Nt D"]:
     """T + gate * CrossAttn(T, V): every text token may read every visual token of its segment."""
     query = split_heads(linear(params["q_proj"], rms_norm(params["text_norm"], text, arch.rms_norm_eps)), arch.head_dim)

@@ -1,4 +1,4 @@
-"""The policy: a small MLP reads the routing token's hidden state and scores the viable budgets (METHOD.md section 5.6).
+"""The policy: a small MLP reads the routing token's hidden state and scores the viable budgets (method.md section 5.6).
 
 In: a hidden state [B, D] at the entry of the first optional self-attention layer. Out: scores over budgets; those past
 the last viable one are minus infinity.

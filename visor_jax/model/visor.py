@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from visor_jax.architecture import Architecture
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
-from visor_jax.model.decoder import Blocks, Budget, Stream, cross_layer, decode, text_layer, at
+from visor_jax.model.decoder import Blocks, Budget, Stream, at, cross_layer, decode, text_layer
 from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
 from visor_jax.model.policy import Routing, policy_logits
 from visor_jax.model.vision import VisionTower, stacked, tower
@@ -134,5 +134,3 @@ def route(params: Params, visual: Array, batch: Batch, num_viable: int, arch: Ar
     """The policy's scores over budgets, minus infinity past the viable ones."""
     hidden = routing_hidden(params, visual, batch, arch)
     return policy_logits(params["routing"], hidden, num_viable, arch.text.rms_norm_eps)
-
-

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import offset_copy
+from matplotlib.transforms import ScaledTranslation
 
 from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, slots_on
 
@@ -31,7 +31,7 @@ BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#
 SHADES = {
     "easy": LinearSegmentedColormap.from_list("easy", ["#9cc3ee", "#17427a"]),
     "hard": LinearSegmentedColormap.from_list("hard", ["#f0b48f", "#d8622c", "#5f2410"]),
-    "": LinearSegmentedColormap.from_list("other", ["#b8bcc4", "#6d5aa8", "#2e2450"]),
+    "": LinearSegmentedColormap.from_list("other", ["#a3abb8", "#d1a13a", "#3f8f8b", "#b04a7a", "#6d5aa8", "#2e2450"]),
 }
 
 WIDTH = 5.2  # inches
@@ -274,7 +274,7 @@ def draw_shares(axes: Axes, by_task: Shares, budgets: Sequence[str], tasks: Sequ
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     handles, names = axes.get_legend_handles_labels()
-    below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-36, units="points")  # the axis' label is above
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis' label is above
     axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=min(5, max(len(names), 1)),
         handlelength=1, handleheight=1, columnspacing=1.2, borderaxespad=0, borderpad=0,
@@ -333,12 +333,12 @@ def loss_curve(stage: Stage) -> bytes:
 
 def by_budget(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The steps of each budget, fewest slots first; of more than eight budgets, the steps of each number of slots."""
-    names = sorted({row["budget"] for row in rows}, key=lambda name: (slots_on(name), name))
+    names = sorted({row.get("budget", "") for row in rows}, key=lambda name: (slots_on(name), name))
     groups: dict[str, list[Row]] = {}
     for name in names:
         count = slots_on(name)
         group = name if len(names) <= 8 or np.isinf(count) else f"{count:.0f} slots on"
-        groups.setdefault(group, []).extend(row for row in rows if row["budget"] == name)
+        groups.setdefault(group, []).extend(row for row in rows if row.get("budget", "") == name)
     return {group: sorted(members, key=lambda row: row["step"]) for group, members in groups.items()}
 
 
@@ -353,8 +353,9 @@ def accuracies_of(stage: Stage) -> list[str]:
 @styled
 def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
     """Accuracy of each task on the steps' own batches, against step."""
-    levels = dict(tasks)
     fields = accuracies_of(stage)
+    named = {field.removeprefix(ACCURACY) for field in fields}
+    levels = dict(tasks) if named <= dict(tasks).keys() else {}  # else they are no tasks, and share a name by chance
     order = {task: place for place, (task, _) in enumerate(tasks)}
     fields.sort(key=lambda field: order.get(field.removeprefix(ACCURACY), len(order)))
     made, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))

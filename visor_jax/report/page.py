@@ -40,7 +40,7 @@ MAX_SUBSETS = 32  # rows of the search's table; of more only the viable ones are
 
 COUNTED = {
     "step": "optimiser steps",
-    "compile": "compiling, and the step after each start or save",
+    "compile": "compiling (the first step of each start)",
     "data_wait": "waiting for data",
     "save": "saving checkpoints",
     "restore": "restoring checkpoints",
@@ -289,7 +289,7 @@ def training(stage: Stage, tasks: Sequence[tuple[str, str]]) -> Row:
         "steps": stage.rows[-1]["step"],
         "stretch": max(1, round(len(stage.rows) / figures.BINS)),
         "not_finite": sum(row.get("loss") is None for row in stage.rows),
-        "budgets": len({row["budget"] for row in stage.rows}),
+        "budgets": len({row.get("budget") for row in stage.rows}),
         "loss": data_uri(figures.loss_curve(stage), "svg+xml"),
         "accuracy": data_uri(figures.accuracy_curve(stage, tasks), "svg+xml") if drawn else None,
     }

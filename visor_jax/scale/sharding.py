@@ -93,7 +93,7 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """"blocks/self/mlp/up_proj/kernel" for a key path of a nested dict."""
+    """ "blocks/self/mlp/up_proj/kernel" for a key path of a nested dict."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 

@@ -46,7 +46,14 @@ def random_example(
     targets = [index >= len(tokens) - num_targets for index in range(len(tokens))]
     turns = [0 if target else -1 for target in targets]
     return encode_tokens(
-        tokens, pictures, IMAGE_TOKEN, arch, target_mask=targets, turn_index=turns, id=f"random-{seed}", tasks=("random",)
+        tokens,
+        pictures,
+        IMAGE_TOKEN,
+        arch,
+        target_mask=targets,
+        turn_index=turns,
+        id=f"random-{seed}",
+        tasks=("random",),
     )
 
 
@@ -61,7 +68,10 @@ def window_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> Window:
 
 
 def random_batch(
-    arch: Architecture, rows: Sequence[Sequence[Texts]] = (((3, 4), (2, 3)), ((2, 2, 3),), ((7,),)), spare: int = 2, seed: int = 0
+    arch: Architecture,
+    rows: Sequence[Sequence[Texts]] = (((3, 4), (2, 3)), ((2, 2, 3),), ((7,),)),
+    spare: int = 2,
+    seed: int = 0,
 ) -> Batch:
     """A batch for training: each row holds the examples named by its `Texts`, one segment each.
 
@@ -84,7 +94,7 @@ def random_prompts(
 
 
 def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Stream]:
-    """What `visor_jax.model.decoder.decode` takes, for a batch: random V [B, Nv, D] and T [B, Nt, D], and the stream."""
+    """What `visor_jax.model.decoder.decode` takes, for a batch: random V [B, Nv, D], T [B, Nt, D], the stream."""
     rng, size = np.random.default_rng(seed), arch.text.hidden_size
     visual = rng.standard_normal((*batch.arrays["visual_segments"].shape, size), np.float32)
     text = rng.standard_normal((*batch.arrays["text_segments"].shape, size), np.float32)

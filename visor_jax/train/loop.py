@@ -225,7 +225,7 @@ def record(
     progress: StageProgress,
     bad_steps: BadSteps,
 ) -> None:
-    """Write a finished step's metrics; called after the next step has been dispatched, so that reading them costs no wait."""
+    """Write a finished step's metrics, once the next step has been dispatched: reading them then costs no wait."""
     step, metrics, began = pending
     values = jax.device_get(metrics)
     row = objective.summarise(step, values)

@@ -3,7 +3,7 @@
 * `answer_loss`: next-token cross-entropy on the answers of a batch of conversations (stages dense, warmup, full,
   universal).
 * `base_loss`: the stand-in for pretraining of models made here from scratch: visual tokens named through the token
-  embedding table, and self-attention layers that relate them (METHOD.md section 5.0).
+  embedding table, and self-attention layers that relate them (method.md section 5.0).
 * `policy_loss`: cross-entropy of the policy against each sample's pseudo-label.
 
 `metrics` is a dict of arrays that the loop writes down: scalars as they are, "turn_correct" [B, turns] by task.
@@ -73,12 +73,14 @@ def policy_loss(
 
 
 def refine(params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture) -> Array:
-    """Visual tokens after the self-attention slots of `budget`, run in order, beside the text that precedes a picture."""
+    """Visual tokens after the self-attention slots of `budget`, in order, beside the text before the picture."""
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
 
     def slot(state, block):
         layer, on = block
-        return jax.lax.cond(on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state), None
+        return jax.lax.cond(
+            on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state
+        ), None
 
     (visual, _), _ = jax.lax.scan(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
     return visual
@@ -96,8 +98,9 @@ def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> 
 
 
 NAMING_TEMPERATURE = 4.0
+SAID = 0.4  # share of a name in what tells a relation: more, and a patch would be taken for what it tells of
 CODEBOOK_SEED = 98
-# What a patch is to tell of others, and in whose names: int32 [B, P] of a batch, 0 for "nothing to tell", else 1 + index.
+# What a patch is to tell of others, and in whose names: int32 [B, P] of a batch, 0 for "nothing", else 1 + index.
 RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
 
 
@@ -108,7 +111,7 @@ def directions(relation: str, names: Array, table: Array) -> Float[Array, "C D"]
     has a random part only.
     """
     key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), list(RELATIONS).index(relation))
-    said = jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
+    said = SAID * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
     own = jax.random.normal(key, (1 + said.shape[0], said.shape[1])) / said.shape[1] ** 0.5
     return own + jnp.pad(said, ((1, 0), (0, 0)))
 
@@ -153,7 +156,7 @@ def base_loss(
     last = unit_rms(refine(params, visual, batch, budget, arch)[:, :patches])
     still, found = name_all(last)
     metrics |= {f"still_{name}": value for name, value in found.items()}
-    loss = first + still
+    loss = first + 2.0 * still
     arrow = batch["arrow"].astype(jnp.float32)
     for relation, kind in RELATIONS.items():
         counts = arrow if relation == "reached" else jnp.ones_like(arrow)

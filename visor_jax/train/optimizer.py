@@ -82,7 +82,7 @@ def build_optimizer(stage: Any) -> optax.GradientTransformation:
 
 
 def state_shardings(opt_state: Any, shardings: Mapping[str, Any], default: Any) -> Any:
-    """Sharding of every leaf of an optimiser state: moments live where their parameter lives, the rest is replicated."""
+    """Shardings of an optimiser state: moments live where their parameter lives, the rest is replicated."""
 
     def place(path, leaf):
         owner = next((str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)), None)

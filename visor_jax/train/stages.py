@@ -20,7 +20,7 @@ from visor_jax.config import architecture, stage_config
 from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
-from visor_jax.data.collate import Batch, Window, encode_example, make_batch
+from visor_jax.data.collate import Batch, encode_example, make_batch
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
@@ -163,7 +163,7 @@ def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[st
 
 
 def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
-    """Labelled grids of the generated data set (METHOD.md section 5.0)."""
+    """Labelled grids of the generated data set (method.md section 5.0)."""
     if config.data.source != "glyphs":
         raise RequestError(
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
@@ -217,7 +217,7 @@ def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
 
 
 def grid_arrays(seed: int, index: int, hops: int, prefix: np.ndarray, arch: Architecture) -> dict[str, np.ndarray]:
-    """One labelled grid as arrays: picture and prefix as a conversation has them, and what every patch is and relates to."""
+    """One labelled grid as arrays: picture and prefix as in a conversation, what every patch is and relates to."""
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
     count = len(layout.gather)
@@ -239,7 +239,7 @@ def grid_arrays(seed: int, index: int, hops: int, prefix: np.ndarray, arch: Arch
 
 
 def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
-    """For every patch [P], as 1 + index or 0 for "none": the digit above it and two above, the colour above, the digit reached."""
+    """For every patch [P], 1 + index or 0: the digit above it and two above, the colour above, the digit reached."""
     side = round(len(grid.glyphs) ** 0.5)
 
     def digit(ids: np.ndarray) -> np.ndarray:

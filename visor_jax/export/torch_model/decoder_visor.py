@@ -265,10 +265,13 @@ def split_heads(x: Tensor, head_dim: int) -> Tensor:
 
 
 def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, n, E] of the rotary embedding, computed in float32; both halves of the head alike."""
+    """Cosine and sine [B, n, E] of the rotary embedding, computed in float32; both halves of the head alike.
+
+    Frequencies come from the CPU, as in transformers: powers round otherwise elsewhere, which far positions multiply.
+    """
     size = config.head_dim
-    exponents = torch.arange(0, size, 2, dtype=torch.float32, device=order.device) / size
-    frequencies = 1.0 / (config.rotary_base**exponents)
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+    frequencies = (1.0 / (config.rotary_base**exponents)).to(order.device)
     angles = order.masked_fill(order == PADDING, 0).float()[..., None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -1,0 +1,255 @@
+"""Exported folders: what is in them, how they load, the proof that travels with them, and when none is written."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from visor_jax import testing
+from visor_jax.api import Visor
+from visor_jax.budget import all_subsets
+from visor_jax.commands import export as command
+from visor_jax.errors import RequestError, RunError
+from visor_jax.export import torch_export
+from visor_jax.export.parity import NEW_TOKENS, Comparison, Parity, compare
+from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+
+PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
+REFUTED = Parity(1e-5, [Comparison("p", "full", "full", 3e-5, True)])
+
+
+def tiny_model(plan: str = "visor", tied: bool = False, patch_local: bool = False, pinpoints=None) -> Visor:
+    tokenizer, base = testing.glyphs_tokenizer(), testing.tiny_architecture(6)
+    arch = testing.tiny_architecture(
+        plan=plan,
+        text=dataclasses.replace(
+            base.text, num_layers=6, vocab_size=tokenizer.vocab_size + 3, tie_word_embeddings=tied
+        ),
+        vision=dataclasses.replace(base.vision, patch_local=patch_local),
+        anyres=base.anyres if pinpoints is None else dataclasses.replace(base.anyres, pinpoints=pinpoints),
+    )
+    params = testing.random_params(arch)
+    viable = all_subsets(arch.num_slots)[:3]
+    return Visor(params, arch, tokenizer, viable, system="Be brief.", has_policy=plan == "visor")
+
+
+@pytest.fixture(scope="module")
+def model() -> Visor:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    """A folder with its proof, made by the whole of `export`, and what `export` returned."""
+    out = tmp_path_factory.mktemp("exports") / "visor"
+    return out, torch_export.export(model, out, stage="policy")
+
+
+@pytest.fixture
+def unproven(monkeypatch):
+    """Exports without the comparison, where a test is about something else."""
+    monkeypatch.setattr(torch_export, "compare", lambda *_: PROVEN)
+
+
+@pytest.fixture
+def modules_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def some_inputs(folder) -> dict[str, torch.Tensor]:
+    picture = Image.fromarray(testing.random_picture(8, 14))
+    return VisorProcessor.from_pretrained(folder)(picture, "Which digit is below A?")
+
+
+def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
+    out, result = exported
+    proof = json.loads((out / "parity.json").read_text())
+    assert result == {
+        "out": str(out),
+        "max_logit_difference": proof["max_logit_difference"],
+        "greedy_tokens_equal": True,
+    }
+    assert proof["max_logit_difference"] <= proof["bound"] == 1e-5
+    assert proof["max_route_difference"] <= 1e-5
+    assert proof["new_tokens"] == NEW_TOKENS == 64
+    assert proof["budgets"] == ["0b01", "0b10", "auto", "empty"]
+    assert all(own["max_logit_difference"] > 0 for own in proof["comparisons"])  # two programs, not one twice
+
+
+def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, modules_elsewhere, tmp_path):
+    out, _ = exported
+    inputs = some_inputs(out)
+    direct = VisorForConditionalGeneration.from_pretrained(out).eval()
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True).eval()
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    expected = direct(**inputs, budget="0b10").logits
+    assert torch.equal(loaded(**inputs, budget="0b10").logits, expected)
+    tokens = loaded.generate(**inputs, budget="auto", max_new_tokens=5)
+    assert torch.equal(tokens, direct.generate(**inputs, max_new_tokens=5))
+    loaded.save_pretrained(tmp_path / "again")
+    again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert torch.equal(again.eval()(**inputs, budget="0b10").logits, expected)
+
+
+def test_the_travelling_files_import_nothing_of_ours(exported):
+    out, _ = exported
+    files = sorted(path.name for path in out.glob("*.py"))
+    assert files == sorted(torch_export.MODULE_FILES)
+    for name in files:
+        text = (out / name).read_text()
+        imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+        assert not [line for line in imports if "visor_jax" in line or "jax" in line.split()[1]]
+
+
+def test_a_changed_weight_is_caught(model, exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.language_model.layers.5.mlp.down_proj.weight"][0, 0] += 0.05
+    save_file(weights, file, metadata={"format": "pt"})
+    proof = compare(model, tmp_path / "copy")
+    assert not proof.holds and "do not agree" in proof.why_not()
+
+
+def test_a_lost_weight_is_caught(model, exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.routing.token"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(RunError, match="routing.token"):
+        compare(model, tmp_path / "copy")
+
+
+def test_bfloat16_weights_are_proven_as_rounded(model, tmp_path):
+    result = torch_export.export(model, tmp_path / "out", stage="policy", dtype="bfloat16")
+    assert result["greedy_tokens_equal"] and result["max_logit_difference"] <= 1e-5
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
+    assert VisorForConditionalGeneration.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("pinpoints", [None, ()], ids=["grids", "no grids"])
+def test_a_dense_plan_is_a_stock_model(tmp_path, pinpoints):
+    model = tiny_model("dense", tied=pinpoints is None, patch_local=True, pinpoints=pinpoints)
+    result = torch_export.export(model, tmp_path / "out", stage="dense")
+    assert result["greedy_tokens_equal"] and result["max_logit_difference"] <= 1e-5
+    assert not list((tmp_path / "out").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert type(loaded) is transformers.LlavaOnevisionForConditionalGeneration
+
+
+def test_large_weights_are_sharded(model, unproven, tmp_path):
+    torch_export.export(model, tmp_path / "whole", stage="policy")
+    torch_export.export(model, tmp_path / "sharded", stage="policy", max_shard_bytes=100_000)
+    assert not (tmp_path / "sharded" / "model.safetensors").exists()
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    files = set(index["weight_map"].values())
+    assert len(files) > 2 and all((tmp_path / "sharded" / name).stat().st_size < 120_000 for name in files)
+    inputs = some_inputs(tmp_path / "whole")
+    one, other = (
+        VisorForConditionalGeneration.from_pretrained(tmp_path / name).eval()(**inputs, budget="full").logits
+        for name in ("whole", "sharded")
+    )
+    assert torch.equal(one, other)
+
+
+def test_a_model_without_a_policy_says_so(tmp_path, unproven):
+    model = copy.copy(tiny_model())
+    model.has_policy = False
+    torch_export.export(model, tmp_path / "out", stage="full")
+    loaded = VisorForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    inputs = some_inputs(tmp_path / "out")
+    assert loaded(**inputs).budgets.all()
+    with pytest.raises(ValueError, match="policy"):
+        loaded(**inputs, budget="auto")
+
+
+def test_an_export_that_does_not_agree_leaves_nothing(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch_export, "compare", lambda *_: REFUTED)
+    with pytest.raises(RunError, match="logits differ by up to 3e-05, allowed 1e-05"):
+        torch_export.export(model, tmp_path / "out", stage="policy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_old_one(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch_export, "compare", lambda *_: PROVEN)
+    torch_export.export(model, tmp_path / "out", stage="policy")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(torch_export, "compare", lambda *_: REFUTED)
+    with pytest.raises(RunError):
+        torch_export.export(model, tmp_path / "out", stage="policy", force=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_that_are_not_finite_are_not_exported(model, unproven, tmp_path):
+    broken = copy.copy(model)
+    broken.params = jax.tree.map(np.array, model.params)
+    broken.params["image_newline"][0] = np.inf
+    with pytest.raises(RunError, match="image_newline"):
+        torch_export.export(broken, tmp_path / "out", stage="policy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_destinations_are_not_overwritten(model, unproven, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("all of it")
+    for name, force in [("file", False), ("file", True), ("full", False), ("full", True)]:
+        with pytest.raises(RequestError, match=f"{name}"):
+            torch_export.export(model, tmp_path / name, stage="policy", force=force)
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "all of it"
+    (tmp_path / "empty").mkdir()
+    torch_export.export(model, tmp_path / "empty", stage="policy")
+    with pytest.raises(RequestError, match="not empty"):
+        torch_export.export(model, tmp_path / "empty", stage="policy")
+    torch_export.export(model, tmp_path / "empty", stage="full", force=True)
+    assert "`full`" in (tmp_path / "empty" / "README.md").read_text()
+
+
+def test_unknown_dtypes_are_refused(model, tmp_path):
+    with pytest.raises(RequestError, match="float16"):
+        torch_export.export(model, tmp_path / "out", stage="policy", dtype="float16")
+
+
+def arguments(tmp_path, **changes) -> argparse.Namespace:
+    given = {"workdir": str(tmp_path), "out": None, "stage": None, "dtype": "float32", "force": False, "json": True}
+    return argparse.Namespace(**{**given, **changes})
+
+
+def test_the_command_exports_the_newest_complete_stage(model, unproven, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("visor_jax.api.load_stage", lambda workdir, stage: asked.append(stage) or model)
+    for stage in ("full", "universal"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "complete.json").write_text('{"step": 1}')
+    result = command.main(arguments(tmp_path), None)
+    assert asked == ["universal"]
+    assert result == {
+        "out": str(tmp_path / "export"),
+        "max_logit_difference": 0.0,
+        "greedy_tokens_equal": True,
+    }
+    command.main(arguments(tmp_path, stage="full", out=str(tmp_path / "other")), None)
+    assert asked[1:] == ["full"] and (tmp_path / "other" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({}, "no complete stage"), ({"stage": "polcy"}, "policy"), ({"dtype": "int8"}, "int8")],
+)
+def test_the_command_refuses_by_name(tmp_path, changes, message):
+    with pytest.raises(RequestError, match=message):
+        command.main(arguments(tmp_path, **changes), None)

@@ -1,0 +1,48 @@
+"""A configuration whose every stage takes seconds on a CPU: the default job, much smaller.
+
+In: nothing, or fields to change. Out: a checked `ConfigDict` as the commands take it. The model learns next to nothing
+in so few steps; it is for trying how things behave, not how well they answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from visor_jax.config import default_config, validate
+
+GRID, PATCH = 6, 8  # patches a side, the least that the generated pictures need; pixels a patch, as they are drawn
+
+
+def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> ConfigDict:
+    """Six layers, so two slots; pictures of 6 x 6 patches; `steps` steps of each trained stage in batches of 4.
+
+    Args:
+      changes: {dotted field: value}, such as {"train.checkpoint_every": 1}.
+      steps: of every stage that trains.
+
+    Raises:
+      RequestError: the changed configuration makes no sense.
+    """
+    config = default_config()
+    config.name = "tiny"
+    config.model.text.update(
+        hidden_size=32, intermediate_size=48, num_layers=6, num_heads=2, num_kv_heads=2, head_dim=16,
+        rope_theta=30.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    config.model.vision.update(
+        tile_size=GRID * PATCH, patch_size=PATCH, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=2,
+        patch_local=True,
+    )  # fmt: skip
+    config.model.policy.update(hidden_size=16, max_budgets=8)
+    config.data.update(turns_per_picture=2, batch_size=4, visual_length=GRID * GRID + 1, text_length=64)
+    config.train.update(steps=steps, checkpoint_every=2, hang_seconds=600.0)
+    config.stage_overrides.policy.update(learning_rate=1e-2)
+    config.search.update(samples=16)
+    config.label.update(samples=16)
+    config.evaluate.update(samples=22, batch_size=8, dials=(-4.0, 0.0, 4.0))
+    for name, value in (changes or {}).items():
+        config.update_from_flattened_dict({name: value})
+    return validate(config)
