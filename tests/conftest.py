@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports JAX. Several devices are simulated only where a test asks for them, in a process of its own.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import pytest
 from hypothesis import settings
 
 # Shared machines stall now and then: a deadline would fail a test over its neighbours.
 settings.register_profile("visor", deadline=None, print_blob=True)
 settings.load_profile("visor")
+
+
+# --- one small trained run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where compiled programs are kept: training the same stage again compiles nothing again."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+
+
+@contextlib.contextmanager
+def _quick(compiled: str) -> Iterator[None]:
+    import jax
+
+    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    changes = {"jax_compilation_cache_dir": compiled, "jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def quick(compiled: str) -> Iterator[None]:
+    """Programs compile several times faster, into slower ones; the same program is compiled once."""
+    with _quick(compiled):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir in which `visor_jax.testing.tiny_config` ran all its stages and was evaluated. Not to be changed."""
+    from visor_jax import api, stages
+    from visor_jax.evaluate.runner import evaluate
+    from visor_jax.testing import tiny_config
+    from visor_jax.workdir import Workdir
+
+    path = tmp_path_factory.mktemp("tiny") / "run"
+    config = tiny_config()
+    with _quick(compiled):
+        stages.run_stages(config, str(path), config.stages)
+        evaluate(config, api.load(path), Workdir(path))
+    return path
+
+
+@pytest.fixture
+def tiny_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of `tiny_run` that a test may change."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))

@@ -10,6 +10,7 @@ A `Visor` compiles per bucket of shapes and per budget, and keeps what it compil
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -112,6 +113,10 @@ class Visor:
         dial: float = 0.0,
     ) -> list[Answer]:
         """Answers to many questions, in order; the same as one by one."""
+        if max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+        if not math.isfinite(dial):
+            raise RequestError(f"dial={dial}: expected a finite number")
         wanted = self._budget(budget)
         return [
             self._answer(self._prompt(image, question), wanted, max_new_tokens, dial) for image, question in questions
@@ -284,7 +289,8 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
       RequestError: if there is no trained model there.
     """
     path = Path(path)
-    workdir, stage = (Workdir(path.parent), path.name) if path.name in MODEL_STAGES else (Workdir(path), None)
+    is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
+    workdir, stage = (Workdir(path.parent), path.name) if is_stage else (Workdir(path), None)
     if stage is None:
         stage = next((s for s in MODEL_STAGES if workdir.stage(s).is_complete()), None)
     if stage is None:

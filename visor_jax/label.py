@@ -1,9 +1,9 @@
 """Label: the cheapest viable budget that is good enough, for every question of a training subset (docs/method.md, 5).
 
 In: the universal model and `search/viable.json`. Out: `labels/labels.npz` and `labels/labels.json`. A budget is good
-enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's:
-and not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are asked about
-every picture, and of budgets that cost the same the better stands first in the viable list.
+enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's: likelihood
+and not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are
+asked about every picture, and of budgets that cost the same the better stands first in the viable list.
 """
 
 from __future__ import annotations
@@ -70,6 +70,11 @@ def questions(config: Any) -> list[tuple[int, int, Sample]]:
     return found[: config.label.samples]
 
 
+def place_id(picture: int, turn: int) -> str:
+    """An id of a question that no other has, as ids of records may have."""
+    return f"{picture}/{turn}"
+
+
 def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
     """For [N, budgets] cheapest first: the first that reaches 1 - tolerance of the full budget's likelihood."""
     enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
@@ -83,9 +88,10 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
 
     model, viable = load_stage(workdir, "universal"), read_viable(workdir)
     asked = questions(config)
-    batches = batched(config, [sample for _, _, sample in asked], config.evaluate.batch_size)
+    named = [dataclasses.replace(sample, id=place_id(picture, turn)) for picture, turn, sample in asked]
+    batches = batched(config, named, config.evaluate.batch_size)
     scores = score(model.params, batches, viable, model.arch)
-    place = {sample.id: (picture, turn) for picture, turn, sample in asked}
+    place = {place_id(picture, turn): (picture, turn) for picture, turn, _ in asked}
     log_likelihood = scores.log_likelihood.T
     label = cheapest_good_enough(log_likelihood, viable.index((True,) * model.arch.num_slots), config.label.tolerance)
     labels = Labels(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from visor_jax.budget import all_subsets, budget_name
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
-from visor_jax.workdir import Workdir, write_json, write_text
+from visor_jax.workdir import Workdir, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,14 @@ def explore(evaluate: Callable[[Sequence[Bits]], list[Subset]], num_slots: int, 
     empty, full = (False,) * num_slots, (True,) * num_slots
     found = {subset.bits: subset for subset in evaluate([empty, full])}
     frontier = [found[empty]]
-    for _ in range(num_slots - 1):
-        grown = {grow(subset.bits, slot) for subset in frontier for slot in range(num_slots) if not subset.bits[slot]}
-        fresh = sorted(grown - set(found))[: max(max_subsets - len(found), 0)]
+    for count in range(1, num_slots):
+        grown = (grow(subset.bits, slot) for subset in frontier for slot in range(num_slots) if not subset.bits[slot])
+        share = (max_subsets - len(found)) // (num_slots - count)  # leaves some for the counts to come
+        fresh = evaluate(list(dict.fromkeys(grown))[:share]) if share > 0 else []
         if not fresh:
             break
-        found.update((subset.bits, subset) for subset in evaluate(fresh))
-        frontier = sorted((found[bits] for bits in grown if bits in found), key=better_first)[:BEAM]
+        found.update((subset.bits, subset) for subset in fresh)
+        frontier = sorted(fresh, key=better_first)[:BEAM]
     return list(found.values())
 
 
@@ -162,4 +162,4 @@ def read_viable(workdir: Workdir) -> list[Bits]:
     path = workdir.path / "search" / "viable.json"
     if not path.exists():
         raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
-    return [parse_bits(name) for name in json.loads(path.read_text())["viable"]]
+    return [parse_bits(name) for name in read_json(path)["viable"]]

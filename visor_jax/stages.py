@@ -6,6 +6,7 @@ file), and what has one is skipped; so the same call goes on after any interrupt
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +62,8 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
 
 
 def use_compile_cache(workdir: Workdir) -> None:
-    """Keep compiled programs in the workdir: stages that share a program compile it once."""
-    if "://" not in str(workdir.path):
+    """Keep compiled programs in the workdir (or where JAX was told to): what stages share is compiled once."""
+    if "://" not in str(workdir.path) and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path(str(workdir.path)).resolve() / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
@@ -103,7 +104,7 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
         raise RequestError(f"--benchmark={benchmark}: expected glyphs, or llava with --data=FILE.json")
     if not data and benchmark in ("", config.data.source):
         return config
-    changed = ConfigDict(config.to_dict())
+    changed: Any = ConfigDict(config.to_dict())
     if benchmark == "glyphs" and not data:
         changed.data.source = "glyphs"
         return validate(changed)

@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 def config_of(arch) -> dict:
-    model = Visor(None, arch, testing.glyphs_tokenizer(), [])
+    model = Visor({}, arch, testing.glyphs_tokenizer(), [])
     return folder_files.model_config(model, stage="full", dtype="float32")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ def case(request):
 
 
 def torch_twin(arch, params, ids, images):
-    described = SimpleNamespace(
+    described: Any = SimpleNamespace(
         arch=arch,
         tokenizer=SimpleNamespace(image_token_id=testing.IMAGE_TOKEN),
         system=None,

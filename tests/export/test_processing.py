@@ -1,6 +1,7 @@
 """The processor that travels with an export, against transformers' PIL backend and against our own preprocessing."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def write(folder, pinpoints=None, system=None):
     changes = {} if pinpoints is None else {"pinpoints": pinpoints}
     arch = testing.tiny_architecture()
     arch = type(arch)(**{**vars(arch), "anyres": type(arch.anyres)(**{**vars(arch.anyres), **changes})})
-    model = Visor(None, arch, testing.glyphs_tokenizer(), [], system=system)
+    model = Visor({}, arch, testing.glyphs_tokenizer(), [], system=system)
     files = folder_files.describe(model, stage="full", dtype="float32")
     for name, value in files.json_files.items():
         folder_files.write_json(folder / name, value)
@@ -48,7 +49,8 @@ def test_tiles_and_token_counts_are_those_of_transformers_and_ours(tiled, sizes)
     ours = VisorProcessor.from_pretrained(folder)
     found = ours(pictures, "<image>" * len(sizes))
     settings = json.loads((folder / "preprocessor_config.json").read_text())
-    theirs = LlavaOnevisionImageProcessorPil(**settings)([pictures], return_tensors="pt")
+    one_prompt: Any = [pictures]
+    theirs = LlavaOnevisionImageProcessorPil(**settings)(one_prompt, return_tensors="pt")
     assert torch.equal(found["image_sizes"], torch.tensor(sizes))
     assert torch.equal(found["batch_num_images"], torch.as_tensor(theirs["batch_num_images"]))
     np.testing.assert_allclose(found["pixel_values"], theirs["pixel_values"], atol=1e-6)

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,7 +64,7 @@ def unproven(monkeypatch):
 
 @pytest.fixture
 def modules_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
 
 
 def some_inputs(folder) -> dict[str, torch.Tensor]:
@@ -89,8 +90,8 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
 def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, modules_elsewhere, tmp_path):
     out, _ = exported
     inputs = some_inputs(out)
-    direct = VisorForConditionalGeneration.from_pretrained(out).eval()
-    loaded = transformers.AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True).eval()
+    direct: Any = VisorForConditionalGeneration.from_pretrained(out).eval()
+    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(out, trust_remote_code=True).eval()
     assert type(loaded).__module__.startswith("transformers_modules.")
     expected = direct(**inputs, budget="0b10").logits
     assert torch.equal(loaded(**inputs, budget="0b10").logits, expected)
@@ -127,7 +128,7 @@ def test_a_lost_weight_is_caught(model, exported, tmp_path):
     weights = load_file(file)
     del weights["model.routing.token"]
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(RunError, match="routing.token"):
+    with pytest.raises(RunError, match=r"routing\.token"):
         compare(model, tmp_path / "copy")
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
-from visor_jax.model.visor import abstract_params, copy_into_cross_attention, logits
+from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.decoder import at, cross_attention, cross_keys_values
+from visor_jax.model.visor import abstract_params, logits
 from visor_jax.train.optimizer import flatten
 
 ARCH = testing.tiny_architecture(8)
+KEY = jax.random.key(0)
 MULTI_HEAD = dataclasses.replace(ARCH, cross=CrossAttentionArchitecture(num_kv_heads=4))
 
 QWEN2 = """input_layernorm/scale 32; self_attn/q_proj/kernel 32,32; self_attn/q_proj/bias 32; self_attn/k_proj/kernel 32,16;
@@ -69,7 +73,7 @@ def test_the_same_key_gives_the_same_parameters_and_another_key_others() -> None
 @pytest.mark.parametrize("arch", [ARCH, MULTI_HEAD])
 def test_copy_starts_cross_attention_from_its_layers_own_attention(arch) -> None:
     """Each of its key/value heads is the one that the same query head reads in the layer itself."""
-    params = copy_into_cross_attention(testing.random_params(arch), arch)
+    params = start_cross_attention(testing.random_params(arch), arch, KEY)
     own, new = params["blocks"]["cross"]["self_attn"], params["blocks"]["cross_attention"]
     for name in ("q_proj", "o_proj"):
         for leaf in own[name]:
@@ -92,7 +96,7 @@ def test_copied_multi_head_cross_attention_reads_the_same() -> None:
     on = np.array([True, False])
     found = [
         np.asarray(
-            testing.quick_jit(logits, static_argnames="arch")(copy_into_cross_attention(params, a), batch, on, arch=a)
+            testing.quick_jit(logits, static_argnames="arch")(start_cross_attention(params, a, KEY), batch, on, arch=a)
         )
         for a in (ARCH, MULTI_HEAD)
     ]
@@ -127,3 +131,17 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
     seeing = np.asarray(program(params, batch, np.array([True]), arch=arch))
     assert np.abs(seeing[real] - expected[real]).max() > 1e-3, "a slot that is on sees the picture"
+
+
+def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is() -> None:
+    arch = dataclasses.replace(
+        testing.tiny_architecture(3), cross=CrossAttentionArchitecture(num_kv_heads=4, init="match")
+    )
+    visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
+    text = visual[:, : text.shape[1]]  # text token i is visual token i
+    params = at(testing.fresh_params(arch)["blocks"]["cross_attention"], 0)
+    seen = cross_keys_values(params, visual, stream.visual_segments, arch.text)
+    read = cross_attention(params, text, seen, stream.text_segments, stream.visual_segments, arch.text) - text
+    real = np.flatnonzero(stream.text_segments[0])
+    likeness = np.asarray(read)[0, real] @ visual[0].T
+    np.testing.assert_array_equal(likeness.argmax(axis=1), real)

@@ -1,4 +1,4 @@
-"""Who may read whom, shown by gradients: an output depends on an input exactly where METHOD.md section 3 lets it.
+"""Who may read whom, shown by gradients: an output depends on an input exactly where method.md section 3 lets it.
 
 The expected dependencies are worked out here from positions and segments alone, as boolean matrices over [V; T], and
 compared entry by entry: nothing is read that must not be, and everything that may be read is.

@@ -23,11 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.api import load
+    from visor_jax.api import MODEL_STAGES, load
+    from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
     from visor_jax.stages import evaluation_data
     from visor_jax.workdir import Workdir
 
+    if args.stage and args.stage not in MODEL_STAGES:
+        hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
+        raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
     config = evaluation_data(config, args.benchmark, args.data)
     model = load(workdir.path / args.stage if args.stage else workdir.path)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 HELP = "answer a question about a picture"
 CONFIG = "none"
+MAX_PIXELS = 89_478_485  # Pillow's own limit; larger pictures are refused before they are decoded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     del config
     from visor_jax.api import load
-    from visor_jax.data.images import open_file
+    from visor_jax.data.images import read_image
+    from visor_jax.data.sample import SkipSample
     from visor_jax.errors import RequestError
 
     if bool(args.workdir) == bool(args.model):
         raise RequestError("generate: expected one of --workdir=DIR and --model=DIR")
-    image = open_file(args.image)
+    try:
+        image = read_image(Path(args.image), MAX_PIXELS, args.image)
+    except SkipSample as why:
+        raise RequestError(f"--image={args.image}: {why}") from None
     answer = load(args.workdir or args.model).answer(
         image, args.question, args.budget, max_new_tokens=args.max_new_tokens, dial=args.dial
     )

@@ -6,6 +6,7 @@ In: a workdir with a complete model stage. Out: the object that `visor evaluate 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def evaluate(
     Args:
       budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
     """
-    samples = single_turn_samples(config, split, config.evaluate.samples)
+    found = enumerate(single_turn_samples(config, split, config.evaluate.samples))
+    samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
     asked = wanted_budgets(model, budgets)
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
     batches = batched(config, samples, config.evaluate.batch_size)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.collate import Batch
+from visor_jax.errors import RequestError
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
@@ -74,7 +75,9 @@ def score(
             routes.append(np.asarray(scores)[rows, : len(budgets)])
         tasks += [batch.tasks[row][0] for row in rows]
         ids += [batch.ids[row] for row in rows]
-        sizes.append(sample_sizes(batch)[rows])
+        sizes.append(sample_sizes(batch, arch)[rows])
+    if not sizes:
+        raise RequestError("data: no usable question; each was skipped, as the warnings say")
     all_sizes = np.concatenate(sizes)
     return Scores(
         budgets=[tuple(bool(b) for b in bits) for bits in budgets],
@@ -97,12 +100,14 @@ def score_batch(
     return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
 
 
-def sample_sizes(batch: Batch) -> Int[np.ndarray, "B 3"]:
-    """Visual slots, prompt tokens and tiles that each row really uses."""
+def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
+    """Visual slots, prompt tokens and tiles that each row really uses; a black tile is one, a padding tile is not."""
     arrays = batch.arrays
     visual = (arrays["visual_segments"] > 0).sum(axis=1)
     prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)
-    tiles = arrays["tiles"].reshape(*arrays["tiles"].shape[:2], -1).any(axis=2).sum(axis=1)
+    patches = arch.vision.patches_per_side**2
+    of_tiles = (arrays["visual_weights"] > 0) & (arrays["visual_gather"] < arrays["tiles"].shape[1] * patches)
+    tiles = np.where(of_tiles, arrays["visual_gather"] // patches + 1, 0).max(axis=(1, 2))
     return np.stack([visual, np.asarray(prompt), tiles], axis=1).astype(np.int64)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.model.decoder import KINDS, KeysValues, Stream, at, cross_attention, run_layers
+from visor_jax.model.decoder import KINDS, KeysValues, Record, Stream, at, cross_attention, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
@@ -50,9 +50,14 @@ class Prefix(NamedTuple):
     recorded: dict[str, list[KeysValues]]
 
 
-def recorder() -> tuple[dict[str, list[KeysValues]], object]:
+def recorder() -> tuple[dict[str, list[KeysValues]], Record]:
+    """What the layers give to keep, by kind, and the function that takes it from them."""
     recorded: dict[str, list[KeysValues]] = {kind: [] for kind in KINDS}
-    return recorded, lambda kind, keys_values: recorded[kind].append(keys_values)
+
+    def record(kind: str, keys_values: KeysValues) -> None:
+        recorded[kind].append(keys_values)
+
+    return recorded, record
 
 
 def prefill_prefix(

@@ -248,8 +248,8 @@ def decode(
     on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((arch.num_blocks,), bool)
 
     def body(state, block):
-        block_params, block_on = block
-        return super_block(block_params, *state, block_on, stream, arch), None
+        (block_params, block_on), (visual, text) = block, state
+        return super_block(block_params, visual, text, block_on, stream, arch), None
 
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
         body = jax.checkpoint(body) if remat else body

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNor
 from visor_jax.model.policy import Routing, policy_logits
 from visor_jax.model.vision import VisionTower, stacked, tower
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # the arrays of visor_jax.data.collate.Batch, NumPy's or JAX's
 
 
 class Visor(nnx.Module):

@@ -6,6 +6,7 @@ In: the three sizes, of which one may be -1 ("what is left"). Out: a `jax.shardi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from visor_jax.errors import RequestError
 AXES = ("replica", "fsdp", "tensor")
 
 
-def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all `devices` (default: every device of every process).
 
     Raises:

@@ -7,10 +7,13 @@
     batch = testing.random_batch(arch)  # packed rows, padding, pictures in the middle of text
     logits = visor_jax.model.visor.logits(params, batch.arrays, [True, False], arch)
 
+    config = testing.tiny_config()  # a run of all stages in seconds
+
 All of it is a pure function of its arguments and runs in well under a second on a CPU. To try a configuration of your
 own, build its `Architecture` with `visor_jax.config.architecture(config)` and use the same functions on it.
 """
 
+from visor_jax.testing.config import tiny_config
 from visor_jax.testing.data import (
     IMAGE_TOKEN,
     decoder_inputs,
@@ -35,5 +38,6 @@ __all__ = [
     "random_picture",
     "random_prompts",
     "tiny_architecture",
+    "tiny_config",
     "window_of",
 ]

@@ -1,7 +1,7 @@
 """A configuration whose every stage takes seconds on a CPU: the default job, much smaller.
 
-In: nothing, or fields to change. Out: a checked `ConfigDict` as the commands take it. The model learns next to nothing
-in so few steps; it is for trying how things behave, not how well they answer.
+In: nothing, or fields to change. Out: a checked `ConfigDict` as the commands take it. In so few steps the
+model learns little more than to give short answers; it is for trying how things behave, not how well they answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
     )  # fmt: skip
     config.model.policy.update(hidden_size=16, max_budgets=8)
     config.data.update(turns_per_picture=2, batch_size=4, visual_length=GRID * GRID + 1, text_length=64)
-    config.train.update(steps=steps, checkpoint_every=2, hang_seconds=600.0)
+    config.train.update(steps=steps, learning_rate=2e-2, schedule="constant", checkpoint_every=2, hang_seconds=600.0)
     config.stage_overrides.policy.update(learning_rate=1e-2)
     config.search.update(samples=16)
     config.label.update(samples=16)

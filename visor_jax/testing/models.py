@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -54,7 +53,7 @@ def tiny_architecture(num_layers: int = 7, **changes: Any) -> Architecture:
 
 def fresh_params(arch: Architecture, seed: int = 0) -> Params:
     """The parameters that training starts from: `visor_jax.model.visor.init_params`, compiled."""
-    return quick_jit(partial(init_params, arch))(jax.random.key(seed))
+    return _INIT(arch, jax.random.key(seed))
 
 
 def random_params(arch: Architecture, seed: int = 0) -> Params:
@@ -85,3 +84,6 @@ def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     """
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     return jax.jit(function, compiler_options=quick, **options)
+
+
+_INIT = quick_jit(init_params, static_argnums=0)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import optax
 from jax.sharding import Mesh
 
 from visor_jax.config import architecture, stage_config
+from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
 from visor_jax.model.visor import init_params
 from visor_jax.scale.mesh import build_mesh
@@ -30,9 +31,9 @@ from visor_jax.train.checkpoints import Checkpoints, restore_params
 from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss
-from visor_jax.train.optimizer import build_optimizer, flatten, split_trainable, state_shardings, unflatten
+from visor_jax.train.optimizer import FlatParams, build_optimizer, flatten, split_trainable, state_shardings, unflatten
 from visor_jax.train.stages import Objective, Step, make_objective
-from visor_jax.workdir import Workdir
+from visor_jax.workdir import StageFolder, Workdir, as_path
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ def update_step(
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    trainable = cast(FlatParams, optax.apply_updates(state.trainable, updates))
     trainable, opt_state = keep_if_finite(finite, (trainable, opt_state), (state.trainable, state.opt_state))
     metrics = {**metrics, "loss": loss, "gradient_norm": norm, "finite": finite}
     return State(trainable, state.frozen, opt_state), metrics
@@ -186,8 +187,15 @@ def initial_state(
 
 
 def start_folder(init_from: str, workdir: Workdir) -> Path:
-    """The folder of the stage to start from: one of this workdir, or a path to another run's."""
-    return Path(init_from) if "/" in init_from else workdir.stage(init_from).path
+    """The folder of the stage to start from: one of this workdir, or a path to another run's.
+
+    Raises:
+      RequestError: that stage is not complete, so that what it would give is not what it is to give.
+    """
+    folder = StageFolder(as_path(init_from)) if "/" in init_from else workdir.stage(init_from)
+    if not folder.is_complete():
+        raise RequestError(f"init_from={init_from!r}: {folder.path} holds no complete stage; run that stage first")
+    return folder.path
 
 
 def save(checkpoints: Checkpoints, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -22,7 +22,7 @@ FlatParams = dict[str, Array]
 
 def flatten(params: Mapping[str, Any]) -> FlatParams:
     """Nested dict -> {path: array}."""
-    return traverse_util.flatten_dict(params, sep="/")
+    return cast(FlatParams, traverse_util.flatten_dict(dict(params), sep="/"))
 
 
 def unflatten(flat: FlatParams) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def group_rate(path: str, rates: Mapping[str, float]) -> float:
 def scale_by_group(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiply each parameter's update by its group's rate."""
 
-    def update(updates: FlatParams, params: FlatParams | None = None) -> FlatParams:
+    def update(updates: Any, params: Any = None) -> Any:
         return {path: update * group_rate(path, rates) for path, update in updates.items()}
 
     return optax.stateless(update)

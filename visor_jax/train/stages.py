@@ -97,7 +97,7 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     arch, settings = architecture(config), stage_config(config, stage)
     tokenizer, window = make_tokenizer(config), training_window(config)
     encode = sample_encoder(config, tokenizer, window)
-    num_turns = config.data.turns_per_picture
+    budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
     def collate(examples):
@@ -115,7 +115,7 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return numbered(pipeline, done, total, budget_drawer(config, stage, workdir))
+        return numbered(pipeline, done, total, budget_of)
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
@@ -151,10 +151,13 @@ def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bi
 
 
 def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Accuracy of each task in a batch, from [rows, turns] and the rows' tasks."""
+    """Accuracy of each task in a batch, from [rows, turns] and the rows' tasks.
+
+    Of a conversation with more turns than that the first ones count; the loss has them all.
+    """
     found: dict[str, list[bool]] = {}
     for row, names in enumerate(tasks):
-        for turn, name in enumerate(names):
+        for turn, name in enumerate(names[: turn_correct.shape[1]]):
             found.setdefault(name or "all", []).append(bool(turn_correct[row, turn]))
     return {name: float(np.mean(values)) for name, values in sorted(found.items())}
 
@@ -169,6 +172,11 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
         )
     arch, settings = architecture(config), stage_config(config, stage)
+    if arch.vision.patch_size != glyphs_render.PATCH:
+        raise RequestError(
+            f"model.vision.patch_size={arch.vision.patch_size}: stage base needs {glyphs_render.PATCH},"
+            " the size of the patches that the generated pictures are drawn in"
+        )
     tokenizer = make_tokenizer(config)
     names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
     budget_of = budget_drawer(config, stage, workdir)

@@ -1,0 +1,82 @@
+"""`evaluate`: what it writes, and that its figures are those of the samples."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visor_jax.api import load
+from visor_jax.budget import Budget
+from visor_jax.config import from_dict
+from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.runner import evaluate, wanted_budgets
+from visor_jax.evaluate.scoring import score
+from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.workdir import Workdir, read_json
+
+pytestmark = pytest.mark.usefixtures("quick")
+FIELDS = {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"}
+
+
+def test_budgets_by_contract(tiny_run: Path) -> None:
+    result, model = read_json(tiny_run / "eval" / "test.json"), load(tiny_run)
+    budgets = result["budgets"]
+    assert set(budgets) == {*wanted_budgets(model, None)} and {"empty", "full", "auto"} <= set(budgets)
+    for row in budgets.values():
+        assert row.keys() >= FIELDS and row["samples"] == 22
+        assert all(0 <= row["tasks"][task] <= 1 for task in result["levels"])
+        assert row["end_to_end_gflops"] > row["decoder_gflops"] > 0
+    assert budgets["empty"]["decoder_gflops"] < budgets["full"]["decoder_gflops"] < result["dense"]["decoder_gflops"]
+    assert set(result["levels"].values()) == {"easy", "hard"} and len(result["levels"]) == 11
+
+
+def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
+    result, model = read_json(tiny_run / "eval" / "test.json"), load(tiny_run)
+    config = from_dict(Workdir(tiny_run).config())
+    samples = single_turn_samples(config, "test", config.evaluate.samples)
+    batches = batched(config, samples, config.evaluate.batch_size)
+    scores = score(model.params, batches, model.viable_budgets, model.arch, routed=True)
+    assert scores.routes is not None
+    picked = scores.routes.argmax(axis=1)
+    accuracies = task_accuracies(scores.correct[picked, np.arange(22)], scores.tasks)
+    auto = result["budgets"]["auto"]
+    assert auto["tasks"] == pytest.approx(accuracies)
+    assert {level: auto[level] for level in ("easy", "hard")} == pytest.approx(level_means(accuracies))
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in result["routes"].values())
+    cheapest, dearest = (result["budgets"][name]["decoder_gflops"] for name in ("empty", "full"))
+    assert cheapest < auto["decoder_gflops"] <= dearest * 1.5, "a budget's FLOPs and the policy's own"
+    for sample, bits in list(zip(samples, picked, strict=True))[:3]:
+        answer = model.answer(list(sample.images), sample.turns[0].question, max_new_tokens=1)
+        assert answer.budget == str(Budget.of(model.viable_budgets[bits]))
+
+
+def test_the_dial_never_saves_by_being_turned_up(tiny_run: Path) -> None:
+    dial = read_json(tiny_run / "eval" / "test.json")["dial"]
+    assert [point["dial"] for point in dial] == [-4.0, 0.0, 4.0]
+    assert all(low["decoder_gflops"] <= high["decoder_gflops"] for low, high in pairwise(dial))
+    assert {"easy", "hard", "accuracy", "decoder_gflops", "end_to_end_gflops"} <= dial[0].keys()
+
+
+def test_examples_are_there_to_be_looked_at(tiny_run: Path) -> None:
+    result = read_json(tiny_run / "eval" / "test.json")
+    assert {example["task"] for example in result["examples"]} == set(result["levels"])
+    for example in result["examples"]:
+        with Image.open(tiny_run / "eval" / example["image"]) as picture:
+            assert picture.size == (48, 48)
+        assert example["question"] and example["answer"] and example["budget"] in result["budgets"]
+
+
+def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:
+    model = load(tiny_copy / "full")
+    config = from_dict(Workdir(tiny_copy).config())
+    result = evaluate(config, model, Workdir(tiny_copy), split="validation", budgets=["full", "0b01", "1"])
+    assert {"full", "0b01"} <= set(result["budgets"]) <= {"full", "0b01", "0b10"}
+    assert "auto" not in result["budgets"] and "dial" not in result
+    assert read_json(tiny_copy / "eval" / "validation.json") == result
+    with pytest.raises(RequestError, match="no trained policy"):
+        evaluate(config, model, Workdir(tiny_copy), budgets=["auto"])

@@ -1,0 +1,140 @@
+"""Scoring: one teacher-forced pass says the same as real generation, and the figures made of it add up."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.api import Visor, load
+from visor_jax.budget import Budget, all_subsets
+from visor_jax.data.sample import Sample
+from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.scoring import Scores, choices, score
+from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
+from visor_jax.testing import tiny_config
+
+pytestmark = pytest.mark.usefixtures("quick")
+BUDGETS = all_subsets(2)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> Visor:
+    return load(tiny_run)
+
+
+def with_answer(sample: Sample, answer: str, number: int) -> Sample:
+    turn = dataclasses.replace(sample.turns[0], answer=answer)
+    return dataclasses.replace(sample, id=f"{number}", turns=(turn,))
+
+
+def said(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
+    return model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=8).text
+
+
+def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
+    """For every budget; among the references are what the model itself says under one budget or another."""
+    asked = single_turn_samples(tiny_config(), "validation", 3)
+    answers = {(i, bits): said(model, sample, bits) for i, sample in enumerate(asked) for bits in BUDGETS}
+    samples = [
+        with_answer(sample, answer, 10 * i + k)
+        for i, sample in enumerate(asked)
+        for k, answer in enumerate(
+            sorted({sample.turns[0].answer, *(a for (j, _), a in answers.items() if j == i and a.strip())})
+        )
+    ]
+    scores = score(model.params, batched(tiny_config(), samples, 4), BUDGETS, model.arch)
+    assert scores.ids == [sample.id for sample in samples]
+    for row, bits in enumerate(scores.budgets):
+        for column, sample in enumerate(samples):
+            same = answers[int(sample.id) // 10, bits] == sample.turns[0].answer
+            assert scores.correct[row, column] == same, (bits, sample.turns[0])
+    assert scores.correct.any() and not scores.correct.all()
+
+
+def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
+    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
+    (batch,) = batched(tiny_config(), [sample], 1)
+    found = score(model.params, [batch], BUDGETS, model.arch).log_likelihood[:, 0]
+    tokens = model.tokenizer.encode(sample.turns[0].answer)
+    arrays = batch.arrays
+    used = arrays["text_segments"][0] > 0
+    ids = arrays["text_tokens"][0][used].tolist()
+    targets = np.flatnonzero(arrays["loss_mask"][0][used])
+    place = int(arrays["visual_positions"][0].min())  # text before the picture
+    with_picture = [*ids[:place], model.tokenizer.image_token_id, *ids[place:]]
+    assert len(targets) >= len(tokens)
+    for row, bits in enumerate(BUDGETS):
+        logits = model.logits(with_picture, list(sample.images), Budget.of(bits))
+        log_probabilities = np.asarray(jax.nn.log_softmax(logits))
+        expected = sum(log_probabilities[i - 1, ids[i]] for i in targets)
+        assert found[row] == pytest.approx(expected, abs=1e-4)
+
+
+def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
+    samples = single_turn_samples(tiny_config(), "validation", 3)
+    batches = list(batched(tiny_config(), samples, 2))
+    scores = score(model.params, batches, model.viable_budgets, model.arch, routed=True)
+    assert scores.routes is not None and scores.routes.shape == (3, len(model.viable_budgets))
+    for row, sample in enumerate(samples):
+        route = model.route(list(sample.images), sample.turns[0].question)
+        np.testing.assert_allclose(np.asarray(jax.nn.softmax(scores.routes[row])), route, atol=1e-5)
+        prompt = model._prompt(list(sample.images), sample.turns[0].question)
+        sizes = scores.num_visual[row], scores.num_prompt[row], scores.num_tiles[row]
+        assert sizes == (prompt.size.visual, prompt.size.text, prompt.size.tiles)
+
+
+def test_a_black_picture_has_a_tile(model: Visor) -> None:
+    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
+    black = dataclasses.replace(sample, images=(np.zeros_like(sample.images[0]),))
+    scores = score(model.params, batched(tiny_config(), [black], 2), BUDGETS[:1], model.arch)
+    assert scores.num_tiles.tolist() == [1]
+
+
+def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
+    samples = single_turn_samples(tiny_config(), "validation", 2)
+    with pytest.raises(RequestError, match="no usable question"):
+        score(model.params, batched(tiny_config({"data.text_length": 2}), samples, 2), BUDGETS, model.arch)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(["bg", "digit", "card", "above", "follow3", "mine"]), min_size=1, max_size=30))
+def test_in_the_equal_mix_levels_and_their_tasks_weigh_the_same(tasks: list[str]) -> None:
+    weights = level_weights(tasks)
+    by_task = {task: weights[[t == task for t in tasks]].sum() for task in set(tasks)}
+    levels = {"bg": "easy", "digit": "easy", "card": "hard", "above": "hard", "follow3": "hard", "mine": ""}
+    by_level: dict[str, list[float]] = {}
+    for task, weight in by_task.items():
+        by_level.setdefault(levels[task], []).append(weight)
+    for found in by_level.values():
+        assert found == pytest.approx([1 / len(by_level) / len(found)] * len(found))
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_levels_are_means_of_tasks() -> None:
+    tasks = ["bg", "bg", "bg", "digit", "card"]
+    accuracies = task_accuracies(np.array([True, True, False, False, True]), tasks)
+    assert accuracies == {"bg": pytest.approx(2 / 3), "digit": 0.0, "card": 1.0}
+    assert level_means(accuracies) == {"easy": pytest.approx(1 / 3), "hard": 1.0}
+    assert level_means({"all": 0.5}) == {"easy": None, "hard": None}
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.floats(-8, 8), min_size=2, max_size=6))
+def test_turning_the_dial_down_never_picks_a_dearer_budget(seed: int, dials: list[float]) -> None:
+    rng = np.random.default_rng(seed)
+    costs = np.sort(rng.uniform(1, 5, 4))
+    routes = rng.normal(size=(20, 4)).astype(np.float32)
+    empty = np.zeros(0, int)
+    scores = Scores(BUDGETS, np.zeros((4, 0)), np.zeros((4, 0)), routes, [], [], empty, empty, empty)
+    spent = [costs[choices(scores, costs, dial)] for dial in sorted(dials)]
+    assert all((low <= high).all() for low, high in pairwise(spent))
+    assert np.array_equal(choices(scores, costs, 0.0), routes.argmax(axis=1))

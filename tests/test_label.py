@@ -1,0 +1,104 @@
+"""Labels: the cheapest budget that is good enough, and finding each labelled question again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from visor_jax.budget import budget_name
+from visor_jax.config import from_dict
+from visor_jax.data.splits import make_source
+from visor_jax.errors import RequestError
+from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, place_id, questions
+from visor_jax.testing import tiny_config
+from visor_jax.workdir import Workdir, read_json
+
+TABLES = arrays.arrays(
+    np.float64, st.tuples(st.integers(1, 8), st.integers(1, 5)), elements=st.floats(-20, 0, allow_nan=False)
+)
+
+
+@given(TABLES, st.floats(0, 0.9), st.data())
+def test_the_first_budget_that_reaches_the_bound(table: np.ndarray, tolerance: float, data: st.DataObject) -> None:
+    full = data.draw(st.integers(0, table.shape[1] - 1))
+    labels = cheapest_good_enough(table, full, tolerance)
+    for row, label in zip(table, labels, strict=True):
+        bound = row[full] + np.log1p(-tolerance)
+        assert label <= full, "never dearer than the full budget"
+        assert label == full or row[label] >= bound
+        assert (row[:label] < bound).all(), "every cheaper one falls short"
+
+
+@given(TABLES, st.floats(0, 0.5), st.floats(0, 0.4))
+def test_more_tolerance_never_makes_a_label_dearer(table: np.ndarray, tolerance: float, more: float) -> None:
+    full = table.shape[1] - 1
+    strict, lax = (cheapest_good_enough(table, full, t) for t in (tolerance, tolerance + more))
+    assert (lax <= strict).all()
+
+
+def test_where_nothing_is_known_the_full_budget_is_taken() -> None:
+    table = np.array([[np.nan, np.nan, np.nan], [-np.inf, -5.0, -1.0], [-1.0, -1.0, -1.0]])
+    assert cheapest_good_enough(table, 2, 0.01).tolist() == [2, 2, 0]
+
+
+def test_a_lucky_guess_is_not_good_enough() -> None:
+    """Right by argmax, and yet at half of the full budget's likelihood."""
+    assert cheapest_good_enough(np.log([[0.45, 0.9]]), 1, 0.1).tolist() == [1]
+
+
+def test_the_files_of_a_labelling(tiny_run: Path) -> None:
+    labels, summary = Labels.read(Workdir(tiny_run)), read_json(tiny_run / "labels" / "labels.json")
+    assert summary["samples"] == len(labels.label) == 16 == sum(summary["counts"].values())
+    assert labels.log_likelihood.shape == (16, len(labels.budgets))
+    names = [budget_name(labels.budgets[i]) for i in labels.label]
+    assert {n: names.count(n) for n in names} == summary["counts"]
+    totals = {n: sum(task.get(n, 0) for task in summary["by_task"].values()) for n in summary["counts"]}
+    assert totals == summary["counts"]
+    full = labels.budgets.index((True, True))
+    again = cheapest_good_enough(labels.log_likelihood, full, summary["tolerance"])
+    assert np.array_equal(labels.label, again)
+
+
+def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
+    config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
+    asked = {(picture, turn): sample for picture, turn, sample in questions(config)}
+    samples = labels.samples(config)
+    assert len(asked) == len(samples) == 16
+    for picture, turn, sample in zip(labels.picture_index, labels.turn, samples, strict=True):
+        expected = asked[int(picture), int(turn)]
+        assert dataclasses.astuple(sample.turns[0]) == dataclasses.astuple(expected.turns[0])
+        assert np.array_equal(sample.images[0], expected.images[0])
+    assert len(set(labels.picture_index.tolist())) < 16, "several questions are asked about a picture"
+
+
+def test_pictures_that_were_not_trained_on_are_labelled() -> None:
+    assert all(picture >= FIRST_INDEX for picture, _, _ in questions(tiny_config()))
+
+
+def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
+    records = []
+    for number, colour in enumerate(("red", "blue", "red", "blue")):
+        Image.new("RGB", (48, 48), colour).save(tmp_path / f"{number}.png")
+        talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": colour}]
+        records.append({"id": "same", "image": f"{number}.png", "conversations": talk})
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
+    config = tiny_config(changes)
+    asked = questions(config)
+    assert len({place_id(picture, turn) for picture, turn, _ in asked}) == 4
+    source = make_source(config, "train")
+    for picture, turn, sample in asked:
+        assert sample.turns[0].answer == source[picture].turns[turn].answer
+
+
+def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="run the label stage first"):
+        Labels.read(Workdir(tmp_path))

@@ -1,0 +1,102 @@
+"""The order of things: complete stages are skipped, missing ones are named, another configuration is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from visor_jax import stages
+from visor_jax.errors import RequestError
+from visor_jax.stages import evaluation_data, is_complete, run_stages
+from visor_jax.testing import tiny_config
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_all_stages_ran_and_are_skipped_the_next_time(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, before = tiny_config(), sorted(tiny_copy.rglob("*"))
+    seconds = run_stages(config, str(tiny_copy), config.stages)["stages"]
+    assert seconds == dict.fromkeys(config.stages, 0.0)
+    assert capsys.readouterr().out.splitlines() == [f"{stage}: complete" for stage in config.stages]
+    assert sorted(p for p in tiny_copy.rglob("*") if "lock" not in p.name) == [
+        p for p in before if "lock" not in p.name
+    ]
+
+
+def test_stages_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(stages, "run_stage", lambda config, workdir, stage: ran.append(stage) or 1.0)
+    config = tiny_config()
+    run_stages(config, str(tmp_path / "run"), config.stages)
+    assert ran == ["base", "warmup", "full", "search", "universal", "label", "policy"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ("warmup", "init_from='base'"),
+        ("full", "init_from='warmup'"),
+        ("search", "stage 'full' is not complete; run it first"),
+        ("universal", "run the search first"),
+        ("label", "stage 'universal' is not complete; run it first"),
+        ("policy", "run the label stage first"),
+    ],
+)
+def test_what_has_to_come_first_is_named(tmp_path: Path, stage: str, told: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        run_stages(tiny_config(), str(tmp_path / "run"), [stage])
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_label_needs_the_search_too(tiny_copy: Path) -> None:
+    (tiny_copy / "search" / "viable.json").unlink()
+    (tiny_copy / "labels" / "labels.json").unlink()
+    with pytest.raises(RequestError, match="run the search first"):
+        run_stages(tiny_config(), str(tiny_copy), ["label"])
+
+
+def test_another_configuration_is_refused_by_name(tiny_copy: Path) -> None:
+    with pytest.raises(RequestError, match=r"holds another configuration: model\.text\.intermediate_size is 48 there"):
+        run_stages(tiny_config({"model.text.intermediate_size": 96}), str(tiny_copy), ["full"])
+    run_stages(tiny_config({"train.keep": 5, "name": "other"}), str(tiny_copy), ["full"])
+
+
+def test_search_and_label_are_complete_by_their_results(tiny_copy: Path) -> None:
+    from visor_jax.workdir import Workdir
+
+    workdir = Workdir(tiny_copy)
+    assert all(is_complete(workdir, stage) for stage in tiny_config().stages)
+    (tiny_copy / "labels" / "labels.json").unlink()
+    (tiny_copy / "search" / "viable.json").unlink()
+    assert not is_complete(workdir, "label") and not is_complete(workdir, "search")
+
+
+def test_a_users_own_compile_cache_counts(tmp_path: Path) -> None:
+    """The fixture `quick` has named one by JAX_COMPILATION_CACHE_DIR."""
+    import jax
+
+    from visor_jax.workdir import Workdir
+
+    before = jax.config.jax_compilation_cache_dir
+    stages.use_compile_cache(Workdir(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_questions_from_another_source(tmp_path: Path) -> None:
+    config = tiny_config()
+    assert evaluation_data(config, "", "") is config
+    (tmp_path / "mine.json").write_text("[]")
+    for data in (tmp_path, tmp_path / "mine.json"):
+        changed = evaluation_data(config, "llava", str(data))
+        assert (changed.data.source, changed.data.root, changed.data.path) == ("llava", str(tmp_path), "mine.json")
+    assert evaluation_data(changed, "glyphs", "").data.source == "glyphs"
+    for benchmark, data, told in (
+        ("docvqa", "", "expected glyphs, or llava"),
+        ("llava", "", "needs --data"),
+        ("llava", str(tmp_path / "none"), "none"),
+    ):
+        with pytest.raises(RequestError, match=told):
+            evaluation_data(config, benchmark, data)

@@ -1,0 +1,288 @@
+"""The loop: what a stage leaves, and that no interruption, signal, kill or bad step changes what it would have been."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import visor_jax.errors
+from visor_jax.config import from_dict
+from visor_jax.errors import RequestError, RunError
+from visor_jax.testing import tiny_config
+from visor_jax.train import loop
+from visor_jax.train.checkpoints import restore_params
+from visor_jax.train.loop import State, train, update_step
+from visor_jax.train.metrics import read_rows
+from visor_jax.train.optimizer import flatten
+from visor_jax.train.stages import Objective
+from visor_jax.workdir import Workdir, read_json
+
+ROOT = Path(visor_jax.errors.__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def params_of(run: Path, stage: str) -> dict[str, np.ndarray]:
+    return {path: np.asarray(x) for path, x in flatten(restore_params(run / stage / "checkpoints", None)).items()}
+
+
+def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    different = [path for path in left if left[path].tobytes() != right[path].tobytes()]
+    assert not different
+
+
+def told(run: Path, stage: str) -> list[dict[str, Any]]:
+    """What the metrics say, wall time aside."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run / stage / "metrics.jsonl")]
+
+
+def begin_again(run: Path, stage: str, **changes: Any) -> tuple[Any, Workdir]:
+    """The stage as if it had never been run; free fields of the configuration may change."""
+    shutil.rmtree(run / stage)
+    workdir = Workdir(run)
+    config = from_dict(workdir.config()).copy_and_resolve_references()
+    config.unlock()
+    config.train.update(changes)
+    return config, workdir
+
+
+class StopAfter:
+    """A stop signal that comes during a given step."""
+
+    at = 0
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def should_stop(self, step: int) -> bool:
+        return step == self.at
+
+
+# --- what a stage leaves ----------------------------------------------------------------------------------------------
+
+
+def test_every_step_is_written_down_once(tiny_run: Path) -> None:
+    for stage in ("base", "warmup", "full", "universal", "policy"):
+        rows = told(tiny_run, stage)
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
+        assert read_json(tiny_run / stage / "complete.json")["step"] == 4
+    assert {row["budget"] for row in told(tiny_run, "full")} == {"full"}
+    assert all(any(key.startswith("accuracy/") for key in row) for row in told(tiny_run, "full"))
+    seconds = read_json(tiny_run / "goodput.json")
+    assert {"init", "compile", "step", "data_wait", "save"} <= seconds.keys()
+
+
+def test_a_complete_stage_is_left_as_it_is(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "make_objective", lambda *_: pytest.fail("nothing is to be done"))
+    train(tiny_config(), "full", Workdir(tiny_run))
+
+
+@pytest.mark.parametrize(
+    ("stage", "start", "trains"),
+    [("warmup", "base", "blocks/cross_attention/"), ("policy", "universal", "routing/")],
+)
+def test_what_is_frozen_stays_bit_for_bit(tiny_run: Path, stage: str, start: str, trains: str) -> None:
+    before, after = params_of(tiny_run, start), params_of(tiny_run, stage)
+    assert_same(*({p: x for p, x in tree.items() if not p.startswith(trains)} for tree in (before, after)))
+    changed = [p for p in before if p.startswith(trains) and before[p].tobytes() != after[p].tobytes()]
+    assert changed
+
+
+def test_routing_waits_for_its_own_stage(tiny_run: Path) -> None:
+    first, last = params_of(tiny_run, "base"), params_of(tiny_run, "universal")
+    assert_same(*({p: x for p, x in tree.items() if p.startswith("routing/")} for tree in (first, last)))
+
+
+# --- stopped and resumed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "at"), [("universal", 3), ("policy", 1)])
+def test_stopped_and_resumed_is_the_same_run(
+    tiny_run: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, stage: str, at: int
+) -> None:
+    config, workdir = begin_again(tiny_copy, stage, checkpoint_every=100)
+    monkeypatch.setattr(StopAfter, "at", at)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopSignal", StopAfter)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, stage, workdir)
+    assert stopped.value.code == 143
+    assert not workdir.stage(stage).is_complete() and len(told(tiny_copy, stage)) == at
+    train(config, stage, workdir)
+    assert told(tiny_copy, stage) == told(tiny_run, stage)
+    assert_same(params_of(tiny_copy, stage), params_of(tiny_run, stage))
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, workdir = begin_again(tiny_copy, "policy")
+    monkeypatch.setattr(StopAfter, "at", 4)
+    monkeypatch.setattr(loop, "StopSignal", StopAfter)
+    train(config, "policy", workdir)
+    assert workdir.stage("policy").is_complete()
+
+
+def in_a_process(run: Path, script: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`visor train` of the policy stage of `run` in a process of its own, `script` before it."""
+    main = "from visor_jax.__main__ import main\n"
+    main += f"raise SystemExit(main(['train', '--workdir={run}', '--config.stage=policy']))"
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script) + main],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+SIGTERM_IN_STEP_2 = """
+    import os, signal
+    from visor_jax.train import loop
+    def fault_point(name, step):
+        if (name, step) == ("step", 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+    loop.fault_point = fault_point
+"""
+
+
+def test_sigterm_saves_and_exits_143(tiny_run: Path, tiny_copy: Path) -> None:
+    config, workdir = begin_again(tiny_copy, "policy")
+    done = in_a_process(tiny_copy, SIGTERM_IN_STEP_2)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM after step 2; saved" in done.stderr
+    assert (tiny_copy / "policy" / "checkpoints" / "2").is_dir() and not workdir.stage("policy").is_complete()
+    train(config, "policy", workdir)
+    assert told(tiny_copy, "policy") == told(tiny_run, "policy")
+    assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
+
+
+@pytest.mark.parametrize(
+    ("place", "saved"),
+    [("step:4", "2"), ("before_commit:2", None), pytest.param("arrays_written:4", "2", marks=pytest.mark.slow)],
+)
+def test_kill_9_then_the_last_good_checkpoint_is_used(
+    tiny_run: Path, tiny_copy: Path, caplog: pytest.LogCaptureFixture, place: str, saved: str | None
+) -> None:
+    config, workdir = begin_again(tiny_copy, "policy")
+    done = in_a_process(tiny_copy, VISOR_TEST_KILL_AT=place)
+    assert done.returncode == -9, done.stderr
+    caplog.set_level("INFO", logger="visor_jax")
+    train(config, "policy", workdir)
+    assert (f"policy: resumed after step {saved}" in caplog.text) == (saved is not None)
+    assert told(tiny_copy, "policy") == told(tiny_run, "policy")
+    assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
+
+
+# --- steps that are not finite ----------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    """Put a NaN into these steps' batches."""
+    make = loop.make_objective
+
+    def make_spoilt(config: Any, stage: str, workdir: Workdir) -> Objective:
+        objective = make(config, stage, workdir)
+
+        def steps(done: int, total: int):
+            for step in objective.steps(done, total):
+                bad = {**step.arrays, "label_weight": step.arrays["label_weight"] * np.float32(np.nan)}
+                yield dataclasses.replace(step, arrays=bad) if step.number in numbers else step
+
+        return dataclasses.replace(objective, steps=steps)
+
+    monkeypatch.setattr(loop, "make_objective", make_spoilt)
+
+
+def test_a_bad_step_is_counted_and_not_applied(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workdir = begin_again(tiny_copy, "policy", checkpoint_every=1, keep=4)
+    spoil(monkeypatch, 2)
+    train(config, "policy", workdir)
+    saved = {step: arrays_at(tiny_copy / "policy" / "checkpoints" / str(step)) for step in (1, 2, 3)}
+    assert_same(saved[1], saved[2])
+    assert any("opt_state" in path for path in saved[1])
+    assert any(saved[3][path].tobytes() != saved[2][path].tobytes() for path in saved[3])
+    losses = [row["loss"] for row in told(tiny_copy, "policy")]
+    assert losses[1] is None and all(isinstance(loss, float) for loss in losses[:1] + losses[2:])
+    assert "step 2: loss or gradient not finite, step not applied" in caplog.text
+
+
+def arrays_at(step: Path) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint: parameters and optimiser state."""
+    import orbax.checkpoint as ocp
+
+    tree = ocp.PyTreeCheckpointer().restore(step / "arrays")
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_samples(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=2)
+    spoil(monkeypatch, 1, 3, 4)
+    with pytest.raises(RunError, match=r"step 4: .* in 2 steps in a row .*samples: glyphs/train/0/\d+"):
+        train(config, "policy", workdir)
+    assert not workdir.stage("policy").is_complete()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_update_step_keeps_everything_where_only_a_gradient_is_not_finite(bad: float) -> None:
+    def loss(params, batch, budget):
+        return jnp.sum(jnp.sqrt(jnp.abs(params["w"]))) * 0 + batch["x"] * params["v"], {}
+
+    tx = optax.adam(0.1)
+    trainable = {"w": jnp.array([0.0, 1.0]), "v": jnp.float32(2.0)}  # sqrt has no gradient at 0
+    state = State(trainable, {"z": jnp.zeros(2)}, tx.init(trainable))
+    after, metrics = update_step(loss, tx, state, {"x": jnp.float32(3.0)}, jnp.array([True]))
+    assert not metrics["finite"] and np.isfinite(metrics["loss"])
+    for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert np.asarray(before).tobytes() == np.asarray(now).tobytes()
+    after, metrics = update_step(
+        lambda p, b, _: (b["x"] * p["v"], {}), tx, state, {"x": jnp.float32(bad)}, jnp.array([True])
+    )
+    assert not metrics["finite"] and float(after.trainable["v"]) == 2.0
+    after, metrics = update_step(
+        lambda p, b, _: (b["x"] * p["v"], {}), tx, state, {"x": jnp.float32(1)}, jnp.array([True])
+    )
+    assert metrics["finite"] and float(after.trainable["v"]) != 2.0
+
+
+# --- where a stage starts ---------------------------------------------------------------------------------------------
+
+
+def test_a_stage_does_not_start_from_one_that_was_stopped(tiny_copy: Path) -> None:
+    config, workdir = begin_again(tiny_copy, "full")
+    (tiny_copy / "warmup" / "complete.json").unlink()
+    with pytest.raises(RequestError, match=r"init_from='warmup': .*warmup holds no complete stage"):
+        train(config, "full", workdir)
+
+
+def test_another_runs_stage_may_be_the_start(tiny_run: Path, tmp_path: Path) -> None:
+    assert loop.start_folder(str(tiny_run / "full"), Workdir(tmp_path)) == tiny_run / "full"
+    with pytest.raises(RequestError, match="holds no complete stage"):
+        loop.start_folder("full", Workdir(tmp_path))
+
+
+def test_an_unknown_trainable_pattern_is_refused(tiny_copy: Path) -> None:
+    config, workdir = begin_again(tiny_copy, "full", trainable=("blocks/sell/",))
+    config.stage_overrides.full.trainable = ("blocks/sell/",)
+    with pytest.raises(RequestError, match=r"train\.trainable: 'blocks/sell/' matches no parameter"):
+        train(config, "full", workdir)

@@ -1,0 +1,114 @@
+"""What stages feed the loop: budgets and batches as pure functions of (seed, stage, step)."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from visor_jax.budget import all_subsets
+from visor_jax.errors import RequestError
+from visor_jax.search import read_viable
+from visor_jax.testing import tiny_config
+from visor_jax.train.stages import Step, budget_drawer, by_task, draw, make_objective, stage_offset
+from visor_jax.workdir import Workdir
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["base", "universal"]), st.integers(1, 2**40))
+def test_a_drawn_budget_is_a_pure_function(seed: int, stage: str, step: int) -> None:
+    choices = all_subsets(3)
+    assert draw(choices, seed, stage, step) == draw(choices, seed, stage, step)
+    assert draw(choices, seed, stage, step) in choices
+
+
+def test_draws_are_even_and_differ_by_seed_and_stage() -> None:
+    choices = all_subsets(2)
+    streams = {
+        key: [draw(choices, *key, step) for step in range(2000)] for key in ((0, "base"), (1, "base"), (0, "full"))
+    }
+    for drawn in streams.values():
+        assert all(400 < count < 600 for count in Counter(drawn).values())
+    assert len({tuple(drawn) for drawn in streams.values()}) == 3
+
+
+def test_universal_draws_viable_budgets_only(tiny_run: Path) -> None:
+    of = budget_drawer(tiny_config(), "universal", Workdir(tiny_run))
+    assert {of(step) for step in range(200)} == set(read_viable(Workdir(tiny_run)))
+
+
+def test_universal_without_a_search_asks_for_it(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="run the search first"):
+        make_objective(tiny_config(), "universal", Workdir(tmp_path))
+
+
+def test_full_and_base_budgets(tmp_path: Path) -> None:
+    config = tiny_config()
+    full, base = (budget_drawer(config, stage, Workdir(tmp_path)) for stage in ("full", "base"))
+    assert {full(step) for step in range(9)} == {(True, True)}
+    assert {base(step) for step in range(200)} == {(True, True), (True, False), (False, True)}
+
+
+def same(left: Step, right: Step) -> bool:
+    plain = (left.number, left.budget, left.ids, left.tasks) == (right.number, right.budget, right.ids, right.tasks)
+    return plain and all(np.array_equal(left.arrays[k], right.arrays[k]) for k in left.arrays | right.arrays)
+
+
+@pytest.mark.parametrize("stage", ["base", "full", "universal", "policy"])
+def test_the_rest_of_the_steps_is_the_same_after_a_stop(tiny_run: Path, stage: str) -> None:
+    objective = make_objective(tiny_config(), stage, Workdir(tiny_run))
+    whole, rest = list(objective.steps(0, 5)), list(objective.steps(3, 5))
+    assert [step.number for step in whole] == [1, 2, 3, 4, 5] and len(rest) == 2
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+    assert not same(whole[0], whole[1])
+
+
+def test_stages_share_no_picture(tiny_run: Path) -> None:
+    ids = [
+        {i for step in make_objective(tiny_config(), stage, Workdir(tiny_run)).steps(0, 3) for i in step.ids}
+        for stage in ("warmup", "full", "universal")
+    ]
+    assert all(len(found) == 12 for found in ids) and len(set.union(*ids)) == 36
+    assert stage_offset("full") > stage_offset("warmup") > 10**6
+
+
+def test_accuracy_by_task_counts_turns() -> None:
+    correct = np.array([[True, False], [True, True]])
+    assert by_task(correct, [["bg", "card"], ["bg"]]) == {"bg": 1.0, "card": 0.0}
+    assert by_task(correct, [["", ""], [""]]) == {"all": pytest.approx(2 / 3)}
+
+
+def test_conversations_may_have_more_turns_than_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    talk = [{"from": who, "value": text} for _ in range(5) for who, text in (("human", "Colour?"), ("gpt", "red"))]
+    talk[0]["value"] = "<image>\nColour?"
+    records = [{"id": str(i), "image": "a.png", "conversations": talk} for i in range(8)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
+    config = tiny_config({**changes, "data.text_length": 128})
+    objective = make_objective(config, "full", Workdir(tmp_path / "run"))
+    step = next(iter(objective.steps(0, 1)))
+    assert len(step.tasks[0]) == 5 and step.arrays["turn_index"].max() == 4, "all turns are trained on"
+    row = objective.summarise(step, {"turn_correct": np.ones((4, 2), bool), "target_tokens": 40})
+    assert row["accuracy/all"] == 1.0
+
+
+def test_base_refuses_data_and_patches_it_has_no_labels_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="patch_size=4: stage base needs 8"):
+        make_objective(tiny_config({"model.vision.patch_size": 4}), "base", Workdir(tmp_path))
+
+
+def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:
+    for balance in (0.0, 1.0):
+        config = tiny_config({"stage_overrides.policy.label_balance": balance})
+        steps = list(make_objective(config, "policy", Workdir(tiny_run)).steps(0, 4))
+        labels = np.concatenate([step.arrays["label"] for step in steps])
+        weights = np.concatenate([step.arrays["label_weight"] for step in steps])
+        assert all(len(set(weights[labels == label].tolist())) == 1 for label in set(labels.tolist()))
+        if balance == 0.0:
+            assert (weights == 1).all()
