@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
-    config.stage_overrides.full.update(steps=250, learning_rate=2e-3, end_fraction=0.3)
+    config.stage_overrides.full.update(steps=250, learning_rate=1e-3, end_fraction=0.5)
     config.stage_overrides.universal.update(steps=400, learning_rate=1.5e-3)
     config.stage_overrides.policy.update(steps=500, batch_size=128, learning_rate=3e-3)
     return config

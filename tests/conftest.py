@@ -33,18 +33,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
 @contextlib.contextmanager
 def _quick(compiled: str) -> Iterator[None]:
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     changes = {"jax_compilation_cache_dir": compiled, "jax_persistent_cache_min_compile_time_secs": 0.2}
     before = {name: getattr(jax.config, name) for name in changes}
     for name, value in changes.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()  # whether there is one is asked once, at the first compilation
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

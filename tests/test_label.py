@@ -90,8 +90,8 @@ def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
         talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": colour}]
         records.append({"id": "same", "image": f"{number}.png", "conversations": talk})
     (tmp_path / "set.json").write_text(json.dumps(records))
-    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
-    config = tiny_config(changes)
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
+    config = tiny_config({**changes, "data.test_fraction": 0.0})
     asked = questions(config)
     assert len({place_id(picture, turn) for picture, turn, _ in asked}) == 4
     source = make_source(config, "train")

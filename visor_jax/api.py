@@ -304,9 +304,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
 def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     """The model that one complete stage of a workdir left."""
     config = configs.from_dict(workdir.config())
-    arch = configs.architecture(config)
-    if stage == "dense":
-        arch = dataclasses.replace(arch, plan="dense")
+    arch = configs.architecture(config, stage)
     if not workdir.stage(stage).is_complete():
         raise RequestError(f"{workdir.stage(stage).path}: stage {stage!r} is not complete; run it first")
     params = restore_params(workdir.stage(stage).path / "checkpoints", abstract_params(arch))

@@ -216,8 +216,10 @@ def stage_config(config: Config, stage: str) -> Config:
     return settings.lock()
 
 
-def architecture(config: Config) -> Architecture:
+def architecture(config: Config, stage: str = "") -> Architecture:
     """The model that `config.model` describes; a vocabulary size of 0 is read from the tokenizer's file.
+
+    Stage "dense" has the dense plan, whatever the other stages have.
 
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
@@ -242,7 +244,7 @@ def architecture(config: Config) -> Architecture:
             image_mean=model.anyres.image_mean,
             image_std=model.anyres.image_std,
         ),
-        plan=model.plan,
+        plan="dense" if stage == "dense" else model.plan,
         bidirectional_vision=model.bidirectional_vision,
     )
 

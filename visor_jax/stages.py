@@ -105,6 +105,7 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     if not data and benchmark in ("", config.data.source):
         return config
     changed: Any = ConfigDict(config.to_dict())
+    changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
     if benchmark == "glyphs" and not data:
         changed.data.source = "glyphs"
         return validate(changed)

@@ -40,7 +40,7 @@ def no_gradients():
         yield
 
 
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomise(model: VisorForConditionalGeneration, seed: int = 0) -> VisorForConditionalGeneration:
     """Every parameter random and none at a special value, so that no mistake hides behind a zero or a one."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -82,7 +82,7 @@ def torch_weights(params: Any, arch: Architecture) -> dict[str, torch.Tensor]:
 
 
 def torch_name(path: str) -> str:
-    """"/mlp/fc1/kernel" -> ".mlp.fc1.weight"."""
+    """ "/mlp/fc1/kernel" -> ".mlp.fc1.weight"."""
     *modules, leaf = path.split("/")
     return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
 
@@ -176,7 +176,9 @@ def our_logits(arch: Architecture) -> dict[str, np.ndarray]:
     batch = make_batch([[example] for example in examples], WINDOW, arch).arrays
     params = testing.random_params(arch)
     found = np.asarray(testing.quick_jit(partial(logits, arch=arch))(params, batch, np.zeros(0, bool)))
-    return {case: found[row, : example.size.text] for row, (case, example) in enumerate(zip(CASES, examples, strict=True))}
+    return {
+        case: found[row, : example.size.text] for row, (case, example) in enumerate(zip(CASES, examples, strict=True))
+    }
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -89,8 +89,8 @@ def test_conversations_may_have_more_turns_than_are_counted(tmp_path: Path) -> N
     talk[0]["value"] = "<image>\nColour?"
     records = [{"id": str(i), "image": "a.png", "conversations": talk} for i in range(8)]
     (tmp_path / "set.json").write_text(json.dumps(records))
-    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
-    config = tiny_config({**changes, "data.text_length": 128})
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
+    config = tiny_config({**changes, "data.text_length": 128, "data.test_fraction": 0.0})
     objective = make_objective(config, "full", Workdir(tmp_path / "run"))
     step = next(iter(objective.steps(0, 1)))
     assert len(step.tasks[0]) == 5 and step.arrays["turn_index"].max() == 4, "all turns are trained on"
@@ -100,7 +100,9 @@ def test_conversations_may_have_more_turns_than_are_counted(tmp_path: Path) -> N
 
 def test_base_refuses_data_and_patches_it_has_no_labels_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="patch_size=4: stage base needs 8"):
-        make_objective(tiny_config({"model.vision.patch_size": 4}), "base", Workdir(tmp_path))
+        make_objective(
+            tiny_config({"model.vision.patch_size": 4, "data.visual_length": 145}), "base", Workdir(tmp_path)
+        )
 
 
 def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:

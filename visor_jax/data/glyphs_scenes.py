@@ -79,9 +79,10 @@ def scatter(rng: np.random.Generator, grid: int, count: int) -> Scene:
 
 
 def cards(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Digit over letter, all letters different: what is the colour of the digit on a letter's card?"""
+    """Digit over white letter, all letters different: what is the colour of the digit on a letter's card?"""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
     glyphs, colours, (rows, columns) = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
+    colours[rows + 1, columns] = WHITE  # a letter with a colour of its own would have two to tell
     names = [_COLOURS[i] for i in colours[rows, columns]]
     facts = [{"letter": LETTERS[i], "colour": name} for i, name in zip(letters, names, strict=True)]
     return Scene(glyphs, colours, _draw(rng, len(BACKGROUNDS)), {"card": facts})

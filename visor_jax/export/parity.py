@@ -50,6 +50,7 @@ class Prompt:
     name: str
     images: list[Image.Image]
     question: str
+    routed: bool = False  # "auto" is compared too
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,12 @@ def sample_prompts(arch: Architecture) -> list[Prompt]:
         return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
 
     return [
-        Prompt("one picture", [picture(2 * tile // 3 + 1, 3 * tile // 2)], "Which digit is below the letter A?"),
+        Prompt(
+            "one picture",
+            [picture(2 * tile // 3 + 1, 3 * tile // 2)],
+            "Which digit is below the letter A?",
+            routed=True,
+        ),
         Prompt(
             "two pictures",
             [picture(tile, tile // 2 + 1), picture(tile // 3 + 1, tile)],
@@ -152,33 +158,32 @@ def compare(model: ExportedModel, folder: Path) -> Parity:
     """Every comparison of a model with what its exported folder loads as.
 
     Raises:
-      RunError: the folder does not load completely, or its tokenizer gives other ids.
+      RunError: the folder does not load completely, or its processor encodes a prompt otherwise.
     """
     exported = load_exported(folder, model.arch)
-    budgets = [budget_name(bits) for bits in model.viable_budgets] if model.arch.plan == "visor" else ["dense"]
-    budgets += ["auto"] if model.arch.plan == "visor" and model.has_policy else []
     parity = Parity(bound_of(model.params))
     for prompt in sample_prompts(model.arch):
-        for budget in budgets:
-            parity.comparisons.append(compare_one(model, exported, prompt, budget))
+        budgets = [budget_name(bits) for bits in model.viable_budgets] if model.arch.plan == "visor" else ["dense"]
+        budgets += ["auto"] if prompt.routed and model.arch.plan == "visor" and model.has_policy else []
+        token_ids = encode_prompt(model.tokenizer, prompt.question, len(prompt.images), model.system)
+        if exported.prompt_ids(prompt) != token_ids:
+            raise RunError(f"export: the folder's processor encodes {prompt.name!r} as other token ids than this model")
+        for budget, answer in zip(budgets, exported.answers(prompt, budgets), strict=True):
+            parity.comparisons.append(compare_one(model, prompt, token_ids, budget, answer))
     return parity
 
 
-def compare_one(model: ExportedModel, exported: Exported, prompt: Prompt, budget: str) -> Comparison:
+def compare_one(
+    model: ExportedModel, prompt: Prompt, token_ids: list[int], budget: str, answer: ExportedAnswer
+) -> Comparison:
     """One prompt under one budget: logits at every text token and behind each of 64 greedy ones, tokens, route."""
-    token_ids = encode_prompt(model.tokenizer, prompt.question, len(prompt.images), model.system)
-    answer = exported.answer(prompt, budget)
-    if answer.prompt_ids != token_ids:
-        raise RunError(f"export: the folder's processor encodes {prompt.name!r} as other token ids than this model")
     used, routes_equal, route_difference = budget, True, 0.0
     if budget == "auto":
         route = model.route(prompt.images, prompt.question)
-        bits = model.viable_budgets[int(np.argmax(route))]
-        used, routes_equal = budget_name(answer.bits), bits == answer.bits
+        used, routes_equal = budget_name(answer.bits), model.viable_budgets[int(np.argmax(route))] == answer.bits
         route_difference = float(np.max(np.abs(route - answer.route)))
-    expected = model.logits(
-        [*token_ids, *answer.tokens[:-1]], prompt.images, "full" if model.arch.plan == "dense" else used
-    )
+    asked = "full" if model.arch.plan == "dense" else used
+    expected = model.logits([*token_ids, *answer.tokens[:-1]], prompt.images, asked)
     best = greedy(expected[-NEW_TOKENS:], model.tokenizer.image_token_id)
     return Comparison(
         prompt=prompt.name,
@@ -205,7 +210,6 @@ def greedy(logits: np.ndarray, image_token_id: int) -> np.ndarray:
 class ExportedAnswer:
     """`logits` float32 [prompt's text tokens + 63, V]; `tokens` are 64; `bits` and `route` as the model decided."""
 
-    prompt_ids: list[int]
     logits: np.ndarray
     tokens: list[int]
     bits: Bits
@@ -220,48 +224,55 @@ class Exported:
     processor: Any
     arch: Architecture
 
-    def answer(self, prompt: Prompt, budget: str) -> ExportedAnswer:
-        """Prefill and 63 cached steps, greedily."""
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The processor's token ids, one placeholder for each picture."""
+        sizes = [(image.height, image.width) for image in prompt.images]
+        ids, placeholder = self.processor.prompt_ids(prompt.question, sizes), self.processor.config.image_token_index
+        lengths = [self.processor.num_visual_tokens(size, len(sizes)) for size in sizes]
+        found: list[int] = []
+        while ids:
+            found.append(ids[0])
+            ids = ids[lengths.pop(0) if ids[0] == placeholder else 1 :]
+        return found
+
+    def answers(self, prompt: Prompt, budgets: Sequence[str]) -> list[ExportedAnswer]:
+        """Prefill and 63 cached steps, greedily, for all budgets in one batch."""
         import torch
 
-        inputs = self.processor(prompt.images, prompt.question)
-        placeholder = self.processor.config.image_token_index
-        ids = inputs["input_ids"][0].tolist()
-        prompt_ids = [token for at, token in enumerate(ids) if token != placeholder or self._starts_picture(inputs, at)]
-        extra = {} if self.arch.plan == "dense" else {"budget": budget}
+        visor, placeholder = self.arch.plan == "visor", self.processor.config.image_token_index
+        inputs = self.copies(self.processor(prompt.images, prompt.question), len(budgets))
+        is_text = (inputs["input_ids"][0] != placeholder).numpy()
         with torch.no_grad():
-            output = first = self.model(**self._twice(inputs), **extra, use_cache=True)
-            is_text = [token != placeholder for token in ids]
-            rows = [first.logits[0].float().numpy()[is_text]]
-            tokens = greedy(rows[0][-1:], placeholder).tolist()
+            output = first = self.model(**inputs, **({"budget": list(budgets)} if visor else {}), use_cache=True)
+            rows = [first.logits.float().numpy()[:, is_text]]
+            tokens = [greedy(rows[0][:, -1], placeholder)]
             while len(tokens) < NEW_TOKENS:
-                step = torch.tensor([tokens[-1:]] * len(output.logits))
+                step = torch.from_numpy(tokens[-1])[:, None]
                 output = self.model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
-                rows.append(output.logits[0, -1:].float().numpy())
-                tokens += greedy(rows[-1], placeholder).tolist()
-        scores = getattr(first, "policy_logits", None)
-        bits = tuple(bool(bit) for bit in first.budgets[0]) if self.arch.plan == "visor" else ()
-        route = None if scores is None else scores[0].softmax(0).numpy()
-        return ExportedAnswer(prompt_ids, np.concatenate(rows), tokens, bits, route)
+                rows.append(output.logits.float().numpy())
+                tokens.append(greedy(rows[-1][:, 0], placeholder))
+        logits, chosen = np.concatenate(rows, axis=1), np.stack(tokens, axis=1)
+        return [
+            ExportedAnswer(
+                logits[row],
+                chosen[row].tolist(),
+                tuple(first.budgets[row].tolist()) if visor else (),
+                first.policy_logits[row].softmax(0).numpy() if first.policy_logits is not None and visor else None,
+            )
+            for row in range(len(budgets))
+        ]
 
-    def _starts_picture(self, inputs: Mapping[str, Any], at: int) -> bool:
-        """Whether a placeholder is the first of its picture's."""
-        sizes = [tuple(size) for size in inputs["image_sizes"].tolist()]
-        lengths = [self.processor.num_visual_tokens(size, len(sizes)) for size in sizes]
-        starts = np.cumsum([0, *lengths[:-1]])
-        before = int((inputs["input_ids"][0, :at] == self.processor.config.image_token_index).sum())
-        return before in starts.tolist()
+    def copies(self, inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+        """`count` copies of a prompt as one batch; one more where the stock class needs two.
 
-    def _twice(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs for the stock class. It cuts every single picture into tiles, which a model without grids does not:
-        the prompt is given twice, as one group of two pictures, and those stay whole.
+        It cuts every picture that is alone in its prompt into tiles, which a model without grids does not. Counted as two
+        pictures of one group, they stay whole.
         """
         import torch
 
-        if self.arch.plan == "visor" or self.arch.anyres.pinpoints or len(inputs.get("image_sizes", ())) != 1:
-            return dict(inputs)
-        doubled = {name: torch.cat([value, value]) for name, value in inputs.items()}
-        return {**doubled, "batch_num_images": torch.tensor([2])}
+        whole = self.arch.plan == "dense" and not self.arch.anyres.pinpoints and len(inputs.get("image_sizes", ())) == 1
+        batch = {name: torch.cat([value] * (2 if whole else count)) for name, value in inputs.items()}
+        return {**batch, "batch_num_images": torch.tensor([2])} if whole else batch
 
 
 def load_exported(folder: Path, arch: Architecture) -> Exported:

@@ -21,10 +21,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
-from visor_jax.model.visor import init_params
+from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, replicated
 from visor_jax.train.checkpoints import Checkpoints, restore_params
@@ -64,7 +67,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
         return
 
     # --- mesh, objective ----------------------------------------------------------------------------------------------
-    settings, arch = stage_config(config, stage), architecture(config)
+    settings, arch = stage_config(config, stage), architecture(config, stage)
     goodput = Goodput(workdir.path / "goodput.json")
     mesh = build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
     objective = make_objective(config, stage, workdir)
@@ -165,25 +168,33 @@ def update_step(
 
 
 def initial_state(
-    config: Any, settings: Any, arch: Any, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
+    config: Any, settings: Any, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
 ) -> tuple[State, State]:
-    """The state a stage starts from, and its shardings: another stage's parameters, or random ones.
-
-    Shapes first, then shardings, then a jitted initialisation that puts every array where it belongs.
-    """
-    make = partial(init_params, arch)
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    places = param_shardings(shapes, mesh)
-    if settings.init_from:
-        params = restore_params(start_folder(settings.init_from, workdir) / "checkpoints", shapes, places)
-    else:
-        params = jax.jit(make, out_shardings=places)(jax.random.key(config.seed))
+    """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
+    places = param_shardings(abstract_params(arch), mesh)
+    params = start_params(config, settings, arch, mesh, workdir)
     trainable, frozen = split_trainable(params, settings.trainable)
     flat_places = flatten(places)
     opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
     opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
     shardings = State({p: flat_places[p] for p in trainable}, {p: flat_places[p] for p in frozen}, opt_places)
     return State(trainable, frozen, opt_state), shardings
+
+
+def start_params(config: Any, settings: Any, arch: Architecture, mesh: Mesh, workdir: Workdir) -> Params:
+    """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
+    places, key = param_shardings(abstract_params(arch), mesh), jax.random.key(config.seed)
+    fresh = jax.jit(partial(init_params, arch), out_shardings=places)
+    if not settings.init_from:
+        return fresh(key)
+    folder = start_folder(settings.init_from, workdir)
+    shapes = abstract_params(architecture(config, folder.name))
+    saved = flatten(restore_params(folder / "checkpoints", shapes, param_shardings(shapes, mesh)))
+    wanted = flatten(places)
+    if wanted.keys() <= saved.keys():
+        return unflatten({path: saved[path] for path in wanted})
+    both = {**flatten(fresh(key)), **{path: x for path, x in saved.items() if path in wanted}}
+    return start_cross_attention(unflatten(both), arch, key)
 
 
 def start_folder(init_from: str, workdir: Workdir) -> Path:

@@ -72,7 +72,7 @@ def make_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
 
 def budget_drawer(config: Any, stage: str, workdir: Workdir) -> Callable[[int], Bits]:
     """The budget of each step: a pure function of (seed, stage, step)."""
-    arch, kind = architecture(config), stage_config(config, stage).budgets
+    arch, kind = architecture(config, stage), stage_config(config, stage).budgets
     full = (True,) * arch.num_slots
     if kind == "full":
         return lambda step: full
@@ -94,7 +94,7 @@ def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:
 
 def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers of the configured data source."""
-    arch, settings = architecture(config), stage_config(config, stage)
+    arch, settings = architecture(config, stage), stage_config(config, stage)
     tokenizer, window = make_tokenizer(config), training_window(config)
     encode = sample_encoder(config, tokenizer, window)
     budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
@@ -171,7 +171,7 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         raise RequestError(
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
         )
-    arch, settings = architecture(config), stage_config(config, stage)
+    arch, settings = architecture(config, stage), stage_config(config, stage)
     if arch.vision.patch_size != glyphs_render.PATCH:
         raise RequestError(
             f"model.vision.patch_size={arch.vision.patch_size}: stage base needs {glyphs_render.PATCH},"
@@ -271,7 +271,7 @@ def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
 
 def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     """The labels of `labels/`, their samples drawn anew from the source they were made from."""
-    arch, settings = architecture(config), stage_config(config, stage)
+    arch, settings = architecture(config, stage), stage_config(config, stage)
     labels = Labels.read(workdir)
     examples = LabelledExamples(config, labels)
     full = (True,) * arch.num_slots

@@ -1,0 +1,108 @@
+"""Run by `test_fsdp.py` in a process of its own: one stage's first steps on several meshes of eight simulated devices.
+
+Usage: fsdp_program.py STAGE FOLDER. Prints one JSON object: for each mesh, named "replica x fsdp x tensor", how far
+its losses, gradients and parameters are from those of a single device, and how much of the state a device holds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from visor_jax.config import architecture, load_config, stage_config
+from visor_jax.scale.mesh import build_mesh
+from visor_jax.scale.sharding import batch_sharding, replicated
+from visor_jax.train.loop import State, initial_state, place_batch, update_step
+from visor_jax.train.optimizer import build_optimizer
+from visor_jax.train.stages import make_objective
+from visor_jax.workdir import Workdir
+
+ROOT = Path(__file__).parents[2]
+STEPS = 3
+MESHES = {"base": [(1, -1, 1)], "full": [(1, 8, 1), (2, 2, 2)]}
+OVERRIDES = [
+    "model.text.num_layers=4",  # a super-block and one layer more
+    "model.text.hidden_size=32",
+    "model.text.intermediate_size=48",
+    "model.text.head_dim=8",
+    "model.vision.hidden_size=32",
+    "model.vision.intermediate_size=48",
+    "data.batch_size=8",
+    "stage_overrides.base.batch_size=8",
+    "stage_overrides.base.hops=(1,)",
+    "stage_overrides.full.init_from=",
+    "stage_overrides.full.warmup_fraction=0.0",
+    "stage_overrides.base.warmup_fraction=0.0",
+]
+
+
+def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], devices: Any) -> dict[str, Any]:
+    """Losses and gradient norms of the first steps, the first step's gradients, the last step's parameters."""
+    settings, arch = stage_config(config, stage), architecture(config, stage)
+    mesh = build_mesh(*sizes, devices=devices)
+    objective, tx = make_objective(config, stage, workdir), build_optimizer(settings)
+    state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
+    update = jax.jit(
+        partial(update_step, objective.loss, tx),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        out_shardings=(shardings, None),
+    )
+    found: dict[str, Any] = {"start": host(state), "held": held(state, devices[0]), "losses": [], "norms": []}
+    for step in objective.steps(0, STEPS):
+        state, metrics = update(state, place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool))
+        found["losses"].append(float(metrics["loss"]))
+        found["norms"].append(float(metrics["gradient_norm"]))
+        if step.number == 1:
+            found["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
+    return {**found, "end": host(state)}
+
+
+def host(state: State) -> dict[str, np.ndarray]:
+    return jax.device_get({**state.trainable, **state.frozen})
+
+
+def held(state: State, device: Any) -> float:
+    """The share of parameters and moments that one device holds."""
+    leaves = [x for x in jax.tree.leaves(state) if x.ndim]
+    here = sum(shard.data.size for x in leaves for shard in x.addressable_shards if shard.device == device)
+    return here / sum(x.size for x in leaves)
+
+
+def worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """The largest difference, in units of each array's largest magnitude."""
+    assert found.keys() == expected.keys()
+    scales = {name: max(float(np.abs(x).max()), 1e-3) for name, x in expected.items()}
+    return max(float(np.abs(found[name] - expected[name]).max()) / scales[name] for name in expected)
+
+
+def main(stage: str, folder: str) -> None:
+    config = load_config(ROOT / "configs" / "glyphs_mini.py", [f"--config.{line}" for line in OVERRIDES])
+    devices, workdir = jax.devices(), Workdir(Path(folder))
+    assert len(devices) == 8
+    alone = run(config, stage, workdir, (1, 1, 1), devices[:1])
+    report = {}
+    for sizes in MESHES[stage]:
+        found = run(config, stage, workdir, sizes, devices)
+        report["x".join(map(str, sizes))] = {
+            "losses": found["losses"],
+            "expected_losses": alone["losses"],
+            "norms": float(np.abs(np.subtract(found["norms"], alone["norms"])).max() / max(alone["norms"])),
+            "start": worst(found["start"], alone["start"]),
+            "gradients": worst(found["gradients"], alone["gradients"]),
+            "end": worst(found["end"], alone["end"]),
+            "moved": worst(alone["end"], alone["start"]),
+            "held": found["held"],
+        }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,83 @@
+"""Losses: what counts as a target, as a right turn, and how much each label weighs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visor_jax import testing
+from visor_jax.model.visor import encode
+from visor_jax.train import objectives
+from visor_jax.train.objectives import answer_tokens, masked_mean, policy_loss, prompt_end, relation_loss, turn_correct
+
+
+def test_a_turn_is_right_where_all_its_targets_are() -> None:
+    correct = jnp.array([[True, False, True, True]])
+    turns = jnp.array([[-1, 0, 0, 1, -1]])  # of the tokens; each is predicted from the one before
+    assert turn_correct(correct, turns, 3).tolist() == [[False, True, True]], "a turn that a row has not is right"
+
+
+def test_prompt_end_is_where_the_first_target_stands() -> None:
+    batch = {
+        "loss_mask": jnp.array([[False, False, True, True], [False] * 4]),
+        "text_positions": jnp.array([[0, 1, 40, 41], [0, 0, 0, 0]]),
+    }
+    assert prompt_end(batch).tolist() == [40, np.iinfo(np.int32).max]
+
+
+def test_masked_mean_of_nothing_is_zero() -> None:
+    assert float(masked_mean(jnp.array([2.0, 4.0]), jnp.array([1.0, 1.0]))) == 3.0
+    assert float(masked_mean(jnp.array([2.0, 4.0]), jnp.zeros(2))) == 0.0
+
+
+def test_patches_with_and_without_a_relation_weigh_half_each() -> None:
+    readout = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # class 0, "nothing", and class 1
+    features = jnp.array([[[5.0, 0.0]] * 9 + [[5.0, 0.0]]])
+    labels = jnp.array([[0] * 9 + [1]])
+    loss, accuracy = relation_loss(features, readout, labels, jnp.ones((1, 10)))
+    right, wrong = np.log1p(np.exp(-5.0)), 5 + np.log1p(np.exp(-5.0))
+    assert float(loss) == pytest.approx(0.5 * (right + wrong), rel=1e-5)
+    assert float(accuracy) == 0.0, "accuracy is that of the patches that have a relation"
+
+
+def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = jnp.array([[2.0, 0.0, -jnp.inf], [0.0, 1.0, -jnp.inf]])
+    monkeypatch.setattr(objectives, "encode", lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(objectives, "route", lambda *_: scores)
+    arch = testing.tiny_architecture()
+
+    def loss_of(weights: list[float]) -> float:
+        batch = {"label": jnp.array([0, 0]), "label_weight": jnp.array(weights)}
+        loss, metrics = policy_loss({}, batch, jnp.array([True]), arch, num_viable=2)
+        assert float(metrics["agreement"]) == 0.5
+        return float(loss)
+
+    first, second = np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0))
+    assert loss_of([1.0, 1.0]) == pytest.approx((first + second) / 2, rel=1e-5)
+    assert loss_of([3.0, 1.0]) == pytest.approx((3 * first + second) / 4, rel=1e-5)
+    assert loss_of([1.0, 0.0]) == pytest.approx(first, rel=1e-5)
+
+
+def test_only_targets_weigh_and_none_is_predicted_from_another_sample() -> None:
+    arch = testing.tiny_architecture(num_layers=6)
+    batch, params = testing.random_batch(arch), testing.random_params(arch)
+    budget = jnp.ones(arch.num_slots, bool)
+
+    def run(params, arrays):
+        return answer_tokens(params, encode(params, arrays, arch), arrays, budget, arch)
+
+    program = testing.quick_jit(run)
+    losses, _, weights = program(params, batch.arrays)
+    mask, segments = batch.arrays["loss_mask"], batch.arrays["text_segments"]
+    assert np.array_equal(np.asarray(weights) > 0, mask[:, 1:] & (segments[:, 1:] == segments[:, :-1]))
+    assert float(weights.sum()) == 8, "two targets of each of the four examples"
+    everything = {**batch.arrays, "loss_mask": np.ones_like(mask)}
+    _, _, weights = program(params, everything)
+    assert not np.asarray(weights)[segments[:, 1:] != segments[:, :-1]].any(), "the first token of a packed sample"
+    changed = {**batch.arrays, "text_tokens": np.where(segments == 2, 5, batch.arrays["text_tokens"])}
+    other, _, _ = program(params, changed)
+    first = segments[:, 1:] == 1
+    np.testing.assert_array_equal(np.asarray(losses)[first], np.asarray(other)[first])
+    assert jax.tree.leaves(losses)[0].dtype == np.float32
