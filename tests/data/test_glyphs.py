@@ -218,7 +218,8 @@ def test_nothing_is_asked_twice_and_tasks_alternate() -> None:
         assert all(facts.count(fact) == 1 for fact in facts)
         here = [task for task, about in TASKS.items() if about.scene == TASKS[turns[0].task].scene]
         assert len({turn.task for turn in turns}) == min(len(here), len(turns))
-        assert len(turns) == 4 or (2 <= len(turns) < 4 and turns[0].task in ("card", "above", "far"))
+        # A picture with few cards or letters runs out of questions, and a scatter has three; chains always have enough.
+        assert len(turns) == 4 or (2 <= len(turns) < 4 and not turns[0].task.startswith("follow"))
 
 
 def test_the_number_of_cards_is_uniform_or_fixed() -> None:

@@ -19,23 +19,27 @@ ARCH = testing.tiny_architecture(8)
 KEY = jax.random.key(0)
 MULTI_HEAD = dataclasses.replace(ARCH, cross=CrossAttentionArchitecture(num_kv_heads=4))
 
-QWEN2 = """input_layernorm/scale 32; self_attn/q_proj/kernel 32,32; self_attn/q_proj/bias 32; self_attn/k_proj/kernel 32,16;
+QWEN2 = """
+input_layernorm/scale 32; self_attn/q_proj/kernel 32,32; self_attn/q_proj/bias 32; self_attn/k_proj/kernel 32,16;
 self_attn/k_proj/bias 16; self_attn/v_proj/kernel 32,16; self_attn/v_proj/bias 16; self_attn/o_proj/kernel 32,32;
 post_attention_layernorm/scale 32; mlp/gate_proj/kernel 32,48; mlp/up_proj/kernel 32,48; mlp/down_proj/kernel 48,32"""
 CROSS = """text_norm/scale 32; visual_norm/scale 32; q_proj/kernel 32,32; q_proj/bias 32; k_proj/kernel 32,16;
 k_proj/bias 16; v_proj/kernel 32,16; v_proj/bias 16; o_proj/kernel 32,32; gate ; conditional_position/kernel 7,32"""
-SIGLIP = """layer_norm1/scale 16; layer_norm1/bias 16; self_attn/q_proj/kernel 16,16; self_attn/q_proj/bias 16;
+SIGLIP = """
+layer_norm1/scale 16; layer_norm1/bias 16; self_attn/q_proj/kernel 16,16; self_attn/q_proj/bias 16;
 self_attn/k_proj/kernel 16,16; self_attn/k_proj/bias 16; self_attn/v_proj/kernel 16,16; self_attn/v_proj/bias 16;
 self_attn/out_proj/kernel 16,16; self_attn/out_proj/bias 16; layer_norm2/scale 16; layer_norm2/bias 16;
 mlp/fc1/kernel 16,24; mlp/fc1/bias 24; mlp/fc2/kernel 24,16; mlp/fc2/bias 16"""
-OUTSIDE = """vision/patch_embedding/kernel 48,16; vision/patch_embedding/bias 16; vision/position_embedding/embedding 4,16;
-connector/linear_1/kernel 16,32; connector/linear_1/bias 32; connector/linear_2/kernel 32,32; connector/linear_2/bias 32;
+OUTSIDE = """
+vision/patch_embedding/kernel 48,16; vision/patch_embedding/bias 16; vision/position_embedding/embedding 4,16;
+connector/linear_1/kernel 16,32; connector/linear_1/bias 32; connector/linear_2/kernel 32,32;
+connector/linear_2/bias 32;
 image_newline 32; embed_tokens/embedding 64,32; norm/scale 32; lm_head/kernel 32,64"""
 ROUTING = """token 32; norm/scale 32; fc1/kernel 32,16; fc1/bias 16; fc2/kernel 16,8; fc2/bias 8"""
 
 
 def table(text: str, prefix: str = "", stacked: int | None = None) -> dict[str, tuple[int, ...]]:
-    entries = [entry.split(" ") for entry in text.replace("\n", " ").split("; ")]
+    entries = [entry.split(" ") for entry in text.replace("\n", " ").strip().split("; ")]
     lead = () if stacked is None else (stacked,)
     return {prefix + name: (*lead, *(int(n) for n in sizes.split(",") if n)) for name, sizes in entries}
 

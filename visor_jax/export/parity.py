@@ -252,12 +252,13 @@ class Exported:
                 rows.append(output.logits.float().numpy())
                 tokens.append(greedy(rows[-1][:, 0], placeholder))
         logits, chosen = np.concatenate(rows, axis=1), np.stack(tokens, axis=1)
+        scores = first.policy_logits if visor else None
         return [
             ExportedAnswer(
                 logits[row],
                 chosen[row].tolist(),
                 tuple(first.budgets[row].tolist()) if visor else (),
-                first.policy_logits[row].softmax(0).numpy() if first.policy_logits is not None and visor else None,
+                None if scores is None else scores[row].softmax(0).numpy(),
             )
             for row in range(len(budgets))
         ]
@@ -265,8 +266,8 @@ class Exported:
     def copies(self, inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
         """`count` copies of a prompt as one batch; one more where the stock class needs two.
 
-        It cuts every picture that is alone in its prompt into tiles, which a model without grids does not. Counted as two
-        pictures of one group, they stay whole.
+        It cuts every picture that is alone in its prompt into tiles, which a model without grids does not. Counted as
+        two pictures of one group, they stay whole.
         """
         import torch
 
