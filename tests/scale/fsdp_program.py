@@ -76,6 +76,11 @@ def held(state: State, device: Any) -> float:
     return here / sum(x.size for x in leaves)
 
 
+def without_noise(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what has no gradient but rounding, which Adam blows up: a shift of all keys changes no softmax."""
+    return {path: x for path, x in params.items() if path != "blocks/cross_attention/k_proj/bias"}
+
+
 def worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference, in units of each array's largest magnitude."""
     assert found.keys() == expected.keys()
@@ -97,7 +102,7 @@ def main(stage: str, folder: str) -> None:
             "norms": float(np.abs(np.subtract(found["norms"], alone["norms"])).max() / max(alone["norms"])),
             "start": worst(found["start"], alone["start"]),
             "gradients": worst(found["gradients"], alone["gradients"]),
-            "end": worst(found["end"], alone["end"]),
+            "end": worst(without_noise(found["end"]), without_noise(alone["end"])),
             "moved": worst(alone["end"], alone["start"]),
             "held": found["held"],
         }

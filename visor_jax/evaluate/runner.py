@@ -22,6 +22,7 @@ from visor_jax.budget import Budget, budget_name
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import Sample
 from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.workdir import Workdir, write_bytes, write_json
@@ -37,9 +38,9 @@ def evaluate(
     Args:
       budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
     """
+    asked = wanted_budgets(model, budgets)  # first: a mistake in it is told at once
     found = enumerate(single_turn_samples(config, split, config.evaluate.samples))
     samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
-    asked = wanted_budgets(model, budgets)
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
     batches = batched(config, samples, config.evaluate.batch_size)
     scores = score(model.params, batches, rows, model.arch, routed=model.has_policy)
@@ -67,6 +68,8 @@ def wanted_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits 
         found: dict[str, Bits | None] = {budget_name(bits): bits for bits in model.viable_budgets}
         return {**found, "auto": None} if model.has_policy else found
     parsed = [Budget.parse(name) for name in names]
+    if "auto" in map(str, parsed) and not model.has_policy:
+        raise RequestError(f"budget=auto: stage {model.stage!r} has no trained policy; name other budgets")
     bits = [None if str(b) == "auto" else b.resolve(model.arch.num_slots, model.viable_budgets) for b in parsed]
     return {"auto" if b is None else budget_name(b): b for b in bits}
 

@@ -1,0 +1,31 @@
+"""Fully sharded training over eight simulated devices is the single device's training, to rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = Path(__file__).with_name("fsdp_program.py")
+# A quick compiler: the programs run three steps.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.mark.parametrize("stage", ["full", pytest.param("base", marks=pytest.mark.slow)])
+def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    command = [sys.executable, str(PROGRAM), stage, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROGRAM.parents[2], check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
+        assert found["start"] == 0, "the same random parameters on every mesh"
+        np.testing.assert_allclose(found["losses"], found["expected_losses"], rtol=1e-5, err_msg=mesh)
+        assert len(set(found["losses"])) == len(found["losses"]) and found["moved"] > 0.01, "it trained"
+        assert found["norms"] < 1e-5 and found["gradients"] < 1e-5 and found["end"] < 1e-2, (mesh, found)
+        fsdp, tensor = (int(n) for n in mesh.replace("-1", "8").split("x")[1:])
+        assert found["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and the few small parameters"
