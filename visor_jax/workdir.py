@@ -116,6 +116,8 @@ class Workdir:
                     f"--workdir: {self.path} holds another configuration: {describe_differences(differences)};"
                     " expected the same configuration or another folder"
                 )
+        if "stage" in mine:
+            mine["stage"] = ""  # asked for anew each time
         record = {"config": mine, "versions": versions(), "git_revision": git_revision(), "format": FORMAT}
         write_json(self.path / "config.json", record)
 

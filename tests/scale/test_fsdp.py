@@ -13,7 +13,9 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
 # A quick compiler: the programs run three steps.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 
 @pytest.mark.parametrize("stage", ["full", pytest.param("base", marks=pytest.mark.slow)])
