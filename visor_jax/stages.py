@@ -81,6 +81,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
         model = load(workdir.path)
         if not evaluated.exists():
             evaluate(config, model, workdir)
+        write_report(workdir)  # before the export too, whose proof may fail
         if not (exported / "parity.json").exists():
             export(model, exported, stage=model.stage)
         report = write_report(workdir)

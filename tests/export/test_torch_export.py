@@ -15,6 +15,7 @@ import transformers
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from visor_jax import testing
 from visor_jax.api import Visor
@@ -95,6 +96,9 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, m
     assert type(loaded).__module__.startswith("transformers_modules.")
     expected = direct(**inputs, budget="0b10").logits
     assert torch.equal(loaded(**inputs, budget="0b10").logits, expected)
+    processor = get_class_from_dynamic_module("processing_visor.VisorProcessor", str(out)).from_pretrained(out)
+    picture = Image.fromarray(testing.random_picture(8, 14))
+    assert torch.equal(processor(picture, "Which digit is below A?")["pixel_values"], inputs["pixel_values"])
     tokens = loaded.generate(**inputs, budget="auto", max_new_tokens=5)
     assert torch.equal(tokens, direct.generate(**inputs, max_new_tokens=5))
     loaded.save_pretrained(tmp_path / "again")

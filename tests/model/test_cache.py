@@ -76,7 +76,7 @@ def test_every_step_equals_the_full_forward_pass(arch: Architecture, bits: tuple
     found, cache = prefilled(arch, bits, routed=arch.plan == "visor")
     step = testing.quick_jit(partial(decode_step, bits=bits, arch=arch))
     for count in range(NEW + 1):
-        np.testing.assert_allclose(found, expected[rows, lengths - 1 + count], atol=2e-5, err_msg=f"token {count}")
+        np.testing.assert_allclose(found, expected[rows, lengths - 1 + count], atol=1e-5, err_msg=f"token {count}")
         assert np.array_equal(cache.lengths, lengths + count)
         assert np.array_equal(cache.positions, prompts["routing_position"] + count)
         if count < NEW:
@@ -90,10 +90,10 @@ def test_the_prefix_scores_the_route_and_is_the_same_without_the_routing_token()
     plain, none = prefix_program(VISOR, False)(params(VISOR), prompts)
     assert none is None
     expected = testing.quick_jit(lambda p, b: route(p, encode(p, b, VISOR), b, 5, VISOR))(params(VISOR), prompts)
-    np.testing.assert_allclose(scores, expected, atol=2e-5)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
     real = prompts["text_segments"] > 0
-    np.testing.assert_allclose(routed.text[real], plain.text[real], atol=2e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=2e-5), routed.recorded["cross"], plain.recorded["cross"])
+    np.testing.assert_allclose(routed.text[real], plain.text[real], atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), routed.recorded["cross"], plain.recorded["cross"])
     shapes = jax.tree.map(np.shape, routed.recorded)
     assert shapes == jax.tree.map(np.shape, plain.recorded), "the routing token is not kept"
 

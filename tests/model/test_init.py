@@ -104,7 +104,7 @@ def test_copied_multi_head_cross_attention_reads_the_same() -> None:
         )
         for a in (ARCH, MULTI_HEAD)
     ]
-    np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
 def test_fresh_parameters_are_a_copy_by_default_and_the_gate_is_open() -> None:
@@ -132,7 +132,7 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     dense = dataclasses.replace(arch, plan="dense")
     expected = np.asarray(program(language_model, blind, np.array([]), arch=dense))
     real = batch["text_segments"] > 0
-    np.testing.assert_allclose(found[real], expected[real], atol=2e-5)
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
     seeing = np.asarray(program(params, batch, np.array([True]), arch=arch))
     assert np.abs(seeing[real] - expected[real]).max() > 1e-3, "a slot that is on sees the picture"
 

@@ -57,7 +57,7 @@ def test_packed_rows_equal_separate_rows(budget) -> None:
     packed = make_batch([[one, none], [two, other]], Window(tiles=7, visual=30, text=16), ARCH)
     alone = logits_by_example(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget)
     for found, expected in zip(logits_by_example(packed, budget), alone, strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -73,7 +73,7 @@ def test_whatever_lies_in_the_padding_changes_nothing(budget) -> None:
             dirty[name] = np.where(padding.reshape(*padding.shape, *[1] * (rubbish.ndim - 2)), rubbish, dirty[name])
     clean = logits_by_example(batch, budget)
     for found, expected in zip(logits_by_example(Batch(dirty, batch.ids, batch.tasks), budget), clean, strict=True):
-        np.testing.assert_allclose(found, expected, atol=2e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_pictures_matter_and_only_to_their_own_sample() -> None:
@@ -95,7 +95,7 @@ def test_text_only_rows_need_no_visual_slots_at_all() -> None:
     beside = make_batch([[e] for e in examples()], SEPARATE, ARCH)
     for budget in BUDGETS[:2]:
         (found,) = logits_by_example(alone, budget)
-        np.testing.assert_allclose(found, logits_by_example(beside, budget)[-1], atol=2e-5)
+        np.testing.assert_allclose(found, logits_by_example(beside, budget)[-1], atol=1e-5)
 
 
 # --- routing ----------------------------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def test_the_routing_token_changes_no_answer() -> None:
     for budget in BUDGETS:
         plain, routed = program(params(), batch, np.array(budget))
         real = batch["text_segments"] > 0
-        np.testing.assert_allclose(routed[1][real], plain[1][real], atol=2e-5)
-        np.testing.assert_allclose(routed[0], plain[0], atol=2e-5)
+        np.testing.assert_allclose(routed[1][real], plain[1][real], atol=1e-5)
+        np.testing.assert_allclose(routed[0], plain[0], atol=1e-5)
 
 
 ROUTE = testing.quick_jit(lambda params, batch: route(params, encode(params, batch, ARCH), batch, 5, ARCH))
@@ -142,7 +142,7 @@ def test_a_route_depends_on_prompt_and_picture_and_on_nothing_else() -> None:
     assert moved("tiles", 0, (0,), 0)[0] > 1e-6
     # Without the answer in the row, and beside other padding, it is the same route.
     prompt_only = {**arrays, "text_segments": np.where(arrays["loss_mask"], 0, arrays["text_segments"])}
-    np.testing.assert_allclose(np.asarray(ROUTE(params(), prompt_only)), scores, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(ROUTE(params(), prompt_only)), scores, atol=1e-5)
 
 
 def test_the_routing_hidden_state_is_taken_before_the_first_slot() -> None:

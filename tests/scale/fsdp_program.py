@@ -27,14 +27,15 @@ from visor_jax.workdir import Workdir
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
-MESHES = {"base": [(1, -1, 1)], "full": [(1, 8, 1), (2, 2, 2)]}
+MESHES = {"full": [(1, -1, 1)], "base": [(2, 2, 2)]}
 OVERRIDES = [
-    "model.text.num_layers=4",  # a super-block and one layer more
+    "model.text.num_layers=3",
     "model.text.hidden_size=32",
     "model.text.intermediate_size=48",
     "model.text.head_dim=8",
     "model.vision.hidden_size=32",
     "model.vision.intermediate_size=48",
+    "train.remat=False",
     "data.batch_size=8",
     "stage_overrides.base.batch_size=8",
     "stage_overrides.base.hops=(1,)",

@@ -20,9 +20,9 @@ FLAGS = (
 
 @pytest.mark.parametrize("stage", ["full", pytest.param("base", marks=pytest.mark.slow)])
 def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(PROGRAM.parents[2])}
     command = [sys.executable, str(PROGRAM), stage, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROGRAM.parents[2], check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
         assert found["start"] == 0, "the same random parameters on every mesh"

@@ -209,29 +209,36 @@ visual token, but only few layers touch them, and for each question a policy dec
 after training stage `{stage}`, weights in {dtype}.
 
 ```python
-from transformers import AutoModelForImageTextToText
-
-model = AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)
-```
-
-`trust_remote_code=True` runs the Python files of this folder. Without it, from an installation of visor_jax:
-
-```python
 from PIL import Image
-from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+from transformers import AutoModelForImageTextToText
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-model = VisorForConditionalGeneration.from_pretrained(DIR).eval()
-processor = VisorProcessor.from_pretrained(DIR)
+model = AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True).eval()
+processor = get_class_from_dynamic_module("processing_visor.VisorProcessor", DIR).from_pretrained(DIR)
 inputs = processor(Image.open("photo.png"), "Which digit is below the letter A?")
 tokens = model.generate(**inputs, budget="{default}", max_new_tokens=32)
 print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:]))
 ```
 
+This runs the Python files of this folder (torch and transformers 5.3 or newer are all they need). Without remote code,
+from an installation of visor_jax:
+
+```python
+from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+
+model = VisorForConditionalGeneration.from_pretrained(DIR).eval()
+processor = VisorProcessor.from_pretrained(DIR)
+```
+
 Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>` id for each visual token,
-`pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`: `"auto"`{auto}, `"full"`,
-`"empty"`, `"0b101"` (one bit for each of the {num_slots} slots, leftmost first), `"3"` (the best viable budget with
-three slots on), or a list with one budget for each prompt. `model.route(**inputs)` gives the policy's probabilities.
-`dial=` shifts `"auto"`: above 0 towards dearer budgets, below 0 towards cheaper ones.
+`pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`:
+
+- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 turns it to dearer budgets, below 0 to cheaper ones;
+- `"full"`, `"empty"`, or `"0b101"`: one bit for each of the {num_slots} slots, leftmost first;
+- `"3"`: the best viable budget with three slots on;
+- a list with one of these for each prompt.
+
+`model.route(**inputs)` gives the policy's probabilities over the viable budgets.
 
 ## Budgets
 
@@ -278,7 +285,7 @@ def write_card(path: Path, model: ExportedModel, proof: Parity, *, stage: str, d
     shared = {"stage": stage, "dtype": dtype}
     if visor:
         default, auto = (
-            ("auto", " (the default)") if model.has_policy else ("full", ", which this stage has no policy for")
+            ("auto", " (the default)") if model.has_policy else ("full", " (not here: it was not trained yet)")
         )
         text += VISOR_CARD.format(**shared, default=default, auto=auto, num_slots=arch.num_slots, **_costs(model))
     else:

@@ -12,7 +12,8 @@ error of the export.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,12 +147,11 @@ def sample_prompts(arch: Architecture) -> list[Prompt]:
     ]
 
 
-def bound_of(params: Mapping[str, Any]) -> float:
-    """1e-5, and 2e-4 from 0.1 billion parameters on: float32 sums of that length round further apart."""
+def is_small(params: Mapping[str, Any]) -> bool:
+    """Below 0.1 billion parameters."""
     import jax
 
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-    return 1e-5 if count < 100_000_000 else 2e-4
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) < 100_000_000
 
 
 def compare(model: ExportedModel, folder: Path) -> Parity:
@@ -161,14 +161,17 @@ def compare(model: ExportedModel, folder: Path) -> Parity:
       RunError: the folder does not load completely, or its processor encodes a prompt otherwise.
     """
     exported = load_exported(folder, model.arch)
-    parity = Parity(bound_of(model.params))
+    small = is_small(model.params)
+    parity = Parity(bound=1e-5 if small else 2e-4)  # float32 sums over a large model's widths round further apart
     for prompt in sample_prompts(model.arch):
         budgets = [budget_name(bits) for bits in model.viable_budgets] if model.arch.plan == "visor" else ["dense"]
         budgets += ["auto"] if prompt.routed and model.arch.plan == "visor" and model.has_policy else []
         token_ids = encode_prompt(model.tokenizer, prompt.question, len(prompt.images), model.system)
         if exported.prompt_ids(prompt) != token_ids:
             raise RunError(f"export: the folder's processor encodes {prompt.name!r} as other token ids than this model")
-        for budget, answer in zip(budgets, exported.answers(prompt, budgets), strict=True):
+        with few_threads(small):
+            answers = exported.answers(prompt, budgets)
+        for budget, answer in zip(budgets, answers, strict=True):
             parity.comparisons.append(compare_one(model, prompt, token_ids, budget, answer))
     return parity
 
@@ -274,6 +277,19 @@ class Exported:
         whole = self.arch.plan == "dense" and not self.arch.anyres.pinpoints and len(inputs.get("image_sizes", ())) == 1
         batch = {name: torch.cat([value] * (2 if whole else count)) for name, value in inputs.items()}
         return {**batch, "batch_num_images": torch.tensor([2])} if whole else batch
+
+
+@contextlib.contextmanager
+def few_threads(small: bool) -> Iterator[None]:
+    """One torch thread for a small model: on tensors so small more of them only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_exported(folder: Path, arch: Architecture) -> Exported:
