@@ -233,7 +233,7 @@ processor = VisorProcessor.from_pretrained(DIR)
 Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>` id for each visual token,
 `pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`:
 
-- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 turns it to dearer budgets, below 0 to cheaper ones;
+- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 makes it dearer, below 0 cheaper;
 - `"full"`, `"empty"`, or `"0b101"`: one bit for each of the {num_slots} slots, leftmost first;
 - `"3"`: the best viable budget with three slots on;
 - a list with one of these for each prompt.
