@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
         embedding_init=0.7,
         residual_init=0.5,
         norm_init=0.25,
+        recency_init=8.0,
     )
     config.model.vision.update(
         tile_size=72,
@@ -49,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.data.update(
         source="glyphs",
-        scenes=(("letters", 2), ("scatter", 1), ("cards", 1), ("above", 1), ("tall", 1), ("chain", 2)),
+        scenes=(("letters", 2), ("scatter", 1), ("cards", 2), ("above", 1), ("tall", 1), ("chain", 2)),
         turns_per_picture=4,
         batch_size=20,
         tiles=1,
@@ -57,17 +58,18 @@ def get_config() -> ConfigDict:
         text_length=84,
     )
 
-    config.train.update(remat=True, b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
+    config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
     # One slot learns to follow one arrow, two learn to compose: three arrows.
-    config.stage_overrides.base.update(steps=800, batch_size=14, learning_rate=2e-3, b2=0.95, hops=(1, 3, 3))
+    config.stage_overrides.base.update(steps=700, batch_size=14, learning_rate=2e-3, b2=0.95, hops=(1, 3, 3))
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
-        steps=800,
+        steps=700,
         learning_rate=2.5e-3,
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
     config.stage_overrides.full.update(steps=250, learning_rate=1e-3, end_fraction=0.5)
     config.stage_overrides.universal.update(steps=400, learning_rate=1.5e-3)
-    config.stage_overrides.policy.update(steps=500, batch_size=128, learning_rate=3e-3)
+    config.stage_overrides.policy.update(steps=300, batch_size=128, learning_rate=3e-3, label_balance=0.5)
+    config.label.tolerance = 0.02
     return config

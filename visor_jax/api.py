@@ -88,6 +88,18 @@ class Visor:
         self.has_policy = has_policy
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
+    def with_params(self, params: Params) -> Visor:
+        """The same model with other parameters of the same shapes."""
+        return Visor(
+            params,
+            self.arch,
+            self.tokenizer,
+            self.viable_budgets,
+            system=self.system,
+            has_policy=self.has_policy,
+            stage=self.stage,
+        )
+
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def answer(

@@ -10,9 +10,10 @@ import numpy as np
 
 from visor_jax import testing
 from visor_jax.model.cache import decode_step, prefill_prefix, prefill_rest
-from visor_jax.model.visor import abstract_params, encode, hidden_states, logits
+from visor_jax.model.decoder import decode
+from visor_jax.model.visor import abstract_params, encode, hidden_states
 
-ARCH = testing.tiny_architecture(4)
+ARCH = testing.tiny_architecture(3)
 BITS = (True,)
 
 
@@ -41,10 +42,11 @@ def test_every_activation_and_cache_has_the_parameters_dtype() -> None:
 
 
 def test_bfloat16_stays_near_float32() -> None:
-    params, batch = testing.random_params(ARCH), testing.random_batch(ARCH).arrays
-    program = testing.quick_jit(partial(logits, arch=ARCH))
-    exact = np.asarray(program(params, batch, np.array(BITS)))
-    rough = np.asarray(program(jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params), batch, np.array(BITS)))
-    assert rough.dtype == np.float32
-    real = batch["text_segments"] > 0
-    assert np.abs(rough - exact)[real].mean() < 0.03 * np.abs(exact[real]).max()
+    params, arch = testing.random_params(ARCH), ARCH
+    visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch))
+    run = testing.quick_jit(lambda p, v, t: decode(p, v, t, stream, BITS, arch)[1])
+    exact = np.asarray(run(params, visual, text))
+    half = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), x) for x in (params, visual, text)]
+    rough = run(*half)
+    assert rough.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(rough, np.float32) - exact).mean() < 0.03 * np.abs(exact).max()

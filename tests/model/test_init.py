@@ -7,11 +7,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.model.cross_init import start_cross_attention
-from visor_jax.model.decoder import at, cross_attention, cross_keys_values
+from visor_jax.model.decoder import CrossAttention, at, cross_attention, cross_keys_values
 from visor_jax.model.visor import abstract_params, logits
 from visor_jax.train.optimizer import flatten
 
@@ -118,19 +119,18 @@ def test_fresh_parameters_are_a_copy_by_default_and_the_gate_is_open() -> None:
 
 def test_zero_starts_behind_a_closed_gate() -> None:
     """With no slot on, the picture changes nothing at the start: the model is the language model alone."""
-    arch = dataclasses.replace(
-        testing.tiny_architecture(4), cross=CrossAttentionArchitecture(num_kv_heads=4, init="zero")
-    )
-    params, batch = testing.fresh_params(arch), testing.random_batch(arch).arrays
-    assert not params["blocks"]["cross_attention"]["gate"].any()
+    zero = CrossAttentionArchitecture(num_kv_heads=4, init="zero")
+    arch = dataclasses.replace(testing.tiny_architecture(3), cross=zero)
+    params, batch = testing.random_params(arch), testing.random_batch(arch).arrays
+    cross = start_cross_attention(params, arch, KEY)["blocks"]["cross_attention"]
+    assert cross == params["blocks"]["cross_attention"], "everything but the gate is random"
+    cross["gate"] = np.asarray(CrossAttention(arch, rngs=nnx.Rngs(0)).gate[...])[None]
+    assert cross["gate"] == 0
     program = testing.quick_jit(logits, static_argnames="arch")
     found = np.asarray(program(params, batch, np.array([False]), arch=arch))
 
     blind = {**batch, "visual_segments": np.zeros_like(batch["visual_segments"])}
-    language_model = {name: x for name, x in params.items() if name != "routing"}
-    language_model["blocks"] = {kind: params["blocks"][kind] for kind in ("text", "cross", "self")}
-    dense = dataclasses.replace(arch, plan="dense")
-    expected = np.asarray(program(language_model, blind, np.array([]), arch=dense))
+    expected = np.asarray(program(params, blind, np.array([]), arch=dataclasses.replace(arch, plan="dense")))
     real = batch["text_segments"] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
     seeing = np.asarray(program(params, batch, np.array([True]), arch=arch))
@@ -138,14 +138,20 @@ def test_zero_starts_behind_a_closed_gate() -> None:
 
 
 def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is() -> None:
-    arch = dataclasses.replace(
-        testing.tiny_architecture(3), cross=CrossAttentionArchitecture(num_kv_heads=4, init="match")
-    )
+    match = CrossAttentionArchitecture(num_kv_heads=4, init="match")
+    arch = dataclasses.replace(testing.tiny_architecture(6), cross=match)
     visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
     text = visual[:, : text.shape[1]]  # text token i is visual token i
-    params = at(testing.fresh_params(arch)["blocks"]["cross_attention"], 0)
-    seen = cross_keys_values(params, visual, stream.visual_segments, arch.text)
-    read = cross_attention(params, text, seen, stream.text_segments, stream.visual_segments, arch.text) - text
+    matched = start_cross_attention(testing.random_params(arch), arch, KEY)["blocks"]["cross_attention"]
+    plain = {"conditional_position": {"kernel": np.zeros((2, 7, 32), np.float32)}, "gate": np.ones(2, np.float32)}
+    plain |= {name: {"scale": np.ones((2, 32), np.float32)} for name in ("text_norm", "visual_norm")}
+    params = at({**matched, **plain}, 1)
+
+    @testing.quick_jit
+    def read(text, visual):
+        seen = cross_keys_values(params, visual, stream.visual_segments, arch.text)
+        return cross_attention(params, text, seen, stream.text_segments, stream.visual_segments, arch.text) - text
+
     real = np.flatnonzero(stream.text_segments[0])
-    likeness = np.asarray(read)[0, real] @ visual[0].T
+    likeness = np.asarray(read(text, visual))[0, real] @ visual[0].T
     np.testing.assert_array_equal(likeness.argmax(axis=1), real)

@@ -121,13 +121,6 @@ def test_the_expectation_itself() -> None:
     assert not see.joint[after, -1] and see.itself[-1].sum() == see.joint[-1].sum() == 1  # padding
 
 
-def test_a_super_block_in_the_scan() -> None:
-    arch = testing.tiny_architecture(3)
-    found, see = influence(arch), Expected(arch)
-    np.testing.assert_array_equal(found([OFF]), then(see.text, see.cross, see.text))
-    np.testing.assert_array_equal(found([ON]), then(see.text, see.cross, see.joint))
-
-
 def test_two_super_blocks_and_a_layer_more() -> None:
     """A cross-attention layer reads the V that the last slot before it left: here text reaches text through V."""
     arch = testing.tiny_architecture(7)
@@ -149,13 +142,6 @@ def test_visual_tokens_see_both_ways_where_asked() -> None:
 def test_the_dense_plan_is_causal_everywhere() -> None:
     arch = testing.tiny_architecture(4, plan="dense")
     np.testing.assert_array_equal(influence(arch)(), Expected(arch).joint)
-
-
-def test_one_samples_slot_opens_nothing_for_another() -> None:
-    arch = testing.tiny_architecture(3)
-    found, see = influence(arch), Expected(arch)
-    np.testing.assert_array_equal(found([[OFF], [ON]]), then(see.text, see.cross, see.text))
-    np.testing.assert_array_equal(found([[ON], [OFF]]), then(see.text, see.cross, see.joint))
 
 
 def test_without_slots_the_picture_reaches_the_text_through_cross_attention_only() -> None:

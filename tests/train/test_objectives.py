@@ -10,7 +10,15 @@ import pytest
 from visor_jax import testing
 from visor_jax.model.visor import encode
 from visor_jax.train import objectives
-from visor_jax.train.objectives import answer_tokens, masked_mean, policy_loss, prompt_end, relation_loss, turn_correct
+from visor_jax.train.objectives import (
+    answer_tokens,
+    masked_mean,
+    policy_loss,
+    prompt_end,
+    relation_loss,
+    relation_scores,
+    turn_correct,
+)
 
 
 def test_a_turn_is_right_where_all_its_targets_are() -> None:
@@ -33,13 +41,24 @@ def test_masked_mean_of_nothing_is_zero() -> None:
 
 
 def test_patches_with_and_without_a_relation_weigh_half_each() -> None:
-    readout = jnp.array([[1.0, 0.0], [0.0, 1.0]])  # class 0, "nothing", and class 1
-    features = jnp.array([[[5.0, 0.0]] * 9 + [[5.0, 0.0]]])
+    scores = jnp.array([[[5.0, 0.0]] * 10])  # class 0 is "nothing"
     labels = jnp.array([[0] * 9 + [1]])
-    loss, accuracy = relation_loss(features, readout, labels, jnp.ones((1, 10)))
+    loss, accuracy = relation_loss(scores, labels, jnp.ones((1, 10)))
     right, wrong = np.log1p(np.exp(-5.0)), 5 + np.log1p(np.exp(-5.0))
     assert float(loss) == pytest.approx(0.5 * (right + wrong), rel=1e-5)
     assert float(accuracy) == 0.0, "accuracy is that of the patches that have a relation"
+
+
+def test_a_relation_is_told_in_words_only_by_patches_that_may_speak() -> None:
+    table = jnp.array(np.random.default_rng(0).normal(size=(6, 64)), jnp.float32)
+    names = jnp.array([[0, 1, 2], [3, 4, 5]])  # two written forms of three names
+    features = jnp.tile(table[1] + table[4], (1, 2, 1))  # the second name, twice: one patch speaks, one does not
+    scores = relation_scores(features, "above", names, table, jnp.array([[1.0, 0.0]]))
+    silent = relation_scores(jnp.zeros_like(features), "above", names, table, jnp.ones((1, 2)))
+    assert scores.shape == (1, 2, 4) and not silent.any()
+    difference = scores[0, 0] - scores[0, 1]
+    assert float(difference[0]) == 0.0, '"nothing" has no name'
+    assert int(jnp.argmax(difference)) == 2, "class 1 + index of the name"
 
 
 def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:

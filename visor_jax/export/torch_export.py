@@ -9,7 +9,6 @@ plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remot
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -87,9 +86,7 @@ def rounded(model: ExportedModel) -> ExportedModel:
     import jax
     import jax.numpy as jnp
 
-    other = copy.copy(model)
-    other.params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), model.params)
-    return other
+    return model.with_params(jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16).astype(jnp.float32), model.params))
 
 
 def summary(out: Path, proof: Parity) -> dict[str, Any]:

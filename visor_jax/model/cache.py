@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels import AttentionMask, attention
+from visor_jax.kernels.attention.base import widened
 from visor_jax.model.decoder import KINDS, KeysValues, Record, Stream, at, cross_attention, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
@@ -124,7 +125,7 @@ def stack(layers: list[KeysValues], stream: Stream, arch: Architecture) -> KeysV
 
 def last_logits(params: Params, hidden: Float[Array, "B D"], arch: Architecture) -> Float[Array, "B V"]:
     hidden = rms_norm(params["norm"], hidden, arch.text.rms_norm_eps)
-    return (hidden @ head(params)).astype(jnp.float32)
+    return widened(hidden @ head(params))
 
 
 def decode_step(

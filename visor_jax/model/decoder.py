@@ -12,6 +12,7 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -88,8 +89,10 @@ class Blocks(nnx.Module):
     """All super-blocks, every parameter stacked over them."""
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
+        anywhere = dataclasses.replace(arch.text, recency_init=0.0)  # near in the stream is not near in a picture
         for kind in KINDS:
-            setattr(self, kind, stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs))
+            text = anywhere if kind == "self" else arch.text
+            setattr(self, kind, stacked(lambda r, text=text: Qwen2Layer(text, rngs=r), arch.num_blocks, rngs))
         if arch.plan == "visor":
             self.cross_attention = stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs)
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import TextArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
+from visor_jax.kernels.attention.base import widened
 
 Params = dict[str, Any]
 Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
@@ -74,6 +75,21 @@ def copying_pair(
     return values, per_query_head.T / groups
 
 
+RECENCY_REACH = 20.0  # tokens: what turns faster than this once around takes no part in recency
+
+
+def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, " E"]:
+    """A bias for the queries and keys of one head, from which attention begins by preferring near tokens.
+
+    Rotated by positions n tokens apart, its product with itself is proportional to the sum of cos(n * frequency) over
+    the slower frequencies: `arch.recency_init` at n = 0, about nothing beyond `RECENCY_REACH`. A text-only layer that
+    starts from random weights finds the question it is to answer among several at once.
+    """
+    slow = rope_frequencies(arch) * RECENCY_REACH < 2 * np.pi
+    strength = (arch.recency_init * arch.head_dim**0.5 / max(slow.sum(), 1)) ** 0.5
+    return strength * np.concatenate([slow, np.zeros_like(slow)]).astype(np.float32)
+
+
 class Qwen2Attention(nnx.Module):
     """Grouped-query projections with bias on q, k and v (`transformers.Qwen2Attention`)."""
 
@@ -85,6 +101,8 @@ class Qwen2Attention(nnx.Module):
         self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
         read, give = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
         self.v_proj.kernel[...], self.o_proj.kernel[...] = read, give
+        near = recency_bias(arch)
+        self.q_proj.bias[...], self.k_proj.bias[...] = jnp.tile(near, arch.num_heads), jnp.tile(near, arch.num_kv_heads)
 
 
 class Qwen2MLP(nnx.Module):
@@ -141,16 +159,16 @@ def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
 
 def rms_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
     """Normalised in float32, as `transformers.Qwen2RMSNorm`."""
-    x32 = x.astype(jnp.float32)
-    normal = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    wide = widened(x)
+    normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return params["scale"] * normal.astype(x.dtype)
 
 
 def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-    x32 = x.astype(jnp.float32)
-    mean = jnp.mean(x32, axis=-1, keepdims=True)
-    variance = jnp.mean((x32 - mean) ** 2, axis=-1, keepdims=True)
-    return ((x32 - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * params["scale"] + params["bias"]
+    wide = widened(x)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
+    return ((wide - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * params["scale"] + params["bias"]
 
 
 def gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -166,15 +184,16 @@ def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
 
 
 def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
-    """Cosine and sine of the rotary embedding at `positions`, both halves of the head alike (`Qwen2RotaryEmbedding`).
-
-    The frequencies are rounded as torch rounds them: at position 8,000 one unit in the last place turns by 1e-3.
-    """
-    powers = (arch.rope_theta ** (np.arange(0, arch.head_dim, 2) / arch.head_dim)).astype(np.float32)
-    frequencies = np.float32(1) / powers
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, E / 2]
-    angles = jnp.concatenate([angles, angles], axis=-1)
+    """Cosine and sine of the rotary embedding at `positions`, both halves of the head alike (`Qwen2RotaryEmbedding`)."""
+    angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(arch)  # [B, T, 1, E / 2]
+    angles = jnp.concatenate([angles, angles], axis=-1).astype(float)  # float64 where JAX computes in it
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " E/2"]:
+    """Radians per token of each pair, rounded as torch rounds: at position 8,000 one unit in the last place is 1e-3."""
+    powers = (arch.rope_theta ** (np.arange(0, arch.head_dim, 2) / arch.head_dim)).astype(np.float32)
+    return np.float32(1) / powers
 
 
 def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:

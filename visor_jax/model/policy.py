@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from visor_jax.architecture import Architecture
+from visor_jax.kernels.attention.base import widened
 from visor_jax.model.layers import Linear, Params, RMSNorm, linear, rms_norm
 
 
@@ -27,8 +28,8 @@ class Routing(nnx.Module):
 
 
 def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, eps: float) -> Float[Array, "B M"]:
-    """Scores of the policy, in float32."""
-    x = rms_norm(params["norm"], hidden.astype(jnp.float32), eps)
+    """Scores of the policy, in float32 or wider."""
+    x = rms_norm(params["norm"], widened(hidden), eps)
     scores = linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
     return jnp.where(jnp.arange(scores.shape[-1]) < num_viable, scores, -jnp.inf)
 

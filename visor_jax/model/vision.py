@@ -28,7 +28,7 @@ def stacked(make, count: int, rngs: nnx.Rngs):
 
 def normalise(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
     """Pixels to (value / 255 - mean) / std, per channel."""
-    mean, std = jnp.asarray(anyres.image_mean), jnp.asarray(anyres.image_std)
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (anyres.image_mean, anyres.image_std))
     return (tiles.astype(jnp.float32) / 255.0 - mean) / std
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import Architecture
+from visor_jax.kernels.attention.base import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.decoder import Blocks, Budget, Stream, at, cross_layer, decode, text_layer
@@ -88,9 +89,9 @@ def head(params: Params) -> Float[Array, "D V"]:
 
 
 def logits(params: Params, batch: Batch, budget: Budget, arch: Architecture) -> Float[Array, "B Nt V"]:
-    """Next-token logits at every text token, float32."""
+    """Next-token logits at every text token, float32 or wider."""
     hidden = hidden_states(params, encode(params, batch, arch), batch, budget, arch)
-    return (hidden @ head(params)).astype(jnp.float32)
+    return widened(hidden @ head(params))
 
 
 def with_routing_token(

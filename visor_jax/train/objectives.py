@@ -72,8 +72,10 @@ def policy_loss(
 # --- the pretrained stand-in ------------------------------------------------------------------------------------------
 
 
-def refine(params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture) -> Array:
-    """Visual tokens after the self-attention slots of `budget`, in order, beside the text before the picture."""
+def refine(
+    params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture
+) -> tuple[Array, Array]:
+    """Visual and text tokens after the self-attention slots of `budget`, in order."""
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
 
     def slot(state, block):
@@ -82,8 +84,8 @@ def refine(params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget:
             on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state
         ), None
 
-    (visual, _), _ = jax.lax.scan(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
-    return visual
+    (visual, text), _ = jax.lax.scan(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
+    return visual, text
 
 
 def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> tuple[Array, Array]:
@@ -97,31 +99,40 @@ def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> 
     return jnp.mean(losses, axis=-1), jnp.all(jnp.argmax(scores, axis=-1) == labels[..., None], axis=-1)
 
 
+def words_loss(text: Float[Array, "B T D"], table: Array, tokens: Array) -> tuple[Array, Array]:
+    """Mean cross-entropy of every text token naming itself through the embedding table, and accuracy."""
+    scores = unit_rms(text) @ table.T / NAMING_TEMPERATURE
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, tokens)
+    return jnp.mean(losses), jnp.mean(jnp.argmax(scores, axis=-1) == tokens)
+
+
 NAMING_TEMPERATURE = 4.0
-SAID = 0.4  # share of a name in what tells a relation: more, and a patch would be taken for what it tells of
 CODEBOOK_SEED = 98
 # What a patch is to tell of others, and in whose names: int32 [B, P] of a batch, 0 for "nothing", else 1 + index.
 RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
+# Share of the name in what tells a relation. A patch that has a name of that kind itself says less or nothing: it would
+# be taken for what it tells of.
+SAID = {"digit": 0.8, "colour": 0.4}
 
 
-def directions(relation: str, names: Array, table: Array) -> Float[Array, "C D"]:
-    """The read-out of a relation's classes: each name's own direction plus a frozen random one of this relation.
+def relation_scores(features: Array, relation: str, names: Array, table: Array, speaks: Array) -> Float[Array, "B P C"]:
+    """Scores of a relation's classes along each name's own direction plus a frozen random one of this relation.
 
-    The name makes what is told ready to be said; the random part tells one relation from another. Class 0, "nothing",
-    has a random part only.
+    The name makes what is told ready to be said, in patches that `speaks` [B, P] marks; the random part tells one
+    relation from another. Class 0, "nothing", has a random part only.
     """
     key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), list(RELATIONS).index(relation))
-    said = SAID * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
+    said = SAID[RELATIONS[relation]] * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
     own = jax.random.normal(key, (1 + said.shape[0], said.shape[1])) / said.shape[1] ** 0.5
-    return own + jnp.pad(said, ((1, 0), (0, 0)))
+    in_words = jnp.pad(features @ said.T, ((0, 0), (0, 0), (1, 0)))
+    return features @ own.T + speaks[..., None] * in_words
 
 
-def relation_loss(features: Array, readout: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
+def relation_loss(scores: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
     """Mean cross-entropy of a relation's labels where `counts` [B, P] is not 0, and accuracy where there is a relation.
 
     Patches with something to tell and patches with nothing weigh half each, however rare the former are.
     """
-    scores = features @ readout.T
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
     tells = (labels > 0) * counts
     loss = 0.5 * (masked_mean(losses, tells) + masked_mean(losses, (labels == 0) * counts))
@@ -138,8 +149,8 @@ def base_loss(
     """Name every patch's glyph, colour and background; after the slots that are on, also tell its relations.
 
     Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
-    that a patch does not lose itself. `names` holds the token ids [2, classes] of the glyphs', digits', colours' and
-    backgrounds' names.
+    that neither a patch nor a word of the text loses itself there. `names` holds the token ids [2, classes] of the
+    glyphs', digits', colours' and backgrounds' names.
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
     table = params["embed_tokens"]["embedding"]
@@ -153,15 +164,18 @@ def base_loss(
         return jnp.mean(glyph) + masked_mean(colour, there) + 0.5 * jnp.mean(background), found
 
     first, metrics = name_all(unit_rms(visual[:, :patches]))
-    last = unit_rms(refine(params, visual, batch, budget, arch)[:, :patches])
+    last, text = refine(params, visual, batch, budget, arch)
+    last = unit_rms(last[:, :patches])
     still, found = name_all(last)
     metrics |= {f"still_{name}": value for name, value in found.items()}
-    loss = first + 2.0 * still
+    words, metrics["words_kept"] = words_loss(text, table, batch["text_tokens"])
+    loss = first + 2.0 * still + words
     arrow = batch["arrow"].astype(jnp.float32)
+    speaks = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(arrow)}
     for relation, kind in RELATIONS.items():
         counts = arrow if relation == "reached" else jnp.ones_like(arrow)
-        readout = directions(relation, names[kind], table)
-        one, metrics[relation] = relation_loss(last, readout, batch[relation], counts)
+        scores = relation_scores(last, relation, names[kind], table, speaks[kind])
+        one, metrics[relation] = relation_loss(scores, batch[relation], counts)
         loss = loss + 2.0 * one
     return loss, metrics
 

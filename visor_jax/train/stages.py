@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +23,10 @@ from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.collate import Batch, encode_example, make_batch
+from visor_jax.data.glyphs_words import PHRASINGS
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.data.splits import TEXT_BUCKET, make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.label import Labels
@@ -179,6 +182,7 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         )
     tokenizer = make_tokenizer(config)
     names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
+    words = known_words(tokenizer, names)
     budget_of = budget_drawer(config, stage, workdir)
     seed = stage_seed(config.seed, stage)
 
@@ -188,12 +192,12 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             bits = budget_of(number)
             hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
             indices = [(number - 1) * settings.batch_size + row for row in rows]
-            examples = [grid_arrays(seed, index, hops, prefix, arch) for index in indices]
+            examples = [grid_arrays(seed, index, hops, prefix, words, arch) for index in indices]
             arrays = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
             yield Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = ("named", "colour_named", "still_named", "still_colour_named", *RELATIONS)
+        wanted = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", *RELATIONS)
         return {f"accuracy/{name}": float(metrics[name]) for name in wanted}
 
     return Objective(partial(base_loss, arch=arch, names=names), steps, summarise)
@@ -224,45 +228,65 @@ def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
     return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)
 
 
-def grid_arrays(seed: int, index: int, hops: int, prefix: np.ndarray, arch: Architecture) -> dict[str, np.ndarray]:
-    """One labelled grid as arrays: picture and prefix as in a conversation, what every patch is and relates to."""
+WORDS_AFTER = 16  # words behind every picture of the base stage
+
+
+def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.ndarray:
+    """The token ids [W] of all names, and of the words and the template in which questions are asked."""
+    wording = " ".join(text for phrasings in PHRASINGS.values() for phrasing in phrasings for text in phrasing)
+    asked = {*encode_prompt(tokenizer, re.sub("{.*?}", "", wording))} - {tokenizer.image_token_id}
+    return np.unique(np.concatenate([[*asked], *(ids.ravel() for ids in names.values())])).astype(np.int32)
+
+
+def grid_arrays(
+    seed: int, index: int, hops: int, prefix: np.ndarray, words: np.ndarray, arch: Architecture
+) -> dict[str, np.ndarray]:
+    """One labelled grid as arrays: the picture where a conversation has it, before it `prefix` and after it some of
+    `words` in no order; what every patch is and relates to.
+    """
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
     count = len(layout.gather)
+    after = np.random.default_rng((seed, index)).choice(words, WORDS_AFTER)
+    text = np.concatenate([prefix, after])
+    positions = np.arange(count + len(text), dtype=np.int32)
     return {
         "tiles": grid.image[None],
         "visual_gather": layout.gather,
         "visual_weights": layout.weights,
-        "visual_positions": np.arange(len(prefix), len(prefix) + count, dtype=np.int32),
+        "visual_positions": positions[len(prefix) : len(prefix) + count],
         "visual_segments": np.ones(count, np.int32),
-        "text_tokens": prefix,
-        "text_positions": np.arange(len(prefix), dtype=np.int32),
-        "text_segments": np.ones(len(prefix), np.int32),
+        "text_tokens": text,
+        "text_positions": np.concatenate([positions[: len(prefix)], positions[len(prefix) + count :]]),
+        "text_segments": np.ones(len(text), np.int32),
         "glyph": grid.glyphs,
         "colour": grid.colours,
         "background": np.full(len(grid.glyphs), grid.background, np.int32),
         "arrow": grid.is_arrow,
+        "is_digit": (digit_class(grid.glyphs) > 0).astype(np.float32),
         **relations(grid, hops),
     }
+
+
+def digit_class(ids: np.ndarray) -> np.ndarray:
+    """1 + index of the digit where a glyph is one, else 0."""
+    first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
+    return np.where((ids >= first) & (ids < first + count), ids - first + 1, 0).astype(np.int32)
 
 
 def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
     """For every patch [P], 1 + index or 0: the digit above it and two above, the colour above, the digit reached."""
     side = round(len(grid.glyphs) ** 0.5)
 
-    def digit(ids: np.ndarray) -> np.ndarray:
-        first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
-        return np.where((ids >= first) & (ids < first + count), ids - first + 1, 0).astype(np.int32)
-
     def lifted(values: np.ndarray, rows: int) -> np.ndarray:
         return np.concatenate([np.zeros(rows * side, np.int32), values[: -rows * side]])
 
     colours = np.where(grid.glyphs > 0, grid.colours + 1, 0).astype(np.int32)
     return {
-        "above": lifted(digit(grid.glyphs), 1),
-        "two_above": lifted(digit(grid.glyphs), 2),
+        "above": lifted(digit_class(grid.glyphs), 1),
+        "two_above": lifted(digit_class(grid.glyphs), 2),
         "colour_above": lifted(colours, 1),
-        "reached": digit(grid.reached[hops - 1]) * grid.is_arrow,
+        "reached": digit_class(grid.reached[hops - 1]) * grid.is_arrow,
     }
 
 
@@ -295,11 +319,13 @@ class LabelledExamples:
 
     def __init__(self, config: Any, labels: Labels):
         self.arch, self.labels = architecture(config), labels
-        tokenizer, self.window = make_tokenizer(config), training_window(config)
+        tokenizer = make_tokenizer(config)
         self.examples = [
             encode_example(sample, tokenizer, self.arch, system=config.tokenizer.system or None)
             for sample in labels.samples(config)
         ]
+        longest = max(example.size.text for example in self.examples)  # single questions: a conversation has room for more
+        self.window = dataclasses.replace(training_window(config), text=-(-longest // TEXT_BUCKET) * TEXT_BUCKET)
         counts = np.bincount(labels.label, minlength=len(labels.budgets))
         balanced = len(labels.label) / np.maximum(counts, 1) / np.count_nonzero(counts)
         strength = stage_config(config, "policy").label_balance

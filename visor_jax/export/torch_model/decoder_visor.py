@@ -54,8 +54,8 @@ class VisorRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return self.weight * (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        wide = widened(x)
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -161,7 +161,7 @@ class Routing(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         hidden = self.norm(hidden).to(self.fc1.weight.dtype)
-        return self.fc2(functional.gelu(self.fc1(hidden), approximate="tanh")).float()
+        return widened(self.fc2(functional.gelu(self.fc1(hidden), approximate="tanh")))
 
 
 class Decoder(nn.Module):
@@ -259,13 +259,18 @@ def parts_of(on: Tensor | bool) -> Iterator[tuple[str, Tensor | None]]:
         yield "text", (~on).nonzero()[:, 0]
 
 
+def widened(x: Tensor) -> Tensor:
+    """In float32, or in float64 where `x` is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, n, heads * E] to [B, heads, n, E]."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, n, E] of the rotary embedding, computed in float32; both halves of the head alike.
+    """Cosine and sine [B, n, E] of the rotary embedding at float32 angles; both halves of the head alike.
 
     Frequencies come from the CPU, as in transformers: powers round otherwise elsewhere, which far positions multiply.
     """
@@ -273,7 +278,7 @@ def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tens
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
     frequencies = (1.0 / (config.rotary_base**exponents)).to(order.device)
     angles = order.masked_fill(order == PADDING, 0).float()[..., None] * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1).to(torch.promote_types(dtype, torch.float32))
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

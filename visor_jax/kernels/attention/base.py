@@ -58,7 +58,7 @@ def attention(
 ) -> Float[Array, "B Tq H D"]:
     """Softmax attention with logits scaled by 1/sqrt(D): the reference, which keeps a [B,H,Tq,Tk] array.
 
-    Products and softmax are accumulated in float32. A query that may see nothing gets exactly 0 and gives exactly zero
+    Products and softmax are accumulated in float32 (float64 for float64). A query that may see nothing gets exactly 0 and gives exactly zero
     gradients. Rows that take no part (a query that sees nothing, a key that no query of its sample sees) may hold
     anything, NaN included: they reach no output and no gradient.
 
@@ -80,11 +80,16 @@ def attention(
 
 
 def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K G*T D"]:
-    """Float32, with the G query heads of each KV head laid out as rows, so that one matrix product serves them all."""
+    """Widened, with the G query heads of each KV head laid out as rows, so that one matrix product serves them all."""
     batch, length, num_heads, head_dim = x.shape
     group = num_heads // num_kv_heads
-    grouped = x.astype(jnp.float32).reshape(batch, length, num_kv_heads, group, head_dim)
+    grouped = widened(x).reshape(batch, length, num_kv_heads, group, head_dim)
     return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
+
+
+def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In float32, or in float64 where `x` is: the precision in which sums and softmax are computed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def unfold(x: Float[Array, "B K G*T D"], shape: tuple[int, ...]) -> Float[Array, "B T H D"]:
@@ -95,8 +100,8 @@ def unfold(x: Float[Array, "B K G*T D"], shape: tuple[int, ...]) -> Float[Array,
 
 
 def heads_first(x: Float[Array, "B S K D"]) -> Float[Array, "B K S D"]:
-    """Float32 keys or values as matrices, one per KV head."""
-    return x.astype(jnp.float32).swapaxes(1, 2)
+    """Widened keys or values as matrices, one per KV head."""
+    return widened(x).swapaxes(1, 2)
 
 
 def mask_logits(logits: Float[Array, "B K G*T S"], allowed: Bool[Array, "B T S"]) -> Float[Array, "B K G*T S"]:

@@ -73,8 +73,8 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
         acc = acc * shrink[..., None] + jnp.einsum("BKRC,BKCD->BKRD", weights, chunk.v)
         return (new_peak, total, acc, sees | jnp.any(allowed, axis=2)), None
 
-    zeros = jnp.zeros(rows.shape[:3])
-    start = (zeros + MASKED_LOGIT, zeros, jnp.zeros(rows.shape), jnp.zeros(q.shape[:2], bool))
+    zeros = jnp.zeros(rows.shape[:3], rows.dtype)
+    start = (zeros + MASKED_LOGIT, zeros, jnp.zeros_like(rows), jnp.zeros(q.shape[:2], bool))
     (peak, total, acc, sees), _ = jax.lax.scan(step, start, _chunks(k, v, mask))
     sees = jnp.tile(sees, (1, q.shape[2] // k.shape[2]))[:, None]  # [B,1,R]
     total = jnp.where(sees, total, 1)
@@ -101,7 +101,7 @@ def _backward(saved, grad: Array):
         grad_k = jnp.einsum("BKRC,BKRD->BKCD", grad_logits, rows)
         return grad_q + jnp.einsum("BKRC,BKCD->BKRD", grad_logits, chunk.k), (grad_k, grad_v)
 
-    grad_q, (grad_k, grad_v) = jax.lax.scan(step, jnp.zeros(rows.shape), _chunks(k, v, mask))
+    grad_q, (grad_k, grad_v) = jax.lax.scan(step, jnp.zeros_like(rows), _chunks(k, v, mask))
     return (
         unfold(grad_q * scale, q.shape).astype(q.dtype),
         _join(grad_k, k.shape[1]).astype(k.dtype),
