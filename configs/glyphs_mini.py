@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.data.update(
         source="glyphs",
-        scenes=(("letters", 2), ("scatter", 1), ("cards", 2), ("above", 1), ("tall", 1), ("chain", 2)),
+        scenes=(("letters", 3), ("scatter", 2), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 4)),
         turns_per_picture=4,
         batch_size=20,
         tiles=1,
@@ -63,13 +63,13 @@ def get_config() -> ConfigDict:
     config.stage_overrides.base.update(steps=700, batch_size=14, learning_rate=2e-3, b2=0.95, hops=(1, 3, 3))
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
-        steps=700,
+        steps=750,
         learning_rate=2.5e-3,
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
     config.stage_overrides.full.update(steps=250, learning_rate=1e-3, end_fraction=0.5)
-    config.stage_overrides.universal.update(steps=400, learning_rate=1.5e-3)
-    config.stage_overrides.policy.update(steps=300, batch_size=128, learning_rate=3e-3, label_balance=0.5)
-    config.label.tolerance = 0.02
+    config.stage_overrides.universal.update(steps=450, learning_rate=1.5e-3)
+    config.stage_overrides.policy.update(steps=300, batch_size=128, learning_rate=3e-3, label_balance=0.8)
+    config.label.tolerance = 0.04
     return config

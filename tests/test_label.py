@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
+from visor_jax.data.glyphs import TASKS
 from visor_jax.data.splits import make_source
 from visor_jax.errors import RequestError
 from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, place_id, questions
@@ -81,6 +83,12 @@ def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
 
 def test_pictures_that_were_not_trained_on_are_labelled() -> None:
     assert all(picture >= FIRST_INDEX for picture, _, _ in questions(tiny_config()))
+
+
+def test_every_task_is_labelled_equally_often() -> None:
+    config = tiny_config({"label.samples": 44})
+    counts = Counter(sample.turns[0].task for _, _, sample in questions(config))
+    assert counts == dict.fromkeys(TASKS, 4)
 
 
 def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:

@@ -273,7 +273,9 @@ def from_json(text: str) -> Config:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The checked configuration of a nested dict as JSON gives it back.
+    """The checked configuration of a nested dict as JSON gives it back; a field that it does not have is the default's.
+
+    A workdir stays readable when a later version of this package has more fields.
 
     Raises:
       RequestError: it does not fit the schema.
@@ -281,7 +283,8 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     if not isinstance(tree, Mapping):
         raise RequestError(f"configuration: expected a JSON object, got {type(tree).__name__}")
     try:
-        config = ConfigDict(dict(tree), type_safe=False)
+        config = ConfigDict(default_config().to_dict(), type_safe=False)
+        config.update(ConfigDict(dict(tree), type_safe=False))
     except (ValueError, TypeError) as error:  # a field's name holds a dot, or is no text
         raise RequestError(f"configuration: {error}") from error
     return validate(config)

@@ -180,7 +180,9 @@ _MODEL = {
     "text.embedding_init": Field(0.02, "standard deviation of random token embeddings", above(0)),
     "text.residual_init": Field(1.0, "gain of the projections that end a residual branch, when random", above(0)),
     "text.norm_init": Field(1.0, "scale of the final norm, when random", above(0)),
-    "text.recency_init": Field(0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)),
+    "text.recency_init": Field(
+        0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)
+    ),
     "vision.tile_size": Field(72, "pixels a side", at_least(1)),
     "vision.patch_size": Field(8, "pixels a side", at_least(1)),
     "vision.hidden_size": Field(96, "", at_least(1)),

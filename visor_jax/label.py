@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from visor_jax.budget import budget_name
-from visor_jax.data.sample import Sample, SkipSample
-from visor_jax.data.splits import batched, make_source, split_turns
+from visor_jax.data.glyphs import TASKS
+from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, score
 from visor_jax.search import bit_string, parse_bits, read_viable
@@ -50,21 +51,36 @@ class Labels:
 
     def samples(self, config: Any) -> list[Sample]:
         """The labelled questions, drawn anew from their source."""
-        source = make_source(config, "train")
+        source = label_source(config)
         pictures = {int(index): split_turns(source[int(index)]) for index in sorted(set(self.picture_index.tolist()))}
         return [pictures[int(p)][int(t)] for p, t in zip(self.picture_index, self.turn, strict=True)]
 
 
+def label_source(config: Any) -> Source:
+    """What labels are made on: the training records; of the generated data, pictures that ask about one task each."""
+    if config.data.source != "glyphs":
+        return make_source(config, "train")
+    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=config.data.turns_per_picture)
+
+
 def questions(config: Any) -> list[tuple[int, int, Sample]]:
-    """(picture index, turn, single question) of the training subset, about `label.samples` of them."""
-    source = make_source(config, "train")
-    first = FIRST_INDEX if config.data.source == "glyphs" else 0
+    """(picture index, turn, single question) of the training subset, about `label.samples` of them.
+
+    Generated tasks are asked about equally often, so that the policy meets each as often as the others.
+    """
+    source, generated, asked = label_source(config), config.data.source == "glyphs", Counter[str]()
+    first, most = (FIRST_INDEX, -(-config.label.samples // len(TASKS))) if generated else (0, config.label.samples)
     found: list[tuple[int, int, Sample]] = []
-    for index in range(first, min(first + config.label.samples, len(source))):
+    for index in range(first, len(source)):
         try:
-            found += [(index, turn, single) for turn, single in enumerate(split_turns(source[index]))]
+            turns = split_turns(source[index])
         except SkipSample:
             continue
+        for turn, single in enumerate(turns):
+            task = single.turns[0].task if generated else ""
+            if asked[task] < most:
+                asked[task] += 1
+                found.append((index, turn, single))
         if len(found) >= config.label.samples:
             break
     return found[: config.label.samples]

@@ -13,6 +13,7 @@ from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.decoder import CrossAttention, at, cross_attention, cross_keys_values
+from visor_jax.model.layers import recency_bias, rotary, rotate
 from visor_jax.model.visor import abstract_params, logits
 from visor_jax.train.optimizer import flatten
 
@@ -73,6 +74,27 @@ def test_the_same_key_gives_the_same_parameters_and_another_key_others() -> None
         np.testing.assert_array_equal(x, flatten(again)[path])
         start_alike = path.endswith(("scale", "bias", "gate", "conditional_position/kernel"))
         assert start_alike == np.array_equal(x, flatten(other)[path]), path
+
+
+def test_recency_lets_every_other_head_begin_by_preferring_near_tokens() -> None:
+    text = dataclasses.replace(ARCH.text, recency_init=6.0, rope_theta=30.0, head_dim=16)
+    biases = recency_bias(text)
+    assert biases.shape == (text.num_kv_heads, 16) and not biases[1::2].any()
+    positions = np.arange(60)[None]
+    keys = np.tile(biases[0], (1, 60, 1, 1)).astype(np.float32)
+    turned = np.asarray(rotate(keys, rotary(positions, text)))[0, :, 0]
+    logit = turned @ turned[-1] / 16**0.5
+    assert logit[-1] == pytest.approx(6.0, rel=1e-4)
+    assert (np.diff(logit[-8:]) > 0).all() and (logit[:-12] < 3.5).all()
+
+
+def test_recency_is_in_text_only_layers_and_only_where_asked_for() -> None:
+    asked = dataclasses.replace(ARCH, text=dataclasses.replace(ARCH.text, recency_init=6.0, rope_theta=30.0))
+    near, plain = testing.fresh_params(asked, 0)["blocks"], testing.fresh_params(ARCH, 0)["blocks"]
+    for kind in ("text", "cross", "self"):
+        for name in ("q_proj", "k_proj"):
+            assert near[kind]["self_attn"][name]["bias"].any() == (kind != "self")
+            assert not plain[kind]["self_attn"][name]["bias"].any()
 
 
 @pytest.mark.parametrize("arch", [ARCH, MULTI_HEAD])

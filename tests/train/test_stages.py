@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,17 @@ from visor_jax.budget import all_subsets
 from visor_jax.errors import RequestError
 from visor_jax.search import read_viable
 from visor_jax.testing import tiny_config
-from visor_jax.train.stages import Step, budget_drawer, by_task, draw, make_objective, stage_offset
+from visor_jax.train.stages import (
+    RARE,
+    WORDS_AFTER,
+    Step,
+    balance,
+    budget_drawer,
+    by_task,
+    draw,
+    make_objective,
+    stage_offset,
+)
 from visor_jax.workdir import Workdir
 
 
@@ -105,12 +116,34 @@ def test_base_refuses_data_and_patches_it_has_no_labels_for(tmp_path: Path) -> N
         )
 
 
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.floats(0, 1))
+def test_balance_lifts_what_is_rarer_and_never_by_more_than_rarity_allows(labels: list[int], strength: float) -> None:
+    found = np.array(labels)
+    weights, counts = balance(found, 4, strength), np.bincount(found, minlength=4)
+    assert weights.mean() == pytest.approx(1.0, rel=1e-4)
+    by_label = {label: weights[found == label][0] for label in set(labels)}
+    for one, other in itertools.product(by_label, repeat=2):
+        if counts[one] <= counts[other]:
+            assert by_label[one] >= by_label[other] * (1 - 1e-5)
+    assert max(by_label.values()) <= min(by_label.values()) * (1 + 1 / RARE) ** strength * (1 + 1e-5)
+
+
+def test_words_stand_around_the_picture_of_a_base_grid(tmp_path: Path) -> None:
+    step = next(iter(make_objective(tiny_config(), "base", Workdir(tmp_path)).steps(0, 1)))
+    arrays = step.arrays
+    order = np.sort(np.concatenate([arrays["visual_positions"], arrays["text_positions"]], axis=1), axis=1)
+    assert (order == np.arange(order.shape[1])).all(), "every place in the sequence is taken once"
+    after = arrays["text_tokens"][:, -WORDS_AFTER:]
+    assert len(np.unique(after)) > WORDS_AFTER, "words differ from row to row"
+    assert (arrays["text_positions"][:, -WORDS_AFTER:] > arrays["visual_positions"].max()).all()
+
+
 def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:
-    for balance in (0.0, 1.0):
-        config = tiny_config({"stage_overrides.policy.label_balance": balance})
+    for strength in (0.0, 1.0):
+        config = tiny_config({"stage_overrides.policy.label_balance": strength})
         steps = list(make_objective(config, "policy", Workdir(tiny_run)).steps(0, 4))
         labels = np.concatenate([step.arrays["label"] for step in steps])
         weights = np.concatenate([step.arrays["label_weight"] for step in steps])
         assert all(len(set(weights[labels == label].tolist())) == 1 for label in set(labels.tolist()))
-        if balance == 0.0:
+        if strength == 0.0:
             assert (weights == 1).all()

@@ -50,23 +50,20 @@ def make_source(config: Any, split: str) -> Source:
     """The configured source of conversations for "train", "validation" or "test"."""
     data = config.data
     if data.source == "glyphs":
-        return Glyphs(
-            split=split,
-            seed=config.seed,
-            scenes=dict(data.scenes) or None,
-            turns_per_picture=data.turns_per_picture,
-            grid=config.model.vision.tile_size // config.model.vision.patch_size,
-        )
+        return glyphs_source(config, split, scenes=dict(data.scenes) or None, turns_per_picture=data.turns_per_picture)
     return LlavaSource.from_config(config, split)
+
+
+def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:
+    """Generated pictures of the size that the model takes, asked about as `Glyphs` is told."""
+    grid = config.model.vision.tile_size // config.model.vision.patch_size
+    return Glyphs(split=split, seed=config.seed, grid=grid, **asked)
 
 
 def single_turn_samples(config: Any, split: str, count: int) -> list[Sample]:
     """`count` single questions of a split: of the generated data an equal mix of all tasks at the hard end."""
     if config.data.source == "glyphs":
-        grid = config.model.vision.tile_size // config.model.vision.patch_size
-        source = Glyphs(
-            split=split, seed=config.seed, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS, grid=grid
-        )
+        source = glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
         return [source[index] for index in range(count)]
     source = make_source(config, split)
     found: list[Sample] = []

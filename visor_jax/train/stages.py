@@ -324,12 +324,11 @@ class LabelledExamples:
             encode_example(sample, tokenizer, self.arch, system=config.tokenizer.system or None)
             for sample in labels.samples(config)
         ]
-        longest = max(example.size.text for example in self.examples)  # single questions: a conversation has room for more
+        longest = max(
+            example.size.text for example in self.examples
+        )  # single questions: a conversation has room for more
         self.window = dataclasses.replace(training_window(config), text=-(-longest // TEXT_BUCKET) * TEXT_BUCKET)
-        counts = np.bincount(labels.label, minlength=len(labels.budgets))
-        balanced = len(labels.label) / np.maximum(counts, 1) / np.count_nonzero(counts)
-        strength = stage_config(config, "policy").label_balance
-        self.weights = (balanced**strength)[labels.label].astype(np.float32)
+        self.weights = balance(labels.label, len(labels.budgets), stage_config(config, "policy").label_balance)
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
         batch = make_batch([[self.examples[row]] for row in rows], self.window, self.arch)
@@ -339,3 +338,13 @@ class LabelledExamples:
         arrays["label"] = self.labels.label[rows].astype(np.int32)
         arrays["label_weight"] = self.weights[rows]
         return arrays, batch.ids
+
+
+RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
+
+
+def balance(labels: np.ndarray, num_budgets: int, strength: float) -> np.ndarray:
+    """Weight float32 [N] of each label: from all alike (strength 0) to about alike for every budget (strength 1)."""
+    counts = np.bincount(labels, minlength=num_budgets)
+    weights = (len(labels) / (counts + RARE * len(labels)))[labels] ** strength
+    return (weights / weights.mean()).astype(np.float32)

@@ -58,9 +58,9 @@ def attention(
 ) -> Float[Array, "B Tq H D"]:
     """Softmax attention with logits scaled by 1/sqrt(D): the reference, which keeps a [B,H,Tq,Tk] array.
 
-    Products and softmax are accumulated in float32 (float64 for float64). A query that may see nothing gets exactly 0 and gives exactly zero
-    gradients. Rows that take no part (a query that sees nothing, a key that no query of its sample sees) may hold
-    anything, NaN included: they reach no output and no gradient.
+    Products and softmax are accumulated in float32 (float64 for float64). A query that may see nothing gets exactly 0
+    and gives exactly zero gradients. Rows that take no part (a query that sees nothing, a key that no query of its
+    sample sees) may hold anything, NaN included: they reach no output and no gradient.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
