@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.data.update(
         source="glyphs",
-        scenes=(("letters", 3), ("scatter", 2), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 4)),
+        scenes=(("letters", 4), ("scatter", 2), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 5)),
         turns_per_picture=4,
         batch_size=20,
         tiles=1,
@@ -70,6 +70,6 @@ def get_config() -> ConfigDict:
     )
     config.stage_overrides.full.update(steps=250, learning_rate=1e-3, end_fraction=0.5)
     config.stage_overrides.universal.update(steps=450, learning_rate=1.5e-3)
-    config.stage_overrides.policy.update(steps=300, batch_size=128, learning_rate=3e-3, label_balance=0.8)
-    config.label.tolerance = 0.04
+    config.stage_overrides.policy.update(steps=300, batch_size=128, learning_rate=3e-3, label_balance=1.0)
+    config.label.tolerance = 0.03
     return config

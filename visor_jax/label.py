@@ -24,7 +24,7 @@ from visor_jax.evaluate.scoring import Bits, score
 from visor_jax.search import bit_string, parse_bits, read_viable
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
-FIRST_INDEX = 2**30  # of the training stream's pictures that labels are made on: far from those trained on
+FIRST_INDEX = 2**31  # of the pictures that labels are made on: where those of the training stream end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,8 @@ def label_source(config: Any) -> Source:
     """What labels are made on: the training records; of the generated data, pictures that ask about one task each."""
     if config.data.source != "glyphs":
         return make_source(config, "train")
-    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=config.data.turns_per_picture)
+    turns = config.data.turns_per_picture
+    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns, size=2 * FIRST_INDEX)
 
 
 def questions(config: Any) -> list[tuple[int, int, Sample]]:

@@ -88,7 +88,7 @@ def viable_costs(model: Visor, scores: Scores) -> np.ndarray:
 
 def policy_picks(model: Visor, scores: Scores, dial: float) -> np.ndarray:
     """Index into `model.viable_budgets` that the policy picks for every sample [N]."""
-    return choices(scores, viable_costs(model, scores).mean(axis=1), dial)
+    return choices(scores, viable_costs(model, scores).T, dial)
 
 
 def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:

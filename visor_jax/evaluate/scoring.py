@@ -112,6 +112,6 @@ def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
 
 
 def choices(scores: Scores, costs: np.ndarray, dial: float = 0.0) -> Int[np.ndarray, " N"]:
-    """The budget (row index of `scores`) that the policy picks for each sample."""
+    """The budget (row index of `scores`) that the policy picks for each sample; costs [N, budgets] or [budgets]."""
     assert scores.routes is not None
     return np.asarray(choose(jnp.asarray(scores.routes), jnp.asarray(costs), dial))

@@ -12,13 +12,13 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -33,6 +33,7 @@ from visor_jax.model.layers import (
     linear,
     merge_heads,
     qwen2_layer,
+    recency_bias,
     rms_norm,
     rotary,
     split_heads,
@@ -89,12 +90,21 @@ class Blocks(nnx.Module):
     """All super-blocks, every parameter stacked over them."""
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
-        anywhere = dataclasses.replace(arch.text, recency_init=0.0)  # near in the stream is not near in a picture
         for kind in KINDS:
-            text = anywhere if kind == "self" else arch.text
-            setattr(self, kind, stacked(lambda r, text=text: Qwen2Layer(text, rngs=r), arch.num_blocks, rngs))
+            layers = stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs)
+            if kind != "self":  # near in the stream is not near in a picture
+                start_with_recency(layers.self_attn, arch.text)
+            setattr(self, kind, layers)
         if arch.plan == "visor":
             self.cross_attention = stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs)
+
+
+def start_with_recency(attention: nnx.Module, arch: TextArchitecture) -> None:
+    """Stacked text-only attention prefers near tokens, but in the first super-block, where the routing token reads."""
+    for projection in (attention.q_proj, attention.k_proj):
+        blocks, width = projection.bias.shape
+        near = np.tile(recency_bias(arch), width // arch.head_dim)
+        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near)
 
 
 # --- the three kinds of layer -----------------------------------------------------------------------------------------

@@ -78,17 +78,16 @@ def copying_pair(
 RECENCY_REACH = 20.0  # tokens: what turns faster than this once around takes no part in recency
 
 
-def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, "K E"]:
-    """A bias for keys and their queries, from which every other KV head's attention begins by preferring near tokens.
+def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, " E"]:
+    """A bias for the queries and keys of one head, from which attention begins by preferring near tokens.
 
     Rotated by positions n tokens apart, its product with itself is proportional to the sum of cos(n * frequency) over
     the slower frequencies: `arch.recency_init` at n = 0, about nothing beyond `RECENCY_REACH`. A text-only layer that
-    starts from random weights finds the question it is to answer among several at once; the other heads see all.
+    starts from random weights finds the question it is to answer among several at once.
     """
     slow = rope_frequencies(arch) * RECENCY_REACH < 2 * np.pi
     strength = (arch.recency_init * arch.head_dim**0.5 / max(slow.sum(), 1)) ** 0.5
-    near = strength * np.concatenate([slow, np.zeros_like(slow)]).astype(np.float32)
-    return np.arange(1, arch.num_kv_heads + 1)[:, None] % 2 * near
+    return strength * np.concatenate([slow, np.zeros_like(slow)]).astype(np.float32)
 
 
 class Qwen2Attention(nnx.Module):
@@ -102,9 +101,6 @@ class Qwen2Attention(nnx.Module):
         self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
         read, give = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
         self.v_proj.kernel[...], self.o_proj.kernel[...] = read, give
-        near = recency_bias(arch)
-        self.k_proj.bias[...] = jnp.asarray(near.reshape(-1))
-        self.q_proj.bias[...] = jnp.asarray(near.repeat(arch.num_heads // arch.num_kv_heads, axis=0).reshape(-1))
 
 
 class Qwen2MLP(nnx.Module):

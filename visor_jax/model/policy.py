@@ -34,11 +34,12 @@ def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, 
     return jnp.where(jnp.arange(scores.shape[-1]) < num_viable, scores, -jnp.inf)
 
 
-def choose(logits: Float[Array, "B M"], costs: Float[Array, " viable"], dial: float | Array = 0.0) -> Array:
+def choose(logits: Float[Array, "B M"], costs: Float[Array, "*B viable"], dial: float | Array = 0.0) -> Array:
     """Index of each sample's budget.
 
-    `dial` shifts the trade between cost and accuracy: each budget's score gains dial * log(cost / cheapest cost), so
+    `costs` are those of the viable budgets, for all samples alike or for each. `dial` shifts the trade between cost and
+    accuracy: each budget's score gains dial * log(cost / cheapest cost), so
     that a higher dial never picks a cheaper budget for any sample.
     """
-    shift = dial * jnp.log(costs / jnp.min(costs))
-    return jnp.argmax(logits[..., : costs.shape[0]] + shift, axis=-1)
+    shift = dial * jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
+    return jnp.argmax(logits[..., : costs.shape[-1]] + shift, axis=-1)
