@@ -28,6 +28,7 @@ from visor_jax.model.layers import (
     QKV,
     Linear,
     Params,
+    Qwen2Attention,
     Qwen2Layer,
     RMSNorm,
     linear,
@@ -99,7 +100,7 @@ class Blocks(nnx.Module):
             self.cross_attention = stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs)
 
 
-def start_with_recency(attention: nnx.Module, arch: TextArchitecture) -> None:
+def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
     """Stacked text-only attention prefers near tokens, but in the first super-block, where the routing token reads."""
     for projection in (attention.q_proj, attention.k_proj):
         blocks, width = projection.bias.shape
