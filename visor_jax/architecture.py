@@ -66,13 +66,14 @@ class AnyResArchitecture:
 
     `pinpoints` are (height, width) in pixels; empty means that every picture is one stretched tile. `max_tiles` is the
     "9" of `anyres_max_9`: a cap on visual tokens in units of tiles, not on tiles. Mean and standard deviation are per
-    RGB channel, for values in [0, 1].
+    RGB channel, for values in [0, 1]. `packing` is how many neighbouring features make one visual token: 1, 2 or 4.
     """
 
     pinpoints: tuple[tuple[int, int], ...] = ()
     max_tiles: int = 9
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    packing: int = 1
 
 
 @dataclass(frozen=True)

@@ -243,6 +243,7 @@ def architecture(config: Config, stage: str = "") -> Architecture:
             max_tiles=model.anyres.max_tiles,
             image_mean=model.anyres.image_mean,
             image_std=model.anyres.image_std,
+            packing=model.anyres.packing,
         ),
         plan="dense" if stage == "dense" else model.plan,
         bidirectional_vision=model.bidirectional_vision,

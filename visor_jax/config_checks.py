@@ -66,12 +66,14 @@ def _check_model(model: Any) -> None:
 
 
 def _check_window(config: Any) -> None:
-    vision = config.model.vision
-    patches = (vision.tile_size // vision.patch_size) ** 2
-    if config.data.visual_length < patches + 1:
+    vision, packing = config.model.vision, config.model.anyres.packing
+    side = vision.tile_size // vision.patch_size
+    tokens = -(-side // (2 if packing == 4 else 1)) * -(-side // min(packing, 2))
+    if config.data.visual_length < tokens + 1:
+        packed = f", packed by {packing}," if packing > 1 else ""
         raise RequestError(
-            f"data.visual_length={config.data.visual_length}: expected at least {patches + 1}, the visual tokens of one"
-            f" tile of {vision.tile_size} pixels in patches of {vision.patch_size}, and a newline"
+            f"data.visual_length={config.data.visual_length}: expected at least {tokens + 1}, the visual tokens of one"
+            f" tile of {vision.tile_size} pixels in patches of {vision.patch_size}{packed} and a newline"
         )
     most = max((rows * columns for rows, columns in parse_grids(config.model.anyres.pinpoints)), default=0)
     if most and config.data.tiles < 2:
@@ -90,6 +92,11 @@ def _check_data(config: Any) -> None:
         raise RequestError(
             f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
             " expected data.source='glyphs', or no 'base'"
+        )
+    if "base" in asked and config.model.anyres.packing != 1:
+        raise RequestError(
+            f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' teaches single patches; expected 1,"
+            " or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
         )
 
 

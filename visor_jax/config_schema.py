@@ -130,6 +130,7 @@ WEIGHTS = Rule(
     lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
     "pairs (scene, whole weight of at least 0), not all of them 0",
 )
+PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
 GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
 DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
@@ -193,6 +194,7 @@ _MODEL = {
     "vision.patch_local": Field(False, "no attention in the tower: no patch sees another"),
     "anyres.pinpoints": Field("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS),
     "anyres.max_tiles": Field(9, "cap on a picture's visual tokens, in tiles' worth", at_least(1)),
+    "anyres.packing": Field(1, "neighbouring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS),
     "anyres.image_mean": Field((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS, element=float),
     "anyres.image_std": Field((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS, element=float),
     "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", at_least(0)),

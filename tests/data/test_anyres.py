@@ -220,3 +220,42 @@ def test_pinpoints_must_be_whole_tiles() -> None:
     architecture = dataclasses.replace(SMALL, anyres=AnyResArchitecture(((12, 13),)))
     with pytest.raises(RequestError, match=r"model\.anyres\.pinpoints"):
         anyres.visual_token_count((10, 10), architecture)
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=3),
+    st.sampled_from([(2, (1, 2)), (4, (2, 2))]),
+    st.sampled_from([SMALL, make_architecture(12, 4, 0)]),
+)
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_packing_averages_neighbours_before_the_newlines(sizes, packing, architecture) -> None:
+    count, window = packing
+    packed = dataclasses.replace(architecture, anyres=dataclasses.replace(architecture.anyres, packing=count))
+    plain, layout = anyres.visual_layout(sizes, architecture), anyres.visual_layout(sizes, packed)
+    assert layout.lengths == tuple(anyres.visual_token_count(size, packed, len(sizes)) for size in sizes)
+    assert layout.num_tiles == plain.num_tiles and layout.gather.shape[1] <= anyres.taps(packed)
+    features = np.random.default_rng(0).normal(size=(plain.num_tiles * architecture.vision.patches_per_tile + 1, 2))
+
+    def slots(of: anyres.Layout) -> np.ndarray:
+        return (features[of.gather] * of.weights[..., None]).sum(axis=1)
+
+    def pooled(rows: np.ndarray, width: int) -> np.ndarray:
+        """Torch's mean over windows that may hang over the edge, of a map given row by row."""
+        there = torch.from_numpy(rows.reshape(-1, width, 2)).permute(2, 0, 1)[None]
+        mean = torch.nn.functional.avg_pool2d(there, window, ceil_mode=True, count_include_pad=False)
+        return mean[0].permute(1, 2, 0).numpy()
+
+    expected, start, newline = [], 0, features[-1:]
+    side = architecture.vision.patches_per_side
+    for length in plain.lengths:  # a whole tile, then either one newline or the rows of the stitched map
+        end = start + side**2
+        expected.append(pooled(slots(plain)[start:end], side).reshape(-1, 2))
+        rest = slots(plain)[end : start + length]
+        ends = np.flatnonzero((plain.gather[end : start + length] == len(features) - 1).any(axis=1))
+        width = ends[0] + 1
+        if width > 1:
+            stitched = pooled(rest.reshape(-1, width, 2)[:, :-1], width - 1)
+            rest = np.concatenate([stitched, np.repeat(newline[None], len(stitched), axis=0)], axis=1)
+        expected.append(rest.reshape(-1, 2))
+        start += length
+    np.testing.assert_allclose(slots(layout), np.concatenate(expected), atol=1e-6)

@@ -229,6 +229,13 @@ def test_unknown_dtypes_are_refused(model, tmp_path):
         torch_export.export(model, tmp_path / "out", stage="policy", dtype="float16")
 
 
+def test_packed_visual_tokens_are_refused(model, tmp_path):
+    packed = copy.copy(model)
+    packed.arch = dataclasses.replace(model.arch, anyres=dataclasses.replace(model.arch.anyres, packing=4))
+    with pytest.raises(RequestError, match=r"model\.anyres\.packing=4"):
+        torch_export.export(packed, tmp_path / "out", stage="dense")
+
+
 def arguments(tmp_path, **changes) -> argparse.Namespace:
     given = {"workdir": str(tmp_path), "out": None, "stage": None, "dtype": "float32", "force": False, "json": True}
     return argparse.Namespace(**{**given, **changes})

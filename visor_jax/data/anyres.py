@@ -12,13 +12,15 @@ The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisi
   stitched, unpadded, shrunk bilinearly if they pass 1.1^2 * `max_tiles` tiles' worth, and each row ends in a newline.
 - Several pictures in a prompt: each is padded to a square in the mean colour and becomes one tile and one newline.
 - No pinpoints configured (not a case of transformers): each picture is one stretched tile and one newline.
+- `anyres.packing` 2 or 4 (not a case of transformers either): 1 x 2 or 2 x 2 neighbours of a map become their mean,
+  fewer at its right and lower edge; then come the newlines.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +31,7 @@ from visor_jax.errors import RequestError
 
 Size = tuple[int, int]  # (height, width)
 
+PACKED = {1: (1, 1), 2: (1, 2), 4: (2, 2)}  # `anyres.packing`: rows and columns of features in one slot
 _SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles from which the stitched map is shrunk
 _PAD_CHUNK_PIXELS = 1 << 24  # a padded square is resized in bands of at most this many pixels
 
@@ -42,7 +45,7 @@ class Layout:
     Attributes:
         num_tiles: tiles of all pictures together.
         lengths: visual slots of each picture; they sum to Nv.
-        gather: int32 [Nv, K], feature indices; K is 1, or 4 where the stitched map was shrunk.
+        gather: int32 [Nv, K], feature indices; K is 1, or 4 where the stitched map was shrunk, times `packing`.
         weights: float32 [Nv, K]; a slot is the weighted sum of its K features.
     """
 
@@ -119,18 +122,27 @@ def tile_count(size: Size, architecture: Architecture, num_images: int = 1) -> i
 
 def visual_token_count(size: Size, architecture: Architecture, num_images: int = 1) -> int:
     """Visual tokens of one picture of (height, width) in a prompt with `num_images` pictures, newlines included."""
-    base = architecture.vision.patches_per_tile
+    side = architecture.vision.patches_per_side
+    rows, columns = _packed_size((side, side), architecture)
     if not _is_tiled(num_images, architecture):
-        return base + 1
+        return rows * columns + 1
     shape = _shape(size, architecture)
-    return base + shape.out_height * (shape.out_width + 1)
+    out_rows, out_columns = _packed_size((shape.out_height, shape.out_width), architecture)
+    return rows * columns + out_rows * (out_columns + 1)
 
 
 def taps(architecture: Architecture) -> int:
-    """The K that every layout of this architecture fits in: 4 if some pinpoint is large enough to be shrunk, else 1."""
+    """The K that every layout of this architecture fits in: `packing`, times 4 if some pinpoint may be shrunk."""
     tile = architecture.vision.tile_size
     limit = _SHRINK_ABOVE**2 * architecture.anyres.max_tiles * tile**2
-    return 4 if any(height * width > limit for height, width in architecture.anyres.pinpoints) else 1
+    shrinks = any(height * width > limit for height, width in architecture.anyres.pinpoints)
+    return (4 if shrinks else 1) * architecture.anyres.packing
+
+
+def _packed_size(size: Size, architecture: Architecture) -> Size:
+    """Rows and columns of a map of features after packing."""
+    rows, columns = PACKED[architecture.anyres.packing]
+    return -(-size[0] // rows), -(-size[1] // columns)
 
 
 def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
@@ -156,13 +168,12 @@ def _cached_layout(sizes: tuple[Size, ...], architecture: Architecture) -> Layou
         pieces.append(_tiled_slots(_shape(sizes[0], architecture), architecture, newline))
     else:
         for index in range(len(sizes)):
-            slots = np.append(np.arange(patches) + index * patches, newline)[:, None]
-            pieces.append((slots, np.ones(slots.shape)))
-    width = max((gather.shape[1] for gather, _ in pieces), default=1)
-    gather = np.concatenate([np.zeros((0, width)), *(gather for gather, _ in pieces)]).astype(np.int32)
-    weights = np.concatenate([np.zeros((0, width)), *(weights for _, weights in pieces)]).astype(np.float32)
+            pieces.append(_joined([_rows(*_one_tile(index, architecture)), (np.array([[newline]]), np.ones((1, 1)))]))
+    lengths = tuple(len(gather) for gather, _ in pieces)
+    gather, weights = _joined([(np.zeros((0, 1)), np.zeros((0, 1))), *pieces])
+    gather, weights = gather.astype(np.int32), weights.astype(np.float32)
     gather.flags.writeable = weights.flags.writeable = False
-    return Layout(num_tiles, tuple(len(gather) for gather, _ in pieces), gather, weights)
+    return Layout(num_tiles, lengths, gather, weights)
 
 
 def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,18 +194,49 @@ def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tup
     gather = gather.reshape(shape.out_height, shape.out_width, count)
     weights = weights.reshape(shape.out_height, shape.out_width, count)
 
-    row_end = np.full((shape.out_height, 1, count), newline), _one_hot_weight((shape.out_height, 1, count))
-    gather = np.concatenate([gather, row_end[0]], axis=1).reshape(-1, count)
-    weights = np.concatenate([weights, row_end[1]], axis=1).reshape(-1, count)
-    base = np.repeat(np.arange(patches)[:, None], count, axis=1)
-    return np.concatenate([base, gather]), np.concatenate([_one_hot_weight(base.shape), weights])
+    gather, weights = _packed(gather, weights, architecture)
+    newlines = np.zeros((len(gather), 1, gather.shape[2]))
+    newline_weights = newlines.copy()
+    newline_weights[..., 0] = 1
+    gather = np.concatenate([gather, newlines + newline], axis=1)
+    weights = np.concatenate([weights, newline_weights], axis=1)
+    return _joined([_rows(*_one_tile(0, architecture)), _rows(gather, weights)])
 
 
-def _one_hot_weight(shape: tuple[int, ...]) -> np.ndarray:
-    """Weights float32 [..., K] of slots that are one plain feature: 1 on the first tap, 0 on the others."""
-    weights = np.zeros(shape, np.float32)
-    weights[..., 0] = 1
-    return weights
+def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """The packed map of one whole tile: gather and weights, each [h, w, K]."""
+    side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
+    gather = np.arange(patches).reshape(side, side, 1) + index * patches
+    return _packed(gather, np.ones(gather.shape, np.float32), architecture)
+
+
+def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """Of a map [h, w, k] the means of neighbouring features: [ceil(h / rows), ceil(w / columns), k rows columns]."""
+    rows, columns = PACKED[architecture.anyres.packing]
+    height, width = _packed_size((gather.shape[0], gather.shape[1]), architecture)
+    edge = ((0, height * rows - gather.shape[0]), (0, width * columns - gather.shape[1]), (0, 0))
+
+    def blocks(values: np.ndarray) -> np.ndarray:
+        cut = np.pad(values, edge).reshape(height, rows, width, columns, -1)
+        return cut.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
+
+    weights = blocks(weights)
+    return blocks(gather), weights / weights.sum(-1, keepdims=True)
+
+
+def _rows(gather: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A map [h, w, K] read row by row: [h w, K]."""
+    return gather.reshape(-1, gather.shape[-1]), weights.reshape(-1, weights.shape[-1])
+
+
+def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of several pieces, with as many taps as the widest; taps that a slot lacks weigh nothing."""
+    width = max(gather.shape[1] for gather, _ in pieces)
+
+    def column(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
+
+    return column(gather for gather, _ in pieces), column(weights for _, weights in pieces)
 
 
 def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -57,11 +57,17 @@ def export(
       {"out", "max_logit_difference", "greedy_tokens_equal"}.
 
     Raises:
-      RequestError: `out` is in the way, `dtype` is unknown, or torch and transformers are not installed.
+      RequestError: `out` is in the way, `dtype` is unknown, visual tokens are packed, or torch and transformers are not
+        installed.
       RunError: the exported model does not agree with this one, or the disk does not take it.
     """
     if dtype not in DTYPES:
         raise RequestError(f"dtype: {dtype!r}; expected {' or '.join(DTYPES)}")
+    if model.arch.anyres.packing != 1:
+        raise RequestError(
+            f"export: model.anyres.packing={model.arch.anyres.packing}; expected 1: the processors of transformers have"
+            " no packed visual tokens"
+        )
     out = Path(os.path.abspath(out))
     _check_destination(out, force)
     try:

@@ -1,0 +1,117 @@
+"""What a user would run instead: the dense twin, and the dense twin on visual tokens packed by four.
+
+    python benchmarks/baselines.py --visor runs/glyphs_mini [--runs runs/baselines]
+
+In: a finished run of `configs/glyphs_mini.py`. Both twins (`configs/glyphs_dense.py`) are trained with its seed, on as
+many samples as its stages warmup, full and universal had together. Out: `benchmarks/results/baselines.json`, the table
+`docs/baselines.md` and the picture `docs/baselines.png`: accuracy on easy and hard questions against decoder FLOPs. A
+twin that is complete under `--runs` is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from visor_jax.report import figures
+from visor_jax.train.metrics import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "baselines.json"
+TABLE, PICTURE = ROOT / "docs" / "baselines.md", ROOT / "docs" / "baselines.png"
+ADAPTIVE = ("warmup", "full", "universal")  # what the dense stage takes the place of
+TWINS = {"dense": "s", "dense, 4 visual tokens packed into 1": "^"}  # name -> marker
+
+
+def visor(command: str, config: str, workdir: Path, *options: str) -> None:
+    whole = [sys.executable, "-m", "visor_jax", command, f"--config={config}", f"--workdir={workdir}", *options]
+    subprocess.run(whole, cwd=ROOT, check=True)
+
+
+def run_twins(runs: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Train and evaluate what is not there yet; name -> evaluation and training figures."""
+    dense, packed = runs / "dense", runs / "packed"
+    config, seeded = "configs/glyphs_dense.py", f"--config.seed={seed}"
+    for workdir, of, stages in ((dense, config, ("base", "dense")), (packed, f"{config}:{dense}", ("dense",))):
+        if not (workdir / "eval" / "test.json").exists():
+            for stage in stages:
+                visor("train", of, workdir, seeded, f"--config.stage={stage}")
+            visor("evaluate", of, workdir, seeded)
+    return {name: measured(workdir, ("dense",)) for name, workdir in zip(TWINS, (dense, packed), strict=True)}
+
+
+def measured(workdir: Path, stages: tuple[str, ...]) -> dict[str, Any]:
+    """A run's evaluation, and what its stages on questions took: conversations, and seconds in optimiser steps."""
+    evaluation = json.loads((workdir / "eval" / "test.json").read_text())
+    evaluation.pop("examples", None)
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    rows = [row for stage in stages for row in read_rows(workdir / stage / "metrics.jsonl")]
+    return {
+        "evaluation": evaluation,
+        "seed": config["seed"],
+        "samples": len(rows) * config["data"]["batch_size"],
+        "step_seconds": sum(row["seconds"] for row in rows),
+    }
+
+
+def table(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> str:
+    """Markdown: one row for each way of answering."""
+    budgets = adaptive["evaluation"]["budgets"]
+    rows = [(f"VISOR, {name}", row, adaptive) for name, row in budgets.items()]
+    rows += [(name, twin["evaluation"]["budgets"]["full"], twin) for name, twin in twins.items()]
+    lines = [
+        "# Against a dense twin and packed tokens",
+        "",
+        "Made by `python benchmarks/baselines.py --visor RUN`, RUN being a run of `configs/glyphs_mini.py` with seed",
+        f"{adaptive['seed']}. Same pretraining, same number of training conversations, test split. Seconds are those",
+        "spent in optimiser steps, on the machine that ran it; VISOR's budgets are one model, trained once.",
+        "",
+        "| | easy % | hard % | decoder MFLOP | of dense | conversations | seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    whole = twins["dense"]["evaluation"]["budgets"]["full"]["decoder_gflops"]
+    for name, row, run in rows:
+        flops = row["decoder_gflops"]
+        lines.append(
+            f"| {name} | {100 * row['easy']:.1f} | {100 * row['hard']:.1f} | {1e3 * flops:.1f} |"
+            f" {100 * flops / whole:.0f} % | {run['samples']:,} | {run['step_seconds']:.0f} |"
+        )
+    return "\n".join([*lines, "", "![Accuracy against decoder FLOPs](baselines.png)"]) + "\n"
+
+
+@figures.styled
+def draw(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> bytes:
+    """VISOR's cost curve with the two twins in it, as PNG."""
+    made, [axes] = figures.figure(4.2, width=6.4)
+    figures.draw_cost_curve(axes, adaptive["evaluation"])
+    factor, _ = figures.flops_unit(adaptive["evaluation"]["dense"]["decoder_gflops"])
+    for name, twin in twins.items():
+        row = twin["evaluation"]["budgets"]["full"]
+        for level in ("easy", "hard"):
+            at = row["decoder_gflops"] * factor, 100 * row[level]
+            axes.plot(*at, TWINS[name], color=figures.LEVELS[level], ms=9, zorder=5)
+            beside = {"xytext": (-7, -4), "textcoords": "offset points", "ha": "right", "va": "top"}
+            axes.annotate(name.replace(", ", ",\n"), at, fontsize=8, **beside)
+    return figures.png(made)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--visor", type=Path, required=True, help="workdir of a finished run of configs/glyphs_mini.py")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "baselines")
+    args = parser.parse_args()
+    adaptive = measured(args.visor, ADAPTIVE)
+    twins = run_twins(args.runs.resolve(), adaptive["seed"])
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps({"visor": adaptive, **twins}, indent=1) + "\n")
+    TABLE.write_text(table(adaptive, twins))
+    PICTURE.write_bytes(draw(adaptive, twins))
+    print(TABLE.read_text())
+
+
+if __name__ == "__main__":
+    main()
