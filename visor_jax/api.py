@@ -37,7 +37,7 @@ from visor_jax.model.policy import choose
 from visor_jax.model.visor import abstract_params, encode, logits
 from visor_jax.search import read_viable
 from visor_jax.train.checkpoints import restore_params
-from visor_jax.workdir import Workdir
+from visor_jax.workdir import Workdir, as_path
 
 Bits = tuple[bool, ...]
 Picture = Image.Image | np.ndarray
@@ -204,7 +204,7 @@ class Visor:
 
     def _budget(self, budget: str | Budget) -> Bits | None:
         """The bits of a budget, or None for "auto"."""
-        wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+        wanted = budget if isinstance(budget, Budget) else Budget.parse(str(budget))
         if self.arch.plan == "dense":
             return ()
         if str(wanted) == "auto":
@@ -300,7 +300,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
     Raises:
       RequestError: if there is no trained model there.
     """
-    path = Path(path)
+    path = as_path(path)  # a bucket's address keeps its "//"
     is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
     workdir, stage = (Workdir(path.parent), path.name) if is_stage else (Workdir(path), None)
     if stage is None:

@@ -16,7 +16,7 @@ from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, encode_example, make_batch
 from visor_jax.data.glyphs import TASKS, Glyphs
 from visor_jax.data.llava import LlavaSource
-from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 
@@ -80,11 +80,21 @@ def single_turn_samples(config: Any, split: str, count: int) -> list[Sample]:
 
 
 def split_turns(sample: Sample) -> list[Sample]:
-    """A conversation as single questions about the same pictures."""
-    return [
-        dataclasses.replace(sample, id=f"{sample.id}/{number}", turns=(turn,))
-        for number, turn in enumerate(sample.turns)
-    ]
+    """A conversation as single questions, each about the pictures shown up to it, earlier ones in front."""
+    markers = [turn.question.count(IMAGE_MARKER) for turn in sample.turns]
+    single = []
+    for number, turn in enumerate(sample.turns):
+        shown = sum(markers[: number + 1])
+        question = f"{IMAGE_MARKER}\n" * (shown - markers[number]) + turn.question
+        single.append(
+            dataclasses.replace(
+                sample,
+                id=f"{sample.id}/{number}",
+                images=sample.images[:shown] if any(markers) else sample.images,
+                turns=(dataclasses.replace(turn, question=question),),
+            )
+        )
+    return single
 
 
 def single_turn_batches(config: Any, split: str, count: int, batch_size: int) -> Iterator[Batch]:

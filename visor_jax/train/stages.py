@@ -340,11 +340,11 @@ class LabelledExamples:
         return arrays, batch.ids
 
 
-RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
+RARE = 0.01  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
 
 
 def balance(labels: np.ndarray, num_budgets: int, strength: float) -> np.ndarray:
-    """Weight float32 [N] of each label: from all alike (strength 0) to about alike for every budget (strength 1)."""
+    """Weight float32 [N] of each label: strength 0 all alike, 1 about as much for every budget, 2 rare ones most."""
     counts = np.bincount(labels, minlength=num_budgets)
     weights = (len(labels) / (counts + RARE * len(labels)))[labels] ** strength
     return (weights / weights.mean()).astype(np.float32)
