@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from visor_jax.config import from_dict
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.splits import make_source
 from visor_jax.errors import RequestError
-from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, place_id, questions
+from visor_jax.evaluate.scoring import Scores, score
+from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, label_stage, place_id, questions
 from visor_jax.testing import tiny_config
 from visor_jax.workdir import Workdir, read_json
 
@@ -67,6 +69,28 @@ def test_the_files_of_a_labelling(tiny_run: Path) -> None:
     full = labels.budgets.index((True, True))
     again = cheapest_good_enough(labels.log_likelihood, full, summary["tolerance"])
     assert np.array_equal(labels.label, again)
+
+
+def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workdir = tiny_config({"label.only_right": True}), Workdir(tiny_copy)
+    everything, right = Labels.read(workdir), np.zeros(16, bool)
+
+    def full_is_right(*given: Any, **options: Any) -> Scores:
+        scores = score(*given, **options)
+        correct = np.ones_like(scores.correct)  # what cheaper budgets get right does not count
+        correct[-1] = right
+        return dataclasses.replace(scores, correct=correct)
+
+    monkeypatch.setattr("visor_jax.label.score", full_is_right)
+    with pytest.raises(RequestError, match=r"label\.only_right=True: the full budget answers no question rightly"):
+        label_stage(config, workdir)
+    right[::3] = True
+    kept = label_stage(config, workdir)
+    np.testing.assert_array_equal(kept.label, everything.label[right])
+    np.testing.assert_array_equal(Labels.read(workdir).picture_index, everything.picture_index[right])
+    assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 6
 
 
 def test_labelled_questions_are_found_again(tiny_run: Path) -> None:

@@ -235,6 +235,7 @@ _REST = {
     "search.max_subsets": Field(512, "evaluate all subsets up to this many, else best-first by count", at_least(2)),
     "label.samples": Field(4096, "of the training split", at_least(1)),
     "label.tolerance": Field(0.01, "share of the full budget's score that a cheaper one may lose", below_one()),
+    "label.only_right": Field(False, "leave out questions that the full budget does not answer exactly"),
     "evaluate.samples": Field(1024, "of the test split", at_least(1)),
     "evaluate.batch_size": Field(64, "rows", at_least(1)),
     "evaluate.dials": Field(
@@ -251,7 +252,7 @@ STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "base": {
         "objective": "base",
         "budgets": "subsets",
-        "trainable": ("vision/", "connector/", "image_newline", "embed_tokens/", "blocks/self/"),
+        "trainable": ("vision/", "connector/", "image_newline", "embed_tokens/", "blocks/(text|cross|self)/"),
     },
     "dense": {"init_from": "base", "trainable": _ALL_BUT_ROUTING},
     "warmup": {"init_from": "base", "trainable": ("blocks/cross_attention/",)},

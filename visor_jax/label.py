@@ -3,7 +3,8 @@
 In: the universal model and `search/viable.json`. Out: `labels/labels.npz` and `labels/labels.json`. A budget is good
 enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's: likelihood
 and not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are
-asked about every picture, and of budgets that cost the same the better stands first in the viable list.
+asked about every picture, and of budgets that cost the same the better stands first in the viable list. With
+`label.only_right` questions that the full budget answers wrongly are left out: what they need cannot be seen.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, score
+from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.search import bit_string, parse_bits, read_viable
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
@@ -48,6 +50,11 @@ class Labels:
         with np.load(path, allow_pickle=False) as saved:
             budgets = [parse_bits(str(name)) for name in saved["budgets"]]
             return cls(budgets, *(saved[n] for n in ("label", "log_likelihood", "picture_index", "turn")))
+
+    def only(self, rows: np.ndarray) -> Labels:
+        """Those of some questions, told by booleans or indices."""
+        arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
+        return Labels(self.budgets, *(array[rows] for array in arrays))
 
     def samples(self, config: Any) -> list[Sample]:
         """The labelled questions, drawn anew from their source."""
@@ -107,10 +114,11 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
     asked = questions(config)
     named = [dataclasses.replace(sample, id=place_id(picture, turn)) for picture, turn, sample in asked]
     batches = batched(config, named, config.evaluate.batch_size)
-    scores = score(model.params, batches, viable, model.arch)
+    scores = score(model.params, batches, viable, model.arch, mesh=scoring_mesh(config))
     place = {place_id(picture, turn): (picture, turn) for picture, turn, _ in asked}
     log_likelihood = scores.log_likelihood.T
-    label = cheapest_good_enough(log_likelihood, viable.index((True,) * model.arch.num_slots), config.label.tolerance)
+    full = viable.index((True,) * model.arch.num_slots)
+    label = cheapest_good_enough(log_likelihood, full, config.label.tolerance)
     labels = Labels(
         viable,
         label,
@@ -118,7 +126,13 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
         np.array([place[i][0] for i in scores.ids]),
         np.array([place[i][1] for i in scores.ids]),
     )
-    write(workdir, labels, scores.tasks, config.label.tolerance)
+    tasks = np.array(scores.tasks)
+    if config.label.only_right:
+        right = scores.correct[full]
+        if not right.any():
+            raise RequestError("label.only_right=True: the full budget answers no question rightly; expected False")
+        labels, tasks = labels.only(right), tasks[right]
+    write(workdir, labels, tasks.tolist(), config.label.tolerance)
     return labels
 
 

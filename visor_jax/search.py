@@ -22,6 +22,7 @@ from visor_jax.budget import all_subsets, budget_name
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
+from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir import Workdir, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,10 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     model = load_stage(workdir, "full")
     batches = list(single_turn_batches(config, "validation", config.search.samples, config.evaluate.batch_size))
 
+    mesh = scoring_mesh(config)
+
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
-        return summarise(score(model.params, batches, subsets, model.arch), model.arch)
+        return summarise(score(model.params, batches, subsets, model.arch, mesh=mesh), model.arch)
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)

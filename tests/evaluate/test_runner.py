@@ -17,9 +17,11 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, wanted_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.scale.mesh import build_mesh
 from visor_jax.workdir import Workdir, read_json
 
 pytestmark = pytest.mark.usefixtures("quick")
+MESH = build_mesh(1, -1, 1)
 FIELDS = {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"}
 
 
@@ -40,7 +42,7 @@ def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
     config = from_dict(Workdir(tiny_run).config())
     samples = single_turn_samples(config, "test", config.evaluate.samples)
     batches = batched(config, samples, config.evaluate.batch_size)
-    scores = score(model.params, batches, model.viable_budgets, model.arch, routed=True)
+    scores = score(model.params, batches, model.viable_budgets, model.arch, mesh=MESH, routed=True)
     assert scores.routes is not None
     picked = scores.routes.argmax(axis=1)
     accuracies = task_accuracies(scores.correct[picked, np.arange(22)], scores.tasks)

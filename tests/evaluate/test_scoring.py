@@ -19,9 +19,11 @@ from visor_jax.data.splits import batched, single_turn_samples
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
+from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick")
+MESH = build_mesh(1, -1, 1)
 BUDGETS = all_subsets(2)
 
 
@@ -50,7 +52,7 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
             sorted({sample.turns[0].answer, *(a for (j, _), a in answers.items() if j == i and a.strip())})
         )
     ]
-    scores = score(model.params, batched(tiny_config(), samples, 4), BUDGETS, model.arch)
+    scores = score(model.params, batched(tiny_config(), samples, 4), BUDGETS, model.arch, mesh=MESH)
     assert scores.ids == [sample.id for sample in samples]
     for row, bits in enumerate(scores.budgets):
         for column, sample in enumerate(samples):
@@ -62,7 +64,7 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
 def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
     sample = single_turn_samples(tiny_config(), "validation", 1)[0]
     (batch,) = batched(tiny_config(), [sample], 1)
-    found = score(model.params, [batch], BUDGETS, model.arch).log_likelihood[:, 0]
+    found = score(model.params, [batch], BUDGETS, model.arch, mesh=MESH).log_likelihood[:, 0]
     tokens = model.tokenizer.encode(sample.turns[0].answer)
     arrays = batch.arrays
     used = arrays["text_segments"][0] > 0
@@ -81,7 +83,7 @@ def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
 def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
     samples = single_turn_samples(tiny_config(), "validation", 3)
     batches = list(batched(tiny_config(), samples, 2))
-    scores = score(model.params, batches, model.viable_budgets, model.arch, routed=True)
+    scores = score(model.params, batches, model.viable_budgets, model.arch, mesh=MESH, routed=True)
     assert scores.routes is not None and scores.routes.shape == (3, len(model.viable_budgets))
     for row, sample in enumerate(samples):
         route = model.route(list(sample.images), sample.turns[0].question)
@@ -94,14 +96,14 @@ def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
 def test_a_black_picture_has_a_tile(model: Visor) -> None:
     sample = single_turn_samples(tiny_config(), "validation", 1)[0]
     black = dataclasses.replace(sample, images=(np.zeros_like(sample.images[0]),))
-    scores = score(model.params, batched(tiny_config(), [black], 2), BUDGETS[:1], model.arch)
+    scores = score(model.params, batched(tiny_config(), [black], 2), BUDGETS[:1], model.arch, mesh=MESH)
     assert scores.num_tiles.tolist() == [1]
 
 
 def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
     samples = single_turn_samples(tiny_config(), "validation", 2)
     with pytest.raises(RequestError, match="no usable question"):
-        score(model.params, batched(tiny_config({"data.text_length": 2}), samples, 2), BUDGETS, model.arch)
+        score(model.params, batched(tiny_config({"data.text_length": 2}), samples, 2), BUDGETS, model.arch, mesh=MESH)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

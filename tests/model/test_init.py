@@ -11,7 +11,7 @@ from flax import nnx
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
-from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.cross_init import asked_rotation, start_cross_attention
 from visor_jax.model.decoder import CrossAttention, at, cross_attention, cross_keys_values
 from visor_jax.model.layers import recency_bias, rotary, rotate
 from visor_jax.model.visor import abstract_params, logits
@@ -158,15 +158,19 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     assert np.abs(seeing[real] - expected[real]).max() > 1e-3, "a slot that is on sees the picture"
 
 
-def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is() -> None:
+@pytest.mark.parametrize(("block", "asked"), [(0, False), (1, True)])
+def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: int, asked: bool) -> None:
+    """In the first super-block what a token is, later what it is asked about, in the code that `base` gives that."""
     match = CrossAttentionArchitecture(num_kv_heads=4, init="match")
     arch = dataclasses.replace(testing.tiny_architecture(6), cross=match)
     visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
-    text = visual[:, : text.shape[1]]  # text token i is visual token i
+    text = visual[:, : text.shape[1]]  # text token i is visual token i, or is asked about it
+    if asked:
+        text = text @ asked_rotation(arch.text.hidden_size).T
     matched = start_cross_attention(testing.random_params(arch), arch, KEY)["blocks"]["cross_attention"]
     plain = {"conditional_position": {"kernel": np.zeros((2, 7, 32), np.float32)}, "gate": np.ones(2, np.float32)}
     plain |= {name: {"scale": np.ones((2, 32), np.float32)} for name in ("text_norm", "visual_norm")}
-    params = at({**matched, **plain}, 1)
+    params = at({**matched, **plain}, block)
 
     @testing.quick_jit
     def read(text, visual):

@@ -1,7 +1,7 @@
 """Run by `test_fsdp.py` in a process of its own: one stage's first steps on several meshes of eight simulated devices.
 
 Usage: fsdp_program.py STAGE FOLDER. Prints one JSON object: for each mesh, named "replica x fsdp x tensor", how far
-its losses, gradients and parameters are from those of a single device, and how much of the state a device holds.
+its losses, gradients, parameters and scores are from those of a single device, and how much of the state one holds.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import numpy as np
 import optax
 
 from visor_jax.config import architecture, load_config, stage_config
+from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.evaluate.scoring import score
 from visor_jax.scale.mesh import build_mesh
-from visor_jax.scale.sharding import batch_sharding, replicated
-from visor_jax.train.loop import State, initial_state, place_batch, update_step
-from visor_jax.train.optimizer import build_optimizer
+from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
+from visor_jax.train.loop import State, initial_state, update_step
+from visor_jax.train.optimizer import build_optimizer, learning_rates, unflatten
 from visor_jax.train.stages import make_objective
 from visor_jax.workdir import Workdir
 
@@ -50,20 +52,25 @@ def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], 
     settings, arch = stage_config(config, stage), architecture(config, stage)
     mesh = build_mesh(*sizes, devices=devices)
     objective, tx = make_objective(config, stage, workdir), build_optimizer(settings)
+    rates = learning_rates(settings)
     state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
     update = jax.jit(
         partial(update_step, objective.loss, tx),
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, None),
     )
     found: dict[str, Any] = {"start": host(state), "held": held(state, devices[0]), "losses": [], "norms": []}
     for step in objective.steps(0, STEPS):
-        state, metrics = update(state, place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool))
+        batch, budget = place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool)
+        state, metrics = update(state, batch, budget, rates[step.number - 1])
         found["losses"].append(float(metrics["loss"]))
         found["norms"].append(float(metrics["gradient_norm"]))
         if step.number == 1:
             found["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
-    return {**found, "end": host(state)}
+    samples = single_turn_samples(config, "validation", 5)  # no whole number of rows for any device
+    params = unflatten({**state.trainable, **state.frozen})
+    scores = score(params, batched(config, samples, 5), [(True,) * arch.num_slots], arch, mesh=mesh)
+    return {**found, "end": host(state), "likelihoods": scores.log_likelihood[0].tolist()}
 
 
 def host(state: State) -> dict[str, np.ndarray]:
@@ -106,6 +113,8 @@ def main(stage: str, folder: str) -> None:
             "end": worst(without_noise(found["end"]), without_noise(alone["end"])),
             "moved": worst(alone["end"], alone["start"]),
             "held": found["held"],
+            "likelihoods": found["likelihoods"],
+            "expected_likelihoods": alone["likelihoods"],
         }
     print(json.dumps(report))
 

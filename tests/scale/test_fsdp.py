@@ -29,5 +29,7 @@ def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -
         np.testing.assert_allclose(found["losses"], found["expected_losses"], rtol=1e-5, err_msg=mesh)
         assert len(set(found["losses"])) == len(found["losses"]) and found["moved"] > 0.01, "it trained"
         assert found["norms"] < 1e-5 and found["gradients"] < 1e-5 and found["end"] < 1e-2, (mesh, found)
+        assert len(found["likelihoods"]) == 5
+        np.testing.assert_allclose(found["likelihoods"], found["expected_likelihoods"], rtol=1e-2, err_msg=mesh)
         fsdp, tensor = (int(n) for n in mesh.replace("-1", "8").split("x")[1:])
         assert found["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and the few small parameters"

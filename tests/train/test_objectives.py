@@ -100,3 +100,38 @@ def test_only_targets_weigh_and_none_is_predicted_from_another_sample() -> None:
     first = segments[:, 1:] == 1
     np.testing.assert_array_equal(np.asarray(losses)[first], np.asarray(other)[first])
     assert jax.tree.leaves(losses)[0].dtype == np.float32
+
+
+def test_reading_looks_at_words_alone_and_is_learned_where_answers_begin() -> None:
+    """The loss falls with gradient descent on the text layers; other tokens' `asked` and padding do not touch it."""
+    arch = testing.tiny_architecture(6)
+    params = jax.tree.map(jnp.asarray, testing.random_params(arch))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, arch.text.vocab_size, (2, 7))
+    batch = {
+        "reading_tokens": jnp.array(tokens),
+        "reading_positions": jnp.tile(jnp.arange(7), (2, 1)),
+        "reading_segments": jnp.array([[1] * 7, [1] * 5 + [0] * 2]),
+        "reading_targets": jnp.array([[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 0, 0]], bool),
+        "asked": jnp.array([[0, 0, 0, 2, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0]]),
+    }
+    names = jnp.array([[0, 1, 2], [3, 4, 5]])
+
+    @testing.quick_jit
+    def loss_of(blocks, batch):
+        loss, metrics = objectives.reading_loss({**params, "blocks": blocks}, batch, arch, names)
+        return loss, metrics["asked"]
+
+    @testing.quick_jit
+    def descend(blocks):
+        gradients = jax.grad(lambda b: objectives.reading_loss({**params, "blocks": b}, batch, arch, names)[0])(blocks)
+        return jax.tree.map(lambda x, g: x - 0.05 * g, blocks, gradients)
+
+    start, _ = loss_of(params["blocks"], batch)
+    padding = {**batch, "reading_tokens": batch["reading_tokens"].at[1, 5:].set(0)}
+    np.testing.assert_allclose(loss_of(params["blocks"], padding)[0], start, rtol=1e-6)
+    blocks = params["blocks"]
+    for _ in range(60):
+        blocks = descend(blocks)
+    end, right = loss_of(blocks, batch)
+    assert float(end) < 0.5 * float(start) and float(right) == 1.0

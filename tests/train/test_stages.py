@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visor_jax.budget import all_subsets
+from visor_jax.config import architecture
+from visor_jax.data import glyphs_render
+from visor_jax.data.collate import encode_example
+from visor_jax.data.glyphs import TASKS
+from visor_jax.data.splits import glyphs_source, make_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.search import read_viable
 from visor_jax.testing import tiny_config
@@ -26,6 +32,8 @@ from visor_jax.train.stages import (
     by_task,
     draw,
     make_objective,
+    name_tables,
+    reading_arrays,
     stage_offset,
 )
 from visor_jax.workdir import Workdir
@@ -136,6 +144,28 @@ def test_words_stand_around_the_picture_of_a_base_grid(tmp_path: Path) -> None:
     after = arrays["text_tokens"][:, -WORDS_AFTER:]
     assert len(np.unique(after)) > WORDS_AFTER, "words differ from row to row"
     assert (arrays["text_positions"][:, -WORDS_AFTER:] > arrays["visual_positions"].max()).all()
+
+
+def test_what_a_question_asks_about_stands_where_its_answer_begins(tmp_path: Path) -> None:
+    """Each question's last name, however it is worded; nothing at other tokens or of questions without a name."""
+    config, tokenizer = tiny_config(), make_tokenizer(tiny_config())
+    names = name_tables(tokenizer)["asked"]
+    words = [*glyphs_render.LETTERS, *glyphs_render.COLOURS]
+    sources = {task: glyphs_source(config, "train", tasks=(task,), turns_per_picture=2) for task in TASKS}
+    for task, source in sources.items():
+        example = encode_example(source[3], tokenizer, architecture(config))
+        arrays = reading_arrays(example, names, len(example.text_tokens) + 3)
+        assert all(len(array) == len(example.text_tokens) + 3 for array in arrays.values())
+        starts = [place for place in np.flatnonzero(example.turn_index >= 0) if example.turn_index[place - 1] < 0]
+        for place, turn in zip(starts, source[3].turns, strict=True):
+            said = [word for word in re.findall(r"[A-Za-z]+", turn.question) if word in words]
+            expected = 1 + words.index(said[-1]) if said else 0
+            assert arrays["asked"][place - 1] == expected, (task, turn.question)
+            assert bool(said) == (task not in ("bg", "digit", "shape")), turn.question
+        others = np.setdiff1d(np.arange(len(arrays["asked"])), np.array(starts) - 1)
+        assert not arrays["asked"][others].any()
+        cut = reading_arrays(example, names, 5)
+        assert all((cut[name] == arrays[name][:5]).all() and len(cut[name]) == 5 for name in arrays)
 
 
 def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:

@@ -25,6 +25,7 @@ from visor_jax.data.splits import batched, single_turn_samples
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
+from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
 EXAMPLES_PER_TASK = 2
@@ -43,7 +44,7 @@ def evaluate(
     samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
     batches = batched(config, samples, config.evaluate.batch_size)
-    scores = score(model.params, batches, rows, model.arch, routed=model.has_policy)
+    scores = score(model.params, batches, rows, model.arch, mesh=scoring_mesh(config), routed=model.has_policy)
     result = {
         "benchmark": config.data.source,
         "split": split,

@@ -10,13 +10,14 @@ the reference's own prefix, so one teacher-forced pass decides it; `tests/evalua
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from visor_jax.architecture import Architecture
@@ -25,6 +26,7 @@ from visor_jax.errors import RequestError
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
+from visor_jax.scale.sharding import param_shardings, place_batch
 from visor_jax.train.objectives import answer_tokens, prompt_end
 
 Bits = tuple[bool, ...]
@@ -56,16 +58,26 @@ class Scores:
 
 
 def score(
-    params: Params, batches: Iterable[Batch], budgets: Sequence[Bits], arch: Architecture, *, routed: bool = False
+    params: Params,
+    batches: Iterable[Batch],
+    budgets: Sequence[Bits],
+    arch: Architecture,
+    *,
+    mesh: Mesh,
+    routed: bool = False,
 ) -> Scores:
-    """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out."""
+    """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out.
+
+    Parameters and rows are spread over `mesh` as in training.
+    """
+    params = jax.device_put(params, param_shardings(params, mesh))
     encoder = jax.jit(partial(encode, arch=arch))
     one_budget = jax.jit(partial(score_batch, arch=arch))
     router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))
     correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
     for batch in batches:
         rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
-        arrays = {name: jnp.asarray(x) for name, x in batch.arrays.items()}
+        arrays = place_batch(padded(batch.arrays, mesh), mesh)
         visual = encoder(params, arrays)
         per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
         correct.append(np.stack([np.asarray(c)[rows] for c, _ in per_budget]))
@@ -90,6 +102,13 @@ def score(
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
     )
+
+
+def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
+    """A batch with rows of padding behind, so that every device of the mesh gets as many."""
+    over = mesh.shape["replica"] * mesh.shape["fsdp"]
+    extra = -len(arrays["loss_mask"]) % over
+    return {name: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)) for name, x in arrays.items()}
 
 
 def score_batch(

@@ -4,9 +4,10 @@ In: freshly initialised or imported parameters. Out: the same tree with `blocks/
 
 * `copy`: the base layer's own attention weights; key and value heads are repeated where cross-attention has more.
 * `zero`: random weights behind a gate of tanh(0), so that the model begins as its base.
-* `match`: for a base whose own attention layers know nothing yet, but whose tower is aligned with the token embeddings:
-  keys begin as the queries and the output as the transpose of the values, so that from the first step on a text token
-  reads the visual tokens that resemble it, as they are.
+* `match`: for a base made here, whose own attention layers have never seen a picture, but whose tower is aligned with
+  the token embeddings: keys begin as the queries and the output as the transpose of the values, so that from the first
+  step on a text token reads the visual tokens that resemble it, as they are; and, from the second super-block on, those
+  that resemble what it is asked about (`asked_rotation`), which `base` has taught it to keep.
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ from visor_jax.architecture import Architecture
 from visor_jax.model.layers import Params, copying_pair
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
+ASKED_SEED = 97
+ASKED_SHARPNESS = 2.0  # beside what a token is: it holds more than what it is asked about
+
+
+def asked_rotation(size: int) -> Array:
+    """[D, D], orthogonal: turns the code in which text keeps what it is asked about into the words' own embeddings.
+
+    In a code of its own it is not taken for what is about to be said.
+    """
+    return jax.random.orthogonal(jax.random.key(ASKED_SEED), size)
 
 
 def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Params:
@@ -53,12 +64,14 @@ def matched(params: Params, arch: Architecture, key: Array) -> Params:
     match, same = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[0])
     read, give = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[1])
     groups, sharp = text.num_heads // kv_heads, MATCH_SHARPNESS**0.5
+    queries = same.swapaxes(-1, -2)
+    queries = queries.at[1:].add(ASKED_SHARPNESS * asked_rotation(text.hidden_size) @ queries[1:])
 
     def projection(kernel: Array) -> Params:
         return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]))}
 
     return {
-        "q_proj": projection(sharp * groups * same.swapaxes(-1, -2)),
+        "q_proj": projection(sharp * groups * queries),
         "k_proj": projection(sharp * match),
         "v_proj": projection(read),
         "o_proj": {"kernel": give},

@@ -18,6 +18,18 @@ from visor_jax.errors import RequestError
 AXES = ("replica", "fsdp", "tensor")
 
 
+def configured_mesh(config: Any) -> Mesh:
+    """The mesh that a configuration asks for."""
+    return build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+
+
+def scoring_mesh(config: Any) -> Mesh:
+    """The mesh that questions are asked on: the configured one; of several processes each asks on its own devices."""
+    if jax.process_count() == 1:
+        return configured_mesh(config)
+    return build_mesh(1, -1, 1, devices=jax.local_devices())
+
+
 def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all `devices` (default: every device of every process).
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -28,13 +27,21 @@ from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
-from visor_jax.scale.mesh import build_mesh
-from visor_jax.scale.sharding import batch_sharding, param_shardings, replicated
+from visor_jax.scale.mesh import configured_mesh
+from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
 from visor_jax.train.checkpoints import Checkpoints, restore_params
 from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss
-from visor_jax.train.optimizer import FlatParams, build_optimizer, flatten, split_trainable, state_shardings, unflatten
+from visor_jax.train.optimizer import (
+    FlatParams,
+    build_optimizer,
+    flatten,
+    learning_rates,
+    split_trainable,
+    state_shardings,
+    unflatten,
+)
 from visor_jax.train.stages import Objective, Step, make_objective
 from visor_jax.workdir import StageFolder, Workdir, as_path
 
@@ -43,7 +50,8 @@ log = logging.getLogger(__name__)
 STOPPED = 143  # exit status of a run that SIGTERM stopped after saving: unfinished, to be started again
 
 
-Update = Callable[["State", dict[str, jax.Array], jax.Array], tuple["State", dict[str, jax.Array]]]
+# (state, batch, budget, learning rate) -> (state, metrics)
+Update = Callable[["State", dict[str, jax.Array], jax.Array, jax.Array], tuple["State", dict[str, jax.Array]]]
 Pending = tuple[Step, dict[str, jax.Array], float]  # a dispatched step, its metrics on the device, when it began
 
 
@@ -69,7 +77,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     # --- mesh, objective ----------------------------------------------------------------------------------------------
     settings, arch = stage_config(config, stage), architecture(config, stage)
     goodput = Goodput(workdir.path / "goodput.json")
-    mesh = build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = configured_mesh(config)
     objective = make_objective(config, stage, workdir)
 
     # --- parameters and optimiser, in their shardings -----------------------------------------------------------------
@@ -79,7 +87,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     update = jax.jit(
         partial(update_step, objective.loss, tx),
         donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, None),
     )
 
@@ -120,7 +128,7 @@ def run_steps(
     Raises:
       SystemExit: 143 after SIGTERM, the state saved.
     """
-    stop, bad_steps = StopSignal(), BadSteps(settings.max_bad_steps)
+    stop, bad_steps, rates = StopSignal(), BadSteps(settings.max_bad_steps), learning_rates(settings)
     writer, watchdog = MetricsWriter(folder, first_step=start + 1), Watchdog(settings.hang_seconds)
     goodput.add("lost", writer.lost_seconds)
     pending: Pending | None = None
@@ -130,7 +138,8 @@ def run_steps(
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"):
-                state, metrics = update(state, place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool))
+                batch, budget = place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool)
+                state, metrics = update(state, batch, budget, rates[step.number - 1])
                 if pending is not None:
                     record(pending, objective, writer, progress, bad_steps)
                 pending, compiled = (step, metrics, began), True
@@ -150,7 +159,12 @@ def run_steps(
 
 
 def update_step(
-    loss_fn: Loss, tx: optax.GradientTransformation, state: State, batch: dict[str, jax.Array], budget: jax.Array
+    loss_fn: Loss,
+    tx: optax.GradientTransformation,
+    state: State,
+    batch: dict[str, jax.Array],
+    budget: jax.Array,
+    learning_rate: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One optimiser step; where the loss or a gradient is not finite, everything keeps its old value."""
 
@@ -161,9 +175,10 @@ def update_step(
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+    updates = jax.tree.map(lambda x: -learning_rate * x, updates)
     trainable = cast(FlatParams, optax.apply_updates(state.trainable, updates))
     trainable, opt_state = keep_if_finite(finite, (trainable, opt_state), (state.trainable, state.opt_state))
-    metrics = {**metrics, "loss": loss, "gradient_norm": norm, "finite": finite}
+    metrics = {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": learning_rate, "finite": finite}
     return State(trainable, state.frozen, opt_state), metrics
 
 
@@ -231,12 +246,6 @@ def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State)
     return State(trainable, {path: flat[path] for path in state.frozen}, saved["opt_state"]), step
 
 
-def place_batch(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows spread over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
-
-
 def record(
     pending: tuple[Step, dict, float],
     objective: Objective,
@@ -249,7 +258,7 @@ def record(
     values = jax.device_get(metrics)
     row = objective.summarise(step, values)
     row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
-    row["gradient_norm"] = float(values["gradient_norm"])
+    row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["seconds"] = time.perf_counter() - began
     writer.write(row)
     progress.update(step.number, row)

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
-from visor_jax.model.decoder import Budget, joint_layer
-from visor_jax.model.layers import Params
+from visor_jax.model.cross_init import asked_rotation
+from visor_jax.model.decoder import KINDS, Budget, Stream, joint_layer, text_layer
+from visor_jax.model.layers import Params, rms_norm
 from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
 
 Metrics = dict[str, Array]
@@ -143,14 +144,43 @@ def masked_mean(x: Array, mask: Array) -> Array:
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
+def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Array) -> tuple[Array, Metrics]:
+    """Reading and answering in words: the decoder on conversations without their pictures.
+
+    It answers blindly, which teaches what an answer looks like. And where the answer begins it holds the name asked
+    about (`batch["asked"]` [B, T], 1 + index into `names` [2, classes], 0 elsewhere) when it comes to cross-attention,
+    so that text finds the patches that say that name; but for the first super-block, where the routing token reads.
+    """
+    tokens, positions, segments = (batch[f"reading_{name}"] for name in ("tokens", "positions", "segments"))
+    stream = Stream(positions, segments, positions, segments, segments)  # of the text; no visual token is looked at
+
+    def block(text, layers):
+        asked = text_layer(layers["text"], text, stream, arch.text)[0]
+        text = text_layer(layers["cross"], asked, stream, arch.text)[0]
+        return text_layer(layers["self"], text, stream, arch.text)[0], asked
+
+    text, asked = jax.lax.scan(block, embed(params, tokens), {kind: params["blocks"][kind] for kind in KINDS})
+    asked = asked[min(1, arch.num_blocks - 1) :]
+    table, mask = params["embed_tokens"]["embedding"], (batch["asked"] > 0).astype(jnp.float32)
+    told = unit_rms(asked) @ asked_rotation(arch.text.hidden_size)
+    held, right = jax.vmap(lambda x: naming_loss(x, table, names, jnp.maximum(batch["asked"] - 1, 0)))(told)
+    text = rms_norm(params["norm"], text, arch.text.rms_norm_eps)[:, :-1]
+    weights = batch["reading_targets"][:, 1:].astype(jnp.float32)
+    flat = text.reshape(-1, text.shape[-1])
+    blind, _ = cross_entropy(flat, head(params), tokens[:, 1:].reshape(-1), weights.reshape(-1))
+    metrics = {"asked": masked_mean(jnp.mean(right, axis=0), mask), "blind": jnp.sum(blind) / jnp.sum(weights)}
+    return masked_mean(jnp.mean(held, axis=0), mask) + metrics["blind"], metrics
+
+
 def base_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch
 ) -> tuple[Array, Metrics]:
     """Name every patch's glyph, colour and background; after the slots that are on, also tell its relations.
 
     Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
-    that neither a patch nor a word of the text loses itself there. `names` holds the token ids [2, classes] of the
-    glyphs', digits', colours' and backgrounds' names.
+    that neither a patch nor a word of the text loses itself there. Beside the pictures the decoder learns to read
+    questions (`reading_loss`). `names` holds the token ids [2, classes] of the glyphs', digits', colours' and
+    backgrounds' names, and of those that questions ask about.
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
     table = params["embed_tokens"]["embedding"]
@@ -169,7 +199,9 @@ def base_loss(
     still, found = name_all(last)
     metrics |= {f"still_{name}": value for name, value in found.items()}
     words, metrics["words_kept"] = words_loss(text, table, batch["text_tokens"])
-    loss = first + 2.0 * still + words
+    reading, found = reading_loss(params, batch, arch, names["asked"])
+    metrics |= found
+    loss = first + 2.0 * still + words + reading
     arrow = batch["arrow"].astype(jnp.float32)
     speaks = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(arrow)}
     for relation, kind in RELATIONS.items():

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from visor_jax.errors import RequestError, nearest
 
@@ -70,14 +72,21 @@ def scale_by_group(rates: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def learning_rates(stage: Any) -> Float[np.ndarray, " steps"]:
+    """The rate of every step, the first one at index 0."""
+    return np.asarray(jax.vmap(schedule(stage))(jnp.arange(stage.steps)), np.float32)
+
+
 def build_optimizer(stage: Any) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW, per-group rates, schedule."""
+    """Clip by global norm, AdamW, per-group rates: what a step subtracts from the parameters, times its learning rate.
+
+    The rate is the step's own input, so that stages which differ in their schedule alone share one compiled program.
+    """
     return optax.chain(
         optax.clip_by_global_norm(stage.clip_norm),
         optax.scale_by_adam(stage.b1, stage.b2),
         optax.add_decayed_weights(stage.weight_decay),
         scale_by_group(dict(stage.group_rates)),
-        optax.scale_by_learning_rate(schedule(stage)),
     )
 
 

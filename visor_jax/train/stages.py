@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 
@@ -22,7 +23,7 @@ from visor_jax.config import architecture, stage_config
 from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
-from visor_jax.data.collate import Batch, encode_example, make_batch
+from visor_jax.data.collate import Batch, Example, encode_example, make_batch
 from visor_jax.data.glyphs_words import PHRASINGS
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
@@ -182,25 +183,35 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         )
     tokenizer = make_tokenizer(config)
     names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
-    words = known_words(tokenizer, names)
+    words, window = known_words(tokenizer, names), training_window(config)
+    conversations, encode = make_source(config, "train"), sample_encoder(config, tokenizer, window)
     budget_of = budget_drawer(config, stage, workdir)
     seed = stage_seed(config.seed, stage)
 
-    def steps(done: int, total: int) -> Iterator[Step]:
-        rows = process_rows(settings.batch_size)
-        for number in range(done + 1, total + 1):
-            bits = budget_of(number)
-            hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
-            indices = [(number - 1) * settings.batch_size + row for row in rows]
-            examples = [grid_arrays(seed, index, hops, prefix, words, arch) for index in indices]
-            arrays = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
-            yield Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
+    def step(number: int) -> Step:
+        bits = budget_of(number)
+        hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
+        indices = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
+        examples = [grid_arrays(seed, index, hops, prefix, words, arch) for index in indices]
+        read = [reading_arrays(encode(conversations[index]), names["asked"], window.text // 2) for index in indices]
+        arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
+        return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", *RELATIONS)
-        return {f"accuracy/{name}": float(metrics[name]) for name in wanted}
+        named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
+        return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in named}}
 
-    return Objective(partial(base_loss, arch=arch, names=names), steps, summarise)
+    return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarise)
+
+
+def made_ahead(make: Callable[[int], Step], done: int, total: int) -> Iterator[Step]:
+    """Steps done + 1 .. total, each made while the device works on the one before."""
+    numbers = grain.MapDataset.range(done + 1, total + 1).map(make)
+    ahead = iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    try:
+        yield from ahead
+    finally:
+        ahead.close()
 
 
 def process_rows(rows: int) -> range:
@@ -217,9 +228,12 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
         "colour": glyphs.colour_names(),
         "background": glyphs.background_names(),
     }
-    return {
+    found = {
         group: np.array([tokenizer.word_ids(name) for name in names], np.int32).T for group, names in groups.items()
     }
+    first, count = glyphs_render.FIRST_LETTER, len(glyphs_render.LETTERS)
+    found["asked"] = np.concatenate([found["glyph"][:, first : first + count], found["colour"]], axis=1)
+    return found
 
 
 def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
@@ -268,6 +282,32 @@ def grid_arrays(
     }
 
 
+def reading_arrays(example: Example, names: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A conversation's first `length` tokens of text, and what each question asks about where its answer begins.
+
+    `asked` is 1 + index into `names` [2, classes] of the last name in the question, 0 where there is none and at all
+    other tokens.
+    """
+    tokens, turns = example.text_tokens, example.turn_index
+    index_of = {int(token): index for form in names for index, token in enumerate(form)}
+    asked, latest = np.zeros(len(tokens), np.int32), 0
+    for place, (token, turn) in enumerate(zip(tokens.tolist(), turns.tolist(), strict=True)):
+        if turn < 0:
+            latest = index_of.get(token, latest - 1) + 1
+        else:
+            if turns[place - 1] < 0:
+                asked[place - 1] = latest
+            latest = 0
+    arrays = {
+        "reading_tokens": tokens,
+        "reading_positions": example.text_positions,
+        "reading_segments": np.ones(len(tokens), np.int32),
+        "reading_targets": example.loss_mask,
+        "asked": asked,
+    }
+    return {name: np.pad(array[:length], (0, max(length - len(tokens), 0))) for name, array in arrays.items()}
+
+
 def digit_class(ids: np.ndarray) -> np.ndarray:
     """1 + index of the digit where a glyph is one, else 0."""
     first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
@@ -300,18 +340,18 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     examples = LabelledExamples(config, labels)
     full = (True,) * arch.num_slots
 
-    def steps(done: int, total: int) -> Iterator[Step]:
+    def step(number: int) -> Step:
         rows = process_rows(settings.batch_size)
-        for number in range(done + 1, total + 1):
-            order = np.random.default_rng(np.random.SeedSequence((stage_seed(config.seed, stage), number)))
-            picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
-            arrays, ids = examples.batch(picked)
-            yield Step(number, arrays, full, budget_name(full), ids, [])
+        order = np.random.default_rng(np.random.SeedSequence((stage_seed(config.seed, stage), number)))
+        picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
+        arrays, ids = examples.batch(picked)
+        return Step(number, arrays, full, budget_name(full), ids, [])
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {"accuracy/agreement": float(metrics["agreement"])}
 
-    return Objective(partial(policy_loss, arch=arch, num_viable=len(labels.budgets)), steps, summarise)
+    loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
+    return Objective(loss, partial(made_ahead, step), summarise)
 
 
 class LabelledExamples:
