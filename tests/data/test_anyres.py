@@ -259,3 +259,12 @@ def test_packing_averages_neighbours_before_the_newlines(sizes, packing, archite
         expected.append(rest.reshape(-1, 2))
         start += length
     np.testing.assert_allclose(slots(layout), np.concatenate(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("packing", [1, 2, 4])
+def test_a_map_whose_rows_all_were_padding_leaves_the_whole_tile(packing) -> None:
+    """A strip of 1 x 6 pixels on one tile of four patches: less than a patch's height is picture."""
+    made = make_architecture(8, 4, 3, max_tiles=2)
+    made = dataclasses.replace(made, anyres=dataclasses.replace(made.anyres, packing=packing))
+    layout = anyres.visual_layout([(1, 6)], made)
+    assert layout.lengths == (4 // packing,) == (anyres.visual_token_count((1, 6), made),)

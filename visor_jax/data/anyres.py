@@ -215,10 +215,11 @@ def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture)
     rows, columns = PACKED[architecture.anyres.packing]
     height, width = _packed_size((gather.shape[0], gather.shape[1]), architecture)
     edge = ((0, height * rows - gather.shape[0]), (0, width * columns - gather.shape[1]), (0, 0))
+    taps = gather.shape[2]
 
     def blocks(values: np.ndarray) -> np.ndarray:
-        cut = np.pad(values, edge).reshape(height, rows, width, columns, -1)
-        return cut.transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
+        cut = np.pad(values, edge).reshape(height, rows, width, columns, taps)
+        return cut.transpose(0, 2, 1, 3, 4).reshape(height, width, rows * columns * taps)
 
     weights = blocks(weights)
     return blocks(gather), weights / weights.sum(-1, keepdims=True)
