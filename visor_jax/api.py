@@ -29,12 +29,14 @@ from visor_jax.budget import Budget, budget_name, cache_bytes, decode_flops, dec
 from visor_jax.data.collate import Batch, Example, Window, encode_prompt, encode_tokens, make_prompt_batch
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.splits import make_tokenizer
-from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
+from visor_jax.export import hf_import
 from visor_jax.model import cache as caches
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import abstract_params, encode, logits
+from visor_jax.scale.mesh import build_mesh
 from visor_jax.search import read_viable
 from visor_jax.train.checkpoints import restore_params
 from visor_jax.workdir import Workdir, as_path
@@ -290,17 +292,22 @@ def usable(make: Callable[[], Example]) -> Example:
 
 
 def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
-    """A model from a workdir (its newest complete stage) or from one stage's folder.
+    """A model from a workdir (its newest complete stage), from one stage's folder, or from a Hugging Face folder.
 
     Args:
-      path: a workdir, or `WORKDIR/<stage>`.
-      plan: must be the workdir's own plan, or None.
-      dtype: cast floating-point parameters to this dtype; None keeps float32.
+      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, or what `visor export` wrote.
+      plan: "dense" or "visor"; None is the plan of what lies there. A dense checkpoint may be asked for as "visor": it
+        is given new layers, as `visor import` does. Otherwise it must be the model's own plan.
+      dtype: of the parameters; None is float32.
 
     Raises:
-      RequestError: if there is no trained model there.
+      RequestError: if there is no such model there, or it cannot have this plan.
     """
     path = as_path(path)  # a bucket's address keeps its "//"
+    if plan not in (None, "dense", "visor"):
+        raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
+    if hf_import.is_folder(path):
+        return load_checkpoint(path, plan, dtype)
     is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
     workdir, stage = (Workdir(path.parent), path.name) if is_stage else (Workdir(path), None)
     if stage is None:
@@ -332,4 +339,29 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
         system=config.tokenizer.system or None,
         has_policy=stage == "policy",
         stage=stage,
+    )
+
+
+def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
+    """A model from a folder in Hugging Face's format, on the first device."""
+    checkpoint = hf_import.open_checkpoint(folder)
+    tokenizer = load_tokenizer(folder)
+    if plan == "dense" and checkpoint.arch.plan == "visor":
+        raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
+    hf_import.check(checkpoint)
+    mesh = build_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+    params, arch = hf_import.read_params(checkpoint, mesh, dtype or jnp.float32), checkpoint.arch
+    viable = checkpoint.viable_budgets
+    if plan == "visor" and arch.plan == "dense":
+        arch = dataclasses.replace(arch, plan="visor")
+        params, _ = hf_import.made_visor(params, arch, mesh, jax.random.key(0))
+        viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
+    return Visor(
+        params,
+        arch,
+        tokenizer,
+        viable,
+        system=checkpoint.system,
+        has_policy=checkpoint.has_policy,
+        stage=checkpoint.stage,
     )

@@ -268,8 +268,10 @@ class Exported:
         return found
 
     def in_float64(self) -> Exported:
-        """A copy that computes in float64."""
-        return dataclasses.replace(self, model=copy.deepcopy(self.model).double())
+        """A copy that computes in float64, from the pixels on."""
+        processor = copy.copy(self.processor)
+        processor.dtype = np.dtype(np.float64)
+        return dataclasses.replace(self, model=copy.deepcopy(self.model).double(), processor=processor)
 
     def answers(
         self, prompt: Prompt, budgets: Sequence[str], tokens_of: Sequence[list[int]] | None = None

@@ -28,8 +28,8 @@ def stacked(make, count: int, rngs: nnx.Rngs):
 
 def normalise(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
     """Pixels to (value / 255 - mean) / std, per channel."""
-    mean, std = (jnp.asarray(x, jnp.float32) for x in (anyres.image_mean, anyres.image_std))
-    return (tiles.astype(jnp.float32) / 255.0 - mean) / std
+    mean, std = (jnp.asarray(x, float) for x in (anyres.image_mean, anyres.image_std))  # float32, or as JAX computes
+    return (tiles.astype(float) / 255.0 - mean) / std
 
 
 def patchify(tiles: Float[Array, "B n S S 3"], patch_size: int) -> Float[Array, "B n P C"]:

@@ -31,7 +31,8 @@ class VisorProcessor:
         self, config: VisorConfig, tokenizer: Tokenizer, image_mean: Sequence[float], image_std: Sequence[float]
     ):
         self.config, self.tokenizer = config, tokenizer
-        self.mean, self.std = np.asarray(image_mean, np.float32), np.asarray(image_std, np.float32)
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.dtype = np.dtype(np.float32)  # of the pixels
         tokenizer.encode_special_tokens = True  # that is: spell them out when they stand in a text
         added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
         self.start_token_id, self.end_token_id = added["<|im_start|>"], added["<|im_end|>"]
@@ -77,7 +78,7 @@ class VisorProcessor:
         }
         if not sizes:
             return inputs
-        pixels = np.zeros((len(tiles), max(len(own) for own in tiles), *tiles[0].shape[1:]), np.float32)
+        pixels = np.zeros((len(tiles), max(len(own) for own in tiles), *tiles[0].shape[1:]), self.dtype)
         for index, own in enumerate(tiles):
             pixels[index, : len(own)] = own
         return {
@@ -116,7 +117,7 @@ class VisorProcessor:
         return side**2 + height * (width + 1)
 
     def tiles(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-        """Normalised tiles float32 [n, 3, S, S] of each of one prompt's pictures."""
+        """Normalised tiles [n, 3, S, S] of each of one prompt's pictures."""
         tile = self.config.tile_size
         cut = []
         for picture in (picture.convert("RGB") for picture in pictures):
@@ -129,8 +130,9 @@ class VisorProcessor:
         return [self._normalised(own) for own in cut]
 
     def _normalised(self, tiles: Sequence[Image.Image]) -> np.ndarray:
-        values = np.stack([np.asarray(tile) for tile in tiles]).astype(np.float32) / np.float32(255)
-        return ((values - self.mean) / self.std).transpose(0, 3, 1, 2)
+        values = np.stack([np.asarray(tile) for tile in tiles]).astype(self.dtype) / 255
+        mean, std = (np.asarray(channels, self.dtype) for channels in (self.image_mean, self.image_std))
+        return ((values - mean) / std).transpose(0, 3, 1, 2)
 
     def _crops(self, picture: Image.Image) -> list[Image.Image]:
         """The picture resized into its best grid, centred on black and cut row by row."""
@@ -149,7 +151,7 @@ class VisorProcessor:
     def _squared(self, picture: Image.Image) -> Image.Image:
         """The picture centred on a square in the mean colour."""
         side = max(picture.size)
-        red, green, blue = (int(mean * 255) for mean in self.mean.tolist())
+        red, green, blue = (int(mean * 255) for mean in self.image_mean)
         canvas = Image.new("RGB", (side, side), (red, green, blue))
         canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return canvas

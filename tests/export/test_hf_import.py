@@ -1,0 +1,305 @@
+"""Checkpoints in Hugging Face's format: what transformers wrote gives its logits, what we wrote comes back, what is
+wrong is told before anything is read into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from visor_jax import testing
+from visor_jax.__main__ import main
+from visor_jax.api import Visor, load
+from visor_jax.data.anyres import visual_token_count
+from visor_jax.errors import RequestError
+from visor_jax.export import hf_import, torch_export
+from visor_jax.export.key_map import canonical_key
+
+TILE, SIZES = 28, ((28, 28), (20, 61), (84, 80))
+GRIDS = [[rows * TILE, columns * TILE] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+TOKENIZER = testing.glyphs_tokenizer()
+
+
+def stock_model(tied: bool) -> LlavaOnevisionForConditionalGeneration:
+    """A random LLaVA-OneVision of seven decoder layers; one of its three tower layers is never read."""
+    torch.manual_seed(int(tied))
+    config = LlavaOnevisionConfig(
+        vision_config={
+            "model_type": "siglip_vision_model", "image_size": TILE, "patch_size": 7, "hidden_size": 32,
+            "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4, "vision_use_head": False,
+        },
+        text_config={
+            "model_type": "qwen2", "vocab_size": TOKENIZER.vocab_size + 9, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}, "tie_word_embeddings": tied,
+        },
+        image_token_index=TOKENIZER.image_token_id,
+        video_token_index=0,
+        image_grid_pinpoints=GRIDS,
+        vision_aspect_ratio="anyres_max_4",
+        vision_feature_layer=-2,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    return LlavaOnevisionForConditionalGeneration(config).eval()
+
+
+def finish_folder(folder: Path) -> Path:
+    processor = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.25, 0.2]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "tokenizer.json").write_text(TOKENIZER.text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same kind of model in every form that it is found in."""
+    root = tmp_path_factory.mktemp("hub")
+    stock_model(False).save_pretrained(root / "shards", max_shard_size="60KB")
+    stock_model(True).save_pretrained(root / "tied")
+    memory = root / "memory"
+    stock_model(False).config.save_pretrained(memory)
+    save_file({name: x.contiguous() for name, x in stock_model(False).state_dict().items()}, memory / "a.safetensors")
+    return {folder.name: finish_folder(folder) for folder in (root / "shards", root / "tied", memory)}
+
+
+def stock_logits(model: LlavaOnevisionForConditionalGeneration, tokens: list[int], pictures: list[Any], arch: Any):
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRIDS,
+        image_mean=list(arch.anyres.image_mean), image_std=list(arch.anyres.image_std),
+    )  # fmt: skip
+    made = processor.preprocess([pictures], return_tensors="pt")
+    lengths = iter([visual_token_count((p.height, p.width), arch, len(pictures)) for p in pictures])
+    image = TOKENIZER.image_token_id
+    ids = [i for token in tokens for i in [token] * (next(lengths) if token == image else 1)]
+    with torch.no_grad():
+        found = model(
+            input_ids=torch.tensor([ids]),
+            pixel_values=made["pixel_values"],
+            image_sizes=torch.tensor([(p.height, p.width) for p in pictures]),
+            batch_num_images=torch.tensor([len(pictures)]),
+        ).logits[0]
+    return found[torch.tensor(ids) != image].numpy()
+
+
+@pytest.mark.parametrize("form", ["shards", "tied", "memory"])
+def test_a_stock_checkpoint_gives_transformers_logits(saved: dict[str, Path], form: str) -> None:
+    model = load(saved[form])
+    assert model.arch.plan == "dense" and model.arch.vision.num_layers == 2 and model.arch.anyres.max_tiles == 4
+    rng = np.random.default_rng(0)
+    for number in (1, 2):
+        pictures = [Image.fromarray(testing.random_picture(*size, seed=i)) for i, size in enumerate(SIZES[-number:])]
+        words = rng.integers(2, TOKENIZER.vocab_size - 9, 6).tolist()
+        words = [word for word in words if word != TOKENIZER.image_token_id]
+        tokens = [*words[:2], *[TOKENIZER.image_token_id] * number, *words[2:]]
+        expected = stock_logits(stock_model(form == "tied"), tokens, pictures, model.arch)
+        np.testing.assert_allclose(model.logits(tokens, pictures), expected, atol=1e-5)
+
+
+def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
+    model = load(tiny_run)
+    (tmp_path / "out").mkdir()
+    torch_export.write_folder(tmp_path / "out", model, stage="policy", dtype="float32", max_shard_bytes=100_000)
+    back = load(tmp_path / "out")
+    assert (back.stage, back.has_policy, back.viable_budgets) == ("policy", True, model.viable_budgets)
+    assert jax.tree.structure(back.params) == jax.tree.structure(model.params)
+    for ours, theirs in zip(jax.tree.leaves(model.params), jax.tree.leaves(back.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(RequestError, match=r"plan=dense: .* plan 'visor'"):
+        load(tmp_path / "out", plan="dense")
+
+
+def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
+    dense, visor = load(saved["shards"]), load(saved["shards"], plan="visor")
+    assert visor.arch == dataclasses.replace(dense.arch, plan="visor")
+    old, new = hf_import.flat(dense.params), hf_import.flat(visor.params)
+    for path, array in old.items():
+        np.testing.assert_array_equal(array, new[path], err_msg=path)
+    parts = {path.split("/")[1 if path.startswith("blocks/") else 0] for path in new.keys() - old.keys()}
+    assert parts == {"cross_attention", "routing"}
+    copied = new["blocks/cross_attention/q_proj/kernel"]
+    np.testing.assert_array_equal(copied, old["blocks/cross/self_attn/q_proj/kernel"])
+    image = Image.fromarray(testing.random_picture(30, 50, seed=0))
+    assert visor.answer(image, "Which digit is shown?", "full", max_new_tokens=2).budget == "full"
+    with pytest.raises(RequestError, match="plan='sparse': expected"):
+        load(saved["shards"], plan="sparse")
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def spoilt(folder: Path, tmp_path: Path, change: Any) -> Path:
+    """A copy of a folder with one file of tensors, changed."""
+    copy = tmp_path / "spoilt"
+    copy.mkdir()
+    for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
+        shutil.copy(folder / name, copy)
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    change(tensors)
+    save_file({name: x.contiguous() for name, x in tensors.items()}, copy / "model.safetensors")
+    return copy
+
+
+def key(tensors: dict[str, torch.Tensor], end: str) -> str:
+    return next(name for name in tensors if name.endswith(end))
+
+
+def drop(end: str) -> Any:
+    return lambda tensors: tensors.pop(key(tensors, end))
+
+
+def put(end: str, make: Any) -> Any:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[key(tensors, end)] = make(tensors[key(tensors, end)])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (drop("layers.4.mlp.up_proj.weight"), r"layers\.4\.mlp\.up_proj\.weight is missing"),
+        (lambda tensors: tensors.update(extra=torch.zeros(2)), "extra is not expected"),
+        (put("image_newline", lambda x: x[:-1]), r"image_newline has shape \(31,\), expected \(32,\)"),
+        (put("layers.0.input_layernorm.weight", lambda x: x * float("nan")), "input_layernorm.weight holds NaN or Inf"),
+        (put("linear_1.bias", lambda x: x.to(torch.int32)), "linear_1.bias is I32, expected one of F32"),
+    ],
+)
+def test_tensors_are_checked_before_they_are_read(saved: dict[str, Path], tmp_path: Path, change: Any, message: str):
+    with pytest.raises(RequestError, match=f"1 tensors are not as config.json says:\n  .*{message}"):
+        load(spoilt(saved["shards"], tmp_path, change))
+
+
+def test_every_problem_is_listed(saved: dict[str, Path], tmp_path: Path) -> None:
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors)[::2]:
+            del tensors[name]
+
+    with pytest.raises(RequestError, match=r"\d+ tensors are not .*(\n  .* is missing){12}\n  and \d+ more"):
+        load(spoilt(saved["shards"], tmp_path, halve))
+
+
+def test_a_tied_head_must_be_the_embeddings(saved: dict[str, Path], tmp_path: Path) -> None:
+    def untie(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.weight"] = torch.ones_like(tensors[key(tensors, "embed_tokens.weight")])
+
+    with pytest.raises(RequestError, match=r"lm_head\.weight differs from the embeddings"):
+        load(spoilt(saved["tied"], tmp_path, untie))
+
+
+def test_files_that_are_missing_or_cut_short(saved: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(saved["shards"], tmp_path / "copy"))
+    shards = sorted(copy.glob("*.safetensors"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-7])
+    with pytest.raises(RequestError, match=f"{shards[0].name}: no whole safetensors file"):
+        load(copy)
+    shards[0].unlink()
+    with pytest.raises(RequestError, match=f"{shards[0].name}: no such file; the index names it"):
+        load(copy)
+    for file in copy.glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(RequestError, match=r"no \.safetensors"):
+        load(copy)
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(RequestError, match=r"safetensors|tokenizer"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llava_next"}, "model_type='llava_next': expected 'llava_onevision' or 'visor'"),
+        ({"text_config": {"hidden_act": "gelu"}}, "text_config.hidden_act='gelu': expected 'silu'"),
+        ({"text_config": {"rope_scaling": {"type": "yarn"}}}, "rope_scaling"),
+        ({"vision_feature_select_strategy": "default"}, "vision_feature_select_strategy='default'"),
+    ],
+)
+def test_other_models_are_refused(saved: dict[str, Path], tmp_path: Path, change: Any, message: str) -> None:
+    copy = Path(shutil.copytree(saved["tied"], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    for name, value in change.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError, match=message):
+        load(copy)
+    del config["text_config"]
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "llava_onevision"}))
+    with pytest.raises(RequestError, match="text_config: missing"):
+        load(copy)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+CONFIG = """
+from visor_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.stages = ("warmup", "full", "search", "universal", "label", "policy")
+    config.model.text.update(
+        vocab_size={vocab}, hidden_size=32, intermediate_size=48, num_layers=7, num_heads=4, num_kv_heads=2, head_dim=8,
+        rms_norm_eps=1e-5, rope_theta=5e4,
+    )
+    config.model.vision.update(
+        tile_size=28, patch_size=7, hidden_size=32, intermediate_size=40, num_layers=2, num_heads=4
+    )
+    config.model.anyres.update(
+        pinpoints="(1x1),...,(3x3)", max_tiles=4, image_mean=(0.4, 0.5, 0.6), image_std=(0.3, 0.25, 0.2)
+    )
+    config.data.update(tiles=10)
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG.replace("{vocab}", str(TOKENIZER.vocab_size + 9)))
+    return file
+
+
+def test_import_makes_the_stage_that_training_goes_on_from(
+    saved: dict[str, Path], tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    command = ["import", f"--from={saved['shards']}", f"--workdir={workdir}", f"--config={config_file}", "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    model = load(workdir)
+    assert isinstance(model, Visor) and model.stage == "base" == result["stage"]
+    counts = {name: x.size for name, x in hf_import.flat(model.params).items()}
+    new = {name: n for name, n in counts.items() if "cross_attention" in name or name.startswith("routing")}
+    assert result["parameters"] == sum(counts.values()) and result["new_parameters"] == sum(new.values())
+    assert result["new"].keys() == {"blocks/cross_attention", "routing"}
+    assert f"{100 * sum(new.values()) / (sum(counts.values()) - sum(new.values())):.1f} % on top" in printed.err
+    stored = load_file(next(saved["memory"].glob("*.safetensors")))
+    stored = {canonical_key(name): x for name, x in stored.items()}
+    newline = stored["model.image_newline"].numpy()
+    np.testing.assert_array_equal(model.params["image_newline"], newline)
+    assert main(command) == 2
+    assert "base: is complete already; expected another --workdir" in capsys.readouterr().err
+
+
+def test_import_into_another_shape_names_every_difference(
+    saved: dict[str, Path], tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--config.model.text.intermediate_size=64", "--config.model.anyres.max_tiles=9"]
+    command = ["import", f"--from={saved['shards']}", f"--workdir={tmp_path / 'run'}", f"--config={config_file}"]
+    assert main([*command, *other]) == 2
+    told = capsys.readouterr().err
+    assert "model.text.intermediate_size is 48 there and 64 here" in told
+    assert "model.anyres.max_tiles is 4 there and 9 here" in told
+    assert not (tmp_path / "run").exists()

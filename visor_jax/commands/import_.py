@@ -1,0 +1,65 @@
+"""Bring a Hugging Face checkpoint into a workdir, as the stage that training goes on from.
+
+A LLaVA-OneVision folder becomes the stage `base` of a configuration of the same shape (configs/llava_ov_*.py); with
+model.plan=visor it is given cross-attention, conditional position, gates and a policy, and what is new is printed. A
+folder that `visor export` wrote comes back as the stage that it was exported from. Every tensor's name, shape, dtype
+and values are checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "bring a Hugging Face checkpoint into a workdir"
+CONFIG = "required"
+WORKDIR = "required"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="source", metavar="DIR", required=True, help="the checkpoint's folder")
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    import jax
+
+    from visor_jax.config import architecture
+    from visor_jax.errors import RequestError
+    from visor_jax.export.hf_import import check, differences, made_visor, open_checkpoint, read_params
+    from visor_jax.scale.mesh import configured_mesh
+    from visor_jax.search import bit_string
+    from visor_jax.train.checkpoints import Checkpoints
+    from visor_jax.workdir import Workdir, write_json
+
+    checkpoint, asked = open_checkpoint(args.source), architecture(config, "base")
+    if wrong := differences(checkpoint.arch, asked):
+        raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(wrong)}")
+    if checkpoint.arch.plan == "visor" and asked.plan == "dense":
+        raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
+    workdir = Workdir(args.workdir)
+    folder = workdir.stage(checkpoint.stage)
+    if folder.is_complete():
+        raise RequestError(f"{folder.path}: is complete already; expected another --workdir")
+    check(checkpoint)
+    workdir.create()
+    with workdir.lock():
+        workdir.claim(config)
+        mesh = configured_mesh(config)
+        params, new = read_params(checkpoint, mesh), dict[str, int]()
+        if asked.plan != checkpoint.arch.plan:
+            params, new = made_visor(params, asked, mesh, jax.random.key(config.seed))
+        if checkpoint.viable_budgets:
+            names = [bit_string(bits) for bits in checkpoint.viable_budgets]
+            found = {"num_slots": asked.num_slots, "viable": names, "subsets": []}
+            write_json(workdir.path / "search" / "viable.json", found)
+        identity = workdir.identity(config, checkpoint.stage)
+        with Checkpoints(folder.path / "checkpoints", identity=identity, keep=1) as checkpoints:
+            checkpoints.save(0, {"params": params}, meta={"step": 0}, wait=True)
+        folder.mark_complete({"step": 0, "imported": True})
+    total, added = sum(x.size for x in jax.tree.leaves(params)), sum(new.values())
+    print(f"{folder.path}: {total - added:,} parameters from {args.source}")
+    for part, count in new.items():
+        print(f"  new: {part}, {count:,}")
+    if new:
+        print(f"new parameters: {added:,}, {100 * added / (total - added):.1f} % on top")
+    return {"stage": checkpoint.stage, "parameters": total, "new_parameters": added, "new": new}

@@ -1,0 +1,404 @@
+"""Reads a model in Hugging Face's format: everything is checked first, then it streams into sharded arrays.
+
+In: a folder with `config.json`, safetensors (one file, or shards and their index) and `tokenizer.json`: a
+LLaVA-OneVision checkpoint in the hub's layout or as transformers saves it, or a folder that our own export wrote. Out:
+its `Architecture`, and the parameter tree. Files are read as data; no code that lies beside them is run.
+
+Only slices of tensors are read, those that a device is to hold, so that the host never holds a second copy of them all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import ml_dtypes  # noqa: F401  (makes NumPy know bfloat16, which safetensors asks it for)
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+
+from visor_jax.architecture import (
+    AnyResArchitecture,
+    Architecture,
+    CrossAttentionArchitecture,
+    PolicyArchitecture,
+    TextArchitecture,
+    VisionArchitecture,
+)
+from visor_jax.errors import RequestError
+from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
+from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import abstract_params, init_params
+from visor_jax.scale.sharding import param_shardings
+
+KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
+DTYPES = ("F32", "BF16", "F16")
+POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
+# What a checkpoint may hold beside the model: norms and heads whose output nobody reads, tables that are recomputed.
+UNREAD = re.compile(r".*(vision_model\.(post_layernorm|head)\.|rotary_emb\.|position_ids$)")
+_SHOWN = 12  # problems named in a message
+_FINITE_BYTES = 1 << 26  # looked at in one go
+
+Bits = tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder as its headers tell it.
+
+    Attributes:
+      arch: of what is stored: plan "dense" for LLaVA-OneVision, "visor" for our own exports.
+      tensors: `key_map.Entry.key` -> where it lies.
+      stage: of training that the weights come from, as our own exports tell; elsewhere "base".
+      viable_budgets, has_policy, system: what our own exports add; empty, False and None elsewhere.
+    """
+
+    folder: Path
+    arch: Architecture
+    tensors: dict[str, Stored]
+    stage: str
+    viable_budgets: list[Bits]
+    has_policy: bool
+    system: str | None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a folder's `config.json` is that of a model, and not that of a workdir."""
+    try:
+        found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "model_type" in found
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read `config.json` and the headers of the safetensors; no tensor is read.
+
+    Raises:
+      RequestError: a file is missing or damaged, or the model is of another kind.
+    """
+    folder = Path(folder)
+    config = _read_object(folder / "config.json")
+    arch = architecture_of(config, _read_object(folder / "preprocessor_config.json"), folder / "config.json")
+    budgets = [tuple(bit == "1" for bit in name[2:]) for name in config.get("viable_budgets", ())]
+    stage = config.get("training_stage", "base") if arch.plan == "visor" else "base"
+    return Checkpoint(
+        folder, arch, locate(folder), stage, budgets, config.get("has_policy", False), config.get("system_prompt")
+    )
+
+
+# --- config.json ------------------------------------------------------------------------------------------------------
+
+
+def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: Path) -> Architecture:
+    """The architecture that `config.json` and `preprocessor_config.json` describe.
+
+    Raises:
+      RequestError: a field is missing, or asks for what this model does not compute.
+    """
+    need = partial(_field, where=where)
+    kind = need(config, "model_type")
+    if kind not in KINDS:
+        raise RequestError(f"{where}: model_type={kind!r}: expected {' or '.join(map(repr, KINDS))}")
+    text, vision = need(config, "text_config"), need(config, "vision_config")
+    _check_supported(config, text, vision, where)
+    heads = need(text, "num_attention_heads")
+    kv_heads = need(text, "num_key_value_heads")
+    rope = text.get("rope_parameters") or {}
+    return Architecture(
+        text=TextArchitecture(
+            vocab_size=need(text, "vocab_size"),
+            hidden_size=need(text, "hidden_size"),
+            intermediate_size=need(text, "intermediate_size"),
+            num_layers=need(text, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=text.get("head_dim") or need(text, "hidden_size") // heads,
+            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 10_000.0))),
+            rms_norm_eps=text.get("rms_norm_eps", 1e-6),
+            tie_word_embeddings=bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings", False)),
+        ),
+        vision=VisionArchitecture(
+            tile_size=need(vision, "image_size"),
+            patch_size=need(vision, "patch_size"),
+            hidden_size=need(vision, "hidden_size"),
+            intermediate_size=need(vision, "intermediate_size"),
+            num_layers=_tower_layers(config, need(vision, "num_hidden_layers")),
+            num_heads=need(vision, "num_attention_heads"),
+            layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
+            patch_local=config.get("patch_local", False),
+        ),
+        cross=CrossAttentionArchitecture(
+            num_kv_heads=config.get("cross_num_key_value_heads") or kv_heads,
+            kernel_size=config.get("cross_kernel_size", 7),
+        ),
+        policy=PolicyArchitecture(
+            config.get("policy_hidden_size", POLICY_HIDDEN_SIZE), config.get("policy_max_budgets", 32)
+        ),
+        anyres=AnyResArchitecture(
+            pinpoints=tuple((int(h), int(w)) for h, w in need(config, "image_grid_pinpoints")),
+            max_tiles=int(config.get("vision_aspect_ratio", "anyres_max_9").removeprefix("anyres_max_")),
+            image_mean=_channels(preprocessor, "image_mean"),
+            image_std=_channels(preprocessor, "image_std"),
+        ),
+        plan=config.get("plan", KINDS[kind]),
+        bidirectional_vision=config.get("bidirectional_vision", False),
+    )
+
+
+def _field(section: Mapping[str, Any], name: str, *, where: Path) -> Any:
+    if name not in section:
+        raise RequestError(f"{where}: {name}: missing; expected a whole configuration, as transformers writes it")
+    return section[name]
+
+
+def _check_supported(
+    config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], where: Path
+) -> None:
+    expected = [
+        (text, "text_config.model_type", "qwen2"),
+        (text, "text_config.hidden_act", "silu"),
+        (text, "text_config.use_sliding_window", False),
+        (vision, "vision_config.model_type", "siglip_vision_model"),
+        (vision, "vision_config.hidden_act", "gelu_pytorch_tanh"),
+        (vision, "vision_config.num_channels", 3),
+        (config, "projector_hidden_act", "gelu"),
+        (config, "multimodal_projector_bias", True),
+        (config, "vision_feature_select_strategy", "full"),
+        (text.get("rope_parameters") or {}, "rope_type", "default"),
+    ]
+    for section, name, wanted in expected:
+        found = section.get(name.rpartition(".")[2], wanted)
+        if found != wanted:
+            raise RequestError(f"{where}: {name}={found!r}: expected {wanted!r}, all that this model computes")
+    if text.get("rope_scaling"):
+        raise RequestError(f"{where}: text_config.rope_scaling={text['rope_scaling']!r}: expected none")
+
+
+def _tower_layers(config: Mapping[str, Any], stored: int) -> int:
+    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative."""
+    layer = config.get("vision_feature_layer", -1)
+    return layer if layer >= 0 else stored + 1 + layer
+
+
+def _channels(preprocessor: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    red, green, blue = preprocessor.get(name, (0.5, 0.5, 0.5))
+    return float(red), float(green), float(blue)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RequestError(f"{path}: no such file; expected a folder in Hugging Face's format") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"{path}: holds {type(found).__name__}, expected an object")
+    return found
+
+
+# --- headers ----------------------------------------------------------------------------------------------------------
+
+
+def locate(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder, by its canonical key.
+
+    Raises:
+      RequestError: no safetensors, a shard that is missing or damaged, or two tensors that mean the same.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(folder / name for name in set(_read_object(index).get("weight_map", {}).values()))
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise RequestError(f"{folder}: no .safetensors; expected model.safetensors, or shards and their index")
+    found: dict[str, Stored] = {}
+    for file in files:
+        for stored in _headers(file):
+            key = canonical_key(stored.name)
+            if key in found:
+                raise RequestError(f"{file}: {stored.name} is in {found[key].file.name} too, as {found[key].name}")
+            found[key] = stored
+    return found
+
+
+def _headers(file: Path) -> Iterator[Stored]:
+    if not file.is_file():
+        raise RequestError(f"{file}: no such file; the index names it")
+    try:
+        with safe_open(file, "numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118  (no mapping)
+                view = opened.get_slice(name)
+                yield Stored(file, name, tuple(view.get_shape()), view.get_dtype())
+    except SafetensorError as error:
+        raise RequestError(f"{file}: no whole safetensors file: {error}") from error
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """See that every tensor is there, of its shape, of floating point and finite, and that nothing is left over.
+
+    Raises:
+      RequestError: with the full list of what is wrong, or its beginning.
+    """
+    arch, tensors = checkpoint.arch, checkpoint.tensors
+    shapes, problems = abstract_params(arch), []
+    wanted = {entry.key: torch_shape(shapes, entry, arch) for entry in entries(arch)}
+    problems += [f"{key} is missing" for key in wanted if key not in tensors]
+    problems += [
+        f"{tensors[key].name} is not expected" for key in tensors if key not in wanted and not _unread(key, arch)
+    ]
+    for key in wanted.keys() & tensors.keys():
+        stored = tensors[key]
+        if stored.shape != wanted[key]:
+            problems.append(f"{stored.name} has shape {stored.shape}, expected {wanted[key]}")
+        elif stored.dtype not in DTYPES:
+            problems.append(f"{stored.name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
+        elif not _is_finite(stored):
+            problems.append(f"{stored.name} holds NaN or Inf")
+    table = tensors.get("model.language_model.embed_tokens.weight")
+    tied = tensors.get("lm_head.weight") if arch.text.tie_word_embeddings else None
+    if not problems and table is not None and tied is not None and not _same(tied, table):
+        problems.append(f"{tied.name} differs from the embeddings, to which config.json ties it")
+    if problems:
+        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        shown = "".join(f"\n  {problem}" for problem in sorted(problems)[:_SHOWN])
+        raise RequestError(f"{checkpoint.folder}: {len(problems)} tensors are not as config.json says:{shown}{more}")
+
+
+def _unread(key: str, arch: Architecture) -> bool:
+    layer = re.search(r"vision_model\.encoder\.layers\.(\d+)\.", key)
+    tied = arch.text.tie_word_embeddings and key == "lm_head.weight"
+    return tied or UNREAD.match(key) is not None or (layer is not None and int(layer[1]) >= arch.vision.num_layers)
+
+
+def _pieces(stored: Stored) -> Iterator[np.ndarray]:
+    """A tensor in bands of rows."""
+    with safe_open(stored.file, "numpy") as opened:
+        view = opened.get_slice(stored.name)
+        if not stored.shape:
+            yield np.asarray(opened.get_tensor(stored.name))
+            return
+        rows = max(1, _FINITE_BYTES // max(4 * int(np.prod(stored.shape[1:])), 1))
+        for start in range(0, stored.shape[0], rows):
+            yield view[start : min(start + rows, stored.shape[0])]  # it refuses what is past the end
+
+
+def _is_finite(stored: Stored) -> bool:
+    return all(np.isfinite(piece.astype(np.float32)).all() for piece in _pieces(stored))
+
+
+def _same(one: Stored, other: Stored) -> bool:
+    return one.shape == other.shape and all(
+        np.array_equal(a, b) for a, b in zip(_pieces(one), _pieces(other), strict=True)
+    )
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def read_params(checkpoint: Checkpoint, mesh: Mesh, dtype: Any = np.float32) -> Params:
+    """The parameter tree of what is stored, every array in its sharding on `mesh`."""
+    shapes = abstract_params(checkpoint.arch)
+    places, groups = param_shardings(shapes, mesh), dict[tuple[str, ...], list[Entry]]()
+    for entry in entries(checkpoint.arch):
+        groups.setdefault(entry.path, []).append(entry)
+    found = {}
+    for path, group in groups.items():
+        shape = leaf(shapes, group[0]).shape
+        read = partial(_read_leaf, checkpoint, group, shape, np.dtype(dtype))
+        found["/".join(path)] = jax.make_array_from_callback(shape, leaf(places, group[0]), read)
+    return nested(found)
+
+
+def _read_leaf(
+    checkpoint: Checkpoint, group: list[Entry], shape: tuple[int, ...], dtype: np.dtype, where: tuple[slice, ...] | None
+) -> np.ndarray:
+    """The part `where` of one array of the tree, from one tensor or, where layers are stacked, from one for each."""
+    where = (slice(None),) * len(shape) if where is None else where
+    if group[0].index is None:
+        return _read_part(checkpoint, group[0], where, dtype)
+    layers = group[where[0]]
+    sizes = [len(range(*part.indices(size))) for part, size in zip(where, shape, strict=True)]
+    found = np.empty(sizes, dtype)
+    for number, entry in enumerate(layers):
+        found[number] = _read_part(checkpoint, entry, where[1:], dtype)
+    return found
+
+
+def _read_part(checkpoint: Checkpoint, entry: Entry, where: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """A part, in the tree's coordinates, of the tensor of one entry."""
+    stored = checkpoint.tensors[entry.key]
+    with safe_open(stored.file, "numpy") as opened:
+        if entry.layout == "transposed":
+            return opened.get_slice(stored.name)[where[1], where[0]].astype(dtype).T
+        if entry.layout == "same" and where:
+            return opened.get_slice(stored.name)[where].astype(dtype)
+        return from_torch(opened.get_tensor(stored.name).astype(dtype), entry)[where]
+
+
+def made_visor(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -> tuple[Params, dict[str, int]]:
+    """Gives a dense model's parameters what `arch`, the same with a VISOR plan, has beside them.
+
+    Returns:
+      The whole tree, and how many parameters are new, by the path of the part that they belong to.
+    """
+    shapes = abstract_params(arch)
+    sizes, places, old = (flat(tree) for tree in (shapes, param_shardings(shapes, mesh), params))
+    missing = [path for path in sizes if path not in old]
+
+    def fresh(key: jax.Array) -> dict[str, jax.Array]:
+        made = flat(init_params(arch, key))
+        return {path: made[path] for path in missing}  # the rest is never computed
+
+    new = jax.jit(fresh, out_shardings={path: places[path] for path in missing})(key)
+    started = flat(start_cross_attention(nested({**old, **new}), arch, key))
+    whole = nested({path: jax.device_put(x, places[path]) for path, x in started.items()})
+    counts: dict[str, int] = {}
+    for path in missing:
+        part = "/".join(path.split("/")[:2]) if path.startswith("blocks/") else path.split("/")[0]
+        counts[part] = counts.get(part, 0) + int(np.prod(sizes[path].shape))
+    return whole, counts
+
+
+def flat(params: Params) -> dict[str, Any]:
+    """Nested dict -> {path: leaf}."""
+    return cast(dict[str, Any], flatten_dict(dict(params), sep="/"))
+
+
+def nested(leaves: Mapping[str, Any]) -> Params:
+    return cast(Params, unflatten_dict(dict(leaves), sep="/"))
+
+
+def differences(stored: Architecture, asked: Architecture) -> list[str]:
+    """["model.text.hidden_size is 896 there and 64 here"], for every field of what is stored that `asked` has not."""
+    sections = (
+        ("text", "vision", "anyres") if stored.plan == "dense" else ("text", "vision", "anyres", "cross", "policy")
+    )
+    found = []
+    for section in sections:
+        theirs, ours = getattr(stored, section), getattr(asked, section)
+        for name in vars(theirs):
+            start_only = name == "init" or name.endswith("_init")  # how parameters start that are there already
+            if not start_only and getattr(theirs, name) != getattr(ours, name):
+                found.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
+    return found
