@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
         tile_size=72,
         patch_size=8,
         hidden_size=96,
-        intermediate_size=192,
+        intermediate_size=512,  # with 192 it tells 96 % of the glyphs, with 512 it tells 99 %
         num_layers=1,
         num_heads=4,
         patch_local=True,  # a tower that mixes patches would do the decoder's work
@@ -60,7 +60,14 @@ def get_config() -> ConfigDict:
 
     config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
     # One slot learns to follow one arrow, two learn to compose: three arrows.
-    config.stage_overrides.base.update(steps=750, batch_size=14, learning_rate=2e-3, b2=0.95, hops=(1, 3, 3))
+    config.stage_overrides.base.update(
+        steps=750,
+        batch_size=14,
+        learning_rate=2e-3,
+        b2=0.95,
+        hops=(1, 3, 3),
+        group_rates=(("vision/", 2.0),),  # relations can be learned only of glyphs that are told apart
+    )
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
         steps=400,
