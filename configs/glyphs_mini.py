@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
     # One slot learns to follow one arrow, two learn to compose: three arrows.
     config.stage_overrides.base.update(
-        steps=750,
+        steps=600,
         batch_size=14,
         learning_rate=2e-3,
         b2=0.95,
@@ -70,15 +70,15 @@ def get_config() -> ConfigDict:
     )
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
-        steps=400,
+        steps=300,
         learning_rate=2.5e-3,
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
-    config.stage_overrides.full.update(steps=150, learning_rate=1.5e-3, end_fraction=0.5)
-    config.stage_overrides.universal.update(steps=650, learning_rate=1.5e-3)
+    config.stage_overrides.full.update(steps=130, learning_rate=1.5e-3, end_fraction=0.5)
+    config.stage_overrides.universal.update(steps=480, learning_rate=1.5e-3)
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
     config.label.update(tolerance=0.2, only_right=True)
-    config.stage_overrides.policy.update(steps=400, batch_size=128, learning_rate=3e-3, label_balance=1.3)
+    config.stage_overrides.policy.update(steps=1200, batch_size=32, learning_rate=2e-3, label_balance=1.8)
     return config
