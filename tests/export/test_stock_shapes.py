@@ -1,0 +1,176 @@
+"""Stock checkpoints of any shape give transformers' logits, from files and pixels on; the true 0.5B shape does too."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from visor_jax import testing
+from visor_jax.api import Visor, load
+from visor_jax.data.anyres import visual_token_count
+
+TOKENIZER = testing.glyphs_tokenizer()
+MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> dict[str, Any]:
+    """Small shapes of every kind that a LLaVA-OneVision checkpoint may have."""
+    kv_heads, head_dim = draw(st.sampled_from([1, 2])), draw(st.sampled_from([8, 16]))
+    heads = kv_heads * draw(st.integers(1, 3))
+    patch = draw(st.sampled_from([7, 14]))
+    tile = patch * draw(st.integers(2, 4))
+    grids = draw(st.sets(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6))
+    tied = draw(st.booleans())
+    return {
+        "vision_config": {
+            "model_type": "siglip_vision_model", "image_size": tile, "patch_size": patch, "hidden_size": 24,
+            "intermediate_size": 40, "num_hidden_layers": draw(st.integers(1, 3)),
+            "num_attention_heads": draw(st.sampled_from([1, 3])), "vision_use_head": False,
+        },
+        "text_config": {
+            "model_type": "qwen2", "vocab_size": TOKENIZER.vocab_size + draw(st.integers(0, 9)),
+            "hidden_size": heads * head_dim, "intermediate_size": draw(st.sampled_from([24, 56])),
+            "num_hidden_layers": draw(st.integers(3, 8)), "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "rms_norm_eps": draw(st.sampled_from([1e-6, 1e-5])),
+            "rope_parameters": {"rope_type": "default", "rope_theta": draw(st.sampled_from([1e4, 1e6]))},
+            "tie_word_embeddings": tied,
+        },
+        "image_grid_pinpoints": [[rows * tile, columns * tile] for rows, columns in sorted(grids)],
+        "vision_aspect_ratio": f"anyres_max_{draw(st.integers(1, 9))}",
+        "tie_word_embeddings": tied,
+    }  # fmt: skip
+
+
+def save_stock(folder: Path, config: dict[str, Any]) -> LlavaOnevisionForConditionalGeneration:
+    """A random model, written as transformers writes it, with what a checkpoint has beside it."""
+    torch.manual_seed(0)
+    full = LlavaOnevisionConfig(**config, image_token_index=TOKENIZER.image_token_id, video_token_index=0)
+    model = LlavaOnevisionForConditionalGeneration(full).eval()
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": MEAN, "image_std": STD}))
+    (folder / "tokenizer.json").write_text(TOKENIZER.text)
+    return model
+
+
+def stock_logits(model: Any, visor: Visor, tokens: list[int], picture: Image.Image) -> np.ndarray:
+    """transformers' logits at the text tokens of a prompt with one placeholder."""
+    config, image = model.config, TOKENIZER.image_token_id
+    tile = config.vision_config.image_size
+    processor = LlavaOnevisionImageProcessorPil(
+        size={"height": tile, "width": tile}, image_mean=MEAN, image_std=STD,
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )  # fmt: skip
+    made = processor.preprocess([[picture]], return_tensors="pt")
+    count = visual_token_count((picture.height, picture.width), visor.arch)
+    ids = torch.tensor([[i for token in tokens for i in [token] * (count if token == image else 1)]])
+    sizes = torch.tensor([(picture.height, picture.width)])
+    with torch.no_grad():
+        found = model(input_ids=ids, pixel_values=made["pixel_values"], image_sizes=sizes).logits[0]
+    return found[ids[0] != image].numpy()
+
+
+def largest_difference(config: dict[str, Any], size: tuple[int, int]) -> tuple[float, float]:
+    """Of our logits from transformers' on the same files; and the largest logit."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_stock(Path(folder), config)
+        visor = load(folder)
+    words = [word for word in range(2, 12) if word != TOKENIZER.image_token_id]
+    tokens = [*words[:3], TOKENIZER.image_token_id, *words[3:]]
+    picture = Image.fromarray(testing.random_picture(*size, seed=1))
+    expected = stock_logits(model, visor, tokens, picture)
+    found = visor.logits(tokens, [picture])
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max()), float(np.abs(expected).max())
+
+
+SIDES = st.tuples(st.integers(1, 150), st.integers(1, 150))
+
+
+def check_shape(config: dict[str, Any], size: tuple[int, int]) -> None:
+    difference, largest = largest_difference(config, size)
+    assert largest > 0.05, "logits large enough to tell"
+    assert difference <= 1e-5
+
+
+@hypothesis.given(configurations(), SIDES)
+@hypothesis.settings(max_examples=3, deadline=None)
+def test_shapes_of_every_kind_give_transformers_logits(config: dict[str, Any], size: tuple[int, int]) -> None:
+    check_shape(config, size)
+
+
+@pytest.mark.slow
+@hypothesis.given(configurations(), SIDES)
+@hypothesis.settings(max_examples=30, deadline=None)
+def test_many_shapes_give_transformers_logits(config: dict[str, Any], size: tuple[int, int]) -> None:
+    check_shape(config, size)
+
+
+# --- the true 0.5B shape ----------------------------------------------------------------------------------------------
+
+TRUE_05B: dict[str, Any] = {
+    "vision_config": {
+        "model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14, "hidden_size": 1152,
+        "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16, "vision_use_head": False,
+    },
+    "text_config": {
+        "model_type": "qwen2", "vocab_size": 152_000, "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": True,
+    },
+    "image_grid_pinpoints": [[384 * r, 384 * c] for r in range(1, 7) for c in range(1, 7)],
+    "vision_aspect_ratio": "anyres_max_9",
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_true_half_billion_gives_transformers_logits() -> None:
+    """One tile and its base, 1,485 visual tokens. float32 sums over wide layers round further apart: 2e-4."""
+    difference, largest = largest_difference(TRUE_05B, (384, 384))
+    print(f"0.5B: largest logit difference {difference:.2e}, largest logit {largest:.2f}")
+    assert difference <= 2e-4
+
+
+def import_memory(folder: str) -> None:
+    """Prints parameter bytes, and by how much reading them raised this process's peak memory, in bytes."""
+    import jax
+
+    from visor_jax.export import hf_import
+    from visor_jax.scale.mesh import build_mesh
+
+    checkpoint = hf_import.open_checkpoint(folder)
+    mesh = build_mesh(1, 1, 1, devices=jax.devices()[:1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hf_import.check(checkpoint)
+    params = jax.block_until_ready(hf_import.read_params(checkpoint, mesh))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([sum(x.nbytes for x in jax.tree.leaves(params)), 1024 * (after - before)]))
+
+
+@pytest.mark.slow
+def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
+    save_stock(tmp_path, TRUE_05B)
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    size, peak = json.loads(done.stdout.splitlines()[-1])
+    print(f"0.5B: {size / 1e9:.2f} GB of parameters, peak {peak / 1e9:.2f} GB, {peak / size:.2f}x")
+    assert peak <= 1.3 * size
+
+
+if __name__ == "__main__":
+    import_memory(sys.argv[1])
