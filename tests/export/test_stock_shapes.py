@@ -33,7 +33,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     kv_heads, head_dim = draw(st.sampled_from([1, 2])), draw(st.sampled_from([8, 16]))
     heads = kv_heads * draw(st.integers(1, 3))
     patch = draw(st.sampled_from([7, 14]))
-    tile = patch * draw(st.integers(2, 4))
+    tile = patch * draw(st.integers(2, 4)) + draw(st.sampled_from([0, patch // 2 - 1]))  # 384 is 27 times 14 and 6
     grids = draw(st.sets(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6))
     tied = draw(st.booleans())
     return {

@@ -35,6 +35,11 @@ def test_patches_run_row_by_row_over_row_column_channel() -> None:
         np.testing.assert_array_equal(found[:, :, index], tiles[:, :, top : top + 4, left : left + 4].reshape(2, 2, 48))
 
 
+def test_pixels_behind_the_last_whole_patch_are_left_out() -> None:
+    tiles = random_tiles((1, 2, 11, 11, 3))
+    np.testing.assert_array_equal(patchify(tiles, 4), patchify(tiles[:, :, :8, :8], 4))
+
+
 def test_a_patch_local_tower_lets_no_patch_see_another_and_no_tower_mixes_tiles() -> None:
     tiles = random_tiles((1, 2, 8, 8, 3))
     changed = tiles.copy()

@@ -33,10 +33,14 @@ def normalise(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> F
 
 
 def patchify(tiles: Float[Array, "B n S S 3"], patch_size: int) -> Float[Array, "B n P C"]:
-    """Cut each tile into its patches, row by row; a patch's values run over row, column, channel."""
+    """Cut each tile into its patches, row by row; a patch's values run over row, column, channel.
+
+    Pixels behind the last whole patch (6 of 384 at patches of 14) are left out, as SigLIP's convolution does.
+    """
     batch, count, side = tiles.shape[:3]
     n = side // patch_size
-    x = tiles.reshape(batch, count, n, patch_size, n, patch_size, 3)
+    whole = tiles[:, :, : n * patch_size, : n * patch_size]
+    x = whole.reshape(batch, count, n, patch_size, n, patch_size, 3)
     return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(batch, count, n * n, 3 * patch_size**2)
 
 

@@ -1,0 +1,294 @@
+"""What a user would pick instead, side by side: transformers' dense prefill against ours under every budget.
+
+    python benchmarks/prefill.py [--rounds 3] [--visual 1485 2929 7290] [--text 60] [--device cpu|gpu]
+
+Two processes at the true LLaVA-OneVision-0.5B shape with random weights, one with PyTorch and one with JAX, take turns:
+each runs one case while the other waits for its input, in an order drawn anew every round. A case is one prompt's
+prefill with its cache, up to the logits of the first new token; or the vision tower over one tile. Ratios are taken
+within a round; "end to end" adds, within the round, as many towers' seconds as the picture has tiles. Out:
+`benchmarks/results/prefill_<device>.json`, `docs/prefill_<device>.md` and the picture `docs/prefill_<device>.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"
+SLOTS = (8, 4, 2, 1, 0)  # budgets that are measured, by the slots that are on
+GOALS = {"2 slots": 8.6, "8 slots": 2.9, "dense": 1.0}  # times faster than transformers, decoder only, longest prompt
+THEIRS = "transformers, dense"
+Case = tuple[str, int]  # (what runs, visual tokens); ("tower", 1) is one tile
+
+
+def tiles_of(visual: int) -> int:
+    """Tiles of the picture that makes so many visual tokens: known sizes of `data.anyres`, else the paper's count."""
+    return {1485: 2, 2929: 5, 7290: 16}.get(visual, -(-visual // 729))
+
+
+# --- the two workers --------------------------------------------------------------------------------------------------
+
+
+def serve(cases: Callable[[Case], Callable[[], None]]) -> None:
+    """Answers each line [what, visual] on stdin with the seconds of one run; a case is prepared and run once first."""
+    prepared: dict[Case, Callable[[], None]] = {}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, visual = json.loads(line)
+        run = prepared.get((what, visual))
+        if run is None:
+            run = prepared[what, visual] = cases((what, visual))
+            run()
+        began = time.perf_counter()
+        run()
+        print(time.perf_counter() - began, flush=True)
+
+
+def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
+    """transformers with its fastest attention."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+    from visor_jax.config import architecture, load_config
+
+    arch = architecture(load_config(CONFIG, []))
+    text, vision = arch.text, arch.vision
+    if args.tiny:
+        text, vision = tiny(arch).text, tiny(arch).vision
+    device, dtype = ("cuda", torch.bfloat16) if args.device == "gpu" else ("cpu", torch.float32)
+    language = Qwen2Config(
+        vocab_size=text.vocab_size, hidden_size=text.hidden_size, intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_layers, num_attention_heads=text.num_heads, num_key_value_heads=text.num_kv_heads,
+        tie_word_embeddings=True, attn_implementation="sdpa", max_position_embeddings=32768,
+    )  # fmt: skip
+    sight = SiglipVisionConfig(
+        image_size=vision.tile_size, patch_size=vision.patch_size, hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size, num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_heads, vision_use_head=False, attn_implementation="sdpa",
+    )  # fmt: skip
+    decoder = Qwen2ForCausalLM(language).eval().to(device, dtype)
+    tower = SiglipVisionModel(sight).eval().to(device, dtype)
+
+    def case(of: Case) -> Callable[[], None]:
+        what, visual = of
+        if what == "tower":
+            tile = torch.randn(1, 3, vision.tile_size, vision.tile_size, dtype=dtype, device=device)
+            forward = partial(tower, pixel_values=tile)
+        else:
+            stream = torch.randn(1, visual + args.text, text.hidden_size, dtype=dtype, device=device)
+            forward = partial(decoder, inputs_embeds=stream, use_cache=True, logits_to_keep=1)
+
+        def run() -> None:
+            with torch.inference_mode():
+                forward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    return case
+
+
+def tiny(arch: Any) -> Any:
+    """Small widths, to see that this runs."""
+    text = dataclasses.replace(arch.text, num_layers=24, hidden_size=64, intermediate_size=96, vocab_size=500)
+    text = dataclasses.replace(text, num_heads=4, num_kv_heads=2, head_dim=16)
+    vision = dataclasses.replace(arch.vision, num_layers=1, hidden_size=32, intermediate_size=48, num_heads=2)
+    return dataclasses.replace(arch, text=text, vision=vision)
+
+
+def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
+    """Ours, each budget as its own specialised program."""
+    import jax
+    import jax.numpy as jnp
+
+    from visor_jax.config import architecture, load_config
+    from visor_jax.model.cache import prefill_prefix, prefill_rest
+    from visor_jax.model.vision import tower
+    from visor_jax.model.visor import init_params
+
+    arch = architecture(load_config(CONFIG, []))
+    arch = tiny(arch) if args.tiny else arch
+    dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
+    params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), init_params(arch, key)))(jax.random.key(0))
+
+    def prompt(visual: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+        ones = np.ones((1, visual + args.text), np.int32)
+        positions = np.arange(visual + args.text, dtype=np.int32)[None]
+        batch = {
+            "visual_positions": positions[:, :visual], "visual_segments": ones[:, :visual],
+            "text_positions": positions[:, visual:], "text_segments": ones[:, visual:],
+            "text_tokens": np.full((1, args.text), 7, np.int32),
+            "routing_position": np.array([visual + args.text], np.int32),
+        }  # fmt: skip
+        tokens = jax.random.normal(jax.random.key(1), (1, visual, arch.text.hidden_size), dtype)
+        return tokens, jax.tree.map(jnp.asarray, batch)
+
+    def case(of: Case) -> Callable[[], None]:
+        what, visual = of
+        if what == "tower":
+            tile = jnp.zeros((1, 1, arch.vision.tile_size, arch.vision.tile_size, 3), jnp.uint8)
+            look = jax.jit(lambda params, tile: tower(params["vision"], tile, arch.vision, arch.anyres))
+            return lambda: jax.block_until_ready(look(params, tile)) and None
+        own = dataclasses.replace(arch, plan="dense") if what == "dense" else arch
+        on = 0 if what == "dense" else int(what.split()[0])
+        bits = tuple(slot < on for slot in range(own.num_slots))
+
+        def prefill(params, tokens, batch):
+            prefix, _ = prefill_prefix(params, tokens, batch, 1, own, routed=False)
+            return prefill_rest(params, prefix, batch, bits, args.text, own)
+
+        program, inputs = jax.jit(prefill), prompt(visual)
+        return lambda: jax.block_until_ready(program(params, *inputs)) and None
+
+    return case
+
+
+# --- the one that asks ------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """One framework in a process of its own."""
+
+    def __init__(self, kind: str, arguments: Sequence[str]):
+        passive = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # who waits, waits without spinning
+        command = [sys.executable, str(Path(__file__).resolve()), f"--worker={kind}", *arguments]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **passive}, cwd=ROOT
+        )
+        self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"prefill.py: the worker ended with status {self.process.wait()}")
+        return line.strip()
+
+    def seconds(self, case: Case) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.flush()
+        return float(self.answer())
+
+
+def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, float]]:
+    """One dict a round: "<whose>|<what>|<visual>" -> seconds."""
+    workers = {kind: Worker(kind, arguments) for kind in ("torch", "jax")}
+    ours = ["dense", *(f"{slots} slots" for slots in SLOTS)]
+    cases = [("torch", ("tower", 1)), ("jax", ("tower", 1))]
+    for visual in args.visual:
+        cases += [("torch", ("dense", visual)), *(("jax", (what, visual)) for what in ours)]
+    for kind, case in cases:
+        workers[kind].seconds(case)  # compiled and warm before anything counts
+    order, rounds = random.Random(0), []
+    for number in range(args.rounds):
+        order.shuffle(cases)
+        rounds.append({f"{kind}|{case[0]}|{case[1]}": workers[kind].seconds(case) for kind, case in cases})
+        print(f"round {number + 1} of {args.rounds}", flush=True)
+    for worker in workers.values():
+        worker.process.communicate()
+    return rounds
+
+
+def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]:
+    """For each way: median seconds, and how many times faster than transformers, decoder only and end to end."""
+    tiles, found = tiles_of(visual), []
+    ways = [
+        (THEIRS, "torch", "dense"),
+        ("dense", "jax", "dense"),
+        *((f"{n} slots", "jax", f"{n} slots") for n in SLOTS),
+    ]
+    for name, kind, what in ways:
+        own = np.array([one[f"{kind}|{what}|{visual}"] for one in rounds])
+        theirs = np.array([one[f"torch|dense|{visual}"] for one in rounds])
+        towers = [tiles * np.array([one[f"{whose}|tower|1"] for one in rounds]) for whose in (kind, "torch")]
+        faster, whole = theirs / own, (theirs + towers[1]) / (own + towers[0])
+        found.append(
+            {
+                "name": name,
+                "visual": visual,
+                "tiles": tiles,
+                "seconds": float(np.median(own)),
+                "faster": np.percentile(faster, [0, 50, 100]).tolist(),
+                "faster_end_to_end": np.percentile(whole, [0, 50, 100]).tolist(),
+            }
+        )
+    return found
+
+
+def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    lines = [
+        f"# Prefill against transformers, {args.device}",
+        "",
+        f"Made by `python benchmarks/prefill.py --rounds {args.rounds} --device {args.device}`: LLaVA-OneVision-0.5B's",
+        f"shape, random weights, {args.text} text tokens, cache included. Times faster than transformers' dense",
+        "prefill (sdpa attention) in the same round: median, and least to most. End to end adds the tower once a tile.",
+        "",
+        "| visual tokens | | seconds | times faster, decoder | times faster, end to end |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        ratios = [f"{m:.2f} ({a:.2f} to {b:.2f})" for a, m, b in (row["faster"], row["faster_end_to_end"])]
+        lines.append(f"| {row['visual']:,} | {row['name']} | {row['seconds']:.2f} | {' | '.join(ratios)} |")
+    longest = [row for row in rows if row["visual"] == max(args.visual)]
+    goals = [
+        f"{name} {row['faster'][1]:.1f}x of {GOALS[name]}x" for row in longest for name in GOALS if row["name"] == name
+    ]
+    return "\n".join([*lines, "", f"Goals at {max(args.visual):,} visual tokens: {', '.join(goals)}.", ""])
+
+
+def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
+    """Seconds against visual tokens, one line for each way, as PNG."""
+    from visor_jax.report import figures
+
+    made, [axes] = figures.figure(4.2, width=6.4)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        style = {"ls": "--", "marker": "s"} if name == THEIRS else {"ls": "-", "marker": "o"}
+        axes.plot([row["visual"] for row in own], [row["seconds"] for row in own], label=name, ms=4, **style)
+    axes.set(xlabel="visual tokens", ylabel="seconds, decoder only", yscale="log")
+    axes.legend(fontsize=8)
+    return figures.png(made)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--visual", type=int, nargs="+", default=[1485, 2929, 7290])
+    parser.add_argument("--text", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--tiny", action="store_true", help="small widths, to see that this runs")
+    parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
+    parser.add_argument("--worker", choices=("torch", "jax"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        serve({"torch": torch_cases, "jax": jax_cases}[args.worker](args))
+        return
+    shared = ["--device", args.device, "--text", str(args.text), *(["--tiny"] if args.tiny else [])]
+    rounds = measured(args, shared)
+    rows = [row for visual in args.visual for row in rows_of(rounds, visual)]
+    results, docs = args.out / "benchmarks" / "results", args.out / "docs"
+    for folder in (results, docs):
+        folder.mkdir(parents=True, exist_ok=True)
+    (results / f"prefill_{args.device}.json").write_text(json.dumps({"rows": rows, "rounds": rounds}, indent=1) + "\n")
+    (docs / f"prefill_{args.device}.md").write_text(table(rows, args))
+    (docs / f"prefill_{args.device}.png").write_bytes(draw(rows, args))
+    print(table(rows, args))
+
+
+if __name__ == "__main__":
+    main()
