@@ -116,7 +116,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
     import jax.numpy as jnp
 
     from visor_jax.config import architecture, load_config
-    from visor_jax.model.cache import prefill_prefix, prefill_rest
+    from visor_jax.evaluate.latency import prefill_program, random_prompt
     from visor_jax.model.vision import tower
     from visor_jax.model.visor import init_params
 
@@ -124,35 +124,21 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
     arch = tiny(arch) if args.tiny else arch
     dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
     params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), init_params(arch, key)))(jax.random.key(0))
-
-    def prompt(visual: int) -> tuple[jax.Array, dict[str, jax.Array]]:
-        ones = np.ones((1, visual + args.text), np.int32)
-        positions = np.arange(visual + args.text, dtype=np.int32)[None]
-        batch = {
-            "visual_positions": positions[:, :visual], "visual_segments": ones[:, :visual],
-            "text_positions": positions[:, visual:], "text_segments": ones[:, visual:],
-            "text_tokens": np.full((1, args.text), 7, np.int32),
-            "routing_position": np.array([visual + args.text], np.int32),
-        }  # fmt: skip
-        tokens = jax.random.normal(jax.random.key(1), (1, visual, arch.text.hidden_size), dtype)
-        return tokens, jax.tree.map(jnp.asarray, batch)
+    look = jax.jit(lambda params, tile: tower(params["vision"], tile, arch.vision, arch.anyres))
 
     def case(of: Case) -> Callable[[], None]:
         what, visual = of
         if what == "tower":
             tile = jnp.zeros((1, 1, arch.vision.tile_size, arch.vision.tile_size, 3), jnp.uint8)
-            look = jax.jit(lambda params, tile: tower(params["vision"], tile, arch.vision, arch.anyres))
-            return lambda: jax.block_until_ready(look(params, tile)) and None
+
+            def run() -> None:
+                jax.block_until_ready(look(params, tile))
+
+            return run
         own = dataclasses.replace(arch, plan="dense") if what == "dense" else arch
         on = 0 if what == "dense" else int(what.split()[0])
         bits = tuple(slot < on for slot in range(own.num_slots))
-
-        def prefill(params, tokens, batch):
-            prefix, _ = prefill_prefix(params, tokens, batch, 1, own, routed=False)
-            return prefill_rest(params, prefix, batch, bits, args.text, own)
-
-        program, inputs = jax.jit(prefill), prompt(visual)
-        return lambda: jax.block_until_ready(program(params, *inputs)) and None
+        return prefill_program(params, own, bits, random_prompt(own, visual, args.text, dtype))
 
     return case
 

@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.data.update(
         source="glyphs",
-        scenes=(("letters", 4), ("scatter", 4), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 5)),
+        scenes=(("letters", 4), ("scatter", 6), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 5)),
         turns_per_picture=4,
         batch_size=20,
         tiles=1,
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
     # One slot learns to follow one arrow, two learn to compose: three arrows.
     config.stage_overrides.base.update(
-        steps=600,
+        steps=650,
         batch_size=14,
         learning_rate=2e-3,
         b2=0.95,
@@ -70,13 +70,13 @@ def get_config() -> ConfigDict:
     )
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
-        steps=300,
+        steps=320,
         learning_rate=2.5e-3,
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
-    config.stage_overrides.full.update(steps=130, learning_rate=1.5e-3, end_fraction=0.5)
-    config.stage_overrides.universal.update(steps=480, learning_rate=1.5e-3)
+    config.stage_overrides.full.update(steps=140, learning_rate=1.5e-3, end_fraction=0.5)
+    config.stage_overrides.universal.update(steps=540, learning_rate=1.5e-3)
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
     config.label.update(tolerance=0.2, only_right=True)

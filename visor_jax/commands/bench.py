@@ -1,0 +1,55 @@
+"""Time a prompt's prefill under every budget, on the machine at hand.
+
+With a workdir's model, the budgets are its viable ones; with a configuration alone, weights are random and the budgets
+are none, one, two, four, ... of the slots. Every budget runs as its own compiled program and in turns with the others;
+seconds are quartiles over `--rounds`, and the vision tower is not in them.
+
+    visor bench --config=configs/llava_ov_0p5b.py --visual=1485 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "time of a prefill under every budget"
+CONFIG = "workdir"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--visual", type=int, default=0, help="visual tokens; default: the configuration's window")
+    parser.add_argument("--text", type=int, default=60, help="tokens of the prompt")
+    parser.add_argument("--rounds", type=int, default=9)
+
+
+def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    import jax
+
+    from visor_jax.api import load
+    from visor_jax.config import architecture
+    from visor_jax.errors import RequestError
+    from visor_jax.evaluate.latency import compare_budgets
+    from visor_jax.model.visor import init_params
+
+    for name in ("text", "rounds"):
+        if getattr(args, name) < 1:
+            raise RequestError(f"--{name}={getattr(args, name)}: expected at least 1")
+    if args.visual < 0:
+        raise RequestError(f"--visual={args.visual}: expected at least 1, or 0 for the configuration's window")
+    if args.workdir:
+        model = load(args.workdir)
+        params, arch, budgets = model.params, model.arch, model.viable_budgets
+    else:
+        arch = architecture(config)
+        params = jax.jit(lambda key: init_params(arch, key))(jax.random.key(0))
+        counts = [0, *(2**power for power in range(arch.num_slots.bit_length())), arch.num_slots]
+        budgets = [tuple(slot < count for slot in range(arch.num_slots)) for count in dict.fromkeys(counts)]
+    visual = args.visual or config.data.visual_length
+    rows = compare_budgets(params, arch, budgets, visual=visual, text=args.text, rounds=args.rounds)
+    device = jax.devices()[0].device_kind
+    print(f"prefill of {visual} visual and {args.text} text tokens on {device}, {args.rounds} rounds:")
+    for name, row in rows.items():
+        low, middle, high = row["seconds"]
+        cost = f"{row['times_faster'][1]:6.2f}x  {row['decoder_gflops']:.3f} GFLOP"
+        print(f"  {name:<14} {middle:9.4f} s ({low:.4f} to {high:.4f})  {cost}")
+    return {"device": device, "visual_tokens": visual, "text_tokens": args.text, "budgets": rows}

@@ -1,0 +1,88 @@
+"""How long a prompt's prefill takes under each budget: every budget as its own program, in turns.
+
+In: parameters, an architecture, budgets and a prompt's size. Out: for each budget the seconds up to the logits of the
+first new token, cache included, the vision tower not; and how many times faster than the slowest plan of the list they
+are, taken within rounds, so that a change of the machine's load hits all alike.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name, decoder_flops
+from visor_jax.model.cache import prefill_prefix, prefill_rest
+from visor_jax.model.layers import Params
+
+Bits = tuple[bool, ...]
+
+
+def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """V [1, visual, D], and a batch of one prompt of `text` tokens behind it."""
+    positions = np.arange(visual + text, dtype=np.int32)[None]
+    ones = np.ones_like(positions)
+    batch = {
+        "visual_positions": positions[:, :visual],
+        "visual_segments": ones[:, :visual],
+        "text_positions": positions[:, visual:],
+        "text_segments": ones[:, visual:],
+        "text_tokens": np.full((1, text), min(7, arch.text.vocab_size - 1), np.int32),
+        "routing_position": np.array([visual + text], np.int32),
+    }
+    tokens = jax.random.normal(jax.random.key(1), (1, visual, arch.text.hidden_size), dtype)
+    return tokens, jax.tree.map(jnp.asarray, batch)
+
+
+def prefill_program(
+    params: Params, arch: Architecture, bits: Bits, prompt: tuple[jax.Array, Mapping[str, jax.Array]]
+) -> Callable[[], None]:
+    """A function that runs one prefill to its end, compiled and run once already."""
+    tokens, batch = prompt
+    text = batch["text_tokens"].shape[1]
+
+    def prefill(params, tokens, batch):
+        prefix, _ = prefill_prefix(params, tokens, batch, 1, arch, routed=False)
+        return prefill_rest(params, prefix, batch, bits, text, arch)
+
+    compiled = jax.jit(prefill).lower(params, tokens, dict(batch)).compile()
+
+    def run() -> None:
+        jax.block_until_ready(compiled(params, tokens, dict(batch)))
+
+    run()
+    return run
+
+
+def seconds(run: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def compare_budgets(
+    params: Params, arch: Architecture, budgets: Sequence[Bits], *, visual: int, text: int, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Budget name -> seconds, times faster than the costliest budget (quartiles over the rounds), decoder GFLOPs."""
+    prompt = random_prompt(arch, visual, text, params["embed_tokens"]["embedding"].dtype)
+    programs = [prefill_program(params, arch, bits, prompt) for bits in budgets]
+    measured, order = np.zeros((rounds, len(budgets))), random.Random(0)
+    for row in measured:
+        for index in order.sample(range(len(budgets)), len(budgets)):
+            row[index] = seconds(programs[index])
+    flops = [decoder_flops(arch, bits, visual, text) for bits in budgets]
+    slowest = measured[:, int(np.argmax(flops))]
+    return {
+        budget_name(bits): {
+            "seconds": np.percentile(measured[:, index], [25, 50, 75]).tolist(),
+            "times_faster": np.percentile(slowest / measured[:, index], [25, 50, 75]).tolist(),
+            "decoder_gflops": flops[index] / 1e9,
+        }
+        for index, bits in enumerate(budgets)
+    }
