@@ -22,8 +22,8 @@ DENSE = testing.tiny_architecture(4, plan="dense")
 BITS = list(itertools.product((False, True), repeat=2))
 # One picture, one more after a longer text, two pictures, none: prompts of 8, 9, 6 and 3 text tokens in one batch.
 ROWS = ((3, 5), (7, 2), (2, 1, 3), (3,))
-NEW = 3  # tokens generated for each
-CAPACITY = 16
+NEW = 64  # tokens generated for each
+CAPACITY = 80
 
 
 @cache
@@ -35,7 +35,7 @@ def params(arch: Architecture) -> Any:
 def streams(arch: Architecture) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A batch of prompts, and the same rows with `NEW` tokens after the prompt."""
     prompts = [testing.random_example(arch, texts, seed=seed, num_targets=0) for seed, texts in enumerate(ROWS)]
-    whole = Window(tiles=4, visual=16, text=14)
+    whole = Window(tiles=4, visual=16, text=11 + NEW)
     full = make_batch([[prompt] for prompt in prompts], whole, arch).arrays
     rng = np.random.default_rng(11)
     for row, prompt in enumerate(prompts):
