@@ -138,9 +138,16 @@ def test_many_are_answered_by_route_exactly_as_one_by_one(model: Visor, monkeypa
     assert len(spy.looked) == len(QUESTIONS), "what all budgets share is computed once, not again after routing"
     routes = Counter({budget_name(bits): len(rows) for bits, rows in spy.batches})
     assert routes == Counter(answer.budget for answer in alone) and len(routes) == 2
-    monkeypatch.setattr("visor_jax.api.AT_ONCE", 3)
-    assert [timeless(answer) for answer in model.answer_many(QUESTIONS, **settings)] == [*map(timeless, alone)]
     assert model.answer_many([]) == []
+
+
+def test_more_questions_than_are_looked_at_at_once(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    monkeypatch.setattr("visor_jax.api.AT_ONCE", 3)
+    spy = Spy(monkeypatch)
+    found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    assert [timeless(answer) for answer in found] == [timeless(answer) for answer in expected]
+    assert [len(rows) for _, rows in spy.batches] == [3, 1]
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------

@@ -101,8 +101,9 @@ class Engine:
         held = max(row.length for row in rows)
         for step in range(max_new_tokens):
             if step:
-                if held == cache.text[0].shape[2]:
-                    cache = self._program("doubled", doubled)(cache)
+                if held == caches.capacity(cache, bits, self.arch):
+                    larger = partial(caches.doubled, bits=bits, arch=self.arch)
+                    cache = self._program(("doubled", bits), larger)(cache)
                 token, cache = self._step(bits)(self._params, token, cache, draw, np.int32(step))
                 held += 1
             chosen = np.asarray(token)[: len(rows)].tolist()
@@ -179,10 +180,3 @@ def decode(
     """One token more in every row: the next one, and the cache that holds it."""
     scores, cache = caches.decode_step(params, token, cache, bits, arch)
     return select(scores, draw, step, forbidden), cache
-
-
-def doubled(cache: Cache) -> Cache:
-    """The cache with room for twice as many text tokens."""
-    keys, values = cache.text
-    room = ((0, 0), (0, 0), (0, keys.shape[2]), (0, 0), (0, 0))
-    return cache._replace(text=(jnp.pad(keys, room), jnp.pad(values, room)))
