@@ -215,8 +215,7 @@ def test_prefill_and_decode_step_formulas_equal_the_programs(run):
     assert counted(prefill(architecture, bits, num_text), *arguments) == pytest.approx(formula, rel=1e-9)
 
     _, cache, _ = jax.eval_shape(prefill(architecture, bits, num_text + 5), *arguments)
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.text, cache.cross, cache.visual)))
-    assert held == cache_bytes(architecture, bits, num_visual, num_text + 5, bytes_per_value=4)
+    assert caches.cache_size(cache) == cache_bytes(architecture, bits, num_visual, num_text + 5, bytes_per_value=4)
 
     step = functools.partial(caches.decode_step, bits=bits, arch=architecture)
     formula = decode_flops(architecture, bits, num_visual, num_text + 5)

@@ -3,17 +3,18 @@
     import visor_jax
     model = visor_jax.load("runs/glyphs_mini")
     answer = model.answer(image, "Which digit is below A?")        # Answer(text, budget, flops, ...)
+    for piece in model.stream(image, "Describe the picture.", temperature=0.7, seed=1):
+        print(piece, end="", flush=True)
 
-A `Visor` compiles per bucket of shapes and per budget, and keeps what it compiled.
+A `Visor` compiles per bucket of shapes and per budget, and keeps what it compiled (`visor_jax.generate`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,57 +22,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from visor_jax import config as configs
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Budget, budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
-from visor_jax.data.collate import Batch, Example, Window, encode_prompt, encode_tokens, make_prompt_batch
-from visor_jax.data.sample import SkipSample
+from visor_jax.budget import Budget, budget_name, decoder_flops
+from visor_jax.data.collate import Example
 from visor_jax.data.splits import make_tokenizer
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.export import hf_import
-from visor_jax.model import cache as caches
+from visor_jax.generate.answer import Answer, Draft, Stream
+from visor_jax.generate.engine import Engine, Looked
+from visor_jax.generate.request import Bits, Picture, Request, prompt_of, tokens_of
+from visor_jax.generate.sampling import Sampling
+from visor_jax.generate.shapes import batches
+from visor_jax.generate.text import Characters
 from visor_jax.model.layers import Params
-from visor_jax.model.policy import choose
-from visor_jax.model.visor import abstract_params, encode, logits
+from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.search import read_viable
 from visor_jax.train.checkpoints import restore_params
 from visor_jax.workdir import Workdir, as_path
 
-Bits = tuple[bool, ...]
-Picture = Image.Image | np.ndarray
-TEXT_BUCKET = 32  # prompts and answers are padded to multiples of this many tokens
-VISUAL_BUCKET = 256
+Question = tuple[Picture | Sequence[Picture], str]
+AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered
 MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the newest complete one is loaded
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer and its receipt.
+class Asked:
+    """A question on its way: what was looked at, under which budget it goes on, and the seconds that took."""
 
-    Attributes:
-      text: the answer, without special tokens.
-      budget: name of the budget it was given under.
-      flops: all FLOPs of this answer: tower, connector, routing, prefill and every decoding step.
-      decoder_flops: those of the decoder (and routing) alone.
-      seconds_to_first_token, seconds: wall time, compilation included when this shape was new.
-      cache_bytes: keys and values held for this sample at the end of the answer.
-    """
-
-    text: str
-    budget: str
-    flops: float
-    decoder_flops: float
-    seconds_to_first_token: float
+    prompt: Example
+    looked: Looked
+    bits: Bits
+    routed: bool
     seconds: float
-    cache_bytes: int
 
 
 class Visor:
-    """A model with its tokenizer: answers, logits, routes. Made by `load`."""
+    """A model with its tokenizer: answers, logits, routes. Made by `load`.
+
+    `answer`, `answer_many` and `stream` share their settings:
+
+      budget: "auto" (the policy decides), "full", "empty", a number of slots, or the bits of a viable budget.
+      max_new_tokens: the answer is cut off there.
+      dial: shifts the policy towards cheaper (below 0) or more accurate (above 0) budgets.
+      temperature, top_p, seed: 0 takes the best token; otherwise tokens are drawn (`generate.sampling.Sampling`), and
+        the same seed draws the same answer.
+      stop: texts of one token each that end an answer, beside the end of the turn.
+
+    Each raises RequestError for an unusable picture or question, a budget that does not fit or is not viable, "auto"
+    without a policy, and settings outside their ranges.
+    """
 
     def __init__(
         self,
@@ -82,13 +85,16 @@ class Visor:
         *,
         system: str | None = None,
         has_policy: bool = False,
+        searched: bool = False,
         stage: str = "",
+        stop_token_ids: Sequence[int] = (),
     ):
         self.params, self.arch, self.tokenizer, self.system = params, arch, tokenizer, system
         self.stage = stage
         self.viable_budgets = [tuple(bits) for bits in viable_budgets]
-        self.has_policy = has_policy
-        self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self.has_policy, self.searched = has_policy, searched
+        self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})
+        self._engine = Engine(params, arch, len(self.viable_budgets), tokenizer.image_token_id)
 
     def with_params(self, params: Params) -> Visor:
         """The same model with other parameters of the same shapes."""
@@ -99,7 +105,9 @@ class Visor:
             self.viable_budgets,
             system=self.system,
             has_policy=self.has_policy,
+            searched=self.searched,
             stage=self.stage,
+            stop_token_ids=tuple(self.stop_token_ids),
         )
 
     # --- questions ----------------------------------------------------------------------------------------------------
@@ -111,98 +119,138 @@ class Visor:
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> Answer:
-        """Greedy answer to one question about one picture (or several).
-
-        Raises:
-          RequestError: an unusable picture or question, a budget that does not fit, "auto" without a policy.
-        """
-        return self.answer_many([(image, question)], budget, max_new_tokens, dial)[0]
+        """The answer to one question about one picture (or several, or none: an empty list)."""
+        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
+        return self._answers([(image, question)], request)[0]
 
     def answer_many(
         self,
-        questions: Sequence[tuple[Picture | Sequence[Picture], str]],
+        questions: Sequence[Question],
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """Answers to many questions, in order; the same as one by one."""
-        if max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-        if not math.isfinite(dial):
-            raise RequestError(f"dial={dial}: expected a finite number")
-        wanted = self._budget(budget)
-        return [
-            self._answer(self._prompt(image, question), wanted, max_new_tokens, dial) for image, question in questions
-        ]
+        """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size."""
+        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
+        waves = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
+        return [answer for wave in waves for answer in self._answers(wave, request)]
+
+    def stream(
+        self,
+        image: Picture | Sequence[Picture],
+        question: str,
+        budget: str | Budget = "auto",
+        max_new_tokens: int = 64,
+        dial: float = 0.0,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Stream:
+        """The same answer in pieces of whole characters, as they come; `.answer` of what is returned is the receipt."""
+        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
+        return Stream(self._pieces(self._prompt(image, question), request))
 
     def logits(
         self, token_ids: Sequence[int], images: Sequence[Picture], budget: str | Budget = "full"
     ) -> Float[np.ndarray, "S V"]:
-        """Next-token logits at every text token of a sequence with one placeholder id per picture, in order."""
-        pictures = [pixels(image) for image in images]
-        example = usable(partial(encode_tokens, token_ids, pictures, self.tokenizer.image_token_id, self.arch))
+        """Next-token logits at every text token of a sequence with one placeholder id per picture, in order.
+
+        Any budget may be asked for, viable or not.
+        """
+        prompt = tokens_of(token_ids, images, self.tokenizer, self.arch)
         bits = self._budget(budget)
-        batch = self._batch(example)
         if bits is None:
-            prompt_batch = {**batch.arrays}
-            bits = self.viable_budgets[self._pick(self._scores(prompt_batch), prompt_batch, 0.0)]
-        program = self._program("logits", lambda: jax.jit(partial(logits, arch=self.arch)))
-        found = program(self.params, batch.arrays, jnp.asarray(bits, bool))
-        return np.asarray(found)[0, : len(example.text_tokens)]
+            bits = self._pick(self._engine.look(prompt, routed=True), prompt, 0.0)
+        return self._engine.logits(prompt, bits)
 
     def route(self, image: Picture | Sequence[Picture], question: str) -> Float[np.ndarray, " viable"]:
         """The policy's probabilities over `viable_budgets`."""
         self._require_policy()
-        batch = self._batch(self._prompt(image, question))
-        scores = self._scores(batch.arrays)[0, : len(self.viable_budgets)]
-        return np.asarray(jax.nn.softmax(scores))
+        scores = self._engine.look(self._prompt(image, question), routed=True).scores
+        found = np.asarray(scores)[0, : len(self.viable_budgets)]
+        weights = np.exp(found - found.max())
+        return weights / weights.sum()
 
-    # --- one answer ---------------------------------------------------------------------------------------------------
+    # --- from questions to answers ------------------------------------------------------------------------------------
 
-    def _answer(self, prompt: Example, bits: Bits | None, max_new_tokens: int, dial: float) -> Answer:
-        began = time.perf_counter()
-        batch = self._batch(prompt)
-        arrays = {name: jnp.asarray(x) for name, x in batch.arrays.items()}
-        routed = bits is None
-        visual = self._program("encode", lambda: jax.jit(partial(encode, arch=self.arch)))(self.params, arrays)
-        prefix, scores = self._prefix_program(routed)(self.params, visual, arrays)
-        if bits is None:
-            bits = self.viable_budgets[self._pick(scores, batch.arrays, dial)]
-        capacity = arrays["text_tokens"].shape[1] + -(-max_new_tokens // TEXT_BUCKET) * TEXT_BUCKET
-        scores, cache = self._rest_program(bits, capacity)(self.params, prefix, arrays)
-        token = int(jnp.argmax(scores[0]))
-        first = time.perf_counter() - began
-        tokens: list[int] = []
-        step = self._step_program(bits)
-        while token != self.tokenizer.end_token_id and len(tokens) < max_new_tokens:
-            tokens.append(token)
-            if len(tokens) == max_new_tokens:
-                break
-            scores, cache = step(self.params, jnp.asarray([token]), cache)
-            token = int(jnp.argmax(scores[0]))
-        return self._receipt(prompt, tokens, bits, routed, first, time.perf_counter() - began)
+    def _answers(self, questions: Sequence[Question], request: Request) -> list[Answer]:
+        prompts = [self._prompt(image, question) for image, question in questions]
+        asked = [self._look(prompt, request) for prompt in prompts]
+        answers: dict[int, Answer] = {}
+        for bits in dict.fromkeys(one.bits for one in asked):
+            same = [index for index, one in enumerate(asked) if one.bits == bits]
+            for group in batches([asked[index].looked.window for index in same]):
+                members = [same[i] for i in group]
+                answers |= zip(members, self._together([asked[i] for i in members], request), strict=True)
+        return [answers[index] for index in range(len(asked))]
 
-    def _receipt(
-        self, prompt: Example, tokens: list[int], bits: Bits, routed: bool, first: float, total: float
-    ) -> Answer:
-        num_visual, num_text = prompt.size.visual, prompt.size.text
-        decoder = decoder_flops(self.arch, bits, num_visual, num_text)
-        decoder += sum(decode_flops(self.arch, bits, num_visual, num_text + i) for i in range(1, len(tokens) + 1))
-        if routed:
-            decoder += route_flops(self.arch, num_visual, num_text)
+    def _look(self, prompt: Example, request: Request) -> Asked:
+        """The part that all budgets share, and the budget."""
+        began, routed = time.perf_counter(), request.budget is None
+        looked = self._engine.look(prompt, routed=routed)
+        bits = self._pick(looked, prompt, request.dial) if request.budget is None else request.budget
+        jax.block_until_ready(looked.prefix)
+        return Asked(prompt, looked, bits, routed, time.perf_counter() - began)
+
+    def _together(self, asked: Sequence[Asked], request: Request) -> list[Answer]:
+        """Answers of one batch: every question in it goes on under the same budget."""
+        drafts = [Draft(one.prompt.size, one.bits, one.routed, one.seconds) for one in asked]
+        for _ in self._steps(asked, drafts, request):
+            pass
+        return [self._receipt(draft) for draft in drafts]
+
+    def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
+        """The text of one answer while it comes; returns the answer."""
+        asked = self._look(prompt, request)
+        draft, characters = Draft(prompt.size, asked.bits, asked.routed, asked.seconds), Characters(self.tokenizer)
+        for _ in self._steps([asked], [draft], request):
+            piece = "" if draft.complete else characters.add(draft.tokens[-1])
+            if piece:
+                yield piece
+        rest = characters.rest()
+        if rest:
+            yield rest
+        return self._receipt(draft)
+
+    def _steps(self, asked: Sequence[Asked], drafts: Sequence[Draft], request: Request) -> Iterator[None]:
+        """Decoding: with every step each draft that has not ended grows by a token, or ends."""
+        began, rows = time.perf_counter(), [one.looked for one in asked]
+        bits, limit = asked[0].bits, request.max_new_tokens
+        for tokens in self._engine.tokens(rows, bits, request.sampling, request.stops, limit):
+            seconds = time.perf_counter() - began
+            for draft, token in zip(drafts, tokens, strict=True):
+                if token is not None:
+                    draft.add(token, token in request.stops, seconds)
+            yield
+
+    def _receipt(self, draft: Draft) -> Answer:
         bytes_per_value = self.params["embed_tokens"]["embedding"].dtype.itemsize
-        return Answer(
-            text=self.tokenizer.decode(tokens),
-            budget=budget_name(bits) if bits else "dense",
-            flops=decoder + tower_flops(self.arch, prompt.size.tiles),
-            decoder_flops=decoder,
-            seconds_to_first_token=first,
-            seconds=total,
-            cache_bytes=int(cache_bytes(self.arch, bits, num_visual, num_text + len(tokens), bytes_per_value)),
-        )
+        return draft.answer(self.tokenizer.decode(draft.tokens), self.arch, bytes_per_value)
 
-    # --- budgets ------------------------------------------------------------------------------------------------------
+    # --- requests and budgets -----------------------------------------------------------------------------------------
+
+    def _request(
+        self, budget: str | Budget, max_new_tokens: int, dial: float, sampling: Sampling, stop: Sequence[str]
+    ) -> Request:
+        bits = self._budget(budget)
+        if self.searched and bits is not None and self.arch.plan == "visor" and bits not in self.viable_budgets:
+            names = ", ".join((["auto"] if self.has_policy else []) + [budget_name(b) for b in self.viable_budgets])
+            raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
+        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in stop}
+        return Request(bits, dial, max_new_tokens, sampling, stops)
 
     def _budget(self, budget: str | Budget) -> Bits | None:
         """The bits of a budget, or None for "auto"."""
@@ -220,72 +268,14 @@ class Visor:
                 "budget=auto: this model has no trained policy; name a budget (empty, full, 0b...) or run stage policy"
             )
 
-    def _pick(self, scores: jax.Array, arrays: dict[str, np.ndarray], dial: float) -> int:
-        num_visual = int((arrays["visual_segments"] > 0).sum())
-        num_text = int((arrays["text_segments"] > 0).sum())
-        costs = [decoder_flops(self.arch, bits, num_visual, num_text) for bits in self.viable_budgets]
-        return int(choose(scores, jnp.asarray(costs), dial)[0])
-
-    def _scores(self, arrays: dict[str, np.ndarray]) -> jax.Array:
-        visual = self._program("encode", lambda: jax.jit(partial(encode, arch=self.arch)))(self.params, arrays)
-        _, scores = self._prefix_program(True)(self.params, visual, arrays)
-        return scores
-
-    # --- shapes and programs ------------------------------------------------------------------------------------------
+    def _pick(self, looked: Looked, prompt: Example, dial: float) -> Bits:
+        """The policy's budget for one prompt."""
+        size = prompt.size
+        costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
+        return self.viable_budgets[self._engine.pick(looked, costs, dial)]
 
     def _prompt(self, image: Picture | Sequence[Picture], question: str) -> Example:
-        if not question.strip():
-            raise RequestError("question: is empty; ask something about the picture")
-        pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
-        return usable(partial(encode_prompt, pictures, question, self.tokenizer, self.arch, system=self.system))
-
-    def _batch(self, example: Example) -> Batch:
-        """One row of a bucketed shape, so that another question of another length compiles nothing new."""
-        size = example.size
-        window = Window(
-            tiles=max(size.tiles, 1),
-            visual=max(bucket(size.visual, VISUAL_BUCKET if size.visual > VISUAL_BUCKET else 1), 1),
-            text=bucket(size.text, TEXT_BUCKET),
-        )
-        return make_prompt_batch([example], window, self.arch)
-
-    def _program(self, *key_and_make: Any) -> Callable[..., Any]:
-        *key, make = key_and_make
-        if tuple(key) not in self._programs:
-            self._programs[tuple(key)] = make()
-        return self._programs[tuple(key)]
-
-    def _prefix_program(self, routed: bool) -> Callable[..., Any]:
-        num_viable = len(self.viable_budgets)
-        function = partial(caches.prefill_prefix, num_viable=num_viable, arch=self.arch, routed=routed)
-        return self._program("prefix", routed, lambda: jax.jit(function))
-
-    def _rest_program(self, bits: Bits, capacity: int) -> Callable[..., Any]:
-        function = partial(caches.prefill_rest, bits=bits, capacity=capacity, arch=self.arch)
-        return self._program("rest", bits, capacity, lambda: jax.jit(function))
-
-    def _step_program(self, bits: Bits) -> Callable[..., Any]:
-        return self._program("step", bits, lambda: jax.jit(partial(caches.decode_step, bits=bits, arch=self.arch)))
-
-
-def bucket(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def pixels(image: Picture) -> np.ndarray:
-    """uint8 [H, W, 3] of a PIL image or an array."""
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise RequestError(f"image: expected a PIL image or uint8 [H, W, 3], got {array.dtype} {array.shape}")
-    return array
-
-
-def usable(make: Callable[[], Example]) -> Example:
-    """What `make` gives; a sample that cannot be used is the caller's mistake here."""
-    try:
-        return make()
-    except SkipSample as why:
-        raise RequestError(str(why)) from None
+        return prompt_of(image, question, self.tokenizer, self.arch, self.system)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -338,6 +328,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
         viable,
         system=config.tokenizer.system or None,
         has_policy=stage == "policy",
+        searched=searched,
         stage=stage,
     )
 
@@ -345,7 +336,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
     """A model from a folder in Hugging Face's format, on the first device."""
     checkpoint = hf_import.open_checkpoint(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
     if plan == "dense" and checkpoint.arch.plan == "visor":
         raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
     hf_import.check(checkpoint)
@@ -363,5 +354,22 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
         viable,
         system=checkpoint.system,
         has_policy=checkpoint.has_policy,
+        searched=bool(checkpoint.viable_budgets),
         stage=checkpoint.stage,
+        stop_token_ids=ends,
     )
+
+
+def stop_tokens(folder: Path) -> list[int]:
+    """The `eos_token_id` of a checkpoint's `generation_config.json`: where transformers ends an answer, we do."""
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return []
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RequestError(f"{file}: cannot be read as a JSON object: {error}") from None
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(type(id) is int and id >= 0 for id in ids):
+        raise RequestError(f"{file}: eos_token_id={found!r}: expected a token id or a list of them")
+    return ids

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,9 @@ from PIL import Image
 
 import visor_jax.errors
 from visor_jax.__main__ import main
-from visor_jax.workdir import read_json
+from visor_jax.api import load
+from visor_jax.export import torch_export
+from visor_jax.workdir import read_json, write_json
 
 CONFIGS = Path(visor_jax.errors.__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("quick")
@@ -52,6 +59,30 @@ def test_generate(tiny_run: Path, picture: Path, capsys: pytest.CaptureFixture[s
         assert answer["budget"] in ("empty", "0b01", "0b10", "full")
 
 
+def test_generate_draws_and_streams(tiny_run: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = "generate", f"--workdir={tiny_run}", f"--image={picture}", "--question=What colour?", "--budget=full"
+    drawn = *ask, "--temperature=2", "--top-p=0.9", "--max-new-tokens=12"
+    texts = [result_of(capsys, *drawn, f"--seed={seed}")["text"] for seed in (3, 3, 4)]
+    assert texts[0] == texts[1] != texts[2]
+    assert result_of(capsys, *drawn, "--seed=3", "--stream")["text"] == texts[0]
+    assert main([*drawn, "--seed=3", "--stream"]) == 0
+    *lines, receipt = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert "\n".join(lines) == texts[0] and receipt.startswith("budget full; ")
+
+
+def test_generate_on_an_exported_folder(
+    tiny_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    torch_export.write_folder(
+        tmp_path / "out", load(tiny_run), stage="policy", dtype="float32", max_shard_bytes=100_000_000
+    )
+    ask = f"--image={picture}", "--question=What colour?", "--max-new-tokens=4"
+    there, here = (result_of(capsys, "generate", f"--model={path}", *ask) for path in (tmp_path / "out", tiny_run))
+    for name in ("text", "budget", "flops", "cache_bytes"):
+        assert there[name] == here[name]
+
+
 def test_evaluate(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", "--budget=empty, full", "--stage=universal")
     assert set(found["budgets"]) == {"empty", "full"}
@@ -85,6 +116,18 @@ def test_report(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert page.lstrip().lower().startswith("<!doctype html>") and "auto" in page
 
 
+def test_plan_of_a_picture_needs_no_jax() -> None:
+    """Nothing is compiled: what could compile is not even loaded."""
+    code = (
+        "import sys; from visor_jax.__main__ import main; "
+        f"status = main(['plan', '--config={CONFIGS / 'llava_ov_7b.py'}', '--image=640x480', '--json']); "
+        "sys.exit(9 if 'jax' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tiles"] == 5 and json.loads(done.stdout)["visual_tokens"] == 2929
+
+
 def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     """A page of 1700 x 2200 pixels, by contract: 31 tiles and 7353 visual tokens."""
     found = result_of(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", "--image=1700x2200")
@@ -98,12 +141,55 @@ def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_are_none(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before the model is looked for."""
+    ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
     (tmp_path / "text.png").write_text("no picture")
-    ask = "generate", f"--workdir={tiny_run}", "--question=What?"
-    assert "none.png" in refusal(capsys, *ask, f"--image={tmp_path / 'none.png'}")
-    assert "text.png" in refusal(capsys, *ask, f"--image={tmp_path / 'text.png'}")
+    Image.new("P", (9, 9)).save(tmp_path / "moving.jpg", format="GIF")
+    Image.new("RGB", (99, 99), "red").save(tmp_path / "red.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "red.jpg").read_bytes()[:-200])
+    bomb = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)  # a header that promises 100 megapixels
+    chunk = b"IHDR" + bomb
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "bomb.png").write_bytes(
+        header + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    for name, said in {
+        "none.png": "missing_file",
+        "text.png": "image_format",
+        "moving.jpg": "image_format",
+        "half.jpg": "broken_image",
+        "bomb.png": "too_many_pixels: .* is 10000x10000",
+        ".": "not a regular file",
+    }.items():
+        told = refusal(capsys, *ask, f"--image={tmp_path / name}")
+        assert re.search(f"--image={tmp_path / name}: .*{said}.*; expected a JPEG, PNG, WEBP file of at most", told)
     assert "--image" in refusal(capsys, *ask)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("--temperature=-1", "temperature=-1.0: expected 0 (the best token) or a positive number"),
+        ("--temperature=nan", "temperature=nan"),
+        ("--temperature=warm", "argument --temperature: invalid float value: 'warm'"),
+        ("--top-p=0", "top_p=0.0: expected more than 0 and at most 1"),
+        ("--top-p=1.5", "top_p=1.5"),
+        ("--top-p=nan", "top_p=nan"),
+        ("--seed=-1", "seed=-1"),
+        ("--max-new-tokens=0", "max_new_tokens=0"),
+        ("--dial=inf", "dial=inf"),
+        ("--budget=fulll", "did you mean 'full'"),
+        ("--question= ", "question: is empty"),
+        ("--temprature=1", "did you mean '--temperature'"),
+    ],
+)
+def test_settings_of_generate(
+    setting: str, said: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are refused before the model is looked for."""
+    ask = "generate", f"--model={tmp_path / 'nowhere'}", f"--image={picture}", "--question=What?", setting
+    assert said in refusal(capsys, *ask)
 
 
 def test_generate_mistakes(tiny_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,9 +198,14 @@ def test_generate_mistakes(tiny_run: Path, picture: Path, tmp_path: Path, capsys
     assert "no complete stage" in refusal(capsys, *ask, f"--workdir={tmp_path / 'none'}")
     here = f"--workdir={tiny_run}"
     assert "0b1" in refusal(capsys, *ask, here, "--budget=0b1")
-    assert "dial" in refusal(capsys, *ask, here, "--dial=nan")
-    assert "max_new_tokens=-1" in refusal(capsys, *ask, here, "--max-new-tokens=-1")
-    assert "question: is empty" in refusal(capsys, "generate", here, f"--image={picture}", "--question=")
+    assert "asks for more slots than the model has" in refusal(capsys, *ask, here, "--budget=3")
+
+
+def test_a_budget_that_is_not_viable(tiny_copy: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tiny_copy / "search" / "viable.json", {"num_slots": 2, "viable": ["0b00", "0b10", "0b11"]})
+    ask = "generate", f"--workdir={tiny_copy}", f"--image={picture}", "--question=What?", "--max-new-tokens=1"
+    assert "'0b01' is not viable: expected one of auto, empty, 0b10, full" in refusal(capsys, *ask, "--budget=0b01")
+    assert result_of(capsys, *ask, "--budget=1")["budget"] == "0b10"
 
 
 def test_unknown_stages(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from visor_jax import testing
 from visor_jax.__main__ import main
 from visor_jax.api import Visor, load
 from visor_jax.data.anyres import visual_token_count
+from visor_jax.data.chat import encode_prompt
 from visor_jax.errors import RequestError
 from visor_jax.export import hf_import, torch_export
 from visor_jax.export.key_map import canonical_key
@@ -73,23 +74,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {folder.name: finish_folder(folder) for folder in (root / "shards", root / "tied", memory)}
 
 
-def stock_logits(model: LlavaOnevisionForConditionalGeneration, tokens: list[int], pictures: list[Any], arch: Any):
+def stock_inputs(tokens: list[int], pictures: list[Any], arch: Any) -> dict[str, torch.Tensor]:
+    """What transformers' model takes: placeholders written out as often as a picture has visual tokens."""
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": TILE, "width": TILE}, image_grid_pinpoints=GRIDS,
         image_mean=list(arch.anyres.image_mean), image_std=list(arch.anyres.image_std),
     )  # fmt: skip
-    made = processor.preprocess([pictures], return_tensors="pt")
     lengths = iter([visual_token_count((p.height, p.width), arch, len(pictures)) for p in pictures])
     image = TOKENIZER.image_token_id
     ids = [i for token in tokens for i in [token] * (next(lengths) if token == image else 1)]
+    return {
+        "input_ids": torch.tensor([ids]),
+        "pixel_values": processor.preprocess([pictures], return_tensors="pt")["pixel_values"],
+        "image_sizes": torch.tensor([(p.height, p.width) for p in pictures]),
+        "batch_num_images": torch.tensor([len(pictures)]),
+    }
+
+
+def stock_logits(model: LlavaOnevisionForConditionalGeneration, tokens: list[int], pictures: list[Any], arch: Any):
+    inputs = stock_inputs(tokens, pictures, arch)
     with torch.no_grad():
-        found = model(
-            input_ids=torch.tensor([ids]),
-            pixel_values=made["pixel_values"],
-            image_sizes=torch.tensor([(p.height, p.width) for p in pictures]),
-            batch_num_images=torch.tensor([len(pictures)]),
-        ).logits[0]
-    return found[torch.tensor(ids) != image].numpy()
+        found = model(**inputs).logits[0]
+    return found[inputs["input_ids"][0] != TOKENIZER.image_token_id].numpy()
 
 
 @pytest.mark.parametrize("form", ["shards", "tied", "memory"])
@@ -104,6 +110,39 @@ def test_a_stock_checkpoint_gives_transformers_logits(saved: dict[str, Path], fo
         tokens = [*words[:2], *[TOKENIZER.image_token_id] * number, *words[2:]]
         expected = stock_logits(stock_model(form == "tied"), tokens, pictures, model.arch)
         np.testing.assert_allclose(model.logits(tokens, pictures), expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_answers_are_transformers_own_and_end_where_it_ends(
+    saved: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`visor generate` on a checkpoint's folder; its own tokenizer, its own generation_config.json."""
+    folder = Path(shutil.copytree(saved["shards"], tmp_path / "copy"))
+    picture, question = Image.fromarray(testing.random_picture(30, 50, seed=0)), "Which digit is below A?"
+    picture.save(tmp_path / "picture.png")
+    ask = "generate", f"--model={folder}", f"--image={tmp_path / 'picture.png'}", f"--question={question}"
+    tokens = stock_answer(stock_model(False), encode_prompt(TOKENIZER, question), picture, load(folder).arch, 12)
+    assert main([*ask, "--max-new-tokens=12", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text"], found["budget"], found["complete"]) == (TOKENIZER.decode(tokens), "dense", False)
+    end = next(i for i in range(2, 12) if tokens[i] not in tokens[:i])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[end], 5000]}))
+    assert main([*ask, "--max-new-tokens=12", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["text"], found["complete"]) == (TOKENIZER.decode(tokens[:end]), True)
+    for wrong in ("[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [-1]}'):
+        (folder / "generation_config.json").write_text(wrong)
+        with pytest.raises(RequestError, match=r"generation_config\.json: "):
+            load(folder)
+
+
+def stock_answer(model: Any, prompt: list[int], picture: Image.Image, arch: Any, count: int) -> list[int]:
+    """Greedy tokens of transformers' `generate`, which never says a placeholder."""
+    inputs = stock_inputs(prompt, [picture], arch)
+    greedy = {"do_sample": False, "max_new_tokens": count, "eos_token_id": None, "pad_token_id": 0}
+    with torch.no_grad():
+        made = model.generate(**inputs, **greedy, suppress_tokens=[TOKENIZER.image_token_id])
+    return made[0, inputs["input_ids"].shape[1] :].tolist()
 
 
 def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
@@ -270,6 +309,7 @@ def config_file(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.usefixtures("quick")
 def test_import_makes_the_stage_that_training_goes_on_from(
     saved: dict[str, Path], tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +329,11 @@ def test_import_makes_the_stage_that_training_goes_on_from(
     stored = {canonical_key(name): x for name, x in stored.items()}
     newline = stored["model.image_newline"].numpy()
     np.testing.assert_array_equal(model.params["image_newline"], newline)
+    Image.fromarray(testing.random_picture(30, 50, seed=0)).save(tmp_path / "picture.png")
+    ask = "generate", f"--workdir={workdir}", f"--image={tmp_path / 'picture.png'}", "--question=Which digit is shown?"
+    assert main([*ask, "--budget=0b01", "--max-new-tokens=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["budget"] == "0b01"
+    assert main(ask) == 2 and "no trained policy; name a budget" in capsys.readouterr().err
     assert main(command) == 2
     assert "base: is complete already; expected another --workdir" in capsys.readouterr().err
 

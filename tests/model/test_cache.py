@@ -12,9 +12,9 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.budget import cache_bytes
+from visor_jax.budget import LayerKind, Plan, cache_bytes
 from visor_jax.data.collate import Window, make_batch, make_prompt_batch
-from visor_jax.model.cache import Cache, cache_size, decode_step, prefill_prefix, prefill_rest
+from visor_jax.model.cache import Cache, cache_size, capacity, decode_step, doubled, prefill_prefix, prefill_rest
 from visor_jax.model.visor import encode, logits, route
 
 VISOR = testing.tiny_architecture(7)
@@ -22,8 +22,8 @@ DENSE = testing.tiny_architecture(4, plan="dense")
 BITS = list(itertools.product((False, True), repeat=2))
 # One picture, one more after a longer text, two pictures, none: prompts of 8, 9, 6 and 3 text tokens in one batch.
 ROWS = ((3, 5), (7, 2), (2, 1, 3), (3,))
-NEW = 3  # tokens generated for each
-CAPACITY = 16
+NEW = 64  # tokens generated for each
+CAPACITY = 80
 
 
 @cache
@@ -35,7 +35,7 @@ def params(arch: Architecture) -> Any:
 def streams(arch: Architecture) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A batch of prompts, and the same rows with `NEW` tokens after the prompt."""
     prompts = [testing.random_example(arch, texts, seed=seed, num_targets=0) for seed, texts in enumerate(ROWS)]
-    whole = Window(tiles=4, visual=16, text=14)
+    whole = Window(tiles=4, visual=16, text=11 + NEW)
     full = make_batch([[prompt] for prompt in prompts], whole, arch).arrays
     rng = np.random.default_rng(11)
     for row, prompt in enumerate(prompts):
@@ -106,9 +106,14 @@ def test_the_cache_keeps_visual_keys_only_where_they_are_read_again(arch: Archit
     rest = partial(prefill_rest, bits=bits, capacity=CAPACITY, arch=arch)
     _, cache = jax.eval_shape(rest, params(arch), prefix, prompts)
     num_rows, num_visual = prompts["visual_segments"].shape
-    assert cache.text[0].shape[:3] == (arch.text.num_layers, num_rows, CAPACITY)
-    assert cache.cross[0].shape[0] == (arch.num_blocks if arch.plan == "visor" else 0)
-    assert cache.visual[0].shape[0] == (sum(bits) if arch.plan == "visor" else arch.text.num_layers)
+    joint = [kind is LayerKind.SELF for kind in Plan.of(arch).under(bits)]
+    assert sum(joint) == (sum(bits) if arch.plan == "visor" else arch.text.num_layers)
+    for both, (keys, values) in zip(joint, cache.layers, strict=True):
+        slots = CAPACITY + (num_visual if both else 0)
+        assert keys.shape[:2] == values.shape[:2] == (num_rows, slots)
+    assert [keys.shape[:2] for keys, _ in cache.cross] == [(num_rows, num_visual)] * len(cache.cross)
+    assert len(cache.cross) == (arch.num_blocks if arch.plan == "visor" else 0)
+    assert capacity(cache, bits, arch) == CAPACITY
     assert cache_size(cache) == num_rows * cache_bytes(arch, bits, num_visual, CAPACITY, 4)
 
 
@@ -118,8 +123,31 @@ def test_a_step_adds_one_entry_to_the_text_cache_and_touches_nothing_else() -> N
     _, before = prefilled(VISOR, bits)
     token = np.full(len(ROWS), 7)
     _, after = testing.quick_jit(partial(decode_step, bits=bits, arch=VISOR))(params(VISOR), token, before)
-    jax.tree.map(np.testing.assert_array_equal, (before.cross, before.visual), (after.cross, after.visual))
-    for old, new in zip(before.text, after.text, strict=True):
-        changed = np.any(np.asarray(old) != np.asarray(new), axis=(0, 3, 4))  # [B, C]
-        expected = np.arange(CAPACITY)[None, :] == prompts["routing_index"][:, None]
-        np.testing.assert_array_equal(changed, expected)
+    jax.tree.map(np.testing.assert_array_equal, before.cross, after.cross)
+    held = np.arange(CAPACITY)[None, :] == prompts["routing_index"][:, None]
+    for old, new in zip(before.layers, after.layers, strict=True):
+        for old_array, new_array in zip(old, new, strict=True):
+            changed = np.any(np.asarray(old_array) != np.asarray(new_array), axis=(2, 3))  # [B, (Nv +) C]
+            expected = np.pad(held, ((0, 0), (changed.shape[1] - CAPACITY, 0)))
+            np.testing.assert_array_equal(changed, expected)
+
+
+@pytest.mark.parametrize(("arch", "bits"), [(VISOR, (False, True)), (DENSE, ())])
+def test_a_doubled_cache_holds_the_same_and_says_the_same(arch: Architecture, bits: tuple[bool, ...]) -> None:
+    _, cache = prefilled(arch, bits)
+    larger = doubled(cache, bits, arch)
+    assert capacity(larger, bits, arch) == 2 * CAPACITY
+    token, step = np.full(len(ROWS), 7), testing.quick_jit(partial(decode_step, bits=bits, arch=arch))
+    expected, _ = step(params(arch), token, cache)
+    found, _ = step(params(arch), token, larger)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_step_adds_its_token_in_place() -> None:
+    """With the old cache given away, the compiled program writes into it: it holds no second copy."""
+    bits = (False, True)
+    _, cache = prefilled(VISOR, bits)
+    step = jax.jit(partial(decode_step, bits=bits, arch=VISOR), donate_argnums=2)
+    compiled = step.lower(params(VISOR), np.full(len(ROWS), 7), cache).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache_size(cache)

@@ -13,20 +13,49 @@ from visor_jax import testing
 from visor_jax.model.policy import choose, policy_logits
 
 CHOOSE = jax.jit(choose)
-# Eighths are exact in float32: near-ties that only rounding decides would say nothing about the dial.
-EIGHTHS = st.integers(-80, 80).map(lambda n: n / 8)
+SCORES = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+COSTS = st.floats(1, 2.0**50, width=32)
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(
-    scores=st.lists(EIGHTHS, min_size=5, max_size=5),
-    costs=st.lists(st.integers(1, 1000), min_size=5, max_size=5),
-    dials=st.lists(EIGHTHS, min_size=2, max_size=6),
+    scores=st.lists(st.lists(SCORES, min_size=5, max_size=5), min_size=3, max_size=3),
+    costs=st.lists(st.lists(COSTS, min_size=5, max_size=5), min_size=3, max_size=3),
+    dials=st.lists(st.floats(-1e6, 1e6, width=32, allow_subnormal=False), min_size=2, max_size=6),
 )
 def test_a_higher_dial_never_picks_a_cheaper_budget(scores, costs, dials) -> None:
-    found = [int(CHOOSE(jnp.array([scores]), jnp.array(costs, jnp.float32), dial)[0]) for dial in sorted(dials)]
-    chosen_costs = [costs[index] for index in found]
-    assert chosen_costs == sorted(chosen_costs)
+    """For no sample, hence not on average, whatever the policy says and the budgets cost, near-ties included."""
+    scores, costs = np.array(scores, np.float32), np.array(costs, np.float32)
+    before = np.zeros(3)
+    for dial in sorted(dials):
+        found = np.asarray(CHOOSE(scores, costs, np.float32(dial)))
+        now = np.take_along_axis(costs, found[:, None], axis=1)[:, 0].astype(float)
+        assert (now >= before).all() and now.mean() >= before.mean()
+        before = now
+
+
+@hypothesis.settings(max_examples=150)
+@hypothesis.given(
+    scores=st.lists(st.integers(-40, 40), min_size=5, max_size=5),
+    powers=st.lists(st.integers(0, 6), min_size=5, max_size=5),
+    dial=st.integers(-8, 8),
+)
+def test_the_choice_is_the_best_shifted_score_and_of_equals_the_cheaper(scores, powers, dial) -> None:
+    """Costs are powers of two and scores multiples of log 2, so that ties are ties."""
+    unit = float(np.log(np.float32(2)))
+    found = int(CHOOSE(np.array([scores], np.float32) * np.float32(unit), np.float32(2) ** np.array(powers), dial)[0])
+    shifted = [score + dial * (power - min(powers)) for score, power in zip(scores, powers, strict=True)]
+    best = [index for index in range(5) if shifted[index] == max(shifted)]
+    near = [index for index in range(5) if shifted[index] >= max(shifted) - 1e-3]
+    assert found in near
+    if dial == 0:
+        assert found == min(best, key=lambda index: (powers[index], index))
+
+
+def test_costs_may_be_those_of_all_samples_or_of_each() -> None:
+    scores = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    assert CHOOSE(scores, jnp.array([1.0, 2.0]), 2.0).tolist() == [1, 1]
+    assert CHOOSE(scores, jnp.array([[1.0, 2.0], [2.0, 1.0]]), -2.0).tolist() == [0, 1]
 
 
 def test_the_ends_of_the_dial() -> None:

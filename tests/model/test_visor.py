@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -58,6 +59,20 @@ def test_packed_rows_equal_separate_rows(budget) -> None:
     alone = logits_by_example(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget)
     for found, expected in zip(logits_by_example(packed, budget), alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_budgets_of_a_mixed_batch_are_honoured_sample_by_sample() -> None:
+    """Rows of different pictures and texts, each under its own budget: the logits that each has alone under it."""
+    batch = make_batch([[e] for e in examples()], SEPARATE, ARCH)
+    alone = {budget: logits_by_example(batch, [budget] * 4) for budget in itertools.product((False, True), repeat=2)}
+    for budget, found in alone.items():
+        for all_rows, own in zip(logits_by_example(batch, budget), found, strict=True):
+            np.testing.assert_allclose(own, all_rows, atol=1e-5)
+    *with_pictures, _ = zip(*alone.values(), strict=True)
+    assert all(np.abs(a - b).max() > 1e-3 for row in with_pictures for a, b in itertools.combinations(row, 2))
+    for mixed in itertools.permutations(alone):
+        for row, found in enumerate(logits_by_example(batch, mixed)):
+            np.testing.assert_allclose(found, alone[mixed[row]][row], atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -57,6 +57,14 @@ class ChatTokenizer:
             raise RequestError(f"{self.name}: no added token {token!r}; it has {', '.join(sorted(added)) or 'none'}")
         return added[token]
 
+    def single(self, text: str) -> int:
+        """Id of the one token that `text` is: an added token, or plain text; raises RequestError if it is several."""
+        added = {item.content: number for number, item in self._tokenizer.get_added_tokens_decoder().items()}
+        ids = [added[text]] if text in added else self._encode(text)
+        if len(ids) != 1:
+            raise RequestError(f"{self.name}: {text!r} is {len(ids)} tokens, expected one")
+        return ids[0]
+
     def word_ids(self, word: str) -> tuple[int, int]:
         """Ids of the tokens that end `word` at a text's start and `word` after a space.
 

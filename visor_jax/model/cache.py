@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
+from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.attention.base import widened
-from visor_jax.model.decoder import KINDS, KeysValues, Record, Stream, at, cross_attention, run_layers
+from visor_jax.model.decoder import KINDS, KeysValues, Record, at, cross_attention, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
@@ -29,15 +30,16 @@ PREFIX_LAYERS = range(2)  # what comes before the first optional self-attention 
 
 
 class Cache(NamedTuple):
-    """Keys and values of what may be read again; the first axis of each counts layers of its kind.
+    """Keys and values of what may be read again: one pair of arrays a layer, each of its own, so that nothing is copied
+    when a token is added.
 
-    `text` [L, B, C, K, E], `cross` [blocks, B, Nv, Kc, E], `visual` [self-attention layers on, B, Nv, K, E]: pairs of
-    keys and values. `lengths` [B] counts the text tokens held, `positions` [B] is the next token's position id.
+    `layers`: for every decoder layer [B, C, K, E] with C text slots; in a self-attention layer [B, Nv + C, K, E], the
+    visual slots first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text tokens
+    held, `positions` [B] is the next token's position id.
     """
 
-    text: KeysValues
-    cross: KeysValues
-    visual: KeysValues
+    layers: tuple[KeysValues, ...]
+    cross: tuple[KeysValues, ...]
     visual_segments: Int[Array, "B Nv"]
     lengths: Int[Array, " B"]
     positions: Int[Array, " B"]
@@ -102,25 +104,16 @@ def prefill_rest(
     _, text = run_layers(params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record)
     lengths = jnp.sum(batch["text_segments"] > 0, axis=1)
     last = jnp.take_along_axis(text, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    room = ((0, 0), (0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
-    keys, values = stack(recorded["text"], stream, arch)
-    cache = Cache(
-        (jnp.pad(keys, room), jnp.pad(values, room)),
-        stack(recorded["cross"], stream, arch),
-        stack(recorded["self"], stream, arch),
-        stream.visual_segments,
-        lengths,
-        batch["routing_position"],
-    )
+    room = ((0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
+    visual, layers = iter(recorded["self"]), []
+    for kind, own in zip(Plan.of(arch).under(bits), recorded["text"], strict=True):
+        own = jax.tree.map(lambda x: jnp.pad(x, room), own)
+        if kind is LayerKind.SELF:
+            own = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), next(visual), own)
+        layers.append(own)
+    crosses = tuple(recorded["cross"])
+    cache = Cache(tuple(layers), crosses, stream.visual_segments, lengths, batch["routing_position"])
     return last_logits(params, last, arch), cache
-
-
-def stack(layers: list[KeysValues], stream: Stream, arch: Architecture) -> KeysValues:
-    """Keys and values of several layers as one pair with a leading axis, which may be empty."""
-    if not layers:
-        shape = (0, *stream.visual_positions.shape, arch.text.num_kv_heads, arch.text.head_dim)
-        return jnp.zeros(shape), jnp.zeros(shape)
-    return jnp.stack([keys for keys, _ in layers]), jnp.stack([values for _, values in layers])
 
 
 def last_logits(params: Params, hidden: Float[Array, "B D"], arch: Architecture) -> Float[Array, "B V"]:
@@ -134,33 +127,38 @@ def decode_step(
     """Append one token to every row: the logits of the next, and the cache that now holds it."""
     x = embed(params, token[:, None])
     rope = rotary(cache.positions[:, None], arch.text)
-    keys, values = cache.text
-    rows, capacity = jnp.arange(token.shape[0]), keys.shape[2]
-    held = jnp.arange(capacity)[None, :] <= cache.lengths[:, None]
-    read_cross = read_visual = 0
-    for index in range(arch.text.num_layers):
-        block, kind = divmod(index, 3)
+    rows, room = jnp.arange(token.shape[0]), capacity(cache, bits, arch)
+    held = jnp.arange(room)[None, :] <= cache.lengths[:, None]
+    of_both = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
+    crosses, layers = iter(cache.cross), []
+    for index, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
+        block, place = divmod(index, 3)
         tail = index - 3 * arch.num_blocks
-        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[kind]], block)
-        if arch.plan == "visor" and tail < 0 and KINDS[kind] == "cross":
-            seen = (cache.cross[0][read_cross], cache.cross[1][read_cross])
+        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[place]], block)
+        if kind is LayerKind.CROSS:
             cross = at(params["blocks"]["cross_attention"], block)
             segments = jnp.ones_like(cache.positions)[:, None]
-            x = cross_attention(cross, x, seen, segments, cache.visual_segments, arch.text)
-            read_cross += 1
+            x = cross_attention(cross, x, next(crosses), segments, cache.visual_segments, arch.text)
         query, key, value = project_qkv(layer, x, rope, arch.text)
-        keys = keys.at[index, rows, cache.lengths].set(key[:, 0])
-        values = values.at[index, rows, cache.lengths].set(value[:, 0])
-        layer_keys, layer_values, seen_segments = keys[index], values[index], held
-        if arch.plan == "dense" or (tail < 0 and KINDS[kind] == "self" and bits[block]):
-            layer_keys = jnp.concatenate([cache.visual[0][read_visual], layer_keys], axis=1)
-            layer_values = jnp.concatenate([cache.visual[1][read_visual], layer_values], axis=1)
-            seen_segments = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
-            read_visual += 1
-        attended = attention(query, layer_keys, layer_values, mask=one_query_mask(seen_segments))
-        x = finish_layer(layer, x, attended, arch.text)
-    cache = cache._replace(text=(keys, values), lengths=cache.lengths + 1, positions=cache.positions + 1)
+        slot = keys.shape[1] - room + cache.lengths
+        keys, values = keys.at[rows, slot].set(key[:, 0]), values.at[rows, slot].set(value[:, 0])
+        layers.append((keys, values))
+        visible = of_both if kind is LayerKind.SELF else held
+        x = finish_layer(layer, x, attention(query, keys, values, mask=one_query_mask(visible)), arch.text)
+    cache = cache._replace(layers=tuple(layers), lengths=cache.lengths + 1, positions=cache.positions + 1)
     return last_logits(params, x[:, 0], arch), cache
+
+
+def capacity(cache: Cache, bits: Sequence[bool], arch: Architecture) -> int:
+    """How many text tokens a cache has room for."""
+    is_joint = Plan.of(arch).under(bits)[0] is LayerKind.SELF
+    return cache.layers[0][0].shape[1] - (cache.visual_segments.shape[1] if is_joint else 0)
+
+
+def doubled(cache: Cache, bits: Sequence[bool], arch: Architecture) -> Cache:
+    """The cache with room for twice as many text tokens."""
+    room = ((0, 0), (0, capacity(cache, bits, arch)), (0, 0), (0, 0))
+    return cache._replace(layers=jax.tree.map(lambda x: jnp.pad(x, room), cache.layers))
 
 
 def one_query_mask(visible: Bool[Array, "B T"]) -> AttentionMask:
@@ -172,4 +170,4 @@ def one_query_mask(visible: Bool[Array, "B T"]) -> AttentionMask:
 
 def cache_size(cache: Cache) -> int:
     """Bytes of all keys and values held."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.text, cache.cross, cache.visual)))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))

@@ -38,8 +38,18 @@ def choose(logits: Float[Array, "B M"], costs: Float[Array, "*B viable"], dial: 
     """Index of each sample's budget.
 
     `costs` are those of the viable budgets, for all samples alike or for each. `dial` shifts the trade between cost and
-    accuracy: each budget's score gains dial * log(cost / cheapest cost), so
-    that a higher dial never picks a cheaper budget for any sample.
+    accuracy: each budget's score gains dial * log(cost / cheapest cost), and the best wins, of equals the cheaper.
+
+    For every budget this works out the dial from which it beats all cheaper ones, and takes the dearest that the dial
+    has passed. That is the same budget, and since a higher dial passes more of them, it never picks a cheaper budget
+    for any sample, rounding or not.
     """
-    shift = dial * jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
-    return jnp.argmax(logits[..., : costs.shape[-1]] + shift, axis=-1)
+    scores, own, other = logits[..., : costs.shape[-1]], costs[..., :, None], costs[..., None, :]
+    steps = jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
+    behind = scores[..., None, :] - scores[..., :, None]  # [B, i, j]: by how much i's score is below j's
+    dearer = jnp.maximum(steps[..., :, None] - steps[..., None, :], jnp.finfo(steps.dtype).tiny)
+    index = jnp.arange(costs.shape[-1])
+    outdone = (own == other) & ((behind > 0) | ((behind == 0) & (index[None, :] < index[:, None])))
+    passed_from = jnp.where(own > other, behind / dearer, jnp.where(outdone, jnp.inf, -jnp.inf))
+    passed = jnp.max(passed_from, axis=-1) < dial
+    return jnp.argmax(jnp.where(passed, costs, -jnp.inf), axis=-1)

@@ -1,0 +1,123 @@
+"""What one program for all budgets costs: the dynamic decoder's time over that of the program made for one budget.
+
+    python benchmarks/specialize.py --config configs/llava_ov_0p5b.py --visual 2929 --dtype bfloat16
+    python benchmarks/specialize.py --tiny
+
+For every budget of a model with up to four slots, for one of each number of slots otherwise (`--every`: all). Both
+programs run in turn in every round, so that a change of load hits both alike; the overhead is the median over rounds of
+the ratio of their times, with quartiles, and the largest difference of their outputs stands beside it. Out:
+`benchmarks/results/specialize.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, all_subsets, budget_name
+from visor_jax.config import architecture, load_config
+from visor_jax.model.decoder import Stream, decode, specialize
+from visor_jax.testing import random_params, tiny_architecture
+
+RESULT = Path(__file__).resolve().parent / "results" / "specialize.json"
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parsed(argv)
+    arch = tiny_architecture(4) if args.tiny else architecture(load_config(args.config, []))
+    params = random_params(arch)
+    layers = {name: params[name] for name in ("blocks", "tail") if name in params}
+    layers = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), layers)
+    inputs = layers, *random_inputs(arch, args.visual, args.text, args.dtype)
+    traced: list[str] = []  # grows while tracing only: by one for each program that is compiled
+
+    def any_budget(layers, v, t, stream, on):
+        traced.append("decode")
+        return decode(layers, v, t, stream, on, arch)
+
+    dynamic = jax.jit(any_budget)
+    result: dict[str, Any] = {
+        "arguments": {**vars(args), "out": str(args.out)},
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "budgets": {},
+    }
+    for bits in chosen(arch, args.every):
+        row = compared(dynamic, jax.jit(specialize(bits, arch)), inputs, bits, args.repeats)
+        result["budgets"][budget_name(bits)] = row
+        low, middle, high = row["overhead_quartiles"]
+        print(f"{budget_name(bits):<12} dynamic / specialised {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
+    result["dynamic_programs_compiled"] = len(traced)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--config", help="of the model")
+    size.add_argument("--tiny", action="store_true", help="a model of four layers, to see that this runs")
+    parser.add_argument("--visual", type=int, default=64, help="visual tokens")
+    parser.add_argument("--text", type=int, default=64, help="text tokens")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds")
+    parser.add_argument("--every", action="store_true", help="every subset of the slots")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    return parser.parse_args(argv)
+
+
+def chosen(arch: Architecture, every: bool) -> list[Bits]:
+    """The budgets to measure, cheapest first."""
+    slots = arch.num_slots
+    if every or slots <= 4:
+        return all_subsets(slots)
+    return [tuple(slot < count for slot in range(slots)) for count in range(slots + 1)]
+
+
+def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tuple[jax.Array, jax.Array, Stream]:
+    """One sample: V [1, visual, D], then T [1, text, D]."""
+    keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
+    v, t = (jax.random.normal(k, (1, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
+    positions, ones = jnp.arange(visual + text)[None], jnp.ones((1, visual + text), jnp.int32)
+    stream = Stream(positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:])
+    return v, t, stream
+
+
+def compared(
+    dynamic: Callable[..., Any], special: Callable[..., Any], inputs: tuple[Any, ...], bits: Bits, repeats: int
+) -> dict[str, Any]:
+    """Both programs under one budget: seconds and their ratio over the rounds, and how far their outputs differ."""
+    runs = (lambda: dynamic(*inputs, jnp.asarray(bits, bool)), lambda: special(*inputs))
+    ours, theirs = (jax.block_until_ready(run()) for run in runs)  # compiles both
+    difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(ours, theirs, strict=True))
+    rounds = np.array([[seconds(run) for run in runs] for _ in range(repeats)])  # [repeats, 2]
+
+    def quartiles(values: np.ndarray) -> list[float]:
+        return np.percentile(values, [25, 50, 75]).tolist()
+
+    return {
+        "dynamic_seconds_quartiles": quartiles(rounds[:, 0]),
+        "specialised_seconds_quartiles": quartiles(rounds[:, 1]),
+        "overhead_quartiles": quartiles(rounds[:, 0] / rounds[:, 1]),
+        "max_difference": difference,
+    }
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

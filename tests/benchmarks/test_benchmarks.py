@@ -1,0 +1,47 @@
+"""The benchmark scripts run, at a tiny size, and write what they promise. Their timings are not looked at."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from visor_jax import testing
+from visor_jax.budget import cache_bytes
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def ran(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    """What a script wrote."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main([*arguments, f"--out={tmp_path / 'result.json'}"])
+    return json.loads((tmp_path / "result.json").read_text())
+
+
+def test_specialize(tmp_path: Path) -> None:
+    found = ran("specialize", tmp_path, "--tiny", "--visual=9", "--text=6", "--repeats=3")
+    assert list(found["budgets"]) == ["empty", "full"]
+    assert found["dynamic_programs_compiled"] == 1, "one program serves every budget"
+    for row in found["budgets"].values():
+        low, middle, high = row["overhead_quartiles"]
+        assert 0 < low <= middle <= high
+        assert row["max_difference"] < 1e-4
+
+
+def test_generate(tmp_path: Path) -> None:
+    found = ran("generate", tmp_path, "--tiny", "--image=16x8", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2")
+    assert list(found["budgets"]) == ["empty", "full", "dense"]
+    arch, visual = testing.tiny_architecture(4), found["visual_tokens"]
+    for name, bits in (("empty", (False,)), ("full", (True,))):
+        for length, row in found["budgets"][name]["lengths"].items():
+            assert row["cache_bytes"] == cache_bytes(arch, bits, visual, 6 + int(length) - 1, 4) <= row["held_bytes"]
+            assert 0 < row["tokens_per_second"]["q1"] <= row["tokens_per_second"]["q3"] and row["over_dense"]["q1"] > 0
+    assert found["budgets"]["dense"]["lengths"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}

@@ -1,0 +1,298 @@
+"""Answers of an untrained model: they are what the full forward pass says, alone, in batches and in streams."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from visor_jax import testing
+from visor_jax.api import Visor
+from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.data.collate import Example
+from visor_jax.errors import RequestError
+from visor_jax.generate.answer import Answer
+from visor_jax.generate.engine import Engine, Looked
+from visor_jax.generate.request import Bits
+
+pytestmark = pytest.mark.usefixtures("quick")
+TOKENIZER = testing.glyphs_tokenizer()
+VIABLE = [(False,), (True,)]
+WIDE, TALL, SMALL = (testing.random_picture(*size, seed=i) for i, size in enumerate([(20, 90), (40, 9), (8, 8)]))
+QUESTIONS = [
+    (WIDE, "Which digit is below A?"),
+    ([], "No picture at all: what colour is it, and why?"),
+    (TALL, "What?"),
+    ([SMALL, WIDE], "Is <image> or <image> red?"),
+]
+
+
+def architecture(plan: str) -> Any:
+    arch = testing.tiny_architecture(4, plan=plan)  # one super-block and one layer more
+    return dataclasses.replace(arch, text=dataclasses.replace(arch.text, vocab_size=TOKENIZER.vocab_size))
+
+
+def made(plan: str = "visor", **settings: Any) -> Visor:
+    arch = architecture(plan)
+    viable = VIABLE if plan == "visor" else []
+    return Visor(testing.random_params(arch), arch, TOKENIZER, viable, **settings)
+
+
+@pytest.fixture(scope="module")
+def model() -> Visor:
+    return made(has_policy=True, searched=True)
+
+
+@pytest.fixture(scope="module")
+def dense() -> Visor:
+    return made("dense")
+
+
+def timeless(answer: Answer) -> Answer:
+    return dataclasses.replace(answer, seconds=0.0, seconds_to_first_token=0.0)
+
+
+class Spy:
+    """Writes down what the engine is asked to do, and every token that it says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.looked: list[tuple[Example, Looked]] = []
+        self.batches: list[tuple[Bits, list[Looked]]] = []
+        self.said: dict[int, list[int]] = {}  # by the id of what was looked at
+        look, tokens = Engine.look, Engine.tokens
+
+        def spied_look(engine: Engine, prompt: Example, **settings: Any) -> Looked:
+            self.looked.append((prompt, look(engine, prompt, **settings)))
+            return self.looked[-1][1]
+
+        def spied_tokens(engine: Engine, rows: Sequence[Looked], bits: Bits, *rest: Any) -> Iterator[list[int | None]]:
+            self.batches.append((bits, list(rows)))
+            for step in tokens(engine, rows, bits, *rest):
+                for row, token in zip(rows, step, strict=True):
+                    self.said.setdefault(id(row), []).extend([] if token is None else [token])
+                yield step
+
+        monkeypatch.setattr(Engine, "look", spied_look)
+        monkeypatch.setattr(Engine, "tokens", spied_tokens)
+
+    def tokens(self, number: int) -> list[int]:
+        """What was said to the prompt that was looked at as `number`."""
+        return self.said[id(self.looked[number][1])]
+
+
+def with_answer(prompt: Example, tokens: list[int]) -> Example:
+    """The prompt with tokens of an answer behind it."""
+    count = len(tokens)
+    return dataclasses.replace(
+        prompt,
+        text_tokens=np.append(prompt.text_tokens, np.array(tokens, np.int32)),
+        text_positions=np.append(prompt.text_positions, prompt.length + np.arange(count, dtype=np.int32)),
+        loss_mask=np.append(prompt.loss_mask, np.zeros(count, bool)),
+        turn_index=np.append(prompt.turn_index, np.full(count, -1, np.int32)),
+        length=prompt.length + count,
+    )
+
+
+def best_tokens(model: Visor, prompt: Example, tokens: list[int], bits: Bits) -> list[int]:
+    """What one full forward pass over prompt and answer finds best, where each of the answer's tokens stands."""
+    scores = model._engine.logits(with_answer(prompt, tokens[:-1]), bits)[-len(tokens) :].copy()
+    scores[:, TOKENIZER.image_token_id] = -np.inf
+    return scores.argmax(axis=-1).tolist()
+
+
+# --- the full forward pass --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", ["empty", "full", "dense"])
+def test_greedy_answers_are_those_of_the_full_forward_pass(
+    budget: str, model: Visor, dense: Visor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of questions that differ in length and in number and size of pictures."""
+    asked, name = (dense, "full") if budget == "dense" else (model, budget)
+    spy = Spy(monkeypatch)
+    answers = asked.answer_many(QUESTIONS, name, max_new_tokens=6)
+    for number, answer in enumerate(answers):
+        prompt, tokens = spy.looked[number][0], spy.tokens(number)
+        bits = () if budget == "dense" else ((budget == "full"),)
+        assert best_tokens(asked, prompt, tokens, bits) == tokens and 1 <= len(tokens) <= 6
+        assert answer.text == TOKENIZER.decode(tokens) and answer.budget == budget
+        assert answer.complete == (tokens[-1] == TOKENIZER.end_token_id)
+    ((_, rows),) = spy.batches
+    assert len(rows) == 4 and len({row.window for row in rows}) > 2, "one batch, rows of several sizes"
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_many_are_answered_by_route_exactly_as_one_by_one(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"max_new_tokens": 5, "temperature": 1.3, "top_p": 0.9, "seed": 5}
+    alone = [model.answer(*question, **settings) for question in QUESTIONS]
+    spy = Spy(monkeypatch)
+    together = model.answer_many(QUESTIONS, **settings)
+    assert [timeless(answer) for answer in together] == [timeless(answer) for answer in alone]
+    assert len(spy.looked) == len(QUESTIONS), "what all budgets share is computed once, not again after routing"
+    routes = Counter({budget_name(bits): len(rows) for bits, rows in spy.batches})
+    assert routes == Counter(answer.budget for answer in alone) and len(routes) == 2
+    assert model.answer_many([]) == []
+
+
+def test_more_questions_than_are_looked_at_at_once(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    monkeypatch.setattr("visor_jax.api.AT_ONCE", 3)
+    spy = Spy(monkeypatch)
+    found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    assert [timeless(answer) for answer in found] == [timeless(answer) for answer in expected]
+    assert [len(rows) for _, rows in spy.batches] == [3, 1]
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compilations() -> list[str]:
+    """Grows by one with every program that is traced or compiled."""
+    found: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: found.append(name) if "/compile/" in name else None
+    )
+    return found
+
+
+def test_another_question_of_another_length_compiles_nothing(compilations: list[str]) -> None:
+    model = made(has_policy=True, searched=True)
+
+    def ask(picture: np.ndarray, question: str, **settings: Any) -> None:
+        for budget in ("auto", "empty", "full"):
+            model.answer(picture, question, budget, **settings)
+        model.route(picture, question)
+
+    before = len(compilations)
+    ask(testing.random_picture(20, 90, seed=1), "What?", max_new_tokens=9, temperature=0.5)
+    warm = len(compilations)
+    assert warm > before
+    other = testing.random_picture(21, 85, seed=2)
+    ask(other, "What is that, above the ring and left of B?", max_new_tokens=15, temperature=0.7, top_p=0.8, seed=3)
+    assert compilations[warm:] == []
+
+
+def test_a_long_answer_outgrows_its_cache(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache starts with room for 64 text tokens and doubles, twice here."""
+    spy = Spy(monkeypatch)
+    answer = model.answer(*QUESTIONS[0], "full", max_new_tokens=120)
+    prompt, tokens = spy.looked[0][0], spy.tokens(0)
+    assert len(tokens) == 120 and prompt.size.text + 119 > 2 * 64
+    assert best_tokens(model, prompt, tokens, (True,)) == tokens
+    assert answer.text == TOKENIZER.decode(tokens) and not answer.complete
+    assert answer.cache_bytes == cache_bytes(model.arch, (True,), prompt.size.visual, prompt.size.text + 119, 4)
+
+
+# --- receipts ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_receipt_counts_what_ran(model: Visor) -> None:
+    for question in QUESTIONS[:2]:
+        prompt, answer = model._prompt(*question).size, model.answer(*question, max_new_tokens=4)
+        bits = next(bits for bits in VIABLE if budget_name(bits) == answer.budget)
+        assert not answer.complete, "three of the four tokens were fed back"
+        expected = decoder_flops(model.arch, bits, prompt.visual, prompt.text)
+        expected += route_flops(model.arch, prompt.visual, prompt.text)
+        expected += sum(decode_flops(model.arch, bits, prompt.visual, prompt.text + n) for n in (1, 2, 3))
+        assert answer.decoder_flops == pytest.approx(expected)
+        assert answer.flops - answer.decoder_flops == pytest.approx(tower_flops(model.arch, prompt.tiles))
+        assert answer.cache_bytes == cache_bytes(model.arch, bits, prompt.visual, prompt.text + 3, 4)
+        assert 0 < answer.seconds_to_first_token < answer.seconds
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def test_stop_tokens_end_an_answer_and_are_not_in_it(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    question, spy = QUESTIONS[0], Spy(monkeypatch)
+    model.answer(*question, "full", max_new_tokens=12)
+    tokens = spy.tokens(0)
+    texts = [TOKENIZER.decode([token]) for token in tokens]
+    at = next(i for i in range(1, 12) if tokens[i] not in tokens[:i] and TOKENIZER.encode(texts[i]) == [tokens[i]])
+    answer = model.answer(*question, "full", max_new_tokens=12, stop=[texts[at], "<|endoftext|>"])
+    assert answer.text == TOKENIZER.decode(tokens[:at]) and answer.complete
+    for stop, text in ((tokens[at], answer.text), (tokens[0], "")):
+        monkeypatch.setattr(model, "stop_token_ids", frozenset({stop}))
+        found = model.answer(*question, "full", max_new_tokens=12)
+        assert (found.text, found.complete) == (text, True)
+
+
+def test_each_row_of_a_batch_ends_on_its_own(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    longer = [spy.tokens(number) for number in range(len(QUESTIONS))]
+    stop = next(token for tokens in longer for token in tokens if not all(token in others for others in longer))
+    monkeypatch.setattr(model, "stop_token_ids", frozenset({stop}))
+    found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    for tokens, answer in zip(longer, found, strict=True):
+        end = tokens.index(stop) if stop in tokens else 6
+        assert (answer.text, answer.complete) == (TOKENIZER.decode(tokens[:end]), stop in tokens)
+    assert len({answer.complete for answer in found}) == 2
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "seed": 1}])
+def test_a_stream_is_the_answer_in_pieces(settings: dict[str, Any], model: Visor) -> None:
+    stream = model.stream(*QUESTIONS[0], max_new_tokens=20, **settings)
+    pieces = list(stream)
+    answer = model.answer(*QUESTIONS[0], max_new_tokens=20, **settings)
+    assert "".join(pieces) == answer.text and len(pieces) > 3 and all(pieces)
+    assert timeless(stream.answer) == timeless(answer)
+    assert list(stream) == [], "what was handed out is not handed out again"
+
+
+def test_the_receipt_of_a_stream_waits_for_its_end(model: Visor) -> None:
+    stream = model.stream(*QUESTIONS[0], max_new_tokens=8)
+    first = next(stream)
+    assert stream.answer.text.startswith(first) and len(stream.answer.text) > len(first)
+
+
+def test_seeds(model: Visor) -> None:
+    texts = [
+        model.answer(*QUESTIONS[0], "empty", max_new_tokens=12, temperature=2.0, seed=seed).text
+        for seed in (0, 0, 1, 2)
+    ]
+    assert texts[0] == texts[1] and len(set(texts)) == 3
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": "0b01"}, "'0b01' has 2 bits, the model has 1 slots"),
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_p": 0.0}, "top_p=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"stop": ["several tokens"]}, r"'several tokens' is \d+ tokens, expected one"),
+        ({"stop": [""]}, "'' is 0 tokens"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_runs(
+    settings: dict[str, Any], message: str, model: Visor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    for ask in (model.answer, model.stream, lambda *question, **how: model.answer_many([question], **how)):
+        with pytest.raises(RequestError, match=message):
+            ask(*QUESTIONS[0], **settings)
+    assert spy.looked == []
+
+
+def test_a_searched_model_takes_viable_budgets_only(model: Visor) -> None:
+    some = Visor(model.params, model.arch, TOKENIZER, VIABLE[:1], searched=True)
+    with pytest.raises(RequestError, match="budget 'full' is not viable: expected one of empty"):
+        some.answer(*QUESTIONS[0], "full")
+    unsearched = Visor(model.params, model.arch, TOKENIZER, VIABLE[:1])
+    assert unsearched.answer(*QUESTIONS[0], "full", max_new_tokens=1).budget == "full"

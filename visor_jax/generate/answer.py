@@ -1,0 +1,108 @@
+"""Answers with their receipts, and the stream that an answer comes in.
+
+In: tokens as they are chosen, the prompt's size, the budget. Out: an `Answer`; FLOPs and cache bytes by the formulas of
+`visor_jax.budget`, counted for the sample itself, without padding and without the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.data.collate import Window
+
+Bits = tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and its receipt.
+
+    Attributes:
+      text: the answer, without special tokens.
+      budget: name of the budget it was given under.
+      flops: all FLOPs of this answer: tower, connector, routing, prefill and every decoding step.
+      seconds_to_first_token, seconds: wall time spent on its picture and prompt and then on the batch it was answered
+        in, until its first and its last token; compilation included when a shape was new.
+      cache_bytes: keys and values held for this sample at the end of the answer.
+      decoder_flops: those of the decoder (and routing) alone.
+      complete: whether the model ended it; False where `max_new_tokens` did.
+    """
+
+    text: str
+    budget: str
+    flops: float
+    seconds_to_first_token: float
+    seconds: float
+    cache_bytes: int
+    decoder_flops: float
+    complete: bool
+
+
+@dataclass
+class Draft:
+    """An answer in the making: its tokens so far, and what it costs."""
+
+    size: Window
+    bits: Bits
+    routed: bool
+    spent: float  # seconds, before the batch began
+    tokens: list[int] = field(default_factory=list)
+    complete: bool = False
+    first: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, token: int, is_stop: bool, seconds: float) -> None:
+        """One token more, `seconds` after its batch began; a stop token ends the answer and is none of its tokens."""
+        self.seconds = self.spent + seconds
+        if not self.tokens:
+            self.first = self.seconds
+        if is_stop:
+            self.complete = True
+        else:
+            self.tokens.append(token)
+
+    def answer(self, text: str, arch: Architecture, bytes_per_value: int) -> Answer:
+        """The finished answer. Its last token was never fed back if it was cut off there."""
+        visual, prompt = self.size.visual, self.size.text
+        fed = len(self.tokens) if self.complete else len(self.tokens) - 1
+        decoder = decoder_flops(arch, self.bits, visual, prompt)
+        decoder += sum(decode_flops(arch, self.bits, visual, prompt + step) for step in range(1, fed + 1))
+        if self.routed:
+            decoder += route_flops(arch, visual, prompt)
+        return Answer(
+            text=text,
+            budget=budget_name(self.bits) if self.bits else "dense",
+            flops=decoder + tower_flops(arch, self.size.tiles),
+            seconds_to_first_token=self.first,
+            seconds=self.seconds,
+            cache_bytes=cache_bytes(arch, self.bits, visual, prompt + fed, bytes_per_value),
+            decoder_flops=decoder,
+            complete=self.complete,
+        )
+
+
+class Stream(Iterator[str]):
+    """Pieces of one answer's text, each of whole characters, as they come; together they are `answer.text`."""
+
+    def __init__(self, pieces: Generator[str, None, Answer]):
+        self._pieces = pieces
+        self._answer: Answer | None = None
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._answer = self._answer or end.value
+            raise StopIteration from None
+
+    @property
+    def answer(self) -> Answer:
+        """The answer with its receipt; what has not come yet is waited for."""
+        for _ in self:
+            pass
+        if self._answer is None:
+            raise RuntimeError("this stream ended by an error, there is no answer")
+        return self._answer

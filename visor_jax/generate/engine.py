@@ -1,0 +1,182 @@
+"""The compiled programs of generation, and the loop that runs them.
+
+In: prompts (`Example`s) of one model. Out: for a batch of them, step by step, one token a row. A prompt passes three
+doors: `look` (tower and the layers that all budgets share, one prompt at a time), the choice of a budget, which is the
+caller's, and `tokens` (the other layers and decoding, in batches of one budget). What `look` computed is never computed
+again.
+
+Every program is compiled for buckets of shapes (`visor_jax.generate.shapes`); temperature, top-p, seed and step are its
+arguments, so that other values compile nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from visor_jax.architecture import Architecture
+from visor_jax.data.collate import Example, Window, make_prompt_batch
+from visor_jax.generate.sampling import Draw, Sampling, select
+from visor_jax.generate.shapes import capacity_of, joined, rows_of, window_of
+from visor_jax.model import cache as caches
+from visor_jax.model.cache import Cache, Prefix
+from visor_jax.model.layers import Params
+from visor_jax.model.policy import choose
+from visor_jax.model.visor import encode, logits
+
+Bits = tuple[bool, ...]
+Arrays = Mapping[str, Any]
+STREAM = ("visual_positions", "visual_segments", "text_positions", "text_segments", "routing_position")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A prompt whose picture was encoded and that went through the layers before the first optional one.
+
+    Attributes:
+      window: the bucket that `prefix` has the shapes of, one row.
+      length: its text tokens.
+      scores: the policy's, [1, M]; None where they were not asked for.
+    """
+
+    prefix: Prefix
+    stream: Arrays
+    window: Window
+    length: int
+    scores: Float[Array, "1 M"] | None
+
+
+class Engine:
+    """The programs of one model; each is compiled when it is first needed and kept."""
+
+    def __init__(self, params: Params, arch: Architecture, num_viable: int, forbidden: int):
+        self.arch = arch
+        self._params, self._num_viable, self._forbidden = params, num_viable, forbidden
+        self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    # --- one prompt ---------------------------------------------------------------------------------------------------
+
+    def look(self, prompt: Example, *, routed: bool) -> Looked:
+        """Encode the pictures and run the layers that every budget shares."""
+        window = window_of(prompt.size)
+        arrays = make_prompt_batch([prompt], window, self.arch).arrays
+        visual = self._program("encode", partial(encode, arch=self.arch))(self._params, arrays)
+        function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
+        without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
+        prefix, scores = self._program(("prefix", routed), function)(self._params, visual, without_tiles)
+        stream = {name: arrays[name] for name in STREAM}
+        return Looked(prefix, stream, window, prompt.size.text, scores)
+
+    def pick(self, looked: Looked, costs: Sequence[float], dial: float) -> int:
+        """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
+        choice = self._program("choose", choose)(looked.scores, np.array(costs, np.float32), np.float32(dial))
+        return int(choice[0])
+
+    def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
+        """Next-token logits at every text token; one program serves all budgets."""
+        arrays = make_prompt_batch([prompt], window_of(prompt.size), self.arch).arrays
+        found = self._program("logits", partial(logits, arch=self.arch))(self._params, arrays, np.array(bits, bool))
+        return np.asarray(found)[0, : prompt.size.text]
+
+    # --- a batch ------------------------------------------------------------------------------------------------------
+
+    def tokens(
+        self,
+        rows: Sequence[Looked],
+        bits: Bits,
+        sampling: Sampling,
+        stops: Collection[int],
+        max_new_tokens: int,
+    ) -> Iterator[list[int | None]]:
+        """Each step's tokens, one a row, stop tokens too; None for a row that has ended."""
+        draw, ended = sampling.draw(), np.zeros(len(rows), bool)
+        token, cache = self._prefill(rows, bits, draw)
+        held = max(row.length for row in rows)
+        for step in range(max_new_tokens):
+            if step:
+                if held == caches.capacity(cache, bits, self.arch):
+                    larger = partial(caches.doubled, bits=bits, arch=self.arch)
+                    cache = self._program(("doubled", bits), larger)(cache)
+                token, cache = self._step(bits)(self._params, token, cache, draw, np.int32(step))
+                held += 1
+            chosen = np.asarray(token)[: len(rows)].tolist()
+            yield [None if over else new for over, new in zip(ended, chosen, strict=True)]
+            ended |= np.isin(chosen, list(stops))
+            if ended.all():
+                return
+
+    def _prefill(self, rows: Sequence[Looked], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
+        """The first token of every row, and the cache; rows of other sizes are padded to a common one first."""
+        window = joined([row.window for row in rows])
+        padded = self._program("padded", in_window, static_argnums=1)
+        wide = [padded((row.prefix, row.stream), (window.visual, window.text)) for row in rows]
+        wide += [wide[0]] * (rows_of(len(rows)) - len(rows))
+        function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
+        return self._program(("rest", bits), function)(self._params, wide, draw)
+
+    def _step(self, bits: Bits) -> Callable[..., Any]:
+        function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
+        return self._program(("step", bits), function, donate_argnums=2)
+
+    def _program(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        if key not in self._programs:
+            self._programs[key] = jax.jit(function, **options)
+        return self._programs[key]
+
+
+# --- what is compiled -------------------------------------------------------------------------------------------------
+
+
+def in_window(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:
+    """One prompt's prefix and stream with the second axis of every array padded to (visual, text) slots."""
+    (visual, text, recorded), stream = row
+
+    def to(size: int, x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
+
+    of_visual, of_text = partial(to, sizes[0]), partial(to, sizes[1])
+    kinds = {"text": of_text, "cross": of_visual, "self": of_visual}
+    recorded = {kind: jax.tree.map(kinds[kind], layers) for kind, layers in recorded.items()}
+    positions = {"routing_position": stream["routing_position"]}
+    visuals = {name: of_visual(x) for name, x in stream.items() if name.startswith("visual_")}
+    texts = {name: of_text(x) for name, x in stream.items() if name.startswith("text_")}
+    return Prefix(of_visual(visual), of_text(text), recorded), {**positions, **visuals, **texts}
+
+
+def prefill(
+    params: Params,
+    rows: Sequence[tuple[Prefix, Arrays]],
+    draw: Draw | None,
+    *,
+    bits: Bits,
+    arch: Architecture,
+    forbidden: int,
+) -> tuple[Int[Array, " B"], Cache]:
+    """Rows of one shape as a batch, through the layers after the prefix: first tokens and the cache."""
+    prefix, stream = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
+    capacity = capacity_of(prefix.text.shape[1] + 1)
+    scores, cache = caches.prefill_rest(params, prefix, stream, bits, capacity, arch)
+    return select(scores, draw, 0, forbidden), cache
+
+
+def decode(
+    params: Params,
+    token: Int[Array, " B"],
+    cache: Cache,
+    draw: Draw | None,
+    step: Int[Array, ""],
+    *,
+    bits: Bits,
+    arch: Architecture,
+    forbidden: int,
+) -> tuple[Int[Array, " B"], Cache]:
+    """One token more in every row: the next one, and the cache that holds it."""
+    scores, cache = caches.decode_step(params, token, cache, bits, arch)
+    return select(scores, draw, step, forbidden), cache

@@ -1,0 +1,90 @@
+"""What is asked, checked before anything is computed: pictures, question, and how the answer is to be given.
+
+In: what a user passes. Out: an `Example` and a `Request`. Whatever is wrong is a `RequestError`, also a sample that
+training would skip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from visor_jax.architecture import Architecture
+from visor_jax.data.collate import Example, encode_prompt, encode_tokens
+from visor_jax.data.sample import SkipSample
+from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError
+from visor_jax.generate.sampling import Sampling
+
+Bits = tuple[bool, ...]
+Picture = Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Request:
+    """How a question is to be answered.
+
+    Attributes:
+      budget: its bits; None where the policy decides.
+      stops: ids of the tokens that end an answer.
+    """
+
+    budget: Bits | None
+    dial: float
+    max_new_tokens: int
+    sampling: Sampling
+    stops: frozenset[int]
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
+        if not math.isfinite(self.dial):
+            raise RequestError(f"dial={self.dial}: expected a finite number")
+
+
+def prompt_of(
+    image: Picture | Sequence[Picture],
+    question: str,
+    tokenizer: ChatTokenizer,
+    arch: Architecture,
+    system: str | None,
+) -> Example:
+    """A question about a picture, several, or none (an empty sequence)."""
+    question = checked_question(question)
+    pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
+    return usable(partial(encode_prompt, pictures, question, tokenizer, arch, system=system))
+
+
+def checked_question(question: str) -> str:
+    if not question.strip():
+        raise RequestError("question: is empty; ask something about the picture")
+    return question
+
+
+def tokens_of(
+    token_ids: Sequence[int], images: Sequence[Picture], tokenizer: ChatTokenizer, arch: Architecture
+) -> Example:
+    """Token ids with one placeholder id per picture."""
+    pictures = [pixels(image) for image in images]
+    return usable(partial(encode_tokens, token_ids, pictures, tokenizer.image_token_id, arch))
+
+
+def pixels(image: Picture) -> np.ndarray:
+    """uint8 [H, W, 3] of a PIL image or an array."""
+    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise RequestError(f"image: expected a PIL image or uint8 [H, W, 3], got {array.dtype} {array.shape}")
+    return array
+
+
+def usable(make: Callable[[], Example]) -> Example:
+    """What `make` gives; a sample that cannot be used is the caller's mistake here."""
+    try:
+        return make()
+    except SkipSample as why:
+        raise RequestError(str(why)) from None

@@ -1,0 +1,82 @@
+"""Which token comes next: the best one, or one drawn by temperature and top-p, reproducibly.
+
+In: logits [B, V] and settings. Out: tokens [B]. The draw at step n depends on the seed, on n and on the row's logits
+alone, so that a question has the same answer in a batch as on its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from visor_jax.errors import RequestError
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+      temperature: logits are divided by it; 0 always takes the best token.
+      top_p: the draw is among the fewest best tokens that together have this probability, after the temperature.
+      seed: of the draws.
+
+    Raises:
+      RequestError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise RequestError(f"temperature={self.temperature}: expected 0 (the best token) or a positive number")
+        if not 0 < self.top_p <= 1:  # NaN is in no range either
+            raise RequestError(f"top_p={self.top_p}: expected more than 0 and at most 1")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise RequestError(f"seed={self.seed}: expected 0 to {MAX_SEED}")
+
+    def draw(self) -> Draw | None:
+        """What `select` takes; None for the best token."""
+        if self.temperature == 0:
+            return None
+        temperature = max(self.temperature, float(np.finfo(np.float32).tiny))  # what XLA does not flush to 0
+        return Draw(np.float32(temperature), np.float32(self.top_p), jax.random.key(self.seed))
+
+
+class Draw(NamedTuple):
+    """`Sampling` as arguments of a compiled program: other values compile nothing new."""
+
+    temperature: np.float32
+    top_p: np.float32
+    key: Array
+
+
+def select(
+    logits: Float[Array, "B V"], draw: Draw | None, step: Int[Array, ""] | int, forbidden: int
+) -> Int[Array, " B"]:
+    """The next token of every row; never `forbidden`, the picture's placeholder, which nobody may say.
+
+    Top-p cuts before the draw: a token stays if those better than it have together less than `top_p`.
+    """
+    logits = logits.at[:, forbidden].set(-jnp.inf)
+    if draw is None:
+        return jnp.argmax(logits, axis=-1)
+    scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / draw.temperature
+    order = jnp.argsort(-scaled, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(scaled, order, axis=-1)
+    probabilities = jax.nn.softmax(ranked)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    ranked = jnp.where((before < draw.top_p) | (draw.top_p >= 1), ranked, -jnp.inf)
+    key = jax.random.fold_in(draw.key, step)
+    rank = jax.vmap(lambda row: jax.random.categorical(key, row))(ranked)  # every row as if it were alone
+    return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
