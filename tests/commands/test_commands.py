@@ -95,10 +95,12 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     talk = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": str(n), "image": picture.name, "conversations": talk} for n in range(3)]
     (picture.parent / "set.json").write_text(json.dumps(records))
-    data = f"--data={picture.parent / 'set.json'}"
+    data, own = f"--data={picture.parent / 'set.json'}", read_json(tiny_copy / "eval" / "test.json")
     found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data, "--benchmark=llava", "--budget=empty")
     row = found["budgets"]["empty"]
     assert row["samples"] == 3 and row["easy"] is None and set(row["tasks"]) == {"all"}
+    assert read_json(tiny_copy / "eval" / "set" / "test.json") == found
+    assert read_json(tiny_copy / "eval" / "test.json") == own, "the run's own evaluation stays"
 
 
 def test_search_label_and_run_of_a_complete_workdir(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

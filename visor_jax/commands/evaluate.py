@@ -1,12 +1,14 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
 `--budget=empty,full,auto,0b100` chooses; `--stage=full` takes an earlier stage's model. With `--data=FILE.json` (or a
-folder that holds one) the questions come from a file in LLaVA's format instead.
+folder that holds one) the questions come from a file in LLaVA's format instead, and the result goes to
+`eval/<file's name>/` in the workdir.
 """
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 HELP = "accuracy and cost of every budget"
@@ -33,9 +35,10 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
-    config = evaluation_data(config, args.benchmark, args.data)
+    own, config = config, evaluation_data(config, args.benchmark, args.data)
+    name = "" if config is own else Path(args.data).stem or args.benchmark
     model = load(workdir.path / args.stage if args.stage else workdir.path)
     budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
-    result = evaluate(config, model, workdir, split=args.split, budgets=budgets)
+    result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
     print_budgets(result)
     return result

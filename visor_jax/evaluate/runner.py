@@ -1,7 +1,8 @@
 """Evaluate a trained model: every viable budget and the policy on a held-out split, with what each answer costs.
 
 In: a workdir with a complete model stage. Out: the object that `visor evaluate --json` prints, also written to
-`eval/<split>.json` together with the dial's curve, the routes by task, and a few example pictures for the report.
+`eval/<split>.json` (other data than the run's own: to `eval/<their name>/<split>.json`) together with the dial's curve,
+the routes by task, and a few example pictures for the report.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,14 +34,21 @@ EXAMPLES_PER_TASK = 2
 
 
 def evaluate(
-    config: Any, model: Visor, workdir: Workdir, *, split: str = "test", budgets: Sequence[str] | None = None
+    config: Any,
+    model: Visor,
+    workdir: Workdir,
+    *,
+    split: str = "test",
+    budgets: Sequence[str] | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """Score `model` on a split and write `eval/<split>.json`.
 
     Args:
+      name: of the data, where they are not the run's own: a folder below `eval/`, so that nothing there is replaced.
       budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
     """
-    asked = wanted_budgets(model, budgets)  # first: a mistake in it is told at once
+    asked, folder = wanted_budgets(model, budgets), workdir.path / "eval" / name  # a mistake is told at once
     found = enumerate(single_turn_samples(config, split, config.evaluate.samples))
     samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
@@ -56,8 +65,8 @@ def evaluate(
         picked = policy_picks(model, scores, 0.0)
         result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
         result["routes"] = routes_by_task(scores, picked)
-        result["examples"] = write_examples(workdir, model, scores, picked, samples)
-    write_json(workdir.path / "eval" / f"{split}.json", result)
+        result["examples"] = write_examples(folder, model, scores, picked, samples)
+    write_json(folder / f"{split}.json", result)
     return result
 
 
@@ -117,9 +126,9 @@ def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, fl
 
 
 def write_examples(
-    workdir: Workdir, model: Visor, scores: Scores, picked: np.ndarray, samples: Sequence[Sample]
+    folder: Path, model: Visor, scores: Scores, picked: np.ndarray, samples: Sequence[Sample]
 ) -> list[dict[str, Any]]:
-    """A few answered questions of every task, with their pictures under `eval/examples/`."""
+    """A few answered questions of every task, with their pictures under `examples/` in the folder."""
     by_id, shown, examples = {sample.id: sample for sample in samples}, Counter[str](), []
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
         if shown[task] >= EXAMPLES_PER_TASK:
@@ -128,7 +137,7 @@ def write_examples(
         sample, bits = by_id[id], model.viable_budgets[picked[index]]
         answer = model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
         name = f"examples/{index}.png"
-        write_bytes(workdir.path / "eval" / name, png(sample.images[0]))
+        write_bytes(folder / name, png(sample.images[0]))
         examples.append(
             {
                 "index": index,
