@@ -1,31 +1,68 @@
 """Which implementation of attention runs: the caller's choice, or one readable table.
 
 In: the arguments of `base.attention` and the name of an implementation, or None. Out: what `base.attention` promises.
+Under a mesh (`jax.set_mesh`) kernels run on each device's samples and heads; XLA's partitioner takes care of the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import jax
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
-from visor_jax.kernels.attention import base, xla_chunked
+from visor_jax.kernels.attention import base, library, tpu, xla_chunked
 from visor_jax.kernels.attention.base import AttentionMask
 
-Implementation = Literal["xla", "xla_chunked"]
+Implementation = Literal["xla", "xla_chunked", "pallas_tpu", "cudnn", "splash", "tokamax"]
+Refusal = Callable[[Array, Array, AttentionMask], str | None]
 
-IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
-    "xla": base.attention,
-    "xla_chunked": xla_chunked.attention,
+
+class Entry(NamedTuple):
+    """An implementation: the function, the platforms it runs on (None: all), and why it cannot serve (q, k, mask)."""
+
+    run: Callable[..., Array]
+    platforms: tuple[str, ...] | None = None
+    refusal: Refusal = lambda q, k, mask: None
+
+    def reason(self, q: Array, k: Array, mask: AttentionMask) -> str | None:
+        if self.platforms is not None and platform() not in self.platforms:
+            return f"it runs on {' or '.join(self.platforms)}, and this is computed on {platform()}"
+        return self.refusal(q, k, mask)
+
+
+IMPLEMENTATIONS: dict[str, Entry] = {
+    "xla": Entry(base.attention),
+    "xla_chunked": Entry(xla_chunked.attention),
+    "pallas_tpu": Entry(tpu.attention, ("tpu",), tpu.refusal),
+    "cudnn": Entry(library.cudnn, ("gpu",), library.cudnn_refusal),
+    "splash": Entry(library.splash, ("tpu",), library.splash_refusal),
+    "tokamax": Entry(library.tokamax, None, library.tokamax_refusal),
 }
 
-# First line whose limit holds: (most logits of one head of one sample, implementation).
-# Small logits stay in cache, and one plain einsum beats a loop; large ones do not fit and need not be kept.
-CHOICE: tuple[tuple[float, Implementation], ...] = (
-    (512 * 512, "xla"),
-    (float("inf"), "xla_chunked"),
+ANY = ("cpu", "gpu", "tpu")
+
+
+class Choice(NamedTuple):
+    """A line of the table: from `least` logits of one head of one sample on, on these platforms, take `name`."""
+
+    least: int
+    platforms: tuple[str, ...]
+    name: Implementation
+
+
+# The first line that holds, and whose implementation can serve, is taken. Small logits stay in cache, and one plain
+# einsum beats a loop; large ones do not fit and need not be kept.
+CHOICE = (
+    Choice(512 * 512 + 1, ("tpu",), "pallas_tpu"),
+    Choice(512 * 512 + 1, ANY, "xla_chunked"),
+    Choice(0, ANY, "xla"),
 )
+
+# Names of mesh axes over which samples and heads may lie (docs/architecture.md).
+BATCH_AXES, HEAD_AXIS = ("replica", "fsdp"), "tensor"
 
 
 def attention(
@@ -42,23 +79,66 @@ def attention(
       q: queries [B,Tq,H,D], floating point.
       k, v: keys and values [B,Tk,K,D] of the same dtype; H is a multiple of K.
       mask: who sees whom; see `AttentionMask`.
-      implementation: a name of `IMPLEMENTATIONS`; None takes the one that `CHOICE` names for these shapes.
+      implementation: a name of `IMPLEMENTATIONS`; None takes the one that `CHOICE` names for these arrays.
 
     Returns:
       [B,Tq,H,D] in the dtype of q; exactly 0, with zero gradients, for a query that may see nothing.
 
     Raises:
-      ValueError: an argument of the wrong shape or dtype, or an implementation that does not exist. A forced
-        implementation is never replaced by another.
+      ValueError: an argument of the wrong shape or dtype, an implementation that does not exist, or a forced one that
+        cannot serve, with its reason. A forced implementation is never replaced by another.
     """
     base.validate(q, k, v, mask)
-    if implementation is None:
-        implementation = choose(q.shape[1], k.shape[1])
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation {implementation!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[implementation](q, k, v, mask=mask)
+    name = choose(q, k, mask) if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
+    entry = IMPLEMENTATIONS[name]
+    if reason := entry.reason(q, k, mask):
+        raise ValueError(f"implementation {name!r} cannot serve: {reason}; implementation=None chooses one that can")
+    if entry.platforms is None:
+        return entry.run(q, k, v, mask=mask)
+    return over_mesh(entry.run, q, k, v, mask)
 
 
-def choose(q_length: int, kv_length: int) -> Implementation:
-    """The first line of `CHOICE` that admits these lengths."""
-    return next(name for most, name in CHOICE if q_length * kv_length <= most)
+def choose(q: Array, k: Array, mask: AttentionMask) -> Implementation:
+    """The first line of `CHOICE` that holds for these arrays on this platform."""
+    logits, here = q.shape[1] * k.shape[1], platform()
+    for least, platforms, name in CHOICE:
+        if logits >= least and here in platforms and IMPLEMENTATIONS[name].reason(q, k, mask) is None:
+            return name
+    raise ValueError(f"no implementation of attention serves platform {here!r}; known are {', '.join(ANY)}")
+
+
+def platform() -> str:
+    """Where what is being traced will run: on the devices of the ambient mesh, else on JAX's default ones."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return device.platform
+    default = jax.default_device.value
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform
+
+
+def over_mesh(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
+    """`run` on each device's part: samples over `BATCH_AXES`, heads over `HEAD_AXIS`, where these divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    sizes = {name: mesh.shape[name] for name, kind in kinds.items() if kind != AxisType.Manual}
+    if all(size == 1 for size in sizes.values()):
+        return run(q, k, v, mask=mask)
+    batch: tuple[str, ...] = ()
+    count = 1
+    for name in BATCH_AXES:
+        if q.shape[0] % (count * sizes.get(name, 1)) == 0 and name in sizes:
+            batch, count = (*batch, name), count * sizes[name]
+    heads = HEAD_AXIS if HEAD_AXIS in sizes and k.shape[2] % sizes[HEAD_AXIS] == 0 else None
+    of_arrays, of_mask = PartitionSpec(batch, None, heads), jax.tree.map(lambda _: PartitionSpec(batch), mask)
+    part = jax.shard_map(
+        lambda q, k, v, mask: run(q, k, v, mask=mask),
+        in_specs=(of_arrays, of_arrays, of_arrays, of_mask),
+        out_specs=of_arrays,
+        axis_names=set(sizes),
+        check_vma=False,
+    )
+    return part(q, k, v, mask)
