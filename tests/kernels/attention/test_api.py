@@ -41,7 +41,10 @@ def shapes(q_length: int, kv_length: int, dtype=jnp.float32, head_dim: int = 64)
     ("platform", "arguments", "name"),
     [
         ("cpu", shapes(150, 150), "xla"),
-        ("cpu", shapes(1, 8832), "xla"),
+        ("cpu", shapes(1, 8832), "xla_decode"),
+        ("cpu", shapes(1, 150), "xla"),
+        ("cpu", shapes(2, 8832), "xla"),
+        ("gpu", shapes(1, 8832), "xla"),
         ("cpu", shapes(729, 729), "xla_chunked"),
         ("cpu", shapes(80, 7290), "xla_chunked"),
         ("tpu", shapes(150, 150), "xla"),
@@ -49,6 +52,8 @@ def shapes(q_length: int, kv_length: int, dtype=jnp.float32, head_dim: int = 64)
         ("tpu", shapes(8832, 8832, jnp.bfloat16), "pallas_tpu"),
         ("tpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),  # a head dim that the kernel does not serve
         ("tpu", shapes(8832, 8832, jnp.float16), "xla_chunked"),
+        ("gpu", shapes(8832, 8832, jnp.bfloat16), "pallas_gpu"),
+        ("gpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),
     ],
 )
 def test_automatic_choice(platform, arguments, name, monkeypatch):
@@ -84,6 +89,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ("pallas_tpu", "cpu", shapes(8, 8), "it runs on tpu, and this is computed on cpu"),
         ("pallas_tpu", "tpu", shapes(8, 8, jnp.float16), "dtype float16"),
+        ("pallas_gpu", "tpu", shapes(8, 8), "it runs on gpu, and this is computed on tpu"),
+        ("pallas_gpu", "gpu", shapes(8, 8, jnp.float32, 512), "head_dim 512"),
+        ("xla_decode", "cpu", shapes(17, 64), "17 queries"),
         ("cudnn", "cpu", shapes(8, 8, jnp.bfloat16), "it runs on gpu"),
         ("cudnn", "gpu", shapes(8, 8), "dtype float32"),
         ("cudnn", "gpu", shapes(8, 8, jnp.bfloat16, 192), "head_dim 192"),
@@ -109,6 +117,8 @@ def test_none_takes_the_table_and_a_name_forces(called):
 
 def test_an_unknown_implementation_is_refused_with_the_list(called):
     force: Callable[..., jax.Array] = api.attention
-    with pytest.raises(ValueError, match="'flash' does not exist; known are xla, xla_chunked, pallas_tpu"):
+    with pytest.raises(
+        ValueError, match="'flash' does not exist; known are xla, xla_chunked, xla_decode, pallas_tpu, pallas_gpu"
+    ):
         force(Q, Q, Q, mask=MASK, implementation="flash")
     assert called == []

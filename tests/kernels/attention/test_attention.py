@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.attention import library, tpu, xla_chunked
+from visor_jax.kernels.attention import gpu, library, tpu, xla_chunked, xla_decode
 
 BATCH, HEADS, HEAD_DIM = 3, 4, 8
 Arrays = tuple[np.ndarray, ...]
@@ -30,10 +30,12 @@ def in_the_place_of_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: Att
 RUNS: dict[str, Callable[..., jax.Array]] = {
     "xla": functools.partial(attention, implementation="xla"),
     "xla_chunked": functools.partial(attention, implementation="xla_chunked"),
+    "xla_decode": functools.partial(attention, implementation="xla_decode"),
     "pallas_tpu": functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True),
+    "pallas_gpu": functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 4, 8), interpret=True),
     "by_array": in_the_place_of_cudnn,
 }
-PALLAS = ("pallas_tpu",)
+PALLAS = ("pallas_tpu", "pallas_gpu")
 # Interpreted kernels are long programs: they are compiled quickly, at few shapes.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 ONE_SHAPE = (19, 21)
@@ -55,6 +57,8 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short cases meet several chunks of keys, the last one partly filled."""
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
+    monkeypatch.setattr(xla_decode, "CHUNK", 8)
+    monkeypatch.setattr(xla_decode, "MOST_QUERIES", 19)
 
 
 # --- the definition, in float64 ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Under a mesh (`jax.set_mesh`) kernels run on each device's samples and heads; XL
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -13,10 +14,10 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
-from visor_jax.kernels.attention import base, library, tpu, xla_chunked
+from visor_jax.kernels.attention import base, gpu, library, tpu, xla_chunked, xla_decode
 from visor_jax.kernels.attention.base import AttentionMask
 
-Implementation = Literal["xla", "xla_chunked", "pallas_tpu", "cudnn", "splash", "tokamax"]
+Implementation = Literal["xla", "xla_chunked", "xla_decode", "pallas_tpu", "pallas_gpu", "cudnn", "splash", "tokamax"]
 Refusal = Callable[[Array, Array, AttentionMask], str | None]
 
 
@@ -36,7 +37,9 @@ class Entry(NamedTuple):
 IMPLEMENTATIONS: dict[str, Entry] = {
     "xla": Entry(base.attention),
     "xla_chunked": Entry(xla_chunked.attention),
+    "xla_decode": Entry(xla_decode.attention, None, xla_decode.refusal),
     "pallas_tpu": Entry(tpu.attention, ("tpu",), tpu.refusal),
+    "pallas_gpu": Entry(gpu.attention, ("gpu",), lambda q, k, mask: gpu.refusal(q, k, mask) or gpu.device_refusal()),
     "cudnn": Entry(library.cudnn, ("gpu",), library.cudnn_refusal),
     "splash": Entry(library.splash, ("tpu",), library.splash_refusal),
     "tokamax": Entry(library.tokamax, None, library.tokamax_refusal),
@@ -46,19 +49,26 @@ ANY = ("cpu", "gpu", "tpu")
 
 
 class Choice(NamedTuple):
-    """A line of the table: from `least` logits of one head of one sample on, on these platforms, take `name`."""
+    """A line of the table: on these platforms, for at most so many queries and at least so many logits, take `name`.
 
-    least: int
+    Logits are counted of one head of one sample: queries times keys.
+    """
+
     platforms: tuple[str, ...]
+    most_queries: float
+    least_logits: int
     name: Implementation
 
 
 # The first line that holds, and whose implementation can serve, is taken. Small logits stay in cache, and one plain
-# einsum beats a loop; large ones do not fit and need not be kept.
+# einsum beats a loop; large ones do not fit and need not be kept. A single query is a decoding step. (A GPU waits for
+# the host at every turn of a loop of unknown length, so that it does not decode by `xla_decode`.)
 CHOICE = (
-    Choice(512 * 512 + 1, ("tpu",), "pallas_tpu"),
-    Choice(512 * 512 + 1, ANY, "xla_chunked"),
-    Choice(0, ANY, "xla"),
+    Choice(("cpu", "tpu"), 1, 2048, "xla_decode"),
+    Choice(("tpu",), math.inf, 512 * 512 + 1, "pallas_tpu"),
+    Choice(("gpu",), math.inf, 512 * 512 + 1, "pallas_gpu"),
+    Choice(ANY, math.inf, 512 * 512 + 1, "xla_chunked"),
+    Choice(ANY, math.inf, 0, "xla"),
 )
 
 # Names of mesh axes over which samples and heads may lie (docs/architecture.md).
@@ -102,9 +112,10 @@ def attention(
 
 def choose(q: Array, k: Array, mask: AttentionMask) -> Implementation:
     """The first line of `CHOICE` that holds for these arrays on this platform."""
-    logits, here = q.shape[1] * k.shape[1], platform()
-    for least, platforms, name in CHOICE:
-        if logits >= least and here in platforms and IMPLEMENTATIONS[name].reason(q, k, mask) is None:
+    queries, logits, here = q.shape[1], q.shape[1] * k.shape[1], platform()
+    for platforms, most, least, name in CHOICE:
+        holds = here in platforms and queries <= most and logits >= least
+        if holds and IMPLEMENTATIONS[name].reason(q, k, mask) is None:
             return name
     raise ValueError(f"no implementation of attention serves platform {here!r}; known are {', '.join(ANY)}")
 

@@ -1,0 +1,26 @@
+"""Kernels under a mesh of eight simulated devices: each computes its samples and heads, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = Path(__file__).with_name("mesh_program.py")
+
+
+def test_each_device_computes_its_part():
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(PROGRAM.parents[3])}
+    done = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report) == 6
+    # Samples and KV heads of one device: 4 samples over replica x fsdp, 2 KV heads over tensor. Eight do not divide two
+    # heads: then each device has both.
+    parts = {"1x4x2": [1, 1], "2x2x2": [1, 1], "1x1x8": [4, 2]}
+    for name, found in report.items():
+        assert found["worst"] < 2e-6, name
+        assert found["parts"] == [parts[name.split()[1]]], name
