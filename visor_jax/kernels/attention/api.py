@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from visor_jax.kernels import mesh
 from visor_jax.kernels.attention import base, gpu, library, tpu, xla_chunked, xla_decode
 from visor_jax.kernels.attention.base import AttentionMask
 
@@ -70,9 +71,6 @@ CHOICE = (
     Choice(ANY, math.inf, 512 * 512 + 1, "xla_chunked"),
     Choice(ANY, math.inf, 0, "xla"),
 )
-
-# Names of mesh axes over which samples and heads may lie (docs/architecture.md).
-BATCH_AXES, HEAD_AXIS = ("replica", "fsdp"), "tensor"
 
 
 def attention(
@@ -132,24 +130,18 @@ def platform() -> str:
 
 
 def over_mesh(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
-    """`run` on each device's part: samples over `BATCH_AXES`, heads over `HEAD_AXIS`, where these divide."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    sizes = {name: mesh.shape[name] for name, kind in kinds.items() if kind != AxisType.Manual}
-    if all(size == 1 for size in sizes.values()):
+    """`run` on each device's samples and heads; what an axis of the mesh does not divide stays whole."""
+    axes = mesh.free_axes()
+    if all(size == 1 for size in axes.values()):
         return run(q, k, v, mask=mask)
-    batch: tuple[str, ...] = ()
-    count = 1
-    for name in BATCH_AXES:
-        if q.shape[0] % (count * sizes.get(name, 1)) == 0 and name in sizes:
-            batch, count = (*batch, name), count * sizes[name]
-    heads = HEAD_AXIS if HEAD_AXIS in sizes and k.shape[2] % sizes[HEAD_AXIS] == 0 else None
-    of_arrays, of_mask = PartitionSpec(batch, None, heads), jax.tree.map(lambda _: PartitionSpec(batch), mask)
+    samples = mesh.sample_axes(q.shape[0])
+    of_arrays = PartitionSpec(samples, None, mesh.split_axis(k.shape[2]))
+    of_mask = jax.tree.map(lambda _: PartitionSpec(samples), mask)
     part = jax.shard_map(
         lambda q, k, v, mask: run(q, k, v, mask=mask),
         in_specs=(of_arrays, of_arrays, of_arrays, of_mask),
         out_specs=of_arrays,
-        axis_names=set(sizes),
+        axis_names=set(axes),
         check_vma=False,
     )
     return part(q, k, v, mask)
