@@ -82,7 +82,10 @@ def forward(q, kv, mask):
 
 
 def backward(q, kv, mask):
-    return jax.grad(lambda *x: jnp.sum(forward(*x, mask).astype(jnp.float32) ** 2), argnums=(0, 1))(q, kv)
+    def loss(q, kv):
+        return jnp.sum(forward(q, kv, mask).astype(jnp.float32) ** 2)
+
+    return jax.grad(loss, argnums=(0, 1))(q, kv)
 
 
 PROGRAMS: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward}
@@ -95,11 +98,12 @@ def compile_one(program: Callable[..., Any], case: Case, sharding: NamedSharding
         compiled = jax.jit(program).lower(*arguments(case, sharding)).compile()
     except Exception as error:  # the compiler's message is the result
         return {"compiled": False, "message": str(error)[:2000]}
+    memory = compiled.memory_analysis()
     return {
         "compiled": True,
         "seconds": round(time.perf_counter() - start, 1),
-        "hbm_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "scoped_vmem_bytes": scoped_memory(compiled.as_text()),
+        "hbm_bytes": memory and memory.temp_size_in_bytes,
+        "scoped_vmem_bytes": scoped_memory(compiled.as_text() or ""),
     }
 
 
