@@ -5,7 +5,8 @@
 Needs `pip install libtpu` (extra `aot`), best into an environment of its own: where libtpu is installed, `import jax`
 looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
 whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM beside arguments and
-results, and the scoped VMEM bytes of each kernel. Exit status 1 if any program does not compile.
+results, and the scoped VMEM bytes of each kernel. What the file has of other topologies and cases stays. Exit status 1
+if any program does not compile.
 """
 
 from __future__ import annotations
@@ -124,19 +125,28 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
-    results: dict[str, Any] = {}
+    programs: dict[str, Any] = json.loads(args.out.read_text())["programs"] if args.out.exists() else {}
+    failed = False
     for topology in args.topologies:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
         sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
         for name in args.cases:
             for kind, program in PROGRAMS.items():
                 found = compile_one(program, CASES[name], sharding)
-                results.setdefault(topology, {})[f"{name}_{kind}"] = found
+                failed |= not found["compiled"]
+                programs.setdefault(topology, {})[f"{name}_{kind}"] = found
+                write(args.out, programs)
                 print(topology, name, kind, json.dumps(found), flush=True)
-    report = {"jax": jax.__version__, "cases": {x: CASES[x]._asdict() for x in args.cases}, "programs": results}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
-    sys.exit(not all(found["compiled"] for programs in results.values() for found in programs.values()))
+    sys.exit(failed)
+
+
+def write(out: Path, programs: dict[str, Any]) -> None:
+    """The whole report, after every program: compiling takes long, and what is done stays."""
+    report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_suffix(".new")
+    new.write_text(json.dumps({**report, "programs": programs}, indent=1) + "\n")
+    new.replace(out)
 
 
 if __name__ == "__main__":

@@ -131,17 +131,10 @@ def platform() -> str:
 
 def over_mesh(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
     """`run` on each device's samples and heads; what an axis of the mesh does not divide stays whole."""
-    axes = mesh.free_axes()
-    if all(size == 1 for size in axes.values()):
-        return run(q, k, v, mask=mask)
     samples = mesh.sample_axes(q.shape[0])
     of_arrays = PartitionSpec(samples, None, mesh.split_axis(k.shape[2]))
     of_mask = jax.tree.map(lambda _: PartitionSpec(samples), mask)
-    part = jax.shard_map(
-        lambda q, k, v, mask: run(q, k, v, mask=mask),
-        in_specs=(of_arrays, of_arrays, of_arrays, of_mask),
-        out_specs=of_arrays,
-        axis_names=set(axes),
-        check_vma=False,
+    part = mesh.on_each_device(
+        lambda q, k, v, mask: run(q, k, v, mask=mask), (of_arrays, of_arrays, of_arrays, of_mask), of_arrays
     )
     return part(q, k, v, mask)

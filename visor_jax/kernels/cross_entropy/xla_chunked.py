@@ -52,7 +52,7 @@ def _unweighted(hidden: Array, head: Array, labels: Array, z_loss: float) -> tup
 
 def _forward(hidden: Array, head: Array, labels: Array, z_loss: float):
     rows, words = axes_of(hidden, head)
-    run = on_each_device(
+    run = mesh.on_each_device(
         functools.partial(forward_part, words=words),
         (PartitionSpec(rows), PartitionSpec(None, words), PartitionSpec(rows)),
         (PartitionSpec(rows),) * 3,
@@ -65,7 +65,7 @@ def _backward(z_loss: float, saved, grads: tuple[Array, Array]):
     hidden, head, labels, log_sum = saved
     rows, words = axes_of(hidden, head)
     of_rows, of_head = PartitionSpec(rows), PartitionSpec(None, words)
-    run = on_each_device(
+    run = mesh.on_each_device(
         functools.partial(backward_part, rows=rows, words=words),
         (of_rows, of_head, of_rows, of_rows, of_rows, of_rows),
         (of_rows, of_head),
@@ -145,13 +145,6 @@ def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], first: Array
 def axes_of(hidden: Array, head: Array) -> tuple[tuple[str, ...], str | None]:
     """The axes of the ambient mesh over which rows and words lie."""
     return mesh.sample_axes(hidden.shape[0]), mesh.split_axis(head.shape[1])
-
-
-def on_each_device(part: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    axes = mesh.free_axes()
-    if not axes:
-        return part
-    return jax.shard_map(part, in_specs=in_specs, out_specs=out_specs, axis_names=set(axes), check_vma=False)
 
 
 def first_word(head: Array, words: str | None) -> Array | int:
