@@ -72,15 +72,17 @@ def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]
     language = Qwen2Config(
         vocab_size=text.vocab_size, hidden_size=text.hidden_size, intermediate_size=text.intermediate_size,
         num_hidden_layers=text.num_layers, num_attention_heads=text.num_heads, num_key_value_heads=text.num_kv_heads,
-        tie_word_embeddings=True, attn_implementation="sdpa", max_position_embeddings=32768,
+        tie_word_embeddings=True, max_position_embeddings=32768,
     )  # fmt: skip
     sight = SiglipVisionConfig(
         image_size=vision.tile_size, patch_size=vision.patch_size, hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size, num_hidden_layers=vision.num_layers,
-        num_attention_heads=vision.num_heads, vision_use_head=False, attn_implementation="sdpa",
+        num_attention_heads=vision.num_heads, vision_use_head=False,
     )  # fmt: skip
-    decoder = Qwen2ForCausalLM(language).eval().to(device, dtype)
-    tower = SiglipVisionModel(sight).eval().to(device, dtype)
+    decoder, tower = Qwen2ForCausalLM(language).eval(), SiglipVisionModel(sight).eval()
+    for module in (decoder, tower):
+        module.set_attn_implementation("sdpa")
+        torch.nn.Module.to(module, device, dtype)
 
     def case(of: Case) -> Callable[[], None]:
         what, visual = of
@@ -244,8 +246,10 @@ def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
     made, [axes] = figures.figure(4.2, width=6.4)
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        style = {"ls": "--", "marker": "s"} if name == THEIRS else {"ls": "-", "marker": "o"}
-        axes.plot([row["visual"] for row in own], [row["seconds"] for row in own], label=name, ms=4, **style)
+        ls, marker = ("--", "s") if name == THEIRS else ("-", "o")
+        axes.plot(
+            [row["visual"] for row in own], [row["seconds"] for row in own], label=name, ms=4, ls=ls, marker=marker
+        )
     axes.set(xlabel="visual tokens", ylabel="seconds, decoder only", yscale="log")
     axes.legend(fontsize=8)
     return figures.png(made)

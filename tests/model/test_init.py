@@ -13,8 +13,8 @@ from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.model.cross_init import asked_rotation, start_cross_attention
 from visor_jax.model.decoder import CrossAttention, at, cross_attention, cross_keys_values
-from visor_jax.model.layers import recency_bias, rotary, rotate
-from visor_jax.model.visor import abstract_params, logits
+from visor_jax.model.layers import orthonormal, recency_bias, rotary, rotate
+from visor_jax.model.visor import abstract_params, init_params, logits
 from visor_jax.train.optimizer import flatten
 
 ARCH = testing.tiny_architecture(8)
@@ -164,6 +164,8 @@ def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: in
     match = CrossAttentionArchitecture(num_kv_heads=4, init="match")
     arch = dataclasses.replace(testing.tiny_architecture(6), cross=match)
     visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
+    unlike = orthonormal(KEY, arch.text.hidden_size, visual.shape[1]).T * arch.text.hidden_size**0.5
+    visual = np.asarray(unlike)[None]
     text = visual[:, : text.shape[1]]  # text token i is visual token i, or is asked about it
     if asked:
         text = text @ asked_rotation(arch.text.hidden_size).T
@@ -180,3 +182,18 @@ def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: in
     real = np.flatnonzero(stream.text_segments[0])
     likeness = np.asarray(read(text, visual))[0, real] @ visual[0].T
     np.testing.assert_array_equal(likeness.argmax(axis=1), real)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 5), (32, 16), (64, 64)])
+def test_orthonormal_columns(rows, columns):
+    drawn = jax.vmap(lambda key: orthonormal(key, rows, columns))(jax.random.split(KEY, 3))
+    for q in np.asarray(drawn):
+        np.testing.assert_allclose(q.T @ q, np.eye(columns), atol=1e-5)
+    assert rows == 1 or np.abs(drawn[0] - drawn[1]).max() > 0.1
+
+
+def test_no_factorisation_that_would_wait_for_its_own_threads():
+    """Two batched LAPACK calls at once wait for ever in JAX's thread pool on two cores; a random start makes none."""
+    arch = dataclasses.replace(ARCH, cross=dataclasses.replace(ARCH.cross, init="match"))
+    lowered = jax.jit(lambda key: start_cross_attention(init_params(arch, key), arch, key)).lower(KEY).as_text()
+    assert "stablehlo" in lowered and "lapack" not in lowered

@@ -25,7 +25,7 @@ def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
-        assert found["start"] == 0, "the same random parameters on every mesh"
+        assert found["start"] < 1e-6, "the same random parameters on every mesh, to rounding"
         np.testing.assert_allclose(found["losses"], found["expected_losses"], rtol=1e-5, err_msg=mesh)
         assert len(set(found["losses"])) == len(found["losses"]) and found["moved"] > 0.01, "it trained"
         assert found["norms"] < 1e-5 and found["gradients"] < 1e-5 and found["end"] < 1e-2, (mesh, found)

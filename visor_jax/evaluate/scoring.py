@@ -78,12 +78,13 @@ def score(
     for batch in batches:
         rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
         arrays = place_batch(padded(batch.arrays, mesh), mesh)
-        visual = encoder(params, arrays)
-        per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
+        with jax.set_mesh(mesh):  # kernels split their work over it
+            visual = encoder(params, arrays)
+            per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
+            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)}) if routed else None
         correct.append(np.stack([np.asarray(c)[rows] for c, _ in per_budget]))
         log_likelihood.append(np.stack([np.asarray(ll)[rows] for _, ll in per_budget]))
-        if routed:
-            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)})
+        if scores is not None:
             routes.append(np.asarray(scores)[rows, : len(budgets)])
         tasks += [batch.tasks[row][0] for row in rows]
         ids += [batch.ids[row] for row in rows]

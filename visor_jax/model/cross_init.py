@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
-from visor_jax.model.layers import Params, copying_pair
+from visor_jax.model.layers import Params, copying_pair, orthonormal
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
 ASKED_SEED = 97
@@ -29,7 +29,7 @@ def asked_rotation(size: int) -> Array:
 
     In a code of its own it is not taken for what is about to be said.
     """
-    return jax.random.orthogonal(jax.random.key(ASKED_SEED), size)
+    return orthonormal(jax.random.key(ASKED_SEED), size, size)
 
 
 def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Params:

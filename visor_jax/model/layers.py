@@ -58,6 +58,22 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size))
 
 
+def orthonormal(key: Array, rows: int, columns: int) -> Float[Array, "rows columns"]:
+    """Random orthonormal columns, uniform up to signs: a product of Householder reflections (Stewart, 1980).
+
+    Not `jnp.linalg.qr`: on CPU a batched factorisation waits in JAX's thread pool for work that it gives to the same
+    pool, so that two at once on two cores wait for ever.
+    """
+    corner = jnp.arange(rows) >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
+    vectors = jnp.where(corner, jax.random.normal(key, (columns, rows)), 0.0)
+    vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def reflect(columns_so_far, vector):
+        return columns_so_far - 2 * jnp.outer(vector, vector @ columns_so_far), None
+
+    return jax.lax.scan(reflect, jnp.eye(rows, columns), vectors, reverse=True)[0]
+
+
 def copying_pair(
     key: Array, size: int, num_kv_heads: int, num_heads: int, head_dim: int
 ) -> tuple[Float[Array, "D C"], Float[Array, "H D"]]:
@@ -67,8 +83,7 @@ def copying_pair(
     random pairs a small model needs hundreds of steps before the first look-up works, from these it starts with one.
     """
     width = num_kv_heads * head_dim
-    normal = jax.random.normal(key, (max(size, width), min(size, width)))
-    values = jnp.linalg.qr(normal)[0]
+    values = orthonormal(key, max(size, width), min(size, width))
     values = values if width <= size else values.T
     groups = num_heads // num_kv_heads
     per_query_head = jnp.repeat(values.reshape(size, num_kv_heads, head_dim), groups, axis=1).reshape(size, -1)

@@ -139,7 +139,8 @@ def run_steps(
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"):
                 batch, budget = place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool)
-                state, metrics = update(state, batch, budget, rates[step.number - 1])
+                with jax.set_mesh(mesh):  # kernels split their work over it
+                    state, metrics = update(state, batch, budget, rates[step.number - 1])
                 if pending is not None:
                     record(pending, objective, writer, progress, bad_steps)
                 pending, compiled = (step, metrics, began), True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import hypothesis
@@ -16,10 +16,28 @@ import numpy as np
 import pytest
 
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.attention import api, xla_chunked
+from visor_jax.kernels.attention import gpu, library, tpu, xla_chunked, xla_decode
 
 BATCH, HEADS, HEAD_DIM = 3, 4, 8
 Arrays = tuple[np.ndarray, ...]
+
+
+def in_the_place_of_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: AttentionMask) -> jax.Array:
+    return library.by_array(functools.partial(library.fused, implementation="xla"), q, k, v, mask)
+
+
+# Every implementation that can run here: kernels interpreted, in small blocks that divide no length.
+RUNS: dict[str, Callable[..., jax.Array]] = {
+    "xla": functools.partial(attention, implementation="xla"),
+    "xla_chunked": functools.partial(attention, implementation="xla_chunked"),
+    "xla_decode": functools.partial(attention, implementation="xla_decode"),
+    "pallas_tpu": functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True),
+    "pallas_gpu": functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 4, 8), interpret=True),
+    "by_array": in_the_place_of_cudnn,
+}
+OWN_SHAPES = ("xla", "xla_chunked", "xla_decode")  # the others see every case at one shape: fewer programs to compile
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+ONE_SHAPE = (19, 21)
 
 
 class Inputs(NamedTuple):
@@ -29,8 +47,8 @@ class Inputs(NamedTuple):
     grad: np.ndarray  # cotangent of the output
 
 
-@pytest.fixture(params=list(api.IMPLEMENTATIONS))
-def implementation(request: pytest.FixtureRequest) -> api.Implementation:
+@pytest.fixture(params=list(RUNS))
+def implementation(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -38,6 +56,8 @@ def implementation(request: pytest.FixtureRequest) -> api.Implementation:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short cases meet several chunks of keys, the last one partly filled."""
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
+    monkeypatch.setattr(xla_decode, "CHUNK", 8)
+    monkeypatch.setattr(xla_decode, "MOST_QUERIES", 19)
 
 
 # --- the definition, in float64 ---------------------------------------------------------------------------------------
@@ -76,20 +96,53 @@ def expected(inputs: Inputs, mask: AttentionMask) -> Arrays:
     return out, dq, *(x.reshape(*inputs.k.shape[:3], group, q.shape[3]).sum(axis=3) for x in (dk, dv))
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "chunk"))
-def compute(inputs: Inputs, mask: AttentionMask, implementation: api.Implementation, chunk: int):
+def output_and_gradients(inputs: Inputs, mask: AttentionMask, implementation: str, chunk: int):
     del chunk  # part of the compilation cache's key only: the tests change xla_chunked.CHUNK
 
     def forward(q, k, v):
-        return attention(q, k, v, mask=mask, implementation=implementation)
+        return RUNS[implementation](q, k, v, mask=mask)
 
     out, pull = jax.vjp(forward, inputs.q, inputs.k, inputs.v)
     return out, *pull(inputs.grad)
 
 
-def computed(inputs: Inputs, mask: AttentionMask, implementation: api.Implementation) -> Arrays:
+STATIC = ("implementation", "chunk")
+COMPILED = jax.jit(output_and_gradients, static_argnames=STATIC, compiler_options=QUICK)
+
+
+def compute(inputs: Inputs, mask: AttentionMask, implementation: str) -> tuple[jax.Array, ...]:
+    """Output and gradients as the implementation gives them."""
+    if implementation in OWN_SHAPES:
+        return COMPILED(inputs, mask, implementation, xla_chunked.CHUNK)
+    q_length, kv_length = mask.q_segments.shape[1], mask.kv_segments.shape[1]
+    found = COMPILED(*at_one_shape(inputs, mask), implementation, xla_chunked.CHUNK)
+    return tuple(jnp.asarray(x)[:, :n] for x, n in zip(found, (q_length, q_length, kv_length, kv_length), strict=True))
+
+
+def at_one_shape(inputs: Inputs, mask: AttentionMask) -> tuple[Inputs, AttentionMask]:
+    """Padded to at least `ONE_SHAPE`, and with an array for `active`: the same answers, and few programs to compile."""
+
+    def padded(x, length: int) -> jax.Array:
+        return jnp.pad(x, [(0, max(length - x.shape[1], 0) * (axis == 1)) for axis in range(x.ndim)])
+
+    q_length, kv_length = ONE_SHAPE
+    active = jnp.ones(mask.q_segments.shape[0], bool) if mask.active is None else mask.active
+    mask = AttentionMask(
+        padded(mask.q_positions, q_length),
+        padded(mask.kv_positions, kv_length),
+        padded(mask.q_segments, q_length),
+        padded(mask.kv_segments, kv_length),
+        active,
+        mask.causal,
+    )
+    q, k, v, grad = inputs
+    arrays = padded(q, q_length), padded(k, kv_length), padded(v, kv_length), padded(grad, q_length)
+    return Inputs(*map(np.asarray, arrays)), mask
+
+
+def computed(inputs: Inputs, mask: AttentionMask, implementation: str) -> Arrays:
     """Output and gradients of an implementation, as `expected`."""
-    return tuple(np.asarray(x, np.float64) for x in compute(inputs, mask, implementation, xla_chunked.CHUNK))
+    return tuple(np.asarray(x, np.float64) for x in compute(inputs, mask, implementation))
 
 
 def agree(found: Arrays, wanted: Arrays, tolerance: float = 2e-6) -> None:
@@ -207,7 +260,7 @@ def test_half_precision_is_rounded_once(implementation):
     inputs = random_inputs(STREAM)
     low = Inputs(*(np.asarray(x, jnp.bfloat16) for x in inputs))
     exact = expected(Inputs(*(np.asarray(x, np.float32) for x in low)), STREAM)
-    assert all(x.dtype == jnp.bfloat16 for x in compute(low, STREAM, implementation, xla_chunked.CHUNK))
+    assert all(x.dtype == jnp.bfloat16 for x in compute(low, STREAM, implementation))
     agree(computed(low, STREAM, implementation), exact, tolerance=float(jnp.finfo(jnp.bfloat16).eps))
 
 
@@ -236,9 +289,9 @@ def test_vmap_and_remat(implementation):
     samples = [random_inputs(STREAM, seed=seed) for seed in (1, 2)]
 
     def loss(q, k, v, grad):
-        return jnp.sum(attention(q, k, v, mask=STREAM, implementation=implementation) * grad)
+        return jnp.sum(RUNS[implementation](q, k, v, mask=STREAM) * grad)
 
-    gradients = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))))
+    gradients = jax.jit(jax.vmap(jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2))), compiler_options=QUICK)
     mapped = gradients(*(np.stack(x) for x in zip(*samples, strict=True)))
     for i, inputs in enumerate(samples):
         single = computed(inputs, STREAM, implementation)
@@ -326,4 +379,4 @@ REFUSED = {
 def test_refuses_by_name(name, implementation):
     message, q, k, v, mask = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        attention(q, k, v, mask=mask, implementation=implementation)
+        RUNS[implementation](q, k, v, mask=mask)

@@ -15,7 +15,7 @@ import pytest
 
 import visor_jax.kernels
 from visor_jax.kernels import cross_entropy
-from visor_jax.kernels.cross_entropy import api, base
+from visor_jax.kernels.cross_entropy import api, base, xla_chunked
 
 ROWS, SIZE, VOCABULARY = 12, 5, 17
 
@@ -23,6 +23,12 @@ ROWS, SIZE, VOCABULARY = 12, 5, 17
 @pytest.fixture(params=list(api.IMPLEMENTATIONS))
 def implementation(request: pytest.FixtureRequest) -> api.Implementation:
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows meet several chunks, the last one partly filled."""
+    monkeypatch.setattr(xla_chunked, "CHUNK", 5)
 
 
 class Inputs(NamedTuple):
@@ -43,7 +49,7 @@ def random_inputs(seed: int = 0) -> Inputs:
     return Inputs(hidden, head, labels.astype(np.int32), weights, grad)
 
 
-def expected(inputs: Inputs) -> tuple[np.ndarray, ...]:
+def expected(inputs: Inputs, z_loss: float = 0.0) -> tuple[np.ndarray, ...]:
     """Weighted losses, correctness, gradients of hidden and head for the cotangent `grad` [N], in float64."""
     hidden, head, labels, weights, grad = inputs
     counted = weights != 0
@@ -51,19 +57,20 @@ def expected(inputs: Inputs) -> tuple[np.ndarray, ...]:
     labels = np.where(counted, labels, 0)
     logits = hidden @ head.astype(np.float64)
     peak = logits.max(axis=1, keepdims=True)
-    logs = logits - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-    losses = -logs[np.arange(len(labels)), labels] * weights
-    dlogits = (np.exp(logs) - np.eye(head.shape[1])[labels]) * (weights * grad)[:, None]
+    totals = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
+    logs = logits - totals
+    losses = (z_loss * totals[:, 0] ** 2 - logs[np.arange(len(labels)), labels]) * weights
+    dlogits = (np.exp(logs) * (1 + 2 * z_loss * totals) - np.eye(head.shape[1])[labels]) * (weights * grad)[:, None]
     return losses, (logits.argmax(axis=1) == labels) & counted, dlogits @ head.T, hidden.T @ dlogits
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def computed(inputs: Inputs, implementation: api.Implementation):
+@functools.partial(jax.jit, static_argnames=("implementation", "z_loss"))
+def computed(inputs: Inputs, implementation: api.Implementation, z_loss: float = 0.0):
     """What `expected` gives."""
     labels, weights = jnp.asarray(inputs.labels), jnp.asarray(inputs.weights)
 
     def losses(hidden, head):
-        return cross_entropy(hidden, head, labels, weights, implementation=implementation)
+        return cross_entropy(hidden, head, labels, weights, z_loss=z_loss, implementation=implementation)
 
     found, pull, correct = jax.vjp(losses, inputs.hidden, inputs.head, has_aux=True)
     return found, correct, *pull(inputs.grad)
@@ -77,10 +84,10 @@ def agree(found, wanted, tolerance: float = 2e-6) -> None:
 @hypothesis.settings(
     max_examples=20, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
-@hypothesis.given(seed=st.integers(0, 10**6))
-def test_losses_and_gradients(implementation, seed):
+@hypothesis.given(seed=st.integers(0, 10**6), z_loss=st.sampled_from([0.0, 0.01]))
+def test_losses_and_gradients(implementation, seed, z_loss):
     inputs = random_inputs(seed)
-    agree(computed(inputs, implementation), expected(inputs))
+    agree(computed(inputs, implementation, z_loss), expected(inputs, z_loss))
 
 
 def test_rows_of_weight_zero_may_hold_anything(implementation):
@@ -117,6 +124,47 @@ def test_the_first_of_equal_logits_counts(implementation):
     assert correct.tolist() == [True] + [False] * (ROWS - 1)
 
 
+def test_many_logits_are_not_kept(monkeypatch):
+    """The automatic choice, and that no array of rows by words is in the chunked program."""
+    monkeypatch.setattr(api, "MOST_LOGITS", ROWS * VOCABULARY - 1)
+    inputs = random_inputs()
+
+    def loss(hidden, head):
+        losses, _ = cross_entropy(hidden, head, jnp.asarray(inputs.labels), jnp.asarray(inputs.weights))
+        return jnp.sum(losses)
+
+    assert f"f32[{ROWS},{VOCABULARY}]" not in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(inputs.hidden, inputs.head))
+    monkeypatch.setattr(api, "MOST_LOGITS", ROWS * VOCABULARY)
+    assert f"f32[{ROWS},{VOCABULARY}]" in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(inputs.hidden, inputs.head))
+
+
+def test_memory_at_real_shapes(monkeypatch):
+    """8,192 tokens, 152,000 words: the gradient's program takes at most an eighth of the plain one's memory."""
+    monkeypatch.undo()
+
+    def temporary_bytes(implementation: api.Implementation) -> int:
+        def loss(hidden, head, labels, weights):
+            losses, _ = cross_entropy(hidden, head, labels, weights, implementation=implementation)
+            return jnp.sum(losses)
+
+        def made():
+            hidden, head = jnp.zeros((8192, 896), jnp.float32), jnp.zeros((896, 152_000), jnp.float32)
+            return hidden, head, jnp.zeros(8192, jnp.int32), jnp.ones(8192, jnp.float32)
+
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(*jax.eval_shape(made)).compile()
+        memory = program.memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
+
+    assert 8 * temporary_bytes("xla_chunked") <= temporary_bytes("xla")
+
+
+@pytest.mark.parametrize("z_loss", [-1.0, float("nan")])
+def test_refuses_a_negative_z_loss(z_loss, implementation):
+    with pytest.raises(ValueError, match="z_loss must be 0 or more"):
+        cross_entropy(*map(jnp.asarray, random_inputs()[:4]), z_loss=z_loss, implementation=implementation)
+
+
 REFUSED = {
     "hidden must have 2 axes": lambda h, w, y, m: (h[0], w, y, m),
     "head must have 5 rows": lambda h, w, y, m: (h, w.T, y, m),
@@ -137,7 +185,7 @@ def test_refuses_by_name(message, implementation):
 
 def test_an_unknown_implementation_is_refused_with_the_list():
     force: Callable[..., tuple[jax.Array, jax.Array]] = cross_entropy
-    with pytest.raises(ValueError, match="'pallas' does not exist; known are xla"):
+    with pytest.raises(ValueError, match="'pallas' does not exist; known are xla, xla_chunked"):
         force(*random_inputs()[:4], implementation="pallas")
 
 

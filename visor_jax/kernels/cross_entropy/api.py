@@ -1,4 +1,4 @@
-"""Which implementation of cross-entropy runs: the caller's choice, or the only one there is so far.
+"""Which implementation of cross-entropy runs: the caller's choice, or the size of the logits.
 
 In: the arguments of `base.cross_entropy` and the name of an implementation, or None. Out: what it promises.
 """
@@ -10,11 +10,17 @@ from typing import Literal
 
 from jaxtyping import Array, Bool, Float, Int
 
-from visor_jax.kernels.cross_entropy import base
+from visor_jax.kernels.cross_entropy import base, xla_chunked
 
-Implementation = Literal["xla"]
+Implementation = Literal["xla", "xla_chunked"]
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {"xla": base.cross_entropy}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
+    "xla": base.cross_entropy,
+    "xla_chunked": xla_chunked.cross_entropy,
+}
+
+# Up to so many logits they are kept, which saves computing them twice; more are computed in chunks and thrown away.
+MOST_LOGITS = 2**24
 
 
 def cross_entropy(
@@ -23,6 +29,7 @@ def cross_entropy(
     labels: Int[Array, " N"],
     weights: Float[Array, " N"],
     *,
+    z_loss: float = 0.0,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
     """Weighted losses by row, and which labels were the most likely; see `base.cross_entropy`.
@@ -32,13 +39,19 @@ def cross_entropy(
       head: the head's kernel [D,V], floating point.
       labels: target ids [N], integers in [0, V) wherever the weight is not 0.
       weights: weight of each row [N], floating point; 0 for a row that does not count.
-      implementation: a name of `IMPLEMENTATIONS`; None takes "xla".
+      z_loss: weight of the squared log of the softmax's total, which keeps logits near 0; not negative.
+      implementation: a name of `IMPLEMENTATIONS`; None takes "xla" up to `MOST_LOGITS` logits, then "xla_chunked".
 
     Raises:
       ValueError: an argument of the wrong shape or dtype, or an implementation that does not exist. A forced
         implementation is never replaced by another.
     """
-    name = "xla" if implementation is None else implementation
+    base.validate(hidden, head, labels, weights)
+    name = implementation
+    if name is None:
+        name = "xla" if hidden.shape[0] * head.shape[1] <= MOST_LOGITS else "xla_chunked"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[name](hidden, head, labels, weights)
+    if not z_loss >= 0:
+        raise ValueError(f"z_loss must be 0 or more, got {z_loss}")
+    return IMPLEMENTATIONS[name](hidden, head, labels, weights, z_loss=z_loss)

@@ -16,8 +16,10 @@ def cross_entropy(
     head: Float[Array, "D V"],
     labels: Int[Array, " N"],
     weights: Float[Array, " N"],
+    *,
+    z_loss: float = 0.0,
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    """Loss of `labels` under softmax(hidden @ head), in float32.
+    """Loss of `labels` under softmax(hidden @ head), in float32, plus `z_loss` times the squared log of its total.
 
     A row of weight 0 counts nothing: it gives exactly zero gradients, its label may be any integer and its hidden
     state may hold anything.
@@ -35,7 +37,10 @@ def cross_entropy(
     hidden = jnp.where(counted[:, None], hidden, 0)
     labels = jnp.where(counted, labels, 0)
     logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)  # [N,V]
-    losses = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    log_sum = jax.nn.logsumexp(logits, axis=-1)
+    losses = log_sum - jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    if z_loss:
+        losses = losses + z_loss * log_sum**2
     weights = weights.astype(jnp.float32)
     correct = (jnp.argmax(logits, axis=-1) == labels) & counted
     return losses * weights, correct

@@ -1,0 +1,216 @@
+"""What attention costs: every implementation that the platform has, interleaved, at the models' shapes.
+
+    python benchmarks/attention.py [--platform=cpu|gpu] [--repeats 15] [--shrink 1]
+
+On the CPU: text over 7,290 visual keys and a share of the queries of the joint stream, float32, forward and with
+gradients: the plain reference, the chunked loop, torch's SDPA where torch is installed. The goal is at least 2.5 times
+the reference's speed. On a GPU: bfloat16 at the shapes of the 0.5B and 7B models: our kernels, cuDNN, tokamax where it
+is installed, the chunked loop, in TFLOP/s; and our kernels' time against the share of samples whose slot is off.
+
+All contenders run in turn in every round, so that a change of load hits all alike; medians with quartiles, and ratios
+to the first contender within the same round. `--shrink N` divides all lengths, to see that everything runs. Out:
+`benchmarks/results/attention_PLATFORM.json` (or `--out`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.kernels.attention import AttentionMask, api
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHARES_OFF = (0.0, 0.25, 0.5, 0.75)
+
+
+class Shape(NamedTuple):
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    causal: bool
+
+    @property
+    def flops(self) -> float:
+        """Of the forward pass; causal attention counts half of its logits."""
+        logits = self.batch * self.heads * self.queries * self.keys * (0.5 if self.causal else 1)
+        return 4 * logits * self.head_dim
+
+    def shrunk(self, by: int) -> Shape:
+        return self._replace(queries=max(self.queries // by, 2) // 2 * 2, keys=max(self.keys // by, 2) // 2 * 2)
+
+
+CPU_SHAPES = {
+    "text over visual keys": Shape(1, 100, 7290, 14, 2, 64, False),
+    "1,024 queries of the stream": Shape(1, 1024, 7290, 14, 2, 64, True),
+}
+GPU_SHAPES = {
+    "0.5B joint": Shape(8, 8832, 8832, 14, 2, 64, True),
+    "0.5B cross": Shape(8, 512, 8832, 14, 2, 64, False),
+    "7B joint": Shape(4, 8832, 8832, 28, 4, 128, True),
+    "7B cross": Shape(4, 512, 8832, 28, 4, 128, False),
+}
+CONTENDERS = {"cpu": ("xla", "xla_chunked", "torch"), "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked")}
+Run = Callable[[], Any]
+
+
+# --- contenders -------------------------------------------------------------------------------------------------------
+
+
+def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Array, ...], AttentionMask]:
+    """Random q, k, v, and a mask in which the queries are the last of the stream; the share `off` of samples is off."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (shape.batch, shape.queries, shape.heads, shape.head_dim), dtype)
+    k, v = (jax.random.normal(x, (shape.batch, shape.keys, shape.kv_heads, shape.head_dim), dtype) for x in keys[1:])
+    kv_positions = jnp.tile(jnp.arange(shape.keys), (shape.batch, 1))
+    q_positions = shape.keys - shape.queries + jnp.tile(jnp.arange(shape.queries), (shape.batch, 1))
+    active = jnp.arange(shape.batch) >= round(off * shape.batch)
+    ones = jnp.ones_like
+    return (q, k, v), AttentionMask(
+        q_positions, kv_positions, ones(q_positions), ones(kv_positions), active, shape.causal
+    )
+
+
+def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bool, off: float = 0.0) -> Run:
+    """One call of an implementation, waiting for its result; raises ValueError where it cannot serve."""
+    arrays, mask = arrays_of(shape, dtype, off)
+
+    def forward(q, k, v, mask):
+        return api.attention(q, k, v, mask=mask, implementation=name)
+
+    def loss(q, k, v, mask):
+        return jnp.sum(forward(q, k, v, mask).astype(jnp.float32) ** 2)
+
+    def both(q, k, v, mask):
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v, mask)
+
+    compiled = jax.jit(both if gradients else forward).lower(*arrays, mask).compile()
+    return lambda: jax.block_until_ready(compiled(*arrays, mask))
+
+
+def torch_run(shape: Shape, *, gradients: bool) -> Run:
+    """torch's scaled dot-product attention in float32 on the CPU."""
+    import torch
+
+    (q, k, v), mask = arrays_of(shape, jnp.float32)
+    q, k, v = (torch.tensor(np.asarray(x)).transpose(1, 2) for x in (q, k, v))
+    allowed = torch.tensor(np.asarray(mask.as_array()))[:, None] if shape.causal else None
+
+    def forward(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=True)
+
+    def both():
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        (forward(*leaves) ** 2).sum().backward()
+
+    return both if gradients else lambda: forward(q, k, v)
+
+
+def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[str, Run], dict[str, str]]:
+    """Who runs, and why the others do not."""
+    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
+    runs: dict[str, Run] = {}
+    absent: dict[str, str] = {}
+    for name in CONTENDERS[platform]:
+        if name == "torch":
+            if importlib.util.find_spec("torch") is None:
+                absent[name] = "torch is not installed"
+            else:
+                runs[name] = torch_run(shape, gradients=gradients)
+            continue
+        try:
+            runs[name] = jax_run(name, shape, dtype, gradients=gradients)
+        except ValueError as reason:
+            absent[name] = str(reason)
+    return runs, absent
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round; the order turns, so that none always comes after the same one."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for i in range(repeats):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            start = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values: list[float] | np.ndarray) -> dict[str, float]:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(middle), "low": float(low), "high": float(high)}
+
+
+def summary(seconds: dict[str, list[float]], flops: float) -> dict[str, Any]:
+    """Per contender: seconds, TFLOP/s at the median, and the first contender's time over its own, by round."""
+    first = np.array(next(iter(seconds.values())))
+    return {
+        name: {
+            "seconds": spread(values),
+            "tflops_per_second": flops / float(np.median(values)) / 1e12,
+            "speed": spread(first / np.array(values)),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def measure(platform: str, shapes: dict[str, Shape], repeats: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        for kind, work in (("forward", 1.0), ("forward and backward", 3.5)):
+            runs, absent = contenders(platform, shape, gradients=kind != "forward")
+            results = summary(interleaved(runs, repeats), work * shape.flops)
+            found[f"{name}, {kind}"] = {"shape": shape._asdict(), "results": results, "absent": absent}
+            print(f"{name}, {kind}:", json.dumps({x: y["speed"]["median"] for x, y in results.items()}), flush=True)
+    return found
+
+
+def measure_shares(shapes: dict[str, Shape], repeats: int) -> dict[str, Any]:
+    """Our kernel's time, forward and backward, against the share of samples that are off; speed relative to none."""
+    found: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        runs = {str(off): jax_run("pallas_gpu", shape, jnp.bfloat16, gradients=True, off=off) for off in SHARES_OFF}
+        found[name] = summary(interleaved(runs, repeats), 3.5 * shape.flops)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--platform", choices=["cpu", "gpu"], default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--shrink", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if jax.default_backend() != args.platform:
+        parser.error(f"--platform={args.platform}, but JAX computes on {jax.default_backend()}")
+    shapes = CPU_SHAPES if args.platform == "cpu" else GPU_SHAPES
+    shapes = {name: shape.shrunk(args.shrink) for name, shape in shapes.items()}
+    report = {"platform": args.platform, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    report |= {"repeats": args.repeats, "shrink": args.shrink, "cases": measure(args.platform, shapes, args.repeats)}
+    if args.platform == "gpu":
+        joint = {name: shape for name, shape in shapes.items() if shape.causal}
+        report["shares_off"] = measure_shares(joint, args.repeats)
+    out = args.out or RESULTS / f"attention_{args.platform}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

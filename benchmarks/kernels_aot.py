@@ -1,0 +1,153 @@
+"""The TPU kernels through the real compilers, without a TPU: every shape of the models, forward and backward.
+
+    python benchmarks/kernels_aot.py [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1] [--cases 0p5b_joint ...]
+
+Needs `pip install libtpu` (extra `aot`), best into an environment of its own: where libtpu is installed, `import jax`
+looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
+whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM beside arguments and
+results, and the scoped VMEM bytes of each kernel. What the file has of other topologies and cases stays. Exit status 1
+if any program does not compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Before JAX is imported: no TPU is to be looked for, and these words describe the machine that is compiled for.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-16"
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from visor_jax.kernels.attention import AttentionMask, tpu
+
+RESULT = Path(__file__).resolve().parent / "results" / "kernels_aot.json"
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+
+
+class Case(NamedTuple):
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    causal: bool
+
+
+CASES = {
+    "0p5b_joint": Case(2, 8832, 8832, 14, 2, 64, "bfloat16", True),
+    "0p5b_cross": Case(2, 512, 8832, 14, 2, 64, "bfloat16", False),
+    "7b_joint": Case(2, 8832, 8832, 28, 4, 128, "bfloat16", True),
+    "7b_cross": Case(2, 512, 8832, 28, 4, 128, "bfloat16", False),
+    "tower": Case(16, 729, 729, 16, 16, 72, "bfloat16", False),
+    "head_dim_80": Case(2, 1000, 3000, 8, 8, 80, "bfloat16", True),
+    "0p5b_joint_float32": Case(1, 8832, 8832, 14, 2, 64, "float32", True),
+    "7b_joint_float32": Case(1, 8832, 8832, 28, 4, 128, "float32", True),
+}
+
+
+def arguments(case: Case, sharding: NamedSharding) -> tuple[Any, Any, AttentionMask]:
+    """Queries, keys (which are the values too) and mask, as shapes on the topology's first device."""
+
+    def made():
+        q_ids = jnp.zeros((case.batch, case.queries), jnp.int32)
+        kv_ids = jnp.zeros((case.batch, case.keys), jnp.int32)
+        q = jnp.zeros((*q_ids.shape, case.heads, case.head_dim), case.dtype)
+        kv = jnp.zeros((*kv_ids.shape, case.kv_heads, case.head_dim), case.dtype)
+        return q, kv, AttentionMask(q_ids, kv_ids, q_ids, kv_ids, jnp.ones(case.batch, bool), case.causal)
+
+    def place(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(place, jax.eval_shape(made))
+
+
+def forward(q, kv, mask):
+    return tpu.attention(q, kv, kv, mask=mask)
+
+
+def backward(q, kv, mask):
+    def loss(q, kv):
+        return jnp.sum(forward(q, kv, mask).astype(jnp.float32) ** 2)
+
+    return jax.grad(loss, argnums=(0, 1))(q, kv)
+
+
+PROGRAMS: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward}
+
+
+def compile_one(program: Callable[..., Any], case: Case, sharding: NamedSharding) -> dict[str, Any]:
+    """What the compiler says of one program."""
+    start = time.perf_counter()
+    try:
+        compiled = jax.jit(program).lower(*arguments(case, sharding)).compile()
+    except Exception as error:  # the compiler's message is the result
+        return {"compiled": False, "message": str(error)[:2000]}
+    memory = compiled.memory_analysis()
+    return {
+        "compiled": True,
+        "seconds": round(time.perf_counter() - start, 1),
+        "hbm_bytes": memory and memory.temp_size_in_bytes,
+        "scoped_vmem_bytes": scoped_memory(compiled.as_text() or ""),
+    }
+
+
+def scoped_memory(text: str) -> dict[str, int]:
+    """Scoped VMEM bytes of each of our kernels, as the compiled program states them."""
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        kernel = re.search(r"attention_(\w+_kernel)", line)
+        sizes = re.search(r'"used_scoped_memory_configs":\[([^\]]*)\]', line)
+        if kernel and sizes and "custom-call" in line:
+            found[kernel.group(1)] = sum(int(n) for n in re.findall(r'"size":"(\d+)"', sizes.group(1)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    programs: dict[str, Any] = json.loads(args.out.read_text())["programs"] if args.out.exists() else {}
+    failed = False
+    for topology in args.topologies:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
+        for name in args.cases:
+            for kind, program in PROGRAMS.items():
+                found = compile_one(program, CASES[name], sharding)
+                failed |= not found["compiled"]
+                programs.setdefault(topology, {})[f"{name}_{kind}"] = found
+                write(args.out, programs)
+                print(topology, name, kind, json.dumps(found), flush=True)
+    sys.exit(failed)
+
+
+def write(out: Path, programs: dict[str, Any]) -> None:
+    """The whole report, after every program: compiling takes long, and what is done stays."""
+    report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    new = out.with_suffix(".new")
+    new.write_text(json.dumps({**report, "programs": programs}, indent=1) + "\n")
+    new.replace(out)
+
+
+if __name__ == "__main__":
+    main()

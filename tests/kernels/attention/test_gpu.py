@@ -1,0 +1,66 @@
+"""What the GPU kernels promise beyond the contract: they lower for CUDA at real shapes, and refuse what they cannot."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visor_jax.kernels.attention import AttentionMask, gpu
+from visor_jax.kernels.attention.blocks import NOTHING, block_kinds
+
+
+def arguments(dtype, q_length: int, kv_length: int, heads: int, kv_heads: int, head_dim: int, causal: bool):
+    def made():
+        q_ids, kv_ids = jnp.zeros((2, q_length), jnp.int32), jnp.zeros((2, kv_length), jnp.int32)
+        kv = jnp.zeros((2, kv_length, kv_heads, head_dim), dtype)
+        mask = AttentionMask(q_ids, kv_ids, q_ids, kv_ids, jnp.ones(2, bool), causal)
+        return jnp.zeros((2, q_length, heads, head_dim), dtype), kv, mask
+
+    return jax.eval_shape(made)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (jnp.bfloat16, 8832, 8832, 14, 2, 64, True),
+        (jnp.bfloat16, 512, 8832, 28, 4, 128, False),
+        (jnp.bfloat16, 729, 729, 16, 16, 72, False),
+        (jnp.float32, 1000, 3000, 8, 8, 80, True),
+        (jnp.float16, 100, 77, 4, 1, 64, True),
+    ],
+    ids=str,
+)
+def test_lowers_for_cuda(case):
+    """Shapes, layouts and operations are what Triton takes; whether it is right is shown interpreted."""
+
+    def loss(q, kv, mask):
+        return jnp.sum(gpu.attention(q, kv, kv, mask=mask).astype(jnp.float32) ** 2)
+
+    lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*arguments(*case)).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    for kernel in ("forward_kernel", "grad_q_kernel", "grad_kv_kernel"):
+        assert f"attention_{kernel}" in text
+
+
+def test_a_program_visits_the_blocks_with_work_and_no_other():
+    order = jnp.arange(32)[None]
+    segments = jnp.array([[1] * 12 + [2] * 12 + [0] * 8])
+    mask = AttentionMask(order, order, segments, segments)
+    q = jnp.zeros((1, 32, 2, 8))
+    call = gpu.Call.of(q, q, mask, 4, 8, True)
+    kinds = np.asarray(block_kinds(call.mask, 4, 8)) != NOTHING
+    for by_keys, wanted in ((False, kinds[0]), (True, kinds[0].T)):
+        for row, expected in zip(np.asarray(call.work(by_keys=by_keys))[0], wanted, strict=True):
+            assert row[0] == expected.sum()
+            np.testing.assert_array_equal(row[1 : 1 + row[0]], np.nonzero(expected)[0])
+    assert 0 < kinds.sum() < kinds.size
+
+
+@pytest.mark.parametrize(("dtype", "head_dim", "message"), [(jnp.int32, 64, "floating"), (jnp.bfloat16, 512, "512")])
+def test_refuses_with_its_reason(dtype, head_dim, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(
+            lambda q, kv, mask: gpu.attention(q, kv, kv, mask=mask), *arguments(dtype, 64, 64, 2, 2, head_dim, True)
+        )

@@ -1,0 +1,105 @@
+"""Run by `test_mesh.py` in a process of its own: kernels on eight simulated devices against the references on one.
+
+Prints one JSON object: for each kernel and mesh ("replica x fsdp x tensor") the largest difference of output and
+gradients, and how many samples and KV heads, or rows and words, a device got to see.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu
+from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
+from visor_jax.kernels.cross_entropy import xla_chunked
+
+MESHES = [(1, 4, 2), (2, 2, 2), (1, 1, 8)]
+BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 4, 12, 4, 2, 8
+ROWS, SIZE, WORDS = 20, 5, 18
+KERNELS = {  # and their meshes: what splits the work does not know which kernel it is for
+    "pallas_gpu": (functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 8, 8), interpret=True), MESHES),
+    "pallas_tpu": (functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True), MESHES[1:2]),
+}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def attention_report() -> dict[str, Any]:
+    order = jnp.tile(jnp.arange(LENGTH), (BATCH, 1))
+    mask = AttentionMask(order, order, order // 5, order // 5, jnp.array([True, False, True, True]))
+    heads = (HEADS, KV_HEADS, KV_HEADS)
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = [jax.random.normal(key, (BATCH, LENGTH, h, HEAD_DIM)) for key, h in zip(keys, heads, strict=True)]
+
+    def gradients(run):
+        def both(q, k, v, mask):
+            out, pull = jax.vjp(lambda *x: run(*x, mask), q, k, v)
+            return out, *pull(jnp.cos(out))
+
+        return jax.jit(both, compiler_options=QUICK)(*arrays, mask)
+
+    wanted = gradients(lambda q, k, v, mask: base.attention(q, k, v, mask=mask))
+    report = {}
+    for name, (kernel, meshes) in KERNELS.items():
+        for sizes in meshes:
+            parts: set[tuple[int, int]] = set()
+
+            def seen(q, k, v, *, mask, kernel=kernel, parts=parts):
+                parts.add((k.shape[0], k.shape[2]))
+                return kernel(q, k, v, mask=mask)
+
+            with a_mesh(sizes):
+                found = gradients(functools.partial(api.over_mesh, seen))
+            report[f"{name} {'x'.join(map(str, sizes))}"] = {"worst": worst(found, wanted), "parts": sorted(parts)}
+    return report
+
+
+def cross_entropy_report() -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(1), 4)
+    hidden, head = jax.random.normal(keys[0], (ROWS, SIZE)), jax.random.normal(keys[1], (SIZE, WORDS))
+    labels = jax.random.randint(keys[2], (ROWS,), 0, WORDS)
+    weights = jax.random.uniform(keys[3], (ROWS,)) * (jnp.arange(ROWS) % 3 > 0)
+
+    def gradients(run):
+        def losses(hidden, head):
+            return run(hidden, head, labels, weights, z_loss=0.01)
+
+        def both(hidden, head):
+            losses_, pull, correct = jax.vjp(losses, hidden, head, has_aux=True)
+            return losses_, correct, *pull(jnp.cos(losses_))
+
+        return jax.jit(both, compiler_options=QUICK)(hidden, head)
+
+    wanted = gradients(plain_cross_entropy.cross_entropy)
+    xla_chunked.CHUNK = 3
+    forward_part, report = xla_chunked.forward_part, {}
+    for sizes in MESHES:
+        parts: set[tuple[int, int]] = set()
+
+        def seen(hidden, head, labels, *, words, parts=parts):
+            parts.add((hidden.shape[0], head.shape[1]))
+            return forward_part(hidden, head, labels, words=words)
+
+        xla_chunked.forward_part = seen
+        with a_mesh(sizes):
+            found = gradients(xla_chunked.cross_entropy)
+        report[f"cross_entropy {'x'.join(map(str, sizes))}"] = {"worst": worst(found, wanted), "parts": sorted(parts)}
+    return report
+
+
+def a_mesh(sizes: tuple[int, int, int]):
+    return jax.set_mesh(Mesh(np.array(jax.devices()).reshape(sizes), ("replica", "fsdp", "tensor")))
+
+
+def worst(found, wanted) -> float:
+    pairs = zip(found, wanted, strict=True)
+    return max(float(np.max(np.abs(np.asarray(x, float) - np.asarray(y, float)))) for x, y in pairs)
+
+
+if __name__ == "__main__":
+    print(json.dumps(attention_report() | cross_entropy_report()))

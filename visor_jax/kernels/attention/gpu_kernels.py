@@ -1,0 +1,136 @@
+"""The bodies of the Pallas GPU attention kernels; `gpu` lays out their arguments and runs them.
+
+A program holds one block of one side and loops over the blocks of the other that have work: `work` [1+m] is their count
+and their numbers. Shapes: R queries of a block, C keys of a block, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Bool, Float
+
+from visor_jax.kernels.attention.base import MASKED_LOGIT
+
+
+class Sizes(NamedTuple):
+    """What a kernel knows while it is traced."""
+
+    group: int  # query heads that share a KV head
+    queries: int  # of a block
+    keys: int
+    scale: float
+    causal: bool
+
+
+def forward_kernel(
+    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, out, log_sum, *, sizes: Sizes
+) -> None:
+    """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
+    here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
+    ids, rows = (q_segments[here], q_positions[here]), q[here, :]
+
+    def step(n, carry):
+        peak, total, acc = carry
+        there = pl.ds(work[1 + n] * sizes.keys, sizes.keys)
+        allowed = may_see(ids, (kv_segments[there], kv_positions[there]), sizes)
+        logits = masked_logits(rows, k[there, :], allowed, sizes)
+        new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
+        # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees scales
+        # this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 at the end.
+        weights = jnp.exp(logits - new_peak[:, None])
+        shrink = jnp.exp(peak - new_peak)
+        values = where_seen(v[there, :], allowed)
+        acc = acc * shrink[:, None] + product(weights.astype(values.dtype), values, 1, 0)
+        return new_peak, total * shrink + jnp.sum(weights, axis=1), acc
+
+    zeros = jnp.zeros(sizes.queries, jnp.float32)
+    start = (zeros + MASKED_LOGIT, zeros, jnp.zeros(rows.shape, jnp.float32))
+    peak, total, acc = jax.lax.fori_loop(0, work[0], step, start)
+    blind = peak <= MASKED_LOGIT / 2  # a row that met NaN has seen something
+    total = jnp.where(blind, 1.0, total)
+    out[...] = jnp.where(blind[:, None], 0.0, acc / total[:, None]).astype(out.dtype)
+    # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
+    log_sum[...] = jnp.where(blind, jnp.inf, peak + jnp.log(total))
+
+
+def grad_q_kernel(
+    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, grad, log_sum, delta, grad_q, *, sizes: Sizes
+) -> None:
+    """Gradient of a block of queries, summed over the blocks of keys."""
+    here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
+    ids = (q_segments[here], q_positions[here])
+    rows, grad_rows, logs, deltas = q[here, :], grad[here, :], log_sum[here], delta[here]
+
+    def step(n, acc):
+        there = pl.ds(work[1 + n] * sizes.keys, sizes.keys)
+        allowed = may_see(ids, (kv_segments[there], kv_positions[there]), sizes)
+        keys, values = where_seen(k[there, :], allowed), where_seen(v[there, :], allowed)
+        _, grad_logits = recomputed(rows, keys, values, grad_rows, logs, deltas, allowed, sizes)
+        return acc + product(grad_logits.astype(keys.dtype), keys, 1, 0)
+
+    acc = jax.lax.fori_loop(0, work[0], step, jnp.zeros(rows.shape, jnp.float32))
+    grad_q[...] = (acc * sizes.scale).astype(grad_q.dtype)
+
+
+def grad_kv_kernel(
+    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, grad, log_sum, delta, grad_k, grad_v, *,
+    sizes: Sizes,
+) -> None:  # fmt: skip
+    """Gradients of a block of keys and values, summed over the blocks of queries and the heads that share them."""
+    there = pl.ds(pl.program_id(0) * sizes.keys, sizes.keys)
+    ids, count = (kv_segments[there], kv_positions[there]), work[0]
+
+    def step(n, carry):
+        acc_k, acc_v = carry
+        g, n = jax.lax.div(n, count), jax.lax.rem(n, count)
+        here = pl.ds(work[1 + n] * sizes.queries, sizes.queries)
+        allowed = may_see((q_segments[here], q_positions[here]), ids, sizes)
+        rows, grad_rows = q[g, here, :], grad[g, here, :]
+        keys, values = where_seen(k[there, :], allowed), where_seen(v[there, :], allowed)
+        weights, grad_logits = recomputed(
+            rows, keys, values, grad_rows, log_sum[g, here], delta[g, here], allowed, sizes
+        )
+        acc_v += product(weights.astype(rows.dtype), grad_rows, 0, 0)
+        acc_k += product(grad_logits.astype(rows.dtype), rows, 0, 0)
+        return acc_k, acc_v
+
+    zeros = jnp.zeros(grad_k.shape, jnp.float32)
+    acc_k, acc_v = jax.lax.fori_loop(0, count * sizes.group, step, (zeros, zeros))
+    grad_k[...] = (acc_k * sizes.scale).astype(grad_k.dtype)
+    grad_v[...] = acc_v.astype(grad_v.dtype)
+
+
+def may_see(queries: tuple[Array, Array], keys: tuple[Array, Array], sizes: Sizes) -> Bool[Array, "R C"]:
+    """Who sees whom, from the segments and positions of either side."""
+    allowed = (queries[0][:, None] == keys[0][None, :]) & (keys[0] != 0)[None, :]
+    if sizes.causal:
+        allowed &= keys[1][None, :] <= queries[1][:, None]
+    return allowed
+
+
+def where_seen(x: Float[Array, "C D"], allowed: Bool[Array, "R C"]) -> Float[Array, "C D"]:
+    """0 in keys or values that no query of the block sees: 0 * NaN is NaN, so they are replaced before the product."""
+    seen = jnp.max(allowed.astype(jnp.int32), axis=0) > 0
+    return jnp.where(seen[:, None], x, jnp.zeros_like(x))
+
+
+def masked_logits(rows: Array, keys: Array, allowed: Array, sizes: Sizes) -> Float[Array, "R C"]:
+    return jnp.where(allowed, product(rows, keys, 1, 1) * sizes.scale, MASKED_LOGIT)
+
+
+def recomputed(rows, keys, values, grad_rows, log_sum, delta, allowed, sizes: Sizes) -> tuple[Array, Array]:
+    """Weights and gradient of the unscaled logits, both [R,C], from what the forward pass kept."""
+    weights = jnp.exp(masked_logits(rows, keys, allowed, sizes) - log_sum[:, None])
+    grad_weights = product(grad_rows, values, 1, 1)
+    return weights, weights * (grad_weights - delta[:, None])
+
+
+def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "..."]:
+    """Matrix product over the given axes, summed in float32; exact to float32 where the operands are."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    axes = (((x_axis,), (y_axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)

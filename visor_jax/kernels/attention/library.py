@@ -1,0 +1,111 @@
+"""Attention by the libraries that JAX users know: cuDNN, splash and tokamax, held to the same contract.
+
+In and out: as `base.attention`. They are baselines to compare with and a second opinion; cuDNN is the
+default on GPU where it can serve. cuDNN and tokamax get the mask as an array of queries by keys, which their kernels
+read and do not skip; splash gets segments.
+Each has a function that says why it cannot serve.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Float
+
+from visor_jax.kernels.attention.base import AttentionMask, validate
+from visor_jax.kernels.attention.blocks import prepared
+
+HALVES = (jnp.bfloat16, jnp.float16)
+SPLASH_BLOCK = 128  # splash's blocks divide the lengths, which are padded to multiples of this
+
+Dense = Callable[[Array, Array, Array, Array], Array]  # (q, k, v, allowed [B,1,Tq,Tk]) -> [B,Tq,H,D]
+
+
+def cudnn(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+    """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
+    if reason := cudnn_refusal(q, k, mask):
+        raise ValueError(f"cudnn cannot serve: {reason}")
+    return by_array(functools.partial(fused, implementation="cudnn"), q, k, v, mask)
+
+
+def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+    del mask
+    if q.dtype not in HALVES:
+        return f"q has dtype {q.dtype}; it serves bfloat16 and float16"
+    if q.shape[3] > 128 or q.shape[3] % 8:
+        return f"q has head_dim {q.shape[3]}; it serves multiples of 8 up to 128"
+    if q.shape[1] % 2 or k.shape[1] % 2:  # with a mask, and so with a bias
+        return f"lengths are {q.shape[1]} queries and {k.shape[1]} keys; its backward pass with a mask wants even ones"
+    return None
+
+
+def fused(q: Array, k: Array, v: Array, allowed: Array, *, implementation: str) -> Array:
+    """`jax.nn.dot_product_attention`, whose "xla" stands in for "cudnn" where there is no GPU."""
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="xla")
+
+
+def tokamax(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+    """tokamax's choice for the platform; raises ValueError where `tokamax_refusal` has a reason."""
+    if reason := tokamax_refusal(q, k, mask):
+        raise ValueError(f"tokamax cannot serve: {reason}")
+    library = importlib.import_module("tokamax")
+    return by_array(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
+
+
+def tokamax_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+    del q, k, mask
+    if importlib.util.find_spec("tokamax") is None:
+        return "the package tokamax is not installed: pip install tokamax"
+    return None
+
+
+def by_array(run: Dense, q: Array, k: Array, v: Array, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+    """The contract around a function that only knows an array of queries by keys: zeros, and nothing from NaN."""
+    validate(q, k, v, mask)
+    allowed = mask.as_array()
+    sees, seen = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
+    q, k, v = jnp.where(sees, q, 0), jnp.where(seen, k, 0), jnp.where(seen, v, 0)
+    # A row without any key has no softmax. It reads zeros and real values instead, and what it read is dropped.
+    allowed = allowed | ~sees[..., 0]
+    return jnp.where(sees, run(q, k, v, allowed[:, None]), 0)
+
+
+def splash(q: Array, k: Array, v: Array, *, mask: AttentionMask, interpret: bool = False) -> Float[Array, "B Tq H D"]:
+    """Splash attention by segments; raises ValueError where `splash_refusal` has a reason."""
+    validate(q, k, v, mask)
+    if reason := splash_refusal(q, k, mask):
+        raise ValueError(f"splash cannot serve: {reason}")
+    allowed = mask.as_array()
+    sees, seen = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
+    mask = prepared(mask, SPLASH_BLOCK, SPLASH_BLOCK)
+    lengths = (mask.q_segments.shape[1], mask.kv_segments.shape[1])
+
+    def laid_out(x: Array, length: int) -> Float[Array, "B H T D"]:
+        more = (length - x.shape[1], -x.shape[3] % SPLASH_BLOCK)
+        return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
+
+    scaled = jnp.where(sees, q, 0) * jnp.asarray(q.shape[3] ** -0.5, q.dtype)
+    keys, values = (laid_out(jnp.where(seen, x, 0), lengths[1]) for x in (k, v))
+    heads = splash_attention.MultiHeadMask([splash_attention.FullMask(lengths) for _ in range(q.shape[2])])
+    kernel = splash_attention.make_splash_mha_single_device(heads, interpret=interpret)
+    # Segment 0 matches itself here; what such a query reads is dropped, and so it gives nothing back.
+    ids = splash_attention.SegmentIds(mask.q_segments, mask.kv_segments)
+    out = jnp.asarray(jax.vmap(kernel)(laid_out(scaled, lengths[0]), keys, values, segment_ids=ids))
+    return jnp.where(sees, out.swapaxes(1, 2)[:, : q.shape[1], :, : q.shape[3]], 0).astype(q.dtype)
+
+
+def splash_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+    if mask.causal:
+        return "the mask is causal by positions that are known at run time only; its masks are fixed ahead"
+    if q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"q has dtype {q.dtype}; it serves float32 and bfloat16"
+    if 0 in (q.size, k.size):
+        return f"q has shape {q.shape} and k {k.shape}; it serves no empty arrays"
+    return None

@@ -1,0 +1,167 @@
+"""The bodies of the Pallas TPU attention kernels; `tpu` lays out their arguments and runs them.
+
+Each meets one block of queries and one block of keys at a time, over a grid (batch, KV head, outer block, inner block),
+and gathers in scratch memory over the inner blocks. The query heads of one KV head are rows of one matrix product.
+Logits are computed transposed, [keys, rows]: sums and peaks of a query run over sublanes, and a row's numbers lie along
+lanes, dense. Shapes: R rows (heads x queries of a block), C keys of a block, D head dim.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from visor_jax.kernels.attention.base import MASKED_LOGIT
+from visor_jax.kernels.attention.blocks import ALL, SOME
+
+
+class Sizes(NamedTuple):
+    """What a kernel knows while it is traced."""
+
+    group: int  # query heads that share a KV head
+    queries: int  # of a block
+    inner_blocks: int
+    scale: float
+    causal: bool
+
+
+def forward_kernel(rows, cells, q_ids, kv_ids, q, k, v, out, log_sum, peak, total, acc, *, sizes: Sizes) -> None:
+    """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
+
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        peak[...] = jnp.full_like(peak, MASKED_LOGIT)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
+
+    def step(masked: bool) -> None:
+        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        logits = masked_logits(matrix(q), keys, allowed, sizes)
+        new_peak = jnp.maximum(peak[...], jnp.max(logits, axis=0, keepdims=True))
+        # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees scales
+        # this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 at the end.
+        weights = jnp.exp(logits - new_peak)
+        shrink = jnp.exp(peak[...] - new_peak)
+        total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
+        acc[...] = acc[...] * shrink + product(values, weights.astype(values.dtype), 0, 0)  # [D,R]
+        peak[...] = new_peak
+
+    where_there_is_work(cells, sizes, step)
+
+    @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
+    def _():
+        sees = ~(peak[...] <= MASKED_LOGIT / 2)  # a row that met NaN has seen something
+        sums = jnp.where(sees, total[...], 1)
+        found = jnp.where(sees, acc[...] / sums, 0).T  # [R,D]
+        out[...] = found.astype(out.dtype).reshape(out.shape)
+        # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
+        logs = jnp.where(sees, peak[...] + jnp.log(sums), jnp.inf)
+        for g in range(sizes.group):
+            log_sum[0, 0, g : g + 1, :] = logs[:, g * sizes.queries : (g + 1) * sizes.queries]
+
+
+def grad_q_kernel(rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, grad_q, acc, *, sizes: Sizes) -> None:
+    """Gradient of a block of queries, summed over the blocks of keys."""
+
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        acc[...] = jnp.zeros_like(acc)
+
+    def step(masked: bool) -> None:
+        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        _, grad_logits = recomputed(q, keys, values, grad, log_sum, delta, allowed, sizes)
+        acc[...] += product(grad_logits.astype(keys.dtype), keys, 0, 0)  # [R,D]
+
+    where_there_is_work(cells, sizes, step)
+
+    @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
+    def _():
+        grad_q[...] = (acc[...] * sizes.scale).astype(grad_q.dtype).reshape(grad_q.shape)
+
+
+def grad_kv_kernel(
+    rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, grad_k, grad_v, acc_k, acc_v, *, sizes: Sizes
+) -> None:
+    """Gradients of a block of keys and values, summed over the blocks of queries and the heads that share them."""
+
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        acc_k[...] = jnp.zeros_like(acc_k)
+        acc_v[...] = jnp.zeros_like(acc_v)
+
+    def step(masked: bool) -> None:
+        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        weights, grad_logits = recomputed(q, keys, values, grad, log_sum, delta, allowed, sizes)
+        acc_v[...] += product(weights.astype(values.dtype), matrix(grad), 1, 0)  # [C,D]
+        acc_k[...] += product(grad_logits.astype(keys.dtype), matrix(q), 1, 0)
+
+    where_there_is_work(cells, sizes, step)
+
+    @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
+    def _():
+        grad_k[0, 0] = (acc_k[...] * sizes.scale).astype(grad_k.dtype)
+        grad_v[0, 0] = acc_v[...].astype(grad_v.dtype)
+
+
+def where_there_is_work(cells, sizes: Sizes, step: Callable[[bool], None]) -> None:
+    """Runs `step` (with masking or without) unless nothing is visible in this block."""
+    row = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
+    kind = cells[row * sizes.inner_blocks + pl.program_id(3)] & 3
+    pl.when(kind == SOME)(functools.partial(step, True))
+    pl.when(kind == ALL)(functools.partial(step, False))
+
+
+def seen_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array, Array, Array | None]:
+    """Keys and values [C,D] of the block, 0 where no query of the block sees them; who sees whom [C,bq] if masked."""
+    keys, values = k[0, 0], v[0, 0]
+    if not masked:
+        return keys, values, None
+    columns = kv_ids[0].T  # [C,2]
+    segments, positions = columns[:, 0:1], columns[:, 1:2]
+    allowed = (segments == q_ids[0, 0:1]) & (segments != 0)
+    if sizes.causal:
+        allowed &= positions <= q_ids[0, 1:2]
+    # 0 * NaN is NaN: what takes no part is replaced before it is multiplied.
+    seen = jnp.max(allowed.astype(jnp.float32), axis=1, keepdims=True) > 0
+    return jnp.where(seen, keys, jnp.zeros_like(keys)), jnp.where(seen, values, jnp.zeros_like(values)), allowed
+
+
+def masked_logits(rows: Array, keys: Array, allowed: Array | None, sizes: Sizes) -> Float[Array, "C R"]:
+    """Scaled logits of every row against the keys, `MASKED_LOGIT` where a query may not see; the heads lie side by side
+    along the rows."""
+    logits = product(keys, rows, 1, 1) * sizes.scale
+    if allowed is None:
+        return logits
+    heads = jnp.split(logits, sizes.group, axis=1)
+    return jnp.concatenate([jnp.where(allowed, x, MASKED_LOGIT) for x in heads], axis=1)
+
+
+def recomputed(q, keys: Array, values: Array, grad, log_sum, delta, allowed: Array | None, sizes: Sizes):
+    """Weights and gradient of the unscaled logits, both [C,R], from what the forward pass kept."""
+    logits = masked_logits(matrix(q), keys, allowed, sizes)
+    weights = jnp.exp(logits - along_lanes(log_sum))
+    grad_weights = product(values, matrix(grad), 1, 1)
+    return weights, weights * (grad_weights - along_lanes(delta))
+
+
+def matrix(x) -> Float[Array, "R D"]:
+    """The block [1,1,G,bq,D] as rows."""
+    return x[0, 0].reshape(-1, x.shape[-1])
+
+
+def along_lanes(x) -> Float[Array, "1 R"]:
+    """The block [1,1,G,bq] as one row."""
+    return jnp.concatenate([x[0, 0, g : g + 1, :] for g in range(x.shape[2])], axis=1)
+
+
+def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "..."]:
+    """Matrix product over the given axes, summed in float32; exact to float32 where the operands are."""
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    axes = (((x_axis,), (y_axis,)), ((), ()))
+    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,156 @@
+"""Cross-entropy in plain XLA without an array of tokens by words: a scan over chunks of rows.
+
+In and out: as `base.cross_entropy`. The backward pass computes each chunk's logits again from the saved log of the
+softmax's total. Under a mesh (`jax.set_mesh`) each device has its rows and, over the axis that the head's words lie on,
+its part of the vocabulary: peaks, totals and label logits are all that devices exchange, besides the gradients' sums.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from visor_jax.kernels import mesh
+from visor_jax.kernels.cross_entropy.base import validate
+
+CHUNK = 256  # rows
+
+
+def cross_entropy(
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "D V"],
+    labels: Int[Array, " N"],
+    weights: Float[Array, " N"],
+    *,
+    z_loss: float = 0.0,
+) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
+    """`base.cross_entropy` at the memory of one chunk of rows; reverse-mode gradients of `hidden` and `head`.
+
+    Raises:
+      ValueError: an argument of the wrong shape or dtype; the message names it.
+    """
+    validate(hidden, head, labels, weights)
+    # 0 * NaN is NaN: rows that do not count are replaced before they are multiplied, not after.
+    counted = weights != 0
+    hidden, labels = jnp.where(counted[:, None], hidden, 0), jnp.where(counted, labels, 0)
+    found: Any = _unweighted(hidden, head, labels, z_loss)
+    losses, correct = found
+    return jnp.where(counted, losses, 0) * weights.astype(jnp.float32), correct & counted
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _unweighted(hidden: Array, head: Array, labels: Array, z_loss: float) -> tuple[Array, Array]:
+    return _forward(hidden, head, labels, z_loss)[0]
+
+
+def _forward(hidden: Array, head: Array, labels: Array, z_loss: float):
+    rows, words = axes_of(hidden, head)
+    run = mesh.on_each_device(
+        functools.partial(forward_part, words=words),
+        (PartitionSpec(rows), PartitionSpec(None, words), PartitionSpec(rows)),
+        (PartitionSpec(rows),) * 3,
+    )
+    log_sum, label_logits, best = run(hidden, head, labels)
+    return (log_sum - label_logits + z_loss * log_sum**2, best == labels), (hidden, head, labels, log_sum)
+
+
+def _backward(z_loss: float, saved, grads: tuple[Array, Array]):
+    hidden, head, labels, log_sum = saved
+    rows, words = axes_of(hidden, head)
+    of_rows, of_head = PartitionSpec(rows), PartitionSpec(None, words)
+    run = mesh.on_each_device(
+        functools.partial(backward_part, rows=rows, words=words),
+        (of_rows, of_head, of_rows, of_rows, of_rows, of_rows),
+        (of_rows, of_head),
+    )
+    grad = grads[0]
+    # The gradient of a logit is its softmax times `slope`, less `grad` at the label.
+    slope = grad * (1 + 2 * z_loss * log_sum)
+    grad_hidden, grad_head = run(hidden, head, labels, log_sum, slope, grad)
+    return grad_hidden, grad_head, np.zeros(labels.shape, jax.dtypes.float0)
+
+
+_unweighted.defvjp(_forward, _backward)
+
+
+# --- one device's rows and words --------------------------------------------------------------------------------------
+
+
+def forward_part(hidden: Array, head: Array, labels: Array, *, words: str | None) -> tuple[Array, Array, Array]:
+    """Log-sum-exp, label logit and likeliest word of each row; `words` is the axis over which the vocabulary lies."""
+    first = first_word(head, words)
+
+    def chunk(_, part):
+        rows, targets = part
+        logits = product(rows, head)
+        local_peak = jnp.max(logits, axis=1)
+        peak = across(jax.lax.pmax, local_peak, words)
+        total = across(jax.lax.psum, jnp.sum(jnp.exp(logits - peak[:, None]), axis=1), words)
+        label_logits = across(jax.lax.psum, jnp.sum(jnp.where(is_label(targets, logits, first), logits, 0), 1), words)
+        # The first of equals, over all devices.
+        best = jnp.where(local_peak == peak, first + jnp.argmax(logits, axis=1), np.iinfo(np.int32).max)
+        return None, (peak + jnp.log(total), label_logits, across(jax.lax.pmin, best, words))
+
+    _, found = jax.lax.scan(chunk, None, (in_chunks(hidden), in_chunks(labels)))
+    log_sum, label_logits, best = (x.reshape(-1)[: labels.shape[0]] for x in found)
+    return log_sum, label_logits, best
+
+
+def backward_part(
+    hidden: Array, head: Array, labels: Array, log_sum: Array, slope: Array, grad: Array, *,
+    rows: tuple[str, ...], words: str | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Gradients of this device's rows and words."""
+    first = first_word(head, words)
+
+    def chunk(grad_head, part):
+        states, targets, logs, slopes, grads = part
+        logits = product(states, head)
+        grad_logits = slopes[:, None] * jnp.exp(logits - logs[:, None])
+        grad_logits -= jnp.where(is_label(targets, logits, first), grads[:, None], 0)
+        grad_logits = grad_logits.astype(head.dtype)
+        return grad_head + product(states.T, grad_logits), product(grad_logits, head.T)
+
+    parts = tuple(in_chunks(x) for x in (hidden, labels, log_sum, slope, grad))
+    grad_head, grad_hidden = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), parts)
+    grad_hidden = across(jax.lax.psum, grad_hidden.reshape(-1, hidden.shape[1])[: hidden.shape[0]], words)
+    return grad_hidden.astype(hidden.dtype), across(jax.lax.psum, grad_head, rows).astype(head.dtype)
+
+
+def in_chunks(x: Float[Array, "N ..."]) -> Float[Array, "n C ..."]:
+    """Rows in chunks, the last one filled with zeros."""
+    size = min(CHUNK, max(x.shape[0], 1))
+    x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(-1, size, *x.shape[1:])
+
+
+def product(x: Array, y: Array) -> Array:
+    return jnp.dot(x, y, preferred_element_type=jnp.float32)
+
+
+def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], first: Array | int) -> Bool[Array, "C V"]:
+    return first + jnp.arange(logits.shape[1]) == labels[:, None]
+
+
+# --- the mesh ---------------------------------------------------------------------------------------------------------
+
+
+def axes_of(hidden: Array, head: Array) -> tuple[tuple[str, ...], str | None]:
+    """The axes of the ambient mesh over which rows and words lie."""
+    return mesh.sample_axes(hidden.shape[0]), mesh.split_axis(head.shape[1])
+
+
+def first_word(head: Array, words: str | None) -> Array | int:
+    """The number of the first word of this device's part of the vocabulary."""
+    return 0 if words is None else jax.lax.axis_index(words) * head.shape[1]
+
+
+def across(collective: Callable[..., Array], x: Array, axes: tuple[str, ...] | str | None) -> Array:
+    return collective(x, axes) if axes else x
