@@ -197,3 +197,10 @@ def test_no_factorisation_that_would_wait_for_its_own_threads():
     arch = dataclasses.replace(ARCH, cross=dataclasses.replace(ARCH.cross, init="match"))
     lowered = jax.jit(lambda key: start_cross_attention(init_params(arch, key), arch, key)).lower(KEY).as_text()
     assert "stablehlo" in lowered and "lapack" not in lowered
+
+
+def test_no_parameter_of_weak_type():
+    """The first step would hand on stronger types than it was given, and be compiled a second time for the second."""
+    for arch in (ARCH, MULTI_HEAD):
+        shapes = flatten(jax.eval_shape(lambda key, arch=arch: init_params(arch, key), KEY))
+        assert [path for path, leaf in shapes.items() if leaf.weak_type] == []

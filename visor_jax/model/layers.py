@@ -47,7 +47,7 @@ class RMSNorm(nnx.Module):
     """`scale` [size]."""
 
     def __init__(self, size: int, scale: float = 1.0):
-        self.scale = nnx.Param(jnp.full(size, scale))
+        self.scale = nnx.Param(jnp.full(size, scale, jnp.float32))
 
 
 class LayerNorm(nnx.Module):
