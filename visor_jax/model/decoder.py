@@ -37,6 +37,7 @@ from visor_jax.model.layers import (
     recency_bias,
     rms_norm,
     rotary,
+    scan_layers,
     split_heads,
 )
 from visor_jax.model.vision import stacked
@@ -267,7 +268,7 @@ def decode(
 
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
         body = jax.checkpoint(body) if remat else body
-        (visual, text), _ = jax.lax.scan(body, (visual, text), (params["blocks"], jnp.moveaxis(on, -1, 0)))
+        (visual, text), _ = scan_layers(body, (visual, text), (params["blocks"], jnp.moveaxis(on, -1, 0)))
     return run_tail(params, visual, text, stream, arch)
 
 

@@ -8,6 +8,7 @@ E head dimension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,6 +57,18 @@ class LayerNorm(nnx.Module):
     def __init__(self, size: int):
         self.scale = nnx.Param(jnp.ones(size))
         self.bias = nnx.Param(jnp.zeros(size))
+
+
+UNROLLED = 4
+
+
+def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked: Any) -> tuple[Any, Any]:
+    """`lax.scan` over stacked layers, unrolled where there are no more than `UNROLLED` of them.
+
+    Weights and kept activations slide in and out of stacks; for a model of few layers that is a quarter of its step.
+    """
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return jax.lax.scan(body, state, stacked, unroll=count <= UNROLLED)
 
 
 def orthonormal(key: Array, rows: int, columns: int) -> Float[Array, "rows columns"]:

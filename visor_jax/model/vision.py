@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
-from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, linear, siglip_layer
+from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, linear, scan_layers, siglip_layer
 
 
 class VisionTower(nnx.Module):
@@ -54,5 +54,5 @@ def tower(
     shape = x.shape
     x = x.reshape(-1, *shape[2:])  # every tile is a row of its own: [B * n, P, Dv]
     if "layers" in params:
-        x, _ = jax.lax.scan(lambda y, layer: (siglip_layer(layer, y, arch), None), x, params["layers"])
+        x, _ = scan_layers(lambda y, layer: (siglip_layer(layer, y, arch), None), x, params["layers"])
     return x.reshape(shape)

@@ -22,7 +22,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
 from visor_jax.model.decoder import KINDS, Budget, Stream, joint_layer, text_layer
-from visor_jax.model.layers import Params, rms_norm
+from visor_jax.model.layers import Params, rms_norm, scan_layers
 from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
 
 Metrics = dict[str, Array]
@@ -85,7 +85,7 @@ def refine(
             on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state
         ), None
 
-    (visual, text), _ = jax.lax.scan(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
+    (visual, text), _ = scan_layers(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
     return visual, text
 
 
@@ -159,7 +159,7 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Array)
         text = text_layer(layers["cross"], asked, stream, arch.text)[0]
         return text_layer(layers["self"], text, stream, arch.text)[0], asked
 
-    text, asked = jax.lax.scan(block, embed(params, tokens), {kind: params["blocks"][kind] for kind in KINDS})
+    text, asked = scan_layers(block, embed(params, tokens), {kind: params["blocks"][kind] for kind in KINDS})
     asked = asked[min(1, arch.num_blocks - 1) :]
     table, mask = params["embed_tokens"]["embedding"], (batch["asked"] > 0).astype(jnp.float32)
     told = unit_rms(asked) @ asked_rotation(arch.text.hidden_size)
