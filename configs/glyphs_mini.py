@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         source="glyphs",
         scenes=(("letters", 4), ("scatter", 6), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 5)),
         turns_per_picture=4,
-        batch_size=20,
+        batch_size=14,
         tiles=1,
         visual_length=82,  # 9 x 9 patches and the newline
         text_length=84,
@@ -62,7 +62,6 @@ def get_config() -> ConfigDict:
     # One slot learns to follow one arrow, two learn to compose: three arrows.
     config.stage_overrides.base.update(
         steps=650,
-        batch_size=14,
         learning_rate=2e-3,
         b2=0.95,
         hops=(1, 3, 3),
@@ -70,13 +69,13 @@ def get_config() -> ConfigDict:
     )
     # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
     config.stage_overrides.warmup.update(
-        steps=320,
+        steps=360,
         learning_rate=2.5e-3,
         schedule="constant",
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
-    config.stage_overrides.full.update(steps=140, learning_rate=1.5e-3, end_fraction=0.5)
-    config.stage_overrides.universal.update(steps=540, learning_rate=1.5e-3)
+    config.stage_overrides.full.update(steps=160, learning_rate=1.5e-3, end_fraction=0.5)
+    config.stage_overrides.universal.update(steps=620, learning_rate=1.5e-3)
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
     config.label.update(tolerance=0.2, only_right=True)
