@@ -114,7 +114,8 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
     asked = questions(config)
     named = [dataclasses.replace(sample, id=place_id(picture, turn)) for picture, turn, sample in asked]
     batches = batched(config, named, config.evaluate.batch_size)
-    scores = score(model.params, batches, viable, model.arch, mesh=scoring_mesh(config))
+    mesh, dtype = scoring_mesh(config), config.model.dtype
+    scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype)
     place = {place_id(picture, turn): (picture, turn) for picture, turn, _ in asked}
     log_likelihood = scores.log_likelihood.T
     full = viable.index((True,) * model.arch.num_slots)

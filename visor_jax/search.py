@@ -56,7 +56,8 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     mesh = scoring_mesh(config)
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
-        return summarise(score(model.params, batches, subsets, model.arch, mesh=mesh), model.arch)
+        scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=config.model.dtype)
+        return summarise(scores, model.arch)
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)

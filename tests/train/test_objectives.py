@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ from visor_jax import testing
 from visor_jax.model.visor import encode
 from visor_jax.train import objectives
 from visor_jax.train.objectives import (
+    answer_loss,
     answer_tokens,
+    computed_in,
     masked_mean,
     policy_loss,
     prompt_end,
@@ -135,3 +139,20 @@ def test_reading_looks_at_words_alone_and_is_learned_where_answers_begin() -> No
         blocks = descend(blocks)
     end, right = loss_of(blocks, batch)
     assert float(end) < 0.5 * float(start) and float(right) == 1.0
+
+
+def test_in_bfloat16_activations_are_cast_and_gradients_are_those_of_the_float32_parameters() -> None:
+    arch = testing.tiny_architecture()
+    params, batch = testing.random_params(arch), testing.random_batch(arch).arrays
+    on = jnp.ones(arch.num_slots, bool)
+
+    def step(dtype: str):
+        loss = computed_in(dtype, partial(answer_loss, arch=arch, num_turns=1, remat=False))
+        return testing.quick_jit(lambda p: jax.value_and_grad(lambda q: loss(q, batch, on)[0])(p))
+
+    (exact, _), (rough, gradients) = step("float32")(params), step("bfloat16")(params)
+    assert 0 < abs(float(exact) - float(rough)) < 0.02 * float(exact)
+    assert {x.dtype for x in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+    products = [line for line in step("bfloat16").lower(params).as_text().splitlines() if "dot_general" in line]
+    half = [line for line in products if "xbf16>, tensor" in line]
+    assert len(half) > 2 / 3 * len(products), "all but logits, attention's softmax and their gradients"

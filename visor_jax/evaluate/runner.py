@@ -53,7 +53,8 @@ def evaluate(
     samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
     batches = batched(config, samples, config.evaluate.batch_size)
-    scores = score(model.params, batches, rows, model.arch, mesh=scoring_mesh(config), routed=model.has_policy)
+    mesh, dtype = scoring_mesh(config), config.model.dtype
+    scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=model.has_policy)
     result = {
         "benchmark": config.data.source,
         "split": split,

@@ -64,13 +64,14 @@ def score(
     arch: Architecture,
     *,
     mesh: Mesh,
+    dtype: str = "float32",
     routed: bool = False,
 ) -> Scores:
     """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out.
 
-    Parameters and rows are spread over `mesh` as in training.
+    Parameters and rows are spread over `mesh` as in training, and activations are of `dtype`.
     """
-    params = jax.device_put(params, param_shardings(params, mesh))
+    params = jax.tree.map(lambda x: x.astype(dtype), jax.device_put(params, param_shardings(params, mesh)))
     encoder = jax.jit(partial(encode, arch=arch))
     one_budget = jax.jit(partial(score_batch, arch=arch))
     router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))

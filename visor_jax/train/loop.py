@@ -32,7 +32,7 @@ from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batc
 from visor_jax.train.checkpoints import Checkpoints, restore_params
 from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
-from visor_jax.train.objectives import Loss
+from visor_jax.train.objectives import Loss, computed_in
 from visor_jax.train.optimizer import (
     FlatParams,
     build_optimizer,
@@ -85,7 +85,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
         tx = build_optimizer(settings)
         state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
     update = jax.jit(
-        partial(update_step, objective.loss, tx),
+        partial(update_step, computed_in(config.model.dtype, objective.loss), tx),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, None),

@@ -29,6 +29,11 @@ Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 
+def computed_in(dtype: str, loss: Loss) -> Loss:
+    """`loss` with activations of `dtype`: parameters are cast on their way in, and nowhere else."""
+    return lambda params, batch, budget: loss(jax.tree.map(lambda x: x.astype(dtype), params), batch, budget)
+
+
 def answer_tokens(
     params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
 ) -> tuple[Float[Array, "B T"], Array, Array]:
