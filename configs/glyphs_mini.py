@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.data.update(
         source="glyphs",
-        scenes=(("letters", 4), ("scatter", 6), ("cards", 3), ("above", 3), ("tall", 3), ("chain", 5)),
+        scenes=(("letters", 3), ("scatter", 6), ("cards", 3), ("above", 4), ("tall", 3), ("chain", 5)),
         turns_per_picture=4,
         batch_size=14,
         tiles=1,
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300)
     # One slot learns to follow one arrow, two learn to compose: three arrows.
     config.stage_overrides.base.update(
-        steps=650,
+        steps=800,
         learning_rate=2e-3,
         b2=0.95,
         hops=(1, 3, 3),
@@ -75,9 +75,9 @@ def get_config() -> ConfigDict:
         trainable=("(?!vision/|connector/|blocks/self/|routing/)",),
     )
     config.stage_overrides.full.update(steps=160, learning_rate=1.5e-3, end_fraction=0.5)
-    config.stage_overrides.universal.update(steps=620, learning_rate=1.5e-3)
+    config.stage_overrides.universal.update(steps=640, learning_rate=1.5e-3)
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
     config.label.update(tolerance=0.2, only_right=True)
-    config.stage_overrides.policy.update(steps=1200, batch_size=32, learning_rate=2e-3, label_balance=1.8)
+    config.stage_overrides.policy.update(steps=850, batch_size=64, learning_rate=3e-3, label_balance=2.0)
     return config

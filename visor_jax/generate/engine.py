@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.data.collate import Example, Window, make_prompt_batch
 from visor_jax.generate.sampling import Draw, Sampling, select
@@ -60,6 +61,7 @@ class Engine:
         self.arch = arch
         self._params, self._num_viable, self._forbidden = params, num_viable, forbidden
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
+        self._quick = compiling.for_few_runs(params)
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ class Engine:
 
     def _program(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         if key not in self._programs:
-            self._programs[key] = jax.jit(function, **options)
+            self._programs[key] = jax.jit(function, compiler_options=self._quick, **options)
         return self._programs[key]
 
 

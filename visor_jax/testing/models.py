@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from visor_jax import compiling
 from visor_jax.architecture import (
     AnyResArchitecture,
     Architecture,
@@ -82,8 +83,7 @@ def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any
       function: the function to compile.
       **options: further arguments of `jax.jit` (`static_argnames`, ...).
     """
-    quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(function, compiler_options=quick, **options)
+    return jax.jit(function, compiler_options=dict(compiling.QUICK), **options)
 
 
 _INIT = quick_jit(init_params, static_argnums=0)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
 from visor_jax.errors import RequestError
@@ -200,7 +201,8 @@ def initial_state(
 def start_params(config: Any, settings: Any, arch: Architecture, mesh: Mesh, workdir: Workdir) -> Params:
     """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
     places, key = param_shardings(abstract_params(arch), mesh), jax.random.key(config.seed)
-    fresh = jax.jit(partial(init_params, arch), out_shardings=places)
+    quick = compiling.for_few_runs(abstract_params(arch))
+    fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
     if not settings.init_from:
         return fresh(key)
     folder = start_folder(settings.init_from, workdir)

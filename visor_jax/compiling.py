@@ -1,0 +1,21 @@
+"""How much XLA may do about a program.
+
+In: parameters. Out: `compiler_options` for `jax.jit`. None leaves XLA at its best. On CPU, the programs of a small model
+that run only a few times (a random start, answers, an export's proof) take longer to compile than they will ever run:
+they are compiled several times faster, into programs that run slower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+SMALL = 5_000_000  # parameters
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def for_few_runs(params: Any) -> dict[str, bool | int] | None:
+    """Options for a program over `params` (arrays or their shapes) that is not worth XLA's best."""
+    small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= SMALL
+    return dict(QUICK) if small and jax.default_backend() == "cpu" else None
