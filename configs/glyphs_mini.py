@@ -67,7 +67,8 @@ def get_config() -> ConfigDict:
         hops=(1, 3, 3),
         group_rates=(("vision/", 2.0),),  # relations can be learned only of glyphs that are told apart
     )
-    # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`.
+    # The new layers learn to read what `base` taught the tower and the slots; those stay as they are until `full`. The
+    # text layers train along, as no pretrained model's would: this base has never spoken of a picture.
     config.stage_overrides.warmup.update(
         steps=360,
         learning_rate=2.5e-3,

@@ -9,7 +9,7 @@ fine-tuning samples and an accelerator.
         --config.data.root=DATA --config.data.path=train.json
 
 HF_DIR is a local copy of llava-onevision-qwen2-0.5b-ov-hf. `visor plan --config=configs/llava_ov_0p5b.py ...` says
-beforehand what a step costs and whether it fits. The 1.5B and 7B configurations start from this one.
+beforehand what a picture costs under each budget. The 1.5B and 7B configurations start from this one.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ vision tower in the cost is smaller. Not run by us: it needs accelerators.
     visor run --config=configs/llava_ov_1p5b.py:HF_DIR/tokenizer.json --workdir=DIR \
         --config.data.root=DATA --config.data.path=train.json
 
-`visor plan --config=configs/llava_ov_1p5b.py ...` says beforehand what a step costs and whether it fits.
+`visor plan --config=configs/llava_ov_1p5b.py ...` says beforehand what a picture costs under each budget.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """How much XLA may do about a program.
 
-In: parameters. Out: `compiler_options` for `jax.jit`. None leaves XLA at its best. On CPU, the programs of a small model
+In: parameters. Out: `compiler_options` for `jax.jit`. None leaves XLA at its best. On CPU, programs of a small model
 that run only a few times (a random start, answers, an export's proof) take longer to compile than they will ever run:
 they are compiled several times faster, into programs that run slower.
 """

@@ -218,7 +218,7 @@ _DATA = {
     "tiles": Field(1, "window: tiles in a row of the batch", at_least(1)),
     "visual_length": Field(128, "window: visual slots in a row of the batch", at_least(1)),
     "text_length": Field(128, "window: text tokens in a row of the batch", at_least(1)),
-    "max_image_pixels": Field(89_478_485, "larger pictures are skipped before they are decoded", at_least(1)),
+    "max_image_pixels": Field(89_478_485, "larger pictures are skipped, not decoded", within(1, 178_956_970)),
     "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
 }
 

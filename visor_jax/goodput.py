@@ -1,4 +1,4 @@
-"""Where a run's time goes: seconds by kind (init, compile, step, data_wait, save, eval, ...) in `goodput.json`.
+"""Where a run's time goes: seconds by kind (compile, step, data_wait, save, label, eval, ...) in `goodput.json`.
 
 In: blocks of code timed by name. Out: a JSON object {name: seconds} that grows over restarts and stages of one workdir.
 A name's time counts once: what is timed inside another block is taken off the outer one.

@@ -6,9 +6,10 @@ file), and what has one is skipped; so the same call goes on after any interrupt
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import validate
 from visor_jax.errors import RequestError
+from visor_jax.goodput import Goodput
 from visor_jax.train.faults import StopSignal
 from visor_jax.workdir import Workdir, read_json
 
@@ -49,16 +51,29 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
     if stage == "search":
         from visor_jax.search import bit_string, search_stage
 
-        print("search: viable", ", ".join(bit_string(bits) for bits in search_stage(config, workdir)))
+        with timed(workdir, stage):
+            found = search_stage(config, workdir)
+        print("search: viable", ", ".join(bit_string(bits) for bits in found))
     elif stage == "label":
         from visor_jax.label import label_stage
 
-        print(f"label: {len(label_stage(config, workdir).label)} questions")
+        with timed(workdir, stage):
+            labels = label_stage(config, workdir)
+        print(f"label: {len(labels.label)} questions")
     else:
         from visor_jax.train.loop import train
 
         train(config, stage, workdir)
     return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def timed(workdir: Workdir, name: str) -> Iterator[None]:
+    """Count what happens here as `name` in the workdir's `goodput.json`."""
+    goodput = Goodput(workdir.path / "goodput.json")
+    with goodput.time(name):
+        yield
+    goodput.write()
 
 
 def use_compile_cache(workdir: Workdir) -> None:
@@ -79,14 +94,26 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     with workdir.lock(), StopSignal() as stop, stop.nothing_to_save():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
-        if not evaluated.exists():
-            evaluate(config, model, workdir)
+        if not of_stage(evaluated, model.stage):
+            with timed(workdir, "eval"):
+                evaluate(config, model, workdir)
         write_report(workdir)  # before the export too, whose proof may fail
-        if not (exported / "parity.json").exists():
-            export(model, exported, stage=model.stage)
+        proof = exported / "parity.json"
+        if not of_stage(proof, model.stage):
+            with timed(workdir, "export"):
+                export(model, exported, stage=model.stage, force=proof.exists())
         report = write_report(workdir)
-    parity = read_json(exported / "parity.json")
-    return {"evaluation": read_json(evaluated), "report": str(report), "export": str(exported), "parity": parity}
+    return {
+        "evaluation": read_json(evaluated),
+        "report": str(report),
+        "export": str(exported),
+        "parity": read_json(proof),
+    }
+
+
+def of_stage(result: Path, stage: str) -> bool:
+    """Whether a result file is there and was made of this stage's model, not of an earlier one's."""
+    return result.exists() and read_json(result).get("stage") == stage
 
 
 def print_summary(result: dict[str, Any], path: str) -> None:

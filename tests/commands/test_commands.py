@@ -88,7 +88,9 @@ def test_evaluate(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(found["budgets"]) == {"empty", "full"}
     for row in found["budgets"].values():
         assert {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"} <= row.keys()
-    assert read_json(tiny_copy / "eval" / "test.json") == found
+    assert read_json(tiny_copy / "eval" / "partial" / "test.json") == found
+    whole = read_json(tiny_copy / "eval" / "test.json")["budgets"]
+    assert {"empty", "full", "auto"} <= set(whole), "the whole one stays"
 
 
 def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +101,7 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data, "--benchmark=llava", "--budget=empty")
     row = found["budgets"]["empty"]
     assert row["samples"] == 3 and row["easy"] is None and set(row["tasks"]) == {"all"}
-    assert read_json(tiny_copy / "eval" / "set" / "test.json") == found
+    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == found
     assert read_json(tiny_copy / "eval" / "test.json") == own, "the run's own evaluation stays"
 
 

@@ -158,6 +158,27 @@ def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
         load(tmp_path / "out", plan="dense")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("training_stage", "../elsewhere", "expected one of base,"),
+        ("training_stage", 3, "expected one of base,"),
+        ("viable_budgets", [4, 5], "expected a list of 0b and 2 bits each"),
+        ("viable_budgets", ["0b10", "0b101"], "expected a list of 0b and 2 bits each"),
+        ("viable_budgets", ["0b10"] * 33, "expected at most"),
+        ("has_policy", "yes", "expected true or false"),
+        ("system_prompt", ["be kind"], "text or null"),
+    ],
+)
+def test_what_our_exports_add_is_checked(tiny_run: Path, tmp_path: Path, field: str, value: Any, expected: str) -> None:
+    """A folder from outside names no file to write and no budget that the model has not."""
+    torch_export.write_folder(tmp_path, load(tiny_run), stage="policy", dtype="float32", max_shard_bytes=100_000_000)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    with pytest.raises(RequestError, match=f"config.json: {field}.*{expected}|{expected}"):
+        hf_import.open_checkpoint(tmp_path)
+
+
 def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
     dense, visor = load(saved["shards"]), load(saved["shards"], plan="visor")
     assert visor.arch == dataclasses.replace(dense.arch, plan="visor")

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from visor_jax.errors import RequestError
-from visor_jax.scale.mesh import AXES, build_mesh
+from visor_jax.scale.mesh import AXES, build_mesh, check_rows
 
 
 def test_the_remaining_devices_go_to_minus_one() -> None:
@@ -31,3 +31,10 @@ def test_sizes_that_do_not_fit_are_refused_by_name(sizes: tuple[int, int, int]) 
     with pytest.raises(RequestError) as error:
         build_mesh(*sizes)
     assert asked in str(error.value) and str(jax.device_count()) in str(error.value)
+
+
+def test_rows_that_the_devices_cannot_share_are_refused() -> None:
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), AXES)
+    check_rows("batch_size", 16, mesh)
+    with pytest.raises(RequestError, match="batch_size=14: expected a multiple of 8"):
+        check_rows("batch_size", 14, mesh)

@@ -177,3 +177,11 @@ def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:
         assert all(len(set(weights[labels == label].tolist())) == 1 for label in set(labels.tolist()))
         if strength == 0.0:
             assert (weights == 1).all()
+
+
+@pytest.mark.parametrize("stage", ["base", "full", "policy"])
+def test_a_stage_may_have_rows_of_its_own(tiny_run: Path, stage: str) -> None:
+    for rows in (3, 6):
+        config = tiny_config({f"stage_overrides.{stage}.batch_size": rows})
+        (step,) = make_objective(config, stage, Workdir(tiny_run)).steps(0, 1)
+        assert {len(array) for array in step.arrays.values()} == {rows}

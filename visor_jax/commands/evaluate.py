@@ -1,8 +1,8 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
-`--budget=empty,full,auto,0b100` chooses; `--stage=full` takes an earlier stage's model. With `--data=FILE.json` (or a
-folder that holds one) the questions come from a file in LLaVA's format instead, and the result goes to
-`eval/<file's name>/` in the workdir.
+The result is `eval/test.json`, which the report is made of. `--budget=empty,full,auto,0b100` chooses budgets and
+`--stage=full` an earlier stage's model: such results go to `eval/partial/`. With `--data=FILE.json` (or a folder that
+holds one) the questions come from a file in LLaVA's format instead, and the result goes to `eval/of_<file's name>/`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
     own, config = config, evaluation_data(config, args.benchmark, args.data)
-    name = "" if config is own else Path(args.data).stem or args.benchmark
+    name = "partial" if args.budget or args.stage else ""
+    if config is not own:
+        name = f"of_{Path(config.data.path).stem if args.data else args.benchmark}"
     model = load(workdir.path / args.stage if args.stage else workdir.path)
     budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
     result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)

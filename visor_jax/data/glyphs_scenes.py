@@ -1,4 +1,4 @@
-"""The five scenes of the glyph pictures: what stands where, and what may be asked about it.
+"""The six scenes of the glyph pictures: what stands where, and what may be asked about it.
 
 In: a random generator, the grid's side and how many letters or cards to put in. Out: a `Scene`, integer grids with the
 facts that hold in them. Every fact is true and has one answer; a picture that cannot be completed is drawn anew.

@@ -27,8 +27,10 @@ from visor_jax.data.sample import SkipSample
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
-# Pillow warns of large pictures on its own; here the limit that the caller gives decides.
+# Pillow warns of large pictures on its own, and opens none of more than `MOST_PIXELS`; below that the limit that the
+# caller gives decides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+MOST_PIXELS = 178_956_970
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 
@@ -96,8 +98,9 @@ def decode_image(file: BinaryIO, max_pixels: int, shown: str = "the picture") ->
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
         raise SkipSample("image_format", f"{shown} is not a {', '.join(FORMATS)} file") from None
-    except Image.DecompressionBombError as error:
-        raise SkipSample("too_many_pixels", f"{shown}: {error}") from None
+    except Image.DecompressionBombError:
+        what = f"{shown} has more than {MOST_PIXELS} pixels; at most {max_pixels} are allowed"
+        raise SkipSample("too_many_pixels", what) from None
     except Exception as error:  # a hostile file can make a decoder raise nearly anything
         raise _broken(shown, error) from None
     with image:
@@ -106,7 +109,7 @@ def decode_image(file: BinaryIO, max_pixels: int, shown: str = "the picture") ->
             raise SkipSample("too_many_pixels", f"{shown} is {width}x{height}; at most {max_pixels} pixels are allowed")
         try:
             image.load()
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.asarray(upright_rgb(image))
         except Exception as error:  # as above
             raise _broken(shown, error) from None
 
@@ -115,8 +118,9 @@ def _broken(shown: str, error: Exception) -> SkipSample:
     return SkipSample("broken_image", f"{shown}: {type(error).__name__}: {error}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB of a decoded picture of any mode."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """RGB of a decoded picture of any mode: turned as EXIF says, transparency over white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(high_byte).convert("RGB")

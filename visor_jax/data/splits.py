@@ -17,6 +17,7 @@ from visor_jax.data.collate import Batch, Example, Window, encode_example, make_
 from visor_jax.data.glyphs import TASKS, Glyphs
 from visor_jax.data.llava import LlavaSource
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
+from visor_jax.data.skips import SkipLog
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 
@@ -60,18 +61,19 @@ def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:
     return Glyphs(split=split, seed=config.seed, grid=grid, **asked)
 
 
-def single_turn_samples(config: Any, split: str, count: int) -> list[Sample]:
+def single_turn_samples(config: Any, split: str, count: int, skips: SkipLog | None = None) -> list[Sample]:
     """`count` single questions of a split: of the generated data an equal mix of all tasks at the hard end."""
     if config.data.source == "glyphs":
         source = glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
         return [source[index] for index in range(count)]
-    source = make_source(config, split)
+    source, skips = make_source(config, split), skips or SkipLog()
     found: list[Sample] = []
     for index in range(len(source)):
         try:
             found += split_turns(source[index])
         except SkipSample as why:
             log.warning("%s %d skipped: %s", source.name, index, why)
+            skips.count_skipped(source.name, index, why)
         if len(found) >= count:
             break
     if not found:
@@ -102,11 +104,11 @@ def single_turn_batches(config: Any, split: str, count: int, batch_size: int) ->
     return batched(config, single_turn_samples(config, split, count), batch_size)
 
 
-def batched(config: Any, samples: Sequence[Sample], batch_size: int) -> Iterator[Batch]:
-    """Samples as batches of `batch_size` rows, one a row; unusable ones are logged and left out."""
-    tokenizer, arch = make_tokenizer(config), architecture(config)
+def batched(config: Any, samples: Sequence[Sample], batch_size: int, skips: SkipLog | None = None) -> Iterator[Batch]:
+    """Samples as batches of `batch_size` rows, one a row; unusable ones are logged, counted and left out."""
+    tokenizer, arch, skips = make_tokenizer(config), architecture(config), skips or SkipLog()
     examples = []
-    for sample in samples:
+    for index, sample in enumerate(samples):
         try:
             examples.append(
                 encode_example(
@@ -115,6 +117,7 @@ def batched(config: Any, samples: Sequence[Sample], batch_size: int) -> Iterator
             )
         except SkipSample as why:
             log.warning("%s skipped: %s", sample.id, why)
+            skips.count_skipped(sample.source, index, why)
     longest = max((len(example.text_tokens) for example in examples), default=1)
     window = dataclasses.replace(training_window(config), text=-(-longest // TEXT_BUCKET) * TEXT_BUCKET)
     for start in range(0, len(examples), batch_size):

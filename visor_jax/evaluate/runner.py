@@ -12,6 +12,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from rich.table import Table
 from visor_jax.api import Visor
 from visor_jax.budget import Budget, budget_name
 from visor_jax.data.glyphs import TASKS
-from visor_jax.data.sample import Sample
+from visor_jax.data.sample import IMAGE_MARKER, Sample
+from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import batched, single_turn_samples
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Bits, Scores, choices, score
@@ -49,15 +51,18 @@ def evaluate(
       budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
     """
     asked, folder = wanted_budgets(model, budgets), workdir.path / "eval" / name  # a mistake is told at once
-    found = enumerate(single_turn_samples(config, split, config.evaluate.samples))
+    skips = SkipLog()
+    found = enumerate(single_turn_samples(config, split, config.evaluate.samples, skips))
     samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
-    batches = batched(config, samples, config.evaluate.batch_size)
+    batches = batched(config, samples, config.evaluate.batch_size, skips)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=model.has_policy)
     result = {
         "benchmark": config.data.source,
         "split": split,
+        "stage": model.stage,
+        "skipped": skips.by_reason(),
         "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
         "levels": {task: TASKS[task].level for task in sorted(set(scores.tasks)) if task in TASKS},
         "dense": dense_row(model.arch, scores),
@@ -143,7 +148,7 @@ def write_examples(
             {
                 "index": index,
                 "image": name,
-                "question": sample.turns[0].question,
+                "question": sample.turns[0].question.replace(IMAGE_MARKER, "").strip(),
                 "answer": sample.turns[0].answer,
                 "prediction": answer.text,
                 "budget": budget_name(bits),
@@ -163,15 +168,15 @@ def png(image: np.ndarray) -> bytes:
 def print_budgets(result: dict[str, Any]) -> None:
     """The table that a person reads: accuracy and cost of every budget."""
     dense = result["dense"]
-    rows = []
+    graded, rows = bool(result["levels"]), []
     for name, row in result["budgets"].items():
-        accuracies = [percent(row["easy"]), percent(row["hard"])]
+        accuracies = [percent(row["easy"]), percent(row["hard"])] if graded else [percent(mean(row["tasks"].values()))]
         saving = dense["decoder_gflops"] / row["decoder_gflops"], dense["end_to_end_gflops"] / row["end_to_end_gflops"]
         costs = [f"{row['decoder_gflops'] * 1e3:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
         rows.append([name, *accuracies, *costs])
     title = f"{result['benchmark']}, {result['split']} split: {row['samples']} questions"
-    columns = ["budget", "easy %", "hard %", "decoder MFLOP", "saving, decoder", "saving, end to end"]
-    print_table(title, columns, rows)
+    columns = ["budget", *(("easy %", "hard %") if graded else ("right %",))]
+    print_table(title, [*columns, "decoder MFLOP", "saving, decoder", "saving, end to end"], rows)
 
 
 def percent(value: float | None) -> str:

@@ -32,6 +32,7 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from visor_jax.config_schema import TRAINED_STAGES
 from visor_jax.errors import RequestError
 from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
 from visor_jax.model.cross_init import start_cross_attention
@@ -98,11 +99,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     config = _read_object(folder / "config.json")
     arch = architecture_of(config, _read_object(folder / "preprocessor_config.json"), folder / "config.json")
-    budgets = [tuple(bit == "1" for bit in name[2:]) for name in config.get("viable_budgets", ())]
-    stage = config.get("training_stage", "base") if arch.plan == "visor" else "base"
-    return Checkpoint(
-        folder, arch, locate(folder), stage, budgets, config.get("has_policy", False), config.get("system_prompt")
-    )
+    return Checkpoint(folder, arch, locate(folder), *_own_fields(config, arch, folder / "config.json"))
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -162,6 +159,26 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         plan=config.get("plan", KINDS[kind]),
         bidirectional_vision=config.get("bidirectional_vision", False),
     )
+
+
+def _own_fields(config: Mapping[str, Any], arch: Architecture, where: Path) -> tuple[str, list[Bits], bool, str | None]:
+    """Stage, viable budgets, whether there is a policy, system prompt: what our own exports add."""
+    if arch.plan == "dense":
+        return "base", [], False, None
+    stage, names = config.get("training_stage", "base"), config.get("viable_budgets", [])
+    policy, system = config.get("has_policy", False), config.get("system_prompt")
+    if stage not in TRAINED_STAGES:
+        raise RequestError(f"{where}: training_stage={stage!r}: expected one of {', '.join(TRAINED_STAGES)}")
+    bits = re.compile(f"0b[01]{{{arch.num_slots}}}")
+    if not (isinstance(names, list) and all(isinstance(name, str) and bits.fullmatch(name) for name in names)):
+        raise RequestError(f"{where}: viable_budgets={names!r}: expected a list of 0b and {arch.num_slots} bits each")
+    if len(names) > arch.policy.max_budgets:
+        raise RequestError(f"{where}: viable_budgets: {len(names)} of them; expected at most {arch.policy.max_budgets}")
+    if not (isinstance(policy, bool) and isinstance(system, str | None)):
+        raise RequestError(
+            f"{where}: has_policy={policy!r}, system_prompt={system!r}: expected true or false, and text or null"
+        )
+    return stage, [tuple(bit == "1" for bit in name[2:]) for name in names], policy, system
 
 
 def _field(section: Mapping[str, Any], name: str, *, where: Path) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
+from visor_jax.data.images import upright_rgb
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
@@ -75,8 +76,8 @@ def tokens_of(
 
 
 def pixels(image: Picture) -> np.ndarray:
-    """uint8 [H, W, 3] of a PIL image or an array."""
-    array = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    """uint8 [H, W, 3] of a PIL image, read as a picture file is, or of an array."""
+    array = np.asarray(upright_rgb(image) if isinstance(image, Image.Image) else image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise RequestError(f"image: expected a PIL image or uint8 [H, W, 3], got {array.dtype} {array.shape}")
     return array

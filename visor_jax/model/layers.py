@@ -212,8 +212,9 @@ def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
 def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
     """Cosine and sine of the rotary embedding, both halves of the head alike (`Qwen2RotaryEmbedding`)."""
     angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(arch)  # [B, T, 1, E / 2]
-    angles = jnp.concatenate([angles, angles], axis=-1).astype(float)  # float64 where JAX computes in it
-    return jnp.cos(angles), jnp.sin(angles)
+    angles = angles.astype(float)  # float64 where JAX computes in it
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([sin, sin], axis=-1)
 
 
 def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " E/2"]:

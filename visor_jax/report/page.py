@@ -45,7 +45,10 @@ COUNTED = {
     "save": "saving checkpoints",
     "restore": "restoring checkpoints",
     "init": "initialising",
+    "search": "searching viable budgets",
+    "label": "labelling questions",
     "eval": "evaluating",
+    "export": "exporting, with its proof",
     "lost": "steps that a kill threw away",
 }
 

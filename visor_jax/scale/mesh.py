@@ -23,6 +23,20 @@ def configured_mesh(config: Any) -> Mesh:
     return build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
 
 
+def check_rows(name: str, rows: int, mesh: Mesh) -> None:
+    """Rows are spread over replicas and FSDP shards, each as many.
+
+    Raises:
+      RequestError: they do not divide.
+    """
+    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise RequestError(
+            f"{name}={rows}: expected a multiple of {ways}, over which the rows are spread on these"
+            f" {mesh.size} devices; change it, or mesh.replica, mesh.fsdp and mesh.tensor"
+        )
+
+
 def scoring_mesh(config: Any) -> Mesh:
     """The mesh that questions are asked on: the configured one; of several processes each asks on its own devices."""
     if jax.process_count() == 1:

@@ -28,7 +28,7 @@ from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
-from visor_jax.scale.mesh import configured_mesh
+from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
 from visor_jax.train.checkpoints import Checkpoints, restore_params
 from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
@@ -79,6 +79,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     settings, arch = stage_config(config, stage), architecture(config, stage)
     goodput = Goodput(workdir.path / "goodput.json")
     mesh = configured_mesh(config)
+    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh)
     objective = make_objective(config, stage, workdir)
 
     # --- parameters and optimiser, in their shardings -----------------------------------------------------------------

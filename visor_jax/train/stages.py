@@ -112,7 +112,7 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             [Part(make_source(config, "train"), shuffle=config.data.source != "glyphs")],
             encode,
             collate,
-            batch_size=config.data.batch_size,
+            batch_size=settings.batch_size,
             seed=stage_seed(config.seed, stage),
             start_step=done + stage_offset(stage) * config.data.source.startswith("glyphs"),
             skips=skips,

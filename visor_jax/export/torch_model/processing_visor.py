@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 from .configuration_visor import VisorConfig
@@ -120,7 +120,7 @@ class VisorProcessor:
         """Normalised tiles [n, 3, S, S] of each of one prompt's pictures."""
         tile = self.config.tile_size
         cut = []
-        for picture in (picture.convert("RGB") for picture in pictures):
+        for picture in map(_upright_rgb, pictures):
             if self.config.image_grid_pinpoints and len(pictures) == 1:
                 cut.append([_resized(picture, (tile, tile)), *self._crops(picture)])
             elif self.config.image_grid_pinpoints:
@@ -171,6 +171,15 @@ class VisorProcessor:
         if num_images == 1:
             return f"{IMAGE_MARKER}\n{question.replace(IMAGE_MARKER, '').strip()}".strip()
         return question
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    """Turned as EXIF says, transparency over white: as the pictures were read that the model was trained on."""
+    picture = ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+    return picture.convert("RGB")
 
 
 def _resized(picture: Image.Image, size: Size) -> Image.Image:
