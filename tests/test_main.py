@@ -104,7 +104,7 @@ def test_a_defect_keeps_its_traceback(command):
         (["probe", "--im=3"], "probe: unexpected argument '--im=3'"),
         (["probe", "--image=x"], "invalid int value: 'x'"),
         (["probe", "--image"], "expected one argument"),
-        (["probe", f"--config={MINI}", "--config.train.steps", "3"], "probe: unexpected argument '3'"),
+        (["probe", f"--config={MINI}", "--config.train.steps", "3"], "expected --config.train.steps=3"),
         (["probe", f"--config={MINI}", "--config.train.steps"], "expected --config.train.steps=VALUE"),
         (["probe", f"--config={MINI}", "--config.train.stepz=3"], "did you mean 'train.steps'?"),
         (["probe", "--config.train.steps=3"], "changes nothing without --config"),

@@ -74,7 +74,9 @@ def _run(argv: list[str]) -> int:
     parser = _parser(name, module)
     args, stray = parser.parse_known_args([argument for argument in rest if not argument.startswith("--config.")])
     if stray:
-        raise RequestError(_stray(name, stray[0], parser))
+        bare = [override for override in overrides if "=" not in override]
+        hint = f"{name}: {bare[0]} {stray[0]}: expected {bare[0]}={stray[0]}" if bare else ""
+        raise RequestError(hint or _stray(name, stray[0], parser))
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

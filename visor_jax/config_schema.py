@@ -163,7 +163,7 @@ _TRAIN = {
     "checkpoint_every": Field(500, "steps", at_least(1)),
     "keep": Field(2, "checkpoints of a stage that stay on disk", at_least(1)),
     "max_bad_steps": Field(10, "steps in a row with NaN or Inf before the run stops", at_least(1)),
-    "hang_seconds": Field(1800.0, "without a step until the watchdog aborts the process", above(0)),
+    "hang_seconds": Field(1800.0, "without a step until the watchdog aborts the process; 0: never", at_least(0)),
 }
 
 _MODEL = {

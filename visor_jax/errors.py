@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+STOPPED = 143  # exit status after SIGTERM (128 + 15): stopped after saving, unfinished, to be started again
+ABORTED = 134  # exit status of watchdogs (128 + SIGABRT)
+
 
 class RequestError(Exception):
     """The request is wrong: exit status 2. The message names field or file, its value, and what is expected."""

@@ -23,13 +23,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from visor_jax.errors import RequestError
+from visor_jax.errors import ABORTED, RequestError
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
 WATCH_SECONDS = 35.0  # three beats and a little: longer than a busy file system delays one
-ABORTED = 134
 
 
 class WorkdirLock:

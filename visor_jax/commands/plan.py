@@ -33,12 +33,16 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     arch, size = architecture(config), (int(match[2]), int(match[1]))
     tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
     slots = arch.num_slots
-    first = [tuple(i < count for i in range(slots)) for count in range(slots + 1)]
+    first = [tuple(i < count for i in range(slots)) for count in range(slots + 1) if arch.plan == "visor"]
     decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in first}
     decoder["dense"] = dense_decoder_flops(arch, tokens, args.text_tokens) / 1e9
     tower = tower_flops(arch, tiles) / 1e9
-    print(f"{tiles} tiles, {tokens} visual tokens, tower {tower:.1f} GFLOP; with {args.text_tokens} text tokens:")
+    print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}; with {args.text_tokens} text tokens:")
     for name, gflops in decoder.items():
         saving, whole = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
-        print(f"  {name:<14} decoder {gflops:10.1f} GFLOP  {saving:6.1f}x  end to end {whole:5.2f}x")
+        print(f"  {name:<14} decoder {readable(gflops):>14}  {saving:6.1f}x  end to end {whole:5.2f}x")
     return {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}
+
+
+def readable(gflops: float) -> str:
+    return f"{gflops * 1e3:,.2f} MFLOP" if gflops < 1 else f"{gflops:,.1f} GFLOP"

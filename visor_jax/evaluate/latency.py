@@ -79,7 +79,7 @@ def compare_budgets(
     flops = [decoder_flops(arch, bits, visual, text) for bits in budgets]
     slowest = measured[:, int(np.argmax(flops))]
     return {
-        budget_name(bits): {
+        "dense" if arch.plan == "dense" else budget_name(bits): {
             "seconds": np.percentile(measured[:, index], [25, 50, 75]).tolist(),
             "times_faster": np.percentile(slowest / measured[:, index], [25, 50, 75]).tolist(),
             "decoder_gflops": flops[index] / 1e9,

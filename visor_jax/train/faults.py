@@ -22,12 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from visor_jax.errors import RunError
+from visor_jax.errors import ABORTED, STOPPED, RunError
 
 log = logging.getLogger(__name__)
 
-STOPPED = 143  # 128 + SIGTERM: stopped after saving, unfinished
-ABORTED = 134  # 128 + SIGABRT: the watchdog's
 _STDERR = 2  # the file descriptor: `sys.stderr` may have been replaced by something that has none
 
 TreeT = TypeVar("TreeT")
@@ -157,10 +155,9 @@ class BadSteps:
     def __init__(self, max_in_row: int) -> None:
         """
         Args:
-          max_in_row: so many bad steps in a row end the run; 0 or more (0: the first one does).
+          max_in_row: so many bad steps in a row end the run; 1 or more.
         """
         self._max = max_in_row
-        self.total = 0
         self.in_row = 0
 
     def observe(self, step: int, finite: bool, sample_ids: Sequence[str]) -> None:
@@ -172,11 +169,10 @@ class BadSteps:
         if finite:
             self.in_row = 0
             return
-        self.total += 1
         self.in_row += 1
         names = ", ".join(sample_ids)
         log.warning("step %d: loss or gradient not finite, step not applied; samples: %s", step, names)
-        if self.in_row >= max(self._max, 1):
+        if self.in_row >= self._max:
             raise RunError(
                 f"step {step}: loss or gradient not finite in {self.in_row} steps in a row (train.max_bad_steps);"
                 f" the last batch's samples: {names}"

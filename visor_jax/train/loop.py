@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
-from visor_jax.errors import RequestError
+from visor_jax.errors import STOPPED, RequestError
 from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
@@ -47,8 +47,6 @@ from visor_jax.train.stages import Objective, Step, make_objective
 from visor_jax.workdir import StageFolder, Workdir, as_path
 
 log = logging.getLogger(__name__)
-
-STOPPED = 143  # exit status of a run that SIGTERM stopped after saving: unfinished, to be started again
 
 
 # (state, batch, budget, learning rate) -> (state, metrics)
