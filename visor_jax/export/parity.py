@@ -93,6 +93,10 @@ class Parity:
         return all(own.greedy_tokens_equal for own in self.comparisons)
 
     @property
+    def float32_logit_difference(self) -> float:
+        return max(own.float32_logit_difference for own in self.comparisons)
+
+    @property
     def holds(self) -> bool:
         return (
             self.max_logit_difference <= self.bound
@@ -126,7 +130,7 @@ class Parity:
             "greedy_tokens_equal": self.greedy_tokens_equal,
             "new_tokens": NEW_TOKENS,
             "computed_in": "float64",
-            "float32_logit_difference": max(own.float32_logit_difference for own in self.comparisons),
+            "float32_logit_difference": self.float32_logit_difference,
             "budgets": sorted({own.budget for own in self.comparisons}),
             "comparisons": [vars(own) for own in self.comparisons],
         }
