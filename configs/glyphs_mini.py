@@ -80,5 +80,5 @@ def get_config() -> ConfigDict:
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
     config.label.update(tolerance=0.2, only_right=True)
-    config.stage_overrides.policy.update(steps=850, batch_size=64, learning_rate=3e-3, label_balance=2.0)
+    config.stage_overrides.policy.update(steps=850, batch_size=64, learning_rate=3e-3, label_balance=2.4)
     return config
