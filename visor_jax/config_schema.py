@@ -157,7 +157,7 @@ _TRAIN = {
     "init_from": Field("", "a stage, or a path to another run's stage folder; empty: random weights"),
     "hops": Field((1, 2, 3), "objective base: length of chains to follow with 1, 2, ... slots on", HOPS, element=int),
     "label_balance": Field(
-        0.0, "objective policy: 0 labels as they are, 1 budgets alike, 2 rare ones most", within(0, 4)
+        0.0, "objective policy: 0 labels as they are, 1 rare budgets like common ones, above that more", within(0, 4)
     ),
     "remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
     "checkpoint_every": Field(500, "steps", at_least(1)),

@@ -136,6 +136,11 @@ def test_balance_lifts_what_is_rarer_and_never_by_more_than_rarity_allows(labels
     assert max(by_label.values()) <= min(by_label.values()) * (1 + 1 / RARE) ** strength * (1 + 1e-5)
 
 
+def test_budgets_of_more_than_an_even_share_weigh_alike() -> None:
+    weights = balance(np.repeat([0, 1, 3], [60, 50, 10]), 4, 2.4)
+    assert weights[0] == weights[60] and weights[-1] > 5 * weights[0]
+
+
 def test_words_stand_around_the_picture_of_a_base_grid(tmp_path: Path) -> None:
     step = next(iter(make_objective(tiny_config(), "base", Workdir(tmp_path)).steps(0, 1)))
     arrays = step.arrays

@@ -384,7 +384,7 @@ RARE = 0.01  # share of all labels by which every budget's count is raised: what
 
 
 def balance(labels: np.ndarray, num_budgets: int, strength: float) -> np.ndarray:
-    """Weight float32 [N] of each label: strength 0 all alike, 1 about as much for every budget, 2 rare ones most.
+    """Weight float32 [N] of each label: strength 0 all alike, 1 as much for rare budgets as for common ones.
 
     Budgets that more than an even share of the labels ask for weigh alike: between them the policy is to be right, and
     not cautious.
