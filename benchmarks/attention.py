@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.kernels.attention import AttentionMask, api
+from visor_jax.workdir import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARES_OFF = (0.0, 0.25, 0.5, 0.75)
@@ -207,9 +208,7 @@ def main() -> None:
     if args.platform == "gpu":
         joint = {name: shape for name, shape in shapes.items() if shape.causal}
         report["shares_off"] = measure_shares(joint, args.repeats)
-    out = args.out or RESULTS / f"attention_{args.platform}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.out or RESULTS / f"attention_{args.platform}.json", report)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 from visor_jax.report import figures
 from visor_jax.train.metrics import read_rows
+from visor_jax.workdir import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "baselines.json"
@@ -106,8 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     adaptive = measured(args.visor, ADAPTIVE)
     twins = run_twins(args.runs.resolve(), adaptive["seed"])
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"visor": adaptive, **twins}, indent=1) + "\n")
+    write_json(RESULT, {"visor": adaptive, **twins})
     TABLE.write_text(table(adaptive, twins))
     PICTURE.write_bytes(draw(adaptive, twins))
     print(TABLE.read_text())

@@ -9,8 +9,6 @@ quartiles, as ratios to the empty budget of the same round. Out: `benchmarks/res
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -26,8 +24,11 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from visor_jax.budget import by_count
+from visor_jax.evaluate.latency import seconds
 from visor_jax.model.decoder import Stream, decode
 from visor_jax.model.visor import init_params
+from visor_jax.workdir import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "budgets.json"
 
@@ -77,13 +78,14 @@ def main() -> None:
 
     programs = {"forward": program_of("forward", loss), "gradient": program_of("gradient", jax.grad(loss))}
     counts = range(arch.num_slots + 1)
-    budgets = [jnp.arange(arch.num_slots) < count for count in counts]
+    budgets = [jnp.asarray(bits, bool) for bits in by_count(arch.num_slots)]
     result: dict = {"arguments": vars(args), "platform": jax.devices()[0].platform, "ratios_to_empty": {}}
     for name, program in programs.items():
         for budget in budgets:
             jax.block_until_ready(program(params, budget))
         compiled = traced[name]
-        rounds = np.array([[seconds(program, params, budget) for budget in budgets] for _ in range(args.repeats)])
+        runs = [partial(program, params, budget) for budget in budgets]
+        rounds = np.array([[seconds(run) for run in runs] for _ in range(args.repeats)])
         ratios = rounds / rounds[:, :1]
         quartiles = np.percentile(ratios, [25, 50, 75], axis=0)
         result["ratios_to_empty"][name] = {
@@ -95,14 +97,7 @@ def main() -> None:
             f"{name}: {compiled} program; time / empty by slots on:",
             ", ".join(f"{c}: {q:.2f}" for c, q in zip(counts, quartiles[1], strict=True)),
         )
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def seconds(program, params, budget) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(program(params, budget))
-    return time.perf_counter() - began
+    write_json(RESULT, result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, budget_name, cache_bytes
+from visor_jax.budget import Bits, budget_name, by_count, cache_bytes
 from visor_jax.config import architecture, load_config
 from visor_jax.data.collate import Example, encode_tokens
 from visor_jax.generate.engine import Engine
 from visor_jax.generate.sampling import Sampling
 from visor_jax.generate.shapes import capacity_of, window_of
 from visor_jax.testing import IMAGE_TOKEN, random_params, random_picture, tiny_architecture
+from visor_jax.workdir import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "generate.json"
 
@@ -59,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, (engine, bits) in runners.items():
         add_bytes(result["budgets"][name], engine.arch, bits, prompt, np.dtype(args.dtype).itemsize)
     show(result)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result)
     return result
 
 
@@ -92,9 +91,8 @@ def made(arch: Architecture, dtype: str) -> dict[str, tuple[Engine, Bits]]:
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), random_params(arch))
         return Engine(params, arch, 1, IMAGE_TOKEN)
 
-    slots, visor = arch.num_slots, engine(arch)
-    budgets = [tuple(slot < count for slot in range(slots)) for count in range(slots + 1)]
-    found: dict[str, tuple[Engine, Bits]] = {budget_name(bits): (visor, bits) for bits in budgets}
+    visor = engine(arch)
+    found: dict[str, tuple[Engine, Bits]] = {budget_name(bits): (visor, bits) for bits in by_count(arch.num_slots)}
     return {**found, "dense": (engine(dataclasses.replace(arch, plan="dense")), ())}
 
 

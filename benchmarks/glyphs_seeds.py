@@ -22,6 +22,8 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from visor_jax.workdir import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "glyphs_seeds.json"
 TABLE = ROOT / "docs" / "glyphs_seeds.md"
@@ -142,8 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     results = run_seeds(args.seeds, args.runs.resolve(), args.jobs)
     rows = [figures(result) for result in results]
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"results": results, "figures": rows}, indent=1) + "\n")
+    write_json(RESULT, {"results": results, "figures": rows})
     TABLE.write_text(table(rows, args.seeds))
     print(TABLE.read_text())
 

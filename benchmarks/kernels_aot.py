@@ -34,6 +34,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax.kernels.attention import AttentionMask, tpu
+from visor_jax.workdir import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "kernels_aot.json"
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -143,10 +144,7 @@ def main() -> None:
 def write(out: Path, programs: dict[str, Any]) -> None:
     """The whole report, after every program: compiling takes long, and what is done stays."""
     report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_suffix(".new")
-    new.write_text(json.dumps({**report, "programs": programs}, indent=1) + "\n")
-    new.replace(out)
+    write_json(out, {**report, "programs": programs})
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from visor_jax.workdir import write_bytes, write_json, write_text
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"
 SLOTS = (8, 4, 2, 1, 0)  # budgets that are measured, by the slots that are on
@@ -117,6 +119,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
     import jax
     import jax.numpy as jnp
 
+    from visor_jax.budget import by_count
     from visor_jax.config import architecture, load_config
     from visor_jax.evaluate.latency import prefill_program, random_prompt
     from visor_jax.model.vision import tower
@@ -139,7 +142,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
             return run
         own = dataclasses.replace(arch, plan="dense") if what == "dense" else arch
         on = 0 if what == "dense" else int(what.split()[0])
-        bits = tuple(slot < on for slot in range(own.num_slots))
+        bits = by_count(own.num_slots)[on]
         return prefill_program(params, own, bits, random_prompt(own, visual, args.text, dtype))
 
     return case
@@ -272,11 +275,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds = measured(args, shared)
     rows = [row for visual in args.visual for row in rows_of(rounds, visual)]
     results, docs = args.out / "benchmarks" / "results", args.out / "docs"
-    for folder in (results, docs):
-        folder.mkdir(parents=True, exist_ok=True)
-    (results / f"prefill_{args.device}.json").write_text(json.dumps({"rows": rows, "rounds": rounds}, indent=1) + "\n")
-    (docs / f"prefill_{args.device}.md").write_text(table(rows, args))
-    (docs / f"prefill_{args.device}.png").write_bytes(draw(rows, args))
+    write_json(results / f"prefill_{args.device}.json", {"rows": rows, "rounds": rounds})
+    write_text(docs / f"prefill_{args.device}.md", table(rows, args))
+    write_bytes(docs / f"prefill_{args.device}.png", draw(rows, args))
     print(table(rows, args))
 
 

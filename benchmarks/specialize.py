@@ -12,8 +12,6 @@ the ratio of their times, with quartiles, and the largest difference of their ou
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, all_subsets, budget_name
+from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
+from visor_jax.evaluate.latency import seconds
 from visor_jax.model.decoder import Stream, decode, specialize
 from visor_jax.testing import random_params, tiny_architecture
+from visor_jax.workdir import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "specialize.json"
 
@@ -57,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         low, middle, high = row["overhead_quartiles"]
         print(f"{budget_name(bits):<12} dynamic / specialised {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
     result["dynamic_programs_compiled"] = len(traced)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.out, result)
     return result
 
 
@@ -78,10 +77,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def chosen(arch: Architecture, every: bool) -> list[Bits]:
     """The budgets to measure, cheapest first."""
-    slots = arch.num_slots
-    if every or slots <= 4:
-        return all_subsets(slots)
-    return [tuple(slot < count for slot in range(slots)) for count in range(slots + 1)]
+    return all_subsets(arch.num_slots) if every or arch.num_slots <= 4 else by_count(arch.num_slots)
 
 
 def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tuple[jax.Array, jax.Array, Stream]:
@@ -111,12 +107,6 @@ def compared(
         "overhead_quartiles": quartiles(rounds[:, 0] / rounds[:, 1]),
         "max_difference": difference,
     }
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

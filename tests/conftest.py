@@ -35,7 +35,8 @@ def _quick(compiled: str) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    from visor_jax.compiling import QUICK
+
     changes = {"jax_compilation_cache_dir": compiled, "jax_persistent_cache_min_compile_time_secs": 0.2}
     before = {name: getattr(jax.config, name) for name in changes}
     for name, value in changes.items():
@@ -43,7 +44,7 @@ def _quick(compiled: str) -> Iterator[None]:
     compilation_cache.reset_cache()  # whether there is one is asked once, at the first compilation
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
         yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -74,9 +74,7 @@ def _run(argv: list[str]) -> int:
     parser = _parser(name, module)
     args, stray = parser.parse_known_args([argument for argument in rest if not argument.startswith("--config.")])
     if stray:
-        bare = [override for override in overrides if "=" not in override]
-        hint = f"{name}: {bare[0]} {stray[0]}: expected {bare[0]}={stray[0]}" if bare else ""
-        raise RequestError(hint or _stray(name, stray[0], parser))
+        raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
@@ -130,7 +128,9 @@ def _parser(name: str, module: ModuleType) -> _Parser:
     return parser
 
 
-def _stray(name: str, argument: str, parser: argparse.ArgumentParser) -> str:
+def _stray(name: str, argument: str, overrides: list[str], parser: argparse.ArgumentParser) -> str:
+    if bare := [override for override in overrides if "=" not in override]:
+        return f"{name}: {bare[0]} {argument}: expected {bare[0]}={argument}"
     flag = argument.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
     hint = nearest(flag, known) if flag.startswith("-") else ""

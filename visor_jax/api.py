@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from visor_jax import config as configs
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Budget, budget_name, decoder_flops
+from visor_jax.budget import Bits, Budget, budget_name, decoder_flops
 from visor_jax.data.collate import Example
 from visor_jax.data.splits import make_tokenizer
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -33,11 +33,11 @@ from visor_jax.errors import RequestError
 from visor_jax.export import hf_import
 from visor_jax.generate.answer import Answer, Draft, Stream
 from visor_jax.generate.engine import Engine, Looked
-from visor_jax.generate.request import Bits, Picture, Request, prompt_of, tokens_of
+from visor_jax.generate.request import Picture, Request, prompt_of, tokens_of
 from visor_jax.generate.sampling import Sampling
 from visor_jax.generate.shapes import batches
 from visor_jax.generate.text import Characters
-from visor_jax.model.layers import Params
+from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.search import read_viable
@@ -318,7 +318,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
         raise RequestError(f"{workdir.stage(stage).path}: stage {stage!r} is not complete; run it first")
     params = restore_params(workdir.stage(stage).path / "checkpoints", abstract_params(arch))
     if dtype is not None:
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        params = in_dtype(params, dtype)
     searched = (workdir.path / "search" / "viable.json").exists()
     viable = read_viable(workdir) if searched else [(False,) * arch.num_slots, (True,) * arch.num_slots]
     return Visor(

@@ -104,7 +104,7 @@ class Budget:
         if text in WORDS:
             return cls(text)
         if re.fullmatch(f"0b[01]{{1,{MAX_SLOTS}}}", text):
-            return cls(tuple(bit == "1" for bit in text[2:]))
+            return cls(parse_bits(text))
         if re.fullmatch("[0-9]{1,3}", text) and int(text) <= MAX_SLOTS:
             return cls(int(text))
         hint = nearest(text, WORDS)
@@ -132,10 +132,9 @@ class Budget:
             raise RequestError("budget 'auto' is decided for each sample by the policy; name a fixed budget here")
         if isinstance(self.request, tuple):
             if len(self.request) != num_slots:
-                bits = "".join("1" if bit else "0" for bit in self.request)
                 raise RequestError(
-                    f"budget '0b{bits}' has {len(self.request)} bits, the model has {num_slots} slots: expected "
-                    f"0b and {num_slots} bits"
+                    f"budget '{bit_string(self.request)}' has {len(self.request)} bits, the model has {num_slots} slots"
+                    f": expected 0b and {num_slots} bits"
                 )
             return self.request
         count = {"empty": 0, "full": num_slots}[self.request] if isinstance(self.request, str) else self.request
@@ -157,7 +156,22 @@ def budget_name(bits: Sequence[bool]) -> str:
     """The name under which a budget stands in every table: "empty", "full" or "0b101" (leftmost bit: first slot)."""
     if not any(bits):
         return "empty"
-    return "full" if all(bits) else "0b" + "".join("1" if bit else "0" for bit in bits)
+    return "full" if all(bits) else bit_string(bits)
+
+
+def bit_string(bits: Sequence[bool]) -> str:
+    """ "0b100": every bit, also of the empty and the full budget."""
+    return "0b" + "".join("1" if bit else "0" for bit in bits)
+
+
+def parse_bits(text: str) -> Bits:
+    """The inverse of `bit_string`."""
+    return tuple(bit == "1" for bit in text.removeprefix("0b"))
+
+
+def by_count(num_slots: int) -> list[Bits]:
+    """One budget for each number of slots on, the first ones: for models of which no search has found the best."""
+    return [(True,) * count + (False,) * (num_slots - count) for count in range(num_slots + 1)]
 
 
 def all_subsets(num_slots: int) -> list[Bits]:

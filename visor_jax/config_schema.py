@@ -19,6 +19,9 @@ STAGES = ("base", "dense", "warmup", "full", "search", "universal", "label", "po
 OFFLINE_STAGES = ("search", "label")  # passes that evaluate; they train nothing
 TRAINED_STAGES = tuple(stage for stage in STAGES if stage not in OFFLINE_STAGES)
 
+MAX_PIXELS = 89_478_485  # of a picture, unless a configuration says otherwise; Pillow's own bound for a warning
+MOST_PIXELS = 2 * MAX_PIXELS  # Pillow opens none that is larger
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -218,7 +221,7 @@ _DATA = {
     "tiles": Field(1, "window: tiles in a row of the batch", at_least(1)),
     "visual_length": Field(128, "window: visual slots in a row of the batch", at_least(1)),
     "text_length": Field(128, "window: text tokens in a row of the batch", at_least(1)),
-    "max_image_pixels": Field(89_478_485, "larger pictures are skipped, not decoded", within(1, 178_956_970)),
+    "max_image_pixels": Field(MAX_PIXELS, "larger pictures are skipped, not decoded", within(1, MOST_PIXELS)),
     "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
 }
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.budget import budget_name
+from visor_jax.budget import Bits, bit_string, budget_name, parse_bits
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.scoring import Bits, score
+from visor_jax.evaluate.scoring import score
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.search import bit_string, parse_bits, read_viable
+from visor_jax.search import read_viable
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
 FIRST_INDEX = 2**31  # of the pictures that labels are made on: where those of the training stream end

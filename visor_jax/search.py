@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import all_subsets, budget_name
+from visor_jax.budget import Bits, all_subsets, bit_string, budget_name, parse_bits
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.scoring import Bits, Scores, score
+from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir import Workdir, read_json, write_json, write_text
@@ -145,16 +145,6 @@ def write_results(workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subs
     write_text(folder / "subsets.csv", text.getvalue())
     names = [bit_string(s.bits) for s in kept]
     write_json(folder / "viable.json", {"num_slots": arch.num_slots, "viable": names, "subsets": rows})
-
-
-def bit_string(bits: Bits) -> str:
-    """ "0b100": every bit, also of the empty and the full budget."""
-    return "0b" + "".join("1" if bit else "0" for bit in bits)
-
-
-def parse_bits(text: str) -> Bits:
-    """The inverse of `bit_string`."""
-    return tuple(bit == "1" for bit in text.removeprefix("0b"))
 
 
 def read_viable(workdir: Workdir) -> list[Bits]:

@@ -49,7 +49,8 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
         return 0.0
     began = time.perf_counter()
     if stage == "search":
-        from visor_jax.search import bit_string, search_stage
+        from visor_jax.budget import bit_string
+        from visor_jax.search import search_stage
 
         with timed(workdir, stage):
             found = search_stage(config, workdir)

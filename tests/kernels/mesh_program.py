@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from visor_jax.compiling import QUICK
 from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
@@ -26,7 +27,6 @@ KERNELS = {  # and their meshes: what splits the work does not know which kernel
     "pallas_gpu": (functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 8, 8), interpret=True), MESHES),
     "pallas_tpu": (functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True), MESHES[1:2]),
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def attention_report() -> dict[str, Any]:

@@ -26,6 +26,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     import jax
 
     from visor_jax.api import load
+    from visor_jax.budget import by_count
     from visor_jax.config import architecture
     from visor_jax.errors import RequestError
     from visor_jax.evaluate.latency import compare_budgets
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         arch = architecture(config)
         params = jax.jit(lambda key: init_params(arch, key))(jax.random.key(0))
         counts = [0, *(2**power for power in range(arch.num_slots.bit_length())), arch.num_slots]
-        budgets = [tuple(slot < count for slot in range(arch.num_slots)) for count in dict.fromkeys(counts)]
+        budgets = [by_count(arch.num_slots)[count] for count in dict.fromkeys(counts)]
     visual = args.visual or config.data.visual_length
     rows = compare_budgets(params, arch, budgets, visual=visual, text=args.text, rounds=args.rounds)
     device = jax.devices()[0].device_kind

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 HELP = "answer a question about a picture"
 CONFIG = "none"
-MAX_PIXELS = 89_478_485  # Pillow's own limit; larger pictures are refused before they are decoded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +69,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 def picture(name: str) -> np.ndarray:
     """uint8 [H, W, 3] of the file that the user named."""
+    from visor_jax.config_schema import MAX_PIXELS
     from visor_jax.data.images import FORMATS, read_image
     from visor_jax.data.sample import SkipSample
     from visor_jax.errors import RequestError

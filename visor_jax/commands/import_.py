@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     import jax
 
+    from visor_jax.budget import bit_string
     from visor_jax.config import architecture
     from visor_jax.errors import RequestError
     from visor_jax.export.hf_import import check, differences, made_visor, open_checkpoint, read_params
     from visor_jax.scale.mesh import configured_mesh
-    from visor_jax.search import bit_string
     from visor_jax.train.checkpoints import Checkpoints
     from visor_jax.workdir import Workdir, write_json
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops, tower_flops
+    from visor_jax.budget import budget_name, by_count, decoder_flops, dense_decoder_flops, tower_flops
     from visor_jax.config import architecture
     from visor_jax.data.anyres import tile_count, visual_token_count
     from visor_jax.errors import RequestError
@@ -32,9 +32,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         raise RequestError(f"--text-tokens={args.text_tokens}: expected at least 1")
     arch, size = architecture(config), (int(match[2]), int(match[1]))
     tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
-    slots = arch.num_slots
-    first = [tuple(i < count for i in range(slots)) for count in range(slots + 1) if arch.plan == "visor"]
-    decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in first}
+    budgets = by_count(arch.num_slots) if arch.plan == "visor" else []
+    decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in budgets}
     decoder["dense"] = dense_decoder_flops(arch, tokens, args.text_tokens) / 1e9
     tower = tower_flops(arch, tiles) / 1e9
     print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}; with {args.text_tokens} text tokens:")

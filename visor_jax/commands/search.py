@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.search import bit_string, read_viable
+    from visor_jax.budget import bit_string
+    from visor_jax.search import read_viable
     from visor_jax.stages import run_stages
     from visor_jax.workdir import Workdir
 

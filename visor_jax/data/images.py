@@ -23,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from visor_jax.config_schema import MOST_PIXELS
 from visor_jax.data.sample import SkipSample
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -30,7 +31,6 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 # Pillow warns of large pictures on its own, and opens none of more than `MOST_PIXELS`; below that the limit that the
 # caller gives decides.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-MOST_PIXELS = 178_956_970
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 

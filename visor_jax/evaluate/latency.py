@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name, decoder_flops
+from visor_jax.budget import Bits, budget_name, decoder_flops
 from visor_jax.model.cache import prefill_prefix, prefill_rest
 from visor_jax.model.layers import Params
-
-Bits = tuple[bool, ...]
 
 
 def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -60,9 +58,10 @@ def prefill_program(
     return run
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Callable[[], Any]) -> float:
+    """How long one call takes, until what it returns has been computed."""
     began = time.perf_counter()
-    run()
+    jax.block_until_ready(run())
     return time.perf_counter() - began
 
 

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from visor_jax.api import Visor
-from visor_jax.budget import Budget, budget_name
+from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import IMAGE_MARKER, Sample
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import batched, single_turn_samples
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.scoring import Bits, Scores, choices, score
+from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir import Workdir, write_bytes, write_json

@@ -21,15 +21,14 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.errors import RequestError
-from visor_jax.model.layers import Params
+from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
 from visor_jax.scale.sharding import param_shardings, place_batch
 from visor_jax.train.objectives import answer_tokens, prompt_end
-
-Bits = tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def score(
 
     Parameters and rows are spread over `mesh` as in training, and activations are of `dtype`.
     """
-    params = jax.tree.map(lambda x: x.astype(dtype), jax.device_put(params, param_shardings(params, mesh)))
+    params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
     encoder = jax.jit(partial(encode, arch=arch))
     one_budget = jax.jit(partial(score_batch, arch=arch))
     router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import decoder_flops, dense_decoder_flops, route_flops, tower_flops
+from visor_jax.budget import Bits, decoder_flops, dense_decoder_flops, route_flops, tower_flops
 from visor_jax.data.glyphs import TASKS
-from visor_jax.evaluate.scoring import Bits, Scores
+from visor_jax.evaluate.scoring import Scores
 
 
 def task_accuracies(correct: np.ndarray, tasks: Sequence[str]) -> dict[str, float]:

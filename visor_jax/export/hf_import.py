@@ -32,6 +32,7 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from visor_jax.budget import Bits, parse_bits
 from visor_jax.config_schema import TRAINED_STAGES
 from visor_jax.errors import RequestError
 from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
@@ -47,8 +48,6 @@ POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
 UNREAD = re.compile(r".*(vision_model\.(post_layernorm|head)\.|rotary_emb\.|position_ids$)")
 _SHOWN = 12  # problems named in a message
 _FINITE_BYTES = 1 << 26  # looked at in one go
-
-Bits = tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def _own_fields(config: Mapping[str, Any], arch: Architecture, where: Path) -> t
         raise RequestError(
             f"{where}: has_policy={policy!r}, system_prompt={system!r}: expected true or false, and text or null"
         )
-    return stage, [tuple(bit == "1" for bit in name[2:]) for name in names], policy, system
+    return stage, [parse_bits(name) for name in names], policy, system
 
 
 def _field(section: Mapping[str, Any], name: str, *, where: Path) -> Any:

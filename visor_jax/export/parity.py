@@ -26,12 +26,11 @@ import numpy as np
 from PIL import Image
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name
+from visor_jax.budget import Bits, budget_name
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RunError
 
-Bits = tuple[bool, ...]
 NEW_TOKENS = 64
 SEED = 0
 

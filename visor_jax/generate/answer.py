@@ -10,10 +10,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.budget import Bits, budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.collate import Window
-
-Bits = tuple[bool, ...]
 
 
 @dataclass(frozen=True)

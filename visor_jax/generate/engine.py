@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax import compiling
 from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, Window, make_prompt_batch
 from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.generate.shapes import capacity_of, joined, rows_of, window_of
@@ -32,7 +33,6 @@ from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, logits
 
-Bits = tuple[bool, ...]
 Arrays = Mapping[str, Any]
 STREAM = ("visual_positions", "visual_segments", "text_positions", "text_segments", "routing_position")
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import upright_rgb
 from visor_jax.data.sample import SkipSample
@@ -22,7 +23,6 @@ from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.generate.sampling import Sampling
 
-Bits = tuple[bool, ...]
 Picture = Image.Image | np.ndarray
 
 

@@ -25,6 +25,11 @@ Params = dict[str, Any]
 Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
 
+def in_dtype(params: Params, dtype: Any) -> Params:
+    """The parameters as they are computed with."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
 # --- declarations -----------------------------------------------------------------------------------------------------
 
 

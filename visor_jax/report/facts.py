@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.config_schema import MAX_PIXELS, TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.train.metrics import read_rows
 from visor_jax.workdir import Workdir, read_json
-
-MAX_PIXELS = 89_478_485  # of an example's picture
 
 COSTS = ("decoder_gflops", "end_to_end_gflops")
 EXAMPLE = ("image", "question", "answer", "prediction", "budget", "task", "decoder_gflops")

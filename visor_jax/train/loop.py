@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 # (state, batch, budget, learning rate) -> (state, metrics)
 Update = Callable[["State", dict[str, jax.Array], jax.Array, jax.Array], tuple["State", dict[str, jax.Array]]]
+RandomStart = Callable[[jax.Array], Params]  # parameters of a key, in their shardings
 Pending = tuple[Step, dict[str, jax.Array], float]  # a dispatched step, its metrics on the device, when it began
 
 
@@ -187,8 +188,11 @@ def initial_state(
     config: Any, settings: Any, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
 ) -> tuple[State, State]:
     """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
-    places = param_shardings(abstract_params(arch), mesh)
-    params = start_params(config, settings, arch, mesh, workdir)
+    shapes = abstract_params(arch)
+    places = param_shardings(shapes, mesh)
+    quick = compiling.for_few_runs(shapes)
+    fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
+    params = start_params(config, settings, arch, mesh, workdir, places, fresh)
     trainable, frozen = split_trainable(params, settings.trainable)
     flat_places = flatten(places)
     opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
@@ -197,11 +201,11 @@ def initial_state(
     return State(trainable, frozen, opt_state), shardings
 
 
-def start_params(config: Any, settings: Any, arch: Architecture, mesh: Mesh, workdir: Workdir) -> Params:
+def start_params(
+    config: Any, settings: Any, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
+) -> Params:
     """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
-    places, key = param_shardings(abstract_params(arch), mesh), jax.random.key(config.seed)
-    quick = compiling.for_few_runs(abstract_params(arch))
-    fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
+    key = jax.random.key(config.seed)
     if not settings.init_from:
         return fresh(key)
     folder = start_folder(settings.init_from, workdir)

@@ -22,7 +22,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
 from visor_jax.model.decoder import KINDS, Budget, Stream, joint_layer, text_layer
-from visor_jax.model.layers import Params, rms_norm, scan_layers
+from visor_jax.model.layers import Params, in_dtype, rms_norm, scan_layers
 from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
 
 Metrics = dict[str, Array]
@@ -31,7 +31,7 @@ Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 def computed_in(dtype: str, loss: Loss) -> Loss:
     """`loss` with activations of `dtype`: parameters are cast on their way in, and nowhere else."""
-    return lambda params, batch, budget: loss(jax.tree.map(lambda x: x.astype(dtype), params), batch, budget)
+    return lambda params, batch, budget: loss(in_dtype(params, dtype), batch, budget)
 
 
 def answer_tokens(

@@ -18,8 +18,9 @@ import jax
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name
+from visor_jax.budget import Bits, budget_name
 from visor_jax.config import architecture, stage_config
+from visor_jax.config_schema import STAGES
 from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
@@ -34,8 +35,6 @@ from visor_jax.label import Labels
 from visor_jax.search import read_viable
 from visor_jax.train.objectives import RELATIONS, Loss, answer_loss, base_loss, policy_loss
 from visor_jax.workdir import Workdir
-
-Bits = tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -131,18 +130,17 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     return Objective(loss, steps, summarise)
 
 
-STAGES_IN_ORDER = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy")
 STAGE_STRIDE = 2**20
 
 
 def stage_seed(seed: int, stage: str) -> int:
     """Shuffles differ from stage to stage."""
-    return seed * len(STAGES_IN_ORDER) + STAGES_IN_ORDER.index(stage)
+    return seed * len(STAGES) + STAGES.index(stage)
 
 
 def stage_offset(stage: str) -> int:
     """Where a stage starts in an endless generated stream: stages never share a picture."""
-    return STAGES_IN_ORDER.index(stage) * STAGE_STRIDE
+    return STAGES.index(stage) * STAGE_STRIDE
 
 
 def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits]) -> Iterator[Step]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from visor_jax.compiling import QUICK
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.attention import gpu, library, tpu, xla_chunked, xla_decode
 
@@ -36,7 +37,6 @@ RUNS: dict[str, Callable[..., jax.Array]] = {
     "by_array": in_the_place_of_cudnn,
 }
 OWN_SHAPES = ("xla", "xla_chunked", "xla_decode")  # the others see every case at one shape: fewer programs to compile
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 ONE_SHAPE = (19, 21)
 
 

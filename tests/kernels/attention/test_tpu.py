@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from visor_jax.compiling import QUICK
 from visor_jax.kernels.attention import AttentionMask, base, tpu, tpu_kernels
 from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, prepared
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 TILES = tpu.Tiles(8, 8)
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 3, 24, 4, 2, 8
 ORDER = jnp.tile(jnp.arange(LENGTH), (BATCH, 1))
