@@ -18,6 +18,7 @@ from PIL import Image
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
 from visor_jax.data.glyphs import TASKS
+from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, score
@@ -95,7 +96,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 
 def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
-    asked = {(picture, turn): sample for picture, turn, sample in questions(config)}
+    asked = {(picture, turn): sample for picture, turn, sample in questions(config, SkipLog())}
     samples = labels.samples(config)
     assert len(asked) == len(samples) == 16
     for picture, turn, sample in zip(labels.picture_index, labels.turn, samples, strict=True):
@@ -106,12 +107,12 @@ def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
 
 
 def test_pictures_that_were_not_trained_on_are_labelled() -> None:
-    assert all(picture >= FIRST_INDEX for picture, _, _ in questions(tiny_config()))
+    assert all(picture >= FIRST_INDEX for picture, _, _ in questions(tiny_config(), SkipLog()))
 
 
 def test_every_task_is_labelled_equally_often() -> None:
     config = tiny_config({"label.samples": 44})
-    counts = Counter(sample.turns[0].task for _, _, sample in questions(config))
+    counts = Counter(sample.turns[0].task for _, _, sample in questions(config, SkipLog()))
     assert counts == dict.fromkeys(TASKS, 4)
 
 
@@ -124,11 +125,23 @@ def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     config = tiny_config({**changes, "data.test_fraction": 0.0})
-    asked = questions(config)
+    asked = questions(config, SkipLog())
     assert len({place_id(picture, turn) for picture, turn, _ in asked}) == 4
     source = make_source(config, "train")
     for picture, turn, sample in asked:
         assert sample.turns[0].answer == source[picture].turns[turn].answer
+
+
+def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "0.png")
+    talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": f"{number}", "image": f"{number}.png", "conversations": talk} for number in range(2)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
+    skips = SkipLog()
+    asked = questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
+    assert [(picture, turn) for picture, turn, _ in asked] == [(0, 0)]
+    assert [reason for _, reason in skips.counts] == ["missing_file"]
 
 
 def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:

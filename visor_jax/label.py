@@ -19,6 +19,7 @@ import numpy as np
 from visor_jax.budget import Bits, bit_string, budget_name, parse_bits
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import score
@@ -71,7 +72,7 @@ def label_source(config: Any) -> Source:
     return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns, size=2 * FIRST_INDEX)
 
 
-def questions(config: Any) -> list[tuple[int, int, Sample]]:
+def questions(config: Any, skips: SkipLog) -> list[tuple[int, int, Sample]]:
     """(picture index, turn, single question) of the training subset, about `label.samples` of them.
 
     Generated tasks are asked about equally often, so that the policy meets each as often as the others.
@@ -82,7 +83,8 @@ def questions(config: Any) -> list[tuple[int, int, Sample]]:
     for index in range(first, len(source)):
         try:
             turns = split_turns(source[index])
-        except SkipSample:
+        except SkipSample as why:
+            skips.count_skipped(source.name, index, why)
             continue
         for turn, single in enumerate(turns):
             task = single.turns[0].task if generated else ""
@@ -111,9 +113,10 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
     from visor_jax.api import load_stage
 
     model, viable = load_stage(workdir, "universal"), read_viable(workdir)
-    asked = questions(config)
+    skips = SkipLog()
+    asked = questions(config, skips)
     named = [dataclasses.replace(sample, id=place_id(picture, turn)) for picture, turn, sample in asked]
-    batches = batched(config, named, config.evaluate.batch_size)
+    batches = batched(config, named, config.evaluate.batch_size, skips)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype)
     place = {place_id(picture, turn): (picture, turn) for picture, turn, _ in asked}
@@ -133,11 +136,11 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
         if not right.any():
             raise RequestError("label.only_right=True: the full budget answers no question rightly; expected False")
         labels, tasks = labels.only(right), tasks[right]
-    write(workdir, labels, tasks.tolist(), config.label.tolerance)
+    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips)
     return labels
 
 
-def write(workdir: Workdir, labels: Labels, tasks: list[str], tolerance: float) -> None:
+def write(workdir: Workdir, labels: Labels, tasks: list[str], tolerance: float, skips: SkipLog) -> None:
     import io
 
     packed = io.BytesIO()
@@ -146,5 +149,6 @@ def write(workdir: Workdir, labels: Labels, tasks: list[str], tolerance: float) 
     names = [budget_name(labels.budgets[i]) for i in labels.label]
     by_task = {task: Counter(n for n, t in zip(names, tasks, strict=True) if t == task) for task in sorted(set(tasks))}
     summary = {"counts": Counter(names), "by_task": by_task, "samples": len(names), "tolerance": tolerance}
+    summary["skipped"] = skips.by_reason()
     write_bytes(workdir.path / "labels" / "labels.npz", packed.getvalue())
     write_json(workdir.path / "labels" / "labels.json", json.loads(json.dumps(summary)))

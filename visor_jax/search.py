@@ -48,10 +48,12 @@ class Subset:
 def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     """Evaluate subsets of the newest "full" model, write both files, return the viable budgets."""
     from visor_jax.api import load_stage
+    from visor_jax.data.skips import SkipLog
     from visor_jax.data.splits import single_turn_batches
 
     model = load_stage(workdir, "full")
-    batches = list(single_turn_batches(config, "validation", config.search.samples, config.evaluate.batch_size))
+    skips, count = SkipLog(), config.search.samples
+    batches = list(single_turn_batches(config, "validation", count, config.evaluate.batch_size, skips))
 
     mesh = scoring_mesh(config)
 
@@ -61,7 +63,7 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)
-    write_results(workdir, found, kept, model.arch)
+    write_results(workdir, found, kept, model.arch, skips.by_reason())
     return [subset.bits for subset in kept]
 
 
@@ -121,7 +123,9 @@ def summarise(scores: Scores, arch: Architecture) -> list[Subset]:
     return subsets
 
 
-def write_results(workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subset], arch: Architecture) -> None:
+def write_results(
+    workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subset], arch: Architecture, skipped: dict[str, int]
+) -> None:
     from visor_jax.evaluate.summary import level_means
 
     rows = [
@@ -144,7 +148,8 @@ def write_results(workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subs
     table.writerows(flat)
     write_text(folder / "subsets.csv", text.getvalue())
     names = [bit_string(s.bits) for s in kept]
-    write_json(folder / "viable.json", {"num_slots": arch.num_slots, "viable": names, "subsets": rows})
+    result = {"num_slots": arch.num_slots, "viable": names, "skipped": skipped, "subsets": rows}
+    write_json(folder / "viable.json", result)
 
 
 def read_viable(workdir: Workdir) -> list[Bits]:

@@ -140,7 +140,8 @@ def test_bfloat16_weights_are_proven_as_rounded(model, tmp_path):
     result = torch_export.export(model, tmp_path / "out", stage="policy", dtype="bfloat16")
     assert result["greedy_tokens_equal"] and result["max_logit_difference"] <= 1e-5
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as weights:
-        assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
+        names = weights.keys()
+        assert {weights.get_tensor(name).dtype for name in names} == {torch.bfloat16}
     assert VisorForConditionalGeneration.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from visor_jax.testing import tiny_config
 from visor_jax.train import loop
 from visor_jax.train.array_store import load, nest
 from visor_jax.train.checkpoints import find, restore_params
-from visor_jax.train.loop import State, train, update_step
+from visor_jax.train.faults import BadSteps
+from visor_jax.train.loop import State, record, train, update_step
 from visor_jax.train.manifest import read_manifest
-from visor_jax.train.metrics import read_rows
+from visor_jax.train.metrics import MetricsWriter, StageProgress, read_rows
 from visor_jax.train.optimizer import flatten
-from visor_jax.train.stages import Objective
+from visor_jax.train.stages import Objective, Step
 from visor_jax.workdir import Workdir, read_json
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -88,6 +90,26 @@ def test_every_step_is_written_down_once(tiny_run: Path) -> None:
     assert all(any(key.startswith("accuracy/") for key in row) for row in told(tiny_run, "full"))
     seconds = read_json(tiny_run / "goodput.json")
     assert {"init", "compile", "step", "data_wait", "save"} <= seconds.keys()
+
+
+def test_the_seconds_of_steps_that_overlap_are_counted_once(tmp_path: Path) -> None:
+    def slowly(step: Step, values: Any) -> dict[str, Any]:
+        time.sleep(0.02)
+        return {}
+
+    def nothing(*_: Any) -> Any:
+        raise NotImplementedError
+
+    objective, bad_steps = Objective(nothing, nothing, slowly), BadSteps(1)
+    metrics = dict.fromkeys(("loss", "gradient_norm", "learning_rate", "finite"), jnp.ones(()))
+    with MetricsWriter(tmp_path, first_step=1) as writer, StageProgress("full", 3) as progress:
+        began = time.perf_counter()
+        for number in range(1, 4):  # all three dispatched at once
+            step = Step(number, {}, (True,), "full", [], [])
+            record((step, metrics, began), objective, writer, progress, bad_steps)
+        passed = time.perf_counter() - began
+    seconds = [row["seconds"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert min(seconds) >= 0.02 and sum(seconds) <= passed
 
 
 def test_a_complete_stage_is_left_as_it_is(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

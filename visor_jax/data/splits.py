@@ -99,9 +99,9 @@ def split_turns(sample: Sample) -> list[Sample]:
     return single
 
 
-def single_turn_batches(config: Any, split: str, count: int, batch_size: int) -> Iterator[Batch]:
+def single_turn_batches(config: Any, split: str, count: int, batch_size: int, skips: SkipLog) -> Iterator[Batch]:
     """Batches of single questions, the last one padded with empty rows to the common shape."""
-    return batched(config, single_turn_samples(config, split, count), batch_size)
+    return batched(config, single_turn_samples(config, split, count, skips), batch_size, skips)
 
 
 def batched(config: Any, samples: Sequence[Sample], batch_size: int, skips: SkipLog | None = None) -> Iterator[Batch]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import ml_dtypes  # noqa: F401  (makes NumPy know bfloat16, which safetensors asks it for)
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -263,7 +262,8 @@ def _headers(file: Path) -> Iterator[Stored]:
         raise RequestError(f"{file}: no such file; the index names it")
     try:
         with safe_open(file, "numpy") as opened:
-            for name in opened.keys():  # noqa: SIM118  (no mapping)
+            names = opened.keys()
+            for name in names:
                 view = opened.get_slice(name)
                 yield Stored(file, name, tuple(view.get_shape()), view.get_dtype())
     except SafetensorError as error:

@@ -9,6 +9,7 @@ plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remot
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -70,11 +71,9 @@ def export(
         )
     out = Path(os.path.abspath(out))
     _check_destination(out, force)
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise RequestError(f"export: needs {error.name}; install it with: pip install 'visor_jax[torch]'") from error
+    for needed in ("torch", "transformers"):
+        if importlib.util.find_spec(needed) is None:
+            raise RequestError(f"export: needs {needed}; install it with: pip install 'visor_jax[torch]'")
     if dtype == "bfloat16":
         model = rounded(model)
     with _beside(out) as folder:

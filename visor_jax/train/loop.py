@@ -265,7 +265,7 @@ def record(
     row = objective.summarise(step, values)
     row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
-    row["seconds"] = time.perf_counter() - began
+    row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # it may have waited for the step before
     writer.write(row)
     progress.update(step.number, row)
     bad_steps.observe(step.number, bool(values["finite"]), step.ids)

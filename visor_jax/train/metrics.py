@@ -32,6 +32,9 @@ class MetricsWriter:
     """Writes one stage's metrics; a context manager.
 
     On opening, the rows of `first_step` and later are dropped: steps that a kill threw away are about to be run again.
+
+    Attributes:
+      written_at: when the last row was written, by `time.perf_counter`.
     """
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
@@ -45,6 +48,7 @@ class MetricsWriter:
         self.lost_steps, self.lost_seconds = drop_rows(self._path, first_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._board = EventFile(folder, first_step=first_step)
+        self.written_at = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -69,6 +73,7 @@ class MetricsWriter:
             self._board.add_scalars(row["step"], numbers)
         except OSError as error:
             raise RunError(f"{self._path.parent}: metrics cannot be written: {error.strerror or error}") from error
+        self.written_at = time.perf_counter()
 
     def flush(self) -> None:
         """Put everything written so far on the disk."""
