@@ -26,12 +26,15 @@ from visor_jax.budget import (
     LayerKind,
     Plan,
     all_subsets,
+    bit_string,
     budget_name,
+    by_count,
     cache_bytes,
     conditional_position_flops,
     decode_flops,
     decoder_flops,
     dense_decoder_flops,
+    parse_bits,
     route_flops,
     saving,
     tower_flops,
@@ -416,6 +419,16 @@ def test_all_subsets(num_slots):
     assert len(set(subsets)) == len(subsets) == 2**num_slots
     assert subsets == sorted(subsets, key=lambda bits: (sum(bits), bits))
     assert subsets[0] == (False,) * num_slots and subsets[-1] == (True,) * num_slots
+
+
+def test_by_count():
+    assert by_count(0) == [()]
+    assert [bit_string(bits) for bits in by_count(3)] == ["0b000", "0b100", "0b110", "0b111"]
+
+
+@given(st.lists(st.booleans(), max_size=12))
+def test_bit_strings_are_read_back(bits):
+    assert parse_bits(bit_string(bits)) == tuple(bits)
 
 
 def test_needs_no_jax():

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.budget import all_subsets
+from visor_jax.budget import Bits, all_subsets, parse_bits
 from visor_jax.errors import RequestError
-from visor_jax.search import Bits, Subset, bit_string, explore, parse_bits, read_viable, viable
+from visor_jax.search import Subset, explore, read_viable, viable
 from visor_jax.workdir import Workdir, read_json
 
 
@@ -96,11 +96,6 @@ def test_the_limit_holds_whatever_it_is(slots: int, most: int) -> None:
     assert len(found) == len(set(landscape.asked)) == len(landscape.asked) <= most
     if most > slots:
         assert {s.count for s in found} == set(range(slots + 1)), "every count has its share"
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=12).map(tuple))
-def test_bit_strings_are_read_back(bits: Bits) -> None:
-    assert parse_bits(bit_string(bits)) == bits
 
 
 def test_the_files_of_a_search(tiny_run: Path) -> None:
