@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
         source="glyphs",
         scenes=(("letters", 3), ("scatter", 6), ("cards", 3), ("above", 4), ("tall", 3), ("chain", 5)),
         turns_per_picture=4,
-        batch_size=14,
+        batch_size=12,
         tiles=1,
         visual_length=82,  # 9 x 9 patches and the newline
         text_length=84,
@@ -79,6 +79,8 @@ def get_config() -> ConfigDict:
     config.stage_overrides.universal.update(steps=640, learning_rate=1.5e-3)
     # Small models are unsure of answers that they know, so a cheaper budget may be a fifth less sure than the full one.
     # Few labels ask for two slots, as few questions tell that they need them: those labels weigh more.
-    config.label.update(tolerance=0.2, only_right=True)
-    config.stage_overrides.policy.update(steps=850, batch_size=64, learning_rate=3e-3, label_balance=2.4)
+    config.label.update(samples=3072, tolerance=0.2, only_right=True)
+    config.stage_overrides.policy.update(
+        steps=600, batch_size=64, learning_rate=4e-3, label_balance=2.2, label_caution=1.25
+    )
     return config

@@ -162,6 +162,9 @@ _TRAIN = {
     "label_balance": Field(
         0.0, "objective policy: 0 labels as they are, 1 rare budgets like common ones, above that more", within(0, 4)
     ),
+    "label_caution": Field(
+        1.0, "objective policy: how much more labels above the cheapest budget weigh than its own", above(0)
+    ),
     "remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
     "checkpoint_every": Field(500, "steps", at_least(1)),
     "keep": Field(2, "checkpoints of a stage that stay on disk", at_least(1)),

@@ -366,7 +366,8 @@ class LabelledExamples:
             example.size.text for example in self.examples
         )  # single questions: a conversation has room for more
         self.window = dataclasses.replace(training_window(config), text=-(-longest // TEXT_BUCKET) * TEXT_BUCKET)
-        self.weights = balance(labels.label, len(labels.budgets), stage_config(config, "policy").label_balance)
+        settings = stage_config(config, "policy")
+        self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
         batch = make_batch([[self.examples[row]] for row in rows], self.window, self.arch)
@@ -378,16 +379,16 @@ class LabelledExamples:
         return arrays, batch.ids
 
 
-RARE = 0.01  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
+RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
 
 
-def balance(labels: np.ndarray, num_budgets: int, strength: float) -> np.ndarray:
+def balance(labels: np.ndarray, num_budgets: int, strength: float, caution: float = 1.0) -> np.ndarray:
     """Weight float32 [N] of each label: strength 0 all alike, 1 as much for rare budgets as for common ones.
 
-    Budgets that more than an even share of the labels ask for weigh alike: between them the policy is to be right, and
-    not cautious.
+    Budgets that more than an even share of the labels ask for weigh alike. Then those above the cheapest budget weigh
+    `caution` times more: to look less than a question needs costs its answer, to look more costs FLOPs only.
     """
     counts = np.bincount(labels, minlength=num_budgets)
     counts = np.minimum(counts, len(labels) / np.count_nonzero(counts)) + RARE * len(labels)
-    weights = (len(labels) / counts)[labels] ** strength
+    weights = (len(labels) / counts)[labels] ** strength * np.where(labels > 0, caution, 1.0)
     return (weights / weights.mean()).astype(np.float32)
