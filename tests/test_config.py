@@ -114,6 +114,7 @@ def test_a_bad_tokenizer_file_is_named(tmp_path, content):
         ("steps=3", "steps=3: unknown field; did you mean 'train.steps'?"),
         ("trian.x=3", "trian.x=3: unknown field; did you mean 'train'?"),
         ("stage_overrides.warmup.stps=3", "did you mean 'stage_overrides.warmup.steps'?"),
+        ("stage_overrides.fulll.steps=3", "did you mean 'full'?"),
         ("train.lr=3", "train.lr=3: unknown field; train has steps, objective,"),
         ("train=3", "train=3: unknown field; it is a section, of steps, objective,"),
         ("qqqqq=3", "qqqqq=3: unknown field; there are name, seed, stage,"),

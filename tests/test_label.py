@@ -147,3 +147,10 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
 def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="run the label stage first"):
         Labels.read(Workdir(tmp_path))
+
+
+def test_damaged_labels_are_named(tiny_copy: Path) -> None:
+    path = tiny_copy / "labels" / "labels.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RequestError, match=r"labels\.npz: damaged .* run the label stage again"):
+        Labels.read(Workdir(tiny_copy))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,4 +127,12 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "viable.json").write_text('{"viable": [')
     with pytest.raises(RequestError, match=r"viable\.json.*not valid JSON"):
+        read_viable(Workdir(tmp_path))
+
+
+@pytest.mark.parametrize("viable", ["x", [], ["0b10", "0b1"], ["0b101"], [3], None])
+def test_a_result_of_another_content_is_named(tmp_path: Path, viable: object) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "viable.json").write_text(json.dumps({"num_slots": 2, "viable": viable}))
+    with pytest.raises(RequestError, match=r"viable\.json: viable=.*expected a list of budgets"):
         read_viable(Workdir(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,21 @@ def test_another_configuration_is_refused_by_name(tiny_copy: Path) -> None:
     run_stages(tiny_config({"train.keep": 5, "name": "other"}), str(tiny_copy), ["full"])
 
 
+def test_a_refused_request_leaves_the_configuration_as_it_was(tiny_copy: Path) -> None:
+    before = (tiny_copy / "config.json").read_bytes()
+    shutil.rmtree(tiny_copy / "policy")
+    (tiny_copy / "labels" / "labels.npz").unlink()
+    with pytest.raises(RequestError, match="run the label stage first"):
+        run_stages(tiny_config({"stages": ("policy",), "name": "other"}), str(tiny_copy), ["policy"])
+    assert (tiny_copy / "config.json").read_bytes() == before
+
+
 def test_search_and_label_are_complete_by_their_results(tiny_copy: Path) -> None:
     from visor_jax.workdir import Workdir
 
     workdir = Workdir(tiny_copy)
     assert all(is_complete(workdir, stage) for stage in tiny_config().stages)
-    (tiny_copy / "labels" / "labels.json").unlink()
+    (tiny_copy / "labels" / "labels.npz").unlink()
     (tiny_copy / "search" / "viable.json").unlink()
     assert not is_complete(workdir, "label") and not is_complete(workdir, "search")
 
@@ -96,6 +106,7 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
     for benchmark, data, told in (
         ("docvqa", "", "expected glyphs, or llava"),
         ("llava", "", "needs --data"),
+        ("glyphs", "mine.json", "takes no --data=mine.json"),
     ):
         with pytest.raises(RequestError, match=told):
             evaluation_data(config, benchmark, data)

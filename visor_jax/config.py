@@ -180,7 +180,10 @@ def unknown_field(name: str, shown: str) -> RequestError:
         above, _, last = known.rpartition(".")
         sections.setdefault(above, []).append(last)
     elsewhere = [known for known in SCHEMA if known.rpartition(".")[2] == leaf]
-    if name in sections:
+    if section.startswith("stage_overrides.") and section not in sections:
+        stage = section.split(".")[1]
+        hint = nearest(stage, TRAINED_STAGES) or f"the stages are {', '.join(TRAINED_STAGES)}"
+    elif name in sections:
         hint = f"it is a section, of {', '.join(sections[name])}"
     elif section and section in sections:
         near = nearest(leaf, sections[section])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from collections import Counter
 from typing import Any
 
@@ -48,9 +49,12 @@ class Labels:
         path = workdir.path / "labels" / "labels.npz"
         if not path.exists():
             raise RequestError(f"{path}: not found; run the label stage first (visor label --workdir={workdir.path})")
-        with np.load(path, allow_pickle=False) as saved:
-            budgets = [parse_bits(str(name)) for name in saved["budgets"]]
-            return cls(budgets, *(saved[n] for n in ("label", "log_likelihood", "picture_index", "turn")))
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                budgets = [parse_bits(str(name)) for name in saved["budgets"]]
+                return cls(budgets, *(saved[n] for n in ("label", "log_likelihood", "picture_index", "turn")))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise RequestError(f"{path}: damaged ({error}); remove it and run the label stage again") from error
 
     def only(self, rows: np.ndarray) -> Labels:
         """Those of some questions, told by booleans or indices."""

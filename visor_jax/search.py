@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,9 +157,14 @@ def read_viable(workdir: Workdir) -> list[Bits]:
     """The viable budgets of a workdir, cheapest first.
 
     Raises:
-      RequestError: if the search has not run.
+      RequestError: if the search has not run, or the file does not hold what it wrote.
     """
     path = workdir.path / "search" / "viable.json"
     if not path.exists():
         raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
-    return [parse_bits(name) for name in read_json(path)["viable"]]
+    found = read_json(path)
+    names = found.get("viable") if isinstance(found, dict) else None
+    bits = re.compile(f"0b[01]{{{found['num_slots']}}}" if names and "num_slots" in found else "0b[01]+")
+    if not (names and isinstance(names, list) and all(isinstance(n, str) and bits.fullmatch(n) for n in names)):
+        raise RequestError(f"{path}: viable={names!r}: expected a list of budgets such as 0b101, a bit for each slot")
+    return [parse_bits(name) for name in names]

@@ -22,15 +22,14 @@ from visor_jax.goodput import Goodput
 from visor_jax.train.faults import StopSignal
 from visor_jax.workdir import Workdir, read_json
 
-RESULT_FILES = {"search": "search/viable.json", "label": "labels/labels.json"}
+RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
 
 
 def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
     """Bring every one of `stages` to its end, in order."""
     workdir = Workdir(path)
     workdir.create()
-    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save():
-        workdir.claim(config)
+    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save(), workdir.claimed(config):
         use_compile_cache(workdir)
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
     return {"stages": seconds}
@@ -38,7 +37,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
 
 def is_complete(workdir: Workdir, stage: str) -> bool:
     if stage in RESULT_FILES:
-        return (workdir.path / RESULT_FILES[stage]).exists()
+        return all((workdir.path / file).exists() for file in RESULT_FILES[stage])
     return workdir.stage(stage).is_complete()
 
 
@@ -131,11 +130,13 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     """The configuration with another source of questions: `--benchmark`, `--data`."""
     if benchmark not in ("", "glyphs", "llava"):
         raise RequestError(f"--benchmark={benchmark}: expected glyphs, or llava with --data=FILE.json")
+    if benchmark == "glyphs" and data:
+        raise RequestError(f"--benchmark=glyphs: is generated and takes no --data={data}; expected --benchmark=llava")
     if not data and benchmark in ("", config.data.source):
         return config
     changed: Any = ConfigDict(config.to_dict())
     changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
-    if benchmark == "glyphs" and not data:
+    if benchmark == "glyphs":
         changed.data.source = "glyphs"
         return validate(changed)
     if not data:

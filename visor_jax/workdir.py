@@ -9,6 +9,7 @@ A workdir belongs to one configuration: `Workdir.claim` refuses another one, nam
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib.metadata
@@ -120,6 +121,19 @@ class Workdir:
             mine["stage"] = ""  # asked for anew each time
         record = {"config": mine, "versions": versions(), "git_revision": git_revision(), "format": FORMAT}
         write_json(self.path / "config.json", record)
+
+    @contextlib.contextmanager
+    def claimed(self, config: Any) -> Iterator[None]:
+        """`claim` for a block of work; where its request turns out to be wrong, the `config.json` before stays."""
+        path = self.path / "config.json"
+        before = path.read_bytes() if path.exists() else None
+        self.claim(config)
+        try:
+            yield
+        except RequestError:
+            if before is not None:
+                write_bytes(path, before)
+            raise
 
     def config(self) -> dict[str, Any]:
         """The configuration this workdir was made with, as plain JSON values.

@@ -91,6 +91,10 @@ def test_evaluate(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_json(tiny_copy / "eval" / "partial" / "test.json") == found
     whole = read_json(tiny_copy / "eval" / "test.json")["budgets"]
     assert {"empty", "full", "auto"} <= set(whole), "the whole one stays"
+    before = (tiny_copy / "eval" / "test.json").read_bytes()
+    other = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", "--config.evaluate.samples=3")
+    assert other == read_json(tiny_copy / "eval" / "partial" / "test.json") and set(other["budgets"]) == set(whole)
+    assert (tiny_copy / "eval" / "test.json").read_bytes() == before
 
 
 def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +105,9 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data, "--benchmark=llava", "--budget=empty")
     row = found["budgets"]["empty"]
     assert row["samples"] == 3 and row["easy"] is None and set(row["tasks"]) == {"all"}
-    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == found
+    assert read_json(tiny_copy / "eval" / "of_set" / "partial" / "test.json") == found
+    found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data)
+    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == found and "auto" in found["budgets"]
     assert read_json(tiny_copy / "eval" / "test.json") == own, "the run's own evaluation stays"
 
 

@@ -109,3 +109,13 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str], argume
     assert main(["data", *arguments, f"--config={folder / 'llava.py'}"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("action", ["preview", "build"])
+def test_places_that_cannot_be_written_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    taken = folder / "glyphs.py" / "inside"
+    assert main(["data", action, f"--config={folder / 'glyphs.py'}", f"--out={taken}", "--samples=2"]) == 2
+    error = capsys.readouterr().err
+    assert f"--out={taken}: cannot be written" in error and error.count("\n") == 1

@@ -1,8 +1,9 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
-The result is `eval/test.json`, which the report is made of. `--budget=empty,full,auto,0b100` chooses budgets and
-`--stage=full` an earlier stage's model: such results go to `eval/partial/`. With `--data=FILE.json` (or a folder that
-holds one) the questions come from a file in LLaVA's format instead, and the result goes to `eval/of_<file's name>/`.
+The result is `eval/test.json`, which the report is made of. `--budget=empty,full,auto,0b100` chooses budgets,
+`--stage=full` an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to
+`eval/partial/`. With `--data=FILE.json` (or a folder that holds one) the questions come from a file in LLaVA's format
+instead, and the result goes to `eval/of_<file's name>/`, or `partial/` in it.
 """
 
 from __future__ import annotations
@@ -26,21 +27,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.api import MODEL_STAGES, load
+    from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
     from visor_jax.stages import evaluation_data
-    from visor_jax.workdir import Workdir
+    from visor_jax.workdir import Workdir, differing_fields, plain
 
     if args.stage and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
     own, config = config, evaluation_data(config, args.benchmark, args.data)
-    name = "partial" if args.budget or args.stage else ""
-    if config is not own:
-        name = f"of_{Path(config.data.path).stem if args.data else args.benchmark}"
-    model = load(workdir.path / args.stage if args.stage else workdir.path)
     budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
+    if args.budget and budgets is None:
+        raise RequestError(f"--budget={args.budget}: expected names of budgets between commas, such as empty,full")
+    other = any(field != "stage" for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(own)))
+    name = "partial" if budgets or args.stage or other else ""
+    if config is not own:
+        name = str(Path(f"of_{Path(config.data.path).stem if args.data else args.benchmark}") / name)
+    model = load(workdir.path / args.stage if args.stage else workdir.path)
     result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
     print_budgets(result)
     return result

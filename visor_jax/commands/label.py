@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 HELP = "pseudo-labels for the policy"
@@ -17,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.stages import run_stages
-    from visor_jax.workdir import Workdir
+    from visor_jax.workdir import Workdir, read_json
 
     run_stages(config, args.workdir, ["label"])
-    summary = json.loads((Workdir(args.workdir).path / "labels" / "labels.json").read_text())
+    summary = read_json(Workdir(args.workdir).path / "labels" / "labels.json")
     print("labels:", ", ".join(f"{name} {count}" for name, count in summary["counts"].items()))
     return summary

@@ -65,7 +65,7 @@ def resolve_under(root: Path, name: str) -> Path:
         base = root.resolve(strict=True)
         path = base.joinpath(name).resolve(strict=True)
     except (OSError, ValueError, RuntimeError) as error:  # missing, too long, not encodable, a loop of links
-        raise SkipSample("missing_file", f"{name[:200]!r}: {type(error).__name__}") from None
+        raise SkipSample("missing_file", f"{name[:200]!r}: {_cause(error)}") from None
     if not path.is_relative_to(base):
         raise SkipSample("unsafe_path", f"{name!r} leads out of the data folder through a link")
     return path
@@ -85,7 +85,7 @@ def read_image(path: Path, max_pixels: int, shown: str = "") -> np.ndarray:
         # NONBLOCK and a second look, should the file have been exchanged in between.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise SkipSample("missing_file", f"{shown}: {type(error).__name__}") from None
+        raise SkipSample("missing_file", f"{shown}: {_cause(error)}") from None
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise SkipSample("unsafe_path", f"{shown} is not a regular file")
@@ -112,6 +112,10 @@ def decode_image(file: BinaryIO, max_pixels: int, shown: str = "the picture") ->
             return np.asarray(upright_rgb(image))
         except Exception as error:  # as above
             raise _broken(shown, error) from None
+
+
+def _cause(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _broken(shown: str, error: Exception) -> SkipSample:
