@@ -45,3 +45,11 @@ def test_generate(tmp_path: Path) -> None:
             assert row["cache_bytes"] == cache_bytes(arch, bits, visual, 6 + int(length) - 1, 4) <= row["held_bytes"]
             assert 0 < row["tokens_per_second"]["q1"] <= row["tokens_per_second"]["q3"] and row["over_dense"]["q1"] > 0
     assert found["budgets"]["dense"]["lengths"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
+
+
+def test_mixed(tmp_path: Path) -> None:
+    found = ran("mixed", tmp_path, "--tiny", "--rows=4", "--visual=9", "--text=6", "--repeats=2")
+    assert list(found["samples_on"]) == ["0", "1", "2", "3", "4"]
+    for row in found["samples_on"].values():
+        assert list(row) == ["masked", "compacted", "grouped", "any"]
+        assert row["grouped"]["over_grouped"] == [1, 1, 1] and all(way["seconds"] > 0 for way in row.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,16 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.model.decoder import at, cross_layer, decode, joint_layer, run_layers, specialize, text_layer
+from visor_jax.model.decoder import (
+    at,
+    cross_layer,
+    decode,
+    joint_layer,
+    mixed_self_attention,
+    run_layers,
+    specialize,
+    text_layer,
+)
 from visor_jax.model.layers import Params
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
@@ -213,6 +223,36 @@ def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
     (cond,) = [equation for equation, _, _ in equations(jaxpr) if equation.primitive.name == "cond"]
     off = cond.params["branches"][0].jaxpr
     assert off.outvars[0] in off.invars
+
+
+def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct) -> None:
+    """Rounded up to quarters of the batch; whichever rows they are, each comes out as it would alone."""
+    arch, num_visual, num_text, (params, *one) = distinct
+    layer, rows = at(params["blocks"], 0)["self"], 8
+    several = jax.tree.map(lambda x: jnp.concatenate([x] * rows), one)
+    several = [x + 0.1 * random_like(x) for x in several[:2]] + several[2:]
+    slot = functools.partial(mixed_self_attention, arch=arch)
+    jaxpr = jax.make_jaxpr(slot)(layer, *several[:2], jnp.ones(rows, bool), several[2]).jaxpr
+    (switch,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "cond"]
+    for size, branch in zip((0, 2, 4, 6, 8), switch.params["branches"], strict=True):
+        products = [e for e, *_ in equations(branch.jaxpr) if e.primitive.name == "dot_general"]
+        of_both = [e.outvars[0].aval.shape for e in products if num_visual + num_text in e.outvars[0].aval.shape]
+        assert {shape[0] for shape in of_both} == ({size} if size else set())
+    alone = [testing.quick_jit(run)(layer, *several) for run in (joint_alone(arch), text_alone(arch))]
+    program = testing.quick_jit(slot)
+    for count in range(rows + 1):
+        on = np.random.default_rng(count).permutation(rows) < count
+        found = program(layer, *several[:2], jnp.asarray(on), several[2])
+        for yes, no, x in zip(*alone, found, strict=True):
+            assert_close(x, np.where(on[:, None, None], yes, no))
+
+
+def joint_alone(arch: Architecture) -> Callable[..., Any]:
+    return lambda layer, visual, text, stream: joint_layer(layer, visual, text, stream, arch)[:2]
+
+
+def text_alone(arch: Architecture) -> Callable[..., Any]:
+    return lambda layer, visual, text, stream: (visual, text_layer(layer, text, stream, arch.text)[0])
 
 
 def test_the_compiler_keeps_the_branch(distinct) -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
+from visor_jax.kernels.mesh import sample_axes
 from visor_jax.model.layers import (
     QKV,
     Linear,
@@ -43,6 +44,7 @@ from visor_jax.model.layers import (
 from visor_jax.model.vision import stacked
 
 KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
+SIZES = 4  # of the part of a mixed batch whose slot is on: quarters of the batch
 
 
 class Stream(NamedTuple):
@@ -218,16 +220,48 @@ def optional_self_attention(
     params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture
 ) -> tuple[Array, Array]:
     """The slot of a super-block at run time: `on` is one boolean, or one per sample [B]."""
-    active = on if on.ndim else None
+    if on.ndim:
+        return mixed_self_attention(params, visual, text, on, stream, arch)
 
     def joint(visual, text):
-        visual, text, _ = joint_layer(params, visual, text, stream, arch, active)
-        return visual, text
+        return joint_layer(params, visual, text, stream, arch)[:2]
 
     def alone(visual, text):
         return visual, text_layer(params, text, stream, arch.text)[0]
 
-    return jax.lax.cond(jnp.any(on), joint, alone, visual, text)
+    return jax.lax.cond(on, joint, alone, visual, text)
+
+
+def mixed_self_attention(
+    params: Params, visual: Array, text: Array, active: Bool[Array, " B"], stream: Stream, arch: Architecture
+) -> tuple[Array, Array]:
+    """The slot in a batch of which some samples have it on: these are computed together, the others' V is left alone.
+
+    As many rows as are on, rounded up to one of `SIZES` (a branch each), go through the joint layer, so that its
+    projections and MLP skip the rest as the attention kernels do. Where a mesh splits the batch, rows would have to
+    change devices: there all rows go through it or none.
+    """
+    rows = visual.shape[0]
+    sizes = [0, rows] if sample_axes(rows) else sorted({-(-rows * part // SIZES) for part in range(SIZES + 1)})
+    order = jnp.argsort(~active, stable=True)  # those that are on come first
+
+    def of(size: int) -> Callable[[Array, Array], tuple[Array, Array]]:
+        def run(visual, text):
+            if size == rows:
+                return joint_layer(params, visual, text, stream, arch, active)[:2]
+            alone = text_layer(params, text, stream, arch.text)[0]
+            picked = order[:size]
+            part_visual, part_text, part_stream = jax.tree.map(lambda x: x[picked], (visual, text, stream))
+            seen, told, _ = joint_layer(params, part_visual, part_text, part_stream, arch, active[picked])
+            return visual.at[picked].set(seen), alone.at[picked].set(told)
+
+        def none(visual, text):
+            return visual, text_layer(params, text, stream, arch.text)[0]
+
+        return run if size else none
+
+    smallest = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(active))
+    return jax.lax.switch(smallest, [of(size) for size in sizes], visual, text)
 
 
 def super_block(

@@ -1,0 +1,136 @@
+"""Mixed batches, some samples of which have a slot on: what each way of leaving out the others costs.
+
+    python benchmarks/mixed.py [--config configs/llava_ov_0p5b.py] [--rows 8] [--visual 729] [--repeats 7]
+
+One self-attention slot of the configured decoder (layer weights random), forward and backward, over a batch in which 0
+to all samples have it on. Ways: `masked`, every row through the layer, kernels skip what is off; `compacted`, the rows
+that are on brought together (what the model does); `grouped`, a batch for each budget, made on the host; `any`, all
+rows as soon as one is on, nothing skipped. Interleaved in every round; seconds are medians, `over_grouped` is the ratio
+within a round with quartiles. Out: `benchmarks/results/mixed_PLATFORM.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.config import architecture, load_config
+from visor_jax.evaluate.latency import seconds
+from visor_jax.model.decoder import Stream, at, joint_layer, mixed_self_attention, text_layer
+from visor_jax.testing import random_params, tiny_architecture
+from visor_jax.workdir import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+Slot = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parsed(argv)
+    arch = tiny_architecture(3) if args.tiny else one_block(architecture(load_config(args.config, [])))
+    params = at(random_params(arch)["blocks"], 0)["self"]
+    params = jax.tree.map(lambda x: x.astype(args.dtype), params)
+    inputs = random_inputs(arch, args.rows, args.visual, args.text, args.dtype)
+    made, rows = programs(arch), {}
+    for count in sorted({round(args.rows * share) for share in (0, 0.125, 0.25, 0.5, 0.75, 1)}):
+        on = np.random.default_rng(0).permutation(np.arange(args.rows) < count)
+        rows[str(count)] = measured(made, params, inputs, on, args.repeats)
+        print(f"{count} of {args.rows} on:", {name: round(row["seconds"], 4) for name, row in rows[str(count)].items()})
+    device = jax.devices()[0]
+    result = {"arguments": {**vars(args), "out": str(args.out)}, "device": device.device_kind, "jax": jax.__version__}
+    write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "llava_ov_0p5b.py"), help="of the model")
+    parser.add_argument("--tiny", action="store_true", help="a very small layer, to see that this runs")
+    parser.add_argument("--rows", type=int, default=8, help="samples in the batch")
+    parser.add_argument("--visual", type=int, default=729, help="visual tokens of each")
+    parser.add_argument("--text", type=int, default=64, help="text tokens of each")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(argv)
+
+
+def one_block(arch: Architecture) -> Architecture:
+    return dataclasses.replace(arch, text=dataclasses.replace(arch.text, num_layers=3, vocab_size=512))
+
+
+def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: str) -> tuple[Any, ...]:
+    """V [rows, visual, D], T [rows, text, D] and their stream."""
+    keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
+    v, t = (jax.random.normal(k, (rows, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
+    positions = jnp.tile(jnp.arange(visual + text), (rows, 1))
+    ones = jnp.ones_like(positions)
+    stream = Stream(positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:])
+    return v, t, stream
+
+
+def with_gradients(slot: Slot) -> Callable[..., Any]:
+    """(params, V, T, stream, on) -> gradients by parameters, V and T of the sum of squares of what comes out."""
+
+    def loss(params, visual, text, stream, on):
+        return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in slot(params, visual, text, on, stream))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+
+def programs(arch: Architecture) -> dict[str, Callable[..., Any]]:
+    """The slot for all rows, for none, for some by masks, and for some brought together; each with its gradients."""
+
+    def joint(params, visual, text, on, stream):
+        return joint_layer(params, visual, text, stream, arch)[:2]
+
+    def alone(params, visual, text, on, stream):
+        return visual, text_layer(params, text, stream, arch.text)[0]
+
+    def masked(params, visual, text, on, stream):
+        return joint_layer(params, visual, text, stream, arch, on)[:2]
+
+    def compacted(params, visual, text, on, stream):
+        return mixed_self_attention(params, visual, text, on, stream, arch)
+
+    return {slot.__name__: with_gradients(slot) for slot in (joint, alone, masked, compacted)}
+
+
+def measured(
+    made: Mapping[str, Callable[..., Any]], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
+) -> dict[str, Any]:
+    """Way -> median seconds, and the quartiles of its time over that of `grouped` in the same round."""
+    whole = (params, *inputs, jnp.asarray(on))
+    parts = [
+        partial(made[name], params, *jax.tree.map(lambda x, rows=rows: x[rows], inputs), None)
+        for name, rows in (("joint", on), ("alone", ~on))
+        if rows.any()
+    ]
+    ways = {
+        "masked": partial(made["masked"], *whole),
+        "compacted": partial(made["compacted"], *whole),
+        "grouped": lambda: [part() for part in parts],
+        "any": partial(made["joint" if on.any() else "alone"], params, *inputs, None),
+    }
+    for run in ways.values():
+        jax.block_until_ready(run())
+    rounds = np.array([[seconds(run) for run in ways.values()] for _ in range(repeats)])  # [repeats, ways]
+    ratios = rounds / rounds[:, [list(ways).index("grouped")]]
+    return {
+        name: {
+            "seconds": float(np.median(rounds[:, i])),
+            "over_grouped": np.percentile(ratios[:, i], [25, 50, 75]).tolist(),
+        }
+        for i, name in enumerate(ways)
+    }
+
+
+if __name__ == "__main__":
+    main()
