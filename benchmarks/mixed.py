@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[str(count)] = measured(made, params, inputs, on, args.repeats)
         print(f"{count} of {args.rows} on:", {name: round(row["seconds"], 4) for name, row in rows[str(count)].items()})
     device = jax.devices()[0]
-    result = {"arguments": {**vars(args), "out": str(args.out)}, "device": device.device_kind, "jax": jax.__version__}
+    given = {**vars(args), "config": os.path.relpath(args.config, ROOT), "out": str(args.out)}
+    result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__}
     write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
 
 

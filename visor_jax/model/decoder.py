@@ -250,15 +250,14 @@ def mixed_self_attention(
             if size == rows:
                 return joint_layer(params, visual, text, stream, arch, active)[:2]
             alone = text_layer(params, text, stream, arch.text)[0]
+            if size == 0:
+                return visual, alone
             picked = order[:size]
             part_visual, part_text, part_stream = jax.tree.map(lambda x: x[picked], (visual, text, stream))
             seen, told, _ = joint_layer(params, part_visual, part_text, part_stream, arch, active[picked])
             return visual.at[picked].set(seen), alone.at[picked].set(told)
 
-        def none(visual, text):
-            return visual, text_layer(params, text, stream, arch.text)[0]
-
-        return run if size else none
+        return run
 
     smallest = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(active))
     return jax.lax.switch(smallest, [of(size) for size in sizes], visual, text)
