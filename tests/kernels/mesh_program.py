@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from visor_jax.compiling import QUICK
 from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu
+from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
 
@@ -25,6 +26,7 @@ BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 4, 12, 4, 2, 8
 ROWS, SIZE, WORDS = 20, 5, 18
 KERNELS = {  # and their meshes: what splits the work does not know which kernel it is for
     "pallas_gpu": (functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 8, 8), interpret=True), MESHES),
+    "xla_chunked": (chunked_attention.attention, MESHES[1:2]),
     "pallas_tpu": (functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True), MESHES[1:2]),
 }
 

@@ -17,7 +17,7 @@ def test_each_device_computes_its_part():
     done = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert len(report) == 7
+    assert len(report) == 8
     # Samples and KV heads of one device: 4 samples over replica x fsdp, 2 KV heads over tensor; and of 20 rows and 18
     # words. Eight divide neither two heads nor 18 words: then each device has all.
     heads = {"1x4x2": [1, 1], "2x2x2": [1, 1], "1x1x8": [4, 2]}

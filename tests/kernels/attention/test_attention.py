@@ -56,6 +56,7 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short cases meet several chunks of keys, the last one partly filled."""
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
+    monkeypatch.setattr(xla_chunked, "ROWS", 5 * HEADS)
     monkeypatch.setattr(xla_decode, "CHUNK", 8)
     monkeypatch.setattr(xla_decode, "MOST_QUERIES", 19)
 

@@ -1,7 +1,7 @@
 """Which implementation of attention runs: the caller's choice, or one readable table.
 
 In: the arguments of `base.attention` and the name of an implementation, or None. Out: what `base.attention` promises.
-Under a mesh (`jax.set_mesh`) kernels run on each device's samples and heads; XLA's partitioner takes care of the rest.
+Under a mesh (`jax.set_mesh`) kernels and loops run on each device's samples and heads; XLA splits the rest itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ Refusal = Callable[[Array, Array, AttentionMask], str | None]
 
 
 class Entry(NamedTuple):
-    """An implementation: the function, the platforms it runs on (None: all), and why it cannot serve (q, k, mask)."""
+    """An implementation: the function, the platforms it runs on (None: all), and why it cannot serve (q, k, mask).
+
+    One that is `partitioned` is split over a mesh by XLA; the others run on each device's part.
+    """
 
     run: Callable[..., Array]
     platforms: tuple[str, ...] | None = None
     refusal: Refusal = lambda q, k, mask: None
+    partitioned: bool = False
 
     def reason(self, q: Array, k: Array, mask: AttentionMask) -> str | None:
         if self.platforms is not None and platform() not in self.platforms:
@@ -36,9 +40,9 @@ class Entry(NamedTuple):
 
 
 IMPLEMENTATIONS: dict[str, Entry] = {
-    "xla": Entry(base.attention),
+    "xla": Entry(base.attention, partitioned=True),
     "xla_chunked": Entry(xla_chunked.attention),
-    "xla_decode": Entry(xla_decode.attention, None, xla_decode.refusal),
+    "xla_decode": Entry(xla_decode.attention, None, xla_decode.refusal, partitioned=True),
     "pallas_tpu": Entry(tpu.attention, ("tpu",), tpu.refusal),
     "pallas_gpu": Entry(gpu.attention, ("gpu",), lambda q, k, mask: gpu.refusal(q, k, mask) or gpu.device_refusal()),
     "cudnn": Entry(library.cudnn, ("gpu",), library.cudnn_refusal),
@@ -104,7 +108,7 @@ def attention(
     entry = IMPLEMENTATIONS[name]
     if reason := entry.reason(q, k, mask):
         raise ValueError(f"implementation {name!r} cannot serve: {reason}; implementation=None chooses one that can")
-    if entry.platforms is None:
+    if entry.partitioned:
         return entry.run(q, k, v, mask=mask)
     return over_mesh(entry.run, q, k, v, mask)
 

@@ -1,14 +1,15 @@
-"""Attention in plain XLA without an array of queries by keys: a scan over chunks of keys with a running softmax.
+"""Attention in plain XLA without an array of queries by keys: blocks of queries meet chunks of keys one at a time.
 
-In and out: as `base.attention`. Grouped queries are folded into rows, so that each chunk is one matrix product per KV
-head. The backward pass recomputes each chunk's weights from the saved log-sum-exp instead of keeping them: memory is
-that of one chunk, forward and backward. Lengths need not divide: keys are padded inside.
+In and out: as `base.attention`. For each block of queries a loop with a running softmax goes over the chunks in which
+it sees something, and over no others: first those seen whole, which need no mask, then the rest. Grouped queries are
+folded into rows, so that a step is one matrix product per KV head. The backward pass recomputes each step's weights
+from the saved log-sum-exp: memory is that of one step, forward and backward. Lengths need not divide: what is missing
+of a block is padding inside.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from visor_jax.kernels.attention.base import (
     unfold,
     validate,
 )
+from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, prepared
 
-CHUNK = 512
+# Rows of logits in a step, all heads counted, and keys: 8 MiB in float32 stay in a CPU's cache.
+ROWS, CHUNK = 4096, 512
 
 
 def attention(
@@ -35,7 +38,7 @@ def attention(
     *,
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
-    """`base.attention` at the memory of one chunk of keys; reverse-mode gradients only.
+    """`base.attention` at the memory of one step; reverse-mode gradients only.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
@@ -44,13 +47,29 @@ def attention(
     return _attention(q, k, v, mask)
 
 
-class _Chunk(NamedTuple):
-    """A stretch of keys as the scan meets it: k, v float32 [B,K,C,D]; positions, segments [B,C]."""
+class _Queries(NamedTuple):
+    """Blocks of queries, n of them: rows [B,n,K,R,D] with R = G*T, scaled; positions and segments [B,n,T]."""
+
+    rows: Array
+    positions: Array
+    segments: Array
+
+
+class _Keys(NamedTuple):
+    """Chunks of keys, m of them: k, v [B,m,K,C,D]; positions and segments [B,m,C]."""
 
     k: Array
     v: Array
     positions: Array
     segments: Array
+
+
+class _Visits(NamedTuple):
+    """The chunks [B,n,m] that each block of queries meets, and how many of them: seen whole, then all [B,n]."""
+
+    order: Array
+    whole: Array
+    count: Array
 
 
 @jax.custom_vjp
@@ -59,84 +78,168 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
-    rows = fold(q, k.shape[2]) * q.shape[3] ** -0.5  # [B,K,R,D], R = G*Tq
+    if 0 in (q.size, k.size):
+        return jnp.zeros_like(q), (q, k, v, mask, None, None)
+    queries, keys, visits = _blocks(q, k, v, mask)
+    out, log_sum = jax.lax.map(lambda one: _forward_sample(*one, mask.causal), (queries, keys, visits))
+    return _unblocked(out, q.shape).astype(q.dtype), (q, k, v, mask, out, log_sum)
 
-    def step(carry, chunk: _Chunk):
-        peak, total, acc, sees = carry
-        logits, chunk, allowed = _logits(rows, chunk, mask)
-        new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
-        # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees scales
-        # this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 below.
-        weights = jnp.exp(logits - new_peak[..., None])
-        shrink = jnp.exp(peak - new_peak)
-        total = total * shrink + jnp.sum(weights, axis=-1)
-        acc = acc * shrink[..., None] + jnp.einsum("BKRC,BKCD->BKRD", weights, chunk.v)
-        return (new_peak, total, acc, sees | jnp.any(allowed, axis=2)), None
 
-    zeros = jnp.zeros(rows.shape[:3], rows.dtype)
-    start = (zeros + MASKED_LOGIT, zeros, jnp.zeros_like(rows), jnp.zeros(q.shape[:2], bool))
-    (peak, total, acc, sees), _ = jax.lax.scan(step, start, _chunks(k, v, mask))
-    sees = jnp.tile(sees, (1, q.shape[2] // k.shape[2]))[:, None]  # [B,1,R]
-    total = jnp.where(sees, total, 1)
-    out = jnp.where(sees[..., None], acc / total[..., None], 0)
-    # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
-    log_sum = jnp.where(sees, peak + jnp.log(total), jnp.inf)
-    return unfold(out, q.shape).astype(q.dtype), (q, k, v, mask, out, log_sum)
+def _forward_sample(queries: _Queries, keys: _Keys, visits: _Visits, causal: bool) -> tuple[Array, Array]:
+    """Of one sample: the output as rows [n,K,R,D], and the log-sum-exp [n,K,R], plus infinity where nothing is seen."""
+
+    def of_block(block: tuple[_Queries, _Visits]) -> tuple[Array, Array]:
+        rows = block[0].rows
+
+        def step(chunk: Array, keys: _Keys, allowed: Array | None, carry):
+            del chunk
+            peak, total, acc, sees = carry
+            logits = _logits(rows, keys, allowed)
+            new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
+            # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees
+            # scales this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 below.
+            weights = jnp.exp(logits - new_peak[..., None])
+            shrink = jnp.exp(peak - new_peak)
+            total = total * shrink + jnp.sum(weights, axis=-1)
+            acc = acc * shrink[..., None] + jnp.einsum("KRC,KCD->KRD", weights, keys.v)
+            return new_peak, total, acc, sees | (True if allowed is None else jnp.any(allowed, axis=1))
+
+        zeros = jnp.zeros(rows.shape[:2], rows.dtype)
+        start = (zeros + MASKED_LOGIT, zeros, jnp.zeros_like(rows), jnp.zeros(block[0].positions.shape, bool))
+        peak, total, acc, sees = _over_chunks(step, start, *block, keys, causal)
+        sees = jnp.tile(sees, rows.shape[1] // sees.shape[0])  # [R]
+        total = jnp.where(sees, total, 1)
+        # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
+        return jnp.where(sees[:, None], acc / total[..., None], 0), jnp.where(sees, peak + jnp.log(total), jnp.inf)
+
+    return jax.lax.map(of_block, (queries, visits))
 
 
 def _backward(saved, grad: Array):
     q, k, v, mask, out, log_sum = saved
-    scale = q.shape[3] ** -0.5
+    no_gradient = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask)  # integers and booleans have none
+    if out is None:
+        return jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v), no_gradient
+    queries, keys, visits = _blocks(q, k, v, mask)
     sees = (log_sum != jnp.inf)[..., None]
-    rows = jnp.where(sees, fold(q, k.shape[2]) * scale, 0)
-    grad_rows = jnp.where(sees, fold(grad, k.shape[2]), 0)
-    delta = jnp.sum(grad_rows * out, axis=-1)  # [B,K,R]
-
-    def step(grad_q, chunk: _Chunk):
-        logits, chunk, _ = _logits(rows, chunk, mask)
-        weights = jnp.exp(logits - log_sum[..., None])
-        grad_v = jnp.einsum("BKRC,BKRD->BKCD", weights, grad_rows)
-        grad_weights = jnp.einsum("BKRD,BKCD->BKRC", grad_rows, chunk.v)
-        grad_logits = weights * (grad_weights - delta[..., None])
-        grad_k = jnp.einsum("BKRC,BKRD->BKCD", grad_logits, rows)
-        return grad_q + jnp.einsum("BKRC,BKCD->BKRD", grad_logits, chunk.k), (grad_k, grad_v)
-
-    grad_q, (grad_k, grad_v) = jax.lax.scan(step, jnp.zeros_like(rows), _chunks(k, v, mask))
-    return (
-        unfold(grad_q * scale, q.shape).astype(q.dtype),
-        _join(grad_k, k.shape[1]).astype(k.dtype),
-        _join(grad_v, v.shape[1]).astype(v.dtype),
-        jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask),  # integers and booleans have no gradient
+    queries = queries._replace(rows=jnp.where(sees, queries.rows, 0))
+    grad_rows = jnp.where(sees, _block_rows(grad, k.shape[2]), 0)
+    delta = jnp.sum(grad_rows * out, axis=-1)  # [B,n,K,R]
+    grad_q, grad_k, grad_v = jax.lax.map(
+        lambda one: _backward_sample(*one, mask.causal), (queries, grad_rows, log_sum, delta, keys, visits)
     )
+    grad_q = _unblocked(grad_q, q.shape) * q.shape[3] ** -0.5
+    return (
+        grad_q.astype(q.dtype),
+        _unchunked(grad_k, k.shape[1]).astype(k.dtype),
+        _unchunked(grad_v, v.shape[1]).astype(v.dtype),
+        no_gradient,
+    )
+
+
+def _backward_sample(
+    queries: _Queries, grad_rows: Array, log_sum: Array, delta: Array, keys: _Keys, visits: _Visits, causal: bool
+) -> tuple[Array, Array, Array]:
+    """Of one sample: the gradients of its rows [n,K,R,D], keys and values [m,K,C,D]."""
+
+    def of_block(grads_kv: tuple[Array, Array], block):
+        queries, grad_rows, log_sum, delta, visits = block
+        rows = queries.rows
+
+        def step(chunk: Array, keys: _Keys, allowed: Array | None, carry):
+            grad_q, grad_k, grad_v = carry
+            weights = jnp.exp(_logits(rows, keys, allowed) - log_sum[..., None])
+            grad_weights = jnp.einsum("KRD,KCD->KRC", grad_rows, keys.v)
+            grad_logits = weights * (grad_weights - delta[..., None])
+            grad_k = grad_k.at[chunk].add(jnp.einsum("KRC,KRD->KCD", grad_logits, rows))
+            grad_v = grad_v.at[chunk].add(jnp.einsum("KRC,KRD->KCD", weights, grad_rows))
+            return grad_q + jnp.einsum("KRC,KCD->KRD", grad_logits, keys.k), grad_k, grad_v
+
+        grad_q, *grads_kv = _over_chunks(step, (jnp.zeros_like(rows), *grads_kv), queries, visits, keys, causal)
+        return tuple(grads_kv), grad_q
+
+    start = (jnp.zeros_like(keys.k), jnp.zeros_like(keys.v))
+    (grad_k, grad_v), grad_q = jax.lax.scan(of_block, start, (queries, grad_rows, log_sum, delta, visits))
+    return grad_q, grad_k, grad_v
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _logits(rows: Array, chunk: _Chunk, mask: AttentionMask) -> tuple[Array, _Chunk, Array]:
-    """Masked logits [B,K,R,C]; the chunk, with 0 in the keys and values that no query sees; who sees whom [B,Tq,C]."""
-    allowed = dataclasses.replace(mask, kv_positions=chunk.positions, kv_segments=chunk.segments).as_array()
-    seen = jnp.any(allowed, axis=1)[:, None, :, None]
-    chunk = chunk._replace(k=jnp.where(seen, chunk.k, 0), v=jnp.where(seen, chunk.v, 0))
-    return mask_logits(jnp.einsum("BKRD,BKCD->BKRC", rows, chunk.k), allowed), chunk, allowed
+# --- one block of queries against chunks of keys ----------------------------------------------------------------------
 
 
-def _chunks(k: Array, v: Array, mask: AttentionMask) -> _Chunk:
-    """Keys padded with segment 0 to whole chunks, the chunk axis first."""
-    length = k.shape[1]
-    size = max(1, min(CHUNK, length))
-    count = -(-length // size)
+def _over_chunks(step: Any, start: Any, queries: _Queries, visits: _Visits, keys: _Keys, causal: bool) -> Any:
+    """`step(index, keys, who sees whom [T,C] or None for all, carry)` over the chunks that the block meets."""
 
-    def split(x: Array, axis: int) -> Array:
-        x = jnp.pad(x, [(0, count * size - length if i == axis else 0) for i in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+    def whole(n, carry):
+        chunk = visits.order[n]
+        return step(chunk, jax.tree.map(lambda x: x[chunk], keys), None, carry)
 
-    return _Chunk(
-        split(heads_first(k), 2), split(heads_first(v), 2), split(mask.kv_positions, 1), split(mask.kv_segments, 1)
-    )
+    def partly(n, carry):
+        chunk = visits.order[n]
+        of_chunk = jax.tree.map(lambda x: x[chunk], keys)
+        ids = (queries.positions, of_chunk.positions, queries.segments, of_chunk.segments)
+        allowed = AttentionMask(*(x[None] for x in ids), None, causal).as_array()[0]
+        # What none of these queries sees may hold NaN, and 0 * NaN is NaN.
+        seen = jnp.any(allowed, axis=0)[:, None]
+        of_chunk = of_chunk._replace(k=jnp.where(seen, of_chunk.k, 0), v=jnp.where(seen, of_chunk.v, 0))
+        return step(chunk, of_chunk, allowed, carry)
+
+    carry = jax.lax.fori_loop(0, visits.whole, whole, start)
+    return jax.lax.fori_loop(visits.whole, visits.count, partly, carry)
 
 
-def _join(x: Array, length: int) -> Array:
-    """The inverse for gradients: [n,B,K,C,D] -> [B,Tk,K,D]."""
-    count, batch, kv_heads, size, head_dim = x.shape
-    return x.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, kv_heads, head_dim)[:, :length]
+def _logits(rows: Array, keys: _Keys, allowed: Array | None) -> Array:
+    """[K,R,C], masked where not everything is allowed."""
+    logits = jnp.einsum("KRD,KCD->KRC", rows, keys.k)
+    return logits if allowed is None else mask_logits(logits[None], allowed[None])[0]
+
+
+# --- into blocks and back ---------------------------------------------------------------------------------------------
+
+
+def _blocks(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[_Queries, _Keys, _Visits]:
+    q_block, chunk = _even(q.shape[1], max(1, ROWS // q.shape[2])), _even(k.shape[1], CHUNK)
+    padded = prepared(mask, q_block, chunk)
+    rows = _block_rows(q, k.shape[2]) * q.shape[3] ** -0.5
+    ids = (x.reshape(x.shape[0], -1, q_block) for x in (padded.q_positions, padded.q_segments))
+    of_keys = (x.reshape(x.shape[0], -1, chunk) for x in (padded.kv_positions, padded.kv_segments))
+    kinds = block_kinds(padded, q_block, chunk)
+    visits = _Visits(jnp.argsort(-kinds, axis=-1), jnp.sum(kinds == ALL, axis=-1), jnp.sum(kinds != NOTHING, axis=-1))
+    return _Queries(rows, *ids), _Keys(_chunks(k, chunk), _chunks(v, chunk), *of_keys), visits
+
+
+def _even(length: int, most: int) -> int:
+    """The block of at most `most` (and at least 1) that leaves the least padding over as few blocks."""
+    return -(-length // -(-length // most))
+
+
+def _block_rows(x: Array, kv_heads: int) -> Array:
+    """[B,T,H,D] as rows [B,n,K,G*T,D], widened; the last block is padded with zeros."""
+    batch, length, *heads = x.shape
+    block = _even(length, max(1, ROWS // heads[0]))
+    x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0))).reshape(-1, block, *heads)
+    rows = fold(x, kv_heads)
+    return rows.reshape(batch, -1, *rows.shape[1:])
+
+
+def _unblocked(rows: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `_block_rows`; `shape` is (B, T, H, D)."""
+    batch, length, *heads = shape
+    block = rows.shape[2] * rows.shape[3] // heads[0]
+    flat = rows.reshape(-1, *rows.shape[2:])
+    return unfold(flat, (flat.shape[0], block, *heads)).reshape(batch, -1, *heads)[:, :length]
+
+
+def _chunks(x: Array, chunk: int) -> Array:
+    """[B,T,K,D] as [B,m,K,C,D], widened; the last chunk is padded with zeros."""
+    batch, length, *heads = x.shape
+    x = jnp.pad(x, ((0, 0), (0, -length % chunk), (0, 0), (0, 0))).reshape(-1, chunk, *heads)
+    chunks = heads_first(x)
+    return chunks.reshape(batch, -1, *chunks.shape[1:])
+
+
+def _unchunked(x: Array, length: int) -> Array:
+    """The inverse of `_chunks` for gradients."""
+    return x.swapaxes(2, 3).reshape(x.shape[0], -1, x.shape[2], x.shape[4])[:, :length]
