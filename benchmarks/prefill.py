@@ -119,17 +119,21 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], None]]:
     import jax
     import jax.numpy as jnp
 
+    from visor_jax import compiling
     from visor_jax.budget import by_count
     from visor_jax.config import architecture, load_config
     from visor_jax.evaluate.latency import prefill_program, random_prompt
+    from visor_jax.model.decoder import apart
+    from visor_jax.model.layers import in_dtype
     from visor_jax.model.vision import tower
     from visor_jax.model.visor import init_params
 
     arch = architecture(load_config(CONFIG, []))
     arch = tiny(arch) if args.tiny else arch
     dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
-    params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(dtype), init_params(arch, key)))(jax.random.key(0))
-    look = jax.jit(lambda params, tile: tower(params["vision"], tile, arch.vision, arch.anyres))
+    params = apart(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
+    options = compiling.options(params)
+    look = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
 
     def case(of: Case) -> Callable[[], None]:
         what, visual = of

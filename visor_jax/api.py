@@ -89,12 +89,17 @@ class Visor:
         stage: str = "",
         stop_token_ids: Sequence[int] = (),
     ):
-        self.params, self.arch, self.tokenizer, self.system = params, arch, tokenizer, system
+        self.arch, self.tokenizer, self.system = arch, tokenizer, system
         self.stage = stage
         self.viable_budgets = [tuple(bits) for bits in viable_budgets]
         self.has_policy, self.searched = has_policy, searched
         self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})
         self._engine = Engine(params, arch, len(self.viable_budgets), tokenizer.image_token_id)
+
+    @property
+    def params(self) -> Params:
+        """The parameters: arrays in the tree of `model.visor.init_params`, stacked anew once a question was asked."""
+        return self._engine.params
 
     def with_params(self, params: Params) -> Visor:
         """The same model with other parameters of the same shapes."""
@@ -237,8 +242,7 @@ class Visor:
             yield
 
     def _receipt(self, draft: Draft) -> Answer:
-        bytes_per_value = self.params["embed_tokens"]["embedding"].dtype.itemsize
-        return draft.answer(self.tokenizer.decode(draft.tokens), self.arch, bytes_per_value)
+        return draft.answer(self.tokenizer.decode(draft.tokens), self.arch, self._engine.bytes_per_value)
 
     # --- requests and budgets -----------------------------------------------------------------------------------------
 

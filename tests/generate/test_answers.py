@@ -296,3 +296,10 @@ def test_a_searched_model_takes_viable_budgets_only(model: Visor) -> None:
         some.answer(*QUESTIONS[0], "full")
     unsearched = Visor(model.params, model.arch, TOKENIZER, VIABLE[:1])
     assert unsearched.answer(*QUESTIONS[0], "full", max_new_tokens=1).budget == "full"
+
+
+def test_parameters_are_what_they_were_before_the_first_question():
+    model, params = made(), testing.random_params(architecture("visor"))
+    model.answer(WIDE, "What?", budget="full", max_new_tokens=2)
+    assert jax.tree.structure(model.params) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)

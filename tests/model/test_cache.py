@@ -15,6 +15,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan, cache_bytes
 from visor_jax.data.collate import Window, make_batch, make_prompt_batch
 from visor_jax.model.cache import Cache, cache_size, capacity, decode_step, doubled, prefill_prefix, prefill_rest
+from visor_jax.model.decoder import apart, together
 from visor_jax.model.visor import encode, logits, route
 
 VISOR = testing.tiny_architecture(7)
@@ -151,3 +152,22 @@ def test_a_step_adds_its_token_in_place() -> None:
     compiled = step.lower(params(VISOR), np.full(len(ROWS), 7), cache).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_size(cache)
+
+
+@pytest.mark.parametrize("arch", [VISOR, DENSE], ids=["visor", "dense"])
+def test_layers_held_apart_are_the_same_model(arch):
+    stacked, held = params(arch), apart(params(arch))
+    assert jax.tree.structure(together(held)) == jax.tree.structure(stacked)
+    jax.tree.map(np.testing.assert_array_equal, together(held), stacked)
+    assert together(stacked) == stacked and apart(held) == held
+    bits, (batch, _) = (True,) * arch.num_slots, streams(arch)
+
+    def prefill(params, batch):
+        prefix, _ = prefill_prefix(params, encode(params, batch, arch), batch, 5, arch, routed=False)
+        scores, cache = prefill_rest(params, prefix, batch, bits, CAPACITY, arch)
+        return scores, decode_step(params, batch["text_tokens"][:, 0], cache, bits, arch)[0]
+
+    program = testing.quick_jit(prefill)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), program(held, batch), program(stacked, batch)
+    )

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name, decoder_flops
 from visor_jax.model.cache import prefill_prefix, prefill_rest
+from visor_jax.model.decoder import apart
 from visor_jax.model.layers import Params
 
 
@@ -41,7 +43,7 @@ def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tup
 def prefill_program(
     params: Params, arch: Architecture, bits: Bits, prompt: tuple[jax.Array, Mapping[str, jax.Array]]
 ) -> Callable[[], None]:
-    """A function that runs one prefill to its end, compiled and run once already."""
+    """A function that runs one prefill to its end, compiled and run once already; `params` as answers hold them."""
     tokens, batch = prompt
     text = batch["text_tokens"].shape[1]
 
@@ -49,7 +51,8 @@ def prefill_program(
         prefix, _ = prefill_prefix(params, tokens, batch, 1, arch, routed=False)
         return prefill_rest(params, prefix, batch, bits, text, arch)
 
-    compiled = jax.jit(prefill).lower(params, tokens, dict(batch)).compile()
+    options = compiling.options(params)
+    compiled = jax.jit(prefill, compiler_options=options).lower(params, tokens, dict(batch)).compile()
 
     def run() -> None:
         jax.block_until_ready(compiled(params, tokens, dict(batch)))
@@ -70,7 +73,8 @@ def compare_budgets(
 ) -> dict[str, dict[str, Any]]:
     """Budget name -> seconds, times faster than the costliest budget (quartiles over the rounds), decoder GFLOPs."""
     prompt = random_prompt(arch, visual, text, params["embed_tokens"]["embedding"].dtype)
-    programs = [prefill_program(params, arch, bits, prompt) for bits in budgets]
+    held = apart(params)
+    programs = [prefill_program(held, arch, bits, prompt) for bits in budgets]
     measured, order = np.zeros((rounds, len(budgets))), random.Random(0)
     for row in measured:
         for index in order.sample(range(len(budgets)), len(budgets)):

@@ -29,6 +29,7 @@ from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.generate.shapes import capacity_of, joined, rows_of, window_of
 from visor_jax.model import cache as caches
 from visor_jax.model.cache import Cache, Prefix
+from visor_jax.model.decoder import apart, together
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, logits
@@ -59,9 +60,22 @@ class Engine:
 
     def __init__(self, params: Params, arch: Architecture, num_viable: int, forbidden: int):
         self.arch = arch
-        self._params, self._num_viable, self._forbidden = params, num_viable, forbidden
+        self._held, self._num_viable, self._forbidden = params, num_viable, forbidden
         self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._quick = compiling.for_few_runs(params)
+        self._options = compiling.options(params)
+
+    @property
+    def params(self) -> Params:
+        """The model's parameters, stacked; they are held once, and layer by layer once a prompt has been looked at."""
+        return together(self._held)
+
+    @property
+    def bytes_per_value(self) -> int:
+        return self._held["embed_tokens"]["embedding"].dtype.itemsize
+
+    def _apart(self) -> Params:
+        self._held = apart(self._held)
+        return self._held
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
@@ -69,10 +83,10 @@ class Engine:
         """Encode the pictures and run the layers that every budget shares."""
         window = window_of(prompt.size)
         arrays = make_prompt_batch([prompt], window, self.arch).arrays
-        visual = self._program("encode", partial(encode, arch=self.arch))(self._params, arrays)
+        visual = self._program("encode", partial(encode, arch=self.arch))(self._apart(), arrays)
         function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
         without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
-        prefix, scores = self._program(("prefix", routed), function)(self._params, visual, without_tiles)
+        prefix, scores = self._program(("prefix", routed), function)(self._held, visual, without_tiles)
         stream = {name: arrays[name] for name in STREAM}
         return Looked(prefix, stream, window, prompt.size.text, scores)
 
@@ -84,7 +98,7 @@ class Engine:
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
         """Next-token logits at every text token; one program serves all budgets."""
         arrays = make_prompt_batch([prompt], window_of(prompt.size), self.arch).arrays
-        found = self._program("logits", partial(logits, arch=self.arch))(self._params, arrays, np.array(bits, bool))
+        found = self._program("logits", partial(all_logits, arch=self.arch))(self._held, arrays, np.array(bits, bool))
         return np.asarray(found)[0, : prompt.size.text]
 
     # --- a batch ------------------------------------------------------------------------------------------------------
@@ -106,7 +120,7 @@ class Engine:
                 if held == caches.capacity(cache, bits, self.arch):
                     larger = partial(caches.doubled, bits=bits, arch=self.arch)
                     cache = self._program(("doubled", bits), larger)(cache)
-                token, cache = self._step(bits)(self._params, token, cache, draw, np.int32(step))
+                token, cache = self._step(bits)(self._held, token, cache, draw, np.int32(step))
                 held += 1
             chosen = np.asarray(token)[: len(rows)].tolist()
             yield [None if over else new for over, new in zip(ended, chosen, strict=True)]
@@ -121,7 +135,7 @@ class Engine:
         wide = [padded((row.prefix, row.stream), (window.visual, window.text)) for row in rows]
         wide += [wide[0]] * (rows_of(len(rows)) - len(rows))
         function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
-        return self._program(("rest", bits), function)(self._params, wide, draw)
+        return self._program(("rest", bits), function)(self._held, wide, draw)
 
     def _step(self, bits: Bits) -> Callable[..., Any]:
         function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
@@ -129,11 +143,16 @@ class Engine:
 
     def _program(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         if key not in self._programs:
-            self._programs[key] = jax.jit(function, compiler_options=self._quick, **options)
+            self._programs[key] = jax.jit(function, compiler_options=self._options, **options)
         return self._programs[key]
 
 
 # --- what is compiled -------------------------------------------------------------------------------------------------
+
+
+def all_logits(params: Params, arrays: Arrays, bits: Array, *, arch: Architecture) -> Array:
+    """Logits at every text token; a scan goes over stacked layers, however they are held."""
+    return logits(together(params), arrays, bits, arch)
 
 
 def in_window(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:

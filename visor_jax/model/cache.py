@@ -21,7 +21,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.attention.base import widened
-from visor_jax.model.decoder import KINDS, KeysValues, Record, at, cross_attention, run_layers
+from visor_jax.model.decoder import KINDS, KeysValues, Record, at, cross_attention, layer_at, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
@@ -101,7 +101,9 @@ def prefill_rest(
         recorded[kind].extend(prefix.recorded[kind])
     stream = stream_of(batch)
     layers = range(len(PREFIX_LAYERS), arch.text.num_layers)
-    _, text = run_layers(params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record)
+    _, text = run_layers(
+        params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record, keep_visual=False
+    )
     lengths = jnp.sum(batch["text_segments"] > 0, axis=1)
     last = jnp.take_along_axis(text, (lengths - 1)[:, None, None], axis=1)[:, 0]
     room = ((0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
@@ -132,11 +134,9 @@ def decode_step(
     of_both = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
     crosses, layers = iter(cache.cross), []
     for index, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
-        block, place = divmod(index, 3)
-        tail = index - 3 * arch.num_blocks
-        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[place]], block)
+        layer = layer_at(params, index, arch)
         if kind is LayerKind.CROSS:
-            cross = at(params["blocks"]["cross_attention"], block)
+            cross = at(params["blocks"], index // 3)["cross_attention"]
             segments = jnp.ones_like(cache.positions)[:, None]
             x = cross_attention(cross, x, next(crosses), segments, cache.visual_segments, arch.text)
         query, key, value = project_qkv(layer, x, rope, arch.text)

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, TextArchitecture
+from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.mesh import sample_axes
 from visor_jax.model.layers import (
@@ -126,12 +127,19 @@ def text_mask(stream: Stream) -> AttentionMask:
 
 
 def joint_layer(
-    params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture, active: Array | None = None
+    params: Params,
+    visual: Array,
+    text: Array,
+    stream: Stream,
+    arch: Architecture,
+    active: Array | None = None,
+    *,
+    keep_visual: bool = True,
 ) -> tuple[Array, Array, KeysValues]:
     """[V; T] = TL([V; T]); also the layer's keys and values [B, Nv + Nt, K, E].
 
     `active` [B] marks the samples whose slot is on: for the others V stays and T sees text alone, exactly as in
-    `text_layer`.
+    `text_layer`. Without `keep_visual`, V is read and stays as it was: for the last layer that reads it.
     """
     count = visual.shape[1]
     segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
@@ -140,16 +148,14 @@ def joint_layer(
     if arch.bidirectional_vision:
         ends = image_ends(stream.visual_positions, segments)
         query_positions = jnp.concatenate([ends, stream.text_positions], axis=1)
-    mask = AttentionMask(
-        query_positions,
-        positions,
-        jnp.concatenate([segments, stream.text_segments], axis=1),
-        jnp.concatenate([segments, stream.text_key_segments], axis=1),
-        None,
-        True,
-    )
-    rope = rotary(positions, arch.text)
-    both, keys_values = qwen2_layer(params, jnp.concatenate([visual, text], axis=1), rope, mask, arch.text)
+    query_segments = jnp.concatenate([segments, stream.text_segments], axis=1)
+    key_segments = jnp.concatenate([segments, stream.text_key_segments], axis=1)
+    rope, both = rotary(positions, arch.text), jnp.concatenate([visual, text], axis=1)
+    first = 0 if keep_visual else count
+    mask = AttentionMask(query_positions[:, first:], positions, query_segments[:, first:], key_segments, None, True)
+    both, keys_values = qwen2_layer(params, both, rope, mask, arch.text, first)
+    if not keep_visual:
+        return visual, both, keys_values
     changed = both[:, :count]
     if active is not None:
         changed = jnp.where(active[:, None, None], changed, visual)
@@ -322,9 +328,41 @@ Record = Callable[[str, KeysValues], None]
 """Called with "text", "cross" or "self" and a layer's keys and values, layer by layer, where a cache is being built."""
 
 
-def at(params: Params, index: int) -> Params:
-    """The parameters of one of several stacked layers."""
-    return jax.tree.map(lambda x: x[index], params)
+STACKS = ("blocks", "tail")
+
+
+def apart(params: Params) -> Params:
+    """The model's parameters with those of each super-block and tail layer in arrays of their own, held in tuples.
+
+    For `run_layers` and the caches: a program that runs stacked layers one after the other first copies each out.
+    """
+
+    def split(stack: Params) -> tuple[Params, ...]:
+        leaves, tree = jax.tree.flatten(stack)
+        return tuple(jax.tree.unflatten(tree, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True))
+
+    return {name: split(x) if name in STACKS and isinstance(x, dict) else x for name, x in params.items()}
+
+
+def together(params: Params) -> Params:
+    """The inverse of `apart`."""
+
+    def stack(layers: tuple[Params, ...]) -> Params:
+        return jax.tree.map(lambda *x: jnp.stack(x), *layers)
+
+    return {name: stack(x) if isinstance(x, tuple) else x for name, x in params.items()}
+
+
+def layer_at(params: Params, index: int, arch: Architecture) -> Params:
+    """The parameters of decoder layer `index`."""
+    block, place = divmod(index, 3)
+    tail = index - 3 * arch.num_blocks
+    return at(params["tail"], tail) if tail >= 0 else at(params["blocks"], block)[KINDS[place]]
+
+
+def at(layers: Params | tuple[Params, ...], index: int) -> Params:
+    """The parameters of one of several layers, which are stacked or apart."""
+    return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda x: x[index], layers)
 
 
 def run_layers(
@@ -337,28 +375,24 @@ def run_layers(
     *,
     layers: range | None = None,
     record: Record = lambda kind, keys_values: None,
+    keep_visual: bool = True,
 ) -> tuple[Array, Array]:
     """Decoder layers `layers` (default: all) one after the other, with a budget known while tracing.
 
     Of a self-attention layer's keys and values, `record` gets the text half as "text" and the visual half as "self".
+    Without `keep_visual`, V after the last layer that reads it is not computed: what is returned of it is older.
     """
-    count = visual.shape[1]
-
-    def joint(layer, visual, text):
-        visual, text, (keys, values) = joint_layer(layer, visual, text, stream, arch)
-        record("text", (keys[:, count:], values[:, count:]))
-        record("self", (keys[:, :count], values[:, :count]))
-        return visual, text
-
-    for index in range(arch.text.num_layers) if layers is None else layers:
-        block, kind = divmod(index, 3)
-        tail = index - 3 * arch.num_blocks
-        layer = at(params["tail"], tail) if tail >= 0 else at(params["blocks"][KINDS[kind]], block)
-        if arch.plan == "dense" or (tail < 0 and KINDS[kind] == "self" and bits[block]):
-            visual, text = joint(layer, visual, text)
-            continue
-        if tail < 0 and KINDS[kind] == "cross":
-            cross = at(params["blocks"]["cross_attention"], block)
+    count, kinds = visual.shape[1], Plan.of(arch).under(bits)
+    last_reader = max((index for index, kind in enumerate(kinds) if kind is not LayerKind.TEXT), default=None)
+    for index in range(len(kinds)) if layers is None else layers:
+        layer = layer_at(params, index, arch)
+        if kinds[index] is LayerKind.SELF:
+            keep = keep_visual or index != last_reader
+            visual, text, both = joint_layer(layer, visual, text, stream, arch, keep_visual=keep)
+            seen, own = (jax.tree.map(lambda x, part=part: x[:, part], both) for part in np.s_[:count, count:])
+            record("self", seen)
+        elif kinds[index] is LayerKind.CROSS:
+            cross = at(params["blocks"], index // 3)["cross_attention"]
             text, own, seen = cross_layer(cross, layer, visual, text, stream, arch.text)
             record("cross", seen)
         else:

@@ -235,11 +235,14 @@ def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
     return (x * cos + turned * sin).astype(x.dtype)
 
 
-def project_qkv(params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture) -> tuple[Array, ...]:
-    """Rotated queries [B, T, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalised input."""
+def project_qkv(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int = 0
+) -> tuple[Array, ...]:
+    """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalised input."""
     x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
-    query, key, value = (split_heads(linear(params["self_attn"][n], x), arch.head_dim) for n in QKV)
-    return rotate(query, rope), rotate(key, rope), value
+    inputs = zip(QKV, (x[:, first:], x, x), strict=True)
+    query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)
+    return rotate(query, jax.tree.map(lambda turn: turn[:, first:], rope)), rotate(key, rope), value
 
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -256,11 +259,14 @@ def finish_layer(
 
 
 def qwen2_layer(
-    params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture
-) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-    """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep."""
-    query, key, value = project_qkv(params, x, rope, arch)
-    return finish_layer(params, x, attention(query, key, value, mask=mask), arch), (key, value)
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture, first: int = 0
+) -> tuple[Float[Array, "B T-first D"], tuple[Array, Array]]:
+    """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep.
+
+    The tokens before `first` are only read: they come out no more, and have no row in `mask`'s queries.
+    """
+    query, key, value = project_qkv(params, x, rope, arch, first)
+    return finish_layer(params, x[:, first:], attention(query, key, value, mask=mask), arch), (key, value)
 
 
 def whole_mask(batch: int, length: int) -> AttentionMask:

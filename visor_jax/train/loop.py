@@ -190,7 +190,7 @@ def initial_state(
     """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
     shapes = abstract_params(arch)
     places = param_shardings(shapes, mesh)
-    quick = compiling.for_few_runs(shapes)
+    quick = compiling.options(shapes)
     fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
     params = start_params(config, settings, arch, mesh, workdir, places, fresh)
     trainable, frozen = split_trainable(params, settings.trainable)

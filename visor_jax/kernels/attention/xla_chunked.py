@@ -9,6 +9,7 @@ of a block is padding inside.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -81,7 +82,8 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
     if 0 in (q.size, k.size):
         return jnp.zeros_like(q), (q, k, v, mask, None, None)
     queries, keys, visits = _blocks(q, k, v, mask)
-    out, log_sum = jax.lax.map(lambda one: _forward_sample(*one, mask.causal), (queries, keys, visits))
+    forward = partial(_forward_sample, causal=mask.causal)
+    out, log_sum = jax.lax.map(lambda sample: forward(*sample), (queries, keys, visits))
     return _unblocked(out, q.shape).astype(q.dtype), (q, k, v, mask, out, log_sum)
 
 
@@ -125,9 +127,9 @@ def _backward(saved, grad: Array):
     queries = queries._replace(rows=jnp.where(sees, queries.rows, 0))
     grad_rows = jnp.where(sees, _block_rows(grad, k.shape[2]), 0)
     delta = jnp.sum(grad_rows * out, axis=-1)  # [B,n,K,R]
-    grad_q, grad_k, grad_v = jax.lax.map(
-        lambda one: _backward_sample(*one, mask.causal), (queries, grad_rows, log_sum, delta, keys, visits)
-    )
+    backward = partial(_backward_sample, causal=mask.causal)
+    samples = (queries, grad_rows, log_sum, delta, keys, visits)
+    grad_q, grad_k, grad_v = jax.lax.map(lambda sample: backward(*sample), samples)
     grad_q = _unblocked(grad_q, q.shape) * q.shape[3] ** -0.5
     return (
         grad_q.astype(q.dtype),
@@ -155,8 +157,9 @@ def _backward_sample(
             grad_v = grad_v.at[chunk].add(jnp.einsum("KRC,KRD->KCD", weights, grad_rows))
             return grad_q + jnp.einsum("KRC,KCD->KRD", grad_logits, keys.k), grad_k, grad_v
 
-        grad_q, *grads_kv = _over_chunks(step, (jnp.zeros_like(rows), *grads_kv), queries, visits, keys, causal)
-        return tuple(grads_kv), grad_q
+        start = (jnp.zeros_like(rows), *grads_kv)
+        grad_q, grad_k, grad_v = _over_chunks(step, start, queries, visits, keys, causal)
+        return (grad_k, grad_v), grad_q
 
     start = (jnp.zeros_like(keys.k), jnp.zeros_like(keys.v))
     (grad_k, grad_v), grad_q = jax.lax.scan(of_block, start, (queries, grad_rows, log_sum, delta, visits))
@@ -179,8 +182,10 @@ def _over_chunks(step: Any, start: Any, queries: _Queries, visits: _Visits, keys
     def partly(n, carry):
         chunk = visits.order[n]
         of_chunk = jax.tree.map(lambda x: x[chunk], keys)
-        ids = (queries.positions, of_chunk.positions, queries.segments, of_chunk.segments)
-        allowed = AttentionMask(*(x[None] for x in ids), None, causal).as_array()[0]
+        block = (queries.positions, of_chunk.positions, queries.segments, of_chunk.segments)
+        q_positions, kv_positions, q_segments, kv_segments = (x[None] for x in block)
+        mask = AttentionMask(q_positions, kv_positions, q_segments, kv_segments, None, causal)
+        allowed = mask.as_array()[0]
         # What none of these queries sees may hold NaN, and 0 * NaN is NaN.
         seen = jnp.any(allowed, axis=0)[:, None]
         of_chunk = of_chunk._replace(k=jnp.where(seen, of_chunk.k, 0), v=jnp.where(seen, of_chunk.v, 0))
@@ -203,11 +208,13 @@ def _blocks(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[_Queries
     q_block, chunk = _even(q.shape[1], max(1, ROWS // q.shape[2])), _even(k.shape[1], CHUNK)
     padded = prepared(mask, q_block, chunk)
     rows = _block_rows(q, k.shape[2]) * q.shape[3] ** -0.5
-    ids = (x.reshape(x.shape[0], -1, q_block) for x in (padded.q_positions, padded.q_segments))
-    of_keys = (x.reshape(x.shape[0], -1, chunk) for x in (padded.kv_positions, padded.kv_segments))
+    q_positions, q_segments = (x.reshape(x.shape[0], -1, q_block) for x in (padded.q_positions, padded.q_segments))
+    kv_positions, kv_segments = (x.reshape(x.shape[0], -1, chunk) for x in (padded.kv_positions, padded.kv_segments))
+    queries = _Queries(rows, q_positions, q_segments)
+    keys = _Keys(_chunks(k, chunk), _chunks(v, chunk), kv_positions, kv_segments)
     kinds = block_kinds(padded, q_block, chunk)
     visits = _Visits(jnp.argsort(-kinds, axis=-1), jnp.sum(kinds == ALL, axis=-1), jnp.sum(kinds != NOTHING, axis=-1))
-    return _Queries(rows, *ids), _Keys(_chunks(k, chunk), _chunks(v, chunk), *of_keys), visits
+    return queries, keys, visits
 
 
 def _even(length: int, most: int) -> int:
