@@ -42,6 +42,7 @@ def make_architecture(tile: int, patch: int, grid: int, max_tiles: int = 9) -> A
 
 REAL = make_architecture(384, 14, 6)  # LLaVA-OneVision
 SMALL = make_architecture(12, 4, 6, max_tiles=4)
+EXTREMES = [(20_000, 1), (1, 20_000), (2600, 2600)]
 ODD_SIZES = [(1, 1), (1, 2000), (2000, 1), (384, 384), (383, 385), (480, 640), (1080, 1920), (768, 2304), (37, 911)]
 
 
@@ -81,12 +82,28 @@ def test_tiles_equal_transformers_at_the_real_size(size: tuple[int, int]) -> Non
     assert len(tiles) == anyres.tile_count(size, REAL) == anyres.visual_layout((size,), REAL).num_tiles
 
 
-def test_tiles_equal_transformers_on_random_sizes() -> None:
-    for seed, size in enumerate(random_sizes(250, seed=1, high=300)):
+@pytest.mark.parametrize(
+    ("architecture", "high"),
+    [(SMALL, 300), pytest.param(REAL, 2600, marks=pytest.mark.slow)],
+    ids=["small", "real"],
+)
+def test_tiles_equal_transformers_on_random_sizes(architecture: Architecture, high: int) -> None:
+    for seed, size in enumerate([*EXTREMES, *random_sizes(300, seed=1, high=high)]):
         image = random_image(size, seed)
-        np.testing.assert_array_equal(
-            anyres.cut_tiles([image], SMALL), reference_tiles([image], SMALL), err_msg=str(size)
-        )
+        found, expected = anyres.cut_tiles([image], architecture), reference_tiles([image], architecture)
+        np.testing.assert_array_equal(found, expected, err_msg=str(size))
+
+
+def test_frames_of_a_video_are_pooled_to_196_tokens() -> None:
+    sizes = [(32, 480, 640), (480, 640)]
+    assert [anyres.tile_count(size, REAL) for size in sizes] == [32, 5]
+    assert [anyres.visual_token_count(size, REAL) for size in sizes] == [32 * 196 + 1, 2929]
+    layout = anyres.visual_layout(sizes, REAL)
+    assert (layout.num_tiles, layout.lengths) == (37, (32 * 196 + 1, 2929))  # one picture is tiled beside a video too
+    video = random_image((3, 40, 30))
+    tiles = anyres.cut_tiles([video, random_image((20, 50))], SMALL)
+    assert len(tiles) == 3 + anyres.tile_count((20, 50), SMALL)
+    np.testing.assert_array_equal(tiles[1], reference_tiles([video[1]], SMALL)[0])  # stretched, as a base tile is
 
 
 def test_several_images_are_padded_to_one_tile_each() -> None:
@@ -142,7 +159,8 @@ def hf_count(size: tuple[int, int], architecture: Architecture) -> int:
 
 @pytest.mark.parametrize("architecture", [REAL, SMALL], ids=["real", "small"])
 def test_token_counts_equal_transformers(architecture: Architecture) -> None:
-    sizes = random_sizes(500, seed=3) + ODD_SIZES + [(20_000, 1), (1, 20_000), (2600, 2600)]
+    sides = range(1, 2601, 25)  # 10,816 sizes
+    sizes = [(height, width) for height in sides for width in sides] + random_sizes(500, seed=3) + ODD_SIZES + EXTREMES
     pinpoints = [list(pinpoint) for pinpoint in architecture.anyres.pinpoints]
     for size in sizes:
         assert anyres.visual_token_count(size, architecture) == hf_count(size, architecture), size

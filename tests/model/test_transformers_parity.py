@@ -34,8 +34,8 @@ ARCH = testing.tiny_architecture(
 )
 TIED = dataclasses.replace(ARCH, text=dataclasses.replace(ARCH.text, tie_word_embeddings=True))
 
-# (height, width) of the pictures of each prompt
-CASES: dict[str, tuple[tuple[int, int], ...]] = {
+# (height, width) of the pictures of each prompt, (frames, height, width) of the videos
+CASES: dict[str, tuple[tuple[int, ...], ...]] = {
     "one tile": ((28, 28),),
     "wide": ((20, 61),),
     "tall": ((90, 31),),
@@ -46,8 +46,11 @@ CASES: dict[str, tuple[tuple[int, int], ...]] = {
     "two pictures": ((28, 28), (40, 25)),
     "three pictures": ((30, 90), (28, 28), (61, 20)),
     "text only": (),
+    "video": ((3, 20, 61),),
+    "one picture and two videos": ((2, 40, 25), (37, 50), (2, 28, 28)),
 }
-WINDOW = Window(tiles=10, visual=56, text=9)
+VIDEO_TOKEN = 0
+WINDOW = Window(tiles=10, visual=64, text=9)
 
 
 def torch_weights(params: Any, arch: Architecture) -> dict[str, torch.Tensor]:
@@ -121,7 +124,7 @@ def reference(arch: Architecture) -> LlavaOnevisionForConditionalGeneration:
             "tie_word_embeddings": text.tie_word_embeddings,
         },
         image_token_index=IMAGE_TOKEN,
-        video_token_index=0,
+        video_token_index=VIDEO_TOKEN,
         image_grid_pinpoints=[list(grid) for grid in GRIDS],
         vision_aspect_ratio=f"anyres_max_{arch.anyres.max_tiles}",
         tie_word_embeddings=text.tie_word_embeddings,
@@ -143,17 +146,31 @@ def prompt(case: str) -> tuple[list[int], list[np.ndarray]]:
     for index in range(len(sizes)):
         tokens += [IMAGE_TOKEN, *rng.integers(2, ARCH.text.vocab_size, 1 + index % 2).tolist()]
     tokens += rng.integers(2, ARCH.text.vocab_size, 3).tolist()
-    return tokens, [testing.random_picture(*size, seed=index) for index, size in enumerate(sizes)]
+    return tokens, [random_pixels(size, seed=index) for index, size in enumerate(sizes)]
+
+
+def random_pixels(size: tuple[int, ...], seed: int) -> np.ndarray:
+    if len(size) == 2:
+        return testing.random_picture(size[0], size[1], seed=seed)
+    return np.stack([testing.random_picture(*size[1:], seed=100 * seed + frame) for frame in range(size[0])])
 
 
 def reference_logits(arch: Architecture, case: str) -> np.ndarray:
     """transformers' logits at the text tokens, its own processor having made the tiles."""
     tokens, pictures = prompt(case)
     ids: list[int] = []
-    sizes = iter(CASES[case])
+    videos = [x for x in pictures if x.ndim == 4]
+    pictures, sizes = [x for x in pictures if x.ndim == 3], iter(CASES[case])
     for token in tokens:  # transformers refuses a wrong number of placeholders
-        ids += [token] * (visual_token_count(next(sizes), arch, len(pictures)) if token == IMAGE_TOKEN else 1)
+        if token != IMAGE_TOKEN:
+            ids.append(token)
+            continue
+        size = next(sizes)
+        count = visual_token_count(size, arch, len(pictures))
+        ids += [IMAGE_TOKEN if len(size) == 2 else VIDEO_TOKEN] * count
     inputs = {}
+    if videos:
+        inputs["pixel_values_videos"] = torch.stack([torch.tensor(frames_of(video, arch)) for video in videos])
     if pictures:
         processor = LlavaOnevisionImageProcessorPil(
             size={"height": TILE, "width": TILE},
@@ -162,11 +179,19 @@ def reference_logits(arch: Architecture, case: str) -> np.ndarray:
             image_std=list(arch.anyres.image_std),
         )
         made = processor.preprocess([[Image.fromarray(picture) for picture in pictures]], return_tensors="pt")
-        inputs = {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor(CASES[case])}
+        inputs |= {"pixel_values": made["pixel_values"], "image_sizes": torch.tensor([x.shape[:2] for x in pictures])}
         inputs["batch_num_images"] = torch.tensor([len(pictures)])
     with torch.no_grad():
         found = reference(arch)(input_ids=torch.tensor([ids]), **inputs).logits[0].numpy()
-    return found[np.array(ids) != IMAGE_TOKEN]
+    return found[~np.isin(ids, (IMAGE_TOKEN, VIDEO_TOKEN))]
+
+
+def frames_of(video: np.ndarray, arch: Architecture) -> np.ndarray:
+    """[F, 3, S, S]: each frame stretched to a tile and normalised, as LLaVA-NeXT's processor does (Pillow's pixels)."""
+    frames = [Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC) for frame in video]
+    values = np.stack([np.asarray(frame) for frame in frames]).astype(np.float32) / 255
+    mean, std = np.float32(arch.anyres.image_mean), np.float32(arch.anyres.image_std)
+    return ((values - mean) / std).transpose(0, 3, 1, 2)
 
 
 @cache

@@ -1,16 +1,18 @@
 """AnyRes: how a picture becomes tiles, and how tile features become visual tokens.
 
-In: pictures as uint8 [H, W, 3] arrays, or only their (height, width), and an `Architecture`. Out: tiles for the vision
-tower, and a `Layout` that says which features make each visual slot. Everything that asks "how many tiles, how many
-tokens" (preprocessing, the model's shapes, `visor plan`) goes through `_shape` below, so two answers cannot differ.
+In: pictures as uint8 [H, W, 3] arrays and videos as [F, H, W, 3], or only their (height, width) and (frames, height,
+width), and an `Architecture`. Out: tiles for the vision tower, and a `Layout` that says which features make each visual
+slot. Everything that asks "how many tiles, how many tokens" (preprocessing, the model's shapes, `visor plan`) goes
+through `_shape` and `_frame_side` below, so two answers cannot differ.
 
 The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisionImageProcessorPil`,
-`LlavaOnevisionModel.pack_image_features`), rounding included:
+`LlavaOnevisionModel.pack_image_features`, `apply_pooling`), rounding included:
 
 - One picture in a prompt: the base tile is the picture stretched to one tile; the crops are the picture resized
   bicubically into the best pinpoint (aspect kept, `ceil`), centred on black, cut row by row. The crops' features are
   stitched, unpadded, shrunk bilinearly if they pass 1.1^2 * `max_tiles` tiles' worth, and each row ends in a newline.
 - Several pictures in a prompt: each is padded to a square in the mean colour and becomes one tile and one newline.
+- A video: each frame is stretched to one tile, its map shrunk bilinearly to half a side; one newline ends the video.
 - No pinpoints configured (not a case of transformers): each picture is one stretched tile and one newline.
 - `anyres.packing` 2 or 4 (not a case of transformers either): 1 x 2 or 2 x 2 neighbours of a map become their mean,
   fewer at its right and lower edge; then come the newlines.
@@ -30,6 +32,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 
 Size = tuple[int, int]  # (height, width)
+AnySize = tuple[int, ...]  # of a picture, or (frames, height, width) of a video
 
 PACKED = {1: (1, 1), 2: (1, 2), 4: (2, 2)}  # `anyres.packing`: rows and columns of features in one slot
 _SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles from which the stitched map is shrunk
@@ -43,9 +46,9 @@ class Layout:
     Feature index `num_tiles * patches_per_tile` is the newline; smaller ones count patches of all tiles in order.
 
     Attributes:
-        num_tiles: tiles of all pictures together.
-        lengths: visual slots of each picture; they sum to Nv.
-        gather: int32 [Nv, K], feature indices; K is 1, or 4 where the stitched map was shrunk, times `packing`.
+        num_tiles: tiles of all pictures and frames together.
+        lengths: visual slots of each picture or video; they sum to Nv.
+        gather: int32 [Nv, K], feature indices; K is 1, or 4 where a map was shrunk, times `packing`.
         weights: float32 [Nv, K]; a slot is the weighted sum of its K features.
     """
 
@@ -89,6 +92,15 @@ def _is_tiled(num_images: int, architecture: Architecture) -> bool:
     return num_images == 1 and bool(architecture.anyres.pinpoints)
 
 
+def _is_video(size: AnySize) -> bool:
+    return len(size) == 3
+
+
+def _frame_side(architecture: Architecture) -> int:
+    """Rows and columns of features that are left of one frame of a video."""
+    return -(-architecture.vision.patches_per_side // 2)
+
+
 def _shape(size: Size, architecture: Architecture) -> _Shape:
     """The shape of a tiled picture. The odd orders of multiplication are transformers': they decide the rounding."""
     tile, side = architecture.vision.tile_size, architecture.vision.patches_per_side
@@ -112,27 +124,32 @@ def _shape(size: Size, architecture: Architecture) -> _Shape:
     return _Shape((rows, columns), top, left, height, width, out_height, out_width)
 
 
-def tile_count(size: Size, architecture: Architecture, num_images: int = 1) -> int:
-    """Tower passes for one picture of (height, width) in a prompt with `num_images` pictures."""
+def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
+    """Tower passes for a picture (or video) of this size in a prompt with `num_images` pictures, videos not counted."""
+    if _is_video(size):
+        return size[0]
     if not _is_tiled(num_images, architecture):
         return 1
-    rows, columns = _shape(size, architecture).grid
+    rows, columns = _shape((size[0], size[1]), architecture).grid
     return 1 + rows * columns
 
 
-def visual_token_count(size: Size, architecture: Architecture, num_images: int = 1) -> int:
-    """Visual tokens of one picture of (height, width) in a prompt with `num_images` pictures, newlines included."""
+def visual_token_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
+    """Visual tokens of a picture (or video) of this size in a prompt with `num_images` pictures, newlines included."""
+    if _is_video(size):
+        rows, columns = _packed_size((_frame_side(architecture),) * 2, architecture)
+        return size[0] * rows * columns + 1
     side = architecture.vision.patches_per_side
     rows, columns = _packed_size((side, side), architecture)
     if not _is_tiled(num_images, architecture):
         return rows * columns + 1
-    shape = _shape(size, architecture)
+    shape = _shape((size[0], size[1]), architecture)
     out_rows, out_columns = _packed_size((shape.out_height, shape.out_width), architecture)
     return rows * columns + out_rows * (out_columns + 1)
 
 
 def taps(architecture: Architecture) -> int:
-    """The K that every layout of this architecture fits in: `packing`, times 4 if some pinpoint may be shrunk."""
+    """The K that every layout of pictures fits in: `packing`, times 4 if some pinpoint may be shrunk."""
     tile = architecture.vision.tile_size
     limit = _SHRINK_ABOVE**2 * architecture.anyres.max_tiles * tile**2
     shrinks = any(height * width > limit for height, width in architecture.anyres.pinpoints)
@@ -146,29 +163,33 @@ def _packed_size(size: Size, architecture: Architecture) -> Size:
 
 
 def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
-    """The visual slots of one sample's pictures, in order.
+    """The visual slots of one sample's pictures and videos, in order.
 
     Args:
-        sizes: (height, width) of each picture; may be empty.
+        sizes: (height, width) of each picture, (frames, height, width) of each video; may be empty.
         architecture: its `vision` and `anyres` are read.
 
     Returns:
         A `Layout` whose arrays are read-only, since layouts are cached.
     """
-    return _cached_layout(tuple((int(height), int(width)) for height, width in sizes), architecture)
+    return _cached_layout(tuple(tuple(int(n) for n in size) for size in sizes), architecture)
 
 
 @functools.lru_cache(maxsize=64)
-def _cached_layout(sizes: tuple[Size, ...], architecture: Architecture) -> Layout:
-    patches = architecture.vision.patches_per_tile
-    num_tiles = sum(tile_count(size, architecture, len(sizes)) for size in sizes)
-    newline = num_tiles * patches
+def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> Layout:
+    num_images = sum(not _is_video(size) for size in sizes)
+    counts = [tile_count(size, architecture, num_images) for size in sizes]
+    num_tiles = sum(counts)
+    newline = num_tiles * architecture.vision.patches_per_tile
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
-    if len(sizes) == 1 and _is_tiled(1, architecture):
-        pieces.append(_tiled_slots(_shape(sizes[0], architecture), architecture, newline))
-    else:
-        for index in range(len(sizes)):
-            pieces.append(_joined([_rows(*_one_tile(index, architecture)), (np.array([[newline]]), np.ones((1, 1)))]))
+    for size, count, end in zip(sizes, counts, np.cumsum(counts), strict=True):
+        tiles = range(end - count, end)
+        if not _is_video(size) and _is_tiled(num_images, architecture):
+            pieces.append(_tiled_slots(_shape((size[0], size[1]), architecture), tiles.start, architecture, newline))
+            continue
+        of_tile = _one_frame if _is_video(size) else _one_tile
+        maps = [_rows(*of_tile(tile, architecture)) for tile in tiles]
+        pieces.append(_joined([*maps, (np.array([[newline]]), np.ones((1, 1)))]))
     lengths = tuple(len(gather) for gather, _ in pieces)
     gather, weights = _joined([(np.zeros((0, 1)), np.zeros((0, 1))), *pieces])
     gather, weights = gather.astype(np.int32), weights.astype(np.float32)
@@ -176,8 +197,8 @@ def _cached_layout(sizes: tuple[Size, ...], architecture: Architecture) -> Layou
     return Layout(num_tiles, lengths, gather, weights)
 
 
-def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of one tiled picture: gather and weights, each [Nv, K]."""
+def _tiled_slots(shape: _Shape, first: int, architecture: Architecture, newline: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slots of one tiled picture whose base is tile `first`: gather and weights, each [Nv, K]."""
     side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
     if shape.shrunk:
         row_index, row_weight = _bilinear_taps(shape.height, shape.out_height)  # [h, 2]
@@ -187,7 +208,7 @@ def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tup
         column_index, column_weight = np.arange(shape.width)[:, None], np.ones((shape.width, 1), np.float32)
     y = row_index[:, None, :, None] + shape.top  # [h, 1, kh, 1]
     x = column_index[None, :, None, :] + shape.left  # [1, w, 1, kw]
-    tile = 1 + (y // side) * shape.grid[1] + x // side
+    tile = first + 1 + (y // side) * shape.grid[1] + x // side
     gather = tile * patches + (y % side) * side + x % side  # [h, w, kh, kw]
     weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
     count = row_index.shape[1] * column_index.shape[1]
@@ -200,7 +221,7 @@ def _tiled_slots(shape: _Shape, architecture: Architecture, newline: int) -> tup
     newline_weights[..., 0] = 1
     gather = np.concatenate([gather, newlines + newline], axis=1)
     weights = np.concatenate([weights, newline_weights], axis=1)
-    return _joined([_rows(*_one_tile(0, architecture)), _rows(gather, weights)])
+    return _joined([_rows(*_one_tile(first, architecture)), _rows(gather, weights)])
 
 
 def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
@@ -208,6 +229,16 @@ def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.nd
     side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
     gather = np.arange(patches).reshape(side, side, 1) + index * patches
     return _packed(gather, np.ones(gather.shape, np.float32), architecture)
+
+
+def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
+    """The same of one frame of a video, shrunk bilinearly to half a side."""
+    side, small = architecture.vision.patches_per_side, _frame_side(architecture)
+    taps, weight = _bilinear_taps(side, small)  # [small, 2]
+    gather = taps[:, None, :, None] * side + taps[None, :, None, :]
+    weights = weight[:, None, :, None] * weight[None, :, None, :]
+    gather, weights = gather.reshape(small, small, 4), weights.reshape(small, small, 4)
+    return _packed(gather + index * architecture.vision.patches_per_tile, weights, architecture)
 
 
 def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
@@ -255,10 +286,10 @@ def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.ndarray:
-    """The tiles of one sample's pictures, in the order that `visual_layout` counts them.
+    """The tiles of one sample's pictures and videos, in the order that `visual_layout` counts them.
 
     Args:
-        images: uint8 [H, W, 3] each.
+        images: uint8 [H, W, 3] or [F, H, W, 3] each.
         architecture: its `vision` and `anyres` are read.
 
     Returns:
@@ -266,8 +297,11 @@ def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.nd
     """
     tile = architecture.vision.tile_size
     tiles: list[np.ndarray] = []
+    num_images = sum(image.ndim == 3 for image in images)
     for image in images:
-        if _is_tiled(len(images), architecture):
+        if image.ndim == 4:
+            tiles.extend(_resize(frame, (tile, tile)) for frame in image)
+        elif _is_tiled(num_images, architecture):
             tiles.append(_resize(image, (tile, tile)))
             tiles.extend(_crops(image, architecture))
         elif architecture.anyres.pinpoints:

@@ -158,7 +158,7 @@ def encode_tokens(
     tasks: tuple[str, ...] = (),
     window: Window | None = None,
 ) -> Example:
-    """Token ids with one placeholder id per picture, and the pictures (uint8 [H, W, 3]), as an example.
+    """Token ids with one placeholder id per picture or video, and these (uint8 [H, W, 3], [F, H, W, 3]), as an example.
 
     The size is checked against `window` before any pixel is touched. The first token, and a token right after a
     picture, have no text token before them that could predict them, so they are never targets.
@@ -167,7 +167,7 @@ def encode_tokens(
     is_image = tokens == image_token_id
     if is_image.sum() != len(images):
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
-    layout = anyres.visual_layout([image.shape[:2] for image in images], architecture)
+    layout = anyres.visual_layout([image.shape[:-1] for image in images], architecture)
     _check_fits(id, Window(layout.num_tiles, len(layout.gather), int((~is_image).sum())), window)
 
     steps = np.ones(len(tokens), np.int64)  # how many dense positions each token takes
@@ -238,7 +238,9 @@ def make_batch(rows: Sequence[Sequence[Example]], window: Window, architecture: 
     Raises:
         ValueError: a row holds more than the window has room for.
     """
-    arrays = _empty_arrays(len(rows), window, architecture)
+    # Frames of a video are shrunk also where no picture is.
+    widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
+    arrays = _empty_arrays(len(rows), window, max(anyres.taps(architecture), *widest, 0), architecture)
     patches = architecture.vision.patches_per_tile
     for row, examples in enumerate(rows):
         used, turns = Window(0, 0, 0), 0
@@ -281,13 +283,13 @@ def make_prompt_batch(prompts: Sequence[Example], window: Window, architecture: 
     return batch
 
 
-def _empty_arrays(num_rows: int, window: Window, architecture: Architecture) -> dict[str, np.ndarray]:
-    tile, width = architecture.vision.tile_size, anyres.taps(architecture)
+def _empty_arrays(num_rows: int, window: Window, taps: int, architecture: Architecture) -> dict[str, np.ndarray]:
+    tile = architecture.vision.tile_size
     visual, text = (num_rows, window.visual), (num_rows, window.text)
     return {
         "tiles": np.zeros((num_rows, window.tiles, tile, tile, 3), np.uint8),
-        "visual_gather": np.zeros((*visual, width), np.int32),
-        "visual_weights": np.zeros((*visual, width), np.float32),
+        "visual_gather": np.zeros((*visual, taps), np.int32),
+        "visual_weights": np.zeros((*visual, taps), np.float32),
         "visual_positions": np.zeros(visual, np.int32),
         "visual_segments": np.zeros(visual, np.int32),
         "text_tokens": np.zeros(text, np.int32),

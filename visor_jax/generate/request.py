@@ -23,7 +23,7 @@ from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.generate.sampling import Sampling
 
-Picture = Image.Image | np.ndarray
+Picture = Image.Image | np.ndarray  # an array of four axes is a video: its frames, uint8 [F, H, W, 3]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def prompt_of(
     arch: Architecture,
     system: str | None,
 ) -> Example:
-    """A question about a picture, several, or none (an empty sequence)."""
+    """A question about a picture or a video, several, or none (an empty sequence)."""
     question = checked_question(question)
     pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
     return usable(partial(encode_prompt, pictures, question, tokenizer, arch, system=system))
@@ -76,10 +76,13 @@ def tokens_of(
 
 
 def pixels(image: Picture) -> np.ndarray:
-    """uint8 [H, W, 3] of a PIL image, read as a picture file is, or of an array."""
+    """uint8 [H, W, 3] of a PIL image, read as a picture file is, or of an array; [F, H, W, 3] of a video's frames."""
     array = np.asarray(upright_rgb(image) if isinstance(image, Image.Image) else image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
-        raise RequestError(f"image: expected a PIL image or uint8 [H, W, 3], got {array.dtype} {array.shape}")
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
+        raise RequestError(
+            "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3],"
+            f" got {array.dtype} {array.shape}"
+        )
     return array
 
 
