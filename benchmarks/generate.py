@@ -1,21 +1,23 @@
-"""Long answers: tokens per second, time to the first token and cache bytes per budget, against the dense plan.
+"""Long answers: tokens per second and cache bytes per budget, against the dense plan.
 
-    python benchmarks/generate.py --config configs/llava_ov_0p5b.py --image 640x480 --dtype bfloat16
-    python benchmarks/generate.py --tiny --lengths 4,40 --repeats 2
+    python benchmarks/generate.py --config configs/llava_ov_0p5b.py --visual 7290
+    python benchmarks/generate.py --tiny --visual 9 --lengths 4,40 --repeats 2
 
-Every budget (one of each number of slots) and the dense plan of the same shape answer the same prompt with random
-weights, greedily and never ending, up to the longest of `--lengths`; in every round each answers once, so that a change
-of load hits all alike. Speeds are decoding steps per second from the first token to the n-th, medians with quartiles;
-`over_dense` is the ratio within a round. Cache bytes are those of the sample by the formula of `visor_jax.budget`, and
-as held, padded to buckets. Out: `benchmarks/results/generate.json`.
+Every budget (one of each number of slots, and the dense plan of the same shape) decodes behind the same prompt with
+random weights and a cache of random keys and values: the speed at the n-th new token is that of the `--steps` steps
+from there on, so that nobody waits for 8,192 tokens of ten models. In every round each goes once, in an order drawn
+anew; medians with quartiles, and `over_dense` within a round. Cache bytes are those of the sample by the formula of
+`visor_jax.budget`, and as held, padded to buckets. Out: `benchmarks/results/generate.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +25,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name, by_count, cache_bytes
 from visor_jax.config import architecture, load_config
-from visor_jax.data.collate import Example, encode_tokens
-from visor_jax.generate.engine import Engine
-from visor_jax.generate.sampling import Sampling
+from visor_jax.data.collate import Window
+from visor_jax.evaluate.latency import random_prompt
+from visor_jax.generate.engine import decode
 from visor_jax.generate.shapes import capacity_of, window_of
-from visor_jax.testing import IMAGE_TOKEN, random_params, random_picture, tiny_architecture
+from visor_jax.model.cache import Cache, prefill_prefix, prefill_rest
+from visor_jax.model.decoder import apart
+from visor_jax.model.layers import Params, in_dtype
+from visor_jax.model.visor import init_params
+from visor_jax.testing import tiny_architecture
 from visor_jax.workdir import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "generate.json"
+Run = Callable[[int], float]  # seconds of one step at so many new tokens
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parsed(argv)
-    arch = tiny_architecture(4) if args.tiny else architecture(load_config(args.config, []))
-    prompt = random_prompt(arch, args.image, args.text)
+    visor = tiny_architecture(4) if args.tiny else architecture(load_config(args.config, []))
     lengths = sorted(int(length) for length in args.lengths.split(","))
-    runners = made(arch, args.dtype)
-    for name, (engine, bits) in runners.items():  # compiles every capacity on the way
-        times_of(engine, bits, prompt, args.rows, lengths)
-        print(f"{name}: compiled", flush=True)
-    rounds = [
-        {name: times_of(engine, bits, prompt, args.rows, lengths) for name, (engine, bits) in runners.items()}
-        for _ in range(args.repeats)
-    ]
+    params = apart(jax.jit(lambda key: in_dtype(init_params(visor, key), args.dtype))(jax.random.key(0)))
+    plans: dict[str, tuple[Architecture, Bits]] = {
+        budget_name(bits): (visor, bits) for bits in by_count(visor.num_slots)
+    }
+    plans["dense"] = (dataclasses.replace(visor, plan="dense"), ())
+    runs = {name: decoding(params, arch, bits, args) for name, (arch, bits) in plans.items()}
+    rounds = [one_round(runs, lengths, seed) for seed in range(args.repeats + 1)][1:]  # the first one compiles
     result = {
         "arguments": {**vars(args), "out": str(args.out)},
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "visual_tokens": prompt.size.visual,
-        "budgets": {name: row_of(name, rounds, lengths) for name in runners},
+        "budgets": {
+            name: {str(n): row_of(name, n, rounds) | bytes_of(arch, bits, n, args) for n in lengths}
+            for name, (arch, bits) in plans.items()
+        },
     }
-    for name, (engine, bits) in runners.items():
-        add_bytes(result["budgets"][name], engine.arch, bits, prompt, np.dtype(args.dtype).itemsize)
     show(result)
     write_json(args.out, result)
     return result
@@ -68,9 +74,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--config", help="of the model")
     size.add_argument("--tiny", action="store_true", help="a model of four layers, to see that this runs")
-    parser.add_argument("--image", default="64x48", metavar="WIDTHxHEIGHT", help="of the random picture")
-    parser.add_argument("--text", type=int, default=40, help="tokens of the prompt")
-    parser.add_argument("--lengths", default="64,1024,8192", help="new tokens after which to look")
+    parser.add_argument("--visual", type=int, default=7290, help="visual tokens of the prompt")
+    parser.add_argument("--text", type=int, default=60, help="text tokens of the prompt")
+    parser.add_argument("--lengths", default="64,1024,8192", help="new tokens at which to look")
+    parser.add_argument("--steps", type=int, default=4, help="that are timed there")
     parser.add_argument("--rows", type=int, default=1, help="the same prompt so many times in a batch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
@@ -78,51 +85,68 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def random_prompt(arch: Architecture, image: str, text: int) -> Example:
-    width, height = (int(side) for side in image.split("x"))
-    ids = np.random.default_rng(0).integers(IMAGE_TOKEN + 1, arch.text.vocab_size, text).tolist()
-    return encode_tokens([*ids[:3], IMAGE_TOKEN, *ids[3:]], [random_picture(height, width)], IMAGE_TOKEN, arch)
+# --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def made(arch: Architecture, dtype: str) -> dict[str, tuple[Engine, Bits]]:
-    """Name -> engine and budget; all budgets share one engine, the dense plan has its own."""
+def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Namespace) -> Run:
+    """One budget's decoding step, as `generate.engine` compiles it."""
+    function = partial(decode, bits=bits, arch=arch, forbidden=0)
+    step = jax.jit(function, donate_argnums=2, compiler_options=compiling.options(params))
 
-    def engine(arch: Architecture) -> Engine:
-        params = jax.tree.map(lambda x: jnp.asarray(x, dtype), random_params(arch))
-        return Engine(params, arch, 1, IMAGE_TOKEN)
+    def run(length: int) -> float:
+        token = jnp.ones((args.rows,), jnp.int32)
+        token, cache = step(params, token, filled(params, arch, bits, length, args), None, np.int32(1))
+        began = time.perf_counter()
+        for _ in range(args.steps):
+            token, cache = step(params, token, cache, None, np.int32(1))
+        jax.block_until_ready(token)
+        return (time.perf_counter() - began) / args.steps
 
-    visor = engine(arch)
-    found: dict[str, tuple[Engine, Bits]] = {budget_name(bits): (visor, bits) for bits in by_count(arch.num_slots)}
-    return {**found, "dense": (engine(dataclasses.replace(arch, plan="dense")), ())}
+    return run
 
 
-def times_of(engine: Engine, bits: Bits, prompt: Example, rows: int, lengths: Sequence[int]) -> dict[int, float]:
-    """Seconds from the prompt until the first token (under 1) and until the n-th, for each of `lengths`."""
-    began, found = time.perf_counter(), {}
-    looked = [engine.look(prompt, routed=False)] * rows
-    for count, _ in enumerate(engine.tokens(looked, bits, Sampling(), (), lengths[-1]), 1):
-        if count == 1 or count in lengths:
-            found[count] = time.perf_counter() - began
+def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[Window, int]:
+    """The prompt's bucket, and how many text tokens there is room for when the `length`-th token comes."""
+    window = window_of(Window(1, args.visual, args.text))
+    return window, capacity_of(max(args.text + length + args.steps, window.text + 1))
+
+
+def filled(params: Params, arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> Cache:
+    """The cache before the `length`-th new token, of random keys and values."""
+    window, capacity = held(arch, length, args)
+    tokens, batch = random_prompt(arch, window.visual, window.text, params["embed_tokens"]["embedding"].dtype)
+    tokens, batch = jax.tree.map(lambda x: jnp.repeat(x, args.rows, axis=0), (tokens, batch))
+
+    def shapes(params, tokens, batch):
+        prefix, _ = prefill_prefix(params, tokens, batch, 1, arch, routed=False)
+        return prefill_rest(params, prefix, batch, bits, capacity, arch)[1]
+
+    cache = jax.eval_shape(shapes, params, tokens, batch)
+    layers, cross = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), cache[:2])
+    seen = (jnp.arange(window.visual) < args.visual).astype(jnp.int32)
+    tokens = jnp.full((args.rows,), args.text + length - 1, jnp.int32)
+    cache = Cache(layers, cross, jnp.tile(seen, (args.rows, 1)), tokens, tokens + args.visual)
+    return jax.block_until_ready(cache)
+
+
+def one_round(runs: dict[str, Run], lengths: Sequence[int], seed: int) -> dict[str, dict[int, float]]:
+    """Name -> length -> seconds a step."""
+    order = random.Random(seed).sample(list(runs), len(runs))
+    found: dict[str, dict[int, float]] = {name: {} for name in runs}
+    for length in lengths:
+        for name in order:
+            found[name][length] = runs[name](length)
+    print(f"round {seed}", flush=True)
     return found
 
 
-def row_of(name: str, rounds: Sequence[dict[str, dict[int, float]]], lengths: Sequence[int]) -> dict[str, Any]:
-    """One budget's figures over the rounds."""
+# --- what is reported -------------------------------------------------------------------------------------------------
 
-    def speeds(name: str, length: int) -> np.ndarray:
-        return np.array([(length - 1) / (times[name][length] - times[name][1]) for times in rounds])
 
-    return {
-        "seconds_to_first_token": quartiles(np.array([times[name][1] for times in rounds])),
-        "lengths": {
-            str(length): {
-                "tokens_per_second": quartiles(speeds(name, length)),
-                "over_dense": quartiles(speeds(name, length) / speeds("dense", length)),
-            }
-            for length in lengths
-            if length > 1
-        },
-    }
+def row_of(name: str, length: int, rounds: Sequence[dict[str, dict[int, float]]]) -> dict[str, Any]:
+    """One budget's figures at one length over the rounds."""
+    own, dense = (np.array([times[plan][length] for times in rounds]) for plan in (name, "dense"))
+    return {"tokens_per_second": quartiles(1 / own), "over_dense": quartiles(dense / own)}
 
 
 def quartiles(values: np.ndarray) -> dict[str, float]:
@@ -130,19 +154,19 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
     return {"q1": low, "median": median, "q3": high}
 
 
-def add_bytes(row: dict[str, Any], arch: Architecture, bits: Bits, prompt: Example, itemsize: int) -> None:
-    """The cache of one sample after each length: its own tokens', and as it is held."""
-    window = window_of(prompt.size)
-    for length, found in row["lengths"].items():
-        tokens = prompt.size.text + int(length) - 1  # the last token is not fed back
-        capacity = capacity_of(max(tokens, window.text + 1))
-        found["cache_bytes"] = cache_bytes(arch, bits, prompt.size.visual, tokens, itemsize)
-        found["held_bytes"] = cache_bytes(arch, bits, window.visual, capacity, itemsize)
+def bytes_of(arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> dict[str, int]:
+    """The cache of one sample after `length` new tokens: its own tokens', and as it is held."""
+    itemsize, tokens = np.dtype(args.dtype).itemsize, args.text + length - 1  # the last token is not fed back
+    window, capacity = held(arch, length, args)
+    return {
+        "cache_bytes": cache_bytes(arch, bits, args.visual, tokens, itemsize),
+        "held_bytes": cache_bytes(arch, bits, window.visual, capacity, itemsize),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
-    for name, row in result["budgets"].items():
-        for length, found in row["lengths"].items():
+    for name, lengths in result["budgets"].items():
+        for length, found in lengths.items():
             speed, ratio = found["tokens_per_second"]["median"], found["over_dense"]["median"]
             print(f"{name:<12} {length:>5} tokens: {speed:9.1f} a second, {ratio:5.2f}x dense", end="; ")
             print(f"cache {found['cache_bytes']:,} bytes, {found['held_bytes']:,} held")

@@ -37,14 +37,14 @@ def test_specialize(tmp_path: Path) -> None:
 
 
 def test_generate(tmp_path: Path) -> None:
-    found = ran("generate", tmp_path, "--tiny", "--image=16x8", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2")
+    found = ran("generate", tmp_path, "--tiny", "--visual=9", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2")
     assert list(found["budgets"]) == ["empty", "full", "dense"]
-    arch, visual = testing.tiny_architecture(4), found["visual_tokens"]
+    arch = testing.tiny_architecture(4)
     for name, bits in (("empty", (False,)), ("full", (True,))):
-        for length, row in found["budgets"][name]["lengths"].items():
-            assert row["cache_bytes"] == cache_bytes(arch, bits, visual, 6 + int(length) - 1, 4) <= row["held_bytes"]
+        for length, row in found["budgets"][name].items():
+            assert row["cache_bytes"] == cache_bytes(arch, bits, 9, 6 + int(length) - 1, 4) <= row["held_bytes"]
             assert 0 < row["tokens_per_second"]["q1"] <= row["tokens_per_second"]["q3"] and row["over_dense"]["q1"] > 0
-    assert found["budgets"]["dense"]["lengths"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
+    assert found["budgets"]["dense"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
 
 
 def test_mixed(tmp_path: Path) -> None:
