@@ -106,6 +106,17 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, m
     assert torch.equal(again.eval()(**inputs, budget="0b10").logits, expected)
 
 
+@pytest.mark.parametrize("budget", ["0b10", "auto"])
+def test_a_compiled_model_gives_the_same_logits(exported, budget):
+    """Several graphs: sizes of pictures, the budget and the cache are Python's, and end one. No code is generated."""
+    inputs = some_inputs(exported[0])
+    model: Any = VisorForConditionalGeneration.from_pretrained(exported[0]).eval()
+    with torch.no_grad():
+        expected = model(**inputs, budget=budget).logits
+        compiled: Any = torch.compile(model, backend="eager")
+        torch.testing.assert_close(compiled(**inputs, budget=budget).logits, expected, rtol=0, atol=1e-6)
+
+
 def test_the_travelling_files_import_nothing_of_ours(exported):
     out, _ = exported
     files = sorted(path.name for path in out.glob("*.py"))
