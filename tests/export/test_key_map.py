@@ -1,6 +1,7 @@
 """The table between parameter tree and PyTorch keys: complete, exact in shape, and the same both ways."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from visor_jax import testing
 from visor_jax.api import Visor
+from visor_jax.config import architecture, load_config
 from visor_jax.export import folder_files, key_map
 from visor_jax.export.torch_export import stock_tensors, visor_tensors
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
@@ -31,6 +33,13 @@ VARIANTS = {
     "visor, no layer over, tied, patch-local": variant(num_layers=6, tied=True, patch_local=True),
     "dense, two layers over": variant("dense", num_layers=8),
     "dense, tied, patch-local": variant("dense", tied=True, patch_local=True),
+}
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TRUE_SIZES = {
+    name: dataclasses.replace(architecture(load_config(CONFIGS / f"llava_ov_{name}.py")), plan="dense")
+    for name in ("0p5b", "1p5b", "7b")
 }
 
 
@@ -63,7 +72,7 @@ def test_keys_and_shapes_are_those_of_the_pytorch_model(arch):
     assert found == expected
 
 
-@pytest.mark.parametrize("arch", [a for a in VARIANTS.values() if a.plan == "dense"])
+@pytest.mark.parametrize("arch", [*(a for a in VARIANTS.values() if a.plan == "dense"), *TRUE_SIZES.values()])
 def test_a_dense_plan_has_the_keys_and_shapes_of_transformers(arch):
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(**config_of(arch)))

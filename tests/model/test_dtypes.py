@@ -7,11 +7,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from visor_jax import testing
 from visor_jax.model.cache import decode_step, prefill_prefix, prefill_rest
-from visor_jax.model.decoder import decode
-from visor_jax.model.visor import abstract_params, encode, hidden_states
+from visor_jax.model.layers import in_dtype
+from visor_jax.model.visor import abstract_params, encode, hidden_states, logits
 
 ARCH = testing.tiny_architecture(3)
 BITS = (True,)
@@ -41,12 +42,15 @@ def test_every_activation_and_cache_has_the_parameters_dtype() -> None:
     assert shapes(later) == shapes(cache), "a step gives back a cache of the same shapes, so that it compiles once"
 
 
-def test_bfloat16_stays_near_float32() -> None:
-    params, arch = testing.random_params(ARCH), ARCH
-    visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch))
-    run = testing.quick_jit(lambda p, v, t: decode(p, v, t, stream, BITS, arch)[1])
-    exact = np.asarray(run(params, visual, text))
-    half = [jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), x) for x in (params, visual, text)]
-    rough = run(*half)
-    assert rough.dtype == jnp.bfloat16
-    assert np.abs(np.asarray(rough, np.float32) - exact).mean() < 0.03 * np.abs(exact).max()
+@pytest.mark.parametrize("num_layers", [7, 24])
+def test_bfloat16_stays_near_float32(num_layers: int) -> None:
+    """Logits within a sixth of their standard deviation, 2 % on average; nine of ten greedy tokens the same."""
+    arch = testing.tiny_architecture(num_layers)
+    params, batch = testing.random_params(arch), testing.random_batch(arch).arrays
+    run = testing.quick_jit(partial(logits, arch=arch))
+    half, every_slot = in_dtype(params, jnp.bfloat16), np.ones(arch.num_slots, bool)
+    exact, rough = (np.asarray(run(p, batch, every_slot))[batch["text_segments"] > 0] for p in (params, half))
+    error = np.abs(rough - exact) / exact.std()
+    assert 1e-3 < error.mean() < 0.02, "bfloat16 is seen, and no more than it"
+    assert error.max() < 1 / 6
+    assert (rough.argmax(-1) == exact.argmax(-1)).mean() >= 0.9
