@@ -37,3 +37,34 @@ def test_no_array_of_queries_by_keys(implementation, monkeypatch):
         assert largest >= QUERIES * KEYS  # the reference keeps one, so the count can see it
     else:
         assert largest <= 2 * max(KEYS * HEAD_DIM, QUERIES * 32)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_only_blocks_in_which_something_is_seen_are_computed(monkeypatch, gradients):
+    """Counted while it runs: a sample that is off, padding, other segments and what comes later cost no step."""
+    monkeypatch.setattr(xla_chunked, "CHUNK", 8)
+    monkeypatch.setattr(xla_chunked, "ROWS", 8)  # of one head: blocks of 8 queries
+    positions = jnp.tile(jnp.arange(40), (3, 1))
+    segments = jnp.stack(
+        [jnp.ones(40, int), jnp.ones(40, int), jnp.where(jnp.arange(40) < 24, 1 + positions[2] // 8, 0)]
+    )
+    mask = AttentionMask(positions, positions, segments, segments, jnp.array([True, False, True]))
+    blocks = mask.as_array().reshape(3, 5, 8, 5, 8).any(axis=(2, 4))
+    assert blocks.sum(axis=(1, 2)).tolist() == [15, 0, 3]
+    steps, logits = [], xla_chunked._logits
+
+    def counted(rows, keys, allowed):
+        jax.debug.callback(lambda: steps.append(allowed is None))
+        return logits(rows, keys, allowed)
+
+    monkeypatch.setattr(xla_chunked, "_logits", counted)
+    q = jnp.ones((3, 40, 1, HEAD_DIM))
+    run = (
+        jax.grad(lambda q: jnp.sum(xla_chunked.attention(q, q, q, mask=mask)))
+        if gradients
+        else (lambda q: xla_chunked.attention(q, q, q, mask=mask))
+    )
+    jax.block_until_ready(jax.jit(run)(q))
+    jax.effects_barrier()
+    assert len(steps) == (2 if gradients else 1) * blocks.sum()
+    assert sum(steps) == (2 if gradients else 1) * 10, "below the diagonal no mask is made"
