@@ -169,6 +169,18 @@ def parse_bits(text: str) -> Bits:
     return tuple(bit == "1" for bit in text.removeprefix("0b"))
 
 
+def parse_budgets(names: object, num_slots: int, *, where: str) -> list[Bits]:
+    """Budgets from a list in a file, each as `bit_string` writes it.
+
+    Raises:
+      RequestError: anything else; it begins with `where`, the file and field.
+    """
+    wanted = re.compile(f"0b[01]{{{num_slots}}}")
+    if not (isinstance(names, list) and all(isinstance(name, str) and wanted.fullmatch(name) for name in names)):
+        raise RequestError(f"{where}={names!r}: expected a list of budgets, 0b and {num_slots} bits each")
+    return [parse_bits(name) for name in names]
+
+
 def by_count(num_slots: int) -> list[Bits]:
     """One budget for each number of slots on, the first ones: for models of which no search has found the best."""
     return [(True,) * count + (False,) * (num_slots - count) for count in range(num_slots + 1)]

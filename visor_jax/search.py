@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, all_subsets, bit_string, budget_name, parse_bits
+from visor_jax.budget import Bits, all_subsets, bit_string, budget_name, parse_budgets
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
@@ -163,8 +162,7 @@ def read_viable(workdir: Workdir) -> list[Bits]:
     if not path.exists():
         raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
     found = read_json(path)
-    names = found.get("viable") if isinstance(found, dict) else None
-    bits = re.compile(f"0b[01]{{{found['num_slots']}}}" if names and "num_slots" in found else "0b[01]+")
-    if not (names and isinstance(names, list) and all(isinstance(n, str) and bits.fullmatch(n) for n in names)):
-        raise RequestError(f"{path}: viable={names!r}: expected a list of budgets such as 0b101, a bit for each slot")
-    return [parse_bits(name) for name in names]
+    slots = found.get("num_slots") if isinstance(found, dict) else None
+    if not isinstance(found, dict) or type(slots) is not int:
+        raise RequestError(f"{path}: num_slots={slots!r}: expected a whole number, as the search writes it")
+    return parse_budgets(found.get("viable") or None, slots, where=f"{path}: viable")

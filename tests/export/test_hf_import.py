@@ -163,8 +163,8 @@ def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
     [
         ("training_stage", "../elsewhere", "expected one of base,"),
         ("training_stage", 3, "expected one of base,"),
-        ("viable_budgets", [4, 5], "expected a list of 0b and 2 bits each"),
-        ("viable_budgets", ["0b10", "0b101"], "expected a list of 0b and 2 bits each"),
+        ("viable_budgets", [4, 5], "expected a list of budgets, 0b and 2 bits each"),
+        ("viable_budgets", ["0b10", "0b101"], "expected a list of budgets, 0b and 2 bits each"),
         ("viable_budgets", ["0b10"] * 33, "expected at most"),
         ("has_policy", "yes", "expected true or false"),
         ("system_prompt", ["be kind"], "text or null"),

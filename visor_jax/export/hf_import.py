@@ -31,7 +31,7 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
-from visor_jax.budget import Bits, parse_bits
+from visor_jax.budget import Bits, parse_budgets
 from visor_jax.config_schema import TRAINED_STAGES
 from visor_jax.errors import RequestError
 from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
@@ -167,16 +167,14 @@ def _own_fields(config: Mapping[str, Any], arch: Architecture, where: Path) -> t
     policy, system = config.get("has_policy", False), config.get("system_prompt")
     if stage not in TRAINED_STAGES:
         raise RequestError(f"{where}: training_stage={stage!r}: expected one of {', '.join(TRAINED_STAGES)}")
-    bits = re.compile(f"0b[01]{{{arch.num_slots}}}")
-    if not (isinstance(names, list) and all(isinstance(name, str) and bits.fullmatch(name) for name in names)):
-        raise RequestError(f"{where}: viable_budgets={names!r}: expected a list of 0b and {arch.num_slots} bits each")
+    viable = parse_budgets(names, arch.num_slots, where=f"{where}: viable_budgets")
     if len(names) > arch.policy.max_budgets:
         raise RequestError(f"{where}: viable_budgets: {len(names)} of them; expected at most {arch.policy.max_budgets}")
     if not (isinstance(policy, bool) and isinstance(system, str | None)):
         raise RequestError(
             f"{where}: has_policy={policy!r}, system_prompt={system!r}: expected true or false, and text or null"
         )
-    return stage, [parse_bits(name) for name in names], policy, system
+    return stage, viable, policy, system
 
 
 def _field(section: Mapping[str, Any], name: str, *, where: Path) -> Any:
