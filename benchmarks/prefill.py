@@ -204,7 +204,7 @@ def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]
     ways = [
         (THEIRS, "torch", "dense"),
         ("dense", "jax", "dense"),
-        *((f"{n} slots", "jax", f"{n} slots") for n in SLOTS),
+        *(("1 slot" if n == 1 else f"{n} slots", "jax", f"{n} slots") for n in SLOTS),
     ]
     for name, kind, what in ways:
         own = np.array([one[f"{kind}|{what}|{visual}"] for one in rounds])
@@ -249,7 +249,7 @@ def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
     """Seconds against visual tokens, one line for each way, as PNG."""
     from visor_jax.report import figures
 
-    made, [axes] = figures.figure(4.2, width=6.4)
+    made, [axes] = figures.figure(4.2, width=7.4)
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
         ls, marker = ("--", "s") if name == THEIRS else ("-", "o")
@@ -257,7 +257,7 @@ def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
             [row["visual"] for row in own], [row["seconds"] for row in own], label=name, ms=4, ls=ls, marker=marker
         )
     axes.set(xlabel="visual tokens", ylabel="seconds, decoder only", yscale="log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figures.png(made)
 
 

@@ -369,3 +369,13 @@ def test_import_into_another_shape_names_every_difference(
     assert "model.text.intermediate_size is 48 there and 64 here" in told
     assert "model.anyres.max_tiles is 4 there and 9 here" in told
     assert not (tmp_path / "run").exists()
+
+
+def test_import_without_a_tokenizer_names_the_checkpoints_own(
+    saved: dict[str, Path], tmp_path: Path, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["import", f"--from={saved['shards']}", f"--workdir={tmp_path / 'run'}", f"--config={config_file}"]
+    assert main([*command, "--config.tokenizer.path=not_here.json"]) == 2
+    told = capsys.readouterr().err
+    assert "no file not_here.json" in told and f"--config.tokenizer.path={saved['shards']}/tokenizer.json" in told
+    assert not (tmp_path / "run").exists()

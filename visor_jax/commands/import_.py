@@ -9,6 +9,7 @@ and values are checked before anything is written.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 HELP = "bring a Hugging Face checkpoint into a workdir"
@@ -25,6 +26,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     from visor_jax.budget import bit_string
     from visor_jax.config import architecture
+    from visor_jax.data.splits import make_tokenizer
     from visor_jax.errors import RequestError
     from visor_jax.export.hf_import import check, differences, made_visor, open_checkpoint, read_params
     from visor_jax.scale.mesh import configured_mesh
@@ -40,6 +42,11 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     folder = workdir.stage(checkpoint.stage)
     if folder.is_complete():
         raise RequestError(f"{folder.path}: is complete already; expected another --workdir")
+    try:
+        make_tokenizer(config)
+    except RequestError as error:
+        own = Path(args.source) / "tokenizer.json"
+        raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
     check(checkpoint)
     workdir.create()
     with workdir.lock():
