@@ -4,7 +4,8 @@
     python benchmarks/specialize.py --tiny
 
 For every budget of a model with up to four slots, for one of each number of slots otherwise (`--every`: all). Both
-programs run in turn in every round, so that a change of load hits both alike; the overhead is the median over rounds of
+programs run in turn in every round, so that a change of load hits both alike (the special one with its layers held
+apart, as answers hold them); the overhead is the median over rounds of
 the ratio of their times, with quartiles, and the largest difference of their outputs stands beside it. Out:
 `benchmarks/results/specialize.json`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
-from visor_jax.model.decoder import Stream, decode, specialize
+from visor_jax.model.decoder import Stream, apart, decode, specialize
 from visor_jax.testing import random_params, tiny_architecture
 from visor_jax.workdir import write_json
 
@@ -37,14 +40,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     params = random_params(arch)
     layers = {name: params[name] for name in ("blocks", "tail") if name in params}
     layers = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), layers)
-    inputs = layers, *random_inputs(arch, args.visual, args.text, args.dtype)
+    inputs, held = random_inputs(arch, args.visual, args.text, args.dtype), apart(layers)
+    options = compiling.options(params)
     traced: list[str] = []  # grows while tracing only: by one for each program that is compiled
 
     def any_budget(layers, v, t, stream, on):
         traced.append("decode")
         return decode(layers, v, t, stream, on, arch)
 
-    dynamic = jax.jit(any_budget)
+    dynamic = partial(jax.jit(any_budget, compiler_options=options), layers)
     result: dict[str, Any] = {
         "arguments": {**vars(args), "out": str(args.out)},
         "device": jax.devices()[0].device_kind,
@@ -52,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "budgets": {},
     }
     for bits in chosen(arch, args.every):
-        row = compared(dynamic, jax.jit(specialize(bits, arch)), inputs, bits, args.repeats)
+        special = partial(jax.jit(specialize(bits, arch), compiler_options=options), held)
+        row = compared(dynamic, special, inputs, bits, args.repeats)
         result["budgets"][budget_name(bits)] = row
         low, middle, high = row["overhead_quartiles"]
         print(f"{budget_name(bits):<12} dynamic / specialised {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
