@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -155,11 +154,16 @@ def import_memory(folder: str) -> None:
 
     checkpoint = hf_import.open_checkpoint(folder)
     mesh = build_mesh(1, 1, 1, devices=jax.devices()[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = memory("VmRSS")
     hf_import.check(checkpoint)
     params = jax.block_until_ready(hf_import.read_params(checkpoint, mesh))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([sum(x.nbytes for x in jax.tree.leaves(params)), 1024 * (after - before)]))
+    print(json.dumps([sum(x.nbytes for x in jax.tree.leaves(params)), memory("VmHWM") - before]))
+
+
+def memory(field: str) -> int:
+    """Bytes in use now (VmRSS) or at most so far (VmHWM; `getrusage` would tell of the process that started this)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 @pytest.mark.slow
@@ -169,7 +173,7 @@ def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     size, peak = json.loads(done.stdout.splitlines()[-1])
     print(f"0.5B: {size / 1e9:.2f} GB of parameters, peak {peak / 1e9:.2f} GB, {peak / size:.2f}x")
-    assert peak <= 1.3 * size
+    assert size < peak <= 1.3 * size
 
 
 if __name__ == "__main__":
