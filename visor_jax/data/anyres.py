@@ -137,7 +137,8 @@ def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -
 def visual_token_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
     """Visual tokens of a picture (or video) of this size in a prompt with `num_images` pictures, newlines included."""
     if _is_video(size):
-        rows, columns = _packed_size((_frame_side(architecture),) * 2, architecture)
+        frame_side = _frame_side(architecture)
+        rows, columns = _packed_size((frame_side, frame_side), architecture)
         return size[0] * rows * columns + 1
     side = architecture.vision.patches_per_side
     rows, columns = _packed_size((side, side), architecture)
