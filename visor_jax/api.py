@@ -253,7 +253,8 @@ class Visor:
         if self.searched and bits is not None and self.arch.plan == "visor" and bits not in self.viable_budgets:
             names = ", ".join((["auto"] if self.has_policy else []) + [budget_name(b) for b in self.viable_budgets])
             raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
-        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in stop}
+        ends = [stop] if isinstance(stop, str) else stop
+        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in ends}
         return Request(bits, dial, max_new_tokens, sampling, stops)
 
     def _budget(self, budget: str | Budget) -> Bits | None:
@@ -307,7 +308,11 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
     if stage is None:
         stage = next((s for s in MODEL_STAGES if workdir.stage(s).is_complete()), None)
     if stage is None:
-        raise RequestError(f"{path}: no complete stage; expected a workdir that `visor run` or `visor train` wrote")
+        what = "no complete stage" if path.is_dir() else "no such folder"
+        raise RequestError(
+            f"{path}: {what}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
+            " Face's format, with the config.json of a model"
+        )
     model = load_stage(workdir, stage, dtype)
     if plan is not None and plan != model.arch.plan:
         raise RequestError(f"plan={plan}: {path} holds a model of plan {model.arch.plan!r}")
@@ -341,6 +346,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
     """A model from a folder in Hugging Face's format, on the first device."""
     checkpoint = hf_import.open_checkpoint(folder)
     tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
+    hf_import.check_tokenizer(checkpoint, tokenizer)
     if plan == "dense" and checkpoint.arch.plan == "visor":
         raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
     hf_import.check(checkpoint)

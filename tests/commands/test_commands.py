@@ -205,7 +205,8 @@ def test_settings_of_generate(
 def test_generate_mistakes(tiny_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = "generate", f"--image={picture}", "--question=What?"
     assert "expected one of --workdir=DIR and --model=DIR" in refusal(capsys, *ask)
-    assert "no complete stage" in refusal(capsys, *ask, f"--workdir={tmp_path / 'none'}")
+    assert "no such folder" in refusal(capsys, *ask, f"--workdir={tmp_path / 'none'}")
+    assert "no complete stage" in refusal(capsys, *ask, f"--workdir={tmp_path}")
     here = f"--workdir={tiny_run}"
     assert "0b1" in refusal(capsys, *ask, here, "--budget=0b1")
     assert "asks for more slots than the model has" in refusal(capsys, *ask, here, "--budget=3")

@@ -113,7 +113,11 @@ def test_a_batch_is_padded_on_the_left_and_keeps_its_pictures(tiled):
 
 
 def test_markers_and_pictures_must_agree(tiled):
+    """Or there are no markers: then the pictures come first."""
     processor = VisorProcessor.from_pretrained(tiled[1])
+    pictures = [picture(3, 3), picture(4, 4)]
+    marked = processor(pictures, "<image>\n<image>\nWhich is larger?")
+    assert torch.equal(processor(pictures, "Which is larger?")["input_ids"], marked["input_ids"])
     with pytest.raises(ValueError, match="1 <image> markers, 2 pictures"):
         processor([picture(3, 3), picture(4, 4)], "<image>")
 

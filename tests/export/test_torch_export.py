@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from visor_jax import testing
-from visor_jax.api import Visor
+from visor_jax.api import Visor, load
 from visor_jax.budget import all_subsets
 from visor_jax.commands import export as command
 from visor_jax.errors import RequestError, RunError
@@ -104,6 +104,10 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, m
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again.eval()(**inputs, budget="0b10").logits, expected)
+    processor.save_pretrained(tmp_path / "again")  # and now the folder is whole: it goes back in
+    picture, question = testing.random_picture(8, 14), "Which digit is below A?"
+    first, second = (load(folder).answer(picture, question, max_new_tokens=5) for folder in (out, tmp_path / "again"))
+    assert first.text == second.text
 
 
 @pytest.mark.parametrize("budget", ["0b10", "auto"])

@@ -1,5 +1,9 @@
 """The exported PyTorch module by itself: budgets, caches, batches, routes, and what it refuses."""
 
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +16,10 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.export.torch_model import VisorForConditionalGeneration
+from visor_jax.export.torch_model.modeling_visor import choose
+from visor_jax.model.policy import choose as choose_of_jax
 
+jax_choose = jax.jit(choose_of_jax)
 ALL = ["empty", "0b01", "0b10", "full"]
 
 
@@ -102,8 +109,23 @@ def test_labels_are_not_seen_by_the_route(visor, tiny):
 
 def test_dial_never_turns_to_a_cheaper_budget_when_it_rises(visor, tiny):
     inputs = tiny.prompt(visor, [(20, 30)])
-    sums = [int(visor(**inputs, budget="auto", dial=dial).budgets.sum()) for dial in (-50.0, -1.0, 0.0, 1.0, 50.0)]
+    dials = (-1e300, -50.0, -1.0, 0.0, 1.0, 50.0, 1e38, 1e39, 1e300)
+    sums = [int(visor(**inputs, budget="auto", dial=dial).budgets.sum()) for dial in dials]
     assert sums == sorted(sums) and sums[0] == 0 and sums[-1] == 2
+    with pytest.raises(ValueError, match="dial=nan"):
+        visor(**inputs, budget="auto", dial=float("nan"))
+
+
+@hypothesis.given(
+    scores=st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=4, max_size=4),
+    costs=st.lists(st.integers(1, 2**20), min_size=4, max_size=4),
+    dial=st.floats(-1e39, 1e39),
+)
+def test_the_choice_is_the_jax_models(scores, costs, dial):
+    scores, costs = np.array([scores], np.float32), np.array([costs], np.float32)
+    expected = jax_choose(scores, costs, np.float32(np.clip(dial, -1e38, 1e38)))
+    found = choose(torch.tensor(scores), torch.tensor(costs), dial)
+    assert costs[0, int(found[0])] == costs[0, int(expected[0])]
 
 
 def test_a_slot_that_is_off_has_no_say(tiny):

@@ -277,7 +277,9 @@ def test_seeds(model: Visor) -> None:
         ({"seed": -1}, "seed=-1"),
         ({"stop": ["several tokens"]}, r"'several tokens' is \d+ tokens, expected one"),
         ({"stop": [""]}, "'' is 0 tokens"),
+        ({"stop": "ab c"}, r"'ab c' is \d+ tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: expected a whole number"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(
@@ -288,6 +290,20 @@ def test_wrong_settings_are_refused_before_anything_runs(
         with pytest.raises(RequestError, match=message):
             ask(*QUESTIONS[0], **settings)
     assert spy.looked == []
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "message"),
+    [
+        ([[WIDE]], "What?", "image: expected a PIL image.* got list"),
+        ("photo.jpg", "What?", "got str"),
+        (None, "What?", "got NoneType"),
+        (WIDE, None, "question: expected text, got NoneType"),
+    ],
+)
+def test_what_is_no_picture_or_question_is_refused(image: Any, question: Any, message: str, model: Visor) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.answer(image, question, "full")
 
 
 def test_a_searched_model_takes_viable_budgets_only(model: Visor) -> None:
@@ -303,3 +319,18 @@ def test_parameters_are_what_they_were_before_the_first_question():
     model.answer(WIDE, "What?", budget="full", max_new_tokens=2)
     assert jax.tree.structure(model.params) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
+
+
+@pytest.mark.parametrize("tokens", [[5, TOKENIZER.vocab_size], [5, -1], [5.7, 2], ["5"], [[5, 6]], [5, 2**40]])
+def test_token_ids_that_the_model_has_not_are_refused(model: Visor, tokens: Any) -> None:
+    with pytest.raises(RequestError, match=f"token_ids: expected whole numbers from 0 to {TOKENIZER.vocab_size - 1}"):
+        model.logits(tokens, [])
+
+
+def test_several_pictures_without_a_marker_come_first(model: Visor) -> None:
+    asked = model.answer([SMALL, WIDE], "Is one red?", "full", max_new_tokens=3)
+    assert timeless(asked) == timeless(
+        model.answer([SMALL, WIDE], "<image>\n<image>\nIs one red?", "full", max_new_tokens=3)
+    )
+    with pytest.raises(RequestError, match="1 <image> markers for 2 pictures"):
+        model.answer([SMALL, WIDE], "Is <image> red?", "full")

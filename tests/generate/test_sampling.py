@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,3 +96,12 @@ def test_a_row_draws_the_same_beside_others(values: list[float], temperature: fl
 def test_settings_outside_their_range(settings: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e30, 3e38, 1e39, 1e300])
+@pytest.mark.parametrize("top_p", [0.5, 1.0])
+def test_extreme_temperatures_draw_what_may_be_drawn(temperature: float, top_p: float) -> None:
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 9)), jnp.float32)
+    draws = {int(select(logits, Sampling(temperature, top_p, seed).draw(), 0, 3)[0]) for seed in range(40)}
+    assert 3 not in draws
+    assert len(draws) == 1 if temperature < 1 else len(draws) >= 3

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.config import architecture
     from visor_jax.data.splits import make_tokenizer
     from visor_jax.errors import RequestError
-    from visor_jax.export.hf_import import check, differences, made_visor, open_checkpoint, read_params
+    from visor_jax.export.hf_import import check, check_tokenizer, differences, made_visor, open_checkpoint, read_params
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.train.checkpoints import Checkpoints
     from visor_jax.workdir import Workdir, write_json
@@ -43,10 +43,11 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     if folder.is_complete():
         raise RequestError(f"{folder.path}: is complete already; expected another --workdir")
     try:
-        make_tokenizer(config)
+        tokenizer = make_tokenizer(config)
     except RequestError as error:
         own = Path(args.source) / "tokenizer.json"
         raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
+    check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)
     workdir.create()
     with workdir.lock():

@@ -23,29 +23,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 
-from visor_jax.architecture import (
-    AnyResArchitecture,
-    Architecture,
-    CrossAttentionArchitecture,
-    PolicyArchitecture,
-    TextArchitecture,
-    VisionArchitecture,
-)
-from visor_jax.budget import Bits, parse_budgets
-from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits
+from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
+from visor_jax.export.hf_config import architecture_of, image_token_of, own_fields, read_object
 from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.sharding import param_shardings
 
-KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
 DTYPES = ("F32", "BF16", "F16")
-POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
 # What a checkpoint may hold beside the model: norms and heads whose output nobody reads, tables that are recomputed.
 UNREAD = re.compile(r".*(vision_model\.(post_layernorm|head)\.|rotary_emb\.|position_ids$)")
-_SHOWN = 12  # problems named in a message
 _FINITE_BYTES = 1 << 26  # looked at in one go
 
 
@@ -66,6 +57,7 @@ class Checkpoint:
     Attributes:
       arch: of what is stored: plan "dense" for LLaVA-OneVision, "visor" for our own exports.
       tensors: `key_map.Entry.key` -> where it lies.
+      image_token_id: the token that stands for a picture.
       stage: of training that the weights come from, as our own exports tell; elsewhere "base".
       viable_budgets, has_policy, system: what our own exports add; empty, False and None elsewhere.
     """
@@ -73,6 +65,7 @@ class Checkpoint:
     folder: Path
     arch: Architecture
     tensors: dict[str, Stored]
+    image_token_id: int
     stage: str
     viable_budgets: list[Bits]
     has_policy: bool
@@ -95,138 +88,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
       RequestError: a file is missing or damaged, or the model is of another kind.
     """
     folder = Path(folder)
-    config = _read_object(folder / "config.json")
-    arch = architecture_of(config, _read_object(folder / "preprocessor_config.json"), folder / "config.json")
-    return Checkpoint(folder, arch, locate(folder), *_own_fields(config, arch, folder / "config.json"))
-
-
-# --- config.json ------------------------------------------------------------------------------------------------------
-
-
-def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: Path) -> Architecture:
-    """The architecture that `config.json` and `preprocessor_config.json` describe.
-
-    Raises:
-      RequestError: a field is missing, or asks for what this model does not compute.
-    """
-    need = partial(_field, where=where)
-    kind = need(config, "model_type")
-    if kind not in KINDS:
-        raise RequestError(f"{where}: model_type={kind!r}: expected {' or '.join(map(repr, KINDS))}")
-    text, vision = need(config, "text_config"), need(config, "vision_config")
-    _check_supported(config, text, vision, where)
-    heads = need(text, "num_attention_heads")
-    kv_heads = need(text, "num_key_value_heads")
-    rope = text.get("rope_parameters") or {}
-    return Architecture(
-        text=TextArchitecture(
-            vocab_size=need(text, "vocab_size"),
-            hidden_size=need(text, "hidden_size"),
-            intermediate_size=need(text, "intermediate_size"),
-            num_layers=need(text, "num_hidden_layers"),
-            num_heads=heads,
-            num_kv_heads=kv_heads,
-            head_dim=text.get("head_dim") or need(text, "hidden_size") // heads,
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 10_000.0))),
-            rms_norm_eps=text.get("rms_norm_eps", 1e-6),
-            tie_word_embeddings=bool(text.get("tie_word_embeddings") or config.get("tie_word_embeddings", False)),
-        ),
-        vision=VisionArchitecture(
-            tile_size=need(vision, "image_size"),
-            patch_size=need(vision, "patch_size"),
-            hidden_size=need(vision, "hidden_size"),
-            intermediate_size=need(vision, "intermediate_size"),
-            num_layers=_tower_layers(config, need(vision, "num_hidden_layers")),
-            num_heads=need(vision, "num_attention_heads"),
-            layer_norm_eps=vision.get("layer_norm_eps", 1e-6),
-            patch_local=config.get("patch_local", False),
-        ),
-        cross=CrossAttentionArchitecture(
-            num_kv_heads=config.get("cross_num_key_value_heads") or kv_heads,
-            kernel_size=config.get("cross_kernel_size", 7),
-        ),
-        policy=PolicyArchitecture(
-            config.get("policy_hidden_size", POLICY_HIDDEN_SIZE), config.get("policy_max_budgets", 32)
-        ),
-        anyres=AnyResArchitecture(
-            pinpoints=tuple((int(h), int(w)) for h, w in need(config, "image_grid_pinpoints")),
-            max_tiles=int(config.get("vision_aspect_ratio", "anyres_max_9").removeprefix("anyres_max_")),
-            image_mean=_channels(preprocessor, "image_mean"),
-            image_std=_channels(preprocessor, "image_std"),
-        ),
-        plan=config.get("plan", KINDS[kind]),
-        bidirectional_vision=config.get("bidirectional_vision", False),
-    )
-
-
-def _own_fields(config: Mapping[str, Any], arch: Architecture, where: Path) -> tuple[str, list[Bits], bool, str | None]:
-    """Stage, viable budgets, whether there is a policy, system prompt: what our own exports add."""
-    if arch.plan == "dense":
-        return "base", [], False, None
-    stage, names = config.get("training_stage", "base"), config.get("viable_budgets", [])
-    policy, system = config.get("has_policy", False), config.get("system_prompt")
-    if stage not in TRAINED_STAGES:
-        raise RequestError(f"{where}: training_stage={stage!r}: expected one of {', '.join(TRAINED_STAGES)}")
-    viable = parse_budgets(names, arch.num_slots, where=f"{where}: viable_budgets")
-    if len(names) > arch.policy.max_budgets:
-        raise RequestError(f"{where}: viable_budgets: {len(names)} of them; expected at most {arch.policy.max_budgets}")
-    if not (isinstance(policy, bool) and isinstance(system, str | None)):
-        raise RequestError(
-            f"{where}: has_policy={policy!r}, system_prompt={system!r}: expected true or false, and text or null"
-        )
-    return stage, viable, policy, system
-
-
-def _field(section: Mapping[str, Any], name: str, *, where: Path) -> Any:
-    if name not in section:
-        raise RequestError(f"{where}: {name}: missing; expected a whole configuration, as transformers writes it")
-    return section[name]
-
-
-def _check_supported(
-    config: Mapping[str, Any], text: Mapping[str, Any], vision: Mapping[str, Any], where: Path
-) -> None:
-    expected = [
-        (text, "text_config.model_type", "qwen2"),
-        (text, "text_config.hidden_act", "silu"),
-        (text, "text_config.use_sliding_window", False),
-        (vision, "vision_config.model_type", "siglip_vision_model"),
-        (vision, "vision_config.hidden_act", "gelu_pytorch_tanh"),
-        (vision, "vision_config.num_channels", 3),
-        (config, "projector_hidden_act", "gelu"),
-        (config, "multimodal_projector_bias", True),
-        (config, "vision_feature_select_strategy", "full"),
-        (text.get("rope_parameters") or {}, "rope_type", "default"),
-    ]
-    for section, name, wanted in expected:
-        found = section.get(name.rpartition(".")[2], wanted)
-        if found != wanted:
-            raise RequestError(f"{where}: {name}={found!r}: expected {wanted!r}, all that this model computes")
-    if text.get("rope_scaling"):
-        raise RequestError(f"{where}: text_config.rope_scaling={text['rope_scaling']!r}: expected none")
-
-
-def _tower_layers(config: Mapping[str, Any], stored: int) -> int:
-    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative."""
-    layer = config.get("vision_feature_layer", -1)
-    return layer if layer >= 0 else stored + 1 + layer
-
-
-def _channels(preprocessor: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-    red, green, blue = preprocessor.get(name, (0.5, 0.5, 0.5))
-    return float(red), float(green), float(blue)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(f"{path}: no such file; expected a folder in Hugging Face's format") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise RequestError(f"{path}: holds {type(found).__name__}, expected an object")
-    return found
+    config = read_object(folder / "config.json")
+    arch = architecture_of(config, read_object(folder / "preprocessor_config.json"), folder)
+    own = own_fields(config, arch, folder)
+    return Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *own)
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
@@ -239,10 +104,8 @@ def locate(folder: Path) -> dict[str, Stored]:
       RequestError: no safetensors, a shard that is missing or damaged, or two tensors that mean the same.
     """
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(folder / name for name in set(_read_object(index).get("weight_map", {}).values()))
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    named = [folder / name for name in _shards(index)] if index.exists() else folder.glob("*.safetensors")
+    files = sorted(named)
     if not files:
         raise RequestError(f"{folder}: no .safetensors; expected model.safetensors, or shards and their index")
     found: dict[str, Stored] = {}
@@ -253,6 +116,15 @@ def locate(folder: Path) -> dict[str, Stored]:
                 raise RequestError(f"{file}: {stored.name} is in {found[key].file.name} too, as {found[key].name}")
             found[key] = stored
     return found
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names: plain names, for none may lead out of the folder."""
+    table = read_object(index).get("weight_map")
+    names = table.values() if isinstance(table, dict) else []
+    if not (names and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names)):
+        raise RequestError(f"{index}: weight_map: expected for each tensor the name of a .safetensors beside the index")
+    return set(names)
 
 
 def _headers(file: Path) -> Iterator[Stored]:
@@ -272,7 +144,7 @@ def check(checkpoint: Checkpoint) -> None:
     """See that every tensor is there, of its shape, of floating point and finite, and that nothing is left over.
 
     Raises:
-      RequestError: with the full list of what is wrong, or its beginning.
+      RequestError: with the full list of what is wrong.
     """
     arch, tensors = checkpoint.arch, checkpoint.tensors
     shapes, problems = abstract_params(arch), []
@@ -294,9 +166,27 @@ def check(checkpoint: Checkpoint) -> None:
     if not problems and table is not None and tied is not None and not _same(tied, table):
         problems.append(f"{tied.name} differs from the embeddings, to which config.json ties it")
     if problems:
-        more = f"\n  and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        shown = "".join(f"\n  {problem}" for problem in sorted(problems)[:_SHOWN])
-        raise RequestError(f"{checkpoint.folder}: {len(problems)} tensors are not as config.json says:{shown}{more}")
+        listed = "".join(f"\n  {problem}" for problem in sorted(problems))
+        raise RequestError(f"{checkpoint.folder}: {len(problems)} tensors are not as config.json says:{listed}")
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: ChatTokenizer) -> None:
+    """See that every token has its row in the embeddings, and that both mean the same token by a picture.
+
+    Raises:
+      RequestError: if not; the message names both.
+    """
+    rows, picture = checkpoint.arch.text.vocab_size, checkpoint.image_token_id
+    if tokenizer.vocab_size > rows:
+        raise RequestError(
+            f"{checkpoint.folder}: text_config.vocab_size={rows}: expected at least {tokenizer.vocab_size}, as many as"
+            " its tokenizer has ids"
+        )
+    if tokenizer.image_token_id != picture:
+        raise RequestError(
+            f"{checkpoint.folder}: config.json stands token {picture} for a picture, its tokenizer"
+            f" {tokenizer.image_token_id}; expected the same"
+        )
 
 
 def _unread(key: str, arch: Architecture) -> bool:

@@ -92,7 +92,8 @@ class Engine:
 
     def pick(self, looked: Looked, costs: Sequence[float], dial: float) -> int:
         """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
-        choice = self._program("choose", choose)(looked.scores, np.array(costs, np.float32), np.float32(dial))
+        held = np.float32(np.clip(dial, -1e38, 1e38))  # what float32 holds
+        choice = self._program("choose", choose)(looked.scores, np.array(costs, np.float32), held)
         return int(choice[0])
 
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:

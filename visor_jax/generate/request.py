@@ -16,6 +16,7 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
+from visor_jax.data import chat
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import upright_rgb
 from visor_jax.data.sample import SkipSample
@@ -42,8 +43,8 @@ class Request:
     stops: frozenset[int]
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise RequestError(f"max_new_tokens={self.max_new_tokens}: expected at least 1")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens={self.max_new_tokens!r}: expected a whole number, at least 1")
         if not math.isfinite(self.dial):
             raise RequestError(f"dial={self.dial}: expected a finite number")
 
@@ -55,13 +56,20 @@ def prompt_of(
     arch: Architecture,
     system: str | None,
 ) -> Example:
-    """A question about a picture or a video, several, or none (an empty sequence)."""
+    """A question about a picture or a video, several, or none (an empty sequence).
+
+    Where each belongs is told by `<image>` in the question; without it they come first.
+    """
     question = checked_question(question)
     pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
+    if len(pictures) > 1 and chat.IMAGE_MARKER not in question:  # they come first, as a single one does
+        question = f"{chat.IMAGE_MARKER}\n" * len(pictures) + question
     return usable(partial(encode_prompt, pictures, question, tokenizer, arch, system=system))
 
 
 def checked_question(question: str) -> str:
+    if not isinstance(question, str):
+        raise RequestError(f"question: expected text, got {type(question).__name__}")
     if not question.strip():
         raise RequestError("question: is empty; ask something about the picture")
     return question
@@ -72,17 +80,20 @@ def tokens_of(
 ) -> Example:
     """Token ids with one placeholder id per picture."""
     pictures = [pixels(image) for image in images]
+    most = arch.text.vocab_size
+    if not all(isinstance(token, int | np.integer) and 0 <= token < most for token in token_ids):
+        raise RequestError(f"token_ids: expected whole numbers from 0 to {most - 1}, got {list(token_ids)[:8]!r}...")
     return usable(partial(encode_tokens, token_ids, pictures, tokenizer.image_token_id, arch))
 
 
 def pixels(image: Picture) -> np.ndarray:
     """uint8 [H, W, 3] of a PIL image, read as a picture file is, or of an array; [F, H, W, 3] of a video's frames."""
-    array = np.asarray(upright_rgb(image) if isinstance(image, Image.Image) else image)
+    expected = "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3], got "
+    if not (isinstance(image, Image.Image) or hasattr(image, "__array__")):
+        raise RequestError(f"{expected}{type(image).__name__}")
+    array = np.asarray(upright_rgb(image)) if isinstance(image, Image.Image) else np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
-        raise RequestError(
-            "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3],"
-            f" got {array.dtype} {array.shape}"
-        )
+        raise RequestError(f"{expected}{array.dtype} {array.shape}")
     return array
 
 

@@ -49,7 +49,8 @@ class Sampling:
         """What `select` takes; None for the best token."""
         if self.temperature == 0:
             return None
-        temperature = max(self.temperature, float(np.finfo(np.float32).tiny))  # what XLA does not flush to 0
+        # What XLA neither flushes to 0 nor, as a reciprocal, makes 0 of; beyond it all draws are alike.
+        temperature = min(max(self.temperature, float(np.finfo(np.float32).tiny)), 1e30)
         return Draw(np.float32(temperature), np.float32(self.top_p), jax.random.key(self.seed))
 
 

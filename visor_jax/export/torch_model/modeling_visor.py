@@ -8,6 +8,7 @@ This file travels inside every export; it needs torch and transformers only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -194,15 +195,9 @@ class VisorModel(VisorPreTrainedModel):
         if any(bits is None for bits in fixed):
             hidden = self.language_model.routing_hidden(self.routing.token, state, prompt_length)
             scores = self.routing(hidden)[:, : len(self.config.viable_budgets)]
-            shifted = scores
             viable = self.config.viable
-            if dial:
-                costs = self._costs(viable, state, prompt_length).to(device)
-                shifted = scores + dial * torch.log(costs / costs.min(1, keepdim=True).values)
-            fixed = [
-                viable[best] if bits is None else bits
-                for bits, best in zip(fixed, shifted.argmax(1).tolist(), strict=True)
-            ]
+            best = choose(scores, self._costs(viable, state, prompt_length).to(device), dial)
+            fixed = [viable[i] if bits is None else bits for bits, i in zip(fixed, best.tolist(), strict=True)]
         return torch.tensor(fixed, dtype=torch.bool, device=device).reshape(batch, self.config.num_slots), scores
 
     def _costs(self, viable: list[Bits], state: State, prompt_length: Tensor) -> Tensor:
@@ -222,6 +217,25 @@ class VisorModel(VisorPreTrainedModel):
         if len(asked) != batch:
             raise ValueError(f"budget: {len(asked)} budgets for {batch} samples")
         return [self.config.resolve_budget(own) for own in asked]
+
+
+def choose(scores: Tensor, costs: Tensor, dial: float) -> Tensor:
+    """Index [B] of each sample's budget, of scores and costs [B, viable]: each score gains dial * log(cost / cheapest).
+
+    The dearest budget wins whose dial, the one from which it beats all cheaper ones, has been passed: so a higher dial
+    never picks a cheaper budget, rounding or not. Of equal cost the better and then the first one counts.
+    """
+    if math.isnan(dial):
+        raise ValueError("dial=nan: expected a number")
+    own, other = costs[:, :, None], costs[:, None, :]
+    steps = torch.log(costs / costs.min(1, keepdim=True).values)
+    behind = scores[:, None, :] - scores[:, :, None]  # [B, i, j]: by how much i's score is below j's
+    dearer = (steps[:, :, None] - steps[:, None, :]).clamp_min(torch.finfo(steps.dtype).tiny)
+    index = torch.arange(costs.shape[1], device=costs.device)
+    outdone = (own == other) & ((behind > 0) | ((behind == 0) & (index[None, :] < index[:, None])))
+    passed_from = torch.where(own > other, behind / dearer, torch.where(outdone, math.inf, -math.inf))
+    passed = passed_from.amax(2) < min(max(dial, -1e38), 1e38)
+    return torch.where(passed, costs, -math.inf).argmax(1)
 
 
 class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):

@@ -22,6 +22,13 @@ from .configuration_visor import VisorConfig
 from .vision_visor import Size, best_pinpoint, shrunk, tile_grid, unpadded
 
 IMAGE_MARKER = "<image>"  # in a question: where a picture stands
+FILES = (  # of a folder: all that makes inputs, here and by transformers' own classes
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 class VisorProcessor:
@@ -33,6 +40,7 @@ class VisorProcessor:
         self.config, self.tokenizer = config, tokenizer
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.dtype = np.dtype(np.float32)  # of the pixels
+        self.files: dict[str, bytes] = {}  # by name, of the folder it was read from
         tokenizer.encode_special_tokens = True  # that is: spell them out when they stand in a text
         added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
         self.start_token_id, self.end_token_id = added["<|im_start|>"], added["<|im_end|>"]
@@ -44,7 +52,15 @@ class VisorProcessor:
         settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return cls(VisorConfig(**values), tokenizer, settings["image_mean"], settings["image_std"])
+        processor = cls(VisorConfig(**values), tokenizer, settings["image_mean"], settings["image_std"])
+        processor.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        return processor
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes what it was read from beside a model's `save_pretrained`, which leaves these files out."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            (Path(folder) / name).write_bytes(content)
 
     def __call__(
         self, images: Image.Image | Sequence[Image.Image], question: str, system: str | None = None
@@ -163,9 +179,9 @@ class VisorProcessor:
         return [self.start_token_id, *self._encode(text), self.end_token_id, *self._encode("\n")]
 
     def _place_images(self, question: str, num_images: int) -> str:
-        """The question with one marker per picture; a single one comes first, on a line of its own."""
-        if question.count(IMAGE_MARKER) == 0 and num_images == 1:
-            return f"{IMAGE_MARKER}\n{question}"
+        """The question with one marker per picture; without markers they come first, each on a line of its own."""
+        if question.count(IMAGE_MARKER) == 0:
+            return f"{IMAGE_MARKER}\n" * num_images + question
         if question.count(IMAGE_MARKER) != num_images:
             raise ValueError(f"question: {question.count(IMAGE_MARKER)} {IMAGE_MARKER} markers, {num_images} pictures")
         if num_images == 1:
