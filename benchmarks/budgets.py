@@ -26,7 +26,8 @@ from visor_jax.architecture import (
 )
 from visor_jax.budget import by_count
 from visor_jax.evaluate.latency import seconds
-from visor_jax.model.decoder import Stream, decode
+from visor_jax.model.decoder import decode
+from visor_jax.model.stream import Stream
 from visor_jax.model.visor import init_params
 from visor_jax.workdir import write_json
 

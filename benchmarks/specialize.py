@@ -27,7 +27,8 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
-from visor_jax.model.decoder import Stream, apart, decode, specialize
+from visor_jax.model.decoder import apart, decode, specialize
+from visor_jax.model.stream import Stream
 from visor_jax.testing import random_params, tiny_architecture
 from visor_jax.workdir import write_json
 

@@ -42,7 +42,8 @@ from visor_jax.budget import (
 from visor_jax.errors import RequestError
 from visor_jax.model import cache as caches
 from visor_jax.model.connector import connector
-from visor_jax.model.decoder import Stream, specialize
+from visor_jax.model.decoder import specialize
+from visor_jax.model.stream import Stream
 from visor_jax.model.vision import tower
 from visor_jax.model.visor import abstract_params
 from visor_jax.testing import tiny_architecture
@@ -141,7 +142,7 @@ def decoder_specs(architecture: Architecture, num_visual: int, num_text: int):
     """Arguments of a specialised decoder: parameters, V, T and the stream."""
     size = architecture.text.hidden_size
     lengths = num_visual, num_visual, num_text, num_text, num_text
-    stream = Stream._make(spec(1, length, dtype=jnp.int32) for length in lengths)
+    stream = Stream(*(spec(1, length, dtype=jnp.int32) for length in lengths))
     return parameter_specs(architecture), spec(1, num_visual, size), spec(1, num_text, size), stream
 
 

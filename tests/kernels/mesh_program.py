@@ -1,25 +1,30 @@
 """Run by `test_mesh.py` in a process of its own: kernels on eight simulated devices against the references on one.
 
 Prints one JSON object: for each kernel and mesh ("replica x fsdp x tensor") the largest difference of output and
-gradients, and how many samples and KV heads, or rows and words, a device got to see.
+gradients, and how many samples and KV heads, or rows and words, a device got to see. And what bringing the stream into
+order of position sends between devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax.compiling import QUICK
 from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
+from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
 
 MESHES = [(1, 4, 2), (2, 2, 2), (1, 1, 8)]
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 4, 12, 4, 2, 8
@@ -94,8 +99,28 @@ def cross_entropy_report() -> dict[str, Any]:
     return report
 
 
-def a_mesh(sizes: tuple[int, int, int]):
-    return jax.set_mesh(Mesh(np.array(jax.devices()).reshape(sizes), ("replica", "fsdp", "tensor")))
+def order_report() -> dict[str, Any]:
+    """Collectives of bringing a stream whose samples are split into order, and back, with gradients."""
+    ids = jnp.ones((8, 600), jnp.int32)
+    stream = Stream(ids[:, :400], ids[:, :400], ids[:, 400:], ids[:, 400:], ids[:, 400:])
+
+    def loss(x, stream):
+        order = ordered(stream).order
+        assert order is not None
+        return jnp.sum(as_it_came(jnp.sin(in_order(x, order)), order) ** 2)
+
+    with a_mesh((2, 4, 1)) as mesh:
+        samples = NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
+        x, stream = jax.tree.map(lambda x: jax.device_put(x, samples), (jnp.ones((8, 600, 4)), stream))
+        text = jax.jit(jax.grad(loss)).lower(x, stream).compile().as_text() or ""
+    return {"order": re.findall(r" (all-\w+|collective-\w+|scatter)\(", text)}
+
+
+@contextlib.contextmanager
+def a_mesh(sizes: tuple[int, int, int]) -> Iterator[Mesh]:
+    mesh = Mesh(np.array(jax.devices()).reshape(sizes), ("replica", "fsdp", "tensor"))
+    with jax.set_mesh(mesh):
+        yield mesh
 
 
 def worst(found, wanted) -> float:
@@ -104,4 +129,4 @@ def worst(found, wanted) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(attention_report() | cross_entropy_report()))
+    print(json.dumps(attention_report() | cross_entropy_report() | order_report()))

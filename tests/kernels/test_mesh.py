@@ -17,6 +17,7 @@ def test_each_device_computes_its_part():
     done = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
+    assert report.pop("order") == [], "every sample is put in order where it lies"
     assert len(report) == 8
     # Samples and KV heads of one device: 4 samples over replica x fsdp, 2 KV heads over tensor; and of 20 rows and 18
     # words. Eight divide neither two heads nor 18 words: then each device has all.

@@ -12,9 +12,9 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,23 +42,11 @@ from visor_jax.model.layers import (
     scan_layers,
     split_heads,
 )
+from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
 from visor_jax.model.vision import stacked
 
 KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
 SIZES = 4  # of the part of a mixed batch whose slot is on: quarters of the batch
-
-
-class Stream(NamedTuple):
-    """Where the tokens stand: position ids in the dense sequence and segment ids (0 is padding).
-
-    `text_key_segments` are the segments under which text tokens are *seen*; a routing token has 0 there.
-    """
-
-    visual_positions: Int[Array, "B Nv"]
-    visual_segments: Int[Array, "B Nv"]
-    text_positions: Int[Array, "B Nt"]
-    text_segments: Int[Array, "B Nt"]
-    text_key_segments: Int[Array, "B Nt"]
 
 
 Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
@@ -142,24 +130,38 @@ def joint_layer(
     `text_layer`. Without `keep_visual`, V is read and stays as it was: for the last layer that reads it.
     """
     count = visual.shape[1]
-    segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
-    positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)
-    query_positions = positions
-    if arch.bidirectional_vision:
-        ends = image_ends(stream.visual_positions, segments)
-        query_positions = jnp.concatenate([ends, stream.text_positions], axis=1)
-    query_segments = jnp.concatenate([segments, stream.text_segments], axis=1)
-    key_segments = jnp.concatenate([segments, stream.text_key_segments], axis=1)
-    rope, both = rotary(positions, arch.text), jnp.concatenate([visual, text], axis=1)
-    first = 0 if keep_visual else count
-    mask = AttentionMask(query_positions[:, first:], positions, query_segments[:, first:], key_segments, None, True)
-    both, keys_values = qwen2_layer(params, both, rope, mask, arch.text, first)
+    both, mask = jnp.concatenate([visual, text], axis=1), joint_mask(stream, arch, active)
     if not keep_visual:
-        return visual, both, keys_values
+        seen = dataclasses.replace(mask, q_positions=mask.q_positions[:, count:], q_segments=mask.q_segments[:, count:])
+        text, keys_values = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), seen, arch.text, count)
+        return visual, text, keys_values
+    order = stream.order
+    if order is not None:
+        both, mask = jax.tree.map(lambda x: in_order(x, order), (both, mask))
+    found = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), mask, arch.text)
+    if order is not None:
+        found = jax.tree.map(lambda x: as_it_came(x, order), found)
+    both, keys_values = found
     changed = both[:, :count]
     if active is not None:
         changed = jnp.where(active[:, None, None], changed, visual)
     return changed, both[:, count:], keys_values
+
+
+def joint_mask(stream: Stream, arch: Architecture, active: Array | None) -> AttentionMask:
+    """Who sees whom in [V; T]; V of a sample that is not active has no part in it."""
+    segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
+    ends = image_ends(stream.visual_positions, segments) if arch.bidirectional_vision else stream.visual_positions
+
+    def both(visual: Array, text: Array) -> Array:
+        return jnp.concatenate([visual, text], axis=1)
+
+    return AttentionMask(
+        q_positions=both(ends, stream.text_positions),
+        kv_positions=both(stream.visual_positions, stream.text_positions),
+        q_segments=both(segments, stream.text_segments),
+        kv_segments=both(segments, stream.text_key_segments),
+    )
 
 
 def image_ends(positions: Int[Array, "B Nv"], segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:
@@ -300,6 +302,7 @@ def decode(
       remat: recompute each super-block in the backward pass instead of keeping its activations.
     """
     on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((arch.num_blocks,), bool)
+    stream = ordered(stream)
 
     def body(state, block):
         (block_params, block_on), (visual, text) = block, state
@@ -382,7 +385,7 @@ def run_layers(
     Of a self-attention layer's keys and values, `record` gets the text half as "text" and the visual half as "self".
     Without `keep_visual`, V after the last layer that reads it is not computed: what is returned of it is older.
     """
-    count, kinds = visual.shape[1], Plan.of(arch).under(bits)
+    count, kinds, stream = visual.shape[1], Plan.of(arch).under(bits), ordered(stream)
     last_reader = max((index for index, kind in enumerate(kinds) if kind is not LayerKind.TEXT), default=None)
     for index in range(len(kinds)) if layers is None else layers:
         layer = layer_at(params, index, arch)

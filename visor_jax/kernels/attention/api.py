@@ -65,15 +65,16 @@ class Choice(NamedTuple):
     name: Implementation
 
 
-# The first line that holds, and whose implementation can serve, is taken. Small logits stay in cache, and one plain
-# einsum beats a loop; large ones do not fit and need not be kept. A single query is a decoding step. (A GPU waits for
-# the host at every turn of a loop of unknown length, so that it does not decode by `xla_decode`. cuDNN leads until
-# `pallas_gpu` has been measured to be faster; till then that one is taken by name.)
+SMALL = 512 * 512  # logits of one head: so many stay in cache, and one plain einsum beats a loop
+
+# The first line that holds, and whose implementation can serve, is taken. Large logits need not be kept. A single query
+# is a decoding step. (A GPU waits for the host at every turn of a loop of unknown length, so that it does not decode by
+# `xla_decode`. cuDNN leads until `pallas_gpu` has been measured to be faster; till then that one is taken by name.)
 CHOICE = (
     Choice(("cpu", "tpu"), 1, 2048, "xla_decode"),
-    Choice(("tpu",), math.inf, 512 * 512 + 1, "pallas_tpu"),
-    Choice(("gpu",), math.inf, 512 * 512 + 1, "cudnn"),
-    Choice(ANY, math.inf, 512 * 512 + 1, "xla_chunked"),
+    Choice(("tpu",), math.inf, SMALL + 1, "pallas_tpu"),
+    Choice(("gpu",), math.inf, SMALL + 1, "cudnn"),
+    Choice(ANY, math.inf, SMALL + 1, "xla_chunked"),
     Choice(ANY, math.inf, 0, "xla"),
 )
 

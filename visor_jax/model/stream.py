@@ -1,0 +1,85 @@
+"""Where the tokens of [V; T] stand, and the stream in order of position.
+
+In: position and segment ids of visual and text tokens. Out: `Stream`, which every layer reads, and for the layers that
+run over both an `Order`. Attention kernels skip blocks of keys by the bounds of their positions, and text that stands
+before and after V widens the bounds of the blocks it lies in. In order of position every block is a range, and the
+fewest are visited. The index is made once for all layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from visor_jax.kernels.attention.api import SMALL
+
+
+class Order(NamedTuple):
+    """[V; T] by segment and position, padding last: the token at each place, and the place of each token."""
+
+    tokens: Int[Array, "B Nv+Nt"]
+    places: Int[Array, "B Nv+Nt"]
+
+
+class Stream(NamedTuple):
+    """Where the tokens stand: position ids in the dense sequence and segment ids (0 is padding).
+
+    `text_key_segments` are the segments under which text tokens are *seen*; a routing token has 0 there. `order` is
+    None where the layers take [V; T] as it comes.
+    """
+
+    visual_positions: Int[Array, "B Nv"]
+    visual_segments: Int[Array, "B Nv"]
+    text_positions: Int[Array, "B Nt"]
+    text_segments: Int[Array, "B Nt"]
+    text_key_segments: Int[Array, "B Nt"]
+    order: Order | None = None
+
+
+def ordered(stream: Stream) -> Stream:
+    """With its `order`, but where it is so short that attention computes every logit anyway."""
+    segments = jnp.concatenate([stream.visual_segments, stream.text_segments], axis=1)
+    if segments.shape[1] ** 2 <= SMALL:
+        return stream
+    positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)
+    padding_last = jnp.where(segments == 0, jnp.iinfo(segments.dtype).max, segments)
+    tokens = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    tokens = jax.lax.sort((padding_last, positions, tokens), num_keys=2)[2]
+    return stream._replace(order=Order(tokens, jnp.argsort(tokens, axis=1)))
+
+
+def in_order(x: Array, order: Order) -> Array:
+    """Rows [B, Nv+Nt, ...] of [V; T] in order of position."""
+    return rearranged(x, order.tokens, order.places)
+
+
+def as_it_came(x: Array, order: Order) -> Array:
+    """The inverse of `in_order`."""
+    return rearranged(x, order.places, order.tokens)
+
+
+@jax.custom_vjp
+def rearranged(
+    x: Float[Array, "B N ..."], index: Int[Array, "B N"], inverse: Int[Array, "B N"]
+) -> Float[Array, "B N ..."]:
+    """Rows of `x` at `index`, whose gradient is a gather too: rows at `inverse`, not a scatter."""
+    del inverse
+    index = index.reshape(*index.shape, *[1] * (x.ndim - 2))
+    return jnp.take_along_axis(x, index, axis=1, mode="promise_in_bounds")
+
+
+def _forward(x: Array, index: Array, inverse: Array):
+    return rearranged(x, index, inverse), (index, inverse)
+
+
+def _backward(indices: tuple[Array, Array], grad: Array):
+    index, inverse = indices
+    nothing = np.zeros(index.shape, jax.dtypes.float0)  # integers have no gradient
+    return rearranged(grad, inverse, index), nothing, nothing
+
+
+rearranged.defvjp(_forward, _backward)
