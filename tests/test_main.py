@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import visor_jax
 from visor_jax import __main__ as cli
 from visor_jax.config import load_config, to_json
 from visor_jax.errors import RequestError, RunError
@@ -189,6 +190,11 @@ def test_help_lists_what_is_installed(command, capsys):
     for name, module in cli.COMMANDS.items():
         there = (ROOT / Path(*module.split("."))).with_suffix(".py").exists() or name == "probe"
         assert (f"\n  {name} " in text) == there
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"visor_jax {visor_jax.__version__}\n"
 
 
 def test_a_command_s_help(command, capsys):

@@ -94,9 +94,9 @@ def test_unusable_paths_are_refused(path):
 
 def test_a_file_is_no_workdir(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RequestError, match="is a file"):
+    with pytest.raises(RequestError, match="cannot be written: File exists"):
         Workdir(tmp_path / "file").create()
-    with pytest.raises(RequestError, match="is a file"):
+    with pytest.raises(RequestError, match="cannot be written: Not a directory"):
         Workdir(tmp_path / "file" / "below").create()
 
 

@@ -16,6 +16,7 @@ from visor_jax.budget import Budget, Plan
 if TYPE_CHECKING:
     from visor_jax.api import Visor, load
 
+__version__ = "0.1.0"
 __all__ = ["Budget", "Plan", "Visor", "load"]
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from types import ModuleType
 from typing import Any, NoReturn
 
+from visor_jax import __version__
 from visor_jax.errors import RequestError, RunError, nearest
 
 COMMANDS = {
@@ -67,6 +68,9 @@ def _run(argv: list[str]) -> int:
     _set_up_logging()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"visor_jax {__version__}")
         return 0
     name, *rest = argv
     module = _command(name)

@@ -7,6 +7,7 @@ else that is raised is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 STOPPED = 143  # exit status after SIGTERM (128 + 15): stopped after saving, unfinished, to be started again
@@ -19,6 +20,13 @@ class RequestError(Exception):
 
 class RunError(Exception):
     """The request was right and running it failed: exit status 1."""
+
+
+def unwritable(place: str, error: OSError) -> RequestError | RunError:
+    """What to raise where `place` cannot be written: if it never could be, the request is wrong; a full disk is not."""
+    never = FileExistsError | FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError
+    kind = RequestError if isinstance(error, never) or error.errno == errno.EROFS else RunError
+    return kind(f"{place}: cannot be written: {error.strerror or error}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

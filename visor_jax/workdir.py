@@ -10,7 +10,6 @@ A workdir belongs to one configuration: `Workdir.claim` refuses another one, nam
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -25,7 +24,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from visor_jax.errors import RequestError, RunError
+from visor_jax.errors import RequestError, unwritable
 from visor_jax.workdir_lock import WorkdirLock
 
 FORMAT = 1
@@ -90,14 +89,8 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(probe, "")
             probe.unlink(missing_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RequestError(f"--workdir: {self.path} is a file; expected a folder or a new path") from error
-        except PermissionError as error:
-            raise RequestError(f"--workdir: {self.path} may not be written: {error.strerror}") from error
         except OSError as error:
-            if error.errno == errno.EROFS:  # a read-only file system is a wrong request, a full disk is bad luck
-                raise RequestError(f"--workdir: {self.path} lies on a read-only file system") from error
-            raise RunError(f"--workdir: {self.path} cannot be written: {error}") from error
+            raise unwritable(f"--workdir={self.path}", error) from error
 
     def lock(self) -> WorkdirLock:
         """A context manager that keeps other runs out; several processes of one run: process 0 only."""

@@ -64,7 +64,7 @@ def test_mixed_batch_equals_one_by_one(visor, tiny, side):
 
 def test_generate_with_a_cache_equals_without(visor, tiny):
     inputs = tiny.join([tiny.prompt(visor, [(20, 30)], seed=1), tiny.prompt(visor, [(9, 9)], after=2, seed=2)])
-    for budget in ["auto", "0b01", ["full", "empty"], torch.tensor([[True, False], [False, True]])]:
+    for budget in ["auto", 2, "0b01", ["full", "empty"], torch.tensor([[True, False], [False, True]])]:
         settings = tiny.greedily(8, budget=budget)
         cached = visor.generate(**inputs, **settings)
         assert torch.equal(cached, visor.generate(**inputs, **settings, use_cache=False))
@@ -93,6 +93,8 @@ def test_auto_is_the_budget_that_the_route_names_and_changes_no_answer(visor, ti
     assert torch.equal(routed.logits, named.logits)
     assert torch.equal(routed.budgets, named.budgets)
     assert named.policy_logits is None
+    kept = visor(**inputs, budget=best, logits_to_keep=torch.tensor([0, 3]))
+    close(kept.logits, named.logits[:, [0, 3]])
 
 
 def test_labels_are_not_seen_by_the_route(visor, tiny):

@@ -298,6 +298,7 @@ def test_wrong_settings_are_refused_before_anything_runs(
         ([[WIDE]], "What?", "image: expected a PIL image.* got list"),
         ("photo.jpg", "What?", "got str"),
         (None, "What?", "got NoneType"),
+        (WIDE, "<image>", "question: is empty"),
         (WIDE, None, "question: expected text, got NoneType"),
     ],
 )

@@ -29,7 +29,7 @@ from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
-from visor_jax.errors import RequestError, RunError
+from visor_jax.errors import RequestError, unwritable
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -64,9 +64,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
             return _build(sources, limit, Path(args.out))
         return _preview(sources, args.samples or PREVIEW_SAMPLES, Path(args.out))
     except OSError as error:
-        wrong = isinstance(error, FileExistsError | FileNotFoundError | IsADirectoryError | NotADirectoryError)
-        kind = RequestError if wrong or isinstance(error, PermissionError) else RunError
-        raise kind(f"--out={args.out}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(f"--out={args.out}", error) from error
 
 
 def _count(text: str) -> int:

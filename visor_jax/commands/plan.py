@@ -12,6 +12,7 @@ from typing import Any
 
 HELP = "tiles, tokens and FLOPs of a picture"
 CONFIG = "required"
+MOST_TEXT = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", args.image)
     if match is None:
         raise RequestError(f"--image={args.image}: expected WIDTHxHEIGHT in pixels, such as 1700x2200")
-    if args.text_tokens < 1:
-        raise RequestError(f"--text-tokens={args.text_tokens}: expected at least 1")
+    if not 1 <= args.text_tokens <= MOST_TEXT:
+        raise RequestError(f"--text-tokens={args.text_tokens}: expected 1 to {MOST_TEXT}")
     arch, size = architecture(config), (int(match[2]), int(match[1]))
     tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
     budgets = by_count(arch.num_slots) if arch.plan == "visor" else []

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.errors import RequestError, RunError
+from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files, key_map
 from visor_jax.export.parity import ExportedModel, Parity, compare
 
@@ -213,7 +213,7 @@ def _beside(out: Path) -> Iterator[Path]:
         else:
             os.replace(folder, out)
     except OSError as error:
-        raise RunError(f"export: {error.filename or out}: {error.strerror or error}") from error
+        raise unwritable(f"--out={out}", error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

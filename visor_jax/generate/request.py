@@ -70,7 +70,7 @@ def prompt_of(
 def checked_question(question: str) -> str:
     if not isinstance(question, str):
         raise RequestError(f"question: expected text, got {type(question).__name__}")
-    if not question.strip():
+    if not question.replace(chat.IMAGE_MARKER, "").strip():
         raise RequestError("question: is empty; ask something about the picture")
     return question
 

@@ -25,7 +25,7 @@ from .configuration_visor import Bits, VisorConfig
 from .decoder_visor import CrossAttention, Decoder, Routing, State
 from .vision_visor import Connector, VisionTower, pack, tile_grid
 
-Budget = str | Sequence[bool] | Sequence[str] | Sequence[Sequence[bool]] | Tensor
+Budget = str | int | Sequence[bool] | Sequence[str] | Sequence[Sequence[bool]] | Tensor
 
 
 @dataclass
@@ -211,6 +211,8 @@ class VisorModel(VisorPreTrainedModel):
         """The budget of each sample; None for one that the policy decides. One budget holds for all samples."""
         if budget is None:
             budget = "auto" if self.config.has_policy else "full"
+        if isinstance(budget, int):
+            budget = str(budget)
         asked: Any = budget.tolist() if isinstance(budget, Tensor) else budget
         if isinstance(asked, str) or all(isinstance(bit, bool | int) for bit in asked):
             return [self.config.resolve_budget(asked)] * batch
@@ -273,7 +275,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
         dial: float = 0.0,
         past_key_values: VisorCache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **loss_arguments,
     ) -> VisorCausalLMOutput | tuple:
@@ -284,10 +286,10 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
             pixel_values, image_sizes, batch_num_images: see `VisorModel.get_image_features`.
             attention_mask: [B, S] or [B, past + S], 0 at padding, on either side.
             labels: int [B, S], -100 where there is no target; "auto" then routes on what comes before the first one.
-            budget: which slots are on; "auto", "full", "empty", "3", "0b101", one boolean a slot, or a list (or a bool
+            budget: which slots are on; "auto", "full", "empty", 3, "0b101", one boolean a slot, or a list (or a bool
                 tensor [B, slots]) with one budget for each sample. Behind a cache the cache's budgets hold.
             dial: shifts "auto": above 0 towards dearer budgets, below 0 towards cheaper ones.
-            logits_to_keep: logits of this many last columns only; 0 for all.
+            logits_to_keep: logits of this many last columns only, 0 for all; or the columns themselves.
 
         Raises:
             ValueError: placeholders, pictures, tiles or budgets do not fit together.
@@ -307,7 +309,8 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
             dial=dial,
             prompt_length=prompt_length,
         )
-        logits = self.lm_head(hidden[:, -logits_to_keep:])
+        kept_columns = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        logits = self.lm_head(hidden[:, kept_columns])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_arguments)

@@ -1,9 +1,9 @@
 """Attention by the libraries that JAX users know: cuDNN, splash and tokamax, held to the same contract.
 
-In and out: as `base.attention`. They are baselines to compare with and a second opinion; cuDNN is the
-default on GPU where it can serve. cuDNN and tokamax get the mask as an array of queries by keys, which their kernels
-read and do not skip; splash gets segments.
-Each has a function that says why it cannot serve.
+In and out: as `base.attention`. They are baselines to compare with and a second opinion; cuDNN is the default on GPU
+where it can serve. cuDNN gets lengths and "causal" where they say all that the mask says, which is seen while it runs:
+then it skips what is masked. Otherwise it gets the mask as an array of queries by keys, as tokamax always does, which
+kernels read and do not skip; splash gets segments. Each has a function that says why it cannot serve.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention.base import AttentionMask, validate
 from visor_jax.kernels.attention.blocks import prepared
@@ -30,7 +31,7 @@ def cudnn(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, 
     """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
     if reason := cudnn_refusal(q, k, mask):
         raise ValueError(f"cudnn cannot serve: {reason}")
-    return by_array(functools.partial(fused, implementation="cudnn"), q, k, v, mask)
+    return by_lengths(functools.partial(fused, implementation="cudnn"), q, k, v, mask)
 
 
 def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
@@ -44,11 +45,9 @@ def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
     return None
 
 
-def fused(q: Array, k: Array, v: Array, allowed: Array, *, implementation: str) -> Array:
+def fused(q: Array, k: Array, v: Array, allowed: Array | None = None, *, implementation: Any, **how: Any) -> Array:
     """`jax.nn.dot_product_attention`, whose "xla" stands in for "cudnn" where there is no GPU."""
-    if implementation == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="xla")
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation, **how)
 
 
 def tokamax(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
@@ -64,6 +63,52 @@ def tokamax_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
     if importlib.util.find_spec("tokamax") is None:
         return "the package tokamax is not installed: pip install tokamax"
     return None
+
+
+class Lengths(NamedTuple):
+    """How many queries and keys of each sample take part, and whether this (with "causal") is all that a mask says."""
+
+    queries: Int[Array, " B"]
+    keys: Int[Array, " B"]
+    say_all: Bool[Array, ""]
+
+
+def lengths_of(mask: AttentionMask) -> Lengths:
+    """Real tokens lead, are of one segment, and, where it is causal, queries and keys stand at the same positions."""
+    on = True if mask.active is None else mask.active[:, None]
+    q, kv = (jnp.where(on, x, 0) for x in (mask.q_segments, mask.kv_segments))
+    queries, keys = (jnp.sum(x != 0, axis=1, dtype=jnp.int32) for x in (q, kv))
+    q_leads, kv_leads = (jnp.arange(x.shape[1]) < n[:, None] for x, n in ((q, queries), (kv, keys)))
+    own = jnp.max(kv, axis=1, keepdims=True, initial=0)
+    say_all = jnp.all(q == jnp.where(q_leads, own, 0)) & jnp.all(kv == jnp.where(kv_leads, own, 0))
+    if mask.causal and q.shape != kv.shape:
+        say_all = jnp.array(False)
+    elif mask.causal:
+        rises = mask.kv_positions[:, 1:] > mask.kv_positions[:, :-1]
+        same = mask.q_positions == mask.kv_positions
+        say_all &= jnp.all(rises | ~kv_leads[:, 1:]) & jnp.all(same | ~q_leads)
+    return Lengths(queries, keys, say_all)
+
+
+def by_lengths(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
+    """The contract around a function that knows lengths; by the whole array where they do not say all."""
+    validate(q, k, v, mask)
+    lengths = lengths_of(mask)
+
+    def short(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
+        sees = (jnp.arange(q.shape[1]) < lengths.queries[:, None]) & (lengths.keys > 0)[:, None]
+        last = jnp.minimum(lengths.keys, lengths.queries) if mask.causal else lengths.keys
+        seen = (jnp.arange(k.shape[1]) < last[:, None]) & (lengths.queries > 0)[:, None]
+        sees, seen = sees[..., None, None], seen[..., None, None]
+        how = {"query_seq_lengths": lengths.queries, "key_value_seq_lengths": lengths.keys}
+        how = {name: jnp.maximum(x, 1) for name, x in how.items()}  # of none there is no softmax
+        out = run(*(jnp.where(*x, 0) for x in ((sees, q), (seen, k), (seen, v))), is_causal=mask.causal, **how)
+        return jnp.where(sees, out, 0)
+
+    def whole(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
+        return by_array(run, q, k, v, mask)
+
+    return jax.lax.cond(lengths.say_all, short, whole, q, k, v)
 
 
 def by_array(run: Dense, q: Array, k: Array, v: Array, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
