@@ -156,7 +156,9 @@ def test_memory_at_real_shapes(monkeypatch):
         assert memory is not None
         return memory.temp_size_in_bytes
 
-    assert 8 * temporary_bytes("xla_chunked") <= temporary_bytes("xla")
+    chunked, plain = temporary_bytes("xla_chunked"), temporary_bytes("xla")
+    print(f"beside arguments and gradients: chunked {chunked / 1e6:,.0f} MB, plain {plain / 1e6:,.0f} MB")
+    assert 8 * chunked <= plain
 
 
 @pytest.mark.parametrize("z_loss", [-1.0, float("nan")])
