@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     runs = {name: decoding(params, arch, bits, args) for name, (arch, bits) in plans.items()}
     rounds = [one_round(runs, lengths, seed) for seed in range(args.repeats + 1)][1:]  # the first one compiles
     result = {
-        "arguments": {**vars(args), "out": str(args.out)},
+        "arguments": {name: value for name, value in vars(args).items() if name != "out"},
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "budgets": {

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     dynamic = partial(jax.jit(any_budget, compiler_options=options), layers)
     result: dict[str, Any] = {
-        "arguments": {**vars(args), "out": str(args.out)},
+        "arguments": {name: value for name, value in vars(args).items() if name != "out"},
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "budgets": {},
