@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows[str(count)] = measured(made, params, inputs, on, args.repeats)
         print(f"{count} of {args.rows} on:", {name: round(row["seconds"], 4) for name, row in rows[str(count)].items()})
     device = jax.devices()[0]
-    given = {**vars(args), "config": os.path.relpath(args.config, ROOT), "out": str(args.out)}
+    given = {name: value for name, value in vars(args).items() if name != "out"}
+    given["config"] = os.path.relpath(args.config, ROOT)
     result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__}
     write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
 
