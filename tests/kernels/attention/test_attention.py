@@ -281,6 +281,13 @@ def test_order_of_keys_does_not_matter(implementation):
     agree(computed(shuffled, mixed, implementation), (out, dq, dk[:, order], dv[:, order]))
 
 
+def test_twice_the_same_bits(implementation):
+    inputs = random_inputs(SOME_OFF)
+    first, second = (compute(inputs, SOME_OFF, implementation) for _ in range(2))
+    for x, y in zip(first, second, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_causality_by_gradients(implementation):
     """The last visual token, at position 12, depends on the text before it and on nothing after it."""
     inputs = random_inputs(STREAM)
