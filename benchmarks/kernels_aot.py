@@ -1,12 +1,14 @@
 """The TPU kernels through the real compilers, without a TPU: every shape of the models, forward and backward.
 
     python benchmarks/kernels_aot.py [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1] [--cases 0p5b_joint ...]
+    python benchmarks/kernels_aot.py --decoder   # the whole decoder and its gradient, on all chips of a topology
 
 Needs `pip install libtpu` (extra `aot`), best into an environment of its own: where libtpu is installed, `import jax`
 looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
 whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM beside arguments and
-results, and the scoped VMEM bytes of each kernel. What the file has of other topologies and cases stays. Exit status 1
-if any program does not compile.
+results, the scoped VMEM bytes of each kernel, and the collectives: only the decoder has any, for its gradients (it is
+LLaVA-OneVision-0.5B's, one sample of 8,192 tokens a chip, budget at run time, remat). What the file has of other
+topologies and cases stays. Exit status 1 if any program does not compile.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +35,17 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from visor_jax.config import architecture, load_config
 from visor_jax.kernels.attention import AttentionMask, tpu
+from visor_jax.model.decoder import decode
+from visor_jax.model.stream import Stream
+from visor_jax.model.visor import abstract_params
 from visor_jax.workdir import write_json
 
-RESULT = Path(__file__).resolve().parent / "results" / "kernels_aot.json"
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "kernels_aot.json"
+VISUAL, TEXT = 7680, 512  # tokens of one sample of the decoder's batch
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
@@ -93,20 +102,56 @@ def backward(q, kv, mask):
 PROGRAMS: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backward}
 
 
-def compile_one(program: Callable[..., Any], case: Case, sharding: NamedSharding) -> dict[str, Any]:
+def compile_one(program: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
     """What the compiler says of one program."""
     start = time.perf_counter()
     try:
-        compiled = jax.jit(program).lower(*arguments(case, sharding)).compile()
+        compiled = jax.jit(program).lower(*arguments).compile()
     except Exception as error:  # the compiler's message is the result
         return {"compiled": False, "message": str(error)[:2000]}
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), program_text(compiled)
+    found = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
     return {
         "compiled": True,
         "seconds": round(time.perf_counter() - start, 1),
         "hbm_bytes": memory and memory.temp_size_in_bytes,
-        "scoped_vmem_bytes": scoped_memory(compiled.as_text() or ""),
+        "scoped_vmem_bytes": scoped_memory(text),
+        "collectives": {name: count for name, count in found.items() if count},
     }
+
+
+def program_text(compiled: Any) -> str:
+    """The compiled program; empty where XLA cannot write it down (asynchronous operations of some topologies)."""
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        print(f"no text: {str(error)[:100]}", flush=True)
+        return ""
+
+
+def compile_decoder(mesh: Mesh) -> dict[str, Any]:
+    """The decoder and its gradient with one sample on each chip and whole parameters on all of them."""
+    arch = architecture(load_config(ROOT / "configs" / "llava_ov_0p5b.py"))
+    whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("fsdp"))
+
+    def tokens(count: int, *rest: int, dtype: Any = jnp.int32) -> Any:
+        return jax.ShapeDtypeStruct((mesh.size, count, *rest), dtype, sharding=split)
+
+    layers = {name: x for name, x in abstract_params(arch).items() if name in ("blocks", "tail")}
+    layers = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), layers)
+    visual, text = (tokens(count, arch.text.hidden_size, dtype=jnp.bfloat16) for count in (VISUAL, TEXT))
+    stream = Stream(tokens(VISUAL), tokens(VISUAL), tokens(TEXT), tokens(TEXT), tokens(TEXT))
+    budget = jax.ShapeDtypeStruct((arch.num_slots,), jnp.bool_, sharding=whole)
+
+    def gradient(layers, visual, text, stream, budget):
+        def loss(layers):
+            _, out = decode(layers, visual, text, stream, budget, arch, remat=True)
+            return jnp.sum(out.astype(jnp.float32) ** 2)
+
+        return jax.grad(loss)(layers)
+
+    with jax.set_mesh(mesh):
+        return compile_one(gradient, (layers, visual, text, stream, budget))
 
 
 def scoped_memory(text: str) -> dict[str, int]:
@@ -124,21 +169,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--decoder", action="store_true", help="the decoder instead of the kernels alone: minutes each")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     programs: dict[str, Any] = json.loads(args.out.read_text())["programs"] if args.out.exists() else {}
     failed = False
     for topology in args.topologies:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-        sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
-        for name in args.cases:
-            for kind, program in PROGRAMS.items():
-                found = compile_one(program, CASES[name], sharding)
-                failed |= not found["compiled"]
-                programs.setdefault(topology, {})[f"{name}_{kind}"] = found
-                write(args.out, programs)
-                print(topology, name, kind, json.dumps(found), flush=True)
+        for name, found in compiled_for(devices, [] if args.decoder else args.cases):
+            failed |= not found["compiled"]
+            programs.setdefault(topology, {})[name] = found
+            write(args.out, programs)
+            print(topology, name, json.dumps(found), flush=True)
     sys.exit(failed)
+
+
+def compiled_for(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and results of these cases on one chip; of the decoder on all of them where there is no case."""
+    sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
+    for name in cases:
+        for kind, program in PROGRAMS.items():
+            yield f"{name}_{kind}", compile_one(program, arguments(CASES[name], sharding))
+    if not cases:
+        yield (
+            "0p5b_decoder_gradient",
+            compile_decoder(Mesh(np.array(devices).reshape(1, -1, 1), ("replica", "fsdp", "tensor"))),
+        )
 
 
 def write(out: Path, programs: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from visor_jax.train.checkpoints import restore_params
 from visor_jax.workdir import Workdir, as_path
 
 Question = tuple[Picture | Sequence[Picture], str]
+DTYPES = ("float32", "bfloat16", "float16")
 AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered
 MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the newest complete one is loaded
 
@@ -301,6 +302,8 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
     path = as_path(path)  # a bucket's address keeps its "//"
     if plan not in (None, "dense", "visor"):
         raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
+    if dtype is not None and dtype not in DTYPES:  # a name, jnp.bfloat16 or np.dtype("float32")
+        raise RequestError(f"dtype={dtype!r}: expected {', '.join(DTYPES)}")
     if hf_import.is_folder(path):
         return load_checkpoint(path, plan, dtype)
     is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
@@ -345,7 +348,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
     """A model from a folder in Hugging Face's format, on the first device."""
     checkpoint = hf_import.open_checkpoint(folder)
-    tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
+    tokenizer, ends = load_tokenizer(folder), stop_tokens(folder, checkpoint.arch.text.vocab_size)
     hf_import.check_tokenizer(checkpoint, tokenizer)
     if plan == "dense" and checkpoint.arch.plan == "visor":
         raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
@@ -370,7 +373,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
     )
 
 
-def stop_tokens(folder: Path) -> list[int]:
+def stop_tokens(folder: Path, vocab_size: int) -> list[int]:
     """The `eos_token_id` of a checkpoint's `generation_config.json`: where transformers ends an answer, we do."""
     file = folder / "generation_config.json"
     if not file.is_file():
@@ -380,6 +383,6 @@ def stop_tokens(folder: Path) -> list[int]:
     except (OSError, ValueError, AttributeError) as error:
         raise RequestError(f"{file}: cannot be read as a JSON object: {error}") from None
     ids = [] if found is None else found if isinstance(found, list) else [found]
-    if not all(type(id) is int and id >= 0 for id in ids):
-        raise RequestError(f"{file}: eos_token_id={found!r}: expected a token id or a list of them")
+    if not all(type(id) is int and 0 <= id < vocab_size for id in ids):
+        raise RequestError(f"{file}: eos_token_id={found!r}: expected ids from 0 to {vocab_size - 1}, one or a list")
     return ids

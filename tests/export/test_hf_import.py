@@ -275,6 +275,9 @@ DAMAGED = [
     ("text_config.vocab_size", 100, "expected at least"),
     ("text_config.hidden_size", "32", "expected a whole number from 1"),
     ("text_config.num_hidden_layers", 10**9, "expected a whole number from 1 to 1000"),
+    ("text_config.head_dim", 3, "head_dim=3: expected an even number"),
+    ("tie_word_embeddings", "yes", "tie_word_embeddings='yes': expected true or false"),
+    ("has_policy", True, "has_policy=True: expected false where viable_budgets has none"),
     ("text_config.intermediate_size", -1, "expected a whole number from 1"),
     ("text_config.rope_parameters", "x", "expected an object"),
     ("vision_config.image_size", None, "vision_config.image_size: missing"),
@@ -319,6 +322,22 @@ def test_other_damaged_files_are_refused(
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(RequestError, match=message):
         load(tmp_path)
+
+
+def test_what_transformers_does_not_read_is_not_read(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Beside model.safetensors: another file of tensors, and an index of shards that are gone."""
+    for file in saved["tied"].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    save_file({"adapter": torch.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float99", int])
+def test_a_dtype_that_is_none_of_floating_point_is_refused(saved: dict[str, Path], dtype: Any) -> None:
+    with pytest.raises(RequestError, match="expected float32, bfloat16, float16"):
+        load(saved["shards"], dtype=dtype)
+    assert load(saved["shards"], dtype=jnp.bfloat16).params["norm"]["scale"].dtype == jnp.bfloat16
 
 
 def test_a_path_that_is_no_model_says_what_may_stand_there(tmp_path: Path) -> None:

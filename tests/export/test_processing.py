@@ -16,6 +16,7 @@ from visor_jax import testing
 from visor_jax.api import Visor
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.data.chat import encode_prompt
+from visor_jax.data.images import upright_rgb
 from visor_jax.export import folder_files
 from visor_jax.export.torch_model import VisorProcessor
 
@@ -110,6 +111,21 @@ def test_a_batch_is_padded_on_the_left_and_keeps_its_pictures(tiled):
     assert together["batch_num_images"].tolist() == [1, 2]
     tiles = alone[0]["pixel_values"]
     assert torch.equal(together["pixel_values"][0, : tiles.shape[1]], tiles[0])
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "L", "LA", "RGBA", "P", "CMYK", "1", "RGB"])
+def test_pictures_of_any_mode_are_read_as_in_training(tiled, mode):
+    values = np.random.default_rng(0).integers(0, 60_000, (9, 9))
+    deep = Image.fromarray(values.astype(np.uint16))
+    one = deep if mode == "I;16" else deep.convert("I") if mode == "I" else picture(9, 9).convert(mode)
+    processor = VisorProcessor.from_pretrained(tiled[1])
+    ours = Image.fromarray(np.asarray(upright_rgb(one)))
+    np.testing.assert_array_equal(processor.tiles([one])[0], processor.tiles([ours])[0])
+
+
+def test_what_is_no_picture_is_refused(tiled):
+    with pytest.raises(TypeError, match="expected PIL pictures"):
+        VisorProcessor.from_pretrained(tiled[1])([np.zeros((9, 9, 3), np.uint8)], "What?")
 
 
 def test_markers_and_pictures_must_agree(tiled):

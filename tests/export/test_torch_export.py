@@ -105,6 +105,7 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, m
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again.eval()(**inputs, budget="0b10").logits, expected)
     processor.save_pretrained(tmp_path / "again")  # and now the folder is whole: it goes back in
+    get_class_from_dynamic_module("processing_visor.VisorProcessor", str(tmp_path / "again"))
     picture, question = testing.random_picture(8, 14), "Which digit is below A?"
     first, second = (load(folder).answer(picture, question, max_new_tokens=5) for folder in (out, tmp_path / "again"))
     assert first.text == second.text

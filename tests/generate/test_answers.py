@@ -279,6 +279,11 @@ def test_seeds(model: Visor) -> None:
         ({"stop": [""]}, "'' is 0 tokens"),
         ({"stop": "ab c"}, r"'ab c' is \d+ tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": "0.5"}, "temperature='0.5': expected a number"),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+        ({"seed": None}, "seed=None: expected a whole number"),
+        ({"dial": "1"}, "dial='1': expected a finite number"),
+        ({"max_new_tokens": True}, "max_new_tokens=True: expected a whole number"),
         ({"max_new_tokens": 2.5}, "max_new_tokens=2.5: expected a whole number"),
     ],
 )

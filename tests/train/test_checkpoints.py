@@ -295,6 +295,14 @@ def test_another_format_is_refused_not_passed_over(copied, monkeypatch):
         checkpoints.latest()
 
 
+def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
+    """With a bound of the largest array, as an import has it: what is read is what was written."""
+    state = {"params": {"a": jnp.arange(70_000.0).reshape(100, 700), "b": [jnp.ones(3), jnp.zeros((5, 70))]}}
+    with Checkpoints(tmp_path, identity=IDENTITY, keep=1, copied_bytes=280_000) as checkpoints:
+        checkpoints.save(0, state, wait=True)
+    assert_trees_equal(restore_params(tmp_path, state["params"]), state["params"])
+
+
 # --- failed saves -----------------------------------------------------------------------------------------------------
 
 
@@ -303,8 +311,8 @@ class Unwritable:
 
     left = 0
 
-    def __init__(self) -> None:
-        self.inner = module_saver()
+    def __init__(self, copied_bytes: int | None = None) -> None:
+        self.inner = module_saver(copied_bytes)
 
     def start(self, place, tree):
         self.inner.start(place, tree)

@@ -39,7 +39,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     if checkpoint.arch.plan == "visor" and asked.plan == "dense":
         raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
     workdir = Workdir(args.workdir)
-    folder = workdir.stage(checkpoint.stage)
+    stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
+    folder = workdir.stage(stage)
     if folder.is_complete():
         raise RequestError(f"{folder.path}: is complete already; expected another --workdir")
     try:
@@ -60,8 +61,10 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
             found = {"num_slots": asked.num_slots, "viable": names, "subsets": []}
             write_json(workdir.path / "search" / "viable.json", found)
-        identity = workdir.identity(config, checkpoint.stage)
-        with Checkpoints(folder.path / "checkpoints", identity=identity, keep=1) as checkpoints:
+        identity = workdir.identity(config, stage)
+        largest = max(x.nbytes for x in jax.tree.leaves(params))
+        place = folder.path / "checkpoints"
+        with Checkpoints(place, identity=identity, keep=1, copied_bytes=largest) as checkpoints:
             checkpoints.save(0, {"params": params}, meta={"step": 0}, wait=True)
         folder.mark_complete({"step": 0, "imported": True})
     total, added = sum(x.size for x in jax.tree.leaves(params)), sum(new.values())
@@ -70,4 +73,4 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         print(f"  new: {part}, {count:,}")
     if new:
         print(f"new parameters: {added:,}, {100 * added / (total - added):.1f} % on top")
-    return {"stage": checkpoint.stage, "parameters": total, "new_parameters": added, "new": new}
+    return {"stage": stage, "parameters": total, "new_parameters": added, "new": new}

@@ -113,13 +113,13 @@ def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], 
         raise whole.wrong("model_type", " or ".join(map(repr, KINDS)))
     text, vision = whole.section("text_config"), whole.section("vision_config")
     _check_supported(whole, text, vision)
-    tied = text.flag("tie_word_embeddings", False) or whole.flag("tie_word_embeddings", False)
+    ties = [section.flag("tie_word_embeddings", False) for section in (text, whole)]
     kv_heads, tile = text.whole("num_key_value_heads"), vision.whole("image_size")
     plan = whole.get("plan", KINDS[kind])
     if plan not in ("dense", "visor"):
         raise whole.wrong("plan", "'dense' or 'visor'")
     return Architecture(
-        text=_text(text, kv_heads, tied),
+        text=_text(text, kv_heads, any(ties)),
         vision=VisionArchitecture(
             tile_size=tile,
             patch_size=vision.whole("patch_size", most=tile),
@@ -152,7 +152,9 @@ def _text(text: Section, kv_heads: int, tied: bool) -> TextArchitecture:
     hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
     if heads % kv_heads:
         raise text.wrong("num_attention_heads", f"a multiple of num_key_value_heads, {kv_heads}")
-    rope = text.section("rope_parameters", {})
+    rope, head_dim = text.section("rope_parameters", {}), text.whole("head_dim", max(hidden // heads, 1))
+    if head_dim % 2:
+        raise text.wrong("head_dim", f"an even number, for rotary embedding, not {head_dim}")
     return TextArchitecture(
         vocab_size=text.whole("vocab_size"),
         hidden_size=hidden,
@@ -160,7 +162,7 @@ def _text(text: Section, kv_heads: int, tied: bool) -> TextArchitecture:
         num_layers=text.whole("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=text.whole("head_dim", max(hidden // heads, 1)),
+        head_dim=head_dim,
         rope_theta=rope.positive("rope_theta", text.positive("rope_theta", 10_000.0)),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         tie_word_embeddings=tied,
@@ -213,7 +215,7 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
         (text.section("rope_parameters", {}), "rope_type", "default"),
     ]
     for section, name, wanted in expected:
-        if section.values.get(name, wanted) != wanted:
+        if section.values.get(name) not in (None, wanted):
             raise section.wrong(name, f"{wanted!r}, all that this model computes")
     if text.values.get("rope_scaling"):
         raise text.wrong("rope_scaling", "none")
@@ -221,19 +223,19 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
 
 def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> tuple[str, list[Bits], bool, str | None]:
     """Stage, viable budgets, whether there is a policy, system prompt: what our own exports add."""
-    if arch.plan == "dense":
-        return "base", [], False, None
     whole = Section(config, f"{folder / 'config.json'}: ")
     stage, names = whole.get("training_stage", "base"), whole.get("viable_budgets", [])
-    system = config.get("system_prompt")
+    system, has_policy = config.get("system_prompt"), whole.flag("has_policy", False)
     if stage not in TRAINED_STAGES:
         raise whole.wrong("training_stage", f"one of {', '.join(TRAINED_STAGES)}")
     viable = parse_budgets(names, arch.num_slots, where=f"{whole.where}viable_budgets")
-    if len(viable) > arch.policy.max_budgets:
-        raise whole.wrong("viable_budgets", f"at most {arch.policy.max_budgets} of them")
+    if len(viable) > arch.policy.max_budgets or len(set(viable)) < len(viable):
+        raise whole.wrong("viable_budgets", f"at most {arch.policy.max_budgets} of them, each once")
+    if has_policy and not viable:
+        raise whole.wrong("has_policy", "false where viable_budgets has none that it could choose")
     if not isinstance(system, str | None):
         raise whole.wrong("system_prompt", "text or null")
-    return stage, viable, whole.flag("has_policy", False), system
+    return stage, viable, has_policy, system
 
 
 def image_token_of(config: Mapping[str, Any], folder: Path) -> int:

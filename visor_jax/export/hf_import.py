@@ -103,11 +103,10 @@ def locate(folder: Path) -> dict[str, Stored]:
     Raises:
       RequestError: no safetensors, a shard that is missing or damaged, or two tensors that mean the same.
     """
-    index = folder / "model.safetensors.index.json"
-    named = [folder / name for name in _shards(index)] if index.exists() else folder.glob("*.safetensors")
-    files = sorted(named)
-    if not files:
-        raise RequestError(f"{folder}: no .safetensors; expected model.safetensors, or shards and their index")
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not (whole.is_file() or index.is_file()):
+        raise RequestError(f"{folder}: no model.safetensors and no index of shards; expected either, as transformers")
+    files = [whole] if whole.is_file() else sorted(folder / name for name in _shards(index))
     found: dict[str, Stored] = {}
     for file in files:
         for stored in _headers(file):

@@ -7,6 +7,7 @@ training would skip.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +44,11 @@ class Request:
     stops: frozenset[int]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        most = self.max_new_tokens
+        if not isinstance(most, numbers.Integral) or isinstance(most, bool) or most < 1:
             raise RequestError(f"max_new_tokens={self.max_new_tokens!r}: expected a whole number, at least 1")
-        if not math.isfinite(self.dial):
-            raise RequestError(f"dial={self.dial}: expected a finite number")
+        if not isinstance(self.dial, numbers.Real) or not math.isfinite(self.dial):
+            raise RequestError(f"dial={self.dial!r}: expected a finite number")
 
 
 def prompt_of(

@@ -7,6 +7,7 @@ alone, so that a question has the same answer in a batch as on its own.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +39,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind in (("temperature", numbers.Real), ("top_p", numbers.Real), ("seed", numbers.Integral)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                what = "a whole number" if kind is numbers.Integral else "a number"
+                raise RequestError(f"{name}={value!r}: expected {what}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise RequestError(f"temperature={self.temperature}: expected 0 (the best token) or a positive number")
         if not 0 < self.top_p <= 1:  # NaN is in no range either

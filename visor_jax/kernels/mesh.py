@@ -17,9 +17,18 @@ SAMPLE_AXES, SPLIT_AXIS = ("replica", "fsdp"), "tensor"
 
 
 def free_axes() -> dict[str, int]:
-    """Sizes of the ambient mesh's axes that no enclosing `shard_map` has taken."""
+    """Sizes of the ambient mesh's axes that no enclosing `shard_map` has taken.
+
+    Raises:
+      ValueError: an axis is explicit.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if explicit := [name for name, kind in kinds.items() if kind == AxisType.Explicit and mesh.shape[name] > 1]:
+        raise ValueError(
+            f"axes {', '.join(explicit)} of the mesh are explicit; expected automatic ones, as of jax.sharding.Mesh or"
+            " jax.make_mesh(..., axis_types=(AxisType.Auto,) * axes)"
+        )
     return {name: mesh.shape[name] for name, kind in kinds.items() if kind != AxisType.Manual}
 
 

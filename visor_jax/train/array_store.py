@@ -21,22 +21,39 @@ from orbax.checkpoint import type_handlers
 from visor_jax.errors import RequestError
 
 UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished writing
+# Of a file of arrays: until it is full, what goes into it is held in memory; and where memory is short. There arrays
+# are encoded in chunks, too.
+FILE_BYTES, SHORT_FILE_BYTES, CHUNK_BYTES = 128 * 2**20, 32 * 2**20, 16 * 2**20
 _SHOWN = 6  # problems named in a message
 
 
 class ArraySaver:
-    """Writes trees in the background, one at a time. After an error it is of no more use: close it, make another."""
+    """Writes trees in the background, one at a time. After an error it is of no more use: close it, make another.
 
-    def __init__(self) -> None:
+    `copied_bytes` bounds what is copied at once (at least the largest array): `start` then returns late, and little
+    memory is taken. None: everything is copied first.
+    """
+
+    def __init__(self, copied_bytes: int | None = None) -> None:
         # Shardings are those of the run that restores, so none are stored.
         arrays = type_handlers.ArrayHandler(array_metadata_store=None, enable_write_sharding_file=False)
         registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
-        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+        self._chunk_bytes, self._file_bytes = None, FILE_BYTES
+        limits: dict[str, Any] = {}
+        if copied_bytes is not None:
+            self._chunk_bytes, self._file_bytes = CHUNK_BYTES, SHORT_FILE_BYTES
+            gigabytes = (copied_bytes + 1) / 1e9  # a limit is what must not be reached
+            limits = {"save_concurrent_gb": gigabytes, "save_device_host_concurrent_gb": gigabytes}
+            limits["is_prioritized_key_fn"] = lambda path: False  # arrays of priority are copied whatever the limit
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **limits)
+        self._orbax = ocp.AsyncCheckpointer(handler)
 
     def start(self, place: Path, tree: Mapping[str, Any]) -> None:
         """Begin to write `tree` into the new `place`; returns when its arrays are copied and may be overwritten."""
         arrays = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in flat(tree).items()}
-        self._orbax.save(str(place), args=ocp.args.PyTreeSave(nest(arrays)))
+        chunks = {name: ocp.SaveArgs(chunk_byte_size=self._chunk_bytes) for name in arrays}
+        request = ocp.args.PyTreeSave(nest(arrays), nest(chunks), ocdbt_target_data_file_size=self._file_bytes)
+        self._orbax.save(str(place), args=request)
 
     def wait(self) -> None:
         """Return when it is written; raises what went wrong."""

@@ -52,17 +52,27 @@ class Checkpoints:
     As a context manager it waits for the last save at the end of its block; an error in the block is not hidden by it.
     """
 
-    def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int, retry_seconds: float = 5.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        keep: int,
+        retry_seconds: float = 5.0,
+        copied_bytes: int | None = None,
+    ) -> None:
         """
         Args:
           folder: made if need be; rests of saves that were cut short are removed from it.
           identity: JSON values that say whose state this is; must equal those of a step to resume it.
           keep: how many good steps to keep, 1 or more.
           retry_seconds: how long to wait after a failed save.
+          copied_bytes: see `ArraySaver`.
         """
         self._folder, self._identity, self._keep = _rooted(folder), plain(identity), keep
         self._retry_seconds = retry_seconds
-        self._saver, self._worker = ArraySaver(), ThreadPoolExecutor(1, "checkpoint")
+        self._copied_bytes = copied_bytes
+        self._saver, self._worker = ArraySaver(copied_bytes), ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, Future[None]] | None = None  # a save on its way
         self._failures, self._failed_at = 0, 0.0  # in a row
         self._saved: set[int] = set()  # by this process
@@ -197,7 +207,7 @@ class Checkpoints:
         """Free what a failed save has written, and start afresh with Orbax, which is of no use after an error."""
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._saver.close()
-        self._saver = ArraySaver()
+        self._saver = ArraySaver(self._copied_bytes)
         if jax.process_index() == 0:
             try:
                 remove_step(self._folder / str(step))

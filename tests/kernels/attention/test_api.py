@@ -53,7 +53,8 @@ def shapes(q_length: int, kv_length: int, dtype=jnp.float32, head_dim: int = 64)
         ("tpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),  # a head dim that the kernel does not serve
         ("tpu", shapes(8832, 8832, jnp.float16), "xla_chunked"),
         ("gpu", shapes(8832, 8832, jnp.bfloat16), "cudnn"),
-        ("gpu", shapes(8831, 8832, jnp.bfloat16), "xla_chunked"),
+        ("gpu", shapes(8831, 8832, jnp.bfloat16), "cudnn"),
+        ("gpu", shapes(729, 729, jnp.bfloat16, 72), "cudnn"),  # the vision tower
         ("gpu", shapes(8832, 8832, jnp.float32), "xla_chunked"),
         ("gpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),
     ],
@@ -97,7 +98,6 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ("cudnn", "cpu", shapes(8, 8, jnp.bfloat16), "it runs on gpu"),
         ("cudnn", "gpu", shapes(8, 8), "dtype float32"),
         ("cudnn", "gpu", shapes(8, 8, jnp.bfloat16, 192), "head_dim 192"),
-        ("cudnn", "gpu", shapes(7, 8, jnp.bfloat16), "7 queries"),
         ("splash", "tpu", shapes(8, 8), "causal by positions"),
         ("tokamax", "cpu", shapes(8, 8), "not installed"),
     ],

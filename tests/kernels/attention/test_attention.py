@@ -369,6 +369,18 @@ def test_mask_is_a_pytree_with_causal_static():
 
 Q, K = jnp.zeros((3, 19, 4, 8)), jnp.zeros((3, 19, 2, 8))
 REFUSED = {
+    "q: a list": ("q must be an array", [[1.0]], K, K, STREAM),
+    "q: head_dim 0": ("q must have a head_dim", Q[..., :0], K[..., :0], K[..., :0], STREAM),
+    "mask: an array": ("mask must be an AttentionMask", Q, K, K, np.ones((3, 19, 19), bool)),
+    "mask: none": ("mask must be an AttentionMask", Q, K, K, None),
+    "q_positions: a list": ("mask.q_positions must be an array", Q, K, K, AttentionMask(*[[[1]]] * 4)),
+    "q_positions: wide": (
+        "mask.q_positions must be int32 or narrower",
+        Q,
+        K,
+        K,
+        dataclasses.replace(STREAM, q_positions=np.zeros((3, 19), np.int64)),
+    ),
     "q: axes": ("q must", Q[0], K, K, STREAM),
     "k: axes": ("k must", Q, K[..., 0], K, STREAM),
     "q: integers": ("q must", Q.astype(int), K, K, STREAM),

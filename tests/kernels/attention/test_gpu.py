@@ -58,6 +58,20 @@ def test_a_program_visits_the_blocks_with_work_and_no_other():
     assert 0 < kinds.sum() < kinds.size
 
 
+def test_serves_where_python_numbers_are_wide():
+    order = jnp.arange(12)[None].astype(jnp.int32)
+    mask = AttentionMask(order, order, jnp.ones_like(order), jnp.ones_like(order))
+    q, kv = jnp.ones((1, 12, 4, 8), jnp.float32), jnp.ones((1, 12, 2, 8), jnp.float32)
+
+    def loss(q, kv):
+        return jnp.sum(gpu.attention(q, kv, kv, mask=mask, tiles=gpu.Tiles(4, 4, 4, 4), interpret=True) ** 2)
+
+    narrow = jax.grad(loss, (0, 1))(q, kv)
+    with jax.enable_x64(True):
+        for wide, found in zip(jax.grad(loss, (0, 1))(q, kv), narrow, strict=True):
+            np.testing.assert_allclose(wide, found, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "head_dim", "message"), [(jnp.int32, 64, "floating"), (jnp.bfloat16, 512, "512")])
 def test_refuses_with_its_reason(dtype, head_dim, message):
     with pytest.raises(ValueError, match=message):

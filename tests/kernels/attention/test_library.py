@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from visor_jax.kernels.attention import AttentionMask, library
 
@@ -51,6 +51,8 @@ PADDED = ([2] * 4 + [0] * 2, [3, 4, 8, 9, 0, 0])  # text around a picture that l
         (([1] * 3 + [2] * 3, [*range(6)]), ([1] * 3 + [2] * 3, [*range(6)]), True, False),  # packed
         (([1, 0, 1, 1, 1, 1], [*range(6)]), REAL, True, False),  # padding in the middle
         (([1] * 3, [0] * 3), ([2] * 6, [0] * 6), False, False),  # strangers
+        (REAL, ([1] * 2 + [0] * 4, [*range(6)]), True, True),  # more queries than keys
+        (([1] * 4, [0, 1, 0, 0]), ([1, 1, 0, 0], [0, 1, 0, 0]), True, False),
     ],
 )
 def test_what_lengths_say(q, kv, causal, said):
@@ -62,20 +64,26 @@ def test_what_lengths_say(q, kv, causal, said):
     assert library.lengths_of(off).queries == 0 and not np.any(by_lengths(off))
 
 
-ids = st.tuples(
-    st.lists(st.integers(0, 1), min_size=5, max_size=5), st.lists(st.integers(0, 6), min_size=5, max_size=5)
-)
+segments = st.lists(st.integers(0, 1), min_size=4, max_size=4)
+places = st.lists(st.integers(0, 3), min_size=4, max_size=4)
+leading = segments.map(lambda row: sorted(row, reverse=True))  # or hardly any would be told by lengths
 
 
-@given(ids, ids, st.booleans(), st.booleans(), st.sampled_from([None, True, False]), st.booleans())
-def test_lengths_never_say_more_than_the_mask(q, kv, in_order, causal, active, alike):
-    if in_order:  # or hardly any would be told by lengths
-        q, kv = (
-            (sorted(segments, reverse=True), sorted(set(range(9)) - {places[0]})[:5]) for segments, places in (q, kv)
-        )
-    mask = mask_of(q, q if alike else kv, causal=causal, active=active)
+@settings(max_examples=300, deadline=None)
+@given(leading | segments, leading | segments, places, places | st.none(), st.booleans(), st.booleans() | st.none())
+def test_lengths_never_say_more_than_the_mask(q, kv, q_places, kv_places, causal, active):
+    mask = mask_of((q, q_places), (kv, q_places if kv_places is None else kv_places), causal=causal, active=active)
     if library.lengths_of(mask).say_all:
         np.testing.assert_array_equal(by_lengths(mask), mask.as_array())
+
+
+def test_odd_lengths_get_one_token_of_padding():
+    mask = mask_of(([1] * 5, [*range(5)]), ([1] * 5, [*range(5)]), causal=True, active=True)
+    q, k, v, padded = library.even(*(jnp.ones((1, 5, 2, 8)) * x for x in (1, 2, 3)), mask)
+    assert q.shape == k.shape == v.shape == (1, 6, 2, 8)
+    np.testing.assert_array_equal(padded.as_array()[:, :5, :5], mask.as_array())
+    assert not np.any(padded.as_array()[:, 5]) and not np.any(padded.as_array()[:, :, 5])
+    assert padded.active is not None and library.even(q, k, v, padded)[0].shape == q.shape
 
 
 def test_no_array_of_queries_by_keys_where_lengths_say_all():

@@ -161,7 +161,24 @@ def test_memory_at_real_shapes(monkeypatch):
     assert 8 * chunked <= plain
 
 
-@pytest.mark.parametrize("z_loss", [-1.0, float("nan")])
+@pytest.mark.parametrize("label", [-1, VOCABULARY])
+def test_a_label_that_is_no_word_makes_its_own_loss_nan(label, implementation):
+    inputs = random_inputs()
+    counted = int(np.flatnonzero(inputs.weights)[0])
+    inputs.labels[counted] = label
+    losses, correct, _, _ = computed(inputs, implementation)
+    assert np.flatnonzero(np.isnan(losses)).tolist() == [counted] and not correct[counted]
+
+
+def test_rows_without_weight_are_zero_whatever_the_head_holds(implementation):
+    inputs = random_inputs()
+    inputs = inputs._replace(weights=np.zeros_like(inputs.weights))
+    inputs.head[:, 0] = np.nan
+    losses, *_ = computed(inputs, implementation)
+    assert not np.any(losses)
+
+
+@pytest.mark.parametrize("z_loss", [-1.0, float("nan"), float("inf"), "0.1"])
 def test_refuses_a_negative_z_loss(z_loss, implementation):
     with pytest.raises(ValueError, match="z_loss must be 0 or more"):
         cross_entropy(*map(jnp.asarray, random_inputs()[:4]), z_loss=z_loss, implementation=implementation)

@@ -25,6 +25,7 @@ from .configuration_visor import Bits, VisorConfig
 from .decoder_visor import CrossAttention, Decoder, Routing, State
 from .vision_visor import Connector, VisionTower, pack, tile_grid
 
+LOSS_ARGUMENTS = {"num_items_in_batch", "ignore_index", "shift_labels", "reduction"}  # of transformers' loss function
 Budget = str | int | Sequence[bool] | Sequence[str] | Sequence[Sequence[bool]] | Tensor
 
 
@@ -293,7 +294,11 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: placeholders, pictures, tiles or budgets do not fit together.
+            TypeError: an argument that this model does not have.
         """
+        given = {name for name, value in loss_arguments.items() if value is not None and value is not False}
+        if unknown := sorted(given - LOSS_ARGUMENTS):
+            raise TypeError(f"forward: unexpected arguments {', '.join(unknown)}; slots are chosen by `budget`")
         prompt_length = None
         if labels is not None:
             seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -23,6 +23,7 @@ from .vision_visor import Size, best_pinpoint, shrunk, tile_grid, unpadded
 
 IMAGE_MARKER = "<image>"  # in a question: where a picture stands
 FILES = (  # of a folder: all that makes inputs, here and by transformers' own classes
+    "processing_visor.py",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -78,10 +79,13 @@ class VisorProcessor:
 
         Raises:
             ValueError: a question's `<image>` markers and its pictures are not equally many.
+            TypeError: a picture is none of PIL's.
         """
         rows, tiles, sizes, counts = [], [], [], []
         for pictures, question in prompts:
             pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
+            if not all(isinstance(picture, Image.Image) for picture in pictures):
+                raise TypeError("images: expected PIL pictures; Image.fromarray makes one of an array")
             own = [(picture.height, picture.width) for picture in pictures]
             rows.append(self.prompt_ids(question, own, system))
             tiles.extend(self.tiles(pictures))
@@ -190,8 +194,11 @@ class VisorProcessor:
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF says, transparency over white: as the pictures were read that the model was trained on."""
+    """Turned as EXIF says, 16 bits cut to 8, transparency over white: as pictures were read in training."""
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        high_byte = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)

@@ -95,6 +95,9 @@ def attention(
       mask: who sees whom; see `AttentionMask`.
       implementation: a name of `IMPLEMENTATIONS`; None takes the one that `CHOICE` names for these arrays.
 
+    Gradients are reverse-mode and of first order: what is chosen for small arrays has others too, the loops and kernels
+    for large ones have not.
+
     Returns:
       [B,Tq,H,D] in the dtype of q; exactly 0, with zero gradients, for a query that may see nothing.
 

@@ -114,7 +114,11 @@ def mask_logits(logits: Float[Array, "B K G*T S"], allowed: Bool[Array, "B T S"]
 
 def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
     """The one place where the arguments of every implementation are checked; raises ValueError."""
+    if not isinstance(mask, AttentionMask):
+        raise ValueError(f"mask must be an AttentionMask, got {type(mask).__name__}")
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if not hasattr(x, "shape"):
+            raise ValueError(f"{name} must be an array, got {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must have four axes [batch, length, heads, head_dim], got shape {x.shape}")
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -122,6 +126,8 @@ def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
         if x.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
     batch, q_length, num_heads, head_dim = q.shape
+    if head_dim == 0:
+        raise ValueError(f"q must have a head_dim of at least 1, got shape {q.shape}")
     if k.shape[0] != batch or k.shape[3] != head_dim:
         raise ValueError(f"k must share batch and head_dim with q {q.shape}, got {k.shape}")
     if v.shape != k.shape:
@@ -141,7 +147,11 @@ def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
 
 
 def _validate_integers(name: str, x: Array, shape: tuple[int, int]) -> None:
+    if not hasattr(x, "shape"):
+        raise ValueError(f"mask.{name} must be an array, got {type(x).__name__}")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"mask.{name} must be integers, got {x.dtype}")
+    if not jnp.can_cast(x.dtype, jnp.int32):  # in which kernels compare them
+        raise ValueError(f"mask.{name} must be int32 or narrower, got {x.dtype}")
     if x.shape != shape:
         raise ValueError(f"mask.{name} must have shape {shape}, got {x.shape}")

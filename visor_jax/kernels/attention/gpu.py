@@ -213,4 +213,8 @@ class Call(NamedTuple):
             heads = self.sizes.group if kind == "q" else None
             return pl.BlockSpec((None, heads, *shape[2:]), lambda i, h, b: (b, h, *rest))
         group = self.sizes.group if kind == "kv" else 1
-        return pl.BlockSpec((None, None, *shape[2:]), lambda i, h, b: (b, jax.lax.div(h, group), *rest))
+
+        def index(i, h, b):
+            return (b, jax.lax.div(h, jnp.asarray(group, jnp.result_type(h))), *rest)
+
+        return pl.BlockSpec((None, None, *shape[2:]), index)

@@ -8,6 +8,7 @@ kernels read and do not skip; splash gets segments. Each has a function that say
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def cudnn(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, 
     """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
     if reason := cudnn_refusal(q, k, mask):
         raise ValueError(f"cudnn cannot serve: {reason}")
-    return by_lengths(functools.partial(fused, implementation="cudnn"), q, k, v, mask)
+    return by_lengths(functools.partial(fused, implementation="cudnn"), *even(q, k, v, mask))[:, : q.shape[1]]
 
 
 def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
@@ -40,9 +41,23 @@ def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
         return f"q has dtype {q.dtype}; it serves bfloat16 and float16"
     if q.shape[3] > 128 or q.shape[3] % 8:
         return f"q has head_dim {q.shape[3]}; it serves multiples of 8 up to 128"
-    if q.shape[1] % 2 or k.shape[1] % 2:  # with a mask, and so with a bias
-        return f"lengths are {q.shape[1]} queries and {k.shape[1]} keys; its backward pass with a mask wants even ones"
     return None
+
+
+def even(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[Array, Array, Array, AttentionMask]:
+    """Odd lengths with one token of padding more: cuDNN's backward pass with a mask wants even ones."""
+
+    def padded(x: Array) -> Array:
+        return jnp.pad(x, [(0, x.shape[1] % 2 if axis == 1 else 0) for axis in range(x.ndim)])
+
+    mask = dataclasses.replace(
+        mask,
+        q_positions=padded(mask.q_positions),
+        kv_positions=padded(mask.kv_positions),
+        q_segments=padded(mask.q_segments),
+        kv_segments=padded(mask.kv_segments),
+    )
+    return padded(q), padded(k), padded(v), mask
 
 
 def fused(q: Array, k: Array, v: Array, allowed: Array | None = None, *, implementation: Any, **how: Any) -> Array:
@@ -86,7 +101,8 @@ def lengths_of(mask: AttentionMask) -> Lengths:
     elif mask.causal:
         rises = mask.kv_positions[:, 1:] > mask.kv_positions[:, :-1]
         same = mask.q_positions == mask.kv_positions
-        say_all &= jnp.all(rises | ~kv_leads[:, 1:]) & jnp.all(same | ~q_leads)
+        read = kv_leads | q_leads  # a query's position counts too, past the last key
+        say_all &= jnp.all(rises | ~read[:, 1:]) & jnp.all(same | ~q_leads)
     return Lengths(queries, keys, say_all)
 
 

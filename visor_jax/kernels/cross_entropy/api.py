@@ -5,6 +5,7 @@ In: the arguments of `base.cross_entropy` and the name of an implementation, or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -52,6 +53,6 @@ def cross_entropy(
         name = "xla" if hidden.shape[0] * head.shape[1] <= MOST_LOGITS else "xla_chunked"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
-    if not z_loss >= 0:
-        raise ValueError(f"z_loss must be 0 or more, got {z_loss}")
+    if not (isinstance(z_loss, int | float) and 0 <= z_loss < math.inf):
+        raise ValueError(f"z_loss must be 0 or more, and a number while tracing, got {z_loss}")
     return IMPLEMENTATIONS[name](hidden, head, labels, weights, z_loss=z_loss)

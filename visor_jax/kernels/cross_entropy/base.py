@@ -22,7 +22,7 @@ def cross_entropy(
     """Loss of `labels` under softmax(hidden @ head), in float32, plus `z_loss` times the squared log of its total.
 
     A row of weight 0 counts nothing: it gives exactly zero gradients, its label may be any integer and its hidden
-    state may hold anything.
+    state may hold anything. In the others a label outside of [0, V) makes the loss NaN.
 
     Returns:
       weighted losses, float32 [N]; and per row whether the label has the largest logit, bool [N] (the first of equals
@@ -43,7 +43,12 @@ def cross_entropy(
         losses = losses + z_loss * log_sum**2
     weights = weights.astype(jnp.float32)
     correct = (jnp.argmax(logits, axis=-1) == labels) & counted
-    return losses * weights, correct
+    return jnp.where(counted, in_vocabulary(losses, labels, head) * weights, 0), correct
+
+
+def in_vocabulary(losses: Float[Array, " N"], labels: Int[Array, " N"], head: Float[Array, "D V"]) -> Array:
+    """NaN where the label is no word."""
+    return jnp.where((labels >= 0) & (labels < head.shape[1]), losses, jnp.nan)
 
 
 def validate(hidden: Array, head: Array, labels: Array, weights: Array) -> None:
@@ -53,6 +58,8 @@ def validate(hidden: Array, head: Array, labels: Array, weights: Array) -> None:
             raise ValueError(f"{name} must have {axes} axes, got shape {x.shape}")
     if head.shape[0] != hidden.shape[1]:
         raise ValueError(f"head must have {hidden.shape[1]} rows as hidden has columns, got shape {head.shape}")
+    if head.shape[1] == 0:
+        raise ValueError(f"head must have at least one column, a word, got shape {head.shape}")
     for name, x in (("labels", labels), ("weights", weights)):
         if x.shape != hidden.shape[:1]:
             raise ValueError(f"{name} must have shape {hidden.shape[:1]}, one per row of hidden, got {x.shape}")

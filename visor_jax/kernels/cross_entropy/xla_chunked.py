@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels import mesh
-from visor_jax.kernels.cross_entropy.base import validate
+from visor_jax.kernels.cross_entropy.base import in_vocabulary, validate
 
 CHUNK = 256  # rows
 
@@ -42,7 +42,8 @@ def cross_entropy(
     hidden, labels = jnp.where(counted[:, None], hidden, 0), jnp.where(counted, labels, 0)
     found: Any = _unweighted(hidden, head, labels, z_loss)
     losses, correct = found
-    return jnp.where(counted, losses, 0) * weights.astype(jnp.float32), correct & counted
+    losses = in_vocabulary(losses, labels, head) * weights.astype(jnp.float32)
+    return jnp.where(counted, losses, 0), correct & counted
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
