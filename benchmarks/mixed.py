@@ -26,8 +26,9 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
+from visor_jax.kernels.attention import AttentionMask, api
 from visor_jax.model.decoder import at, joint_layer, mixed_self_attention, text_layer
-from visor_jax.model.stream import Stream
+from visor_jax.model.stream import Stream, ordered
 from visor_jax.testing import random_params, tiny_architecture
 from visor_jax.workdir import write_json
 
@@ -49,8 +50,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = jax.devices()[0]
     given = {name: value for name, value in vars(args).items() if name != "out"}
     given["config"] = os.path.relpath(args.config, ROOT)
-    result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__}
+    result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__, "attention": chosen(arch, args)}
     write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
+
+
+def chosen(arch: Architecture, args: argparse.Namespace) -> str:
+    """The implementation of attention that the joint layer gets; a plain "xla" skips nothing."""
+    found: list[str] = []
+
+    def ask() -> None:
+        ids = jnp.zeros((args.rows, args.visual + args.text), jnp.int32)
+        heads = arch.text.num_heads, arch.text.num_kv_heads
+        q, k = (jnp.zeros((*ids.shape, count, arch.text.head_dim), args.dtype) for count in heads)
+        found.append(api.choose(q, k, AttentionMask(ids, ids, ids, ids)))
+
+    jax.eval_shape(ask)
+    return found[0]
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,13 +86,13 @@ def one_block(arch: Architecture) -> Architecture:
 
 
 def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: str) -> tuple[Any, ...]:
-    """V [rows, visual, D], T [rows, text, D] and their stream."""
+    """V [rows, visual, D], T [rows, text, D] and their stream, as `decode` has it."""
     keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
     v, t = (jax.random.normal(k, (rows, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
     positions = jnp.tile(jnp.arange(visual + text), (rows, 1))
     ones = jnp.ones_like(positions)
     stream = Stream(positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:])
-    return v, t, stream
+    return v, t, ordered(stream)
 
 
 def with_gradients(slot: Slot) -> Callable[..., Any]:

@@ -147,7 +147,7 @@ class Call(NamedTuple):
     @classmethod
     def of(cls, q: Array, k: Array, mask: AttentionMask, queries: int, keys: int, interpret: bool) -> Call:
         sizes = Sizes(q.shape[2] // k.shape[2], queries, keys, q.shape[3] ** -0.5, mask.causal)
-        head_dim = q.shape[3] if interpret else next(size for size in HEAD_DIMS if size >= q.shape[3])
+        head_dim = next(size for size in HEAD_DIMS if size >= q.shape[3])
         return cls(prepared(mask, queries, keys), sizes, head_dim, interpret)
 
     def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B H n*bq D"]:

@@ -193,7 +193,7 @@ class Call(NamedTuple):
             num_heads // k.shape[2],
             mask.q_segments.shape[1] // tiles.queries,
             mask.kv_segments.shape[1] // tiles.keys,
-            head_dim if interpret else next(size for size in HEAD_DIMS if size >= head_dim),
+            next(size for size in HEAD_DIMS if size >= head_dim),
             head_dim**-0.5,
             mask,
             tiles,
