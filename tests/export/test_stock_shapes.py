@@ -151,6 +151,7 @@ def test_the_true_half_billion_gives_transformers_logits() -> None:
 def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
     """The whole command, writing included; its peak is all of its process's memory."""
     save_stock(tmp_path / "hub", TRUE_05B)
+    (tmp_path / "hub" / "preprocessor_config.json").write_text("{}")  # the published mean and deviation
     config = f"--config={CONFIGS / 'llava_ov_0p5b.py'}:{tmp_path / 'hub' / 'tokenizer.json'}"
     arguments = ["import", f"--from={tmp_path / 'hub'}", f"--workdir={tmp_path / 'run'}", config, "--json"]
     command = [sys.executable, "-P", "-c", COMMAND_AND_PEAK, *arguments]
