@@ -104,9 +104,12 @@ def locate(folder: Path) -> dict[str, Stored]:
       RequestError: no safetensors, a shard that is missing or damaged, or two tensors that mean the same.
     """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not (whole.is_file() or index.is_file()):
-        raise RequestError(f"{folder}: no model.safetensors and no index of shards; expected either, as transformers")
-    files = [whole] if whole.is_file() else sorted(folder / name for name in _shards(index))
+    if whole.is_file():  # beside which transformers, too, reads nothing else
+        files = [whole]
+    else:
+        files = sorted([folder / x for x in _shards(index)] if index.is_file() else folder.glob("*.safetensors"))
+    if not files:
+        raise RequestError(f"{folder}: no .safetensors; expected model.safetensors, or shards and their index")
     found: dict[str, Stored] = {}
     for file in files:
         for stored in _headers(file):
