@@ -170,6 +170,9 @@ def test_a_dense_plan_is_a_stock_model(tmp_path, pinpoints):
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert type(loaded) is transformers.LlavaOnevisionForConditionalGeneration
+    if pinpoints is None:  # a checkpoint without grids is none of LLaVA-OneVision's
+        again = load(tmp_path / "out")
+        assert (again.stage, again.system) == ("dense", "Be brief.")
 
 
 def test_large_weights_are_sharded(model, unproven, tmp_path):
