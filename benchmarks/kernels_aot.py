@@ -176,7 +176,7 @@ def main() -> None:
     failed = False
     for topology in args.topologies:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-        for name, found in compiled_for(devices, [] if args.decoder else args.cases):
+        for name, found in compiled_decoder(devices) if args.decoder else compiled_kernels(devices, args.cases):
             failed |= not found["compiled"]
             programs.setdefault(topology, {})[name] = found
             write(args.out, programs)
@@ -184,17 +184,18 @@ def main() -> None:
     sys.exit(failed)
 
 
-def compiled_for(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and results of these cases on one chip; of the decoder on all of them where there is no case."""
+def compiled_kernels(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and results of these cases' programs on one chip."""
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
     for name in cases:
         for kind, program in PROGRAMS.items():
             yield f"{name}_{kind}", compile_one(program, arguments(CASES[name], sharding))
-    if not cases:
-        yield (
-            "0p5b_decoder_gradient",
-            compile_decoder(Mesh(np.array(devices).reshape(1, -1, 1), ("replica", "fsdp", "tensor"))),
-        )
+
+
+def compiled_decoder(devices: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and result of the decoder's gradient on all chips."""
+    mesh = Mesh(np.array(devices).reshape(1, -1, 1), ("replica", "fsdp", "tensor"))
+    yield "0p5b_decoder_gradient", compile_decoder(mesh)
 
 
 def write(out: Path, programs: dict[str, Any]) -> None:

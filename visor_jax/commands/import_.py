@@ -2,8 +2,8 @@
 
 A LLaVA-OneVision folder becomes the stage `base` of a configuration of the same shape (configs/llava_ov_*.py); with
 model.plan=visor it is given cross-attention, conditional position, gates and a policy, and what is new is printed. A
-folder that `visor export` wrote comes back as the stage that it was exported from. Every tensor's name, shape, dtype
-and values are checked before anything is written.
+VISOR plan that `visor export` wrote comes back as the stage that it was exported from, a dense one as `base`. Every
+tensor's name, shape, dtype and values are checked before anything is written.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def pixels(image: Picture) -> np.ndarray:
     expected = "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3], got "
     if not (isinstance(image, Image.Image) or hasattr(image, "__array__")):
         raise RequestError(f"{expected}{type(image).__name__}")
-    array = np.asarray(upright_rgb(image)) if isinstance(image, Image.Image) else np.asarray(image)
+    array = np.asarray(upright_rgb(image) if isinstance(image, Image.Image) else image)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
         raise RequestError(f"{expected}{array.dtype} {array.shape}")
     return array
