@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax.compiling import QUICK
-from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu
+from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu, xla_decode
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
@@ -32,6 +32,7 @@ ROWS, SIZE, WORDS = 20, 5, 18
 KERNELS = {  # and their meshes: what splits the work does not know which kernel it is for
     "pallas_gpu": (functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 8, 8), interpret=True), MESHES),
     "xla_chunked": (chunked_attention.attention, MESHES[1:2]),
+    "xla_decode": (xla_decode.attention, MESHES[1:2]),
     "pallas_tpu": (functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True), MESHES[1:2]),
 }
 

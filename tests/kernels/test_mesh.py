@@ -18,7 +18,7 @@ def test_each_device_computes_its_part():
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
     assert report.pop("order") == [], "every sample is put in order where it lies"
-    assert len(report) == 8
+    assert len(report) == 9
     # Samples and KV heads of one device: 4 samples over replica x fsdp, 2 KV heads over tensor; and of 20 rows and 18
     # words. Eight divide neither two heads nor 18 words: then each device has all.
     heads = {"1x4x2": [1, 1], "2x2x2": [1, 1], "1x1x8": [4, 2]}

@@ -34,14 +34,11 @@ RUNS: dict[str, Callable[..., jax.Array]] = {
     "xla_decode": functools.partial(attention, implementation="xla_decode"),
     "pallas_tpu": functools.partial(tpu.attention, tiles=tpu.Tiles(8, 8), interpret=True),
     "pallas_gpu": functools.partial(gpu.attention, tiles=gpu.Tiles(8, 8, 4, 8), interpret=True),
+    "pallas_gpu, keys split": functools.partial(gpu.attention, tiles=gpu.Tiles(128, 4, 4, 8, split=8), interpret=True),
     "cudnn": in_the_place_of_cudnn,
 }
-OWN_SHAPES = (
-    "xla",
-    "xla_chunked",
-    "xla_decode",
-    "cudnn",
-)  # the others see every case at one shape: fewer programs to compile
+# The others see every case at one shape: fewer programs to compile.
+OWN_SHAPES = ("xla", "xla_chunked", "xla_decode", "cudnn")
 ONE_SHAPE = (19, 21)
 
 
@@ -235,14 +232,34 @@ def test_output_and_gradients(case, implementation):
     agree(computed(inputs, mask, implementation), expected(inputs, mask))
 
 
-def test_what_takes_no_part_may_hold_nan_and_is_exactly_zero(case, implementation):
+@pytest.mark.parametrize(
+    "name", [name for name, (mask, _) in CASES.items() if not mask.causal and mask.kv_segments.size]
+)
+def test_splash(name, monkeypatch):
+    """Where its masks, fixed ahead, can say what ours do: not causal, and some key."""
+    monkeypatch.setitem(RUNS, "splash", functools.partial(library.splash, interpret=True))
+    mask, kv_heads = CASES[name]
+    check_what_takes_no_part(mask, random_inputs(mask, kv_heads), "splash", tolerance=1e-5)
+
+
+def test_tokamax(case, monkeypatch):
+    pytest.importorskip("tokamax", reason="pip install tokamax")
+    monkeypatch.setitem(RUNS, "tokamax", library.tokamax)
     mask, inputs = case
+    check_what_takes_no_part(mask, inputs, "tokamax", tolerance=1e-5)
+
+
+def test_what_takes_no_part_may_hold_nan_and_is_exactly_zero(case, implementation):
+    check_what_takes_no_part(*case, implementation)
+
+
+def check_what_takes_no_part(mask: AttentionMask, inputs: Inputs, implementation: str, tolerance: float = 2e-6) -> None:
     allowed = written_out(mask)
     blind, unseen = ~allowed.any(axis=2), ~allowed.any(axis=1)
     for x, idle in zip(inputs, (blind, unseen, unseen, blind), strict=True):
         x[idle] = np.nan
     found = computed(inputs, mask, implementation)
-    agree(found, expected(inputs, mask))
+    agree(found, expected(inputs, mask), tolerance)
     for x, idle in zip(found, (blind, blind, unseen, unseen), strict=True):
         assert not np.any(x[idle])
 

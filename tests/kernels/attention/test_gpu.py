@@ -44,6 +44,37 @@ def test_lowers_for_cuda(case):
         assert f"attention_{kernel}" in text
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 64), (28, 4, 128), (12, 2, 128)])
+def test_a_decoding_step_lowers_with_keys_split(heads, kv_heads, head_dim):
+    shapes = arguments(jnp.bfloat16, 1, 8832, heads, kv_heads, head_dim, True)
+    step = jax.jit(lambda q, kv, mask: gpu.attention(q, kv, kv, mask=mask)).trace(*shapes)
+    assert "attention_forward_kernel" in step.lower(lowering_platforms=("cuda",)).as_text()
+    (call,) = [eqn for eqn in all_equations(step.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"]
+    # 46 parts of 192 keys of each of two samples; all heads of a KV head are rows of one block
+    assert call.params["grid_mapping"].grid == (1, kv_heads, 2 * 46)
+    assert not [eqn for eqn in all_equations(step.jaxpr.jaxpr) if copies_the_cache(eqn)]
+
+
+def all_equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            yield from all_equations(inner)
+
+
+def copies_the_cache(equation) -> bool:
+    """Whether it writes something of the cache's size elsewhere; a pad by nothing does not."""
+    if equation.primitive.name not in ("pad", "transpose", "convert_element_type"):
+        return False
+    before, after = equation.invars[0].aval, equation.outvars[0].aval
+    return after.size >= 2 * 8832 * 64 and (equation.primitive.name != "pad" or before.shape != after.shape)
+
+
+@pytest.mark.parametrize(("length", "part"), [(8832, 192), (8192, 256), (300, 256), (320, 256), (7 * 64, 256)])
+def test_parts_leave_no_padding_where_they_need_not(length, part):
+    assert gpu.part_of(length, gpu.Tiles()) == part
+
+
 def test_a_program_visits_the_blocks_with_work_and_no_other():
     order = jnp.arange(32)[None]
     segments = jnp.array([[1] * 12 + [2] * 12 + [0] * 8])

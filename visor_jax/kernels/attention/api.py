@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 IMPLEMENTATIONS: dict[str, Entry] = {
     "xla": Entry(base.attention, partitioned=True),
     "xla_chunked": Entry(xla_chunked.attention),
-    "xla_decode": Entry(xla_decode.attention, None, xla_decode.refusal, partitioned=True),
+    "xla_decode": Entry(xla_decode.attention, None, xla_decode.refusal),
     "pallas_tpu": Entry(tpu.attention, ("tpu",), tpu.refusal),
     "pallas_gpu": Entry(gpu.attention, ("gpu",), lambda q, k, mask: gpu.refusal(q, k, mask) or gpu.device_refusal()),
     "cudnn": Entry(library.cudnn, ("gpu",), library.cudnn_refusal),

@@ -4,8 +4,11 @@ In and out: as `base.attention`, in float32, bfloat16 or float16, on NVIDIA GPUs
 program per block of queries of one head (output, gradient of q) or block of keys of one KV head (gradients of k and v).
 Each reads how many blocks of the other side have work and which (`blocks.block_kinds`, compacted), and meets no other.
 
+Where queries are few (a decoding step), keys are split: each part is a sample of its own to the kernel, all query heads
+of a KV head are rows of one block, and the parts are put together by their log-sum-exp.
+
 Sums and softmax are in float32. The operands of half precision products are half precision, the weights among them.
-Lengths and head dims are padded inside, head dims to a power of two.
+Arrays are read as they lie, never transposed. Lengths and head dims are padded inside, head dims to a power of two.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from visor_jax.kernels.attention.base import AttentionMask, validate
+from visor_jax.kernels.attention.base import AttentionMask, unfold, validate
 from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, prepared
 from visor_jax.kernels.attention.gpu_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
+from visor_jax.kernels.attention.splits import put_together
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -32,12 +37,16 @@ HEAD_DIMS = (16, 32, 64, 128, 256)
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Block lengths in queries and in keys, powers of two of at least 16 on hardware; forward and backward."""
+    """Block lengths in queries and in keys, powers of two of at least 16 on hardware; forward and backward.
+
+    Where all heads of the queries fit into one block, keys are split into parts of at most `split`.
+    """
 
     queries: int = 64
     keys: int = 64
     grad_queries: int = 32
     grad_keys: int = 32
+    split: int = 256
 
 
 def attention(
@@ -94,18 +103,67 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, 
 
 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool):
+    few = q.shape[1] * (q.shape[2] // k.shape[2]) <= tiles.queries and k.shape[1] > tiles.split
+    out, log_sum = (_split if few else _whole)(q, k, v, mask, tiles, interpret)
+    out = out.astype(q.dtype)
+    return out, (q, k, v, mask, out, log_sum)
+
+
+def _whole(
+    q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool, dtype: DTypeLike | None = None
+) -> tuple[Float[Array, "B Tq H D"], Float[Array, "B H Tq"]]:
+    """Output in `dtype` or that of q, and the log-sum-exp of each row, plus infinity where nothing is seen."""
     call = Call.of(q, k, mask, tiles.queries, tiles.keys, interpret)
-    arrays = (call.queries(q), call.keys(k), call.keys(v))
-    shape = arrays[0].shape
+    rows = call.queries(q)
+    batch, length, heads, _ = rows.shape
     out, log_sum = call.run(
         forward_kernel,
         call.work(by_keys=False),
-        (*call.ids(), *arrays),
-        (jax.ShapeDtypeStruct(shape, q.dtype), jax.ShapeDtypeStruct(shape[:3], jnp.float32)),
+        (*call.ids(), rows, call.keys(k), call.keys(v)),
+        (jax.ShapeDtypeStruct(rows.shape, dtype or q.dtype), jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)),
         outer="queries",
     )
-    out = out[:, :, : q.shape[1], : q.shape[3]].swapaxes(1, 2)
-    return out, (q, k, v, mask, out, log_sum[:, :, : q.shape[1]])
+    return out[:, : q.shape[1], :, : q.shape[3]], log_sum[:, :, : q.shape[1]]
+
+
+def _split(
+    q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool
+) -> tuple[Float[Array, "B Tq H D"], Float[Array, "B H Tq"]]:
+    """The same in float32, for few queries: a program for each part of the keys and each KV head."""
+    batch, q_length, num_heads, head_dim = q.shape
+    kv_heads, part = k.shape[2], part_of(k.shape[1], tiles)
+    group = num_heads // kv_heads
+    mask, more = prepared(mask, 1, part), -k.shape[1] % part
+    parts = mask.kv_segments.shape[1] // part
+
+    def parted(x: Array) -> Float[Array, "B*S C ..."]:
+        return x.reshape(batch * parts, part, *x.shape[2:])
+
+    def for_all(x: Array) -> Array:
+        return jnp.repeat(x, parts, axis=0)
+
+    rows = q.reshape(batch, q_length, kv_heads, group, head_dim).transpose(0, 3, 1, 2, 4)
+    keys, values = (parted(jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))) for x in (k, v))
+    part_mask = AttentionMask(
+        q_positions=for_all(jnp.tile(mask.q_positions, (1, group))),
+        kv_positions=parted(mask.kv_positions),
+        q_segments=for_all(jnp.tile(mask.q_segments, (1, group))),
+        kv_segments=parted(mask.kv_segments),
+        causal=mask.causal,
+    )
+    rows = for_all(rows.reshape(batch, group * q_length, kv_heads, head_dim))
+    tiles = dataclasses.replace(tiles, queries=min(tiles.queries, max(16, pl.next_power_of_2(rows.shape[1]))))
+    outs, log_sums = _whole(rows, keys, values, part_mask, tiles, interpret, jnp.float32)
+    outs = outs.swapaxes(1, 2).reshape(batch, parts, kv_heads, group * q_length, head_dim)
+    out, log_sum = put_together(outs, log_sums.reshape(outs.shape[:4]))
+    return unfold(out, q.shape), log_sum.reshape(batch, num_heads, q_length)
+
+
+def part_of(length: int, tiles: Tiles) -> int:
+    """Keys of a part: blocks of keys, at most `tiles.split`, without padding if more than half of that allows it."""
+    most = max(1, tiles.split // tiles.keys)
+    blocks = next((n for n in range(most, most // 2, -1) if length % (n * tiles.keys) == 0), most)
+    return blocks * tiles.keys
 
 
 def _backward(tiles: Tiles, interpret: bool, saved, grad: Array):
@@ -114,7 +172,7 @@ def _backward(tiles: Tiles, interpret: bool, saved, grad: Array):
     # 0 * NaN is NaN: a query that sees nothing is replaced before it is multiplied.
     sees = (log_sum != jnp.inf).swapaxes(1, 2)[..., None]
     rows, grad_rows = (call.queries(jnp.where(sees, x, 0)) for x in (q, grad.astype(q.dtype)))
-    delta = jnp.sum(grad_rows.astype(jnp.float32) * call.queries(out).astype(jnp.float32), axis=-1)
+    delta = jnp.sum(grad_rows.astype(jnp.float32) * call.queries(out).astype(jnp.float32), axis=-1).swapaxes(1, 2)
     more = call.mask.q_segments.shape[1] - q.shape[1]
     log_sum = jnp.pad(log_sum, ((0, 0), (0, 0), (0, more)), constant_values=jnp.inf)
     arrays = (*call.ids(), rows, call.keys(k), call.keys(v), grad_rows, log_sum, delta)
@@ -124,8 +182,8 @@ def _backward(tiles: Tiles, interpret: bool, saved, grad: Array):
     )
     grad_k, grad_v = call.run(grad_kv_kernel, call.work(by_keys=True), arrays, (like_keys, like_keys), outer="keys")
     return (
-        grad_q[:, :, : q.shape[1], : q.shape[3]].swapaxes(1, 2),
-        *(x[:, :, : k.shape[1], : k.shape[3]].swapaxes(1, 2) for x in (grad_k, grad_v)),
+        grad_q[:, : q.shape[1], :, : q.shape[3]],
+        *(x[:, : k.shape[1], :, : k.shape[3]] for x in (grad_k, grad_v)),
         jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), mask),  # integers and booleans have no gradient
     )
 
@@ -137,7 +195,7 @@ _attention.defvjp(_forward, _backward)
 
 
 class Call(NamedTuple):
-    """What the kernels of one pass share: the mask at padded lengths, block lengths, how to lay out and to run."""
+    """What the kernels of one pass share: the mask at padded lengths, block lengths, how to pad and to run."""
 
     mask: AttentionMask
     sizes: Sizes
@@ -150,15 +208,14 @@ class Call(NamedTuple):
         head_dim = next(size for size in HEAD_DIMS if size >= q.shape[3])
         return cls(prepared(mask, queries, keys), sizes, head_dim, interpret)
 
-    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B H n*bq D"]:
-        return self._laid_out(x, self.mask.q_segments.shape[1])
+    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B n*bq H D"]:
+        return self._padded(x, self.mask.q_segments.shape[1])
 
-    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B K m*bk D"]:
-        return self._laid_out(x, self.mask.kv_segments.shape[1])
+    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B m*bk K D"]:
+        return self._padded(x, self.mask.kv_segments.shape[1])
 
-    def _laid_out(self, x: Array, length: int) -> Array:
-        more = (length - x.shape[1], self.head_dim - x.shape[3])
-        return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
+    def _padded(self, x: Array, length: int) -> Array:
+        return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, self.head_dim - x.shape[3])))
 
     def ids(self) -> tuple[Array, ...]:
         """Segments and positions of queries [B,n*bq] and of keys [B,m*bk]."""
@@ -190,13 +247,15 @@ class Call(NamedTuple):
         return pl.pallas_call(
             functools.partial(kernel, sizes=self.sizes),
             out_shape=list(results),
-            grid=(work.shape[1], results[0].shape[1], work.shape[0]),
+            grid=(work.shape[1], results[0].shape[2], work.shape[0]),
             in_specs=[
                 pl.BlockSpec((None, None, work.shape[2]), lambda i, h, b: (b, i, 0)),
                 *(self.spec(kind, x.shape, outer) for kind, x in zip(kinds, arrays, strict=True)),
             ],
             out_specs=[
-                pl.BlockSpec((None, None, block, *x.shape[3:]), lambda i, h, b, n=x.ndim - 3: (b, h, i, *[0] * n))
+                pl.BlockSpec((None, block, None, x.shape[3]), lambda i, h, b: (b, i, h, 0))
+                if x.ndim == 4
+                else pl.BlockSpec((None, None, block), lambda i, h, b: (b, h, i))
                 for x in results
             ],
             compiler_params=plgpu.CompilerParams(num_warps=4 if self.head_dim <= 64 else 8, num_stages=2),
@@ -205,16 +264,19 @@ class Call(NamedTuple):
         )(work, *arrays)
 
     def spec(self, kind: str, shape: tuple[int, ...], outer: str) -> pl.BlockSpec:
-        """What of an array [B, heads, length, ...] or ids [B, length] a program can reach: all of a sample's heads."""
-        rest = (0,) * (len(shape) - 2)
+        """What a program can reach of ids [B,L], rows [B,L,heads,D] or numbers of rows [B,heads,L]: a sample's, whole.
+
+        Of the heads it reaches its own; a block of keys reaches the group of query heads that share them, a block of
+        queries the KV head that it shares.
+        """
         if kind == "ids":
             return pl.BlockSpec((None, shape[1]), lambda i, h, b: (b, 0))
-        if outer == "keys":
-            heads = self.sizes.group if kind == "q" else None
-            return pl.BlockSpec((None, heads, *shape[2:]), lambda i, h, b: (b, h, *rest))
-        group = self.sizes.group if kind == "kv" else 1
+        heads = self.sizes.group if (outer, kind) == ("keys", "q") else None
+        shared = self.sizes.group if (outer, kind) == ("queries", "kv") else 1
 
-        def index(i, h, b):
-            return (b, jax.lax.div(h, jnp.asarray(group, jnp.result_type(h))), *rest)
+        def head(h):
+            return jax.lax.div(h, jnp.asarray(shared, jnp.result_type(h)))
 
-        return pl.BlockSpec((None, None, *shape[2:]), index)
+        if len(shape) == 3:
+            return pl.BlockSpec((None, heads, shape[2]), lambda i, h, b: (b, head(h), 0))
+        return pl.BlockSpec((None, shape[1], heads, shape[3]), lambda i, h, b: (b, 0, head(h), 0))

@@ -89,7 +89,7 @@ def grad_kv_kernel(
         g, n = jax.lax.div(n, count), jax.lax.rem(n, count)
         here = pl.ds(work[1 + n] * sizes.queries, sizes.queries)
         allowed = may_see((q_segments[here], q_positions[here]), ids, sizes)
-        rows, grad_rows = q[g, here, :], grad[g, here, :]
+        rows, grad_rows = q[here, g, :], grad[here, g, :]
         keys, values = where_seen(k[there, :], allowed), where_seen(v[there, :], allowed)
         weights, grad_logits = recomputed(
             rows, keys, values, grad_rows, log_sum[g, here], delta[g, here], allowed, sizes

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float, Int
 
@@ -70,6 +71,8 @@ def tokamax(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array
     if reason := tokamax_refusal(q, k, mask):
         raise ValueError(f"tokamax cannot serve: {reason}")
     library = importlib.import_module("tokamax")
+    if not flags.FLAGS.is_parsed():  # it reads absl's flags, which few programs parse
+        flags.FLAGS.mark_as_parsed()
     return by_array(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
 
 

@@ -1,21 +1,21 @@
-"""Attention of a few queries over a long cache, in plain XLA: only stretches of keys that someone sees are read.
+"""Attention of a few queries over a long cache, in plain XLA: only stretches of keys that are seen are read.
 
-In and out: as `base.attention`. Keys are split into chunks; those in which nothing is visible for any sample (a cache
-is mostly room for what may still come) are passed over, the others meet all samples and heads at once, in the layout
-and dtype of the cache: no copy of it is made. The backward pass is `xla_chunked`'s.
+In and out: as `base.attention`. Each sample's keys are split into chunks. A loop goes over the pairs of sample and
+chunk in which something is visible (a cache is mostly room for what may still come), so that ragged lengths cost what
+they hold, not what the longest holds; a chunk is read in the layout and dtype of the cache, of which no copy is made.
+The parts of a sample are put together at the end. The backward pass is `xla_chunked`'s.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from visor_jax.kernels.attention import xla_chunked
-from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, validate, widened
+from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate, widened
+from visor_jax.kernels.attention.splits import put_together
 
 CHUNK = 1024
 MOST_QUERIES = 16
@@ -53,54 +53,72 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
     if 0 in (q.size, k.size):
         return jnp.zeros_like(q)
     grouped = q.reshape(batch, q_length, kv_heads, num_heads // kv_heads, head_dim)
-    chunks, count = chunks_with_work(mask, size)
+    pairs, count, chunks = pairs_with_work(mask, size)
 
-    def step(n, carry):
-        peak, total, acc, sees = carry
+    def step(n, parts):
+        sample, chunk = pairs[n] // chunks, pairs[n] % chunks
         # The last chunk may reach back into the one before it: what that one has is masked here.
-        first = chunks[n] * size
-        start = jnp.minimum(first, k.shape[1] - size)
-        keys, values, part = at(start, size, k, v, mask)
-        new = (start + jnp.arange(size) >= first)[None, None, :]
-        allowed = part.as_array() & new  # [B,Tq,C]
-        seen = jnp.any(allowed, axis=1)[:, :, None, None]
-        keys, values = jnp.where(seen, keys, 0), jnp.where(seen, values, 0)
-        logits = jnp.einsum("BTKGD,BCKD->BKGTC", grouped, keys, preferred_element_type=peak.dtype) * head_dim**-0.5
-        logits = jnp.where(allowed[:, None, None], logits, MASKED_LOGIT)
-        new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
-        weights, shrink = jnp.exp(logits - new_peak[..., None]), jnp.exp(peak - new_peak)
-        read = jnp.einsum("BKGTC,BCKD->BKGTD", weights, values, preferred_element_type=peak.dtype)
-        acc = acc * shrink[..., None] + read
-        return new_peak, total * shrink + jnp.sum(weights, axis=-1), acc, sees | jnp.any(allowed, axis=2)
+        start = jnp.minimum(chunk * size, k.shape[1] - size)
+        keys, values, allowed = at(sample, start, size, k, v, mask)
+        allowed &= start + jnp.arange(size) >= chunk * size
+        part = one_part(grouped[sample], keys, values, allowed)
+        return jax.tree.map(lambda parts, part: parts.at[sample, chunk].set(part), parts, part)
 
-    zeros = jnp.zeros((batch, kv_heads, num_heads // kv_heads, q_length), widened(q[:0]).dtype)
-    start = (
-        zeros + MASKED_LOGIT,
-        zeros,
-        jnp.zeros((*zeros.shape, head_dim), zeros.dtype),
-        jnp.zeros(q.shape[:2], bool),
+    shape = (batch, chunks, kv_heads, num_heads // kv_heads * q_length)
+    wide = widened(q[:0]).dtype
+    parts = (jnp.zeros((*shape, head_dim), wide), jnp.full(shape, jnp.inf, wide))
+    out, _ = put_together(*jax.lax.fori_loop(0, count, step, parts))
+    return unfold(out, q.shape).astype(q.dtype)
+
+
+def one_part(
+    q: Float[Array, "Tq K G D"],
+    keys: Float[Array, "C K D"],
+    values: Float[Array, "C K D"],
+    allowed: Bool[Array, "Tq C"],
+) -> tuple[Float[Array, "K R D"], Float[Array, "K R"]]:
+    """Output and log-sum-exp of all query heads over one chunk; R = G*Tq, rows as in `base.fold`."""
+    kv_heads, head_dim = keys.shape[1:]
+    wide = widened(q[:0]).dtype
+    seen, sees = jnp.any(allowed, axis=0)[:, None, None], jnp.any(allowed, axis=1)
+    keys, values = jnp.where(seen, keys, 0), jnp.where(seen, values, 0)
+    logits = jnp.einsum("TKGD,CKD->KGTC", q, keys, preferred_element_type=wide) * head_dim**-0.5
+    logits = jnp.where(allowed, logits, MASKED_LOGIT)
+    peak = jnp.max(logits, axis=-1)
+    weights = jnp.exp(logits - peak[..., None])
+    total = jnp.sum(weights, axis=-1)  # [K,G,Tq]
+    read = jnp.einsum("KGTC,CKD->KGTD", weights, values, preferred_element_type=wide)
+    out = jnp.where(sees[:, None], read / total[..., None], 0)
+    log_sum = jnp.where(sees, peak + jnp.log(total), jnp.inf)
+    return out.reshape(kv_heads, -1, head_dim), log_sum.reshape(kv_heads, -1)
+
+
+def pairs_with_work(mask: AttentionMask, size: int) -> tuple[Array, Array, int]:
+    """The pairs of sample and chunk of `size` keys in which some query sees a key, those first, as sample * m + chunk;
+    their count; and m, the chunks of a sample."""
+    seen = jnp.any(mask.as_array(), axis=1)
+    seen = jnp.pad(seen, ((0, 0), (0, -seen.shape[1] % size))).reshape(seen.shape[0], -1, size)
+    idle = ~jnp.any(seen, axis=2)
+    return jnp.argsort(idle.reshape(-1), stable=True), jnp.sum(~idle), idle.shape[1]
+
+
+def at(
+    sample: Array, start: Array, size: int, k: Array, v: Array, mask: AttentionMask
+) -> tuple[Float[Array, "C K D"], Float[Array, "C K D"], Bool[Array, "Tq C"]]:
+    """Keys and values of `size` keys of a sample from `start` on, and which of its queries may see them."""
+
+    def keys(x: Array) -> Array:
+        return jax.lax.dynamic_slice(x, (sample, start, *[0] * (x.ndim - 2)), (1, size, *x.shape[2:]))
+
+    part = AttentionMask(
+        q_positions=mask.q_positions[sample][None],
+        kv_positions=keys(mask.kv_positions),
+        q_segments=mask.q_segments[sample][None],
+        kv_segments=keys(mask.kv_segments),
+        active=None if mask.active is None else mask.active[sample][None],
+        causal=mask.causal,
     )
-    _, total, acc, sees = jax.lax.fori_loop(0, count, step, start)
-    sees = sees[:, None, None]
-    out = jnp.where(sees[..., None], acc / jnp.where(sees, total, 1)[..., None], 0)  # [B,K,G,Tq,D]
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
-
-
-def chunks_with_work(mask: AttentionMask, size: int) -> tuple[Array, Array]:
-    """The chunks of `size` keys in which some query of some sample sees a key, those first, and their count."""
-    seen = jnp.any(mask.as_array(), axis=(0, 1))
-    idle = ~jnp.any(jnp.pad(seen, (0, -seen.shape[0] % size)).reshape(-1, size), axis=1)
-    return jnp.argsort(idle, stable=True), jnp.sum(~idle)
-
-
-def at(start: Array, size: int, k: Array, v: Array, mask: AttentionMask) -> tuple[Array, Array, AttentionMask]:
-    """Keys, values and mask of `size` keys from `start` on."""
-
-    def cut(x: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(x, start, size, axis=1)
-
-    part = dataclasses.replace(mask, kv_positions=cut(mask.kv_positions), kv_segments=cut(mask.kv_segments))
-    return cut(k), cut(v), part
+    return keys(k)[0], keys(v)[0], part.as_array()[0]
 
 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
