@@ -6,9 +6,10 @@
 Needs `pip install libtpu` (extra `aot`), best into an environment of its own: where libtpu is installed, `import jax`
 looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
 whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM beside arguments and
-results, the scoped VMEM bytes of each kernel, and the collectives: only the decoder has any, for its gradients (it is
-LLaVA-OneVision-0.5B's, one sample of 8,192 tokens a chip, budget at run time, remat). What the file has of other
-topologies and cases stays. Exit status 1 if any program does not compile.
+results, the scoped VMEM bytes of each kernel, and the collectives; null where XLA cannot write the program down. Only
+the decoder has collectives, for its gradients (it is LLaVA-OneVision-0.5B's, one sample of 8,192 tokens a chip, budget
+at run time, remat). What the file has of other topologies and cases stays. Exit status 1 if any program does not
+compile.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def compile_one(program: Callable[..., Any], arguments: tuple[Any, ...]) -> dict
         "compiled": True,
         "seconds": round(time.perf_counter() - start, 1),
         "hbm_bytes": memory and memory.temp_size_in_bytes,
-        "scoped_vmem_bytes": scoped_memory(text),
-        "collectives": {name: count for name, count in found.items() if count},
+        "scoped_vmem_bytes": scoped_memory(text) if text else None,
+        "collectives": {name: count for name, count in found.items() if count} if text else None,
     }
 
 
