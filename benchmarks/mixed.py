@@ -4,9 +4,10 @@
 
 One self-attention slot of the configured decoder (layer weights random), forward and backward, over a batch in which 0
 to all samples have it on. Ways: `masked`, every row through the layer, kernels skip what is off; `compacted`, the rows
-that are on brought together (what the model does); `grouped`, a batch for each budget, made on the host; `any`, all
-rows as soon as one is on, nothing skipped. Interleaved in every round; seconds are medians, `over_grouped` is the ratio
-within a round with quartiles. Out: `benchmarks/results/mixed_PLATFORM.json`.
+that are on brought together (what the model does); `recomputed`, the same with `train.remat`; `grouped`, a batch for
+each budget, made on the host; `any`, all rows as soon as one is on, nothing skipped. Interleaved in every round;
+seconds are medians, `over_grouped` is the ratio within a round with quartiles; `temporary_bytes` is what the program of
+a way needs beside arguments and results. Out: `benchmarks/results/mixed_PLATFORM.json`.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         on = np.random.default_rng(0).permutation(np.arange(args.rows) < count)
         rows[str(count)] = measured(made, params, inputs, on, args.repeats)
         print(f"{count} of {args.rows} on:", {name: round(row["seconds"], 4) for name, row in rows[str(count)].items()})
+    everywhere = (params, *inputs, jnp.ones(args.rows, bool))
+    memory = {name: made[name].lower(*everywhere).compile().memory_analysis() for name in made}
+    sizes = {name: found and found.temp_size_in_bytes for name, found in memory.items()}
     device = jax.devices()[0]
     given = {name: value for name, value in vars(args).items() if name != "out"}
     given["config"] = os.path.relpath(args.config, ROOT)
     result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__, "attention": chosen(arch, args)}
+    result["temporary_bytes"] = sizes
     write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
 
 
@@ -95,7 +100,7 @@ def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: 
     return v, t, ordered(stream)
 
 
-def with_gradients(slot: Slot) -> Callable[..., Any]:
+def with_gradients(slot: Slot) -> Any:
     """(params, V, T, stream, on) -> gradients by parameters, V and T of the sum of squares of what comes out."""
 
     def loss(params, visual, text, stream, on):
@@ -104,7 +109,7 @@ def with_gradients(slot: Slot) -> Callable[..., Any]:
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 
 
-def programs(arch: Architecture) -> dict[str, Callable[..., Any]]:
+def programs(arch: Architecture) -> dict[str, Any]:
     """The slot for all rows, for none, for some by masks, and for some brought together; each with its gradients."""
 
     def joint(params, visual, text, on, stream):
@@ -119,11 +124,14 @@ def programs(arch: Architecture) -> dict[str, Callable[..., Any]]:
     def compacted(params, visual, text, on, stream):
         return mixed_self_attention(params, visual, text, on, stream, arch)
 
-    return {slot.__name__: with_gradients(slot) for slot in (joint, alone, masked, compacted)}
+    def recomputed(params, visual, text, on, stream):
+        return mixed_self_attention(params, visual, text, on, stream, arch, remat=True)
+
+    return {slot.__name__: with_gradients(slot) for slot in (joint, alone, masked, compacted, recomputed)}
 
 
 def measured(
-    made: Mapping[str, Callable[..., Any]], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
+    made: Mapping[str, Any], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
 ) -> dict[str, Any]:
     """Way -> median seconds, and the quartiles of its time over that of `grouped` in the same round."""
     whole = (params, *inputs, jnp.asarray(on))
@@ -135,6 +143,7 @@ def measured(
     ways = {
         "masked": partial(made["masked"], *whole),
         "compacted": partial(made["compacted"], *whole),
+        "recomputed": partial(made["recomputed"], *whole),
         "grouped": lambda: [part() for part in parts],
         "any": partial(made["joint" if on.any() else "alone"], params, *inputs, None),
     }

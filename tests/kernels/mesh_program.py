@@ -2,7 +2,7 @@
 
 Prints one JSON object: for each kernel and mesh ("replica x fsdp x tensor") the largest difference of output and
 gradients, and how many samples and KV heads, or rows and words, a device got to see. And what bringing the stream into
-order of position sends between devices.
+order of position, and a batch of mixed budgets, send between devices.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from visor_jax import testing
 from visor_jax.compiling import QUICK
 from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu, xla_decode
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
+from visor_jax.model.decoder import at, mixed_self_attention
 from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
 
 MESHES = [(1, 4, 2), (2, 2, 2), (1, 1, 8)]
@@ -117,6 +119,26 @@ def order_report() -> dict[str, Any]:
     return {"order": re.findall(r" (all-\w+|collective-\w+|scatter)\(", text)}
 
 
+def mixed_report() -> dict[str, Any]:
+    """A slot in a batch that is split, some of whose samples have it on: worst difference, and what devices send."""
+    arch = testing.tiny_architecture(3)
+    layer = at(testing.random_params(arch)["blocks"], 0)["self"]
+    visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 4),), ((2, 2),)) * 8))
+    on = jnp.arange(visual.shape[0]) % 3 == 0
+
+    def slot(layer, visual, text, on, stream):
+        return mixed_self_attention(layer, visual, text, on, stream, arch)
+
+    wanted = slot(layer, visual, text, on, stream)
+    with a_mesh((2, 4, 1)) as mesh:
+        samples, whole = NamedSharding(mesh, PartitionSpec(("replica", "fsdp"))), NamedSharding(mesh, PartitionSpec())
+        inputs = jax.tree.map(lambda x: jax.device_put(x, samples), (visual, text, on, stream))
+        program = jax.jit(slot).lower(jax.device_put(layer, whole), *inputs).compile()
+        found = program(jax.device_put(layer, whole), *inputs)
+    sent = re.findall(r"= (\S+) (all-\w+|collective-\w+|scatter)(?:-start)?\(", program.as_text() or "")
+    return {"mixed": {"worst": worst(found, wanted), "sent": sorted({" ".join(x) for x in sent})}}
+
+
 @contextlib.contextmanager
 def a_mesh(sizes: tuple[int, int, int]) -> Iterator[Mesh]:
     mesh = Mesh(np.array(jax.devices()).reshape(sizes), ("replica", "fsdp", "tensor"))
@@ -130,4 +152,4 @@ def worst(found, wanted) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(attention_report() | cross_entropy_report() | order_report()))
+    print(json.dumps(attention_report() | cross_entropy_report() | order_report() | mixed_report()))

@@ -15,12 +15,14 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
+from visor_jax.model import decoder
 from visor_jax.model.decoder import (
     at,
     cross_layer,
     decode,
     joint_layer,
     mixed_self_attention,
+    part_size,
     run_layers,
     specialize,
     text_layer,
@@ -225,26 +227,53 @@ def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
     assert off.outvars[0] in off.invars
 
 
-def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct) -> None:
+def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, monkeypatch) -> None:
     """Rounded up to quarters of the batch; whichever rows they are, each comes out as it would alone."""
     arch, num_visual, num_text, (params, *one) = distinct
     layer, rows = at(params["blocks"], 0)["self"], 8
     several = jax.tree.map(lambda x: jnp.concatenate([x] * rows), one)
     several = [x + 0.1 * random_like(x) for x in several[:2]] + several[2:]
+    alone = [testing.quick_jit(run)(layer, *several) for run in (joint_alone(arch), text_alone(arch))]
+    computed: list[int] = []
+
+    def counted(params, visual, *rest):
+        jax.debug.callback(lambda: computed.append(visual.shape[0]))
+        return joint_layer(params, visual, *rest)
+
+    monkeypatch.setattr(decoder, "joint_layer", counted)
     slot = functools.partial(mixed_self_attention, arch=arch)
     jaxpr = jax.make_jaxpr(slot)(layer, *several[:2], jnp.ones(rows, bool), several[2]).jaxpr
-    (switch,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "cond"]
-    for size, branch in zip((0, 2, 4, 6, 8), switch.params["branches"], strict=True):
-        products = [e for e, *_ in equations(branch.jaxpr) if e.primitive.name == "dot_general"]
-        of_both = [e.outvars[0].aval.shape for e in products if num_visual + num_text in e.outvars[0].aval.shape]
-        assert {shape[0] for shape in of_both} == ({size} if size else set())
-    alone = [testing.quick_jit(run)(layer, *several) for run in (joint_alone(arch), text_alone(arch))]
+    for inside, sizes, _ in products(jaxpr):
+        assert inside == ("on",) or (num_visual not in sizes and num_visual + num_text not in sizes)
     program = testing.quick_jit(slot)
     for count in range(rows + 1):
         on = np.random.default_rng(count).permutation(rows) < count
         found = program(layer, *several[:2], jnp.asarray(on), several[2])
         for yes, no, x in zip(*alone, found, strict=True):
             assert_close(x, np.where(on[:, None, None], yes, no))
+        jax.effects_barrier()
+        assert computed == [2] * -(-count // 2)
+        computed.clear()
+
+
+@pytest.mark.parametrize(("samples", "size"), [(1, 1), (2, 1), (4, 1), (5, 1), (6, 2), (7, 1), (8, 2), (64, 16)])
+def test_parts_of_a_mixed_batch_are_equal(samples, size) -> None:
+    assert part_size(samples) == size
+
+
+@pytest.mark.parametrize("budget", [(True, False), ((True, False), (False, True))], ids=["all", "per sample"])
+def test_recomputing_changes_no_gradient(inputs, budget) -> None:
+    layers, *streams = inputs
+
+    def loss(layers, visual, text, stream, remat):
+        return sum(
+            jnp.sum(jnp.sin(x)) for x in decode(layers, visual, text, stream, np.array(budget), ARCH, remat=remat)
+        )
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=4)
+    chex.assert_trees_all_close(
+        gradient(layers, *streams, True), gradient(layers, *streams, False), rtol=1e-4, atol=1e-4
+    )
 
 
 def joint_alone(arch: Architecture) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -25,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.mesh import sample_axes
+from visor_jax.kernels.mesh import free_axes, sample_axes
 from visor_jax.model.layers import (
     QKV,
     Linear,
@@ -46,7 +47,7 @@ from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
 from visor_jax.model.vision import stacked
 
 KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
-SIZES = 4  # of the part of a mixed batch whose slot is on: quarters of the batch
+PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot is on are computed
 
 
 Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
@@ -225,54 +226,91 @@ def cross_layer(
 
 
 def optional_self_attention(
-    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture
+    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
 ) -> tuple[Array, Array]:
     """The slot of a super-block at run time: `on` is one boolean, or one per sample [B]."""
     if on.ndim:
-        return mixed_self_attention(params, visual, text, on, stream, arch)
+        return mixed_self_attention(params, visual, text, on, stream, arch, remat=remat)
+    return joint_or_alone(params, visual, text, on, None, stream, arch, remat)
 
-    def joint(visual, text):
-        return joint_layer(params, visual, text, stream, arch)[:2]
 
-    def alone(visual, text):
+def joint_or_alone(
+    params: Params,
+    visual: Array,
+    text: Array,
+    on: Bool[Array, ""],
+    active: Bool[Array, " B"] | None,
+    stream: Stream,
+    arch: Architecture,
+    remat: bool,
+) -> tuple[Array, Array]:
+    """[V; T] through the layer, of the samples that are active, where `on`; else T alone."""
+
+    def joint(visual: Array, text: Array) -> tuple[Array, Array]:
+        return joint_layer(params, visual, text, stream, arch, active)[:2]
+
+    def alone(visual: Array, text: Array) -> tuple[Array, Array]:
         return visual, text_layer(params, text, stream, arch.text)[0]
 
-    return jax.lax.cond(on, joint, alone, visual, text)
+    # What a branch keeps for the backward pass is room that the other one fills with zeros: recomputed, there is none.
+    kept = jax.checkpoint if remat else lambda branch: branch
+    return jax.lax.cond(on, kept(joint), kept(alone), visual, text)
 
 
 def mixed_self_attention(
-    params: Params, visual: Array, text: Array, active: Bool[Array, " B"], stream: Stream, arch: Architecture
+    params: Params,
+    visual: Array,
+    text: Array,
+    active: Bool[Array, " B"],
+    stream: Stream,
+    arch: Architecture,
+    *,
+    remat: bool = False,
 ) -> tuple[Array, Array]:
-    """The slot in a batch of which some samples have it on: these are computed together, the others' V is left alone.
+    """The slot in a batch of which some samples have it on: these are brought together, the others' V is left alone.
 
-    As many rows as are on, rounded up to one of `SIZES` (a branch each), go through the joint layer, so that its
-    projections and MLP skip the rest as the attention kernels do. Where a mesh splits the batch, rows would have to
-    change devices: there all rows go through it or none.
+    The samples that are on come first, and the batch is gone through in up to `PARTS` equal parts: a part goes through
+    the joint layer as soon as one of its samples is on, so that projections and MLP skip the rest as the attention
+    kernels do. Where a mesh splits the batch, each device sorts its own samples, and a part is some of every device's.
     """
-    rows = visual.shape[0]
-    sizes = [0, rows] if sample_axes(rows) else sorted({-(-rows * part // SIZES) for part in range(SIZES + 1)})
-    order = jnp.argsort(~active, stable=True)  # those that are on come first
+    devices = math.prod(free_axes()[axis] for axis in sample_axes(visual.shape[0]))
+    own = active.reshape(devices, -1)
+    order = jnp.argsort(~own, axis=1, stable=True)
+    in_parts = partial(parted, order=order, size=part_size(own.shape[1]))
 
-    def of(size: int) -> Callable[[Array, Array], tuple[Array, Array]]:
-        def run(visual, text):
-            if size == rows:
-                return joint_layer(params, visual, text, stream, arch, active)[:2]
-            alone = text_layer(params, text, stream, arch.text)[0]
-            if size == 0:
-                return visual, alone
-            picked = order[:size]
-            part_visual, part_text, part_stream = jax.tree.map(lambda x: x[picked], (visual, text, stream))
-            seen, told, _ = joint_layer(params, part_visual, part_text, part_stream, arch, active[picked])
-            return visual.at[picked].set(seen), alone.at[picked].set(told)
+    def of_part(_, part: tuple[Array, Array, Array, Stream]):
+        visual, text, active, stream = part
+        return None, joint_or_alone(params, visual, text, jnp.any(active), active, stream, arch, remat)
 
-        return run
+    parts = jax.tree.map(in_parts, (visual, text, active, stream))
+    _, found = jax.lax.scan(of_part, None, parts)
+    return jax.tree.map(partial(unparted, order=order), found)
 
-    smallest = jnp.searchsorted(jnp.asarray(sizes), jnp.sum(active))
-    return jax.lax.switch(smallest, [of(size) for size in sizes], visual, text)
+
+def part_size(samples: int) -> int:
+    """Samples of a part of a mixed batch: the most that make `PARTS` equal parts, or more where they do not divide."""
+    return next(size for size in range(-(-samples // PARTS), 0, -1) if samples % size == 0)
+
+
+def parted(x: Array, order: Int[Array, "devices own"], size: int) -> Array:
+    """[B, ...] in the order of each device, as parts [own / size, devices * size, ...]."""
+    devices, own = order.shape
+    sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, own, *x.shape[1:]), order)
+    parts = sorted_.reshape(devices, own // size, size, *x.shape[1:]).swapaxes(0, 1)
+    return parts.reshape(own // size, devices * size, *x.shape[1:])
+
+
+def unparted(parts: Array, order: Int[Array, "devices own"]) -> Array:
+    """The inverse of `parted`."""
+    devices, own = order.shape
+    count, rows, *rest = parts.shape
+    sorted_ = parts.reshape(count, devices, rows // devices, *rest).swapaxes(0, 1).reshape(devices, own, *rest)
+    back = jnp.argsort(order, axis=1)
+    return jax.vmap(lambda x, back: x[back])(sorted_, back).reshape(devices * own, *rest)
 
 
 def super_block(
-    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture
+    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
 ) -> tuple[Array, Array]:
     """One super-block of the plan; the unit that is scanned."""
     if arch.plan == "dense":
@@ -281,7 +319,7 @@ def super_block(
         return visual, text
     text, _ = text_layer(params["text"], text, stream, arch.text)
     text, _, _ = cross_layer(params["cross_attention"], params["cross"], visual, text, stream, arch.text)
-    return optional_self_attention(params["self"], visual, text, on, stream, arch)
+    return optional_self_attention(params["self"], visual, text, on, stream, arch, remat=remat)
 
 
 def decode(
@@ -306,7 +344,7 @@ def decode(
 
     def body(state, block):
         (block_params, block_on), (visual, text) = block, state
-        return super_block(block_params, visual, text, block_on, stream, arch), None
+        return super_block(block_params, visual, text, block_on, stream, arch, remat=remat), None
 
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
         body = jax.checkpoint(body) if remat else body
