@@ -4,9 +4,9 @@
 
 On the CPU, float32, forward and with gradients: text over 7,290 visual keys, the last queries of the joint stream and
 all of them, by the plain reference (for the whole stream, whose logits take 3 GB, forward only), the chunked loop, and
-torch's SDPA where torch is installed. The goal is at least 2.5 times the reference's speed. On a GPU: bfloat16 at the
-shapes of the 0.5B and 7B models: our kernels, cuDNN, tokamax where it is installed, the chunked loop, in TFLOP/s; and
-our kernels' time against the share of samples whose slot is off.
+torch's SDPA where torch is installed; and a decoding step over full and ragged caches. The goal is at least 2.5 times
+the reference's speed. On a GPU: bfloat16 at the shapes of the 0.5B and 7B models: our kernels, cuDNN, tokamax where it
+is installed, the loops, in TFLOP/s; and our kernels' time against the share of samples whose slot is off.
 
 All contenders run in turn in every round, so that a change of load hits all alike; medians with quartiles, and ratios
 to the first contender within the same round. `--shrink N` divides all lengths, to see that everything runs. Out:
@@ -43,13 +43,17 @@ class Shape(NamedTuple):
     kv_heads: int
     head_dim: int
     causal: bool
+    held: tuple[float, ...] = (1.0,)  # of the keys, the share that samples hold, in turn: a cache has room to spare
 
     @property
     def flops(self) -> float:
         """Of the forward pass; the queries are the last of the stream, and causal ones see what comes before them."""
         seen = self.keys - (self.queries - 1) / 2 if self.causal else self.keys
-        logits = self.batch * self.heads * self.queries * seen
+        logits = self.heads * self.queries * seen * sum(self.held_by_sample())
         return 4 * logits * self.head_dim
+
+    def held_by_sample(self) -> list[float]:
+        return [self.held[sample % len(self.held)] for sample in range(self.batch)]
 
     @property
     def logits_bytes(self) -> float:
@@ -57,21 +61,32 @@ class Shape(NamedTuple):
         return 4.0 * self.batch * self.heads * self.queries * self.keys
 
     def shrunk(self, by: int) -> Shape:
-        return self._replace(queries=max(self.queries // by, 2) // 2 * 2, keys=max(self.keys // by, 2) // 2 * 2)
+        queries, keys = (max(length // by, 2) // 2 * 2 if length > 1 else 1 for length in (self.queries, self.keys))
+        return self._replace(queries=queries, keys=keys)
 
 
+RAGGED = (1.0, 0.5, 0.1, 0.02)
 CPU_SHAPES = {
     "text over visual keys": Shape(1, 100, 7290, 14, 2, 64, False),
     "1,024 queries of the stream": Shape(1, 1024, 7290, 14, 2, 64, True),
     "the whole stream": Shape(1, 7290, 7290, 14, 2, 64, True),
+    "one query over a cache": Shape(1, 1, 8832, 14, 2, 64, True),
+    "one query over four ragged caches": Shape(4, 1, 8832, 14, 2, 64, True, RAGGED),
 }
 GPU_SHAPES = {
     "0.5B joint": Shape(8, 8832, 8832, 14, 2, 64, True),
     "0.5B cross": Shape(8, 512, 8832, 14, 2, 64, False),
     "7B joint": Shape(4, 8832, 8832, 28, 4, 128, True),
     "7B cross": Shape(4, 512, 8832, 28, 4, 128, False),
+    "0.5B decoding": Shape(16, 1, 8832, 14, 2, 64, True),
+    "0.5B decoding, ragged": Shape(16, 1, 8832, 14, 2, 64, True, RAGGED),
+    "7B decoding": Shape(16, 1, 8832, 28, 4, 128, True),
+    "7B decoding, ragged": Shape(16, 1, 8832, 28, 4, 128, True, RAGGED),
 }
-CONTENDERS = {"cpu": ("xla", "xla_chunked", "torch"), "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked")}
+CONTENDERS = {
+    "cpu": ("xla", "xla_chunked", "xla_decode", "torch"),
+    "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked", "xla_decode", "xla"),
+}
 MEMORY = 12e9  # bytes that the plain reference may take
 Run = Callable[[], Any]
 
@@ -87,10 +102,9 @@ def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Arr
     kv_positions = jnp.tile(jnp.arange(shape.keys), (shape.batch, 1))
     q_positions = shape.keys - shape.queries + jnp.tile(jnp.arange(shape.queries), (shape.batch, 1))
     active = jnp.arange(shape.batch) >= round(off * shape.batch)
-    ones = jnp.ones_like
-    return (q, k, v), AttentionMask(
-        q_positions, kv_positions, ones(q_positions), ones(kv_positions), active, shape.causal
-    )
+    held = kv_positions < shape.keys * jnp.array(shape.held_by_sample())[:, None]
+    segments = jnp.ones_like(q_positions), held.astype(jnp.int32)
+    return (q, k, v), AttentionMask(q_positions, kv_positions, *segments, active, shape.causal)
 
 
 def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bool, off: float = 0.0) -> Run:
@@ -193,6 +207,8 @@ def measure(platform: str, shapes: dict[str, Shape], repeats: int) -> dict[str, 
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
         for kind, work in (("forward", 1.0), ("forward and backward", 3.5)):
+            if shape.queries == 1 and work > 1:  # a decoding step has no backward pass
+                continue
             runs, absent = contenders(platform, shape, gradients=kind != "forward")
             results = summary(interleaved(runs, repeats), work * shape.flops)
             found[f"{name}, {kind}"] = {"shape": shape._asdict(), "results": results, "absent": absent}
