@@ -28,8 +28,9 @@ from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
 from visor_jax.kernels.attention import AttentionMask, api
-from visor_jax.model.decoder import at, joint_layer, mixed_self_attention, text_layer
+from visor_jax.model.decoder import at, mixed_self_attention
 from visor_jax.model.stream import Stream, ordered
+from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.testing import random_params, tiny_architecture
 from visor_jax.workdir import write_json
 

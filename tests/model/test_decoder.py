@@ -16,18 +16,9 @@ import pytest
 from visor_jax import testing
 from visor_jax.architecture import Architecture
 from visor_jax.model import decoder
-from visor_jax.model.decoder import (
-    at,
-    cross_layer,
-    decode,
-    joint_layer,
-    mixed_self_attention,
-    part_size,
-    run_layers,
-    specialize,
-    text_layer,
-)
+from visor_jax.model.decoder import at, decode, mixed_self_attention, part_size, run_layers, specialize
 from visor_jax.model.layers import Params
+from visor_jax.model.super_block import cross_layer, joint_layer, text_layer
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
 ROWS = (((3, 4), (2, 3)), ((2, 2, 3),))

@@ -12,8 +12,9 @@ from flax import nnx
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.model.cross_init import asked_rotation, start_cross_attention
-from visor_jax.model.decoder import CrossAttention, at, cross_attention, cross_keys_values
+from visor_jax.model.decoder import at
 from visor_jax.model.layers import orthonormal, recency_bias, rotary, rotate
+from visor_jax.model.super_block import CrossAttention, cross_attention, cross_keys_values
 from visor_jax.model.visor import abstract_params, init_params, logits
 from visor_jax.train.optimizer import flatten
 

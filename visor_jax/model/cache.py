@@ -21,9 +21,10 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.attention.base import widened
-from visor_jax.model.decoder import KINDS, KeysValues, Record, at, cross_attention, layer_at, run_layers
+from visor_jax.model.decoder import KINDS, Record, at, layer_at, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
+from visor_jax.model.super_block import KeysValues, cross_attention
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
 
 PREFIX_LAYERS = range(2)  # what comes before the first optional self-attention layer

@@ -12,7 +12,6 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,59 +24,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.budget import LayerKind, Plan
-from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.mesh import free_axes, sample_axes
-from visor_jax.model.layers import (
-    QKV,
-    Linear,
-    Params,
-    Qwen2Attention,
-    Qwen2Layer,
-    RMSNorm,
-    linear,
-    merge_heads,
-    qwen2_layer,
-    recency_bias,
-    rms_norm,
-    rotary,
-    scan_layers,
-    split_heads,
-)
-from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
+from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, recency_bias, scan_layers
+from visor_jax.model.stream import Stream, ordered
+from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
 from visor_jax.model.vision import stacked
 
 KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
 PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot is on are computed
 
-
 Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
-KeysValues = tuple[Array, Array]
 
 
 # --- declarations -----------------------------------------------------------------------------------------------------
-
-
-class CrossAttention(nnx.Module):
-    """The new layer through which text reads visual tokens: norms, projections, gate, conditional position."""
-
-    def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
-        text, cross = arch.text, arch.cross
-        heads, kv = text.num_heads * text.head_dim, cross.num_kv_heads * text.head_dim
-        self.text_norm = RMSNorm(text.hidden_size)
-        self.visual_norm = RMSNorm(text.hidden_size)
-        self.q_proj = Linear(text.hidden_size, heads, bias=True, rngs=rngs)
-        self.k_proj = Linear(text.hidden_size, kv, bias=True, rngs=rngs)
-        self.v_proj = Linear(text.hidden_size, kv, bias=True, rngs=rngs)
-        self.o_proj = Linear(heads, text.hidden_size, gain=text.residual_init, rngs=rngs)
-        self.gate = nnx.Param(jnp.asarray(0.0 if cross.init == "zero" else cross.gate_init, jnp.float32))
-        self.conditional_position = ConditionalPosition(cross.kernel_size, text.hidden_size)
-
-
-class ConditionalPosition(nnx.Module):
-    """Depthwise kernel [taps, D] over the visual sequence; starts at zero, so that nothing is added at first."""
-
-    def __init__(self, taps: int, size: int):
-        self.kernel = nnx.Param(jnp.zeros((taps, size)))
 
 
 class Blocks(nnx.Module):
@@ -99,127 +58,6 @@ def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> Non
         blocks, width = projection.bias.shape
         near = np.tile(recency_bias(arch), width // arch.head_dim)
         projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near)
-
-
-# --- the three kinds of layer -----------------------------------------------------------------------------------------
-
-
-def text_layer(params: Params, text: Array, stream: Stream, arch: TextArchitecture) -> tuple[Array, KeysValues]:
-    """T = TL(T): the pretrained layer over the text alone."""
-    rope = rotary(stream.text_positions, arch)
-    return qwen2_layer(params, text, rope, text_mask(stream), arch)
-
-
-def text_mask(stream: Stream) -> AttentionMask:
-    positions = stream.text_positions
-    return AttentionMask(positions, positions, stream.text_segments, stream.text_key_segments, None, True)
-
-
-def joint_layer(
-    params: Params,
-    visual: Array,
-    text: Array,
-    stream: Stream,
-    arch: Architecture,
-    active: Array | None = None,
-    *,
-    keep_visual: bool = True,
-) -> tuple[Array, Array, KeysValues]:
-    """[V; T] = TL([V; T]); also the layer's keys and values [B, Nv + Nt, K, E].
-
-    `active` [B] marks the samples whose slot is on: for the others V stays and T sees text alone, exactly as in
-    `text_layer`. Without `keep_visual`, V is read and stays as it was: for the last layer that reads it.
-    """
-    count = visual.shape[1]
-    both, mask = jnp.concatenate([visual, text], axis=1), joint_mask(stream, arch, active)
-    if not keep_visual:
-        seen = dataclasses.replace(mask, q_positions=mask.q_positions[:, count:], q_segments=mask.q_segments[:, count:])
-        text, keys_values = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), seen, arch.text, count)
-        return visual, text, keys_values
-    order = stream.order
-    if order is not None:
-        both, mask = jax.tree.map(lambda x: in_order(x, order), (both, mask))
-    found = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), mask, arch.text)
-    if order is not None:
-        found = jax.tree.map(lambda x: as_it_came(x, order), found)
-    both, keys_values = found
-    changed = both[:, :count]
-    if active is not None:
-        changed = jnp.where(active[:, None, None], changed, visual)
-    return changed, both[:, count:], keys_values
-
-
-def joint_mask(stream: Stream, arch: Architecture, active: Array | None) -> AttentionMask:
-    """Who sees whom in [V; T]; V of a sample that is not active has no part in it."""
-    segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
-    ends = image_ends(stream.visual_positions, segments) if arch.bidirectional_vision else stream.visual_positions
-
-    def both(visual: Array, text: Array) -> Array:
-        return jnp.concatenate([visual, text], axis=1)
-
-    return AttentionMask(
-        q_positions=both(ends, stream.text_positions),
-        kv_positions=both(stream.visual_positions, stream.text_positions),
-        q_segments=both(segments, stream.text_segments),
-        kv_segments=both(segments, stream.text_key_segments),
-    )
-
-
-def image_ends(positions: Int[Array, "B Nv"], segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:
-    """The last position of the unbroken run of visual tokens that each belongs to: how far it sees when both ways."""
-    breaks = (positions[:, 1:] != positions[:, :-1] + 1) | (segments[:, 1:] != segments[:, :-1])
-    is_end = jnp.pad(breaks, ((0, 0), (0, 1)), constant_values=True)
-    index = jnp.where(is_end, jnp.arange(positions.shape[1]), positions.shape[1])
-    return jnp.take_along_axis(positions, jax.lax.cummin(index, axis=1, reverse=True), axis=1)
-
-
-def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"]) -> Array:
-    """V + depthwise convolution of V over the visual sequence; no tap reaches into another segment or padding."""
-    kernel = params["kernel"]
-    reach = kernel.shape[0] // 2
-    padded = jnp.pad(visual, ((0, 0), (reach, reach), (0, 0)))
-    padded_segments = jnp.pad(segments, ((0, 0), (reach, reach)))
-    length = visual.shape[1]
-    total = visual
-    for tap in range(kernel.shape[0]):
-        same = (padded_segments[:, tap : tap + length] == segments) & (segments > 0)
-        total = total + jnp.where(same[..., None], padded[:, tap : tap + length], 0) * kernel[tap]
-    return total
-
-
-def cross_keys_values(params: Params, visual: Array, segments: Array, arch: TextArchitecture) -> KeysValues:
-    """What text will read of V in one cross-attention layer: keys and values [B, Nv, K, E], without positions."""
-    visual = conditional_position(params["conditional_position"], visual, segments)
-    visual = rms_norm(params["visual_norm"], visual, arch.rms_norm_eps)
-    key, value = (split_heads(linear(params[name], visual), arch.head_dim) for name in QKV[1:])
-    return key, value
-
-
-def cross_attention(
-    params: Params,
-    text: Array,
-    keys_values: KeysValues,
-    text_segments: Array,
-    visual_segments: Array,
-    arch: TextArchitecture,
-) -> Float[Array, "B Nt D"]:
-    """T + gate * CrossAttn(T, V): every text token may read every visual token of its segment."""
-    query = split_heads(linear(params["q_proj"], rms_norm(params["text_norm"], text, arch.rms_norm_eps)), arch.head_dim)
-    mask = AttentionMask(
-        jnp.zeros_like(text_segments), jnp.zeros_like(visual_segments), text_segments, visual_segments, None, False
-    )
-    read = linear(params["o_proj"], merge_heads(attention(query, *keys_values, mask=mask)))
-    return text + jnp.tanh(params["gate"]).astype(text.dtype) * read
-
-
-def cross_layer(
-    cross: Params, layer: Params, visual: Array, text: Array, stream: Stream, arch: TextArchitecture
-) -> tuple[Array, KeysValues, KeysValues]:
-    """T = TL(T + CrossAttn(T, V)); also the layer's text keys and values and its visual ones."""
-    seen = cross_keys_values(cross, visual, stream.visual_segments, arch)
-    text = cross_attention(cross, text, seen, stream.text_segments, stream.visual_segments, arch)
-    text, own = text_layer(layer, text, stream, arch)
-    return text, own, seen
 
 
 # --- one program for all budgets --------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from jaxtyping import Array, Float
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
-from visor_jax.model.decoder import KINDS, Budget, joint_layer, text_layer
+from visor_jax.model.decoder import KINDS, Budget
 from visor_jax.model.layers import Params, in_dtype, rms_norm, scan_layers
 from visor_jax.model.stream import Stream
+from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
 
 Metrics = dict[str, Array]
