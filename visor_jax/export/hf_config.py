@@ -6,7 +6,6 @@ another type or out of range is a `RequestError` that names the file, the field 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from visor_jax.architecture import (
 from visor_jax.budget import Bits, parse_budgets
 from visor_jax.config_schema import TRAINED_STAGES
 from visor_jax.errors import RequestError
+from visor_jax.workdir import read_json
 
 KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
 POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
@@ -32,13 +32,10 @@ MOST_LAYERS, MOST = 1000, 1 << 24  # what no model has: a damaged field is refus
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RequestError(f"{path}: no such file; expected a folder in Hugging Face's format") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: cannot be read as JSON: {error}") from error
+    """A file that holds one JSON object; raises RequestError."""
+    if not path.exists():
+        raise RequestError(f"{path}: no such file; expected a folder in Hugging Face's format")
+    found = read_json(path)
     if not isinstance(found, dict):
         raise RequestError(f"{path}: holds {type(found).__name__}, expected an object")
     return found
