@@ -60,7 +60,8 @@ def attention(
 
     Products and softmax are accumulated in float32 (float64 for float64). A query that may see nothing gets exactly 0
     and gives exactly zero gradients. Rows that take no part (a query that sees nothing, a key that no query of its
-    sample sees) may hold anything, NaN included: they reach no output and no gradient.
+    sample sees) may hold anything, NaN included: they reach no output and no gradient. Logits are to be
+    well within `MASKED_LOGIT` and its negative.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
