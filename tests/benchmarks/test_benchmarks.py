@@ -51,5 +51,5 @@ def test_mixed(tmp_path: Path) -> None:
     found = ran("mixed", tmp_path, "--tiny", "--rows=4", "--visual=9", "--text=6", "--repeats=2")
     assert list(found["samples_on"]) == ["0", "1", "2", "3", "4"]
     for row in found["samples_on"].values():
-        assert list(row) == ["masked", "compacted", "grouped", "any"]
+        assert list(row) == ["masked", "compacted", "recomputed", "grouped", "any"]
         assert row["grouped"]["over_grouped"] == [1, 1, 1] and all(way["seconds"] > 0 for way in row.values())
