@@ -330,10 +330,10 @@ def test_vmap_and_remat(implementation):
 
 def test_default_chunk_on_a_length_that_does_not_divide(implementation, monkeypatch):
     monkeypatch.undo()
-    assert xla_chunked.CHUNK == 512
-    positions = np.random.default_rng(0).permutation(700).tolist()
-    whole = self_mask(positions, [1] * 500 + [2] * 150 + [0] * 50)
-    mask = dataclasses.replace(whole, q_positions=whole.q_positions[:, ::50], q_segments=whole.q_segments[:, ::50])
+    assert xla_chunked.CHUNK == 1024
+    positions = np.random.default_rng(0).permutation(1200).tolist()
+    whole = self_mask(positions, [1] * 900 + [2] * 250 + [0] * 50)
+    mask = dataclasses.replace(whole, q_positions=whole.q_positions[:, ::90], q_segments=whole.q_segments[:, ::90])
     inputs = random_inputs(mask)
     agree(computed(inputs, mask, implementation), expected(inputs, mask))
 

@@ -51,13 +51,17 @@ def test_only_blocks_in_which_something_is_seen_are_computed(monkeypatch, gradie
     mask = AttentionMask(positions, positions, segments, segments, jnp.array([True, False, True]))
     blocks = mask.as_array().reshape(3, 5, 8, 5, 8).any(axis=(2, 4))
     assert blocks.sum(axis=(1, 2)).tolist() == [15, 0, 3]
-    steps, logits = [], xla_chunked._logits
+    steps = []
 
-    def counted(rows, keys, allowed):
-        jax.debug.callback(lambda: steps.append(allowed is None))
-        return logits(rows, keys, allowed)
+    def counted(logits):
+        def run(rows, keys, allowed):
+            jax.debug.callback(lambda: steps.append(allowed is None))
+            return logits(rows, keys, allowed)
 
-    monkeypatch.setattr(xla_chunked, "_logits", counted)
+        return run
+
+    for name in ("_logits", "_transposed_logits"):  # of the forward and the backward pass
+        monkeypatch.setattr(xla_chunked, name, counted(getattr(xla_chunked, name)))
     q = jnp.ones((3, 40, 1, HEAD_DIM))
     run = (
         jax.grad(lambda q: jnp.sum(xla_chunked.attention(q, q, q, mask=mask)))

@@ -29,7 +29,7 @@ from visor_jax.kernels.attention.base import (
 from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, prepared
 
 # Rows of logits in a step, all heads counted, and keys: 8 MiB in float32 stay in a CPU's cache.
-ROWS, CHUNK = 4096, 512
+ROWS, CHUNK = 2048, 1024
 
 
 def attention(
@@ -150,16 +150,17 @@ def _backward_sample(
 
         def step(chunk: Array, keys: _Keys, allowed: Array | None, carry):
             grad_q, grad_k, grad_v = carry
-            weights = jnp.exp(_logits(rows, keys, allowed) - log_sum[..., None])
-            grad_weights = jnp.einsum("KRD,KCD->KRC", grad_rows, keys.v)
-            grad_logits = weights * (grad_weights - delta[..., None])
-            grad_k = grad_k.at[chunk].add(jnp.einsum("KRC,KRD->KCD", grad_logits, rows))
-            grad_v = grad_v.at[chunk].add(jnp.einsum("KRC,KRD->KCD", weights, grad_rows))
-            return grad_q + jnp.einsum("KRC,KCD->KRD", grad_logits, keys.k), grad_k, grad_v
+            # Transposed: then only one of the five products sums over its operands' leading axis, the slow way on CPUs.
+            weights = jnp.exp(_transposed_logits(rows, keys, allowed) - log_sum[:, None])
+            grad_weights = jnp.einsum("KCD,KRD->KCR", keys.v, grad_rows)
+            grad_logits = weights * (grad_weights - delta[:, None])
+            grad_k = grad_k.at[chunk].add(jnp.einsum("KCR,KRD->KCD", grad_logits, rows))
+            grad_v = grad_v.at[chunk].add(jnp.einsum("KCR,KRD->KCD", weights, grad_rows))
+            return grad_q + jnp.einsum("KCR,KCD->KDR", grad_logits, keys.k), grad_k, grad_v
 
-        start = (jnp.zeros_like(rows), *grads_kv)
+        start = (jnp.zeros_like(rows).swapaxes(1, 2), *grads_kv)
         grad_q, grad_k, grad_v = _over_chunks(step, start, queries, visits, keys, causal)
-        return (grad_k, grad_v), grad_q
+        return (grad_k, grad_v), grad_q.swapaxes(1, 2)
 
     start = (jnp.zeros_like(keys.k), jnp.zeros_like(keys.v))
     (grad_k, grad_v), grad_q = jax.lax.scan(of_block, start, (queries, grad_rows, log_sum, delta, visits))
@@ -199,6 +200,15 @@ def _logits(rows: Array, keys: _Keys, allowed: Array | None) -> Array:
     """[K,R,C], masked where not everything is allowed."""
     logits = jnp.einsum("KRD,KCD->KRC", rows, keys.k)
     return logits if allowed is None else mask_logits(logits[None], allowed[None])[0]
+
+
+def _transposed_logits(rows: Array, keys: _Keys, allowed: Array | None) -> Array:
+    """The same as [K,C,R]."""
+    logits = jnp.einsum("KCD,KRD->KCR", keys.k, rows)
+    if allowed is None:
+        return logits
+    by_head = logits.reshape(*logits.shape[:2], -1, allowed.shape[0])
+    return jnp.where(allowed.T[:, None], by_head, MASKED_LOGIT).reshape(logits.shape)
 
 
 # --- into blocks and back ---------------------------------------------------------------------------------------------
