@@ -172,13 +172,17 @@ def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[st
 
 
 def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; the order turns, so that none always comes after the same one."""
+    """Seconds of every contender in every round; the order turns, so that none always comes after the same one.
+
+    In its turn a contender runs twice and the second counts: after one that frees gigabytes the next pays for it.
+    """
     for run in runs.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for i in range(repeats):
         for name in names[i % len(names) :] + names[: i % len(names)]:
+            runs[name]()
             start = time.perf_counter()
             runs[name]()
             seconds[name].append(time.perf_counter() - start)
