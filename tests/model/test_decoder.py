@@ -116,13 +116,39 @@ def test_rematerialisation_changes_nothing_but_memory() -> None:
 
 
 def test_budgets_per_sample_equal_one_by_one(inputs) -> None:
-    params, *rest = inputs
-    program = testing.quick_jit(with_gradients(lambda _, v, t, s, on: decode(params, v, t, s, on, ARCH)))
-    for budgets in ([(True, False), (False, True)], [(False, False), (True, True)]):
-        (visual, text), (_, *gradients) = program({}, *rest, np.array(budgets))
-        for row, bits in enumerate(budgets):
-            alone, (_, *alone_gradients) = with_gradients(by_hand)(*inputs, bits)
-            assert_close([x[row] for x in (visual, text, *gradients)], [x[row] for x in (*alone, *alone_gradients)])
+    params, *streams = inputs
+    rows = (0, 1, 0, 1, 1, 0)
+    batch = [jax.tree.map(lambda x: x[np.array(rows)], x) for x in streams]  # parts of two samples
+    budgets = [(True, False), (False, True), (False, False), (True, True), (False, True), (False, True)]
+    (visual, text), (of_params, *gradients) = testing.quick_jit(
+        with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH))
+    )(params, *batch, np.array(budgets))
+
+    def one_by_one(params, visual, text, stream, _):
+        samples = [
+            by_hand(params, *jax.tree.map(lambda x, row=row: x[row : row + 1], (visual, text, stream)), bits)
+            for row, bits in enumerate(budgets)
+        ]
+        return tuple(jnp.concatenate(x) for x in zip(*samples, strict=True))
+
+    alone, (alone_of_params, *alone_gradients) = with_gradients(one_by_one)(params, *batch, None)
+    assert_close((visual, text, *gradients), (*alone, *alone_gradients))
+    assert_close(of_params, alone_of_params)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (1, 2), (2, 3), (2, 2, 1)])
+def test_a_budget_of_another_shape_is_refused(inputs, shape) -> None:
+    with pytest.raises(
+        ValueError, match=r"budget must have shape \[slots\] \(2,\) or \[samples, slots\] \(2, 2\), got"
+    ):
+        decode(*inputs, np.ones(shape, bool), ARCH)
+
+
+def test_a_batch_of_no_samples(inputs) -> None:
+    params, *streams = inputs
+    none = jax.tree.map(lambda x: x[:0], streams)
+    visual, text = decode(params, *none, np.ones((0, 2), bool), ARCH)
+    assert visual.shape == none[0].shape and text.shape == none[1].shape
 
 
 def test_one_program_serves_every_budget() -> None:
@@ -235,7 +261,7 @@ def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, mon
     slot = functools.partial(mixed_self_attention, arch=arch)
     jaxpr = jax.make_jaxpr(slot)(layer, *several[:2], jnp.ones(rows, bool), several[2]).jaxpr
     for inside, sizes, _ in products(jaxpr):
-        assert inside == ("on",) or (num_visual not in sizes and num_visual + num_text not in sizes)
+        assert inside == ("on", "on") or (num_visual not in sizes and num_visual + num_text not in sizes)
     program = testing.quick_jit(slot)
     for count in range(rows + 1):
         on = np.random.default_rng(count).permutation(rows) < count

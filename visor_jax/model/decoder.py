@@ -87,12 +87,14 @@ def joint_or_alone(
     def joint(visual: Array, text: Array) -> tuple[Array, Array]:
         return joint_layer(params, visual, text, stream, arch, active)[:2]
 
-    def alone(visual: Array, text: Array) -> tuple[Array, Array]:
-        return visual, text_layer(params, text, stream, arch.text)[0]
-
     # What a branch keeps for the backward pass is room that the other one fills with zeros: recomputed, there is none.
     kept = jax.checkpoint if remat else lambda branch: branch
-    return jax.lax.cond(on, kept(joint), kept(alone), visual, text)
+    return jax.lax.cond(on, kept(joint), kept(text_alone(params, stream, arch)), visual, text)
+
+
+def text_alone(params: Params, stream: Stream, arch: Architecture) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(V, T) -> V as it is, and T through the layer."""
+    return lambda visual, text: (visual, text_layer(params, text, stream, arch.text)[0])
 
 
 def mixed_self_attention(
@@ -107,10 +109,13 @@ def mixed_self_attention(
 ) -> tuple[Array, Array]:
     """The slot in a batch of which some samples have it on: these are brought together, the others' V is left alone.
 
-    The samples that are on come first, and the batch is gone through in up to `PARTS` equal parts: a part goes through
-    the joint layer as soon as one of its samples is on, so that projections and MLP skip the rest as the attention
-    kernels do. Where a mesh splits the batch, each device sorts its own samples, and a part is some of every device's.
+    Where none is on, T alone goes through the layer at once. Else the samples that are on come first, and the batch is
+    gone through in equal parts (`part_size`): a part goes through the joint layer as soon as one of its samples is on,
+    so that projections and MLP skip the rest as the attention kernels do. Where a mesh splits the batch, each device
+    sorts its own samples, and a part is some of every device's.
     """
+    if active.shape[0] == 0:
+        return visual, text
     devices = math.prod(free_axes()[axis] for axis in sample_axes(visual.shape[0]))
     own = active.reshape(devices, -1)
     order = jnp.argsort(~own, axis=1, stable=True)
@@ -120,9 +125,14 @@ def mixed_self_attention(
         visual, text, active, stream = part
         return None, joint_or_alone(params, visual, text, jnp.any(active), active, stream, arch, remat)
 
-    parts = jax.tree.map(in_parts, (visual, text, active, stream))
-    _, found = jax.lax.scan(of_part, None, parts)
-    return jax.tree.map(partial(unparted, order=order), found)
+    def some(visual: Array, text: Array) -> tuple[Array, Array]:
+        parts = jax.tree.map(in_parts, (visual, text, active, stream))
+        _, found = jax.lax.scan(of_part, None, parts)
+        return jax.tree.map(partial(unparted, order=order), found)
+
+    none = text_alone(params, stream, arch)
+    # Each part is recomputed already where that is asked for.
+    return jax.lax.cond(jnp.any(active), some, jax.checkpoint(none) if remat else none, visual, text)
 
 
 def part_size(samples: int) -> int:
@@ -176,8 +186,16 @@ def decode(
       params: the whole model's parameters, or at least `blocks` and `tail`.
       budget: booleans [slots] or [B, slots]; ignored by a dense plan.
       remat: recompute each super-block in the backward pass instead of keeping its activations.
+
+    Raises:
+      ValueError: a budget of another shape.
     """
     on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((arch.num_blocks,), bool)
+    if on.shape not in ((arch.num_blocks,), (visual.shape[0], arch.num_blocks)):
+        raise ValueError(
+            f"budget must have shape [slots] {(arch.num_blocks,)} or [samples, slots]"
+            f" {(visual.shape[0], arch.num_blocks)}, got {on.shape}"
+        )
     stream = ordered(stream)
 
     def body(state, block):

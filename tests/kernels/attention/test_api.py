@@ -64,12 +64,39 @@ def test_automatic_choice(platform, arguments, name, monkeypatch):
     assert api.choose(*arguments) == name
 
 
+TPU = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+
+
+@pytest.mark.parametrize(("devices", "name"), [((1, 256, 1), "pallas_tpu"), ((1, 1, 1), "xla_chunked")])
+def test_a_kernel_serves_what_one_device_holds(devices, name):
+    """256 samples have more pairs of blocks than one kernel's table; a device of 256 has one of them."""
+    q, kv, mask = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype), shapes(8832, 8832, jnp.bfloat16)
+    )
+    abstract = jax.sharding.AbstractMesh(devices, ("replica", "fsdp", "tensor"), abstract_device=TPU)
+    with jax.sharding.use_abstract_mesh(abstract):
+        assert api.choose(q, kv, mask) == name
+        if name == "pallas_tpu":
+            assert api.IMPLEMENTATIONS[name].reason(q, kv, mask) is None
+        else:
+            with pytest.raises(ValueError, match=r"'pallas_tpu' cannot serve: .* pairs of blocks"):
+                jax.eval_shape(
+                    lambda q, kv, mask: api.attention(q, kv, kv, mask=mask, implementation="pallas_tpu"), q, kv, mask
+                )
+
+
+def test_heads_are_those_of_one_device():
+    q, kv, _ = shapes(8, 8)
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 4, 2), ("replica", "fsdp", "tensor"))):
+        own = api.on_one_device(q, kv)
+    assert [x.shape for x in own] == [(1, 8, 7, 64), (1, 8, 1, 64)], "one sample is not split, two KV heads are"
+
+
 def test_the_platform_is_that_of_the_mesh_or_the_default_device():
     assert api.platform() == "cpu"
     with jax.default_device(jax.devices()[0]):
         assert api.platform() == "cpu"
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("fsdp",), abstract_device=device)):
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((4,), ("fsdp",), abstract_device=TPU)):
         assert api.platform() == "tpu"
 
 

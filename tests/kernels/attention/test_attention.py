@@ -242,6 +242,15 @@ def test_splash(name, monkeypatch):
     check_what_takes_no_part(mask, random_inputs(mask, kv_heads), "splash", tolerance=1e-5)
 
 
+def test_splash_in_half_precision(monkeypatch):
+    """It takes queries that are scaled, and so rounded, already; keys of few values show that this happens once."""
+    monkeypatch.setitem(RUNS, "splash", functools.partial(library.splash, interpret=True))
+    mask = dataclasses.replace(STREAM, causal=False)
+    low = Inputs(*(np.asarray(x, jnp.bfloat16) for x in random_inputs(mask)))
+    exact = expected(Inputs(*(np.asarray(x, np.float32) for x in low)), mask)
+    agree(computed(low, mask, "splash"), exact, tolerance=2 * float(jnp.finfo(jnp.bfloat16).eps))
+
+
 def test_tokamax(monkeypatch):
     pytest.importorskip("tokamax", reason="pip install tokamax")
     monkeypatch.setitem(RUNS, "tokamax", library.tokamax)
@@ -285,6 +294,15 @@ def test_half_precision_is_rounded_once(implementation):
     exact = expected(Inputs(*(np.asarray(x, np.float32) for x in low)), STREAM)
     assert all(x.dtype == jnp.bfloat16 for x in compute(low, STREAM, implementation))
     agree(computed(low, STREAM, implementation), exact, tolerance=float(jnp.finfo(jnp.bfloat16).eps))
+
+
+def test_numpy_arrays_without_jit(implementation):
+    """As a user tries things out: nothing is a tracer, and nothing is an array of JAX's."""
+    mask = jax.tree.map(np.asarray, dataclasses.replace(STREAM, active=np.array([True, False, True])))
+    q, k, v, _ = inputs = random_inputs(mask)
+    np.testing.assert_allclose(
+        RUNS[implementation](q, k, v, mask=mask), expected(inputs, mask)[0], rtol=2e-6, atol=2e-6
+    )
 
 
 def test_order_of_keys_does_not_matter(implementation):
@@ -412,6 +430,8 @@ REFUSED = {
     "kv_positions: length": ("mask.kv_positions", Q, K[:, 1:], K[:, 1:], STREAM),
     "q_segments: dtype": ("mask.q_segments", Q, K, K, dataclasses.replace(STREAM, q_segments=jnp.zeros((3, 19)))),
     "kv_segments: batch": ("mask.kv_segments", Q, K, K, dataclasses.replace(STREAM, kv_segments=rows([1] * 19)[:2])),
+    "q: float8": ("q must be floating point .float16, bfloat16", Q.astype(jnp.float8_e4m3fn), K, K, STREAM),
+    "active: a list": ("mask.active must be an array", Q, K, K, dataclasses.replace(STREAM, active=[True] * 3)),
     "active: dtype": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(3))),
     "active: batch": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(2, bool))),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -179,9 +179,33 @@ def test_rows_without_weight_are_zero_whatever_the_head_holds(implementation):
     assert not np.any(losses)
 
 
-@pytest.mark.parametrize("z_loss", [-1.0, float("nan"), float("inf"), "0.1"])
-def test_refuses_a_negative_z_loss(z_loss, implementation):
-    with pytest.raises(ValueError, match="z_loss must be 0 or more"):
+@pytest.mark.parametrize("z_loss", [np.float32(0.01), np.float64(0.01), np.int64(1)])
+def test_z_loss_may_be_a_number_of_numpy(z_loss, implementation):
+    arrays = tuple(map(jnp.asarray, random_inputs()[:4]))
+    found, _ = cross_entropy(*arrays, z_loss=z_loss, implementation=implementation)
+    wanted, _ = cross_entropy(*arrays, z_loss=float(z_loss), implementation=implementation)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_no_rows(implementation):
+    inputs = random_inputs()
+    none = Inputs(inputs.hidden[:0], inputs.head, inputs.labels[:0], inputs.weights[:0], inputs.grad[:0])
+    losses, correct, dhidden, dhead = computed(none, implementation)
+    assert losses.shape == correct.shape == (0,) and dhidden.shape == none.hidden.shape and not np.any(dhead)
+
+
+@pytest.mark.parametrize(
+    ("z_loss", "message"),
+    [
+        (-1.0, "0 or more"),
+        (float("nan"), "0 or more"),
+        (float("inf"), "0 or more"),
+        ("0.1", "a number of Python's or NumPy's, which is fixed, got str"),
+        (jnp.ones(()), "a number of Python's or NumPy's"),
+    ],
+)
+def test_refuses_such_a_z_loss(z_loss, message, implementation):
+    with pytest.raises(ValueError, match=f"z_loss must be {message}"):
         cross_entropy(*map(jnp.asarray, random_inputs()[:4]), z_loss=z_loss, implementation=implementation)
 
 
@@ -200,6 +224,13 @@ REFUSED = {
 def test_refuses_by_name(message, implementation):
     hidden, head, labels, weights = map(jnp.asarray, REFUSED[message](*random_inputs()[:4]))
     with pytest.raises(ValueError, match=message):
+        cross_entropy(hidden, head, labels, weights, implementation=implementation)
+
+
+def test_refuses_lists(implementation):
+    _, head, labels, weights = map(jnp.asarray, random_inputs()[:4])
+    hidden: Any = [[1.0] * SIZE] * ROWS
+    with pytest.raises(ValueError, match="hidden must be an array, got list"):
         cross_entropy(hidden, head, labels, weights, implementation=implementation)
 
 

@@ -1,16 +1,18 @@
 """Which implementation of attention runs: the caller's choice, or one readable table.
 
 In: the arguments of `base.attention` and the name of an implementation, or None. Out: what `base.attention` promises.
-Under a mesh (`jax.set_mesh`) kernels and loops run on each device's samples and heads; XLA splits the rest itself.
+Under a mesh (`jax.set_mesh`) kernels and loops run on each device's samples and heads, and what they can serve is asked
+of these; XLA splits the rest itself.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -36,7 +38,7 @@ class Entry(NamedTuple):
     def reason(self, q: Array, k: Array, mask: AttentionMask) -> str | None:
         if self.platforms is not None and platform() not in self.platforms:
             return f"it runs on {' or '.join(self.platforms)}, and this is computed on {platform()}"
-        return self.refusal(q, k, mask)
+        return self.refusal(q, k, mask) if self.partitioned else self.refusal(*on_one_device(q, k), mask)
 
 
 IMPLEMENTATIONS: dict[str, Entry] = {
@@ -69,7 +71,9 @@ SMALL = 512 * 512  # logits of one head: so many stay in cache, and one plain ei
 
 # The first line that holds, and whose implementation can serve, is taken. Large logits need not be kept. A single query
 # is a decoding step. (A GPU waits for the host at every turn of a loop of unknown length, so that it does not decode by
-# `xla_decode`. cuDNN leads until `pallas_gpu` has been measured to be faster; till then that one is taken by name.)
+# `xla_decode`. On a CPU that one loses a third of a millisecond on a single full cache and gains wherever there is room
+# left or lengths differ. cuDNN leads until `pallas_gpu` has been measured to be faster; till then that one is taken by
+# name, also for float32, which cuDNN does not serve.)
 CHOICE = (
     Choice(("cpu", "tpu"), 1, 2048, "xla_decode"),
     Choice(("tpu",), math.inf, SMALL + 1, "pallas_tpu"),
@@ -106,6 +110,7 @@ def attention(
         cannot serve, with its reason. A forced implementation is never replaced by another.
     """
     base.validate(q, k, v, mask)
+    q, k, v, mask = jax.tree.map(jnp.asarray, (q, k, v, mask))  # NumPy's arrays do not take a traced index
     name = choose(q, k, mask) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
@@ -136,6 +141,19 @@ def platform() -> str:
     if default is None:
         return jax.default_backend()
     return default if isinstance(default, str) else default.platform
+
+
+def on_one_device(q: Array, k: Array) -> tuple[Any, Any]:
+    """Shapes of what `over_mesh` gives one device of queries and keys."""
+    sizes, heads = mesh.free_axes(), mesh.split_axis(k.shape[2])
+    samples = math.prod(sizes[axis] for axis in mesh.sample_axes(q.shape[0]))
+
+    def part(x: Array) -> Any:
+        batch, length, num_heads, head_dim = x.shape
+        shape = (batch // samples, length, num_heads // (sizes[heads] if heads else 1), head_dim)
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    return part(q), part(k)
 
 
 def over_mesh(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 # Stands for minus infinity: finite, so that a row in which everything is masked makes no NaN.
 MASKED_LOGIT = -1e30
 
+DTYPES = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +60,11 @@ def attention(
 ) -> Float[Array, "B Tq H D"]:
     """Softmax attention with logits scaled by 1/sqrt(D): the reference, which keeps a [B,H,Tq,Tk] array.
 
-    Products and softmax are accumulated in float32 (float64 for float64). A query that may see nothing gets exactly 0
-    and gives exactly zero gradients. Rows that take no part (a query that sees nothing, a key that no query of its
-    sample sees) may hold anything, NaN included: they reach no output and no gradient. Logits are to be
-    well within `MASKED_LOGIT` and its negative.
+    Products and softmax are accumulated in float32 (float64 for float64); on TPUs and GPUs XLA rounds float32 operands
+    as `jax_default_matmul_precision` says, while our kernels take them whole. A query that may see nothing gets exactly
+    0 and gives exactly zero gradients. Rows that take no part (a query that sees nothing, a key that no query of its
+    sample sees) may hold anything, NaN included: they reach no output and no gradient. Logits are to be well within
+    `MASKED_LOGIT` and its negative.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
@@ -122,8 +125,8 @@ def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
             raise ValueError(f"{name} must be an array, got {type(x).__name__}")
         if x.ndim != 4:
             raise ValueError(f"{name} must have four axes [batch, length, heads, head_dim], got shape {x.shape}")
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating point, got {x.dtype}")
+        if x.dtype not in DTYPES:
+            raise ValueError(f"{name} must be floating point ({', '.join(map(str, DTYPES))}), got {x.dtype}")
         if x.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
     batch, q_length, num_heads, head_dim = q.shape
@@ -141,6 +144,8 @@ def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
     for name, length in (("kv_positions", k.shape[1]), ("kv_segments", k.shape[1])):
         _validate_integers(name, getattr(mask, name), (batch, length))
     if mask.active is not None:
+        if not hasattr(mask.active, "shape"):
+            raise ValueError(f"mask.active must be an array, got {type(mask.active).__name__}")
         if mask.active.dtype != jnp.bool_:
             raise ValueError(f"mask.active must be boolean, got {mask.active.dtype}")
         if mask.active.shape != (batch,):

@@ -20,7 +20,7 @@ from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float, Int
 
-from visor_jax.kernels.attention.base import AttentionMask, validate
+from visor_jax.kernels.attention.base import AttentionMask, validate, widened
 from visor_jax.kernels.attention.blocks import prepared
 
 HALVES = (jnp.bfloat16, jnp.float16)
@@ -142,7 +142,10 @@ def by_array(run: Dense, q: Array, k: Array, v: Array, mask: AttentionMask) -> F
 
 
 def splash(q: Array, k: Array, v: Array, *, mask: AttentionMask, interpret: bool = False) -> Float[Array, "B Tq H D"]:
-    """Splash attention by segments; raises ValueError where `splash_refusal` has a reason."""
+    """Splash attention by segments; raises ValueError where `splash_refusal` has a reason.
+
+    It does not scale: queries are scaled before, and rounded to their dtype once more than elsewhere.
+    """
     validate(q, k, v, mask)
     if reason := splash_refusal(q, k, mask):
         raise ValueError(f"splash cannot serve: {reason}")
@@ -155,7 +158,7 @@ def splash(q: Array, k: Array, v: Array, *, mask: AttentionMask, interpret: bool
         more = (length - x.shape[1], -x.shape[3] % SPLASH_BLOCK)
         return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
 
-    scaled = jnp.where(sees, q, 0) * jnp.asarray(q.shape[3] ** -0.5, q.dtype)
+    scaled = (widened(jnp.where(sees, q, 0)) * q.shape[3] ** -0.5).astype(q.dtype)
     keys, values = (laid_out(jnp.where(seen, x, 0), lengths[1]) for x in (k, v))
     heads = splash_attention.MultiHeadMask([splash_attention.FullMask(lengths) for _ in range(q.shape[2])])
     kernel = splash_attention.make_splash_mha_single_device(heads, interpret=interpret)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.cross_entropy import base, xla_chunked
@@ -53,6 +54,8 @@ def cross_entropy(
         name = "xla" if hidden.shape[0] * head.shape[1] <= MOST_LOGITS else "xla_chunked"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
-    if not (isinstance(z_loss, int | float) and 0 <= z_loss < math.inf):
-        raise ValueError(f"z_loss must be 0 or more, and a number while tracing, got {z_loss}")
-    return IMPLEMENTATIONS[name](hidden, head, labels, weights, z_loss=z_loss)
+    if not isinstance(z_loss, int | float | np.integer | np.floating):
+        raise ValueError(f"z_loss must be a number of Python's or NumPy's, which is fixed, got {type(z_loss).__name__}")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be 0 or more, and finite, got {z_loss}")
+    return IMPLEMENTATIONS[name](hidden, head, labels, weights, z_loss=float(z_loss))

@@ -21,6 +21,8 @@ def cross_entropy(
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
     """Loss of `labels` under softmax(hidden @ head), in float32, plus `z_loss` times the squared log of its total.
 
+    On TPUs and GPUs XLA rounds float32 operands of products as `jax_default_matmul_precision` says.
+
     A row of weight 0 counts nothing: it gives exactly zero gradients, its label may be any integer and its hidden
     state may hold anything. In the others a label outside of [0, V) makes the loss NaN.
 
@@ -54,6 +56,8 @@ def in_vocabulary(losses: Float[Array, " N"], labels: Int[Array, " N"], head: Fl
 def validate(hidden: Array, head: Array, labels: Array, weights: Array) -> None:
     """The one place where the arguments of every implementation are checked; raises ValueError."""
     for name, x, axes in (("hidden", hidden, 2), ("head", head, 2), ("labels", labels, 1), ("weights", weights, 1)):
+        if not hasattr(x, "shape"):
+            raise ValueError(f"{name} must be an array, got {type(x).__name__}")
         if x.ndim != axes:
             raise ValueError(f"{name} must have {axes} axes, got shape {x.shape}")
     if head.shape[0] != hidden.shape[1]:

@@ -37,6 +37,8 @@ def cross_entropy(
       ValueError: an argument of the wrong shape or dtype; the message names it.
     """
     validate(hidden, head, labels, weights)
+    if hidden.shape[0] == 0:
+        return jnp.zeros(0, jnp.float32), jnp.zeros(0, bool)
     # 0 * NaN is NaN: rows that do not count are replaced before they are multiplied, not after.
     counted = weights != 0
     hidden, labels = jnp.where(counted[:, None], hidden, 0), jnp.where(counted, labels, 0)
