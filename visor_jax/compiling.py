@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 SMALL = 5_000_000  # parameters
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 LARGE = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from visor_jax.compiling import QUICK
+
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
 # A quick compiler: the programs run three steps.
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = " ".join(
+    ["--xla_force_host_platform_device_count=8", *(f"--{name}={str(x).lower()}" for name, x in QUICK.items())]
 )
 
 

@@ -19,6 +19,7 @@ import optax
 import pytest
 
 import visor_jax.errors
+from visor_jax.compiling import QUICK
 from visor_jax.config import from_dict
 from visor_jax.errors import RequestError, RunError
 from visor_jax.testing import tiny_config
@@ -165,7 +166,7 @@ def in_a_process(run: Path, script: str = "", **environment: str) -> subprocess.
     """`visor train` of the policy stage of `run` in a process of its own, `script` before it."""
     main = "from visor_jax.__main__ import main\n"
     main += f"raise SystemExit(main(['train', '--workdir={run}', '--config.stage=policy']))"
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = " ".join(f"--{name}={str(x).lower()}" for name, x in QUICK.items())
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script) + main],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},

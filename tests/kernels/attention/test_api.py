@@ -65,6 +65,7 @@ def test_automatic_choice(platform, arguments, name, monkeypatch):
 
 
 TPU = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+AUTOMATIC = (jax.sharding.AxisType.Auto,) * 3
 
 
 @pytest.mark.parametrize(("devices", "name"), [((1, 256, 1), "pallas_tpu"), ((1, 1, 1), "xla_chunked")])
@@ -73,7 +74,7 @@ def test_a_kernel_serves_what_one_device_holds(devices, name):
     q, kv, mask = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((256, *x.shape[1:]), x.dtype), shapes(8832, 8832, jnp.bfloat16)
     )
-    abstract = jax.sharding.AbstractMesh(devices, ("replica", "fsdp", "tensor"), abstract_device=TPU)
+    abstract = jax.sharding.AbstractMesh(devices, ("replica", "fsdp", "tensor"), AUTOMATIC, abstract_device=TPU)
     with jax.sharding.use_abstract_mesh(abstract):
         assert api.choose(q, kv, mask) == name
         if name == "pallas_tpu":
@@ -87,7 +88,8 @@ def test_a_kernel_serves_what_one_device_holds(devices, name):
 
 def test_heads_are_those_of_one_device():
     q, kv, _ = shapes(8, 8)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 4, 2), ("replica", "fsdp", "tensor"))):
+    abstract = jax.sharding.AbstractMesh((1, 4, 2), ("replica", "fsdp", "tensor"), AUTOMATIC)
+    with jax.sharding.use_abstract_mesh(abstract):
         own = api.on_one_device(q, kv)
     assert [x.shape for x in own] == [(1, 8, 7, 64), (1, 8, 1, 64)], "one sample is not split, two KV heads are"
 
