@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -12,12 +11,11 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import visor_jax.errors
 from visor_jax.errors import RequestError
-from visor_jax.workdir import Workdir, read_json, write_bytes, write_json
+from visor_jax.workdir import Workdir, read_json, write_json
 from visor_jax.workdir_lock import WorkdirLock, this_process
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -42,45 +40,6 @@ def make_config(**changes) -> dict:
             inner = inner[part]
         inner[last] = value
     return config
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_written_whole_with_its_folders(tmp_path):
-    write_bytes(tmp_path / "a" / "b", b"one")
-    write_bytes(tmp_path / "a" / "b", b"two")
-    assert (tmp_path / "a" / "b").read_bytes() == b"two"
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b"]
-
-
-@pytest.mark.parametrize("act", ["os.fsync", "pathlib.Path.replace"])
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, act):
-    write_bytes(tmp_path / "f", b"old")
-
-    def no_space(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(act, no_space)
-    with pytest.raises(OSError, match="No space"):
-        write_bytes(tmp_path / "f", b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
-
-
-def test_json_has_no_names_for_nan_and_knows_numpy(tmp_path):
-    write_json(
-        tmp_path / "x.json", {"a": (math.nan, np.float32(0.5)), "b": {1: np.int64(3)}, "c": -math.inf, "d": True}
-    )
-    assert read_json(tmp_path / "x.json") == {"a": [None, 0.5], "b": {"1": 3}, "c": None, "d": True}
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff", b""])
-def test_a_damaged_json_file_is_named(tmp_path, content):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(RequestError, match=r"x\.json: not valid JSON"):
-        read_json(tmp_path / "x.json")
-    with pytest.raises(RequestError, match="no such file"):
-        read_json(tmp_path / "y.json")
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from visor_jax.config_schema import (
     typed,
 )
 from visor_jax.errors import RequestError, nearest
+from visor_jax.files import MAX_TOKENIZER_BYTES, parse_json, read_json, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -270,8 +271,8 @@ def from_json(text: str) -> Config:
       RequestError: no JSON object, or not one of this schema.
     """
     try:
-        tree = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        tree = parse_json(text)
+    except ValueError as error:
         raise RequestError(f"configuration: not valid JSON: {error}") from error
     return from_dict(tree)
 
@@ -384,8 +385,8 @@ def _refuse_unsafe(file: Path, given: str, workdir: str) -> None:
 
 def _is_workdir(folder: Path) -> bool:
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / "config.json")
+    except RequestError:
         return False
     return isinstance(record, dict) and {"config", "format"} <= record.keys()
 
@@ -419,8 +420,8 @@ def _vocabulary_size(file: Path) -> int:
 def _count_tokens(file: Path, changed: int) -> int:
     """`changed` is the file's time of change: a new file is read anew."""
     try:
-        tokenizer = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = parse_json(read_regular(file, MAX_TOKENIZER_BYTES))
         vocabulary, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens", [])
         return 1 + max([*vocabulary.values(), *(token["id"] for token in added)])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"tokenizer.path={os.fspath(file)!r}: expected a tokenizer.json: {error}") from error

@@ -1,8 +1,7 @@
 """The workdir: where a run keeps what it makes, and how files get there whole or not at all.
 
 In: a path (local, or a bucket such as `gs://...`) and a resolved configuration. Out: `config.json` (configuration,
-versions, git revision), one folder per stage, and the helpers through which every command writes. Locally a file is
-written beside its place, flushed to the disk and renamed; a bucket makes an object visible only when it is whole.
+versions, git revision) and one folder per stage; how its files are read and written is in `visor_jax.files`.
 
 A workdir belongs to one configuration: `Workdir.claim` refuses another one, naming the fields that differ.
 """
@@ -13,18 +12,25 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, cast
-
-from etils import epath
+from typing import Any
 
 from visor_jax.errors import RequestError, unwritable
+from visor_jax.files import as_path as as_path
+from visor_jax.files import finite_or_null as finite_or_null
+from visor_jax.files import open_regular as open_regular
+from visor_jax.files import parse_json as parse_json
+from visor_jax.files import read_json as read_json
+from visor_jax.files import read_regular as read_regular
+from visor_jax.files import sync_folder as sync_folder
+from visor_jax.files import write_bytes as write_bytes
+from visor_jax.files import write_json as write_json
+from visor_jax.files import write_text as write_text
 from visor_jax.workdir_lock import WorkdirLock
 
 FORMAT = 1
@@ -250,80 +256,3 @@ def git_revision() -> str:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-# --- files, whole or not at all ---------------------------------------------------------------------------------------
-
-
-def as_path(path: str | os.PathLike[str]) -> Path:
-    """A local path as `pathlib.Path`, a bucket's as the path type that behaves like it."""
-    text = os.fspath(path)
-    # etils' remote paths offer pathlib's methods without being its subclass.
-    return cast(Path, epath.Path(text)) if "://" in text else Path(text)
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all; parent folders are made."""
-    target = as_path(path)
-    if "://" in os.fspath(target):
-        target.write_bytes(data)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON. Numbers that JSON has no name for (NaN, Inf) are written as null."""
-    write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
-
-
-def finite_or_null(value: Any) -> Any:
-    """`value` with every float that is not finite replaced by None; tuples become lists, numpy scalars Python's."""
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite_or_null(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_null(item) for item in value]
-    return value
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Raises:
-      RequestError: it is missing or no JSON; the message names file and line.
-    """
-    try:
-        return json.loads(as_path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error

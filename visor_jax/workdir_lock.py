@@ -24,10 +24,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from visor_jax.errors import ABORTED, RequestError
+from visor_jax.files import parse_json, read_regular
 
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
+MAX_BYTES = 2**16  # of a lock file
 WATCH_SECONDS = 35.0  # three beats and a little: longer than a busy file system delays one
 
 
@@ -102,12 +104,22 @@ class WorkdirLock:
         return holder is not None and holder.get("token") == self._me["token"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The holder; None where there is no lock, or one that no run can have written."""
+        """The holder; None where there is no lock, or one that no run can have written.
+
+        Raises:
+          RequestError: there is something else in its place: a folder, a device, a file of megabytes.
+        """
         try:
-            holder = json.loads(self._path.read_text())
+            holder = parse_json(read_regular(self._path, MAX_BYTES))
         except (FileNotFoundError, ValueError):
             return None
-        return holder if isinstance(holder, dict) and {"host", "pid", "token"} <= holder.keys() else None
+        except OSError as error:
+            problem = error.strerror or error
+            raise RequestError(f"{self._path}: is no lock ({problem}); expected a file of a run, or none") from error
+        if not isinstance(holder, dict) or not {"host", "pid", "token"} <= holder.keys():
+            return None
+        known = isinstance(holder["host"], str) and type(holder["pid"]) is int and isinstance(holder["token"], str)
+        return holder if known else None
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
