@@ -6,285 +6,36 @@
     for piece in model.stream(image, "Describe the picture.", temperature=0.7, seed=1):
         print(piece, end="", flush=True)
 
-A `Visor` compiles per bucket of shapes and per budget, and keeps what it compiled (`visor_jax.generate`).
+What a loaded model does is `visor_jax.generate.visor.Visor`; here stands where it comes from.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float
 
 from visor_jax import config as configs
-from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, Budget, budget_name, decoder_flops
-from visor_jax.data.collate import Example
 from visor_jax.data.splits import make_tokenizer
-from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
+from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.export import hf_import
-from visor_jax.generate.answer import Answer, Draft, Stream
-from visor_jax.generate.engine import Engine, Looked
-from visor_jax.generate.request import Picture, Request, prompt_of, tokens_of
-from visor_jax.generate.sampling import Sampling
-from visor_jax.generate.shapes import batches
-from visor_jax.generate.text import Characters
-from visor_jax.model.layers import Params, in_dtype
+from visor_jax.generate.visor import Visor
+from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.search import read_viable
 from visor_jax.train.checkpoints import restore_params
 from visor_jax.workdir import Workdir, as_path
 
-Question = tuple[Picture | Sequence[Picture], str]
+__all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
+
 DTYPES = ("float32", "bfloat16", "float16")
-AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered
 MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the newest complete one is loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """A question on its way: what was looked at, under which budget it goes on, and the seconds that took."""
-
-    prompt: Example
-    looked: Looked
-    bits: Bits
-    routed: bool
-    seconds: float
-
-
-class Visor:
-    """A model with its tokenizer: answers, logits, routes. Made by `load`.
-
-    `answer`, `answer_many` and `stream` share their settings:
-
-      budget: "auto" (the policy decides), "full", "empty", a number of slots, or the bits of a viable budget.
-      max_new_tokens: the answer is cut off there.
-      dial: shifts the policy towards cheaper (below 0) or more accurate (above 0) budgets.
-      temperature, top_p, seed: 0 takes the best token; otherwise tokens are drawn (`generate.sampling.Sampling`), and
-        the same seed draws the same answer.
-      stop: texts of one token each that end an answer, beside the end of the turn.
-
-    Each raises RequestError for an unusable picture or question, a budget that does not fit or is not viable, "auto"
-    without a policy, and settings outside their ranges.
-    """
-
-    def __init__(
-        self,
-        params: Params,
-        arch: Architecture,
-        tokenizer: ChatTokenizer,
-        viable_budgets: Sequence[Bits],
-        *,
-        system: str | None = None,
-        has_policy: bool = False,
-        searched: bool = False,
-        stage: str = "",
-        stop_token_ids: Sequence[int] = (),
-    ):
-        self.arch, self.tokenizer, self.system = arch, tokenizer, system
-        self.stage = stage
-        self.viable_budgets = [tuple(bits) for bits in viable_budgets]
-        self.has_policy, self.searched = has_policy, searched
-        self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})
-        self._engine = Engine(params, arch, len(self.viable_budgets), tokenizer.image_token_id)
-
-    @property
-    def params(self) -> Params:
-        """The parameters: arrays in the tree of `model.visor.init_params`, stacked anew once a question was asked."""
-        return self._engine.params
-
-    def with_params(self, params: Params) -> Visor:
-        """The same model with other parameters of the same shapes."""
-        return Visor(
-            params,
-            self.arch,
-            self.tokenizer,
-            self.viable_budgets,
-            system=self.system,
-            has_policy=self.has_policy,
-            searched=self.searched,
-            stage=self.stage,
-            stop_token_ids=tuple(self.stop_token_ids),
-        )
-
-    # --- questions ----------------------------------------------------------------------------------------------------
-
-    def answer(
-        self,
-        image: Picture | Sequence[Picture],
-        question: str,
-        budget: str | Budget = "auto",
-        max_new_tokens: int = 64,
-        dial: float = 0.0,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Answer:
-        """The answer to one question about one picture (or several, or none: an empty list)."""
-        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return self._answers([(image, question)], request)[0]
-
-    def answer_many(
-        self,
-        questions: Sequence[Question],
-        budget: str | Budget = "auto",
-        max_new_tokens: int = 64,
-        dial: float = 0.0,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> list[Answer]:
-        """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size."""
-        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        waves = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
-        return [answer for wave in waves for answer in self._answers(wave, request)]
-
-    def stream(
-        self,
-        image: Picture | Sequence[Picture],
-        question: str,
-        budget: str | Budget = "auto",
-        max_new_tokens: int = 64,
-        dial: float = 0.0,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-    ) -> Stream:
-        """The same answer in pieces of whole characters, as they come; `.answer` of what is returned is the receipt."""
-        request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return Stream(self._pieces(self._prompt(image, question), request))
-
-    def logits(
-        self, token_ids: Sequence[int], images: Sequence[Picture], budget: str | Budget = "full"
-    ) -> Float[np.ndarray, "S V"]:
-        """Next-token logits at every text token of a sequence with one placeholder id per picture, in order.
-
-        Any budget may be asked for, viable or not.
-        """
-        prompt = tokens_of(token_ids, images, self.tokenizer, self.arch)
-        bits = self._budget(budget)
-        if bits is None:
-            bits = self._pick(self._engine.look(prompt, routed=True), prompt, 0.0)
-        return self._engine.logits(prompt, bits)
-
-    def route(self, image: Picture | Sequence[Picture], question: str) -> Float[np.ndarray, " viable"]:
-        """The policy's probabilities over `viable_budgets`."""
-        self._require_policy()
-        scores = self._engine.look(self._prompt(image, question), routed=True).scores
-        found = np.asarray(scores)[0, : len(self.viable_budgets)]
-        weights = np.exp(found - found.max())
-        return weights / weights.sum()
-
-    # --- from questions to answers ------------------------------------------------------------------------------------
-
-    def _answers(self, questions: Sequence[Question], request: Request) -> list[Answer]:
-        prompts = [self._prompt(image, question) for image, question in questions]
-        asked = [self._look(prompt, request) for prompt in prompts]
-        answers: dict[int, Answer] = {}
-        for bits in dict.fromkeys(one.bits for one in asked):
-            same = [index for index, one in enumerate(asked) if one.bits == bits]
-            for group in batches([asked[index].looked.window for index in same]):
-                members = [same[i] for i in group]
-                answers |= zip(members, self._together([asked[i] for i in members], request), strict=True)
-        return [answers[index] for index in range(len(asked))]
-
-    def _look(self, prompt: Example, request: Request) -> Asked:
-        """The part that all budgets share, and the budget."""
-        began, routed = time.perf_counter(), request.budget is None
-        looked = self._engine.look(prompt, routed=routed)
-        bits = self._pick(looked, prompt, request.dial) if request.budget is None else request.budget
-        jax.block_until_ready(looked.prefix)
-        return Asked(prompt, looked, bits, routed, time.perf_counter() - began)
-
-    def _together(self, asked: Sequence[Asked], request: Request) -> list[Answer]:
-        """Answers of one batch: every question in it goes on under the same budget."""
-        drafts = [Draft(one.prompt.size, one.bits, one.routed, one.seconds) for one in asked]
-        for _ in self._steps(asked, drafts, request):
-            pass
-        return [self._receipt(draft) for draft in drafts]
-
-    def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
-        """The text of one answer while it comes; returns the answer."""
-        asked = self._look(prompt, request)
-        draft, characters = Draft(prompt.size, asked.bits, asked.routed, asked.seconds), Characters(self.tokenizer)
-        for _ in self._steps([asked], [draft], request):
-            piece = "" if draft.complete else characters.add(draft.tokens[-1])
-            if piece:
-                yield piece
-        rest = characters.rest()
-        if rest:
-            yield rest
-        return self._receipt(draft)
-
-    def _steps(self, asked: Sequence[Asked], drafts: Sequence[Draft], request: Request) -> Iterator[None]:
-        """Decoding: with every step each draft that has not ended grows by a token, or ends."""
-        began, rows = time.perf_counter(), [one.looked for one in asked]
-        bits, limit = asked[0].bits, request.max_new_tokens
-        for tokens in self._engine.tokens(rows, bits, request.sampling, request.stops, limit):
-            seconds = time.perf_counter() - began
-            for draft, token in zip(drafts, tokens, strict=True):
-                if token is not None:
-                    draft.add(token, token in request.stops, seconds)
-            yield
-
-    def _receipt(self, draft: Draft) -> Answer:
-        return draft.answer(self.tokenizer.decode(draft.tokens), self.arch, self._engine.bytes_per_value)
-
-    # --- requests and budgets -----------------------------------------------------------------------------------------
-
-    def _request(
-        self, budget: str | Budget, max_new_tokens: int, dial: float, sampling: Sampling, stop: Sequence[str]
-    ) -> Request:
-        bits = self._budget(budget)
-        if self.searched and bits is not None and self.arch.plan == "visor" and bits not in self.viable_budgets:
-            names = ", ".join((["auto"] if self.has_policy else []) + [budget_name(b) for b in self.viable_budgets])
-            raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
-        ends = [stop] if isinstance(stop, str) else stop
-        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in ends}
-        return Request(bits, dial, max_new_tokens, sampling, stops)
-
-    def _budget(self, budget: str | Budget) -> Bits | None:
-        """The bits of a budget, or None for "auto"."""
-        wanted = budget if isinstance(budget, Budget) else Budget.parse(str(budget))
-        if self.arch.plan == "dense":
-            return ()
-        if str(wanted) == "auto":
-            self._require_policy()
-            return None
-        return wanted.resolve(self.arch.num_slots, self.viable_budgets or None)
-
-    def _require_policy(self) -> None:
-        if not self.has_policy:
-            raise RequestError(
-                "budget=auto: this model has no trained policy; name a budget (empty, full, 0b...) or run stage policy"
-            )
-
-    def _pick(self, looked: Looked, prompt: Example, dial: float) -> Bits:
-        """The policy's budget for one prompt."""
-        size = prompt.size
-        costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
-        return self.viable_budgets[self._engine.pick(looked, costs, dial)]
-
-    def _prompt(self, image: Picture | Sequence[Picture], question: str) -> Example:
-        return prompt_of(image, question, self.tokenizer, self.arch, self.system)
-
-
-# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:

@@ -143,7 +143,7 @@ def test_many_are_answered_by_route_exactly_as_one_by_one(model: Visor, monkeypa
 
 def test_more_questions_than_are_looked_at_at_once(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
-    monkeypatch.setattr("visor_jax.api.AT_ONCE", 3)
+    monkeypatch.setattr("visor_jax.generate.visor.AT_ONCE", 3)
     spy = Spy(monkeypatch)
     found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
     assert [timeless(answer) for answer in found] == [timeless(answer) for answer in expected]
