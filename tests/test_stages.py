@@ -84,17 +84,6 @@ def test_search_and_label_are_complete_by_their_results(tiny_copy: Path) -> None
     assert not is_complete(workdir, "label") and not is_complete(workdir, "search")
 
 
-def test_a_users_own_compile_cache_counts(tmp_path: Path) -> None:
-    """The fixture `quick` has named one by JAX_COMPILATION_CACHE_DIR."""
-    import jax
-
-    from visor_jax.workdir import Workdir
-
-    before = jax.config.jax_compilation_cache_dir
-    stages.use_compile_cache(Workdir(tmp_path))
-    assert jax.config.jax_compilation_cache_dir == before
-
-
 def test_questions_from_another_source(tmp_path: Path) -> None:
     config = tiny_config()
     assert evaluation_data(config, "", "") is config

@@ -376,14 +376,15 @@ def _refuse_unsafe(file: Path, given: str, workdir: str) -> None:
         raise RequestError(f"--config={given!r}: expected a path of printable characters")
     if "://" in given:
         raise RequestError(f"--config={given}: a configuration is code and only read from a local file")
-    folders = [folder for folder in file.resolve().parents if _is_workdir(folder)]
+    folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
     if workdir and "://" not in workdir and Path(workdir).resolve() in file.resolve().parents:
         folders.append(Path(workdir))
     if folders:
         raise RequestError(f"--config={given}: lies in the workdir {folders[0]}; a workdir's files are not executed")
 
 
-def _is_workdir(folder: Path) -> bool:
+def is_workdir(folder: Path) -> bool:
+    """Whether a folder is a run's, as its `config.json` tells."""
     try:
         record = read_json(folder / "config.json")
     except RequestError:

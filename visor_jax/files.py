@@ -9,6 +9,8 @@ of thousands of digits is refused like any other that cannot be parsed.
 from __future__ import annotations
 
 import errno
+import functools
+import importlib.util
 import json
 import math
 import os
@@ -111,14 +113,38 @@ def _too_large(path: str | os.PathLike[str], size: int, max_bytes: int) -> OSErr
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A local path as `pathlib.Path`, a bucket's as the path type that behaves like it."""
+    """A local path as `pathlib.Path`, a bucket's as the path type that behaves like it.
+
+    Raises:
+      RequestError: no such kind of bucket is known, or the package that reads it is not installed.
+    """
     text = os.fspath(path)
     if "://" not in text:
         return Path(text)
+    _check_scheme(text.partition("://")[0])
     from etils import epath
 
     # etils' remote paths offer pathlib's methods without being its subclass.
     return cast(Path, epath.Path(text))
+
+
+@functools.cache
+def _check_scheme(scheme: str) -> None:
+    packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+    if scheme not in packages:
+        known = ", ".join(f"{name}://" for name in packages)
+        raise RequestError(f"{scheme}://: unknown kind of bucket; expected a local path, or one of {known}")
+    if importlib.util.find_spec("tensorflow") is not None:
+        return  # etils reads buckets through it
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        package = packages[scheme]
+        raise RequestError(
+            f"{scheme}://: needs the package {package}, which is not installed: pip install {package}"
+        ) from error
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -7,15 +7,14 @@ file), and what has one is skipped; so the same call goes on after any interrupt
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from visor_jax.compiling import use_compile_cache
 from visor_jax.config import validate
 from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
@@ -30,7 +29,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
     workdir = Workdir(path)
     workdir.create()
     with workdir.lock(), StopSignal() as stop, stop.nothing_to_save(), workdir.claimed(config):
-        use_compile_cache(workdir)
+        use_compile_cache(workdir.path)
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
     return {"stages": seconds}
 
@@ -74,13 +73,6 @@ def timed(workdir: Workdir, name: str) -> Iterator[None]:
     with goodput.time(name):
         yield
     goodput.write()
-
-
-def use_compile_cache(workdir: Workdir) -> None:
-    """Keep compiled programs in the workdir (or where JAX was told to): what stages share is compiled once."""
-    if "://" not in str(workdir.path) and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path(str(workdir.path)).resolve() / ".compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
 
 
 def finish(config: Any, path: str) -> dict[str, Any]:

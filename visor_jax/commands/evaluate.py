@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.api import MODEL_STAGES, load
+    from visor_jax.compiling import use_compile_cache
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
@@ -45,6 +46,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     name = "partial" if budgets or args.stage or other else ""
     if config is not own:
         name = str(Path(f"of_{Path(config.data.path).stem if args.data else args.benchmark}") / name)
+    use_compile_cache(workdir.path)
     model = load(workdir.path / args.stage if args.stage else workdir.path)
     result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
     print_budgets(result)
