@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from visor_jax import stages
+from visor_jax.api import load
 from visor_jax.errors import RequestError
 from visor_jax.stages import evaluation_data, is_complete, run_stages
 from visor_jax.testing import tiny_config
+from visor_jax.train.checkpoints import Checkpoints
+from visor_jax.workdir import Workdir, read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -72,6 +76,47 @@ def test_a_refused_request_leaves_the_configuration_as_it_was(tiny_copy: Path) -
     with pytest.raises(RequestError, match="run the label stage first"):
         run_stages(tiny_config({"stages": ("policy",), "name": "other"}), str(tiny_copy), ["policy"])
     assert (tiny_copy / "config.json").read_bytes() == before
+
+
+def as_the_first_version_left_it(path: Path) -> None:
+    record = read_json(path / "config.json")
+    record.pop("random_numbers")
+    write_json(path / "config.json", record)
+
+
+@pytest.mark.parametrize("unfinished", ["full/complete.json", "search/viable.json", "labels/labels.npz", "policy"])
+def test_a_run_is_not_gone_on_with_other_random_numbers(tiny_copy: Path, unfinished: str) -> None:
+    as_the_first_version_left_it(tiny_copy)
+    before = (tiny_copy / "config.json").read_bytes()
+    gone = tiny_copy / unfinished
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    config = tiny_config()
+    with pytest.raises(RequestError, match="begun by a version that draws other random numbers") as refused:
+        run_stages(config, str(tiny_copy), config.stages)
+    assert "\n" not in str(refused.value) and (tiny_copy / "config.json").read_bytes() == before
+
+
+def test_a_complete_run_of_other_random_numbers_is_still_read(tiny_copy: Path) -> None:
+    as_the_first_version_left_it(tiny_copy)
+    config = tiny_config()
+    assert set(run_stages(config, str(tiny_copy), config.stages)["stages"].values()) == {0.0}
+    assert load(tiny_copy).stage == "policy"
+
+
+def test_a_checkpoint_of_other_random_numbers_is_not_resumed(tiny_copy: Path) -> None:
+    """Also where `config.json`, which says whose the workdir is, is gone."""
+    workdir, config = Workdir(tiny_copy), tiny_config()
+    as_the_first_version_left_it(tiny_copy)
+    theirs = workdir.identity(config, "full")
+    (tiny_copy / "config.json").unlink()
+    folder = tiny_copy / "full" / "checkpoints"
+    with Checkpoints(tiny_copy / "other", identity=theirs, keep=1) as saved:
+        saved.save(4, {"params": {"x": np.zeros(2, np.float32)}}, wait=True)
+    shutil.rmtree(folder)
+    (tiny_copy / "other").rename(folder)
+    (tiny_copy / "full" / "complete.json").unlink()
+    with pytest.raises(RequestError, match=r"random_numbers is \(none\) there and 2 here"):
+        run_stages(config, str(tiny_copy), ["full"])
 
 
 def test_search_and_label_are_complete_by_their_results(tiny_copy: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import visor_jax.errors
 from visor_jax.errors import RequestError
-from visor_jax.workdir import Workdir, read_json, write_json
+from visor_jax.workdir import RANDOM_NUMBERS, Workdir, read_json, write_json
 from visor_jax.workdir_lock import WorkdirLock, this_process
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -77,7 +77,7 @@ def test_a_stage_is_complete_when_marked(tmp_path):
 def test_config_json_holds_configuration_versions_and_revision(tmp_path):
     Workdir(tmp_path).claim(make_config())
     record = read_json(tmp_path / "config.json")
-    assert record.keys() == {"config", "versions", "git_revision", "format"}
+    assert record.keys() == {"config", "versions", "git_revision", "format", "random_numbers"}
     assert record["config"]["model"] == {"text": {"num_layers": 6}, "pinpoints": [[1, 1], [2, 2]]}
     assert "jax" in record["versions"] and isinstance(record["git_revision"], str)
     assert Workdir(tmp_path).config() == record["config"]
@@ -89,6 +89,22 @@ def test_the_same_configuration_may_come_back_and_free_fields_may_change(tmp_pat
     workdir.claim(make_config())
     workdir.claim(make_config(stage="policy", mesh__fsdp=8, train__checkpoint_every=5))
     assert workdir.config()["mesh"] == {"fsdp": 8}
+
+
+def test_a_workdir_keeps_the_random_numbers_that_it_was_begun_with(tmp_path):
+    """Claiming it by this version does not make it this version's; its checkpoints' identity is what it was."""
+    workdir, config = Workdir(tmp_path / "old"), make_config()
+    workdir.claim(config)
+    record = read_json(workdir.path / "config.json")
+    assert workdir.identity(config, "full")["random_numbers"] == record.pop("random_numbers") == RANDOM_NUMBERS
+    workdir.check_random_numbers()
+    write_json(workdir.path / "config.json", record)  # as the first version wrote it
+    workdir.claim(config)
+    assert workdir.random_numbers() == 1 and "random_numbers" not in workdir.identity(config, "full")
+    with pytest.raises(RequestError, match=r"other random numbers \(random_numbers is 1 there and") as error:
+        workdir.check_random_numbers()
+    assert "\n" not in str(error.value)
+    assert Workdir(tmp_path / "new").random_numbers() == RANDOM_NUMBERS
 
 
 def test_another_configuration_is_refused_by_field(tmp_path):

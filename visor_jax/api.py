@@ -25,6 +25,7 @@ from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.export import hf_import
 from visor_jax.generate.visor import Visor
+from visor_jax.model.keys import start_key
 from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
@@ -108,7 +109,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
     viable = checkpoint.viable_budgets
     if plan == "visor" and arch.plan == "dense":
         arch = dataclasses.replace(arch, plan="visor")
-        params, _ = hf_import.made_visor(params, arch, mesh, jax.random.key(0))
+        params, _ = hf_import.made_visor(params, arch, mesh, start_key(0, "base"))
         viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
     return Visor(
         params,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.budget import Bits, bit_string, budget_name, parse_bits
+from visor_jax.data.draws import index_range
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
@@ -28,7 +29,7 @@ from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.search import read_viable
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
-FIRST_INDEX = 2**31  # of the pictures that labels are made on: where those of the training stream end
+FIRST_INDEX = index_range("label")[1].start  # of the generated pictures that labels are made on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def label_source(config: Any) -> Source:
     if config.data.source != "glyphs":
         return make_source(config, "train")
     turns = config.data.turns_per_picture
-    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns, size=2 * FIRST_INDEX)
+    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns)
 
 
 def questions(config: Any, skips: SkipLog) -> list[tuple[int, int, Sample]]:

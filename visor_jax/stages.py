@@ -45,6 +45,7 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
     if is_complete(workdir, stage):
         print(f"{stage}: complete")
         return 0.0
+    workdir.check_random_numbers()
     began = time.perf_counter()
     if stage == "search":
         from visor_jax.budget import bit_string

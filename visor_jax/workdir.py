@@ -34,6 +34,9 @@ from visor_jax.files import write_text as write_text
 from visor_jax.workdir_lock import WorkdirLock
 
 FORMAT = 1
+# Counts the changes to what is drawn at random (starts, pictures, orders, budgets): a run is only gone on with by a
+# version of the same number. 1: up to 0.1.0; 2: one key and one range of pictures for each consumer.
+RANDOM_NUMBERS = 2
 PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
 
 # What may differ between two runs in one workdir: it changes neither the model nor the losses, only where and how
@@ -108,7 +111,7 @@ class Workdir:
         Raises:
           RequestError: the folder holds another configuration, or a `config.json` that cannot be read.
         """
-        mine = plain(config)
+        mine, drawn_as = plain(config), self.random_numbers()
         if (self.path / "config.json").exists():
             differences = [d for d in differing_fields(self.config(), mine) if not is_free(d[0])]
             if differences:
@@ -119,6 +122,7 @@ class Workdir:
         if "stage" in mine:
             mine["stage"] = ""  # asked for anew each time
         record = {"config": mine, "versions": versions(), "git_revision": git_revision(), "format": FORMAT}
+        record["random_numbers"] = drawn_as
         write_json(self.path / "config.json", record)
 
     @contextlib.contextmanager
@@ -147,12 +151,36 @@ class Workdir:
             raise RequestError(f"{self.path / 'config.json'}: format {record.get('format')!r}, expected {FORMAT}")
         return record["config"]
 
+    def random_numbers(self) -> int:
+        """The `RANDOM_NUMBERS` of the version that began this workdir; this version's where nothing is begun yet.
+
+        Raises:
+          RequestError: `config.json` cannot be read.
+        """
+        if not (self.path / "config.json").exists():
+            return RANDOM_NUMBERS
+        record = read_json(self.path / "config.json")
+        return record.get("random_numbers", 1) if isinstance(record, dict) else 1
+
+    def check_random_numbers(self) -> None:
+        """To be called before anything of the run is computed.
+
+        Raises:
+          RequestError: the workdir was begun by a version that draws other random numbers.
+        """
+        if (drawn_as := self.random_numbers()) != RANDOM_NUMBERS:
+            raise RequestError(
+                f"--workdir: {self.path} is unfinished, and was begun by a version that draws other random numbers"
+                f" (random_numbers is {drawn_as} there and {RANDOM_NUMBERS} here); finish it with that version,"
+                " or start in another folder"
+            )
+
     def identity(self, config: Any, stage: str) -> dict[str, Any]:
         """What a checkpoint of `stage` must agree with to be resumed: the fields that shape its state, and its data.
 
         Returns:
           {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer"}; the last two as
-          `file_checksums` gives them.
+          `file_checksums` gives them. And "random_numbers", but for the first version, which wrote none.
         """
         fields = {}
         for name, value in flat_fields(plain(config)):
@@ -161,7 +189,9 @@ class Workdir:
             if not elsewhere and not is_free(name):
                 fields[name] = value
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        return {"stage": stage, "config_hash": digest, "config": fields, **file_checksums(plain(config))}
+        found = {"stage": stage, "config_hash": digest, "config": fields, **file_checksums(plain(config))}
+        drawn_as = self.random_numbers()
+        return found if drawn_as == 1 else {**found, "random_numbers": drawn_as}
 
 
 # --- configurations as plain values -----------------------------------------------------------------------------------

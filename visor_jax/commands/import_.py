@@ -29,6 +29,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.data.splits import make_tokenizer
     from visor_jax.errors import RequestError
     from visor_jax.export.hf_import import check, check_tokenizer, differences, made_visor, open_checkpoint, read_params
+    from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.train.checkpoints import Checkpoints
     from visor_jax.workdir import Workdir, write_json
@@ -56,7 +57,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         mesh = configured_mesh(config)
         params, new = read_params(checkpoint, mesh), dict[str, int]()
         if asked.plan != checkpoint.arch.plan:
-            params, new = made_visor(params, asked, mesh, jax.random.key(config.seed))
+            params, new = made_visor(params, asked, mesh, start_key(config.seed, stage))
         if checkpoint.viable_budgets:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
             found = {"num_slots": asked.num_slots, "viable": names, "subsets": []}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from visor_jax.data.draws import STREAM_LENGTH
 from visor_jax.data.glyphs_render import BACKGROUNDS, COLOURS, GLYPHS, LEFT, UP, render
 from visor_jax.data.glyphs_scenes import MAX_CARDS, MIN_CARDS, MIN_GRID, SCENES, Facts
 from visor_jax.data.glyphs_words import PHRASINGS, TASKS, Task
@@ -30,7 +31,8 @@ SPLITS = ("train", "validation", "test")
 HOPS = 3  # the longest chain of arrows
 
 _RELATIONS = len(SPLITS)  # the random stream of `relation_grid`, beside those of the splits
-_WORD = 2**32  # seeds and indices are one 32-bit word each, so that no two streams coincide
+_WORD = 2**32  # a seed is one 32-bit word and an index at most two, so that no two streams coincide
+_MOST = 2**62  # samples of a stream: what a signed 64-bit index counts, and room to spare
 
 
 def glyph_names() -> tuple[str, ...]:
@@ -67,7 +69,7 @@ class Glyphs:
         turns_per_picture: int = 4,
         cards: int | None = None,
         grid: int = GRID,
-        size: int = 2**31,
+        size: int = STREAM_LENGTH,
     ) -> None:
         """Describes a stream of samples; nothing is generated yet.
 
@@ -81,7 +83,7 @@ class Glyphs:
             fewer.
           cards: letters or cards in a picture, 2 to 8; None draws their number for each picture.
           grid: patches per side, at least 6.
-          size: number of samples, up to 2**32.
+          size: number of samples, up to 2**62.
 
         Raises:
           RequestError: one of these is out of range, or names an unknown split, scene or task.
@@ -90,7 +92,7 @@ class Glyphs:
         _within("seed", seed, 0, _WORD - 1)
         _within("turns_per_picture", turns_per_picture, 1, None)
         _within("grid", grid, MIN_GRID, None)
-        _within("size", size, 1, _WORD)
+        _within("size", size, 1, _MOST)
         if cards is not None:
             _within("cards", cards, MIN_CARDS, MAX_CARDS)
         if scenes is not None and tasks is not None:

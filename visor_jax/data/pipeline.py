@@ -25,6 +25,7 @@ from typing import Generic, TypeVar
 import grain
 import numpy as np
 
+from visor_jax.data.draws import seed_sequence
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RunError
@@ -95,7 +96,7 @@ class Stream(Generic[ExampleT]):
         part, ordinal = pair
         size = len(self._parts[part].source)
         if attempt:
-            draw = np.random.SeedSequence((self._seed, counter, attempt)).generate_state(1, np.uint64)
+            draw = seed_sequence("substitute", self._seed, counter, attempt).generate_state(1, np.uint64)
             return part, int(draw[0]) % size
         epoch, index = divmod(ordinal, size)
         if self._parts[part].shuffle:
@@ -104,7 +105,7 @@ class Stream(Generic[ExampleT]):
 
     def _make_permutation(self, part: int, epoch: int) -> np.ndarray:
         # Sorting raw words, not Generator.permutation: NumPy promises that the words stay the same in later versions.
-        words = np.random.PCG64(np.random.SeedSequence((self._seed, part, epoch)))
+        words = np.random.PCG64(seed_sequence("shuffle", self._seed, part, epoch))
         return np.argsort(words.random_raw(len(self._parts[part].source)), kind="stable")
 
 

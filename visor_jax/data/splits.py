@@ -14,6 +14,7 @@ from typing import Any
 
 from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, encode_example, make_batch
+from visor_jax.data.draws import Within, index_range
 from visor_jax.data.glyphs import TASKS, Glyphs
 from visor_jax.data.llava import LlavaSource
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
@@ -53,6 +54,12 @@ def make_source(config: Any, split: str) -> Source:
     if data.source == "glyphs":
         return glyphs_source(config, split, scenes=dict(data.scenes) or None, turns_per_picture=data.turns_per_picture)
     return LlavaSource.from_config(config, split)
+
+
+def stage_source(config: Any, stage: str) -> Source:
+    """What a stage trains on: the training records; of the endless generated data, a range that is this stage's own."""
+    source = make_source(config, "train")
+    return Within(source, index_range(stage)[1]) if config.data.source == "glyphs" else source
 
 
 def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:

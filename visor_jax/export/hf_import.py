@@ -276,8 +276,9 @@ def made_visor(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -
         made = flat(init_params(arch, key))
         return {path: made[path] for path in missing}  # the rest is never computed
 
-    new = jax.jit(fresh, out_shardings={path: places[path] for path in missing})(key)
-    started = flat(start_cross_attention(nested({**old, **new}), arch, key))
+    weights, cross = jax.random.split(key)
+    new = jax.jit(fresh, out_shardings={path: places[path] for path in missing})(weights)
+    started = flat(start_cross_attention(nested({**old, **new}), arch, cross))
     whole = nested({path: jax.device_put(x, places[path]) for path, x in started.items()})
     counts: dict[str, int] = {}
     for path in missing:

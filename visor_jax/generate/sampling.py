@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from visor_jax.errors import RequestError
+from visor_jax.model.keys import root_key
 
 MAX_SEED = 2**32 - 1
 
@@ -57,7 +58,7 @@ class Sampling:
             return None
         # What XLA neither flushes to 0 nor, as a reciprocal, makes 0 of; beyond it all draws are alike.
         temperature = min(max(self.temperature, float(np.finfo(np.float32).tiny)), 1e30)
-        return Draw(np.float32(temperature), np.float32(self.top_p), jax.random.key(self.seed))
+        return Draw(np.float32(temperature), np.float32(self.top_p), root_key(self.seed, "sampling"))
 
 
 class Draw(NamedTuple):

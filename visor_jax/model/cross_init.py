@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
+from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, copying_pair, orthonormal
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
@@ -29,7 +30,7 @@ def asked_rotation(size: int) -> Array:
 
     In a code of its own it is not taken for what is about to be said.
     """
-    return orthonormal(jax.random.key(ASKED_SEED), size, size)
+    return orthonormal(frozen_key(ASKED_SEED), size, size)
 
 
 def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Params:

@@ -51,8 +51,9 @@ class Visor(nnx.Module):
 
 def init_params(arch: Architecture, key: Array) -> Params:
     """Random parameters; how cross-attention starts is told by `cross.init` (`visor_jax.model.cross_init`)."""
-    params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=key))))
-    return start_cross_attention(params, arch, key) if arch.plan == "visor" else params
+    weights, cross = jax.random.split(key)
+    params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=weights))))
+    return start_cross_attention(params, arch, cross) if arch.plan == "visor" else params
 
 
 def abstract_params(arch: Architecture) -> Params:

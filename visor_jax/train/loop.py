@@ -26,6 +26,7 @@ from visor_jax.config import architecture, stage_config
 from visor_jax.errors import STOPPED, RequestError
 from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import check_rows, configured_mesh
@@ -84,7 +85,7 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     # --- parameters and optimiser, in their shardings -----------------------------------------------------------------
     with goodput.time("init"):
         tx = build_optimizer(settings)
-        state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
+        state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
     update = jax.jit(
         partial(update_step, computed_in(config.model.dtype, objective.loss), tx),
         donate_argnums=0,
@@ -185,15 +186,15 @@ def update_step(
 
 
 def initial_state(
-    config: Any, settings: Any, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
+    config: Any, stage: str, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
 ) -> tuple[State, State]:
     """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
     shapes = abstract_params(arch)
     places = param_shardings(shapes, mesh)
     quick = compiling.options(shapes)
     fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
-    params = start_params(config, settings, arch, mesh, workdir, places, fresh)
-    trainable, frozen = split_trainable(params, settings.trainable)
+    params = start_params(config, stage, arch, mesh, workdir, places, fresh)
+    trainable, frozen = split_trainable(params, stage_config(config, stage).trainable)
     flat_places = flatten(places)
     opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
     opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
@@ -202,10 +203,10 @@ def initial_state(
 
 
 def start_params(
-    config: Any, settings: Any, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
+    config: Any, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
 ) -> Params:
     """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
-    key = jax.random.key(config.seed)
+    settings, key = stage_config(config, stage), start_key(config.seed, stage)
     if not settings.init_from:
         return fresh(key)
     folder = start_folder(settings.init_from, workdir)
@@ -214,8 +215,9 @@ def start_params(
     wanted = flatten(places)
     if wanted.keys() <= saved.keys():
         return unflatten({path: saved[path] for path in wanted})
-    both = {**flatten(fresh(key)), **{path: x for path, x in saved.items() if path in wanted}}
-    return start_cross_attention(unflatten(both), arch, key)
+    weights, cross = jax.random.split(key)
+    both = {**flatten(fresh(weights)), **{path: x for path, x in saved.items() if path in wanted}}
+    return start_cross_attention(unflatten(both), arch, cross)
 
 
 def start_folder(init_from: str, workdir: Workdir) -> Path:

@@ -22,6 +22,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
 from visor_jax.model.decoder import KINDS, Budget
+from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, in_dtype, rms_norm, scan_layers
 from visor_jax.model.stream import Stream
 from visor_jax.model.super_block import joint_layer, text_layer
@@ -129,7 +130,7 @@ def relation_scores(features: Array, relation: str, names: Array, table: Array, 
     The name makes what is told ready to be said, in patches that `speaks` [B, P] marks; the random part tells one
     relation from another. Class 0, "nothing", has a random part only.
     """
-    key = jax.random.fold_in(jax.random.key(CODEBOOK_SEED), list(RELATIONS).index(relation))
+    key = jax.random.fold_in(frozen_key(CODEBOOK_SEED), list(RELATIONS).index(relation))
     said = SAID[RELATIONS[relation]] * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
     own = jax.random.normal(key, (1 + said.shape[0], said.shape[1])) / said.shape[1] ** 0.5
     in_words = jnp.pad(features @ said.T, ((0, 0), (0, 0), (1, 0)))

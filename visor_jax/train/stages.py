@@ -25,10 +25,11 @@ from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.collate import Batch, Example, encode_example, make_batch
+from visor_jax.data.draws import generator, index_range, seed_sequence
 from visor_jax.data.glyphs_words import PHRASINGS
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import TEXT_BUCKET, make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.data.splits import TEXT_BUCKET, make_tokenizer, sample_encoder, stage_source, training_window
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.label import Labels
@@ -88,7 +89,7 @@ def budget_drawer(config: Any, stage: str, workdir: Workdir) -> Callable[[int], 
 
 def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:
     """One of `choices`, every one equally likely."""
-    entropy = np.random.SeedSequence((seed, *stage.encode(), step)).generate_state(1, np.uint64)
+    entropy = seed_sequence("budget", stage_seed(seed, stage), step).generate_state(1, np.uint64)
     return choices[int(entropy[0]) % len(choices)]
 
 
@@ -108,12 +109,12 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
 
     def steps(done: int, total: int) -> Iterator[Step]:
         pipeline = make_pipeline(
-            [Part(make_source(config, "train"), shuffle=config.data.source != "glyphs")],
+            [Part(stage_source(config, stage), shuffle=config.data.source != "glyphs")],
             encode,
             collate,
             batch_size=settings.batch_size,
             seed=stage_seed(config.seed, stage),
-            start_step=done + stage_offset(stage) * config.data.source.startswith("glyphs"),
+            start_step=done,
             skips=skips,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -130,17 +131,9 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     return Objective(loss, steps, summarise)
 
 
-STAGE_STRIDE = 2**20
-
-
 def stage_seed(seed: int, stage: str) -> int:
-    """Shuffles differ from stage to stage."""
+    """A number that no other (seed, stage) has: what is drawn for one stage says nothing of another."""
     return seed * len(STAGES) + STAGES.index(stage)
-
-
-def stage_offset(stage: str) -> int:
-    """Where a stage starts in an endless generated stream: stages never share a picture."""
-    return STAGES.index(stage) * STAGE_STRIDE
 
 
 def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits]) -> Iterator[Step]:
@@ -182,18 +175,18 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     tokenizer = make_tokenizer(config)
     names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
     words, window = known_words(tokenizer, names), training_window(config)
-    conversations, encode = make_source(config, "train"), sample_encoder(config, tokenizer, window)
+    conversations, encode = stage_source(config, stage), sample_encoder(config, tokenizer, window)
     budget_of = budget_drawer(config, stage, workdir)
-    seed = stage_seed(config.seed, stage)
+    seed, grids = config.seed, index_range(stage)[1]
 
     def step(number: int) -> Step:
         bits = budget_of(number)
         hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
         indices = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
-        examples = [grid_arrays(seed, index, hops, prefix, words, arch) for index in indices]
+        examples = [grid_arrays(seed, grids[index], hops, prefix, words, arch) for index in indices]
         read = [reading_arrays(encode(conversations[index]), names["asked"], window.text // 2) for index in indices]
         arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
-        return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{index}" for index in indices], [])
+        return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{grids[index]}" for index in indices], [])
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
@@ -259,7 +252,7 @@ def grid_arrays(
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
     count = len(layout.gather)
-    after = np.random.default_rng((seed, index)).choice(words, WORDS_AFTER)
+    after = generator("words", seed, index).choice(words, WORDS_AFTER)
     text = np.concatenate([prefix, after])
     positions = np.arange(count + len(text), dtype=np.int32)
     return {
@@ -340,7 +333,7 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
 
     def step(number: int) -> Step:
         rows = process_rows(settings.batch_size)
-        order = np.random.default_rng(np.random.SeedSequence((stage_seed(config.seed, stage), number)))
+        order = generator("labelled", stage_seed(config.seed, stage), number)
         picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
         arrays, ids = examples.batch(picked)
         return Step(number, arrays, full, budget_name(full), ids, [])

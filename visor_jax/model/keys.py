@@ -1,0 +1,30 @@
+"""The root keys of everything that JAX draws at random: one purpose, one key.
+
+A key is consumed once: by one `split`, by one draw, or by `fold_in`s of different numbers. What two consumers draw from
+one key is not independent. So nothing takes `jax.random.key(seed)` as it is: every purpose first folds in a number of
+its own.
+"""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array
+
+from visor_jax.config_schema import STAGES
+
+PURPOSES = ("start", "frozen", "sampling")
+
+
+def root_key(seed: int, purpose: str) -> Array:
+    """The key of `seed` for one of `PURPOSES`."""
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+
+
+def start_key(seed: int, stage: str) -> Array:
+    """The key of the parameters that `stage` (one of `config_schema.STAGES`) starts at random, in a run of `seed`."""
+    return jax.random.fold_in(root_key(seed, "start"), STAGES.index(stage))
+
+
+def frozen_key(number: int) -> Array:
+    """The key of a random constant that is the same in every run, and no run's own, whatever its seed."""
+    return root_key(number, "frozen")
