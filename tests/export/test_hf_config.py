@@ -13,13 +13,14 @@ from visor_jax.api import load
 from visor_jax.errors import RequestError
 
 DAMAGED = [
-    ("image_grid_pinpoints", None, "image_grid_pinpoints: missing"),
+    ("image_grid_pinpoints", None, "multiples of image_size, 28; it is missing, and transformers' default"),
     ("image_grid_pinpoints", [[28]], "expected a list of .height, width., multiples of image_size, 28"),
     ("image_grid_pinpoints", [[30, 30]], "multiples of image_size, 28"),
     ("image_grid_pinpoints", [[-28, 28]], "multiples of image_size, 28"),
     ("vision_aspect_ratio", "square", "expected 'anyres_max_' and a number"),
     ("vision_aspect_ratio", "anyres_max_0", "expected 'anyres_max_' and a number"),
     ("vision_feature_layer", [-2, -1], "expected one layer's number, of 3"),
+    ("vision_feature_layer", [], "expected one layer's number, of 3"),
     ("vision_feature_layer", 0, "expected one layer's number, of 3"),
     ("vision_feature_layer", -9, "expected one layer's number, of 3"),
     ("vision_feature_layer", 1_000_000_000, "expected one layer's number, of 3"),
@@ -30,8 +31,8 @@ DAMAGED = [
     ("image_token_index", 5, "config.json stands token 5 for a picture, its tokenizer"),
     ("text_config.num_attention_heads", 0, "expected a whole number from 1"),
     ("text_config.num_attention_heads", 3, "expected a multiple of num_key_value_heads, 2"),
-    ("text_config.vocab_size", None, "text_config.vocab_size: missing"),
-    ("text_config.vocab_size", 100, "expected at least"),
+    ("text_config.vocab_size", None, r"embed_tokens.weight has shape .*, expected \(151936, 32\)"),
+    ("text_config.vocab_size", 100, r"embed_tokens.weight has shape .*, expected \(100, 32\)"),
     ("text_config.hidden_size", "32", "expected a whole number from 1"),
     ("text_config.num_hidden_layers", 10**9, "expected a whole number from 1 to 1000"),
     ("text_config.head_dim", 3, "head_dim=3: expected an even number"),
@@ -39,7 +40,7 @@ DAMAGED = [
     ("has_policy", True, "has_policy=True: expected false where viable_budgets has none"),
     ("text_config.intermediate_size", -1, "expected a whole number from 1"),
     ("text_config.rope_parameters", "x", "expected an object"),
-    ("vision_config.image_size", None, "vision_config.image_size: missing"),
+    ("vision_config.image_size", None, "expected a list of .height, width., multiples of image_size, 224"),
     ("vision_config.num_attention_heads", 5, "expected a divisor of hidden_size, 32"),
 ]
 
@@ -64,8 +65,9 @@ def test_a_damaged_configuration_is_refused_by_field(
     [
         ("preprocessor_config.json", {"image_mean": [1, 2]}, "image_mean=.1, 2.: expected three numbers"),
         ("preprocessor_config.json", {"image_mean": "abc"}, "expected three numbers"),
-        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std.*expected three numbers above 0"),
-        ("preprocessor_config.json", {"image_std": [1, 1, float("nan")]}, "expected three numbers above 0"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std.*expected three numbers from 0.0001"),
+        ("preprocessor_config.json", {"image_std": [1, 1, float("nan")]}, "expected three numbers from 0.0001"),
+        ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 127]}, "expected three numbers from 0 to 1"),
         ("model.safetensors.index.json", {"weight_map": []}, "expected for each tensor the name"),
         ("model.safetensors.index.json", {"weight_map": None}, "expected for each tensor the name"),
         ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "expected for each tensor the name"),

@@ -123,6 +123,7 @@ def test_many_shapes_give_transformers_logits(config: dict[str, Any], size: tupl
 
 # --- the true 0.5B shape ----------------------------------------------------------------------------------------------
 
+HALF = [0.5, 0.5, 0.5]  # the published mean and deviation
 TRUE_05B: dict[str, Any] = {
     "vision_config": {
         "model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14, "hidden_size": 1152,
@@ -151,7 +152,7 @@ def test_the_true_half_billion_gives_transformers_logits() -> None:
 def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
     """The whole command, writing included; its peak is all of its process's memory."""
     save_stock(tmp_path / "hub", TRUE_05B)
-    (tmp_path / "hub" / "preprocessor_config.json").write_text("{}")  # the published mean and deviation
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF, "image_std": HALF}))
     config = f"--config={CONFIGS / 'llava_ov_0p5b.py'}:{tmp_path / 'hub' / 'tokenizer.json'}"
     arguments = ["import", f"--from={tmp_path / 'hub'}", f"--workdir={tmp_path / 'run'}", config, "--json"]
     command = [sys.executable, "-P", "-c", COMMAND_AND_PEAK, *arguments]

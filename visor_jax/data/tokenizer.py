@@ -6,14 +6,17 @@ In: "glyphs", a tokenizer.json, or a folder that holds one. Out: a `ChatTokenize
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
+from visor_jax.files import MAX_TOKENIZER_BYTES, parse_json, read_regular
 
 GLYPHS_FOLDER = Path(__file__).parent / "assets" / "glyphs"
 # Padding, start and end of a chat turn, and the place of one picture.
@@ -48,7 +51,8 @@ class ChatTokenizer:
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
         """The text of `ids`, without special tokens unless `keep_special`."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+        with _panics_refused(self.name):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
 
     def special(self, token: str) -> int:
         """Id of the added token `token`; raises RequestError if the tokenizer has none."""
@@ -81,7 +85,8 @@ class ChatTokenizer:
         return bare[0], spaced[0]
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with _panics_refused(self.name):
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def load_tokenizer(path: str | Path) -> ChatTokenizer:
@@ -94,27 +99,47 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
     if file.is_dir():
         file = file / "tokenizer.json"
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_regular(file, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise RequestError(f"tokenizer: no file {file}; expected a tokenizer.json or 'glyphs'") from None
-    except (OSError, ValueError) as error:
+    except UnicodeDecodeError as error:
         raise RequestError(f"tokenizer: cannot read {file}: {error}") from None
+    except OSError as error:
+        raise RequestError(f"tokenizer: cannot read {file}: {error.strerror or error}") from None
     return ChatTokenizer(text, str(file))
 
 
 def _parse(text: str, name: str) -> Tokenizer:
     """A tokenizer that recognises no added token in text; raises RequestError for what is no tokenizer.json."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         ours = [token for token in content["added_tokens"] if token["content"] in CHAT_TOKENS]
         if not all(token["special"] for token in ours):
             for token in ours:
                 token["special"] = True
             text = json.dumps(content)
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
+    except (ValueError, LookupError, TypeError) as error:
         raise RequestError(f"{name}: not a tokenizer.json ({type(error).__name__}: {error})") from None
+    check_parts(content, name)
+    try:
+        with _panics_refused(name):
+            tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{name}: not a tokenizer.json ({type(error).__name__}: {str(error)[:300]})") from None
     tokenizer.encode_special_tokens = True  # "encode their text", that is: do not recognise them
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+@contextlib.contextmanager
+def _panics_refused(name: str) -> Iterator[None]:
+    """RequestError where the library gives up; its PanicException is no Exception, and has no importable class."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RequestError(f"{name}: the tokenizers library cannot run it: {str(error)[:300]}") from None

@@ -1,15 +1,14 @@
-"""What a checkpoint's `config.json` and `preprocessor_config.json` say, every field checked before it is believed.
+"""What a checkpoint's `config.json` says, every field checked before it is believed.
 
-In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add. Whatever is missing, of
-another type or out of range is a `RequestError` that names the file, the field and what is expected.
+In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add. What is of another type or
+out of range, or asks for what this model does not compute, is a `RequestError` that names the file, the field and what
+is expected. A field that is missing or null has transformers' default, whose older versions leave out what equals it.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,139 +22,108 @@ from visor_jax.architecture import (
 )
 from visor_jax.budget import Bits, parse_budgets
 from visor_jax.config_schema import TRAINED_STAGES
-from visor_jax.errors import RequestError
-from visor_jax.workdir import read_json
+from visor_jax.export.hf_preprocessor import check_processor, pixel_statistics
+from visor_jax.export.hf_section import Section
 
 KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
+LMMS_LAB_KINDS = ("llava", "llava_qwen", "llava_onevision_qwen")  # as the code that LLaVA was trained with names it
+CONVERT = (
+    "the layout of LLaVA-NeXT's own code; convert it with transformers'"
+    " src/transformers/models/llava_onevision/convert_llava_onevision_weights_to_hf.py, or take the converted"
+    " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
+)
 POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
-MOST_LAYERS, MOST = 1000, 1 << 24  # what no model has: a damaged field is refused before it is computed with
+# What no model exceeds: a damaged field is refused before it is computed with.
+MOST_LAYERS, MOST_HEADS, MOST_HEAD_DIM, MOST_TOKENS = 1000, 1024, 4096, 1 << 22
+MOST_PIXELS, MOST_PINPOINTS, MOST_TAPS = 4096, 1000, 255
+# transformers' Qwen2Config and SiglipVisionConfig
+TEXT_DEFAULTS = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+IMAGE_TOKEN = 151_646  # of LlavaOnevisionConfig
+DEFAULT_PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object; raises RequestError."""
-    if not path.exists():
-        raise RequestError(f"{path}: no such file; expected a folder in Hugging Face's format")
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise RequestError(f"{path}: holds {type(found).__name__}, expected an object")
-    return found
-
-
-@dataclass(frozen=True)
-class Section:
-    """An object of a configuration file; `where` is the file and, with a dot behind it, the object's name.
-
-    A field without a default must be there; null is as good as absent. Each method raises RequestError.
-    """
-
-    values: Mapping[str, Any]
-    where: str
-
-    def wrong(self, name: str, expected: str) -> RequestError:
-        return RequestError(f"{self.where}{name}={self.values.get(name)!r}: expected {expected}")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        found = self.values.get(name)
-        found = default if found is None else found
-        if found is None:
-            raise RequestError(
-                f"{self.where}{name}: missing; expected a whole configuration, as transformers writes it"
-            )
-        return found
-
-    def section(self, name: str, default: Mapping[str, Any] | None = None) -> Section:
-        found = self.get(name, default)
-        if not isinstance(found, Mapping):
-            raise self.wrong(name, "an object")
-        return Section(found, f"{self.where}{name}.")
-
-    def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
-        found = self.get(name, default)
-        if type(found) is not int or not least <= found <= most:
-            raise self.wrong(name, f"a whole number from {least} to {most}")
-        return found
-
-    def positive(self, name: str, default: float | None = None) -> float:
-        found = self.get(name, default)
-        if type(found) not in (int, float) or not 0 < found < math.inf:
-            raise self.wrong(name, "a positive number")
-        return float(found)
-
-    def flag(self, name: str, default: bool) -> bool:
-        found = self.get(name, default)
-        if not isinstance(found, bool):
-            raise self.wrong(name, "true or false")
-        return found
-
-    def channels(self, name: str, *, least: float) -> tuple[float, float, float]:
-        """A number above `least` for each of red, green and blue."""
-        found = self.get(name, [0.5, 0.5, 0.5])
-        is_list = isinstance(found, list) and len(found) == 3
-        if not (is_list and all(type(x) in (int, float) and least < x < math.inf for x in found)):
-            raise self.wrong(name, f"three numbers above {least:g}")
-        red, green, blue = map(float, found)
-        return red, green, blue
-
-
-def architecture_of(config: Mapping[str, Any], preprocessor: Mapping[str, Any], folder: Path) -> Architecture:
-    """The architecture that `config.json` and `preprocessor_config.json` describe.
+def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) -> Architecture:
+    """The architecture that `config.json` and the image processor's fields describe.
 
     Raises:
-      RequestError: a field is missing or damaged, or asks for what this model does not compute.
+      RequestError: a field is damaged, or asks for what this model does not compute.
     """
     whole = Section(config, f"{folder / 'config.json'}: ")
-    pixels = Section(preprocessor, f"{folder / 'preprocessor_config.json'}: ")
-    kind = whole.get("model_type")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise whole.wrong("model_type", " or ".join(map(repr, KINDS)))
-    text, vision = whole.section("text_config"), whole.section("vision_config")
+    _check_kind(whole)
+    text, vision = (
+        _with_defaults(whole.section("text_config"), TEXT_DEFAULTS),
+        _with_defaults(whole.section("vision_config"), VISION_DEFAULTS),
+    )
     _check_supported(whole, text, vision)
     ties = [section.flag("tie_word_embeddings", False) for section in (text, whole)]
-    kv_heads, tile = text.whole("num_key_value_heads"), vision.whole("image_size")
-    plan = whole.get("plan", KINDS[kind])
+    decoder, tower = _text(text, any(ties)), _vision(whole, vision)
+    plan = whole.get("plan", KINDS[whole.values["model_type"]])
     if plan not in ("dense", "visor"):
         raise whole.wrong("plan", "'dense' or 'visor'")
+    if plan == "visor" and decoder.num_layers < 3:
+        raise text.wrong("num_hidden_layers", "at least 3 with plan 'visor'")
+    check_processor(folder, whole, tower.patches_per_tile)
+    pinpoints = _pinpoints(whole, tower.tile_size)
+    mean, std = pixel_statistics(pixels, tower.tile_size, pinpoints)
     return Architecture(
-        text=_text(text, kv_heads, any(ties)),
-        vision=VisionArchitecture(
-            tile_size=tile,
-            patch_size=vision.whole("patch_size", most=tile),
-            hidden_size=vision.whole("hidden_size"),
-            intermediate_size=vision.whole("intermediate_size"),
-            num_layers=_tower_layers(whole, vision.whole("num_hidden_layers", most=MOST_LAYERS)),
-            num_heads=_divisor(vision, "num_attention_heads", vision.whole("hidden_size"), "hidden_size"),
-            layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
-            patch_local=whole.flag("patch_local", False),
-        ),
-        cross=CrossAttentionArchitecture(
-            num_kv_heads=whole.whole("cross_num_key_value_heads", kv_heads),
-            kernel_size=whole.whole("cross_kernel_size", 7),
-        ),
+        text=decoder,
+        vision=tower,
+        cross=_cross(whole, decoder, plan),
         policy=PolicyArchitecture(
             whole.whole("policy_hidden_size", POLICY_HIDDEN_SIZE), whole.whole("policy_max_budgets", 32)
         ),
-        anyres=AnyResArchitecture(
-            pinpoints=_pinpoints(whole, tile),
-            max_tiles=_max_tiles(whole),
-            image_mean=pixels.channels("image_mean", least=-math.inf),
-            image_std=pixels.channels("image_std", least=0.0),
-        ),
+        anyres=AnyResArchitecture(pinpoints, _max_tiles(whole), mean, std),
         plan=plan,
         bidirectional_vision=whole.flag("bidirectional_vision", False),
     )
 
 
-def _text(text: Section, kv_heads: int, tied: bool) -> TextArchitecture:
-    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
+def _check_kind(config: Section) -> None:
+    kind = config.values.get("model_type")
+    if kind in LMMS_LAB_KINDS or any(name in config.values for name in ("mm_projector_type", "mm_vision_tower")):
+        raise config.wrong("model_type", f"'llava_onevision'; if this is a LLaVA-OneVision, it is in {CONVERT}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise config.wrong("model_type", " or ".join(map(repr, KINDS)))
+
+
+def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
+    given = {name: value for name, value in section.values.items() if value is not None}
+    if "num_key_value_heads" in section.values:  # null: as many as there are heads
+        defaults = {
+            **defaults,
+            "num_key_value_heads": given.get("num_attention_heads", defaults["num_attention_heads"]),
+        }
+    return Section({**defaults, **given}, section.where)
+
+
+def _text(text: Section, tied: bool) -> TextArchitecture:
+    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads", most=MOST_HEADS)
+    kv_heads = text.whole("num_key_value_heads", most=MOST_HEADS)
     if heads % kv_heads:
         raise text.wrong("num_attention_heads", f"a multiple of num_key_value_heads, {kv_heads}")
-    rope, head_dim = text.section("rope_parameters", {}), text.whole("head_dim", max(hidden // heads, 1))
+    head_dim = text.whole("head_dim", max(hidden // heads, 1), most=MOST_HEAD_DIM)
+    rope = text.section("rope_scaling" if text.values.get("rope_scaling") else "rope_parameters", {})
     if head_dim % 2:
         raise text.wrong("head_dim", f"an even number, for rotary embedding, not {head_dim}")
     return TextArchitecture(
-        vocab_size=text.whole("vocab_size"),
+        vocab_size=text.whole("vocab_size", most=MOST_TOKENS),
         hidden_size=hidden,
-        intermediate_size=text.whole("intermediate_size"),
+        intermediate_size=text.whole("intermediate_size", most=MOST_TOKENS),
         num_layers=text.whole("num_hidden_layers", most=MOST_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
@@ -166,16 +134,41 @@ def _text(text: Section, kv_heads: int, tied: bool) -> TextArchitecture:
     )
 
 
-def _divisor(section: Section, name: str, of: int, what: str) -> int:
-    found = section.whole(name)
-    if of % found:
-        raise section.wrong(name, f"a divisor of {what}, {of}")
-    return found
+def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttentionArchitecture:
+    heads = config.whole("cross_num_key_value_heads", text.num_kv_heads, most=MOST_HEADS)
+    if text.num_heads % heads:
+        raise config.wrong("cross_num_key_value_heads", f"a divisor of num_attention_heads, {text.num_heads}")
+    taps = config.whole("cross_kernel_size", 7, most=MOST_TAPS)
+    if taps % 2 == 0:
+        raise config.wrong("cross_kernel_size", "an odd number")
+    # A dense model may be given these layers, as copies; those of a VISOR plan are there and have any number of heads.
+    return CrossAttentionArchitecture(num_kv_heads=heads, kernel_size=taps, init="copy" if plan == "dense" else "zero")
+
+
+def _vision(config: Section, vision: Section) -> VisionArchitecture:
+    hidden, tile = vision.whole("hidden_size"), vision.whole("image_size", most=MOST_PIXELS)
+    heads = vision.whole("num_attention_heads", most=MOST_HEADS)
+    if hidden % heads:
+        raise vision.wrong("num_attention_heads", f"a divisor of hidden_size, {hidden}")
+    return VisionArchitecture(
+        tile_size=tile,
+        patch_size=vision.whole("patch_size", most=tile),
+        hidden_size=hidden,
+        intermediate_size=vision.whole("intermediate_size", most=MOST_TOKENS),
+        num_layers=_tower_layers(config, vision.whole("num_hidden_layers", most=MOST_LAYERS)),
+        num_heads=heads,
+        layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
+        patch_local=config.flag("patch_local", False),
+    )
 
 
 def _tower_layers(config: Section, stored: int) -> int:
-    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative."""
+    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative.
+
+    A list of one layer is that layer, as in transformers, which joins the features of several: we do not.
+    """
     layer = config.get("vision_feature_layer", -1)
+    layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
     run = layer + (stored + 1) * (layer < 0) if type(layer) is int else 0
     if not 1 <= run <= stored:
         raise config.wrong("vision_feature_layer", f"one layer's number, of {stored} from 1 up or from -1 down")
@@ -183,10 +176,17 @@ def _tower_layers(config: Section, stored: int) -> int:
 
 
 def _pinpoints(config: Section, tile: int) -> tuple[tuple[int, int], ...]:
-    found = config.get("image_grid_pinpoints")
+    found = config.get("image_grid_pinpoints", DEFAULT_PINPOINTS)
     pairs = isinstance(found, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
-    if not (pairs and all(type(x) is int and 0 < x <= MOST and x % tile == 0 for pair in found for x in pair)):
-        raise config.wrong("image_grid_pinpoints", f"a list of [height, width], multiples of image_size, {tile}")
+    most = MOST_PIXELS * 16
+    if not (pairs and all(type(x) is int and 0 < x <= most and x % tile == 0 for pair in found for x in pair)):
+        missing = config.values.get("image_grid_pinpoints") is None
+        default = "; it is missing, and transformers' default is multiples of 384" if missing else ""
+        raise config.wrong(
+            "image_grid_pinpoints", f"a list of [height, width], multiples of image_size, {tile}{default}"
+        )
+    if len(found) > MOST_PINPOINTS:
+        raise config.wrong("image_grid_pinpoints", f"at most {MOST_PINPOINTS} pairs")
     return tuple((height, width) for height, width in found)
 
 
@@ -209,13 +209,20 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
         (config, "projector_hidden_act", "gelu"),
         (config, "multimodal_projector_bias", True),
         (config, "vision_feature_select_strategy", "full"),
-        (text.section("rope_parameters", {}), "rope_type", "default"),
     ]
     for section, name, wanted in expected:
         if section.values.get(name) not in (None, wanted):
             raise section.wrong(name, f"{wanted!r}, all that this model computes")
-    if text.values.get("rope_scaling"):
-        raise text.wrong("rope_scaling", "none")
+    for name in ("rope_parameters", "rope_scaling"):  # the second: until transformers 4
+        rope = text.section(name, {})
+        kind = rope.values.get("rope_type", rope.values.get("type"))
+        if kind not in (None, "default") or (rope.values.get("factor") not in (None, 1, 1.0)):
+            raise text.wrong(name, "none, or rope_type 'default': positions are not scaled")
+    layers = text.get("layer_types", [])
+    if not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
+        raise text.wrong("layer_types", "'full_attention' in every layer, all that this model computes")
+    if config.values.get("quantization_config") is not None:
+        raise config.wrong("quantization_config", "none: weights that are not quantized")
 
 
 def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> tuple[str, list[Bits], bool, str | None]:
@@ -237,5 +244,5 @@ def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> t
 
 def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
     """The token id that stands for a picture: `image_token_index`, or `image_token_id` in newer files."""
-    name = "image_token_index" if "image_token_index" in config else "image_token_id"
-    return Section(config, f"{folder / 'config.json'}: ").whole(name, least=0)
+    name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
+    return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MOST_TOKENS)

@@ -9,7 +9,7 @@ Only slices of tensors are read, those that a device is to hold, so that the hos
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,33 +21,29 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.export.hf_config import architecture_of, image_token_of, own_fields, read_object
-from visor_jax.export.key_map import Entry, canonical_key, entries, from_torch, leaf, torch_shape
+from visor_jax.export.hf_config import architecture_of, image_token_of, own_fields
+from visor_jax.export.hf_headers import MERGE, Stored, listed, locate, shown
+from visor_jax.export.hf_preprocessor import read_preprocessor
+from visor_jax.export.hf_section import read_object
+from visor_jax.export.key_map import Entry, entries, from_torch, leaf, torch_shape
+from visor_jax.files import read_json
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.sharding import param_shardings
 
 DTYPES = ("F32", "BF16", "F16")
+KIND_FIELDS = frozenset({"model_type", "architectures", "text_config", "mm_projector_type", "mm_vision_tower"})
 # What a checkpoint may hold beside the model: norms and heads whose output nobody reads, tables that are recomputed.
 UNREAD = re.compile(r".*(vision_model\.(post_layernorm|head)\.|rotary_emb\.|position_ids$)")
 _FINITE_BYTES = 1 << 26  # looked at in one go
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+_SHOWN = 3  # tensors that a message names of each kind of fault
 
 
 @dataclass(frozen=True)
@@ -73,103 +69,111 @@ class Checkpoint:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder's `config.json` is that of a model, and not that of a workdir."""
-    try:
-        found = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and "model_type" in found
+    """Whether a folder's `config.json` is that of a model, and not that of a workdir.
+
+    Raises:
+      RequestError: there is a `config.json` and it cannot be read.
+    """
+    file = Path(path) / "config.json"
+    if not os.path.lexists(file):
+        return os.path.lexists(file.with_name("adapter_config.json"))
+    found = read_json(file)
+    return isinstance(found, dict) and not KIND_FIELDS.isdisjoint(found)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read `config.json` and the headers of the safetensors; no tensor is read.
+    """Read the JSON files and the headers of the safetensors; no tensor is read.
 
     Raises:
-      RequestError: a file is missing or damaged, or the model is of another kind.
+      RequestError: a file is missing or damaged, the model is of another kind, or the sizes in `config.json` are not
+        those of the tensors.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        raise RequestError(f"{folder}: a PEFT adapter, without the model; {MERGE}")
     config = read_object(folder / "config.json")
-    arch = architecture_of(config, read_object(folder / "preprocessor_config.json"), folder)
+    arch = architecture_of(config, read_preprocessor(folder), folder)
     own = own_fields(config, arch, folder)
-    return Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *own)
+    checkpoint = Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *own)
+    _check_sizes(checkpoint)
+    return checkpoint
 
 
-# --- headers ----------------------------------------------------------------------------------------------------------
+# --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def locate(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder, by its canonical key.
-
-    Raises:
-      RequestError: no safetensors, a shard that is missing or damaged, or two tensors that mean the same.
-    """
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():  # beside which transformers, too, reads nothing else
-        files = [whole]
-    else:
-        files = sorted([folder / x for x in _shards(index)] if index.is_file() else folder.glob("*.safetensors"))
-    if not files:
-        raise RequestError(f"{folder}: no .safetensors; expected model.safetensors, or shards and their index")
-    found: dict[str, Stored] = {}
-    for file in files:
-        for stored in _headers(file):
-            key = canonical_key(stored.name)
-            if key in found:
-                raise RequestError(f"{file}: {stored.name} is in {found[key].file.name} too, as {found[key].name}")
-            found[key] = stored
-    return found
-
-
-def _shards(index: Path) -> set[str]:
-    """The files that an index names: plain names, for none may lead out of the folder."""
-    table = read_object(index).get("weight_map")
-    names = table.values() if isinstance(table, dict) else []
-    if not (names and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names)):
-        raise RequestError(f"{index}: weight_map: expected for each tensor the name of a .safetensors beside the index")
-    return set(names)
-
-
-def _headers(file: Path) -> Iterator[Stored]:
-    if not file.is_file():
-        raise RequestError(f"{file}: no such file; the index names it")
-    try:
-        with safe_open(file, "numpy") as opened:
-            names = opened.keys()
-            for name in names:
-                view = opened.get_slice(name)
-                yield Stored(file, name, tuple(view.get_shape()), view.get_dtype())
-    except SafetensorError as error:
-        raise RequestError(f"{file}: no whole safetensors file: {error}") from error
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Compare each size that `config.json` tells with a tensor's header, before anything is computed from the sizes."""
+    arch, tensors = checkpoint.arch, checkpoint.tensors
+    text, vision, last = arch.text, arch.vision, arch.text.num_layers - 1
+    layer, tower = "model.language_model.layers.0", "model.vision_tower.vision_model"
+    expected = {
+        "model.language_model.embed_tokens.weight": (text.vocab_size, text.hidden_size),
+        f"{layer}.self_attn.q_proj.weight": (text.num_heads * text.head_dim, text.hidden_size),
+        f"{layer}.self_attn.k_proj.weight": (text.num_kv_heads * text.head_dim, text.hidden_size),
+        f"{layer}.mlp.up_proj.weight": (text.intermediate_size, text.hidden_size),
+        f"model.language_model.layers.{last}.mlp.up_proj.weight": (text.intermediate_size, text.hidden_size),
+        f"{tower}.embeddings.patch_embedding.weight": (vision.hidden_size, 3, vision.patch_size, vision.patch_size),
+        f"{tower}.embeddings.position_embedding.weight": (vision.patches_per_tile, vision.hidden_size),
+        f"{tower}.encoder.layers.0.mlp.fc1.weight": (vision.intermediate_size, vision.hidden_size),
+    }
+    if arch.plan == "visor":
+        cross = "model.language_model.cross_attention.0"
+        expected |= {
+            f"{cross}.k_proj.weight": (arch.cross.num_kv_heads * text.head_dim, text.hidden_size),
+            f"{cross}.conditional_position.weight": (text.hidden_size, 1, arch.cross.kernel_size),
+            "model.routing.fc1.weight": (arch.policy.hidden_size, text.hidden_size),
+            "model.routing.fc2.weight": (arch.policy.max_budgets, arch.policy.hidden_size),
+        }
+    other = [_other_shape(tensors[key], shape) for key, shape in expected.items() if key in tensors]
+    _refuse(checkpoint.folder, [], [], [problem for problem in other if problem])
 
 
 def check(checkpoint: Checkpoint) -> None:
     """See that every tensor is there, of its shape, of floating point and finite, and that nothing is left over.
 
     Raises:
-      RequestError: with the full list of what is wrong.
+      RequestError: with what is wrong, the first few tensors of each kind by name.
     """
     arch, tensors = checkpoint.arch, checkpoint.tensors
-    shapes, problems = abstract_params(arch), []
+    shapes, other = abstract_params(arch), []
     wanted = {entry.key: torch_shape(shapes, entry, arch) for entry in entries(arch)}
-    problems += [f"{key} is missing" for key in wanted if key not in tensors]
-    problems += [
-        f"{tensors[key].name} is not expected" for key in tensors if key not in wanted and not _unread(key, arch)
-    ]
+    missing = [key for key in wanted if key not in tensors]
+    unexpected = [shown(tensors[key].name) for key in tensors if key not in wanted and not _unread(key, arch)]
+    if "lm_head.weight" in missing:
+        missing.remove("lm_head.weight")
+        other.append(
+            "lm_head.weight is missing, and config.json does not tie it to the embeddings (transformers would draw it"
+            " at random); if it is tied, set tie_word_embeddings to true"
+        )
     for key in wanted.keys() & tensors.keys():
         stored = tensors[key]
-        if stored.shape != wanted[key]:
-            problems.append(f"{stored.name} has shape {stored.shape}, expected {wanted[key]}")
+        if wrong := _other_shape(stored, wanted[key]):
+            other.append(wrong)
         elif stored.dtype not in DTYPES:
-            problems.append(f"{stored.name} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
+            other.append(f"{shown(stored.name)} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
         elif not _is_finite(stored):
-            problems.append(f"{stored.name} holds NaN or Inf")
+            other.append(f"{shown(stored.name)} holds NaN or Inf")
     table = tensors.get("model.language_model.embed_tokens.weight")
     tied = tensors.get("lm_head.weight") if arch.text.tie_word_embeddings else None
-    if not problems and table is not None and tied is not None and not _same(tied, table):
-        problems.append(f"{tied.name} differs from the embeddings, to which config.json ties it")
-    if problems:
-        listed = "".join(f"\n  {problem}" for problem in sorted(problems))
-        raise RequestError(f"{checkpoint.folder}: {len(problems)} tensors are not as config.json says:{listed}")
+    if not (missing or unexpected or other) and table is not None and tied is not None and not _same(tied, table):
+        other.append(f"{tied.name} differs from the embeddings, to which config.json ties it")
+    _refuse(checkpoint.folder, missing, unexpected, sorted(other))
+
+
+def _other_shape(stored: Stored, expected: tuple[int, ...]) -> str:
+    return "" if stored.shape == expected else f"{shown(stored.name)} has shape {stored.shape}, expected {expected}"
+
+
+def _refuse(folder: Path, missing: list[str], unexpected: list[str], other: list[str]) -> None:
+    """One line for all that is wrong, if anything is."""
+    count = len(missing) + len(unexpected) + len(other)
+    verb = {True: "is", False: "are"}
+    parts = [f"{listed(missing, _SHOWN)} {verb[len(missing) == 1]} missing"] if missing else []
+    parts += [f"{listed(unexpected, _SHOWN)} {verb[len(unexpected) == 1]} not expected"] if unexpected else []
+    parts += [listed(other, _SHOWN)] if other else []
+    if count:
+        raise RequestError(f"{folder}: {count} tensors are not as config.json says: {'; '.join(parts)}")
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: ChatTokenizer) -> None:

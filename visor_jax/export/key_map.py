@@ -210,8 +210,25 @@ def hub_key(key: str) -> str:
     return re.sub(r"^language_model\.", "language_model.model.", key)
 
 
+_WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"  # torch.compile, FSDP, recomputation
+
+
+def unwrapped(key: str) -> str:
+    """The key of a tensor without the names that wrappers of a whole PyTorch model put into it.
+
+    DistributedDataParallel and DeepSpeed put `module.` in front, PEFT `base_model.model.`; torch.compile, FSDP and
+    activation checkpointing also wrap parts.
+    """
+    key = re.sub(rf"(?<![^.])(?:{_WRAPPERS})\.", "", key)
+    return re.sub(r"^(?:module\.)*(?:base_model\.model\.)?(?:module\.)*", "", key)
+
+
 def canonical_key(key: str) -> str:
-    """The `Entry.key` of a tensor that some version of transformers wrote: hub layout, or in memory, old or new."""
+    """The `Entry.key` of a tensor that some version of transformers wrote: hub layout, or in memory, old or new.
+
+    Names of wrappers (`unwrapped`) are left out.
+    """
+    key = unwrapped(key)
     if key.startswith("language_model.lm_head."):
         return key.removeprefix("language_model.")
     if key.startswith("lm_head."):

@@ -1,0 +1,222 @@
+"""Refuses a tokenizer.json whose parts could make a short text cost minutes or gigabytes.
+
+Ground floor: no JAX import. In: the parsed file. Out: nothing, or a `RequestError` that names the part. What Qwen2,
+GPT-2 and Llama 3 have is supported: byte-level BPE, Unicode normalization, replacements, splitting by patterns. Two
+bounds are kept: by how much normalizers, pre-tokenizers and decoders can lengthen a text, and how much a pattern can
+backtrack.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from visor_jax.errors import RequestError, nearest
+
+# By how much each kind can lengthen a text, in characters; 0: `_factor` computes it. A Sequence holds others.
+NORMALIZERS = {
+    "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 2, "StripAccents": 1, "Strip": 1, "Nmt": 1,
+    "BertNormalizer": 3, "ByteLevel": 4, "Prepend": 0, "Replace": 0,
+}  # fmt: skip
+PRE_TOKENIZERS = {
+    "ByteLevel": 4, "Split": 1, "Digits": 1, "Punctuation": 1, "Whitespace": 1, "WhitespaceSplit": 1, "Metaspace": 2,
+    "BertPreTokenizer": 1, "CharDelimiterSplit": 1, "UnicodeScripts": 1,
+}  # fmt: skip
+POST_PROCESSORS = {"ByteLevel": 1, "TemplateProcessing": 1, "RobertaProcessing": 1, "BertProcessing": 1}
+DECODERS = {
+    "ByteLevel": 1, "ByteFallback": 1, "BPEDecoder": 1, "Fuse": 1, "Metaspace": 1, "Strip": 1, "WordPiece": 2,
+    "Replace": 0,
+}  # fmt: skip
+PARTS = {  # name -> kinds, and the field in which its Sequence holds others
+    "normalizer": (NORMALIZERS, "normalizers"),
+    "pre_tokenizer": (PRE_TOKENIZERS, "pretokenizers"),
+    "post_processor": (POST_PROCESSORS, "processors"),
+    "decoder": (DECODERS, "decoders"),
+}
+MAX_GROWTH, MAX_STEPS, MAX_DEPTH = 256, 32, 8  # Qwen2: 12, 2, 2
+MAX_ADDED_TOKENS, MAX_PATTERN = 20_000, 2000
+MAX_OPEN_REPEATS, MAX_CHOICES = 2, 256  # of one branch of a pattern: Qwen2 has 2 and 2
+
+
+def check_parts(content: Mapping[str, Any], name: str) -> None:
+    """See that all of a tokenizer.json is of a known kind and cheap to run.
+
+    Args:
+      content: the parsed file.
+      name: what errors call it.
+
+    Raises:
+      RequestError: naming the first part that is not.
+    """
+    model = content.get("model")
+    kind = model.get("type", "BPE") if isinstance(model, Mapping) else None
+    if kind != "BPE":
+        raise RequestError(f"{name}: model.type={kind!r}: expected 'BPE', as in Qwen2's tokenizer")
+    if isinstance(model, Mapping) and model.get("dropout"):
+        raise RequestError(f"{name}: model.dropout={model['dropout']!r}: expected none: a text has one encoding")
+    added = content.get("added_tokens")
+    if isinstance(added, list) and len(added) > MAX_ADDED_TOKENS:
+        raise RequestError(f"{name}: {len(added):,} added_tokens; expected at most {MAX_ADDED_TOKENS:,}")
+    growth = 1
+    for part, (kinds, inner) in PARTS.items():
+        steps = list(_steps(content.get(part), inner, f"{name}: {part}"))
+        if len(steps) > MAX_STEPS:
+            raise RequestError(f"{name}: {part}: {len(steps)} steps; expected at most {MAX_STEPS}")
+        growth = growth if part in ("pre_tokenizer", "post_processor") else 1  # decoding begins anew
+        for step in steps:
+            growth *= _factor(step, kinds, f"{name}: {part}")
+            if growth > MAX_GROWTH:
+                raise RequestError(
+                    f"{name}: {part}: its steps can make a text {growth} times as long; expected at most {MAX_GROWTH}"
+                )
+
+
+def _steps(part: Any, inner: str, where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The kinds that a part consists of, those of sequences one by one."""
+    if part is None:
+        return
+    if not isinstance(part, Mapping) or depth > MAX_DEPTH:
+        raise RequestError(f"{where}: expected an object with a type, nested at most {MAX_DEPTH} deep")
+    if part.get("type") != "Sequence":
+        yield part
+        return
+    members = part.get(inner)
+    if not isinstance(members, list) or len(members) > MAX_STEPS:
+        raise RequestError(f"{where}: {inner}: expected a list of at most {MAX_STEPS}")
+    for member in members:
+        yield from _steps(member, inner, where, depth + 1)
+
+
+def _factor(step: Mapping[str, Any], kinds: Mapping[str, int], where: str) -> int:
+    """By how much one step can lengthen a text; its pattern is checked on the way."""
+    kind = step.get("type")
+    if not isinstance(kind, str) or kind not in kinds:
+        hint = nearest(kind, kinds) if isinstance(kind, str) and len(kind) < 40 else ""
+        raise RequestError(f"{where}: type={str(kind)[:40]!r}: expected one of {', '.join(kinds)}; {hint}".rstrip("; "))
+    pattern = step.get("pattern")
+    expression = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+    if expression is not None:
+        check_pattern(expression, where)
+    if kind == "Prepend":
+        return 1 + len(str(step.get("prepend", "")))
+    if kind == "Replace":
+        literal = pattern.get("String") if isinstance(pattern, Mapping) else None
+        content = len(str(step.get("content", "")))
+        return max(1, -(-content // len(literal))) if isinstance(literal, str) and literal else 1 + content
+    return kinds[kind]
+
+
+# --- patterns ---------------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r"""(?P<escape>\\(?:[pP]\{\^?\w+\}|[xu]\{[0-9a-fA-F]+\}|.))
+    |(?P<class>\[\^?\]?)
+    |(?P<open>\((?:\?(?:[imsx-]*:|[=!>]|<[=!]))?)
+    |(?P<close>\))
+    |(?P<bar>\|)
+    |(?P<repeat>[*+?]|\{\d*,?\d*\})
+    |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@dataclass
+class _Branch:
+    """What one branch of a group can try: open-ended repeats, and the product of all other choices."""
+
+    open_repeats: int = 0
+    choices: int = 1
+
+
+def check_pattern(pattern: Any, where: str) -> None:
+    """See that matching a regular expression cannot take time that explodes with the length of the text.
+
+    Repeats may not be nested, alternatives may not be repeated, one branch may hold at most `MAX_OPEN_REPEATS`
+    open-ended repeats and `MAX_CHOICES` ways through its bounded ones; there are no back-references, names, conditions
+    or calls.
+
+    Raises:
+      RequestError: the pattern breaks one of these.
+    """
+    short = repr(pattern)[:60]
+
+    def refuse(why: str) -> RequestError:
+        return RequestError(f"{where}: pattern {short}: {why}; expected one as Qwen2's or GPT-2's")
+
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
+        raise refuse(f"longer than {MAX_PATTERN} characters, or no text")
+    stack: list[list[_Branch]] = [[_Branch()]]  # of each group that is open, its branches
+    last: list[_Branch] = []  # branches of what a repeat would repeat; none for a single character
+    position = 0
+    while position < len(pattern):
+        found = _TOKEN.match(pattern, position)
+        assert found is not None  # the last alternative takes anything
+        kind, text, position = found.lastgroup, found[0], found.end()
+        if kind == "escape" and re.fullmatch(r"\\[1-9kgKGXR]", text):
+            raise refuse("back-references, calls and multi-character escapes are not supported")
+        if kind == "class":
+            position, last = _class_end(pattern, found.start(), refuse), []
+        elif kind == "open":
+            if text == "(" and pattern.startswith("?", position):
+                raise refuse("names, conditions, calls and comments are not supported")
+            stack.append([_Branch()])
+        elif kind == "bar":
+            stack[-1].append(_Branch())
+        elif kind == "close":
+            if len(stack) == 1:
+                raise refuse("its parentheses do not match")
+            last = stack.pop()
+            outer = stack[-1][-1]
+            outer.open_repeats += max(branch.open_repeats for branch in last)
+            outer.choices *= sum(branch.choices for branch in last)
+        elif kind == "repeat":
+            _repeat(text, last, stack[-1][-1], refuse)
+            suffixes = "?" if text.startswith("{") else "?+"  # lazy or possessive; `{1,2}+` repeats the repeat
+            if position < len(pattern) and pattern[position] in suffixes:
+                position += 1
+            last = [_Branch(), _Branch()]  # a repeat of a repeat counts as a repeated group
+        else:
+            last = []
+        if any(b.open_repeats > MAX_OPEN_REPEATS or b.choices > MAX_CHOICES for b in stack[-1]):
+            raise refuse("too many repeats in a row")
+    if len(stack) > 1:
+        raise refuse("its parentheses do not match")
+
+
+def _repeat(text: str, repeated: list[_Branch], branch: _Branch, refuse: Callable[[str], RequestError]) -> None:
+    """Account for a repeat in its branch."""
+    low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(text, (0, 0))
+    if text.startswith("{"):
+        bounds = text[1:-1].split(",")
+        if bounds == [""] or any(len(bound) > 4 for bound in bounds):
+            raise refuse(f"{text} is no repeat of at most 9999")
+        low = int(bounds[0] or 0)
+        high = int(bounds[1]) if len(bounds) > 1 and bounds[1] else (None if len(bounds) > 1 else low)
+    several = high is None or high > 1
+    if several and (len(repeated) > 1 or any(part.open_repeats or part.choices > 1 for part in repeated)):
+        raise refuse("repeats of alternatives or of repeats")
+    if high is None:
+        branch.open_repeats += 1
+    else:
+        branch.choices *= max(1, high - low + 1)
+
+
+def _class_end(pattern: str, start: int, refuse: Callable[[str], RequestError]) -> int:
+    """The position behind a character class; classes in it are allowed."""
+    depth, position = 0, start
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "\\":
+            position += 1
+        elif character == "[":
+            depth += 1
+            opening = re.compile(r"\^?\]?").match(pattern, position + 1)
+            position += len(opening[0]) if opening else 0  # a bracket that comes first is a character
+        elif character == "]":
+            depth -= 1
+            if depth == 0:
+                return position + 1
+        position += 1
+    raise refuse("its brackets do not match")
