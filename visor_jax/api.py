@@ -30,7 +30,7 @@ from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.search import read_viable
-from visor_jax.train.checkpoints import restore_params
+from visor_jax.train.restoring import restore_complete
 from visor_jax.workdir import Workdir, as_path
 
 __all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
@@ -77,9 +77,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     """The model that one complete stage of a workdir left."""
     config = configs.from_dict(workdir.config())
     arch = configs.architecture(config, stage)
-    if not workdir.stage(stage).is_complete():
-        raise RequestError(f"{workdir.stage(stage).path}: stage {stage!r} is not complete; run it first")
-    params = restore_params(workdir.stage(stage).path / "checkpoints", abstract_params(arch))
+    params = restore_complete(workdir, stage, abstract_params(arch))
     if dtype is not None:
         params = in_dtype(params, dtype)
     searched = (workdir.path / "search" / "viable.json").exists()

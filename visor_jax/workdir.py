@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatch
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +28,42 @@ from visor_jax.files import sync_folder as sync_folder
 from visor_jax.files import write_bytes as write_bytes
 from visor_jax.files import write_json as write_json
 from visor_jax.files import write_text as write_text
+from visor_jax.provenance import (
+    annotations_checksum,
+    default_fields,
+    file_sha256,
+    git_revision,
+    is_free,
+    short,
+    tokenizer_checksum,
+    versions,
+)
+from visor_jax.provenance import describe_differences as describe_differences
+from visor_jax.provenance import differing_fields as differing_fields
+from visor_jax.provenance import flat_fields as flat_fields
+from visor_jax.provenance import plain as plain
 from visor_jax.workdir_lock import WorkdirLock
 
 FORMAT = 1
 # Counts the changes to what is drawn at random (starts, pictures, orders, budgets): a run is only gone on with by a
 # version of the same number. 1: up to 0.1.0; 2: one key and one range of pictures for each consumer.
 RANDOM_NUMBERS = 2
-PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
+MAX_MANIFEST_BYTES = 2**26
+MAX_STEP = 2**53  # the largest whole number that every reader of JSON keeps exactly
+OFFLINE = ("search", "label")  # sections of the configuration that no trained stage reads
 
-# What may differ between two runs in one workdir: it changes neither the model nor the losses, only where and how
-# the run is carried out (or is asked for anew each time, as the stage and the evaluation are).
-FREE_FIELDS = (
-    "name",
-    "stage",
-    "stages",
-    "mesh.*",
-    "evaluate.*",
-    "data.root",
-    "data.max_skipped_fraction",
-    "*.remat",
-    "*.checkpoint_every",
-    "*.keep",
-    "*.hang_seconds",
-    "*.max_bad_steps",
-)
+
+@dataclass(frozen=True)
+class Complete:
+    """What a stage's `complete.json` says.
+
+    Attributes:
+      step: the step that is the stage's result: this one is loaded, or none.
+      manifest_sha256: of that step's manifest, so of all that is in it; "" where an earlier version wrote the file.
+    """
+
+    step: int
+    manifest_sha256: str
 
 
 class StageFolder:
@@ -67,7 +76,54 @@ class StageFolder:
         return (self.path / "complete.json").exists()
 
     def mark_complete(self, facts: Mapping[str, Any]) -> None:
-        write_json(self.path / "complete.json", facts)
+        """Write `complete.json`.
+
+        Args:
+          facts: what is known of the stage, with its last `step`, whose checkpoint has been saved.
+        """
+        digest = self.committed(facts["step"])
+        write_json(self.path / "complete.json", {**facts, **({"manifest_sha256": digest} if digest else {})})
+
+    def complete(self) -> Complete:
+        """What `complete.json` says.
+
+        Raises:
+          RequestError: there is none, or it is not what training writes.
+        """
+        path = self.path / "complete.json"
+        found = read_json(path)
+        record = found if isinstance(found, dict) else {}
+        step, digest = record.get("step"), record.get("manifest_sha256", "")
+        if type(step) is not int or not 0 <= step <= MAX_STEP:
+            raise RequestError(
+                f"{path}: step={short(step)}: expected a whole number, as training writes it; remove the file to train"
+                " the stage again from its last checkpoint"
+            )
+        if not isinstance(digest, str):
+            raise RequestError(f"{path}: manifest_sha256={short(digest)}: expected text")
+        return Complete(step, digest)
+
+    def committed(self, step: int) -> str:
+        """sha256 of a step's manifest, as its commit marker has it; "" where there is none to be read."""
+        try:
+            commit = read_json(self.path / "checkpoints" / str(step) / "commit.json", max_bytes=2**12)
+        except RequestError:
+            return ""
+        found = commit.get("manifest_sha256") if isinstance(commit, dict) else None
+        return found if isinstance(found, str) else ""
+
+    def fingerprint(self) -> str:
+        """sha256 of what the complete stage was made of (its identity) and of its step; "" where there is none.
+
+        Runs of the same configuration, data and seed have the same, as they have the same parameters.
+        """
+        try:
+            step = self.complete().step
+            manifest = read_json(self.path / "checkpoints" / str(step) / "manifest.json", max_bytes=MAX_MANIFEST_BYTES)
+        except RequestError:
+            return ""
+        identity = manifest.get("identity") if isinstance(manifest, dict) else None
+        return hashlib.sha256(json.dumps([step, identity], sort_keys=True).encode()).hexdigest()
 
 
 class Workdir:
@@ -111,9 +167,11 @@ class Workdir:
         Raises:
           RequestError: the folder holds another configuration, or a `config.json` that cannot be read.
         """
-        mine, drawn_as = plain(config), self.random_numbers()
+        mine, data, drawn_as = plain(config), None, self.random_numbers()
         if (self.path / "config.json").exists():
-            differences = [d for d in differing_fields(self.config(), mine) if not is_free(d[0])]
+            record = self.record()
+            theirs, data = record["config"], record.get("data")
+            differences = [d for d in differing_fields(theirs, mine, default_fields()) if not is_free(d[0])]
             if differences:
                 raise RequestError(
                     f"--workdir: {self.path} holds another configuration: {describe_differences(differences)};"
@@ -121,9 +179,32 @@ class Workdir:
                 )
         if "stage" in mine:
             mine["stage"] = ""  # asked for anew each time
-        record = {"config": mine, "versions": versions(), "git_revision": git_revision(), "format": FORMAT}
-        record["random_numbers"] = drawn_as
-        write_json(self.path / "config.json", record)
+        made_with = {"versions": versions(), "git_revision": git_revision(), "format": FORMAT}
+        made_with["random_numbers"] = drawn_as
+        write_json(self.path / "config.json", {"config": mine, **({"data": data} if data else {}), **made_with})
+
+    def claim_data(self, config: Any, pictures: str = "") -> None:
+        """Write down which data this workdir learns from, or see that they are the ones it began with.
+
+        Args:
+          config: the configuration that names them.
+          pictures: their fingerprint (`visor_jax.data.fingerprint`); "" for generated data.
+
+        Raises:
+          RequestError: the data have changed since; says which file.
+        """
+        record, tree = self.record(), plain(config)
+        theirs, mine = record.get("data") or {}, {"pictures": pictures, "tokenizer": tokenizer_checksum(tree)}
+        mine |= {split: annotations_checksum(tree, split) for split in ("train", "validation")}
+        both = [name for name in mine if mine[name] and theirs.get(name)]
+        if differences := differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both}):
+            raise RequestError(
+                f"--workdir: {self.path} was begun with other data: {describe_differences(differences)}; expected the"
+                " same files (sha256), or another folder"
+            )
+        known = {name: theirs.get(name) or value for name, value in mine.items()}
+        if known != theirs:
+            write_json(self.path / "config.json", {**record, "data": known})
 
     @contextlib.contextmanager
     def claimed(self, config: Any) -> Iterator[None]:
@@ -138,18 +219,22 @@ class Workdir:
                 write_bytes(path, before)
             raise
 
-    def config(self) -> dict[str, Any]:
-        """The configuration this workdir was made with, as plain JSON values.
+    def record(self) -> dict[str, Any]:
+        """The content of `config.json`: the configuration, the data's checksums, versions.
 
         Raises:
           RequestError: there is none, it is damaged, or another format.
         """
-        record = read_json(self.path / "config.json")
+        path = self.path / "config.json"
+        record = read_json(path)
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-            raise RequestError(f"{self.path / 'config.json'}: expected an object with a field 'config'")
+            raise RequestError(f"{path}: expected an object with a field 'config'")
         if record.get("format") != FORMAT:
-            raise RequestError(f"{self.path / 'config.json'}: format {record.get('format')!r}, expected {FORMAT}")
-        return record["config"]
+            raise RequestError(f"{path}: format {record.get('format')!r}, expected {FORMAT}")
+        data = record.get("data")
+        if data is not None and not (isinstance(data, dict) and all(isinstance(v, str) for v in data.values())):
+            raise RequestError(f"{path}: field data: expected an object of checksums")
+        return record
 
     def random_numbers(self) -> int:
         """The `RANDOM_NUMBERS` of the version that began this workdir; this version's where nothing is begun yet.
@@ -159,8 +244,7 @@ class Workdir:
         """
         if not (self.path / "config.json").exists():
             return RANDOM_NUMBERS
-        record = read_json(self.path / "config.json")
-        return record.get("random_numbers", 1) if isinstance(record, dict) else 1
+        return self.record().get("random_numbers", 1)
 
     def check_random_numbers(self) -> None:
         """To be called before anything of the run is computed.
@@ -175,114 +259,87 @@ class Workdir:
                 " or start in another folder"
             )
 
-    def identity(self, config: Any, stage: str) -> dict[str, Any]:
-        """What a checkpoint of `stage` must agree with to be resumed: the fields that shape its state, and its data.
+    def config(self) -> dict[str, Any]:
+        """The configuration this workdir was made with, as plain JSON values.
+
+        Raises: as `record`.
+        """
+        return self.record()["config"]
+
+    def identity(self, config: Any, stage: str, *, model: str = "") -> dict[str, Any]:
+        """What a checkpoint of `stage`, or a result of a pass, must agree with to be used.
+
+        Args:
+          config: the run's configuration.
+          stage: a stage, or "evaluate".
+          model: "evaluate": the stage whose model is evaluated.
 
         Returns:
-          {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer"}; the last two as
-          `file_checksums` gives them. And "random_numbers", but for the first version, which wrote none.
+          {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer", "pictures", "inputs"}: the
+          fields that shape the result, checksums of the files it is made from ("" for those that it does not read:
+          generated data and their tokenizer are told by their fields alone), and which results of earlier stages went
+          in ("start": fingerprint of the stage it goes on from; "viable": names of budgets; "labels": sha256 of
+          `labels.npz`). And "random_numbers", but for the first version, which wrote none.
         """
-        fields = {}
-        for name, value in flat_fields(plain(config)):
-            top, _, rest = name.partition(".")
-            elsewhere = top in ("search", "label") or (top == "stage_overrides" and rest.partition(".")[0] != stage)
-            if not elsewhere and not is_free(name):
-                fields[name] = value
+        tree = plain(config)
+        fields = stage_fields(tree, stage)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        found = {"stage": stage, "config_hash": digest, "config": fields, **file_checksums(plain(config))}
+        known, split = self._known_data(), {"search": "validation", "evaluate": "test"}.get(stage, "train")
+        data = {
+            "data": known.get(split) or annotations_checksum(tree, split),
+            "tokenizer": known.get("tokenizer") or tokenizer_checksum(tree),
+            "pictures": known.get("pictures", ""),
+        }
+        inputs = self._inputs(tree, stage, model)
         drawn_as = self.random_numbers()
-        return found if drawn_as == 1 else {**found, "random_numbers": drawn_as}
+        drawn = {} if drawn_as == 1 else {"random_numbers": drawn_as}
+        return {"stage": stage, "config_hash": digest, "config": fields, **data, "inputs": inputs, **drawn}
+
+    def differences(self, stage: str, identity: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """In what a saved identity is not that of `stage` of this workdir: (field, its value, this workdir's).
+
+        Data are compared with what `claim_data` wrote down: the files need not be at hand. What `stage` went on from
+        may have been removed or made again since, but the routes of a policy must mean the present viable budgets.
+        What an earlier version did not write down is not compared.
+        """
+        tree, known = self.config(), self._known_data()
+        mine = {"stage": stage, "tokenizer": known.get("tokenizer"), "pictures": known.get("pictures")}
+        mine |= {"data": known.get("validation" if stage == "search" else "train")}
+        mine |= {"viable": self._inputs(tree, stage).get("viable")}
+        mine |= {"random_numbers": self.random_numbers()}
+        theirs = {"random_numbers": 1, **identity, "viable": identity.get("inputs", {}).get("viable")}
+        both = [name for name in mine if mine[name] and theirs.get(name)]
+        found = differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both})
+        return found + differing_fields(identity["config"], stage_fields(tree, stage), default_fields())
+
+    def _known_data(self) -> dict[str, str]:
+        """What `claim_data` wrote down; {} where it did not."""
+        return (self.record().get("data") or {}) if (self.path / "config.json").exists() else {}
+
+    def _inputs(self, tree: Mapping[str, Any], stage: str, model: str = "") -> dict[str, Any]:
+        """What `stage` takes from earlier ones, as far as it is there: see `identity`."""
+        settings = {**tree.get("train", {}), **tree.get("stage_overrides", {}).get(stage, {})}
+        start = {"search": "full", "label": "universal", "evaluate": model}.get(stage, settings.get("init_from", ""))
+        learns_routes = settings.get("objective") == "policy"
+        inputs: dict[str, Any] = {}
+        if start:
+            folder = StageFolder(as_path(start)) if "/" in start else self.stage(start)
+            inputs["start"] = folder.fingerprint()
+        if stage in ("label", "evaluate") or learns_routes or settings.get("budgets") == "viable":
+            path = self.path / "search" / "viable.json"
+            found = read_json(path) if path.exists() else {}
+            inputs["viable"] = found.get("viable") if isinstance(found, dict) else None
+        if learns_routes:
+            inputs["labels"] = file_sha256(self.path / "labels" / "labels.npz")
+        return inputs
 
 
-# --- configurations as plain values -----------------------------------------------------------------------------------
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON gives it back: dicts, lists, numbers, strings, booleans, None."""
-    tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    return json.loads(json.dumps(tree))
-
-
-def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of a nested configuration."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat_fields(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def is_free(field: str) -> bool:
-    return any(fnmatch(field, pattern) for pattern in FREE_FIELDS)
-
-
-def differing_fields(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(dotted name, their value, my value) wherever two configurations differ; a missing field reads "(none)"."""
-    left, right = dict(flat_fields(theirs)), dict(flat_fields(mine))
-    names = sorted(left.keys() | right.keys())
-    pairs = [(name, left.get(name, "(none)"), right.get(name, "(none)")) for name in names]
-    return [(name, a, b) for name, a, b in pairs if a != b]
-
-
-def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5) -> str:
-    """One line: "model.text.num_layers is 6 there and 8 here, ..."."""
-    parts = [f"{name} is {_short(a)} there and {_short(b)} here" for name, a, b in differences[:shown]]
-    if len(differences) > shown:
-        parts.append(f"and {len(differences) - shown} more")
-    return ", ".join(parts)
-
-
-def _short(value: Any) -> str:
-    text = value if value == "(none)" else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def file_checksums(config: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of the files that a run learns from: {"data": annotations of the training split, "tokenizer": ...}.
-
-    "" for those that it does not read: generated data and their tokenizer are told by their fields alone.
-    """
-    data, tokenizer = config.get("data", {}), config.get("tokenizer", {})
-    annotations = os.path.join(data.get("root") or "", data.get("path", "").replace("{split}", "train"))
-    return {"data": _file_sha256(annotations), "tokenizer": _file_sha256(tokenizer.get("path", ""))}
-
-
-def _file_sha256(path: str) -> str:
-    file = as_path(path)
-    if not path or not file.is_file():
-        return ""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-# --- provenance -------------------------------------------------------------------------------------------------------
-
-
-def versions() -> dict[str, str]:
-    """Python's and the installed packages' versions."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_revision() -> str:
-    """The commit this package runs from, "-dirty" when files were changed; "" outside a checkout."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        # A virtual environment may lie inside somebody else's checkout: only one that tracks this file counts.
-        git("ls-files", "--error-unmatch", here.name)
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def stage_fields(tree: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """{dotted name: value} of the fields of a configuration that shape the result of `stage`."""
+    fields = {}
+    for name, value in flat_fields(tree):
+        top, _, rest = name.partition(".")
+        elsewhere = top in OFFLINE or (top == "stage_overrides" and rest.partition(".")[0] != stage)
+        if top == stage or not (elsewhere or is_free(name)):
+            fields[name] = value
+    return fields

@@ -280,8 +280,8 @@ def test_another_dataset_is_refused(saved):
 
 
 def test_another_format_is_refused_not_passed_over(copied, monkeypatch):
-    monkeypatch.setattr("visor_jax.train.manifest.FORMAT", 2)
-    with opened(copied) as checkpoints, pytest.raises(RequestError, match="format 1; this version reads 2"):
+    monkeypatch.setattr("visor_jax.train.manifest.READS", (3,))
+    with opened(copied) as checkpoints, pytest.raises(RequestError, match="format 2; this version reads 3"):
         checkpoints.latest()
 
 

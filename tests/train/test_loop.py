@@ -257,7 +257,7 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
     """Every array of a checkpoint: parameters and optimiser state."""
     saved = read_manifest(step).tree
     leaves = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-    tree = load(step / "arrays", saved, nest(leaves))
+    tree = load(step, saved, nest(leaves), {item: step / "arrays" / item for item in ("params", "opt_state")})
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -20,7 +20,14 @@ def sealed(folder: Path, files: dict[str, bytes]) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    seal(folder, int(folder.name), identity={"stage": "full"}, meta={"position": 3}, tree=TREE)
+    seal(
+        folder,
+        int(folder.name),
+        identity={"stage": "full"},
+        meta={"position": 3},
+        tree=TREE,
+        items={"params": "arrays"},
+    )
     return folder
 
 
@@ -90,6 +97,6 @@ def test_an_unreadable_file_is_damage(tmp_path):
 
 def test_another_format_is_the_askers_to_mend(tmp_path, monkeypatch):
     folder = sealed(tmp_path / "7", {"arrays/x": b"abc"})
-    monkeypatch.setattr("visor_jax.train.manifest.FORMAT", 2)
-    with pytest.raises(RequestError, match="format 1; this version reads 2"):
+    monkeypatch.setattr("visor_jax.train.manifest.READS", (3,))
+    with pytest.raises(RequestError, match="format 2; this version reads 3"):
         examine(folder)

@@ -1,6 +1,7 @@
 """A tree of arrays on disk: the only file that knows Orbax.
 
-In: pytrees of arrays. Out: a folder in Orbax's format, holding nested dicts named by each array's path in the tree,
+In: trees with named top-level items ({"params": ..., "opt_state": ...}). Out: a folder with one folder for each item in
+Orbax's format, so that an item can be read alone. Each holds nested dicts named by an array's path in the tree,
 whatever containers the tree is made of: so the names on disk are those of the parameters and do not depend on Optax's
 or JAX's types. Reading checks names, shapes and dtypes first (Orbax casts without a word) and places the arrays on any
 mesh.
@@ -8,7 +9,7 @@ mesh.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,40 +38,65 @@ class ArraySaver:
     def __init__(self, copied_bytes: int | None = None) -> None:
         # Shardings are those of the run that restores, so none are stored.
         arrays = type_handlers.ArrayHandler(array_metadata_store=None, enable_write_sharding_file=False)
-        registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
+        self._registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
         self._chunk_bytes, self._file_bytes = None, FILE_BYTES
-        limits: dict[str, Any] = {}
+        self._limits: dict[str, Any] = {}
         if copied_bytes is not None:
             self._chunk_bytes, self._file_bytes = CHUNK_BYTES, SHORT_FILE_BYTES
             gigabytes = (copied_bytes + 1) / 1e9  # a limit is what must not be reached
-            limits = {"save_concurrent_gb": gigabytes, "save_device_host_concurrent_gb": gigabytes}
-            limits["is_prioritized_key_fn"] = lambda path: False  # arrays of priority are copied whatever the limit
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **limits)
-        self._orbax = ocp.AsyncCheckpointer(handler)
+            self._limits = {"save_concurrent_gb": gigabytes, "save_device_host_concurrent_gb": gigabytes}
+            # Arrays of priority would be copied whatever the limit.
+            self._limits["is_prioritized_key_fn"] = lambda path: False
+        self._items: frozenset[str] = frozenset()
+        self._orbax: ocp.AsyncCheckpointer | None = None
 
     def start(self, place: Path, tree: Mapping[str, Any]) -> None:
         """Begin to write `tree` into the new `place`; returns when its arrays are copied and may be overwritten."""
-        arrays = {name: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for name, leaf in flat(tree).items()}
-        chunks = {name: ocp.SaveArgs(chunk_byte_size=self._chunk_bytes) for name in arrays}
-        request = ocp.args.PyTreeSave(nest(arrays), nest(chunks), ocdbt_target_data_file_size=self._file_bytes)
-        self._orbax.save(str(place), args=request)
+        requests = {}
+        for item, inner in tree.items():
+            if not jax.tree.leaves(inner):
+                continue  # Orbax writes no empty trees
+            arrays = {n: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for n, leaf in flat(inner).items()}
+            chunks = {name: ocp.SaveArgs(chunk_byte_size=self._chunk_bytes) for name in arrays}
+            requests[item] = ocp.args.PyTreeSave(
+                nest(arrays), nest(chunks), ocdbt_target_data_file_size=self._file_bytes
+            )
+        self._writer(requests).save(str(place), args=ocp.args.Composite(**requests))
+
+    def _writer(self, items: Iterable[str]) -> ocp.AsyncCheckpointer:
+        """The writer for these items; another one only where the items are others than before."""
+        if self._orbax is None or self._items != frozenset(items):
+            self.close()
+            self._items = frozenset(items)
+            handlers: dict[str, Any] = {
+                item: ocp.PyTreeCheckpointHandler(type_handler_registry=self._registry, **self._limits)
+                for item in self._items
+            }
+            self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+        return self._orbax
 
     def wait(self) -> None:
         """Return when it is written; raises what went wrong."""
-        self._orbax.wait_until_finished()
+        if self._orbax is not None:
+            self._orbax.wait_until_finished()
 
     def close(self) -> None:
-        self._orbax.close()
+        if self._orbax is not None:
+            self._orbax.close()
+            self._orbax = None
 
 
-def load(place: Path, saved: Mapping[str, list[Any]], abstract: Mapping[str, Any]) -> Any:
-    """Read the arrays that `abstract` names.
+def load(
+    place: Path, saved: Mapping[str, list[Any]], abstract: Mapping[str, Any], folders: Mapping[str, Path] | None = None
+) -> Any:
+    """Read the arrays that `abstract` names; files of other items are not opened.
 
     Args:
-      place: a folder that `ArraySaver` wrote.
+      place: what to call it in messages.
       saved: path -> [shape, dtype name] of what it holds; may hold other top-level entries than `abstract`.
       abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the shardings that are wanted; the first
         local device where there is none.
+      folders: where the arrays of each item lie; none, where an earlier version wrote all of them into `place`.
 
     Returns:
       A tree like `abstract`, of arrays.
@@ -80,15 +106,35 @@ def load(place: Path, saved: Mapping[str, list[Any]], abstract: Mapping[str, Any
     """
     wanted = flat(abstract)
     check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, wanted)
+    if not folders:
+        arrays = _read(place, wanted)
+    else:
+        arrays = {}
+        for item in abstract:
+            inner = {
+                name.removeprefix(f"{item}/"): leaf for name, leaf in wanted.items() if name.startswith(f"{item}/")
+            }
+            arrays |= {f"{item}/{name}": array for name, array in _read(folders[item], inner).items()}
+    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+
+
+def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of one folder in Orbax's format, by path."""
+    if not wanted:
+        return {}
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     arguments = {
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or local, global_shape=leaf.shape, dtype=leaf.dtype)
         for name, leaf in wanted.items()
     }
-    read = ocp.args.PyTreeRestore(item=nest(wanted), restore_args=nest(arguments), partial_restore=True)
+    request = ocp.args.PyTreeRestore(item=nest(wanted), restore_args=nest(arguments), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        arrays = flat(reader.restore(str(place), args=read))
-    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+        return flat(reader.restore(str(folder), args=request))
+
+
+def items_of(tree: Iterable[str]) -> list[str]:
+    """The top-level items of a tree's paths: each has a folder of its own."""
+    return sorted({path.partition("/")[0] for path in tree})
 
 
 def describe_tree(tree: Mapping[str, Any]) -> dict[str, list[Any]]:

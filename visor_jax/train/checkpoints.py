@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -25,25 +23,17 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from visor_jax.errors import RequestError, RunError
-from visor_jax.train.array_store import UNFINISHED_MARK, ArraySaver, describe_tree, load, nest
+from visor_jax.train.array_store import UNFINISHED_MARK, ArraySaver, describe_tree, items_of
 from visor_jax.train.faults import fault_point
 from visor_jax.train.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
-from visor_jax.workdir import as_path, describe_differences, differing_fields, plain
+from visor_jax.train.restoring import ADDED, ARRAYS, all_damaged, find, foreign, read_arrays, rooted, steps_in
+from visor_jax.train.restoring import restore_params as restore_params
+from visor_jax.workdir import differing_fields, plain
 
 log = logging.getLogger(__name__)
 
-ARRAYS = "arrays"
 SAVE_ATTEMPTS = 3  # failed saves in a row that end the run
 _NONE, _REFUSED, _FAILED = -1, -2, -3  # what process 0 tells the others instead of a step
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is in a checkpoint folder: the newest good step, and the newer ones that were passed over and why."""
-
-    manifest: Manifest | None
-    passed_over: list[tuple[int, str]] = field(default_factory=list)
-    damaged: bool = False  # whether one of those passed over had once been committed
 
 
 class Checkpoints:
@@ -69,7 +59,7 @@ class Checkpoints:
           retry_seconds: how long to wait after a failed save.
           copied_bytes: see `ArraySaver`.
         """
-        self._folder, self._identity, self._keep = _rooted(folder), plain(identity), keep
+        self._folder, self._identity, self._keep = rooted(folder), plain(identity), keep
         self._retry_seconds = retry_seconds
         self._copied_bytes = copied_bytes
         self._saver, self._worker = ArraySaver(copied_bytes), ThreadPoolExecutor(1, "checkpoint")
@@ -173,7 +163,8 @@ class Checkpoints:
             return
         fault_point("arrays_written", step)
         place = self._folder / str(step)
-        seal(place, step, identity=self._identity, meta=meta, tree=tree)
+        items = {item: f"{ARRAYS}/{item}" for item in items_of(tree)}
+        seal(place, step, identity=self._identity, meta=meta, tree=tree, items=items)
         self._manifests[step] = read_manifest(place)
         try:
             self._drop_old()
@@ -217,7 +208,7 @@ class Checkpoints:
     def _drop_old(self) -> None:
         """Keep the newest `keep` good steps, and whatever is newer than those; remove older ones."""
         kept = 0
-        for step in _steps(self._folder):
+        for step in steps_in(self._folder):
             if kept < self._keep:
                 kept += self._is_good(step)
             else:
@@ -265,7 +256,7 @@ class Checkpoints:
         self.passed_over = found.passed_over
         if found.manifest is None:
             if found.damaged:
-                raise RunError(_all_damaged(self._folder, found))
+                raise all_damaged(self._folder, found)
             return None
         self._check_identity(found.manifest)
         self._manifests[found.manifest.step] = found.manifest
@@ -290,7 +281,7 @@ class Checkpoints:
         """
         manifest = self._manifest(step)
         self._check_identity(manifest)
-        return cast(dict[str, Any], load(self._folder / str(step) / ARRAYS, manifest.tree, abstract))
+        return read_arrays(self._folder / str(step), manifest, abstract)
 
     def _manifest(self, step: int) -> Manifest:
         if step not in self._manifests:
@@ -301,57 +292,11 @@ class Checkpoints:
         return self._manifests[step]
 
     def _check_identity(self, manifest: Manifest) -> None:
-        differences = differing_fields(manifest.identity, self._identity)
-        if not differences:
-            return
-        named = [(name.removeprefix("config."), a, b) for name, a, b in differences if name != "config_hash"]
-        raise RequestError(
-            f"{self._folder / str(manifest.step)}: saved by another configuration or dataset:"
-            f" {describe_differences(named or differences)}; expected this run's own state, or an empty folder"
-        )
-
-
-def restore_params(folder: Path, abstract: Any, shardings: Any = None) -> Any:
-    """Only the parameters of a stage's newest good step, for starting another stage, evaluating, exporting.
-
-    Args:
-      folder: the stage's `checkpoints/`.
-      abstract: tree of arrays or `jax.ShapeDtypeStruct`s; None for everything that was saved, as nested dicts.
-      shardings: tree like `abstract`; None for its own shardings, or for the first local device where it has none.
-
-    Raises:
-      RequestError: nothing was saved there, or other parameters, shapes or dtypes (they are named).
-      RunError: every saved step is damaged.
-    """
-    folder = _rooted(folder)
-    found = find(folder)
-    if found.manifest is None:
-        if found.damaged:
-            raise RunError(_all_damaged(folder, found))
-        raise RequestError(f"{folder}: holds no finished checkpoint; expected that its stage has been run")
-    if abstract is None:
-        saved = {name: value for name, value in found.manifest.tree.items() if name.startswith("params/")}
-        leaves = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-        abstract = nest(leaves)["params"]
-    if shardings is not None:
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    return load(folder / str(found.manifest.step) / ARRAYS, found.manifest.tree, {"params": abstract})["params"]
-
-
-def find(folder: Path) -> Found:
-    """Look for the newest step that proves itself, reading every byte of it; those passed over are logged, and why."""
-    passed: list[tuple[int, str]] = []
-    damaged = False
-    for step in _steps(folder):
-        try:
-            manifest = examine(folder / str(step))
-        except (Unfinished, Damaged) as error:
-            damaged = damaged or isinstance(error, Damaged)
-            passed.append((step, str(error)))
-            log.warning("checkpoint %s passed over: %s", folder / str(step), error)
-            continue
-        return Found(manifest, passed, damaged)
-    return Found(None, passed, damaged)
+        theirs = manifest.identity
+        # What an earlier version did not write down is not compared.
+        theirs = {**{name: self._identity[name] for name in ADDED if name in self._identity}, **theirs}
+        if differences := differing_fields(theirs, self._identity):
+            raise foreign(self._folder / str(manifest.step), differences)
 
 
 def remove_step(place: Path) -> None:
@@ -369,34 +314,15 @@ def remove_step(place: Path) -> None:
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _rooted(folder: Path) -> Path:
-    """Orbax wants absolute paths; a bucket's always are."""
-    path = as_path(folder)
-    return path if "://" in os.fspath(path) else path.absolute()
-
-
-def _steps(folder: Path) -> list[int]:
-    """Every entry named like a step, newest first, whatever it is."""
-    if not folder.is_dir():
-        return []
-    names = (entry.name for entry in folder.iterdir())
-    return sorted((int(name) for name in names if name.isdecimal() and str(int(name)) == name), reverse=True)
-
-
 def _clean(folder: Path) -> None:
     """Remove saves that a kill cut short (known by Orbax's unfinished folder in them); anything else stays."""
-    for step in _steps(folder):
+    for step in steps_in(folder):
         place = folder / str(step)
         if is_link(place) or not place.is_dir() or (place / COMMIT).exists():
             continue
         if any(UNFINISHED_MARK in entry.name for entry in place.iterdir()):
             log.warning("checkpoint %s was cut short while it was saved; removed", place)
             remove_step(place)
-
-
-def _all_damaged(folder: Path, found: Found) -> str:
-    reasons = "; ".join(f"step {step}: {reason}" for step, reason in found.passed_over)
-    return f"{folder}: no step can be trusted ({reasons}); remove the folder to start anew"
 
 
 def _one_line(error: BaseException) -> str:

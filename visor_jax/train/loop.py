@@ -31,7 +31,7 @@ from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
-from visor_jax.train.checkpoints import Checkpoints, restore_params
+from visor_jax.train.checkpoints import Checkpoints
 from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss, computed_in
@@ -44,6 +44,7 @@ from visor_jax.train.optimizer import (
     state_shardings,
     unflatten,
 )
+from visor_jax.train.restoring import restore_complete
 from visor_jax.train.stages import Objective, Step, make_objective
 from visor_jax.workdir import StageFolder, Workdir, as_path
 
@@ -211,7 +212,7 @@ def start_params(
         return fresh(key)
     folder = start_folder(settings.init_from, workdir)
     shapes = abstract_params(architecture(config, folder.name))
-    saved = flatten(restore_params(folder / "checkpoints", shapes, param_shardings(shapes, mesh)))
+    saved = flatten(restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh)))
     wanted = flatten(places)
     if wanted.keys() <= saved.keys():
         return unflatten({path: saved[path] for path in wanted})
