@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visor_jax.data import preview_text
 from visor_jax.data.glyphs import Glyphs
 from visor_jax.data.preview import PICTURE, contact_sheet
+from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import Sample, Turn
 
 
@@ -79,3 +81,38 @@ def test_the_same_samples_give_the_same_file(tmp_path: Path) -> None:
         contact_sheet([Glyphs("test")[3]], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_what_no_font_has_is_written_out(tmp_path: Path) -> None:
+    """DejaVu Sans is always there: Arabic has letters, what it lacks has a name or a number, never a box."""
+    painter = TextPainter(14)
+    assert painter.readable("ما اللون Ünï Ж λ\n\t") == "ما اللون Ünï Ж λ\n\t" and not painter.missing
+    assert painter.readable("a\u202eb\x07\ufe0f") == "a[U+202E]b[U+0007]"
+    private = "\ue123"
+    assert painter.readable(private) == "[U+E123]" and painter.missing == {"\u202e", "\x07", private}
+    sample = Sample("1", (), (Turn(f"a{private}", "أحمر"),), "test", system="Be terse.")
+    assert contact_sheet([sample], tmp_path / "a.png") == {private}
+    assert contact_sheet([Sample("1", (), (Turn("a", "b"),), "test")], tmp_path / "b.png") == set()
+
+
+def test_characters_are_looked_for_in_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a font of few characters in front, the others come from the fonts behind it; what none has is named."""
+    fonts = Path(preview_text._first_font()).parent
+    for name in ("_font_with", "_first_font", "_installed"):
+        getattr(preview_text, name).cache_clear()
+    monkeypatch.setattr(preview_text, "_first_font", lambda: str(fonts / "cmsy10.ttf"))
+    monkeypatch.setattr(
+        preview_text, "_installed", lambda: (str(fonts / "gone.ttf"), str(fonts / "DejaVuSansMono.ttf"))
+    )
+    try:
+        painter = TextPainter(14)
+        assert painter.readable("Ж") == "Ж" and painter.readable("🛸") == ":flying_saucer:"
+        assert painter.getlength("ЖЖ") == 2 * painter.getlength("Ж") > 0
+    finally:
+        preview_text._font_with.cache_clear()
+
+
+def test_a_system_text_is_shown(tmp_path: Path) -> None:
+    plain = Sample("1", (), (Turn("a", "b"),), "test")
+    told = Sample("1", (), (Turn("a", "b"),), "test", system="Be terse.")
+    assert sheet_of(tmp_path, told).shape[0] > sheet_of(tmp_path, plain).shape[0]

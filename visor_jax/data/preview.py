@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from visor_jax import workdir
+from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import IMAGE_MARKER, Sample, Turn
 
 PICTURE = 288  # pixels: no side of a picture is longer
@@ -30,9 +31,6 @@ _ANSWER = "#0b6b3a"
 _LEVELS = {"easy": "#2463b4", "hard": "#b4471b"}
 
 
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
 @dataclass(frozen=True)
 class _Line:
     text: str
@@ -41,7 +39,7 @@ class _Line:
     note: str = ""  # stands faintly at the right end
 
 
-def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], columns: int = 0) -> None:
+def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], columns: int = 0) -> set[str]:
     """Draws samples row by row and writes the sheet, whole or not at all.
 
     Small pictures are enlarged by a whole factor, pixel by pixel; large ones are shrunk. Of many pictures, and of long
@@ -52,13 +50,16 @@ def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], colum
       path: where the PNG goes.
       columns: samples side by side; 0 chooses.
 
+    Returns:
+      The characters that no installed font has; they are written out by name or number.
+
     Raises:
       ValueError: there is no sample.
     """
     if not samples:
         raise ValueError("a contact sheet needs at least one sample")
     columns = columns or min(len(samples), 5 if len(samples) > 8 else 4)
-    font = ImageFont.load_default(_TEXT)
+    font = TextPainter(_TEXT)
     cells = [_draw_cell(sample, font) for sample in samples]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     width = max(cell.width for cell in cells) + _MARGIN
@@ -75,24 +76,31 @@ def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], colum
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     workdir.write_bytes(path, buffer.getvalue())
+    return font.missing
 
 
-def _draw_cell(sample: Sample, font: _Font) -> Image.Image:
+def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
     """One sample: a caption, its pictures, its turns."""
     pictures = _pictures(sample.images)
-    lines = _turn_lines(sample.turns, font)
+    system = _wrap(f"system: {sample.system}", PICTURE, font) if sample.system else []
+    lines = [*(_Line(text, _FAINT) for text in system), *_turn_lines(sample.turns, font)]
     height = _LINE + pictures.height + 6 + _LINE * len(lines)
     cell = Image.new("RGB", (PICTURE, height), _PAGE)
     draw = ImageDraw.Draw(cell)
-    draw.text((0, 0), _shorten(sample.id, PICTURE - 40, font), _FAINT, font)
-    if sample.level:
-        draw.text((PICTURE, 0), sample.level, _LEVELS.get(sample.level, _FAINT), font, anchor="ra")
+    font.draw(draw, (0, 0), _shorten(sample.id, PICTURE - 40, font), _FAINT)
+    _draw_right(draw, 0, sample.level, _LEVELS.get(sample.level, _FAINT), font)
     cell.paste(pictures, (0, _LINE))
     top = _LINE + pictures.height + 6
     for number, line in enumerate(lines):
-        draw.text((line.indent, top + number * _LINE), line.text, line.colour, font)
-        draw.text((PICTURE, top + number * _LINE), line.note, _FAINT, font, anchor="ra")
+        font.draw(draw, (line.indent, top + number * _LINE), line.text, line.colour)
+        _draw_right(draw, top + number * _LINE, line.note, _FAINT, font)
     return cell
+
+
+def _draw_right(draw: ImageDraw.ImageDraw, top: int, text: str, color: str, font: TextPainter) -> None:
+    """A word at the cell's right end."""
+    text = font.readable(text)
+    font.draw(draw, (PICTURE - int(font.getlength(text)), top), text, color)
 
 
 def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
@@ -122,23 +130,22 @@ def _scale(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
 
 
-def _turn_lines(turns: Sequence[Turn], font: _Font) -> list[_Line]:
+def _turn_lines(turns: Sequence[Turn], font: TextPainter) -> list[_Line]:
     """The conversation, wrapped: each question, then its answer, indented, with the task's name."""
     lines: list[_Line] = []
     for turn in turns:
         question = turn.question.replace(IMAGE_MARKER, "[picture]")
         lines += [_Line(text, _INK) for text in _wrap(question, PICTURE, font)]
-        room = PICTURE - _INDENT - int(font.getlength(turn.task)) - _INDENT
+        room = PICTURE - _INDENT - int(font.getlength(font.readable(turn.task))) - _INDENT
         first, *rest = _wrap(turn.answer, max(room, PICTURE // 2), font) or [""]
         lines += [_Line(first, _ANSWER, _INDENT, turn.task), *(_Line(text, _ANSWER, _INDENT) for text in rest)]
     return lines
 
 
-def _wrap(text: str, width: int, font: _Font) -> list[str]:
+def _wrap(text: str, width: int, font: TextPainter) -> list[str]:
     """`text` in lines no wider than `width` pixels, broken between words where possible; at most _MAX_LINES."""
     lines: list[str] = []
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair cannot be drawn
-    for paragraph in text[: width * _MAX_LINES].splitlines():
+    for paragraph in font.readable(text[: width * _MAX_LINES]).splitlines():
         line = ""
         for word in paragraph.split():
             joined = f"{line} {word}" if line else word
@@ -154,14 +161,15 @@ def _wrap(text: str, width: int, font: _Font) -> list[str]:
     return lines if len(lines) <= _MAX_LINES else [*lines[: _MAX_LINES - 1], "..."]
 
 
-def _shorten(text: str, width: int, font: _Font) -> str:
+def _shorten(text: str, width: int, font: TextPainter) -> str:
     """`text`, its end replaced by dots if it is wider than `width` pixels."""
+    text = font.readable(text[:width])
     if _fitting(text, width, font) == len(text):
         return text
     return text[: _fitting(text, width - int(font.getlength("...")), font)] + "..."
 
 
-def _fitting(text: str, width: int, font: _Font) -> int:
+def _fitting(text: str, width: int, font: TextPainter) -> int:
     """How many leading characters of `text` fit into `width` pixels, at least one."""
     if len(text) <= width and font.getlength(text) <= width:  # no letter is narrower than a pixel
         return len(text)
