@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from visor_jax import stages
 from visor_jax.api import load
@@ -144,3 +146,23 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=told):
             evaluation_data(config, benchmark, data)
+
+
+@pytest.mark.parametrize("asked", [("full", "search"), ("full",)])
+def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, asked: tuple[str, ...]) -> None:
+    """The twenty records are about one picture: `validation` has none, and only the search reads it."""
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "Color?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": str(number), "image": "a.png", "conversations": talk} for number in range(20)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": asked}
+    config, steps = tiny_config(changes), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "run_stage", lambda config, workdir, stage: steps.append(stage))
+        for also_reads in ((), ("test",)):
+            if "search" in asked or also_reads:
+                with pytest.raises(RequestError, match=r"leaves split '(validation|test)'.* without any of the 20"):
+                    stages.run_stages(config, str(tmp_path / "run"), ["full"], also_reads)
+            else:
+                stages.run_stages(config, str(tmp_path / "run"), ["full"], also_reads)
+    assert steps == ([] if "search" in asked else ["full"])

@@ -224,6 +224,7 @@ _DATA = {
     "tiles": Field(1, "window: tiles in a row of the batch", at_least(1)),
     "visual_length": Field(128, "window: visual slots in a row of the batch", at_least(1)),
     "text_length": Field(128, "window: text tokens in a row of the batch", at_least(1)),
+    "follow_links": Field(False, "source llava: links below data.root may lead out of it"),
     "max_image_pixels": Field(MAX_PIXELS, "larger pictures are skipped, not decoded", within(1, MOST_PIXELS)),
     "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
 }

@@ -33,6 +33,7 @@ FREE_FIELDS = (
     "mesh.*",
     "evaluate.*",
     "data.root",
+    "data.follow_links",
     "data.max_skipped_fraction",
     "*.remat",
     "*.checkpoint_every",

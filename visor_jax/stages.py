@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from visor_jax.compiling import use_compile_cache
 from visor_jax.config import validate
+from visor_jax.data.llava import check_splits, split_read_by
 from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
 from visor_jax.train.faults import StopSignal
@@ -24,12 +25,23 @@ from visor_jax.workdir import Workdir, read_json
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
 
 
-def run_stages(config: Any, path: str, stages: Sequence[str]) -> dict[str, Any]:
-    """Bring every one of `stages` to its end, in order."""
+def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequence[str] = ()) -> dict[str, Any]:
+    """Bring every one of `stages` to its end, in order.
+
+    Args:
+      also_reads: splits of the data that the caller reads afterwards.
+
+    Raises:
+      RequestError: a split of one's own data is empty that one of these stages, a later one of `config.stages` or the
+        caller will read; told before the first step.
+    """
     workdir = Workdir(path)
     workdir.create()
     with workdir.lock(), StopSignal() as stop, stop.nothing_to_save(), workdir.claimed(config):
         use_compile_cache(workdir.path)
+        pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
+        if pending:
+            check_splits(config, {*map(split_read_by, pending), *also_reads})
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
     return {"stages": seconds}
 
@@ -136,7 +148,7 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
         raise RequestError("--benchmark=llava: needs --data=FILE.json, questions in LLaVA's format")
     file = Path(data)
     if file.is_dir():
-        found = sorted(file.glob("*.json")) + sorted(file.glob("*.jsonl"))
+        found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
         if len(found) != 1:
             raise RequestError(f"--data={data}: expected one .json or .jsonl file in the folder, found {len(found)}")
         file = found[0]

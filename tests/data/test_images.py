@@ -53,7 +53,7 @@ def test_reads_what_is_there(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.png", "folder/../../secret.png", "folder/../folder/good.png", "/etc/passwd", "~/x.png", "~root/x.png",
+    ["../secret.png", "folder/../../secret.png", "/etc/passwd", "~/x.png", "~root/x.png",
      "file:///etc/passwd", "https://example.org/a.png", "data:image/png;base64,AAAA", "folder/good.png\0.jpg", "",
      "folder"],
 )  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_fifo_is_refused_without_waiting_for_a_writer(root: Path) -> None:
         read_image(Path("/dev/zero"), LIMIT)
 
 
-@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "PPM"])
+@pytest.mark.parametrize("format", ["TIFF", "BMP", "PPM"])
 def test_the_content_decides_not_the_name(root: Path, format: str) -> None:
     (root / "named.jpg").write_bytes(encoded(picture(), format))
     assert reason_of(root, "named.jpg") == "image_format"
@@ -106,10 +106,6 @@ def test_no_picture_at_all(root: Path, content: bytes) -> None:
 
 def png_bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be large."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
@@ -189,15 +185,155 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 
 
 def test_odd_metadata_does_no_harm() -> None:
+    expected = decode_image(encoded(picture(), "JPEG"), LIMIT)
     for options in ({"icc_profile": b"nonsense"}, {"exif": b"Exif\0\0" + b"\xff" * 60_000}):
-        data = encoded(picture(), "JPEG", **options)
-        try:
-            assert decode_image(io.BytesIO(data), LIMIT).shape == (40, 60, 3)
-        except SkipSample as skipped:
-            assert skipped.reason == "broken_image"
+        np.testing.assert_array_equal(decode_image(encoded(picture(), "JPEG", **options), LIMIT), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
 def test_extreme_shapes(size: tuple[int, int]) -> None:
     pixels = decode_image(io.BytesIO(encoded(Image.new("RGB", size, "white"), "PNG")), LIMIT)
     assert pixels.shape == (size[1], size[0], 3)
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, body: bytes, right: bool = True) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body) ^ (not right))
+
+
+def png_with(*chunks: bytes, at: int = 33) -> bytes:
+    """The picture with chunks behind its header, or before its end (`at=-12`)."""
+    whole = encoded(picture(), "PNG")
+    return whole[:at] + b"".join(chunks) + whole[at:]
+
+
+def exif_block(orientation: int, *entries: bytes) -> bytes:
+    """A TIFF block of one directory: the orientation and other entries of 12 bytes."""
+    first = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 1 + len(entries)) + first + b"".join(entries) + bytes(4)
+
+
+HUGE = zlib.compress(bytes(70 << 20), 1)
+BAD_OFFSET = struct.pack("<HHII", 0x0132, 2, 20, 0xFFFFFF00)  # a date far outside the block
+BAD_KIND = struct.pack("<HHII", 0x013B, 99, 7, 7)
+WITH_METADATA = {
+    "large profile": png_with(chunk(b"iCCP", b"icc\0\0" + HUGE)),
+    "large comment": png_with(chunk(b"zTXt", b"Comment\0\0" + HUGE)),
+    "large comment behind": png_with(chunk(b"zTXt", b"Comment\0\0" + HUGE), at=-12),
+    "broken comment": png_with(chunk(b"zTXt", b"Comment\0\0nonsense")),
+    "wrong checksum": png_with(chunk(b"tEXt", b"Comment\0abc", right=False)),
+    "wrong checksum behind": png_with(chunk(b"tEXt", b"Comment\0abc", right=False), at=-12),
+    "wrong checksum of transparency": png_with(chunk(b"tRNS", bytes(6), right=False)),
+    "EXIF that is none, PNG": png_with(chunk(b"eXIf", b"garbage")),
+    "EXIF that is none, WebP": encoded(picture(), "WEBP", lossless=True, exif=b"garbage"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_METADATA)
+def test_metadata_costs_no_picture_whose_pixels_are_whole(name: str) -> None:
+    pixels = decode_image(io.BytesIO(WITH_METADATA[name]), LIMIT)
+    np.testing.assert_array_equal(pixels, np.asarray(picture()))
+
+
+@pytest.mark.parametrize("entries", [(), (BAD_OFFSET,), (BAD_KIND,), (BAD_OFFSET, BAD_KIND)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_the_orientation_holds_whatever_else_is_wrong(format: str, entries: tuple[bytes, ...]) -> None:
+    block = exif_block(6, *entries)
+    plain = decode_image(encoded(picture(), format), LIMIT)
+    data = (
+        png_with(chunk(b"eXIf", block), chunk(b"tEXt", b"a", right=False))
+        if format == "PNG"
+        else encoded(picture(), format, exif=b"Exif\0\0" + block)
+    )
+    np.testing.assert_array_equal(decode_image(data, LIMIT), np.rot90(plain, -1))
+
+
+def test_a_jpeg_is_read_without_its_metadata_where_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one in CMYK, whose Adobe segment says how its channels are meant."""
+    from PIL import JpegImagePlugin
+
+    def broken(*_: object) -> None:
+        raise KeyError("malformed")
+
+    for image in (picture(), picture().convert("CMYK")):
+        data = encoded(image, "JPEG", comment=b"hello", exif=b"Exif\0\0" + exif_block(1))
+        expected = decode_image(data, LIMIT)
+        with monkeypatch.context() as patch:
+            patch.setitem(JpegImagePlugin.MARKER, 0xFFE1, ("APP1", "", broken))
+            patch.setitem(JpegImagePlugin.MARKER, 0xFFFE, ("COM", "", broken))
+            np.testing.assert_array_equal(decode_image(data, LIMIT), expected)
+
+
+@pytest.mark.parametrize("name", ["wrong checksum", "large comment", "EXIF that is none, PNG"])
+def test_a_second_attempt_makes_no_broken_picture_whole(name: str) -> None:
+    whole = WITH_METADATA[name]
+    data = bytearray(whole[: len(whole) - 40])
+    with pytest.raises(SkipSample) as caught:
+        decode_image(bytes(data), LIMIT)
+    assert caught.value.reason == "broken_image"
+    with pytest.raises(SkipSample, match="60x40"):
+        decode_image(whole, 40 * 60 - 1)
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def test_gifs_are_read_by_content(root: Path) -> None:
+    frames = [Image.new("P", (9, 7), shade) for shade in (3, 1)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 255, 0, 0, 9, 9, 9, 10, 20, 30])
+    (root / "cover.jpg").write_bytes(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    pixels = open_under(root, "cover.jpg", LIMIT)
+    assert pixels.shape == (7, 9, 3) and (pixels == (10, 20, 30)).all()
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 80), np.uint8))
+    whole = encoded(noise, "GIF")
+    with pytest.raises(SkipSample) as caught:
+        decode_image(whole[: len(whole) // 2], LIMIT)
+    assert caught.value.reason == "broken_image"
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        ([0, 0x0FFF], [0, 255]),  # 12 bits
+        ([0, 0x0010, 0x0800], [0, 1, 128]),
+        ([0, 0x03FF], [0, 255]),  # 10 bits
+        ([0, 200], [0, 200]),  # 8 bits in a file of 16
+        ([0, 3], [0, 3]),  # darker than that is dark
+        ([0x1000, 0xFFFF], [0x10, 255]),
+    ],
+)
+def test_deep_gray_is_scaled_by_the_bits_it_uses(values: list[int], expected: list[int]) -> None:
+    data = encoded(Image.fromarray(np.array([values], np.uint16)), "PNG")
+    assert decode_image(data, LIMIT)[0, :, 0].tolist() == expected
+
+
+# --- what comes from elsewhere ----------------------------------------------------------------------------------------
+
+
+def test_files_bytes_and_opened_pictures_are_read_alike() -> None:
+    data = encoded(picture(), "JPEG", exif=b"Exif\0\0" + exif_block(3))
+    expected = decode_image(io.BytesIO(data), LIMIT)
+    for source in (data, bytearray(data), memoryview(data), Image.open(io.BytesIO(data))):
+        np.testing.assert_array_equal(decode_image(source, LIMIT), expected)
+    deep = Image.new("F", (2, 2), 7.0)  # of no format that is read from files
+    assert decode_image(deep, LIMIT).tolist() == [[[7, 7, 7]] * 2] * 2
+    for source in (data[:700], Image.open(io.BytesIO(data[:700]))):
+        with pytest.raises(SkipSample) as caught:
+            decode_image(source, LIMIT)
+        assert caught.value.reason == "broken_image"
+    with pytest.raises(SkipSample, match="60x40"):
+        decode_image(Image.open(io.BytesIO(data)), 40)
+
+
+@pytest.mark.parametrize(
+    "start", [b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a"]
+)
+def test_a_sparse_giant_is_refused_by_its_size(root: Path, start: bytes) -> None:
+    with (root / "giant.png").open("wb") as file:
+        file.write(start)
+        file.truncate(3 << 30)
+
+    assert reason_of(root, "giant.png") == "too_large"

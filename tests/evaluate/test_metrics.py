@@ -61,7 +61,7 @@ def test_anls_is_a_similarity(prediction: str, answers: list[str], other: str) -
         ("0.0", "0", False),  # a reference of 0 is compared as text
         ("0", "0.0001", False),
         ("Blue", "blue", True),
-        ("blue ", "blue", False),
+        ("blue ", "blue\n", True),
         ("ten", "10", False),
         ("1,000", "1000", False),
         ("%", "%", True),

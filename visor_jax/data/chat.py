@@ -40,7 +40,8 @@ def encode_conversation(
     """Encodes a whole conversation for training.
 
     A question with one `<image>` marker has it moved to the front, on a line of its own; several stay in their places.
-    If no question has a marker and there is one picture, the first question gets it.
+    If no question has a marker and there is one picture, the first question gets it. White space around an answer is
+    no part of it: it is neither learned nor asked for when answers are compared with references.
 
     Args:
       tokenizer: what to encode with.
@@ -62,7 +63,7 @@ def encode_conversation(
     for number, turn in enumerate(turns, 1):
         if not turn.answer.strip():
             raise SkipSample("empty_conversation", f"turn {number} has no answer")
-    answers = [turn.answer for turn in turns]
+    answers = [turn.answer.strip() for turn in turns]
     questions = _place_images([turn.question for turn in turns], answers, num_images)
     encoder = _Encoder(tokenizer, targets)
     encoder.system(system)

@@ -99,14 +99,18 @@ def encode_example(
     targets: str = "answer",
     window: Window | None = None,
 ) -> Example:
-    """A sample as one training example.
+    """A sample as one training example. Its own system text counts; without one that is `system`.
 
     Raises:
         SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
             the window), "no_target" (no token is left to learn from).
     """
     encode = functools.partial(
-        chat.encode_conversation, tokenizer, sample.turns, system=system, num_images=len(sample.images)
+        chat.encode_conversation,
+        tokenizer,
+        sample.turns,
+        system=sample.system or system,
+        num_images=len(sample.images),
     )
     encoded = encode(targets=targets)
     answers = encoded.target_mask if targets == "answer" else encode(targets="answer").target_mask

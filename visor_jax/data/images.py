@@ -1,47 +1,55 @@
 """Picture files from outside, opened with suspicion.
 
-In: a folder and a name from a data set, or a file that the user named. Out: uint8 [H, W, 3] RGB, or `SkipSample`.
+In: a folder and a name from a data set, a file that the user named, encoded bytes, or an opened PIL image. Out: uint8
+[H, W, 3] RGB, or `SkipSample`. `decode_image` is the one place where pictures are decoded.
 
-A name must stay inside its folder and lead to a regular file; nothing else is ever opened. The content, not the name,
-must be JPEG, PNG or WebP; the size in pixels is checked before anything is decoded; a file that ends early is broken,
-never half grey. Of an animation the first frame counts.
+A name must stay inside its folder and lead to a regular file of bounded size; nothing else is ever opened. The content,
+not the name, must be JPEG, PNG, WebP or GIF; the size in pixels is checked before anything is decoded; a file that ends
+early is broken, never half gray. Of an animation the first frame counts. Metadata that cannot be read is no metadata:
+it never costs a picture whose pixels are whole.
 
 What the pixels are, next to transformers 5.23: EXIF rotation is applied, as by its `load_image` (its image processors,
 given an opened picture, do not look at EXIF); transparency is laid over white, as by its image processors (`load_image`
-drops it); 16-bit grey is scaled to 8 bits, where transformers clips almost all of it to white.
+drops it); 16-bit gray is scaled to 8 bits by the bits that the picture uses (12 bits of an X-ray in a 16-bit file come
+out as 0 to 255), where transformers clips almost all of it to white.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import stat
+import errno
+import io
 import warnings
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from visor_jax.config_schema import MOST_PIXELS
+from visor_jax.data import image_metadata
+from visor_jax.data.picture_paths import resolve_under
 from visor_jax.data.sample import SkipSample
+from visor_jax.files import open_regular
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+_FREE_BYTES = 64 << 20  # a file may have so many, whatever its pixels
+_BYTES_PER_PIXEL = 4  # and so many for each pixel that is allowed, if that is more
 
 # Pillow warns of large pictures on its own, and opens none of more than `MOST_PIXELS`; below that the limit that the
-# caller gives decides.
+# caller gives decides. It also warns of metadata that it cannot read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 
-
-def open_under(root: Path, name: str, max_pixels: int) -> np.ndarray:
+def open_under(root: Path, name: str, max_pixels: int, follow_links: bool = False) -> np.ndarray:
     """The picture that `name` means under `root`.
 
     Args:
         root: the folder that no name may leave.
-        name: relative, parts separated by "/".
+        name: as `picture_paths.resolve_under` takes it.
         max_pixels: the most that height times width may be.
+        follow_links: whether links inside `root` may lead out of it.
 
     Returns:
         uint8 [H, W, 3].
@@ -49,51 +57,59 @@ def open_under(root: Path, name: str, max_pixels: int) -> np.ndarray:
     Raises:
         SkipSample: "unsafe_path", "missing_file", or one of `read_image`'s reasons.
     """
-    return read_image(resolve_under(root, name), max_pixels, shown=name)
-
-
-def resolve_under(root: Path, name: str) -> Path:
-    """The real path of a file under `root`; the file is not opened.
-
-    Raises:
-        SkipSample: "unsafe_path" (absolute, "..", "~", a URL, NUL, a link that leaves `root`), "missing_file".
-    """
-    parts = PurePosixPath(name).parts
-    if name.startswith(("/", "~")) or ".." in parts or "\0" in name or _SCHEME.match(name):
-        raise SkipSample("unsafe_path", f"{name[:200]!r} is not a plain path under the data folder")
-    try:
-        base = root.resolve(strict=True)
-        path = base.joinpath(name).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError) as error:  # missing, too long, not encodable, a loop of links
-        raise SkipSample("missing_file", f"{name[:200]!r}: {_cause(error)}") from None
-    if not path.is_relative_to(base):
-        raise SkipSample("unsafe_path", f"{name!r} leads out of the data folder through a link")
-    return path
+    return read_image(resolve_under(root, name, follow_links), max_pixels, shown=name)
 
 
 def read_image(path: Path, max_pixels: int, shown: str = "") -> np.ndarray:
     """The picture in a file, as uint8 [H, W, 3]; `shown` is what messages call it.
 
     Raises:
-        SkipSample: "missing_file", "unsafe_path" (not a regular file), "image_format", "too_many_pixels",
-            "broken_image".
+        SkipSample: "missing_file", "unsafe_path" (not a regular file), "too_large" (in bytes), "image_format",
+            "too_many_pixels", "broken_image".
     """
-    shown = repr(shown or str(path))
+    shown = repr((shown or str(path))[:200])
+    most = max(_FREE_BYTES, _BYTES_PER_PIXEL * max_pixels)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # asked before opening: opening a FIFO would wait for a writer
-            raise SkipSample("unsafe_path", f"{shown} is not a regular file")
-        # NONBLOCK and a second look, should the file have been exchanged in between.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open_regular(path, most)
     except (OSError, ValueError) as error:
-        raise SkipSample("missing_file", f"{shown}: {_cause(error)}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise SkipSample("unsafe_path", f"{shown} is not a regular file")
+        number = getattr(error, "errno", None)
+        if number in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise SkipSample("unsafe_path", f"{shown} is not a regular file") from None
+        if number == errno.EFBIG:
+            raise SkipSample("too_large", f"{shown} has more than {most} bytes") from None
+        raise SkipSample("missing_file", f"{shown}: {getattr(error, 'strerror', None) or error}") from None
+    with file:
         return decode_image(file, max_pixels, shown)
 
 
-def decode_image(file: BinaryIO, max_pixels: int, shown: str = "the picture") -> np.ndarray:
-    """Decodes an open JPEG, PNG or WebP file to uint8 [H, W, 3]; raises `SkipSample` as `read_image`."""
+def decode_image(source: BinaryIO | bytes | Image.Image, max_pixels: int, shown: str = "the picture") -> np.ndarray:
+    """Decodes a picture to uint8 [H, W, 3].
+
+    Args:
+        source: an open file, or the bytes of one, of one of `FORMATS`; or an opened PIL image of any format, which is
+            decoded now if it has not been.
+        max_pixels: the most that height times width may be.
+        shown: what messages call it.
+
+    Raises:
+        SkipSample: "image_format", "too_many_pixels", "broken_image".
+    """
+    if isinstance(source, Image.Image):
+        _check_pixels(source, max_pixels, shown)
+        return _pixels(source, shown)
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
+    try:
+        return _decode_file(file, max_pixels, shown)
+    except SkipSample as why:
+        if why.reason == "too_many_pixels":
+            raise
+        bare = image_metadata.without_metadata(file)
+        if bare is None:
+            raise
+        return _decode_file(bare, max_pixels, shown)
+
+
+def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
@@ -104,18 +120,22 @@ def decode_image(file: BinaryIO, max_pixels: int, shown: str = "the picture") ->
     except Exception as error:  # a hostile file can make a decoder raise nearly anything
         raise _broken(shown, error) from None
     with image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise SkipSample("too_many_pixels", f"{shown} is {width}x{height}; at most {max_pixels} pixels are allowed")
-        try:
-            image.load()
-            return np.asarray(upright_rgb(image))
-        except Exception as error:  # as above
-            raise _broken(shown, error) from None
+        _check_pixels(image, max_pixels, shown)
+        return _pixels(image, shown)
 
 
-def _cause(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _check_pixels(image: Image.Image, max_pixels: int, shown: str) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise SkipSample("too_many_pixels", f"{shown} is {width}x{height}; at most {max_pixels} pixels are allowed")
+
+
+def _pixels(image: Image.Image, shown: str) -> np.ndarray:
+    try:
+        image.load()
+        return np.asarray(upright_rgb(image))
+    except Exception as error:  # as above
+        raise _broken(shown, error) from None
 
 
 def _broken(shown: str, error: Exception) -> SkipSample:
@@ -124,12 +144,20 @@ def _broken(shown: str, error: Exception) -> SkipSample:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """RGB of a decoded picture of any mode: turned as EXIF says, transparency over white."""
-    image = ImageOps.exif_transpose(image)
+    turn = image_metadata.turn_of(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        high_byte = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """16-bit gray values as uint8: the upper 8 of the bits that the picture uses, at least its lowest 8."""
+    values = values.astype(np.int64).clip(0, 0xFFFF)
+    used = max(int(values.max(initial=0)).bit_length(), 8)
+    return (values >> (used - 8)).astype(np.uint8)

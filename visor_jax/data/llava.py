@@ -1,58 +1,63 @@
-"""LLaVA-format conversations from a JSON or JSON-lines file, with picture files under a folder.
+"""Conversations from a JSON or JSON-lines file, with picture files under a folder.
 
-In: `[{"id", "image": name | [names] | absent, "conversations": [{"from": "human" | "gpt", "value"}], "data_source"?}]`,
-in a `.json` file as one list, in a `.jsonl` file one record a line. Out: a `Source`.
+In: a file as `json_records` reads it, whose records are in LLaVA's format or another that `records` reads:
+`{"id", "image": name | [names] | absent, "conversations": [{"from": "human" | "gpt", "value"}], "data_source"?}`.
+Out: a `Source`.
 
-A file that cannot be read as a whole is the asker's mistake (`RequestError`); a record that cannot be used is skipped
-(`SkipSample`) when it is asked for. As in LLaVA's own loader, an answer before the first question is dropped. Records
-about the same pictures always fall in the same split.
+A file that cannot be read as a whole is a `RequestError`; a record that cannot be used is skipped (`SkipSample`) when
+it is asked for. Records about the same pictures always fall in the same split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from visor_jax.config_schema import MAX_PIXELS
 from visor_jax.data.images import open_under
-from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Turn
+from visor_jax.data.json_records import BadLine, read_records
+from visor_jax.data.records import Record, parse_record, picture_names, record_id
+from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.errors import RequestError
 
 SPLITS = ("train", "validation", "test")
 WHOLE = "all"  # beside the splits: every record of the file
 SPLIT_MARK = "{split}"
-MAX_CHARACTERS = 1_000_000  # of one conversation; far beyond any window, and soon refused
-
-_ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
-
-
-@dataclass(frozen=True)
-class _BadLine:
-    """Stands among the records for a line that is no JSON."""
-
-    error: str
 
 
 class LlavaSource:
     """A `Source` over one file; its `name` is the file's, without the ending."""
 
     def __init__(
-        self, path: Path, root: Path, *, max_image_pixels: int, split: str = "train", test_fraction: float = 0.0
+        self,
+        path: Path,
+        root: Path,
+        *,
+        max_image_pixels: int,
+        split: str = "train",
+        test_fraction: float = 0.0,
+        max_pictures: int | None = None,
+        follow_links: bool = False,
     ) -> None:
         """Reads the file; pictures are read when a sample is asked for.
 
         Args:
-            path: the `.json` or `.jsonl` file.
+            path: the JSON or JSON-lines file.
             root: the folder under which the records' picture names are looked up.
-            max_image_pixels: a picture with more is skipped.
+            max_image_pixels: a picture with more is skipped. The pictures of one record together may have as many, and
+                at least `MAX_PIXELS`.
             split: "train", "validation", "test", or "all".
             test_fraction: 0 gives every record to every split. Otherwise about this part of the records is "test", as
                 much again "validation", and the rest "train"; which is decided by the names of the record's pictures
                 (its id, where it has none), so adding records moves none.
+            max_pictures: a record with more is skipped before any picture is opened; None for any number.
+            follow_links: whether links inside `root` may lead out of it.
 
         Raises:
             RequestError: the file or folder is missing, or is no such file, or the split has no record.
@@ -60,19 +65,15 @@ class LlavaSource:
         if split not in (*SPLITS, WHOLE):
             raise RequestError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
         self.name = path.stem
-        self._path, self._root, self._max_image_pixels = path, root, max_image_pixels
+        self._path, self._root, self._follow_links = path, root, follow_links
+        self._max_image_pixels, self._max_pictures = max_image_pixels, max_pictures
+        self._test_fraction = test_fraction
         if not root.is_dir():
             raise RequestError(f"data.root: {root} is not a folder")
-        data = _read(path)
-        self._records = _parse_lines(data, path) if path.suffix == ".jsonl" else _parse_list(data, path)
-        self._chosen = [
-            index for index, record in enumerate(self._records) if _in_split(record, index, split, test_fraction)
-        ]
+        self._records = read_records(path)
+        self._chosen = [number for number in range(len(self._records)) if split in (WHOLE, *self._splits(number))]
         if not self._chosen:
-            raise RequestError(
-                f"data.test_fraction={test_fraction:g} leaves split {split!r} without any of the {len(self._records)} "
-                f"records of {path}"
-            )
+            raise self.empty_split(split)
 
     @classmethod
     def from_config(cls, config: Any, split: str) -> LlavaSource:
@@ -92,6 +93,8 @@ class LlavaSource:
             max_image_pixels=data.max_image_pixels,
             split=split,
             test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,
+            max_pictures=data.tiles,  # each takes at least one
+            follow_links=data.follow_links,
         )
 
     def __len__(self) -> int:
@@ -103,139 +106,100 @@ class LlavaSource:
             raise IndexError(f"{self.name}: no sample {index}, there are {len(self._chosen)}")
         number = self._chosen[index]
         try:
-            return self._sample(self._records[number], number)
+            record = self._parsed(number)
+            return Sample(record.id, self._images(record), record.turns, self.name, system=record.system)
         except SkipSample as why:
-            raise SkipSample(why.reason, f"{self._path.name}[{number}]: {why.detail}") from None
+            raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
+
+    def place(self, index: int) -> str:
+        """Where sample `index` stands: "set.json[17]" is the 18th record of the file."""
+        return f"{self._path.name}[{self._chosen[index]}]"
+
+    def record_facts(self, index: int) -> tuple[str, int | None]:
+        """The id of sample `index` and how many pictures it names, None where that cannot be told; opens nothing."""
+        record = self._records[self._chosen[index]]
+        try:
+            pictures = len(self._parsed(self._chosen[index]).pictures)
+        except SkipSample:
+            pictures = None
+        return record_id(record, self._chosen[index]), pictures
+
+    def splits_of(self, index: int) -> tuple[str, ...]:
+        """The splits that sample `index` belongs to: one, or all of them without a `test_fraction`."""
+        return self._splits(self._chosen[index])
+
+    def empty_split(self, *splits: str) -> RequestError:
+        """What to raise where splits have no record."""
+        named = " and ".join(map(repr, splits))
+        return RequestError(
+            f"data.test_fraction={self._test_fraction:g} leaves split {named} without any of the "
+            f"{len(self._records)} records of {self._path}; expected more pictures (all records about one fall in one "
+            "split), another fraction, or a file for each split ({split} in data.path)"
+        )
 
     def duplicate_ids(self) -> int:
         """How many records of the split have an id that an earlier one has too. They are kept."""
-        ids = Counter(_id(self._records[number], number) for number in self._chosen)
+        ids = Counter(record_id(self._records[number], number) for number in self._chosen)
         return sum(count - 1 for count in ids.values())
 
-    def _sample(self, record: Any, number: int) -> Sample:
-        if isinstance(record, _BadLine):
+    def _parsed(self, number: int) -> Record:
+        record = self._records[number]
+        if isinstance(record, BadLine):
             raise SkipSample("bad_json", record.error)
-        names = _image_names(record)
-        if record.get("video"):
-            raise SkipSample("video", "videos are not supported")
-        task = record.get("data_source")
-        turns = _turns(record.get("conversations"), task if isinstance(task, str) else "")
-        markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
-        if markers != len(names):
-            raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers, {len(names)} pictures")
-        images = tuple(open_under(self._root, name, self._max_image_pixels) for name in names)
-        return Sample(id=_id(record, number), images=images, turns=turns, source=self.name)
+        return parse_record(record, number)
 
+    def _images(self, record: Record) -> tuple[np.ndarray, ...]:
+        """The record's pictures, decoded one after the other within one bound on all their pixels."""
+        if self._max_pictures is not None and len(record.pictures) > self._max_pictures:
+            raise SkipSample(
+                "too_long", f"{len(record.pictures)} pictures; data.tiles={self._max_pictures} has room for fewer"
+            )
+        images: list[np.ndarray] = []
+        room = max(self._max_image_pixels, MAX_PIXELS)
+        for name in record.pictures:
+            try:
+                image = open_under(self._root, name, min(self._max_image_pixels, room), self._follow_links)
+            except SkipSample as why:
+                if why.reason == "too_many_pixels" and room < self._max_image_pixels:
+                    raise SkipSample(why.reason, f"{why.detail}, after the record's other pictures") from None
+                raise
+            images.append(image)
+            room -= image.shape[0] * image.shape[1]
+        return tuple(images)
 
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise RequestError(f"data.path: {path} is not a regular file")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"data.path: cannot read {path}: {error.strerror}") from None
-
-
-def _parse_list(data: bytes, path: Path) -> list[Any]:
-    try:
-        records = json.loads(data.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise RequestError(f"data.path: {path} line {error.lineno}: not JSON: {error.msg}") from None
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RequestError(f"data.path: {path} line {line}: not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"data.path: {path}: not JSON that can be read: {error}") from None
-    if not isinstance(records, list) or not records:
-        kind = "an empty list" if records == [] else type(records).__name__
-        raise RequestError(f"data.path: {path} holds {kind}; expected a list of conversations")
-    return records
-
-
-def _parse_lines(data: bytes, path: Path) -> list[Any]:
-    """One record a line."""
-    records: list[Any] = []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        if not line.strip():
-            continue
+    def _splits(self, number: int) -> tuple[str, ...]:
+        if not self._test_fraction:
+            return SPLITS
+        record = self._records[number]
         try:
-            records.append(json.loads(line.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
-            records.append(_BadLine(f"line {number}: {error}"))
-    if not any(isinstance(record, dict) for record in records):
-        raise RequestError(f"data.path: {path} holds no record; expected one JSON object a line")
-    return records
+            names = picture_names(record)
+        except SkipSample:
+            names = []
+        digest = hashlib.sha256(json.dumps(names or record_id(record, number)).encode("ascii")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        return (("test", "validation", "train")[min(int(place / self._test_fraction), 2)],)
 
 
-def _in_split(record: Any, number: int, split: str, test_fraction: float) -> bool:
-    if not test_fraction or split == WHOLE:
-        return True
-    try:
-        names = _image_names(record)
-    except SkipSample:
-        names = []
-    digest = hashlib.sha256(json.dumps(names or _id(record, number)).encode("ascii")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return split == ("test", "validation", "train")[min(int(place / test_fraction), 2)]
+def split_read_by(stage: str) -> str:
+    """The split that a stage learns from or asks about; "test" is read by the evaluation after all stages."""
+    return "validation" if stage == "search" else "train"
 
 
-# --- one record -------------------------------------------------------------------------------------------------------
+def check_splits(config: Any, splits: Collection[str]) -> None:
+    """See that each of `splits` has records, so that none is found empty after hours of training.
 
+    A single file is read once for all of them. Of files of their own "train" is left to the stage that reads it next.
 
-def _id(record: Any, number: int) -> str:
-    """The record's own id, a string or a number; its place in the file if it has none."""
-    own = record.get("id") if isinstance(record, dict) else None
-    return str(own) if isinstance(own, (str, int)) else str(number)
-
-
-def _image_names(record: Any) -> list[str]:
-    if not isinstance(record, dict):
-        raise SkipSample("bad_record", f"expected an object, got {type(record).__name__}")
-    names = record.get("image")
-    names = [names] if isinstance(names, str) else names or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SkipSample("bad_record", "`image` is neither a name nor a list of names")
-    return names
-
-
-def _turns(conversation: Any, task: str) -> tuple[Turn, ...]:
-    """The questions and answers of a `conversations` list. A last question without an answer is dropped."""
-    if not isinstance(conversation, list) or not conversation:
-        raise SkipSample("empty_conversation", "`conversations` is missing or empty")
-    messages = [_message(message) for message in conversation]
-    if sum(len(text) for _, text in messages) > MAX_CHARACTERS:
-        raise SkipSample("too_long", f"more than {MAX_CHARACTERS} characters")
-    if messages[0][0] == "answer":
-        messages = messages[1:]
-    if messages and messages[-1][0] == "question" and len(messages) % 2:
-        messages = messages[:-1]
-    if not messages:
-        raise SkipSample("empty_conversation", "no question with an answer")
-    for place, (kind, text) in enumerate(messages):
-        expected = ("question", "answer")[place % 2]
-        if kind != expected:
-            raise SkipSample("turn_order", f"message {place} is {_article(kind)} where {_article(expected)} is due")
-        if not text.strip():
-            raise SkipSample(f"empty_{kind}", f"message {place} is empty")
-    texts = [text for _, text in messages]
-    return tuple(Turn(question, answer, task) for question, answer in zip(texts[::2], texts[1::2], strict=True))
-
-
-def _article(kind: str) -> str:
-    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
-
-
-def _message(message: Any) -> tuple[str, str]:
-    """("question" or "answer", text) of one message."""
-    if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-        raise SkipSample("bad_record", "a message without a text in `value`")
-    role, text = message.get("from"), message["value"]
-    if not isinstance(role, str) or role not in _ROLES:
-        raise SkipSample("unknown_role", f"`from` is {str(role)[:50]!r}; expected one of {', '.join(_ROLES)}")
-    # A lone surrogate is no text at all, and tokenizers refuse it; NUL is a sign of a damaged file.
-    if "\0" in text or re.search("[\ud800-\udfff]", text):
-        raise SkipSample("bad_text", "a NUL or a lone surrogate in a message")
-    return _ROLES[role], text
+    Raises:
+        RequestError: one is empty, or its file cannot be read.
+    """
+    if config.data.source != "llava":
+        return
+    if SPLIT_MARK in config.data.path:
+        for split in sorted({*splits} - {"train"}):
+            LlavaSource.from_config(config, split)
+        return
+    source = LlavaSource.from_config(config, WHOLE)
+    found = {split for index in range(len(source)) for split in source.splits_of(index)}
+    if missing := [split for split in SPLITS if split in splits and split not in found]:
+        raise source.empty_split(*missing)

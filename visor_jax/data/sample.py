@@ -33,6 +33,7 @@ class Sample:
       turns: the conversation, in order.
       source: name of the source it came from.
       level: "easy", "hard" or "" (unknown): whether all its questions are of one level.
+      system: the record's own system text; "" leaves the configured one (`tokenizer.system`) in force.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Sample:
     turns: tuple[Turn, ...]
     source: str
     level: str = ""
+    system: str = ""
 
 
 class Source(Protocol):

@@ -48,8 +48,10 @@ def _normalised_distance(prediction: str, answer: str) -> float:
 def relaxed_accuracy(prediction: str, answer: str) -> float:
     """1 where two numbers differ by at most 5 % of the reference, or two texts are the same but for case; else 0.
 
+    White space around either does not count.
     "12%" is the number 0.12. A reference of 0 is compared as text: there is no 5 % of it.
     """
+    prediction, answer = prediction.strip(), answer.strip()
     predicted, wanted = _number(prediction), _number(answer)
     if predicted is not None and wanted:
         return float(abs(predicted - wanted) / abs(wanted) <= RELATIVE_ERROR)
@@ -110,7 +112,7 @@ def _plain_text(text: str) -> str:
 
 
 def multiple_choice(prediction: str, answer: str) -> float:
-    """1 where the option's letter is right, without regard to case and punctuation; else 0.
+    """1 where the option's letter is right, without regard to case, punctuation and outer white space; else 0.
 
     Of a prediction that begins with a capital letter and a full stop ("B. a tree") the letter counts, of any other the
     whole text.
@@ -123,7 +125,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _bare(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION)
+    return text.lower().translate(_NO_PUNCTUATION).strip()
 
 
 def pope(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

@@ -17,9 +17,10 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
+from visor_jax.config_schema import MAX_PIXELS
 from visor_jax.data import chat
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
-from visor_jax.data.images import upright_rgb
+from visor_jax.data.images import decode_image
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
@@ -93,7 +94,10 @@ def pixels(image: Picture) -> np.ndarray:
     expected = "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3], got "
     if not (isinstance(image, Image.Image) or hasattr(image, "__array__")):
         raise RequestError(f"{expected}{type(image).__name__}")
-    array = np.asarray(upright_rgb(image) if isinstance(image, Image.Image) else image)
+    try:
+        array = np.asarray(decode_image(image, MAX_PIXELS) if isinstance(image, Image.Image) else image)
+    except SkipSample as why:
+        raise RequestError(f"image: {why}") from None
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
         raise RequestError(f"{expected}{array.dtype} {array.shape}")
     return array

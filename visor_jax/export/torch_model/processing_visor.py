@@ -194,11 +194,12 @@ class VisorProcessor:
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF says, 16 bits cut to 8, transparency over white: as pictures were read in training."""
+    """Turned as EXIF says, 16 bits scaled to 8, transparency over white: as pictures were read in training."""
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        high_byte = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        gray = np.asarray(picture).astype(np.int64).clip(0, 0xFFFF)
+        used = max(int(gray.max(initial=0)).bit_length(), 8)  # 12 bits of an X-ray in a 16-bit file fill the range
+        return Image.fromarray((gray >> (used - 8)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)

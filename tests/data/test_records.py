@@ -1,0 +1,195 @@
+"""Layouts of records: which are read and as what, which are named, and that nothing is dropped in silence."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.data.records import Record, parse_record
+from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+
+ASK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+PLAIN = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+OPENAI = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "red"}]
+SYSTEM = {"from": "system", "value": "Be terse."}
+MARKED, UNMARKED = (Turn("<image>\nWhat?", "red"),), (Turn("What?", "red"),)
+
+
+def parts(*content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(content)}, {"role": "assistant", "content": [text("red")]}]
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+READ = {
+    "LLaVA": ({"image": "a.png", "conversations": ASK}, Record("0", ("a.png",), MARKED)),
+    "images, a list": ({"images": ["a.png"], "conversations": ASK}, Record("0", ("a.png",), MARKED)),
+    "images, a name": ({"images": "a.png", "conversations": ASK}, Record("0", ("a.png",), MARKED)),
+    "both the same": ({"image": "a.png", "images": ["a.png"], "conversations": ASK}, Record("0", ("a.png",), MARKED)),
+    "objects with a path": (
+        {"images": [{"bytes": None, "path": "a.png"}], "conversations": ASK},
+        Record("0", ("a.png",), MARKED),
+    ),
+    "messages": (
+        {"messages": OPENAI, "images": ["a.png"]},
+        Record("0", ("a.png",), (Turn("<image>What?", "red"),)),
+    ),
+    "role and content": (
+        {"image": "a.png", "conversations": OPENAI},
+        Record("0", ("a.png",), (Turn("<image>What?", "red"),)),
+    ),
+    "one key for the conversation empty": (
+        {"image": "a.png", "messages": None, "conversation": ASK},
+        Record("0", ("a.png",), MARKED),
+    ),
+    "content parts": (
+        {"messages": parts({"type": "image"}, text("What?")), "images": ["a.png"]},
+        Record("0", ("a.png",), MARKED),
+    ),
+    "content parts that name the picture": (
+        {"messages": parts({"type": "image_url", "image_url": {"url": "a.png"}}, text("What?")), "image_id": 7},
+        Record("0", ("a.png",), MARKED),
+    ),
+    "content parts, two pictures": (
+        {"messages": parts({"type": "image", "image": "a"}, {"type": "image", "path": "b"}, "What?")},
+        Record("0", ("a", "b"), (Turn("<image>\n<image>\nWhat?", "red"),)),
+    ),
+    "no marker": ({"image": "a.png", "conversations": PLAIN}, Record("0", ("a.png",), UNMARKED)),
+    "text only": ({"conversations": PLAIN}, Record("0", (), UNMARKED)),
+    "text only, image empty": ({"image": "", "conversations": PLAIN}, Record("0", (), UNMARKED)),
+    "text only, image null": ({"image": None, "images": [], "conversations": PLAIN}, Record("0", (), UNMARKED)),
+    "text only, empty keys": (
+        {"image_path": "", "videos": [], "num_images": 0, "conversations": PLAIN},
+        Record("0", (), UNMARKED),
+    ),
+    "other facts about the picture": (
+        {"image": "a.png", "image_id": 7, "image_size": [3, 4], "video_id": "x", "conversations": ASK},
+        Record("0", ("a.png",), MARKED),
+    ),
+    "a number": ({"conversations": [PLAIN[0], {"from": "gpt", "value": 7}]}, Record("0", (), (Turn("What?", "7"),))),
+    "a fraction": (
+        {"conversations": [PLAIN[0], {"from": "gpt", "value": 0.5}]},
+        Record("0", (), (Turn("What?", "0.5"),)),
+    ),
+    "a system turn": ({"conversations": [SYSTEM, *PLAIN]}, Record("0", (), UNMARKED, "Be terse.")),
+    "a system key": ({"system": "Be terse.", "conversations": PLAIN}, Record("0", (), UNMARKED, "Be terse.")),
+    "both alike": ({"system": "Be terse.", "messages": [SYSTEM, *PLAIN]}, Record("0", (), UNMARKED, "Be terse.")),
+    "both": ({"system": "Hi.", "messages": [SYSTEM, *PLAIN]}, Record("0", (), UNMARKED, "Hi.\nBe terse.")),
+    "no system": ({"system": None, "messages": [{"from": "system", "value": ""}, *PLAIN]}, Record("0", (), UNMARKED)),
+    "a task": (
+        {"id": 3, "data_source": "colors", "conversations": PLAIN},
+        Record("3", (), (Turn("What?", "red", "colors"),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_layouts_that_are_read(name: str) -> None:
+    record, expected = READ[name]
+    assert parse_record(record, 0) == expected
+
+
+NAMED = {
+    "image_path": (
+        "picture_key",
+        "'image_path'.*rename it to `image`",
+        {"image_path": "a.png", "conversations": PLAIN},
+    ),
+    "Image": ("picture_key", "'Image'", {"Image": "a.png", "conversations": PLAIN}),
+    "img": ("picture_key", "'img'", {"img": "a.png", "conversations": PLAIN}),
+    "pictures": ("picture_key", "'pictures'", {"pictures": ["a.png"], "messages": PLAIN}),
+    "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
+    "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
+    "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),
+    "videos": ("video", "'videos'", {"videos": ["a.mp4"], "conversations": PLAIN}),
+    "videos beside pictures": ("video", "'videos'", {"videos": ["a"], "image": "a.png", "conversations": ASK}),
+    "audios": ("video", "'audios'", {"audios": ["a.wav"], "conversations": PLAIN}),
+    "Alpaca": ("unknown_layout", "`instruction` and `output`: the Alpaca", {"instruction": "a", "output": "b"}),
+    "ms-swift": ("unknown_layout", "`query` and `response`", {"query": "a", "response": "b", "images": ["a.png"]}),
+    "VQA": ("unknown_layout", '`question` and `answer`.*expected "conv', {"question": "a", "answer": "b"}),
+    "preferences": ("unknown_layout", "preference pairs", {"prompt": "a", "chosen": "b", "rejected": "c"}),
+    "captions": ("unknown_layout", "caption", {"image": "a.png", "caption": "b"}),
+    "JSON in JSON": ("unknown_layout", "`conversations` is text", {"conversations": json.dumps(PLAIN)}),
+    "a part of another kind": ("unknown_layout", "'audio'", {"messages": parts({"type": "audio"})}),
+    "no conversation": ("empty_conversation", r"its keys \('id', 'q'\)", {"id": 1, "q": 2}),
+    "no keys": ("empty_conversation", "its keys .none", {}),
+    "a list": ("bad_record", "got list", [1]),
+    "a truth": ("bad_record", "`value` is bool", {"conversations": [PLAIN[0], {"from": "gpt", "value": True}]}),
+    "no number": ("bad_record", "`value` is float", {"conversations": [{"from": "human", "value": float("nan")}]}),
+    "bytes": ("bad_record", "without a `path`", {"image": {"bytes": "AAAA"}, "conversations": ASK}),
+    "an empty name among others": ("bad_record", "an empty one", {"image": ["a.png", ""], "conversations": ASK}),
+    "two keys": ("bad_record", "different pictures", {"image": "a", "images": ["b"], "conversations": ASK}),
+    "names in two places": (
+        "bad_record",
+        "by the record and by its messages",
+        {"image": "a.png", "messages": parts({"type": "image", "image": "a.png"}, "What?")},
+    ),
+    "a system of another kind": ("bad_record", "`system` is list", {"system": ["a"], "conversations": PLAIN}),
+    "a late system turn": ("turn_order", "is a system", {"conversations": [*PLAIN, SYSTEM]}),
+    "two pictures, no marker": (
+        "image_count",
+        "0 <image> markers, 2 pictures; write one <image> where each",
+        {"image": ["a", "b"], "conversations": PLAIN},
+    ),
+    "a marker without a picture": ("image_count", "1 <image> markers, 0 pictures", {"conversations": ASK}),
+    "half a pair in the id": ("bad_text", "`id`", {"id": "\ud800", "conversations": PLAIN}),
+    "half a pair in the task": ("bad_text", "`data_source`", {"data_source": "\ud800", "conversations": PLAIN}),
+    "half a pair in a name": ("bad_text", "picture's name", {"image": "\udfff.png", "conversations": ASK}),
+    "half a pair in the system": ("bad_text", "`system`", {"system": "\ud800", "conversations": PLAIN}),
+    "half a pair in a question": ("bad_text", "message", {"conversations": [{"from": "human", "value": "\ud800"}]}),
+    "NUL in a part": ("bad_text", "message", {"messages": parts(text("a\0b"))}),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_layouts_that_are_named(name: str) -> None:
+    reason, detail, record = NAMED[name]
+    with pytest.raises(SkipSample, match=detail) as caught:
+        parse_record(record, 0)
+    assert caught.value.reason == reason
+
+
+KEYS = ["id", "image", "images", "conversations", "messages", "system", "data_source", "from", "value", "role",
+        "content", "type", "text", "url", "path", "video", "image_path"]  # fmt: skip
+WORDS = ["human", "gpt", "user", "assistant", "system", "image", "text", "<image>", "a.png", "", "\ud800", "\0"]
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+OTHERS = dict.fromkeys([key for key in KEYS if key != "conversations"], values)
+messages = st.lists(
+    st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "system"]), "value": values}),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(values | st.fixed_dictionaries({"conversations": messages}, optional=OTHERS))
+def test_any_json_is_a_record_or_skipped(value: Any) -> None:
+    """Nothing else is raised, and what comes out can be encoded and has its pictures in place."""
+    try:
+        found = parse_record(value, 3)
+    except SkipSample as why:
+        assert why.reason and why.detail
+        return
+    everything = [found.id, *found.pictures, found.system, *(t for turn in found.turns for t in turn.__dict__.values())]
+    assert all("\0" not in one and one.encode() is not None for one in everything)
+    assert found.turns and all(turn.question.strip() and turn.answer.strip() for turn in found.turns)
+    assert all(found.pictures)
+    markers = sum(turn.question.count(IMAGE_MARKER) for turn in found.turns)
+    assert markers == len(found.pictures) or (markers, len(found.pictures)) == (0, 1)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=3), st.text())
+def test_what_is_well_formed_comes_back_word_for_word(turns: list[tuple[str, str]], system: str) -> None:
+    said = [part for turn in turns for part in turn]
+    conversation = [{"from": who, "value": text} for who, text in zip(["human", "gpt"] * len(turns), said, strict=True)]
+    if any("\0" in one or IMAGE_MARKER in one for one in (*said, system)) or not all(map(str.strip, said)):
+        return
+    record = parse_record(json.loads(json.dumps({"system": system, "conversations": conversation})), 0)
+    assert [(turn.question, turn.answer) for turn in record.turns] == turns and record.system == system.strip()

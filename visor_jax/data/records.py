@@ -1,0 +1,263 @@
+"""One JSON record as a conversation about named pictures, in any of the layouts that people have.
+
+In: a value from a JSON file. Out: a `Record`: id, picture names, turns, system text. No file is opened here. A record
+that cannot be used raises `SkipSample` with a reason, and with a detail that names the key and says what to do.
+
+What is read:
+
+- the conversation under `conversations`, `conversation` or `messages`, each message with `from`/`value` or
+  `role`/`content`; `content` may be a list of text and image parts, as in OpenAI's format;
+- the pictures under `image` or `images`, or named by the image parts of the messages: one name, a list of names, or
+  objects with a `path`;
+- a system text from a `system` key or from leading system messages.
+
+A record without pictures is a text-only sample only if nothing in it looks like a picture under another key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+
+MAX_CHARACTERS = 1_000_000  # of one conversation; no window holds that many
+
+CONVERSATION_KEYS = ("conversations", "conversation", "messages")
+PICTURE_KEYS = ("image", "images")
+_MESSAGE_KEYS = (("from", "value"), ("role", "content"))
+_ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
+
+# Keys that hold something to look at or to listen to, by their names; only `image` and `images` are read.
+_MEDIA_KEY = re.compile(r"image|img|picture|photo|pixel|video|audio|frames", re.IGNORECASE)
+_OTHER_MEDIA = frozenset({"video", "videos", "audio", "audios"})
+
+# Layouts that are named instead of guessed at: keys that give them away, what they are called.
+_FOREIGN_LAYOUTS = (
+    (("chosen", "rejected"), "preference pairs"),
+    (("instruction", "output"), "the Alpaca layout"),
+    (("query", "response"), "a query-response layout"),
+    (("prompt", "completion"), "a prompt-completion layout"),
+    (("prompt", "response"), "a prompt-response layout"),
+    (("question", "answers"), "a question-answer layout"),
+    (("question", "answer"), "a question-answer layout"),
+    (("caption",), "a caption layout"),
+    (("text",), "plain text"),
+)
+_EXPECTED_LAYOUT = (
+    'expected "conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]'
+    ' or "messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]'
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation and the names of its pictures, in the order of its `<image>` markers."""
+
+    id: str
+    pictures: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    system: str = ""
+
+
+def parse_record(record: Any, number: int) -> Record:
+    """The conversation that a record holds; `number` is its place in the file, for records without an id.
+
+    Raises:
+      SkipSample: "bad_record", "bad_text", "unknown_layout", "empty_conversation", "unknown_role", "turn_order",
+        "empty_question", "empty_answer", "too_long", "picture_key", "video", or "image_count".
+    """
+    names = picture_names(record)
+    task = record.get("data_source")
+    task = _clean(task, "`data_source`") if isinstance(task, str) else ""
+    messages, named_inside = _messages(record)
+    if names and named_inside:
+        raise SkipSample(
+            "bad_record", "pictures are named both by the record and by its messages; expected one of them"
+        )
+    names = names or named_inside
+    _check_other_media(record, names)
+    for name in names:
+        _clean(name, "a picture's name")
+    system, turns = _turns(messages, _system_text(record), task)
+    markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
+    if markers != len(names) and (markers, len(names)) != (0, 1):  # one picture without a marker comes first
+        hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(names) > 1 and not markers else ""
+        raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers, {len(names)} pictures{hint}")
+    return Record(_clean(record_id(record, number), "`id`"), tuple(names), turns, system)
+
+
+def record_id(record: Any, number: int) -> str:
+    """The record's own id, a string or a number; its place in the file if it has none."""
+    own = record.get("id") if isinstance(record, dict) else None
+    return str(own) if isinstance(own, (str, int)) else str(number)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def picture_names(record: Any) -> list[str]:
+    """The names under `image` or `images`; empty where there are none.
+
+    Raises:
+      SkipSample: "bad_record".
+    """
+    if not isinstance(record, dict):
+        raise SkipSample("bad_record", f"expected an object, got {type(record).__name__}")
+    by_key = {key: names for key in PICTURE_KEYS if (names := _names(record.get(key), key))}
+    if len(set(map(tuple, by_key.values()))) > 1:
+        raise SkipSample("bad_record", "`image` and `images` name different pictures; expected one of them")
+    return next(iter(by_key.values()), [])
+
+
+def _names(value: Any, key: str) -> list[str]:
+    """Names out of what stands under a picture key; "" and null stand for no picture."""
+    items = value if isinstance(value, list) else [value]
+    names = []
+    for item in items:
+        name = item.get("path") if isinstance(item, dict) else item
+        if name is None and isinstance(item, dict):
+            raise SkipSample("bad_record", f"`{key}` holds an object without a `path`; expected the name of a file")
+        if name is not None and not isinstance(name, str):
+            raise SkipSample("bad_record", f"`{key}` is neither a name nor a list of names")
+        names.append(name or "")
+    if all(not name for name in names):
+        return []
+    if not all(names):
+        raise SkipSample("bad_record", f"`{key}` holds names and an empty one among them")
+    return names
+
+
+def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
+    """Refuses what would be trained on blindly: videos, sound, and pictures under keys that are not read."""
+    for key, value in record.items():
+        if not value or key in PICTURE_KEYS or not isinstance(key, str):
+            continue
+        if key.lower() in _OTHER_MEDIA:
+            raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
+        if not names and _MEDIA_KEY.search(key):
+            raise SkipSample(
+                "picture_key",
+                f"the record has no `image`, but {key[:50]!r}, which is not read; rename it to `image`, or remove it"
+                " where the record is text only",
+            )
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(kind, text) of each message, and the names of the pictures in image parts."""
+    present = [key for key in CONVERSATION_KEYS if key in record]
+    if not present:
+        raise _no_conversation(record)
+    key = next((key for key in present if record[key]), present[0])
+    conversation = record[key]
+    if isinstance(conversation, str) and conversation.strip():
+        raise SkipSample("unknown_layout", f"`{key}` is text, perhaps JSON inside JSON; expected a list of messages")
+    if not isinstance(conversation, list) or not conversation:
+        raise SkipSample("empty_conversation", f"`{key}` is empty or no list")
+    pictures: list[str] = []
+    return [_message(message, pictures) for message in conversation], pictures
+
+
+def _no_conversation(record: dict[str, Any]) -> SkipSample:
+    for keys, name in _FOREIGN_LAYOUTS:
+        if all(key in record for key in keys):
+            found = " and ".join(f"`{key}`" for key in keys)
+            return SkipSample("unknown_layout", f"{found}: {name}, which is not read; {_EXPECTED_LAYOUT}")
+    keys = ", ".join(repr(key[:30]) for key in list(record)[:8]) or "none"
+    return SkipSample("empty_conversation", f"no conversation among its keys ({keys}); {_EXPECTED_LAYOUT}")
+
+
+def _message(message: Any, pictures: list[str]) -> tuple[str, str]:
+    """("question", "answer" or "system", text) of one message; names in image parts are added to `pictures`."""
+    pair = next((pair for pair in _MESSAGE_KEYS if isinstance(message, dict) and pair[1] in message), None)
+    if pair is None:
+        raise SkipSample("bad_record", "a message without a text in `value` or `content`")
+    role, content = message.get(pair[0]), message[pair[1]]
+    if not isinstance(role, str) or role not in _ROLES:
+        raise SkipSample("unknown_role", f"`{pair[0]}` is {str(role)[:50]!r}; expected one of {', '.join(_ROLES)}")
+    text = "\n".join(_parts(content, pictures)) if isinstance(content, list) else _text(content, pair[1])
+    return _ROLES[role], _clean(text, "a message")
+
+
+def _text(value: Any, key: str) -> str:
+    """A text, or a number as text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise SkipSample("bad_record", f"`{key}` is {type(value).__name__}; expected text or a number")
+
+
+def _parts(content: Iterable[Any], pictures: list[str]) -> Iterable[str]:
+    """The texts of a list of parts, with a marker for each picture."""
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(part, str):
+            yield part
+        elif kind == "text":
+            yield _text(part.get("text"), "text")
+        elif kind in ("image", "image_url"):
+            named = next((part[key] for key in ("image", "image_url", "path", "url") if part.get(key)), None)
+            named = named.get("url") if isinstance(named, dict) else named
+            if named is not None and not isinstance(named, str):
+                raise SkipSample("bad_record", f"an {kind} part that names no file")
+            pictures += [] if named is None else [named]
+            yield IMAGE_MARKER
+        else:
+            raise SkipSample("unknown_layout", f"a content part of type {str(kind)[:50]!r}; expected text or image")
+
+
+def _system_text(record: dict[str, Any]) -> str:
+    system = record.get("system")
+    if system is not None and not isinstance(system, str):
+        raise SkipSample("bad_record", f"`system` is {type(system).__name__}; expected text")
+    return _clean(system or "", "`system`")
+
+
+def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str, tuple[Turn, ...]]:
+    """The system text, and the questions with their answers.
+
+    As in LLaVA's own loader an answer before the first question is dropped. So is a last question without an answer.
+    """
+    if sum(len(text) for _, text in messages) + len(system) > MAX_CHARACTERS:
+        raise SkipSample("too_long", f"more than {MAX_CHARACTERS} characters")
+    leading = next((place for place, (kind, _) in enumerate(messages) if kind != "system"), len(messages))
+    systems = [text.strip() for text in (system, *(text for _, text in messages[:leading])) if text.strip()]
+    messages = messages[leading:]
+    if messages and messages[0][0] == "answer":
+        messages = messages[1:]
+    if messages and messages[-1][0] == "question" and len(messages) % 2:
+        messages = messages[:-1]
+    if not messages:
+        raise SkipSample("empty_conversation", "no question with an answer")
+    for place, (kind, text) in enumerate(messages):
+        expected = ("question", "answer")[place % 2]
+        if kind != expected:
+            raise SkipSample("turn_order", f"message {place} is {_article(kind)} where {_article(expected)} is due")
+        if not text.strip():
+            raise SkipSample(f"empty_{kind}", f"message {place} is empty")
+    texts = [text for _, text in messages]
+    turns = tuple(Turn(question, answer, task) for question, answer in zip(texts[::2], texts[1::2], strict=True))
+    return "\n".join(dict.fromkeys(systems)), turns
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _clean(text: str, where: str) -> str:
+    """`text` if tokenizers and logs can take it: a lone surrogate is no text, NUL is a sign of a damaged file."""
+    if _SURROGATE.search(text):
+        raise SkipSample("bad_text", f"half a surrogate pair in {where}: {text[:60]!a}")
+    if "\0" in text:
+        raise SkipSample("bad_text", f"a NUL in {where}: {text[:60]!a}")
+    return text
