@@ -81,15 +81,24 @@ def _run(argv: list[str]) -> int:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        result = module.main(args, config)
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            result = module.main(args, config)
+    except RunError as error:
+        if args.json and error.result is not None:
+            _print_json(error.result)
+        raise
     if isinstance(result, int):
         return result
     if args.json:
-        from visor_jax.workdir import finite_or_null
-
-        print(json.dumps(finite_or_null(result or {}), allow_nan=False))
+        _print_json(result or {})
     return 0
+
+
+def _print_json(result: Any) -> None:
+    from visor_jax.workdir import finite_or_null
+
+    print(json.dumps(finite_or_null(result), allow_nan=False))
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

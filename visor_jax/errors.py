@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 STOPPED = 143  # exit status after SIGTERM (128 + 15): stopped after saving, unfinished, to be started again
 ABORTED = 134  # exit status of watchdogs (128 + SIGABRT)
@@ -19,7 +20,14 @@ class RequestError(Exception):
 
 
 class RunError(Exception):
-    """The request was right and running it failed: exit status 1."""
+    """The request was right and running it failed: exit status 1.
+
+    `result` is what the command found all the same; `--json` prints it as it would have been printed.
+    """
+
+    def __init__(self, message: str = "", result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def unwritable(place: str, error: OSError) -> RequestError | RunError:

@@ -42,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert main(["data", *arguments, "--json"]) == 0
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> dict[str, Any]:
+    assert main(["data", *arguments, "--json"]) == status
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1
     return json.loads(out[0])
@@ -51,14 +51,100 @@ def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
 
 def test_check_counts_by_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = f"--config={folder / 'llava.py'}"
-    found = result_of(capsys, "check", config)
+    found = result_of(capsys, "check", config, status=1)
     skipped = {"broken_image": 1, "too_long": 1, "unsafe_path": 1, "empty_conversation": 1}
     assert (found["samples"], found["usable"], found["skipped"]) == (7, 3, skipped)
     assert not found["within_limit"] and "set.json[1]" in found["first"]["broken_image"]
     assert found["splits"]["all"]["duplicate_ids"] == 3
+    assert found["problems"] and found["without_picture"] == 0
+    assert main(["data", "check", config]) == 1
+    printed, complaint = capsys.readouterr()
+    assert (
+        "1  broken_image" in printed
+        and "too_long: set.json[2]: x" in printed
+        and len(max(printed.splitlines(), key=len)) < 400
+    )
+    assert printed.splitlines()[-1] == (
+        "3 of 7 samples can be used; 4 are skipped, MORE than data.max_skipped_fraction=0.05"
+    )
+    assert complaint.count("\n") == 1 and "training would stop: 4 of 7 samples are skipped" in complaint
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """Twenty records about as many pictures, five more without any, and a configuration."""
+    for number in range(20):
+        Image.new("RGB", (72, 72), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    talk = [{"from": "human", "value": "Which color?"}, {"from": "gpt", "value": "red"}]
+    records: list[dict[str, Any]] = [{"image": f"{n}.png", "conversations": talk} for n in range(20)]
+    records += [{"id": f"t{n}", "conversations": talk} for n in range(5)]
+    (tmp_path / "set.jsonl").write_text("\n".join(map(json.dumps, records)))
+    data = f"source='llava', root={str(tmp_path)!r}, path='set.jsonl', text_length=128, test_fraction=0.25"
+    config = CONFIG.format(data=data).replace('("full",)', '("full", "search")')
+    (tmp_path / "good.py").write_text(config)
+    return tmp_path
+
+
+def test_check_of_a_good_set_passes_and_tells_what_has_no_picture(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = f"--config={good / 'good.py'}"
+    found = result_of(capsys, "check", config)
+    assert (found["samples"], found["usable"], found["skipped"], found["problems"]) == (25, 25, {}, [])
+    assert found["without_picture"] == 5 and found["splits"]["all"]["without_picture"] == 5
     assert main(["data", "check", config]) == 0
     printed = capsys.readouterr().out
-    assert "1  broken_image" in printed and "3 of 7 samples can be used" in printed and "MORE than" in printed
+    assert "5  of the usable have no picture" in printed and "splits: train 10, validation 8, test 7" in printed
+    assert printed.splitlines()[-1].startswith("25 of 25 samples can be used; 0 are skipped, within data.max_skipped")
+
+
+def test_check_lists_every_record(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (good / "3.png").write_bytes((good / "2.png").read_bytes()[:60])
+    with (good / "set.jsonl").open("a") as file:
+        file.write('\n{"id": "x\\ud800", "conversations": []}\n{"id"')
+    listing = good / "listing.jsonl"
+    result_of(capsys, "check", f"--config={good / 'good.py'}", f"--list={listing}", status=1)
+    rows = [json.loads(line) for line in listing.read_text().splitlines()]
+    assert [row["place"] for row in rows] == [f"set.jsonl[{number}]" for number in range(27)]
+    fields = {"place", "id", "usable", "reason", "detail", "pictures", "visual_tokens", "text_tokens"}
+    assert all(set(row) == fields for row in rows)
+    assert rows[0]["usable"] and rows[0]["pictures"] == 1 and rows[0]["visual_tokens"] == 82
+    assert rows[24]["id"] == "t4" and rows[24]["pictures"] == rows[24]["visual_tokens"] == 0
+    assert 0 < rows[24]["text_tokens"] <= rows[0]["text_tokens"]
+    assert (rows[3]["usable"], rows[3]["reason"], rows[3]["pictures"]) == (False, "broken_image", 1)
+    assert rows[25]["reason"] == "empty_conversation" and rows[25]["id"] == "x\ud800"
+    assert rows[26]["reason"] == "bad_json" and "line 27 column 6" in rows[26]["detail"]
+    assert sorted(path.name for path in good.iterdir() if "listing" in path.name) == ["listing.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ("test_fraction=1e-9", "leaves split 'validation' and 'test' without any of the 25"),
+        ("path={split}.jsonl", "split 'validation': no file validation.jsonl"),
+        ("text_length=2", "25 of 25 samples are skipped"),
+        ("text_length=2 max_skipped_fraction=1", "split 'train' has no usable sample"),
+    ],
+)
+def test_check_fails_where_training_would(
+    good: Path, capsys: pytest.CaptureFixture[str], change: str, problem: str
+) -> None:
+    (good / "train.jsonl").write_bytes((good / "set.jsonl").read_bytes())
+    changes = [f"--config.data.{one}" for one in change.split()]
+    found = result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, status=1)
+    assert any(problem in one for one in found["problems"])
+    capsys.readouterr()
+    if "path" in change:  # one split alone was asked for, and is all right
+        result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, "--split=train")
+
+
+def test_stats_measure_records_with_more_pictures_than_the_window_has_room_for(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = [{"from": "human", "value": "<image><image><image>"}, {"from": "gpt", "value": "red"}]
+    (good / "set.jsonl").write_text(json.dumps({"image": ["0.png"] * 3, "conversations": talk}))
+    found = result_of(capsys, "stats", f"--config={good / 'good.py'}")
+    assert found["lengths"]["tiles"]["max"] == 3 and found["lengths"]["tiles"]["fit"] == 0
 
 
 def test_stats_measure_what_can_be_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +187,8 @@ def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[st
         (["check", "--samples=0"], "at least 1"),
         (["chek"], "invalid choice"),
         (["check", "--split=dev"], "invalid choice"),
+        (["stats", "--list=x.jsonl"], "--list=x.jsonl belongs to data check"),
+        (["check", "--list=none/x.jsonl"], "--list=none/x.jsonl: cannot be written"),
         (["check", "--config.data.path=none.json"], "none.json: No such file"),
         (["check", "--config.data.path={split}.json"], "train.json: No such file"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, wanted_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.report.page import write_report
 from visor_jax.scale.mesh import build_mesh
+from visor_jax.stages import evaluation_data
 from visor_jax.workdir import Workdir, read_json
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -71,6 +74,20 @@ def test_examples_are_there_to_be_looked_at(tiny_run: Path) -> None:
         with Image.open(tiny_run / "eval" / example["image"]) as picture:
             assert picture.size == (48, 48)
         assert example["question"] and example["answer"] and example["budget"] in result["budgets"]
+
+
+def test_records_without_a_picture_are_evaluated_and_shown(tiny_copy: Path, tmp_path: Path) -> None:
+    """Also where they come first; the report shows them without a picture."""
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "What is two plus two?"}, {"from": "gpt", "value": "4"}]
+    records = [{"id": "t", "conversations": talk}, {"id": "p", "image": "a.png", "conversations": talk}]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    model, workdir = load(tiny_copy), Workdir(tiny_copy)
+    config = evaluation_data(from_dict(workdir.config()), "llava", str(tmp_path / "set.json"))
+    result = evaluate(config, model, workdir)
+    assert [example["image"] for example in result["examples"]] == ["", "examples/1.png"]
+    assert result["budgets"]["auto"]["samples"] == 2
+    assert write_report(workdir).read_text().count("no picture</div>") == 1
 
 
 def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:

@@ -17,6 +17,7 @@ from visor_jax.budget import Budget, all_subsets
 from visor_jax.data.sample import Sample
 from visor_jax.data.splits import batched, single_turn_samples
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.runner import with_system
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
 from visor_jax.scale.mesh import build_mesh
@@ -58,7 +59,7 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
     assert scores.ids == [sample.id for sample in samples]
     for row, bits in enumerate(scores.budgets):
         for column, sample in enumerate(samples):
-            same = answers[int(sample.id) // 10, bits] == sample.turns[0].answer
+            same = answers[int(sample.id) // 10, bits] == sample.turns[0].answer.strip()
             assert scores.correct[row, column] == same, (bits, sample.turns[0])
     assert not scores.correct.all()
 
@@ -93,6 +94,29 @@ def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
         prompt = model._prompt(list(sample.images), sample.turns[0].question)
         sizes = scores.num_visual[row], scores.num_prompt[row], scores.num_tiles[row]
         assert sizes == (prompt.size.visual, prompt.size.text, prompt.size.tiles)
+
+
+def test_white_space_around_a_reference_does_not_count(model: Visor) -> None:
+    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
+    answer = sample.turns[0].answer
+    written = [with_answer(sample, text, n) for n, text in enumerate([answer, f"{answer}\n", f" {answer} \r\n"])]
+    scores = score(model.params, batched(tiny_config(), written, 4), BUDGETS, model.arch, mesh=MESH)
+    assert (scores.log_likelihood == scores.log_likelihood[:, :1]).all() and scores.log_likelihood.any()
+    assert (scores.correct == scores.correct[:, :1]).all()
+
+
+def test_samples_without_a_picture_are_scored_as_they_are_answered(model: Visor) -> None:
+    """In one batch with another; with a system text of its own."""
+    pictured = single_turn_samples(tiny_config(), "validation", 1)[0]
+    bare = dataclasses.replace(pictured, images=(), system="Be terse.")
+    asked, budgets = with_system(model, bare.system), [BUDGETS[0], BUDGETS[-1]]
+    question = bare.turns[0].question
+    answers = [asked.answer([], question, Budget.of(bits), max_new_tokens=6).text.strip() for bits in budgets]
+    samples = [with_answer(bare, text, n) for n, text in enumerate(sorted({*answers, "never"} - {""}))]
+    found = score(model.params, batched(tiny_config(), [*samples, pictured], 4), budgets, model.arch, mesh=MESH)
+    assert found.num_tiles.tolist() == [0] * len(samples) + [1] and found.num_visual[0] == 0 < found.num_visual[-1]
+    for column, sample in enumerate(samples):
+        assert found.correct[:, column].tolist() == [answer == sample.turns[0].answer for answer in answers]
 
 
 def test_a_black_picture_has_a_tile(model: Visor) -> None:

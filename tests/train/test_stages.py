@@ -8,12 +8,15 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from visor_jax import testing
 from visor_jax.budget import all_subsets
 from visor_jax.config import architecture
 from visor_jax.data import glyphs_render
@@ -119,6 +122,27 @@ def test_conversations_may_have_more_turns_than_are_counted(tmp_path: Path) -> N
     assert len(step.tasks[0]) == 5 and step.arrays["turn_index"].max() == 4, "all turns are trained on"
     row = objective.summarise(step, {"turn_correct": np.ones((4, 2), bool), "target_tokens": 40})
     assert row["accuracy/all"] == 1.0
+
+
+@pytest.mark.parametrize("pictures", [(0, 2), ()], ids=["mixed", "none"])
+def test_batches_with_conversations_about_no_picture_are_trained_on(tmp_path: Path, pictures: tuple[int, ...]) -> None:
+    """One step's loss is that of its rows, gradients are finite, and those of the pictures' side come from pictures."""
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "Color?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": str(i), "conversations": talk, **({"image": "a.png"} if i in pictures else {})} for i in range(4)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
+    config = tiny_config({**changes, "data.test_fraction": 0.0})
+    objective = make_objective(config, "full", Workdir(tmp_path / "run"))
+    step = next(iter(objective.steps(0, 1)))
+    params = testing.random_params(architecture(config))
+    value = testing.quick_jit(jax.value_and_grad(lambda p, b: objective.loss(p, b, jnp.array(step.budget))[0]))
+    loss, gradients = value(params, step.arrays)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, gradients)))
+    seen = any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["vision"]))
+    assert seen == bool(pictures)
+    blank = {**step.arrays, "tiles": 255 - step.arrays["tiles"]}
+    assert (float(value(params, blank)[0]) != float(loss)) == bool(pictures)
 
 
 def test_base_refuses_data_and_patches_it_has_no_labels_for(tmp_path: Path) -> None:

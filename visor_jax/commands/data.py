@@ -1,6 +1,7 @@
 """Look at a configuration's data, before or without training.
 
-    visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why
+    visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why;
+        exit status 1 where training would stop; --list=FILE writes one JSON object a line about every record
     visor data stats --config=configs/X.py      how long samples are, beside the window that the configuration gives
     visor data preview --config=configs/X.py --out=sheet.png      a contact sheet with the questions
     visor data build --config=configs/X.py --out=DIR      samples written out as PNG files and LLaVA JSON
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
+from visor_jax.data.check import check
 from visor_jax.data.collate import Example, Window
-from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE, LlavaSource
+from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
@@ -38,6 +41,7 @@ GENERATED_SAMPLES = 1000  # of each split of generated data, where --samples doe
 PREVIEW_SAMPLES = 12
 _BINS = 10  # of a histogram
 _BAR = 40  # characters of its longest bar
+_MOST_PICTURES = 1000  # of one record, whatever the window has room for
 _ANY_SIZE = Window(tiles=1 << 30, visual=1 << 30, text=1 << 30)
 
 ResultT = TypeVar("ResultT")
@@ -47,16 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check", "stats", "preview", "build"))
     parser.add_argument("--split", choices=SPLITS, default="", help="only this split")
     parser.add_argument("--samples", type=_count, metavar="N", help="at most so many samples of a split")
+    parser.add_argument("--list", metavar="FILE", help="check: write what was found of every record, as JSON lines")
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     if args.action in ("preview", "build") and not args.out:
         raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
-    sources = _sources(config, args.split)
+    if args.list is not None and (args.action != "check" or not args.list):
+        raise RequestError(f"data {args.action}: --list={args.list} belongs to data check; expected --list=FILE there")
+    sources = _sources(_of_any_size(config) if args.action == "stats" else config, args.split)
     limit = args.samples or (GENERATED_SAMPLES if config.data.source == "glyphs" else None)
     if args.action == "check":
-        return _check(config, sources, limit)
+        return check(config, sources, limit, whole=not args.split, listing=args.list)
     if args.action == "stats":
         return _stats(config, sources, limit)
     try:
@@ -88,6 +95,13 @@ def _sources(config: Any, split: str) -> dict[str, Source]:
     return {name: make_source(config, name) for name in names}
 
 
+def _of_any_size(config: Any) -> Any:
+    """The configuration without its bound on a record's pictures, to measure those beyond it too."""
+    changed: Any = ConfigDict(config.to_dict())
+    changed.data.tiles = max(config.data.tiles, _MOST_PICTURES)
+    return changed
+
+
 def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample], ResultT]) -> Iterator[ResultT]:
     """What `use` makes of the source's samples, in order; what cannot be used is counted."""
     for index in range(min(len(source), limit or len(source))):
@@ -98,51 +112,6 @@ def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sa
             skips.count_skipped(source.name, index, why)
         else:
             yield result
-
-
-# --- check ------------------------------------------------------------------------------------------------------------
-
-
-def _check(config: Any, sources: dict[str, Source], limit: int | None) -> dict[str, Any]:
-    encode = sample_encoder(config, make_tokenizer(config), training_window(config))
-    tried = 0
-    reasons: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    splits: dict[str, Any] = {}
-    for split, source in sources.items():
-        skips = SkipLog()
-        usable = sum(1 for _ in _usable(source, limit, skips, encode))
-        own = Counter({reason: count for (_, reason), count in skips.counts.most_common()})
-        duplicates = source.duplicate_ids() if isinstance(source, LlavaSource) else 0
-        splits[split] = {"samples": skips.tried, "usable": usable, "skipped": dict(own), "duplicate_ids": duplicates}
-        _print_split(split if split == source.name else f"{source.name} {split}", splits[split])
-        tried += skips.tried
-        reasons += own
-        first = {**skips.first, **first}
-    for reason, detail in first.items():
-        print(f"first {reason}: {detail}")
-    skipped, allowed = reasons.total(), config.data.max_skipped_fraction
-    within = skipped <= allowed * tried
-    print(
-        f"{tried - skipped} of {tried} samples can be used; {skipped} are skipped, "
-        f"{'within' if within else 'MORE than'} data.max_skipped_fraction={allowed:g}"
-    )
-    return {
-        "samples": tried,
-        "usable": tried - skipped,
-        "skipped": dict(reasons.most_common()),
-        "within_limit": within,
-        "first": first,
-        "splits": splits,
-    }
-
-
-def _print_split(name: str, found: dict[str, Any]) -> None:
-    print(f"{name}: {found['samples']} samples")
-    for reason, count in [("usable", found["usable"]), *found["skipped"].items()]:
-        print(f"  {count:>9}  {reason}")
-    if found["duplicate_ids"]:
-        print(f"  {found['duplicate_ids']:>9}  have an id that an earlier one has too (kept)")
 
 
 # --- stats ------------------------------------------------------------------------------------------------------------
@@ -260,6 +229,8 @@ def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any
         raise RequestError(
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
-    contact_sheet(samples, out)
+    missing = contact_sheet(samples, out)
     print(f"{out}: {len(samples)} samples, {skips.skipped} skipped on the way")
+    if missing:
+        print(f"{len(missing)} characters are written out by name or number: no font installed here has them")
     return {"out": str(out), "samples": len(samples), "skipped": skips.by_reason()}

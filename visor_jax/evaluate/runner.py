@@ -7,6 +7,7 @@ the routes by task, and a few example pictures for the report.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 from collections import Counter
@@ -134,16 +135,21 @@ def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, fl
 def write_examples(
     folder: Path, model: Visor, scores: Scores, picked: np.ndarray, samples: Sequence[Sample]
 ) -> list[dict[str, Any]]:
-    """A few answered questions of every task, with their pictures under `examples/` in the folder."""
+    """A few answered questions of every task, with their pictures under `examples/` in the folder.
+
+    Of several pictures the first is shown; "image" is "" where there is none.
+    """
     by_id, shown, examples = {sample.id: sample for sample in samples}, Counter[str](), []
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
         if shown[task] >= EXAMPLES_PER_TASK:
             continue
         shown[task] += 1
         sample, bits = by_id[id], model.viable_budgets[picked[index]]
-        answer = model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
-        name = f"examples/{index}.png"
-        write_bytes(folder / name, png(sample.images[0]))
+        asked = with_system(model, sample.system)
+        answer = asked.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
+        name = f"examples/{index}.png" if sample.images else ""
+        if sample.images:
+            write_bytes(folder / name, png(sample.images[0]))
         examples.append(
             {
                 "index": index,
@@ -157,6 +163,15 @@ def write_examples(
             }
         )
     return examples
+
+
+def with_system(model: Visor, system: str) -> Visor:
+    """The same model asked with a record's own system text, if it has one."""
+    if not system:
+        return model
+    model = copy.copy(model)
+    model.system = system
+    return model
 
 
 def png(image: np.ndarray) -> bytes:
