@@ -12,7 +12,6 @@ What a loaded model does is `visor_jax.generate.visor.Visor`; here stands where 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from visor_jax import config as configs
 from visor_jax.data.splits import make_tokenizer
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
-from visor_jax.export import hf_import
+from visor_jax.export import hf_import, hub
+from visor_jax.export.hf_section import read_object
 from visor_jax.generate.visor import Visor
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import in_dtype
@@ -40,10 +40,11 @@ MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the
 
 
 def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
-    """A model from a workdir (its newest complete stage), from one stage's folder, or from a Hugging Face folder.
+    """A model from a workdir (its newest complete stage), one stage's folder, a Hugging Face folder, or the hub.
 
     Args:
-      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, or what `visor export` wrote.
+      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, what `visor export` wrote, or, where there is no
+        such folder, a model's name on the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION` (`export.hub`).
       plan: "dense" or "visor"; None is the plan of what lies there. A dense checkpoint may be asked for as "visor": it
         is given new layers, as `visor import` does. Otherwise it must be the model's own plan.
       dtype: of the parameters; None is float32.
@@ -51,10 +52,10 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
     Raises:
       RequestError: if there is no such model there, or it cannot have this plan.
     """
-    path = as_path(path)  # a bucket's address keeps its "//"
     if plan not in (None, "dense", "visor"):
         raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
     check_dtype(dtype)
+    path = as_path(hub.local_folder(path))  # a bucket's address keeps its "//"
     if hf_import.is_folder(path):
         return load_checkpoint(path, plan, dtype)
     is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
@@ -65,7 +66,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
         what = "no complete stage" if path.is_dir() else "no such folder"
         raise RequestError(
             f"{path}: {what}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
-            " Face's format, with the config.json of a model"
+            f" Face's format, with the config.json of a model{'' if path.is_dir() else hub.hint(path)}"
         )
     model = load_stage(workdir, stage, dtype)
     if plan is not None and plan != model.arch.plan:
@@ -135,13 +136,10 @@ def check_dtype(dtype: Any) -> None:
 def stop_tokens(folder: Path) -> list[int]:
     """The `eos_token_id` of a checkpoint's `generation_config.json`: where transformers ends an answer, we do."""
     file = folder / "generation_config.json"
-    if not file.is_file():
+    if not file.exists():
         return []
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise RequestError(f"{file}: cannot be read as a JSON object: {error}") from None
+    found = read_object(file).get("eos_token_id")
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if not all(type(id) is int and id >= 0 for id in ids):
-        raise RequestError(f"{file}: eos_token_id={found!r}: expected a token id or a list of them")
+        raise RequestError(f"{file}: eos_token_id={str(found)[:80]}: expected a token id or a list of them")
     return ids

@@ -22,7 +22,10 @@ CONFIG = "none"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="DIR", default="", help="a run's folder, one of its stages, or a Hugging Face folder"
+        "--model",
+        metavar="DIR",
+        default="",
+        help="a run's folder, a stage of one, a Hugging Face folder, or ORG/NAME there",
     )
     parser.add_argument("--image", metavar="FILE", required=True, help="a JPEG, PNG or WebP file")
     parser.add_argument("--question", metavar="TEXT", required=True)

@@ -1,9 +1,9 @@
 """Bring a Hugging Face checkpoint into a workdir, as the stage that training goes on from.
 
-A LLaVA-OneVision folder becomes the stage `base` of a configuration of the same shape (configs/llava_ov_*.py); with
-model.plan=visor it is given cross-attention, conditional position, gates and a policy, and what is new is printed. A
-VISOR plan that `visor export` wrote comes back as the stage that it was exported from, a dense one as `base`. Every
-tensor's name, shape, dtype and values are checked before anything is written.
+A LLaVA-OneVision folder, or the name of one on the Hugging Face hub, becomes the stage `base` of a configuration of the
+same shape (configs/llava_ov_*.py); with model.plan=visor it is given cross-attention, conditional position, gates and a
+policy, and what is new is printed. A VISOR plan that `visor export` wrote comes back as the stage that it was exported
+from, a dense one as `base`. Every tensor's name, shape, dtype and values are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ WORKDIR = "required"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="source", metavar="DIR", required=True, help="the checkpoint's folder")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        required=True,
+        help="the checkpoint's folder, or ORG/NAME[@REVISION] on the hub",
+    )
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
@@ -29,12 +35,14 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.data.splits import make_tokenizer
     from visor_jax.errors import RequestError
     from visor_jax.export.hf_import import check, check_tokenizer, differences, made_visor, open_checkpoint, read_params
+    from visor_jax.export.hub import local_folder
     from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.train.checkpoints import Checkpoints
     from visor_jax.workdir import Workdir, write_json
 
-    checkpoint, asked = open_checkpoint(args.source), architecture(config, "base")
+    source = local_folder(args.source)
+    checkpoint, asked = open_checkpoint(source), architecture(config, "base")
     if wrong := differences(checkpoint.arch, asked):
         raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(wrong)}")
     if checkpoint.arch.plan == "visor" and asked.plan == "dense":
@@ -47,7 +55,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     try:
         tokenizer = make_tokenizer(config)
     except RequestError as error:
-        own = Path(args.source) / "tokenizer.json"
+        own = Path(source) / "tokenizer.json"
         raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
     check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)

@@ -31,6 +31,7 @@ from visor_jax.export.hf_config import architecture_of, image_token_of, own_fiel
 from visor_jax.export.hf_headers import MERGE, Stored, listed, locate, shown
 from visor_jax.export.hf_preprocessor import read_preprocessor
 from visor_jax.export.hf_section import read_object
+from visor_jax.export.hub import hint
 from visor_jax.export.key_map import Entry, entries, from_torch, leaf, torch_shape
 from visor_jax.files import read_json
 from visor_jax.model.cross_init import start_cross_attention
@@ -89,6 +90,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         those of the tensors.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such folder; expected one in Hugging Face's format{hint(folder)}")
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
         raise RequestError(f"{folder}: a PEFT adapter, without the model; {MERGE}")
     config = read_object(folder / "config.json")
