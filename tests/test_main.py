@@ -14,6 +14,7 @@ import pytest
 
 import visor_jax
 from visor_jax import __main__ as cli
+from visor_jax.commands import command_line
 from visor_jax.config import load_config, to_json
 from visor_jax.errors import RequestError, RunError
 
@@ -33,7 +34,7 @@ def command(monkeypatch):
         main=lambda args, config: None,
     )
     monkeypatch.setitem(sys.modules, "visor_probe", module)
-    monkeypatch.setitem(cli.COMMANDS, "probe", "visor_probe")
+    monkeypatch.setitem(command_line.COMMANDS, "probe", "visor_probe")
     return module
 
 
@@ -187,7 +188,7 @@ def test_help_lists_what_is_installed(command, capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "probe the command line" in text
-    for name, module in cli.COMMANDS.items():
+    for name, module in command_line.COMMANDS.items():
         there = (ROOT / Path(*module.split("."))).with_suffix(".py").exists() or name == "probe"
         assert (f"\n  {name} " in text) == there
 

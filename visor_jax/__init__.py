@@ -4,17 +4,17 @@
     model = visor_jax.load("runs/glyphs_mini")
     print(model.answer(image, "Which digit is above A?"))
 
-`load` and `Visor` import JAX when first used; `Plan` and `Budget` never do.
+`load` and `Visor` import JAX when first used; `Plan` and `Budget` never do. All are imported when first used, so that
+the entry point owns the signals before anything else happens.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from visor_jax.budget import Budget, Plan
-
 if TYPE_CHECKING:
     from visor_jax.api import Visor, load
+    from visor_jax.budget import Budget, Plan
 
 __version__ = "0.1.0"
 __all__ = ["Budget", "Plan", "Visor", "load"]
@@ -25,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from visor_jax import api
 
         return getattr(api, name)
+    if name in ("Budget", "Plan"):
+        from visor_jax import budget
+
+        return getattr(budget, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,227 +1,27 @@
-"""`visor COMMAND`, also `python -m visor_jax COMMAND`: one table from commands to modules, and the exit status.
+"""`visor COMMAND`, also `python -m visor_jax COMMAND`: the entry point, which answers signals from its first line on.
 
-In: the command line. Out: the exit status: 0 what was asked is complete, 1 it failed while running, 2 the request is
-wrong (one line on stderr), 143 stopped by SIGTERM after saving, 130 stopped from the keyboard. How a command module
-looks stands in `visor_jax.commands`.
+In: the command line. Out: the exit status. It imports next to nothing before signals are owned, so that SIGINT while
+the rest is imported is exit status 130 and no traceback. The command line itself is `commands/command_line.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import importlib
-import importlib.util
-import json
-import logging
-import os
 import sys
-from collections import Counter
-from types import ModuleType
-from typing import Any, NoReturn
-
-from visor_jax import __version__
-from visor_jax.errors import RequestError, RunError, nearest
-
-COMMANDS = {
-    name: f"visor_jax.commands.{module}"
-    for name, module in {
-        "run": "run",
-        "train": "train",
-        "search": "search",
-        "label": "label",
-        "evaluate": "evaluate",
-        "generate": "generate",
-        "report": "report",
-        "export": "export",
-        "import": "import_",
-        "data": "data",
-        "plan": "plan",
-        "bench": "bench",
-    }.items()
-}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; what is a defect of ours is raised and keeps its traceback."""
     try:
-        status = _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return status
-    except RequestError as error:
-        _complain(error)
-        return 2
-    except RunError as error:
-        _complain(error)
-        return 1
+        from visor_jax.supervision import supervised
+
+        with supervised(starting=argv is None) as stop:
+            from visor_jax.commands import command_line
+
+            if argv is None:
+                command_line.own_standard_streams()
+            return command_line.run(sys.argv[1:] if argv is None else argv, stop)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has what they wanted; Python's own flush at exit must not fail over it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _run(argv: list[str]) -> int:
-    for argument in argv:
-        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
-            raise RequestError(f"argument {argument!r}: expected UTF-8")
-    _set_up_logging()
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
-    if argv[0] == "--version":
-        print(f"visor_jax {__version__}")
-        return 0
-    name, *rest = argv
-    module = _command(name)
-    overrides = [argument for argument in rest if argument.startswith("--config.")]
-    parser = _parser(name, module)
-    args, stray = parser.parse_known_args([argument for argument in rest if not argument.startswith("--config.")])
-    if stray:
-        raise RequestError(_stray(name, stray[0], overrides, parser))
-    _warn_of_repeats(rest, parser)
-    config = _configuration(name, module, args, overrides)
-    try:
-        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-            result = module.main(args, config)
-    except RunError as error:
-        if args.json and error.result is not None:
-            _print_json(error.result)
-        raise
-    if isinstance(result, int):
-        return result
-    if args.json:
-        _print_json(result or {})
-    return 0
-
-
-def _print_json(result: Any) -> None:
-    from visor_jax.workdir import finite_or_null
-
-    print(json.dumps(finite_or_null(result), allow_nan=False))
-
-
-# --- parsing ----------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RequestError(f"{self.prog.partition(' ')[2]}: {message}")
-
-
-def _available() -> dict[str, str]:
-    """Command -> module, of those that are installed."""
-    return {name: module for name, module in COMMANDS.items() if importlib.util.find_spec(module)}
-
-
-def _command(name: str) -> ModuleType:
-    available = _available()
-    if name not in available:
-        hint = nearest(name, available) or f"there are {', '.join(available)}"
-        raise RequestError(f"{name!r}: unknown command; {hint}")
-    return importlib.import_module(available[name])
-
-
-def _parser(name: str, module: ModuleType) -> _Parser:
-    parser = _Parser(
-        prog=f"visor {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    common = parser.add_argument_group("for every command")
-    common.add_argument("--workdir", metavar="DIR", help="the run's folder")
-    if _source(module) != "none":
-        given = "" if _source(module) == "required" else " (else the workdir's own is taken)"
-        common.add_argument("--config", metavar="FILE[:ARG]", help=f"a file with get_config(){given}")
-        # Only for the help text: fields are taken out before argparse sees the line.
-        common.add_argument("--config.FIELD", metavar="VALUE", help="change a field, such as --config.train.steps=100")
-    common.add_argument("--json", action="store_true", help="the result as one JSON object, the last line of stdout")
-    module.add_arguments(parser)
-    return parser
-
-
-def _stray(name: str, argument: str, overrides: list[str], parser: argparse.ArgumentParser) -> str:
-    if bare := [override for override in overrides if "=" not in override]:
-        return f"{name}: {bare[0]} {argument}: expected {bare[0]}={argument}"
-    flag = argument.partition("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    hint = nearest(flag, known) if flag.startswith("-") else ""
-    return f"{name}: unexpected argument {argument!r}" + (f"; {hint}" if hint else f"; see visor {name} --help")
-
-
-def _warn_of_repeats(arguments: list[str], parser: argparse.ArgumentParser) -> None:
-    """Of a flag given twice the last one counts; `--config.field` says so itself."""
-    once = {o for a in parser._actions if type(a).__name__ == "_StoreAction" for o in a.option_strings}
-    for flag, times in Counter(argument.partition("=")[0] for argument in arguments).items():
-        if times > 1 and flag in once:
-            logging.getLogger("visor_jax").warning("%s is given %d times: the last one counts", flag, times)
-
-
-# --- the configuration ------------------------------------------------------------------------------------------------
-
-
-def _source(module: ModuleType) -> str:
-    return getattr(module, "CONFIG", "optional")
-
-
-def _configuration(name: str, module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> Any:
-    """The command's checked configuration, or None where it takes or finds none."""
-    if getattr(module, "WORKDIR", "optional") == "required" and args.workdir is None:
-        raise RequestError(f"{name}: --workdir is missing; expected --workdir=DIR, the run's folder")
-    source, path = _source(module), getattr(args, "config", None)
-    if source == "none":
-        if overrides:
-            raise RequestError(f"{name}: unexpected argument {overrides[0]!r}; {name} takes no configuration")
-        return None
-    from visor_jax.config import apply_overrides, from_dict, load_config
-
-    if path is not None:
-        return load_config(path, overrides, workdir=args.workdir or "")
-    if source == "required":
-        raise RequestError(f"{name}: --config is missing; expected a file with get_config(), as in configs/")
-    if args.workdir is not None:
-        from visor_jax.workdir import Workdir
-
-        workdir = Workdir(args.workdir)
-        if source == "workdir" or (workdir.path / "config.json").exists():
-            return apply_overrides(from_dict(workdir.config()), overrides)
-    if source == "workdir":
-        raise RequestError(f"{name}: expected --workdir=DIR, a run's folder, or --config=FILE")
-    if overrides:
-        raise RequestError(f"{name}: {overrides[0]!r} changes nothing without --config or --workdir")
-    return None
-
-
-# --- what people read -------------------------------------------------------------------------------------------------
-
-
-def _overview() -> str:
-    modules = {name: importlib.import_module(module) for name, module in _available().items()}
-    width = max(map(len, modules), default=0)
-    lines = [f"  {name:<{width}}  {module.HELP}" for name, module in modules.items()]
-    return "\n".join(
-        [
-            "usage: visor COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.FIELD=VALUE ...] [--json] ...",
-            "",
-            "Vision-language models that look on request: train them, choose what they may spend, take them elsewhere.",
-            "",
-            *lines,
-            "",
-            "`visor COMMAND --help` lists a command's arguments.",
-        ]
-    )
-
-
-def _complain(error: Exception) -> None:
-    """One line, whatever the message quotes."""
-    print(f"visor: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-def _set_up_logging() -> None:
-    """Ours from INFO, other libraries' from WARNING, all on stderr."""
-    logging.basicConfig(level=logging.WARNING, format="visor: %(message)s", stream=sys.stderr)
-    logging.getLogger("visor_jax").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

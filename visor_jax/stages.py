@@ -19,7 +19,8 @@ from visor_jax.config import validate
 from visor_jax.data.llava import check_splits, split_read_by
 from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
-from visor_jax.train.faults import StopSignal
+from visor_jax.supervision import supervised, watched
+from visor_jax.train.faults import fault_point
 from visor_jax.workdir import Workdir, read_json
 
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
@@ -37,7 +38,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
     """
     workdir = Workdir(path)
     workdir.create()
-    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save(), workdir.claimed(config):
+    with supervised(), workdir.lock(), watched(config.train.hang_seconds), workdir.claimed(config):
         use_compile_cache(workdir.path)
         pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
         if pending:
@@ -55,10 +56,11 @@ def is_complete(workdir: Workdir, stage: str) -> bool:
 def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
     """Run one stage unless it is complete; its seconds in this call."""
     if is_complete(workdir, stage):
-        print(f"{stage}: complete")
+        print(f"{stage}: complete", flush=True)
         return 0.0
     workdir.check_random_numbers()
     began = time.perf_counter()
+    fault_point(stage)
     if stage == "search":
         from visor_jax.budget import bit_string
         from visor_jax.search import search_stage
@@ -96,7 +98,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     from visor_jax.report.page import write_report
 
     workdir = Workdir(path)
-    with workdir.lock(), StopSignal() as stop, stop.nothing_to_save():
+    with supervised(), workdir.lock(), watched(config.train.hang_seconds):
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
         if not of_stage(evaluated, model.stage):

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from visor_jax.errors import ABORTED, RequestError
 from visor_jax.files import parse_json, read_regular
+from visor_jax.supervision import before_exit
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class WorkdirLock:
             )
             seen = holder
             time.sleep(self._watch_seconds)
+        before_exit(self._leave)
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._heart.start()
         return self
@@ -82,6 +84,11 @@ class WorkdirLock:
         with self._guard():
             if self._is_mine():
                 self._path.unlink(missing_ok=True)
+
+    def _leave(self) -> None:
+        """Give the lock back where the process is ended at once: the guard is not waited for."""
+        if self._is_mine():
+            self._path.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._released.wait(self._beat_seconds):

@@ -152,7 +152,7 @@ def test_skipped_records_are_written_once(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(RunError, match="cannot be written: Is a directory"):
         take(5, [Part(Numbers("a", 10, bad_every=5))], skips=SkipLog(tmp_path))  # a folder
 
 

@@ -7,8 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import visor_jax.errors
 from visor_jax.compiling import QUICK
 from visor_jax.config import from_dict
 from visor_jax.errors import RequestError, RunError
+from visor_jax.stages import run_stages
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
 from visor_jax.train.array_store import load, nest
@@ -63,19 +64,15 @@ def begin_again(run: Path, stage: str, **changes: Any) -> tuple[Any, Workdir]:
     return config, workdir
 
 
-class StopAfter:
-    """A stop signal that comes during a given step."""
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has SIGTERM come at a fault point, "" at none."""
 
-    at = 0
+    def at(point: str) -> None:
+        monkeypatch.setenv("VISOR_TEST_KILL_AT", point)
+        monkeypatch.setenv("VISOR_TEST_SIGNAL", "SIGTERM")
 
-    def __enter__(self) -> StopAfter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def should_stop(self, step: int) -> bool:
-        return step == self.at
+    return at
 
 
 # --- what a stage leaves ----------------------------------------------------------------------------------------------
@@ -139,36 +136,51 @@ def test_routing_waits_for_its_own_stage(tiny_run: Path) -> None:
 
 @pytest.mark.parametrize(("stage", "at"), [("universal", 3), ("policy", 1)])
 def test_stopped_and_resumed_is_the_same_run(
-    tiny_run: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, stage: str, at: int
+    tiny_run: Path, tiny_copy: Path, signal_at: Callable[[str], None], stage: str, at: int
 ) -> None:
     config, workdir = begin_again(tiny_copy, stage, checkpoint_every=100)
-    monkeypatch.setattr(StopAfter, "at", at)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopSignal", StopAfter)
-        with pytest.raises(SystemExit) as stopped:
-            train(config, stage, workdir)
+    signal_at(f"dispatched:{at}")
+    with pytest.raises(SystemExit) as stopped:
+        train(config, stage, workdir)
     assert stopped.value.code == 143
     assert not workdir.stage(stage).is_complete() and len(told(tiny_copy, stage)) == at
+    signal_at("")
     train(config, stage, workdir)
     assert told(tiny_copy, stage) == told(tiny_run, stage)
     assert_same(params_of(tiny_copy, stage), params_of(tiny_run, stage))
 
 
-def test_a_signal_in_the_last_step_changes_nothing(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "point",
+    [
+        "dispatched:4",
+        "save_begin:4",
+        "complete:4",
+        *(pytest.param(point, marks=pytest.mark.slow) for point in ("step:4", "arrays_written:4")),
+    ],
+)
+def test_a_signal_in_a_stages_end_completes_it_and_begins_no_other(
+    tiny_copy: Path, signal_at: Callable[[str], None], point: str
+) -> None:
+    """In its last step, while that is saved, and before the stage is marked complete."""
     config, workdir = begin_again(tiny_copy, "policy")
-    monkeypatch.setattr(StopAfter, "at", 4)
-    monkeypatch.setattr(loop, "StopSignal", StopAfter)
-    train(config, "policy", workdir)
-    assert workdir.stage("policy").is_complete()
+    shutil.rmtree(tiny_copy / "full")
+    signal_at(point)
+    with pytest.raises(SystemExit) as stopped:
+        run_stages(config, str(tiny_copy), ["policy", "full"])
+    assert stopped.value.code == 143
+    assert workdir.stage("policy").is_complete() and not (tiny_copy / "full").exists()
+    signal_at("")
+    assert run_stages(config, str(tiny_copy), ["policy"]) == {"stages": {"policy": 0.0}}
 
 
-def in_a_process(run: Path, script: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """`visor train` of the policy stage of `run` in a process of its own, `script` before it."""
+def in_a_process(run: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`visor train` of the policy stage of `run` in a process of its own."""
     main = "from visor_jax.__main__ import main\n"
     main += f"raise SystemExit(main(['train', '--workdir={run}', '--config.stage=policy']))"
     flags = " ".join(f"--{name}={str(x).lower()}" for name, x in QUICK.items())
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script) + main],
+        [sys.executable, "-c", main],
         env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},
         capture_output=True,
         text=True,
@@ -177,19 +189,9 @@ def in_a_process(run: Path, script: str = "", **environment: str) -> subprocess.
     )
 
 
-SIGTERM_IN_STEP_2 = """
-    import os, signal
-    from visor_jax.train import loop
-    def fault_point(name, step):
-        if (name, step) == ("step", 2):
-            os.kill(os.getpid(), signal.SIGTERM)
-    loop.fault_point = fault_point
-"""
-
-
 def test_sigterm_saves_and_exits_143(tiny_run: Path, tiny_copy: Path) -> None:
     config, workdir = begin_again(tiny_copy, "policy")
-    done = in_a_process(tiny_copy, SIGTERM_IN_STEP_2)
+    done = in_a_process(tiny_copy, VISOR_TEST_KILL_AT="step:2", VISOR_TEST_SIGNAL="SIGTERM")
     assert done.returncode == 143, done.stderr
     assert "stopped by SIGTERM after step 2; saved" in done.stderr
     assert (tiny_copy / "policy" / "checkpoints" / "2").is_dir() and not workdir.stage("policy").is_complete()
@@ -238,19 +240,21 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     monkeypatch.setattr(loop, "make_objective", make_spoilt)
 
 
-def test_a_bad_step_is_counted_and_not_applied(
+def test_a_bad_step_is_counted_not_applied_and_not_saved(
     tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, workdir = begin_again(tiny_copy, "policy", checkpoint_every=1, keep=4)
     spoil(monkeypatch, 2)
     train(config, "policy", workdir)
-    saved = {step: arrays_at(tiny_copy / "policy" / "checkpoints" / str(step)) for step in (1, 2, 3)}
-    assert_same(saved[1], saved[2])
+    saved = {step: arrays_at(tiny_copy / "policy" / "checkpoints" / str(step)) for step in (1, 3, 4)}
+    assert not (tiny_copy / "policy" / "checkpoints" / "2").exists()
     assert any("opt_state" in path for path in saved[1])
-    assert any(saved[3][path].tobytes() != saved[2][path].tobytes() for path in saved[3])
+    assert any(saved[3][path].tobytes() != saved[1][path].tobytes() for path in saved[3])
     losses = [row["loss"] for row in told(tiny_copy, "policy")]
     assert losses[1] is None and all(isinstance(loss, float) for loss in losses[:1] + losses[2:])
     assert "step 2: loss or gradient not finite, step not applied" in caplog.text
+    manifest = read_manifest(tiny_copy / "policy" / "checkpoints" / "4")
+    assert manifest.meta["bad_steps"] == {"in_row": 0, "total": 1}
 
 
 def arrays_at(step: Path) -> dict[str, np.ndarray]:
@@ -261,14 +265,43 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run_and_name_the_samples(
-    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bad", "most", "said"),
+    [
+        ((1, 3, 4), 2, r"step 4: .* in 2 steps in a row .*samples: glyphs/train/0/\d+"),
+        ((1, 2, 3, 4), 3, r"step 3: .* in 3 steps in a row .*samples: glyphs/train/0/\d+"),
+        ((3, 4), 10, r"policy: .* in the last 2 steps, up to step 4; the stage is not complete; .*samples: glyphs"),
+    ],
+)
+def test_a_stop_over_bad_steps_stays_a_stop(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], most: int, said: str
 ) -> None:
-    config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=2)
-    spoil(monkeypatch, 1, 3, 4)
-    with pytest.raises(RunError, match=r"step 4: .* in 2 steps in a row .*samples: glyphs/train/0/\d+"):
+    """However often the run is started again: nothing is saved in a bad row, so it meets the same steps."""
+    config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=most, checkpoint_every=1, keep=9)
+    spoil(monkeypatch, *bad)
+    messages = []
+    for _ in range(3):
+        with pytest.raises(RunError, match=said) as stopped:
+            train(config, "policy", workdir)
+        messages.append(str(stopped.value))
+        assert not workdir.stage("policy").is_complete()
+        steps = {int(path.name) for path in (workdir.stage("policy").path / "checkpoints").iterdir()}
+        assert not steps & set(bad)
+    assert len(set(messages)) == 1
+
+
+def test_sigterm_in_a_bad_row_saves_nothing_and_the_count_goes_on(
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=3, checkpoint_every=1)
+    spoil(monkeypatch, 2, 3, 4)
+    signal_at("dispatched:3")
+    with pytest.raises(SystemExit) as stopped:
         train(config, "policy", workdir)
-    assert not workdir.stage("policy").is_complete()
+    assert stopped.value.code == 143 and "not saved, for it was not finite" in caplog.text
+    signal_at("")
+    with pytest.raises(RunError, match=r"step 4: .* in 3 steps in a row"):
+        train(config, "policy", workdir)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -27,13 +27,14 @@ import numpy as np
 
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.sample import Sample, SkipSample, Source
-from visor_jax.data.skips import SkipLog
+from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.errors import RunError
 
 ExampleT = TypeVar("ExampleT")
 BatchT = TypeVar("BatchT")
 
 MAX_ATTEMPTS = 1000  # for one place in the stream, before giving up whatever fraction of skips is allowed
+grain.config.update("py_traceback_filtering", "off")  # else Grain writes a paragraph of its own into our messages
 _FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
@@ -77,15 +78,22 @@ class Stream(Generic[ExampleT]):
         Raises:
             RunError: too many samples were skipped.
         """
+        return self.tallied(counter)[0]
+
+    def tallied(self, counter: int) -> tuple[ExampleT, Tally]:
+        """The example at this place of the stream, and what was tried and skipped for it."""
         reasons: list[str] = []
+        tally = Tally()
         for attempt in range(MAX_ATTEMPTS):
             part, index = self.reference(counter, attempt)
             source = self._parts[part].source
             self._skips.count_tried()
+            tally.tried += 1
             try:
-                return self._encode(source[index])
+                return self._encode(source[index]), tally
             except SkipSample as why:
                 self._skips.count_skipped(source.name, index, why)
+                tally.counts[source.name, why.reason] += 1
                 reasons.append(f"{source.name} {index}: {why}")
         raise RunError(f"no usable sample in {MAX_ATTEMPTS} attempts at place {counter}; last: {reasons[-1]}")
 
@@ -141,21 +149,51 @@ def batch_dataset(
     process_count: int = 1,
 ) -> grain.MapDataset[BatchT]:
     """Random access to this process's part of every batch: element `s` belongs to step `s`."""
+    return tallied_batches(stream, collate, batch_size, process_index, process_count).map(_without_tally)
+
+
+def tallied_batches(
+    stream: Stream[ExampleT],
+    collate: Callable[[Sequence[ExampleT]], BatchT],
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset[tuple[BatchT, Tally]]:
+    """As `batch_dataset`, each batch with the tally of its samples."""
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide over {process_count} processes")
     rows = _Rows(batch_size, process_index, process_count)
-    return grain.MapDataset.source(rows).map(stream.__getitem__).batch(rows.local_size, batch_fn=collate)
+
+    def batched(pairs: Sequence[tuple[ExampleT, Tally]]) -> tuple[BatchT, Tally]:
+        total = Tally()
+        for _, tally in pairs:
+            total.add(tally)
+        return collate([example for example, _ in pairs]), total
+
+    return grain.MapDataset.source(rows).map(stream.tallied).batch(rows.local_size, batch_fn=batched)
+
+
+def _without_tally(pair: tuple[BatchT, Tally]) -> BatchT:
+    return pair[0]
 
 
 class BatchIterator(Iterator[BatchT]):
-    """Batches from `start_step` on, made ahead of time by one thread. Close it, or use it in a `with` statement."""
+    """Batches from `start_step` on, made ahead of time by one thread. Close it, or use it in a `with` statement.
 
-    def __init__(self, dataset: grain.MapDataset[BatchT], start_step: int, prefetch: int) -> None:
+    What was tried for a batch counts as used (`SkipLog.use`) when the batch is taken.
+    """
+
+    def __init__(
+        self, dataset: grain.MapDataset[tuple[BatchT, Tally]], start_step: int, prefetch: int, skips: SkipLog
+    ) -> None:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
         self._batches = iter(dataset.slice(slice(start_step, None)).to_iter_dataset(options))
+        self._skips = skips
 
     def __next__(self) -> BatchT:
-        return next(self._batches)
+        batch, tally = next(self._batches)
+        self._skips.use(tally)
+        return batch
 
     def close(self) -> None:
         """Stops the thread; harmless when repeated."""
@@ -198,5 +236,6 @@ def make_pipeline(
     Raises (while iterating):
         RunError: more samples were skipped than `skips` allows.
     """
-    dataset = batch_dataset(Stream(parts, encode, seed, skips), collate, batch_size, process_index, process_count)
-    return BatchIterator(dataset, start_step, prefetch)
+    skips = skips or SkipLog()
+    dataset = tallied_batches(Stream(parts, encode, seed, skips), collate, batch_size, process_index, process_count)
+    return BatchIterator(dataset, start_step, prefetch, skips)

@@ -2,6 +2,10 @@
 
 In: one call per sample tried, one per sample skipped. Out: counts by source and reason for the metrics, one line per
 skipped record in `data/skipped.jsonl`, and a `RunError` once more than the allowed fraction was skipped.
+
+Batches are made ahead of the steps that use them. So a `Tally` of its own travels with each batch, and `SkipLog.used`
+counts what the steps so far have used: that is what the metrics tell and a checkpoint keeps, and it is the same whether
+or not a run was interrupted.
 """
 
 from __future__ import annotations
@@ -9,21 +13,62 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from visor_jax.data.sample import SkipSample
-from visor_jax.errors import RunError
+from visor_jax.errors import RunError, printable
 
 MINIMUM_TRIED = 50  # below this many samples a fraction says nothing
 _DETAIL_CHARACTERS = 500
+
+
+@dataclass
+class Tally:
+    """How many samples were tried, and how many skipped by (source, reason)."""
+
+    tried: int = 0
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def add(self, other: Tally) -> None:
+        self.tried += other.tried
+        self.counts += other.counts
+
+    @property
+    def skipped(self) -> int:
+        return self.counts.total()
+
+    def by_reason(self) -> dict[str, int]:
+        """{"source/reason": count}, most frequent first."""
+        return {f"{source}/{reason}": count for (source, reason), count in self.counts.most_common()}
+
+    def state(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"tried": self.tried, "skipped": [[*key, count] for key, count in sorted(self.counts.items())]}
+
+    @classmethod
+    def of(cls, state: Any) -> Tally:
+        """The tally that `state` gave; an empty one where it is none, as in checkpoints of earlier versions."""
+        try:
+            counts = {(str(source), str(reason)): _count(n) for source, reason, n in state["skipped"]}
+            return cls(_count(state["tried"]), Counter(counts))
+        except (TypeError, ValueError, KeyError):
+            return cls()
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r}: expected a count")
+    return value
 
 
 class SkipLog:
     """Counts tried and skipped samples; safe to use from several threads.
 
     Attributes:
-        tried: samples asked for since this object was made.
-        counts: how many were skipped, by (source, reason).
+        made: what has been tried so far, for steps and ahead of them.
+        used: what the steps so far have used (`use`); starts where `restore` says.
         first: for each reason what was wrong with the first such sample.
     """
 
@@ -35,24 +80,43 @@ class SkipLog:
             max_fraction: more than this fraction of `tried` raises.
             minimum: but not before so many were tried.
         """
-        self.tried = 0
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.made, self.used = Tally(), Tally()
         self.first: dict[str, str] = {}
         self._path, self._max_fraction, self._minimum = path, max_fraction, minimum
         self._written: set[tuple[str, int, str]] | None = None
         self._lock = threading.Lock()
 
     @property
+    def tried(self) -> int:
+        return self.made.tried
+
+    @property
+    def counts(self) -> Counter[tuple[str, str]]:
+        return self.made.counts
+
+    @property
     def skipped(self) -> int:
-        return sum(self.counts.values())
+        return self.made.skipped
 
     def by_reason(self) -> dict[str, int]:
-        """{"source/reason": count}, most frequent first."""
-        return {f"{source}/{reason}": count for (source, reason), count in self.counts.most_common()}
+        """{"source/reason": count} of all that was tried, most frequent first."""
+        return self.made.by_reason()
+
+    def use(self, tally: Tally) -> None:
+        """Count a batch's tally as used: a step takes it."""
+        self.used.add(tally)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the counts of what was used, as JSON values."""
+        return self.used.state()
+
+    def restore(self, state: Any) -> None:
+        """Go on from `state`, before anything is tried: the allowed fraction holds over all starts of a run."""
+        self.made, self.used = Tally.of(state), Tally.of(state)
 
     def count_tried(self) -> None:
         with self._lock:
-            self.tried += 1
+            self.made.tried += 1
 
     def count_skipped(self, source: str, index: int, why: SkipSample) -> None:
         """Counts a sample that `count_tried` has counted already, and writes it down.
@@ -61,12 +125,12 @@ class SkipLog:
             RunError: this was one too many, or it cannot be written down.
         """
         with self._lock:
-            self.counts[source, why.reason] += 1
+            self.made.counts[source, why.reason] += 1
             self.first.setdefault(why.reason, why.detail)
             try:
                 self._write(source, index, why)
             except OSError as error:
-                raise RunError(f"cannot write {self._path}: {error}") from error
+                raise RunError(f"{self._path}: cannot be written: {error.strerror or error}") from error
             skipped = self.skipped
             if self.tried >= self._minimum and skipped > self._max_fraction * self.tried:
                 reasons = ", ".join(f"{name} {count}" for name, count in self.by_reason().items())
@@ -85,7 +149,7 @@ class SkipLog:
         if key in self._written:
             return
         self._written.add(key)
-        detail = why.detail[:_DETAIL_CHARACTERS]
+        detail = printable(why.detail[:_DETAIL_CHARACTERS])
         record = {"source": source, "index": index, "reason": why.reason, "detail": detail}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,9 @@ from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
+from visor_jax.supervision import Stop, beat, supervised, watched
 from visor_jax.train.checkpoints import Checkpoints
-from visor_jax.train.faults import BadSteps, StopSignal, Watchdog, fault_point, keep_if_finite
+from visor_jax.train.faults import BadSteps, fault_point, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss, computed_in
 from visor_jax.train.optimizer import (
@@ -69,15 +71,19 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
     """Run `stage` to its end; returns at once where it is complete.
 
     Raises:
-      SystemExit: with status 143 after SIGTERM, the state saved.
+      SystemExit: with status 143 after SIGTERM, the state saved or the stage complete.
       RunError: when the run cannot go on (bad steps in a row, too many skipped samples, saves that fail).
     """
-    folder = workdir.stage(stage)
-    if folder.is_complete():
+    if workdir.stage(stage).is_complete():
         return
+    with supervised() as stop, stop.until_complete(stage), watched(stage_config(config, stage).hang_seconds):
+        train_stage(config, stage, workdir, stop)
 
+
+def train_stage(config: Any, stage: str, workdir: Workdir, stop: Stop) -> None:
+    """What `train` does, under its signals and its watchdog."""
     # --- mesh, objective ----------------------------------------------------------------------------------------------
-    settings, arch = stage_config(config, stage), architecture(config, stage)
+    settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
     goodput = Goodput(workdir.path / "goodput.json")
     mesh = configured_mesh(config)
     check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh)
@@ -93,73 +99,95 @@ def train(config: Any, stage: str, workdir: Workdir) -> None:
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, None),
     )
+    beat()
 
     # --- restore ------------------------------------------------------------------------------------------------------
     identity = workdir.identity(config, stage)
+    bad_steps = BadSteps(settings.max_bad_steps)
     with Checkpoints(folder.path / "checkpoints", identity=identity, keep=settings.keep) as checkpoints:
         start = 0
         if (latest := checkpoints.latest()) is not None:
             with goodput.time("restore"):
                 state, start = restore(checkpoints, latest, state, shardings)
+            restore_counts(checkpoints.meta(latest), objective, bad_steps)
             log.info("%s: resumed after step %d", stage, start)
-        state, last = run_steps(
-            update, state, start, objective, settings, checkpoints, folder.path, goodput, mesh, stage=stage
-        )
+        run = Run(stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop)
+        last = run_steps(run, state, start)
 
     # --- done ---------------------------------------------------------------------------------------------------------
     goodput.write()
+    fault_point("complete", last)
     folder.mark_complete({"step": last})
 
 
-def run_steps(
-    update: Update,
-    state: State,
-    start: int,
-    objective: Objective,
-    settings: Any,
-    checkpoints: Checkpoints,
-    folder: Path,
-    goodput: Goodput,
-    mesh: Mesh,
-    *,
-    stage: str,
-) -> tuple[State, int]:
-    """The steps after `start`, up to the last one; the state then, and the number of the last step.
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over a stage's steps."""
 
-    The metrics of a step are read after the next one has been dispatched, so that reading them costs no wait.
+    stage: str
+    update: Update
+    objective: Objective
+    settings: Any
+    checkpoints: Checkpoints
+    folder: Path
+    goodput: Goodput
+    mesh: Mesh
+    bad_steps: BadSteps
+    stop: Stop
+
+
+def run_steps(run: Run, state: State, start: int) -> int:
+    """The steps after `start`, up to the last one, whose number is returned; it is saved then.
+
+    The metrics of a step are read after the next one has been dispatched, so that reading them costs no wait. While
+    steps are not finite nothing is saved: a run that is started again is to meet them again.
 
     Raises:
       SystemExit: 143 after SIGTERM, the state saved.
+      RunError: too many bad steps, or the last ones were bad.
     """
-    stop, bad_steps, rates = StopSignal(), BadSteps(settings.max_bad_steps), learning_rates(settings)
-    writer, watchdog = MetricsWriter(folder, first_step=start + 1), Watchdog(settings.hang_seconds)
+    settings, goodput, rates = run.settings, run.goodput, learning_rates(run.settings)
+    writer = MetricsWriter(run.folder, first_step=start + 1)
     goodput.add("lost", writer.lost_seconds)
     pending: Pending | None = None
     compiled = False
-    with writer, watchdog, stop, StageProgress(stage, settings.steps, start) as progress:
-        for step in goodput.waits("data_wait", objective.steps(start, settings.steps)):
+    with writer, StageProgress(run.stage, settings.steps, start) as progress:
+        for step in goodput.waits("data_wait", run.objective.steps(start, settings.steps)):
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"):
-                batch, budget = place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool)
-                with jax.set_mesh(mesh):  # kernels split their work over it
-                    state, metrics = update(state, batch, budget, rates[step.number - 1])
+                batch, budget = place_batch(step.arrays, run.mesh), jnp.asarray(step.budget, bool)
+                with jax.set_mesh(run.mesh):  # kernels split their work over it
+                    state, metrics = run.update(state, batch, budget, rates[step.number - 1])
+                run.stop.hold()
                 if pending is not None:
-                    record(pending, objective, writer, progress, bad_steps)
+                    record(pending, run.objective, writer, progress, run.bad_steps)
                 pending, compiled = (step, metrics, began), True
-            watchdog.beat()
-            stopping = stop.should_stop(step.number)
+            beat()
+            fault_point("dispatched", step.number)
+            stopping = run.stop.should_stop()
             last = stopping or step.number == settings.steps
-            if last or step.number % settings.checkpoint_every == 0 or checkpoints.poll():
-                record(pending, objective, writer, progress, bad_steps)
+            if last or step.number % settings.checkpoint_every == 0 or run.checkpoints.poll():
+                record(pending, run.objective, writer, progress, run.bad_steps)
                 pending = None
-                with goodput.time("save"):
-                    save(checkpoints, step.number, state, writer, wait=last)
+                if not run.bad_steps.in_row:
+                    with goodput.time("save"):
+                        save(run, step.number, state, writer, wait=last)
             if stopping and step.number < settings.steps:
-                goodput.write()
-                log.warning("%s: stopped by SIGTERM after step %d; saved", stage, step.number)
-                sys.exit(STOPPED)
-    return state, settings.steps
+                leave(run, step.number)
+    run.bad_steps.check_ended_well(run.stage, settings.steps)
+    return settings.steps
+
+
+def leave(run: Run, step: int) -> NoReturn:
+    """
+    Raises:
+      SystemExit: 143, after SIGTERM.
+    """
+    run.goodput.write()
+    saved = "not saved, for it was not finite: the last checkpoint counts" if run.bad_steps.in_row else "saved"
+    log.warning("%s: stopped by SIGTERM after step %d; %s", run.stage, step, saved)
+    sys.exit(STOPPED)
 
 
 def update_step(
@@ -233,11 +261,25 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
     return folder.path
 
 
-def save(checkpoints: Checkpoints, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:
-    """Parameters as one nested dict, optimiser state beside it; the data position is the step itself."""
+def save(run: Run, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:
+    """Parameters as one nested dict, optimiser state beside it; the data position is the step itself.
+
+    The counts that the rows tell and that end a run travel along, so that they go on where they were.
+    """
     writer.flush()
     params = unflatten({**state.trainable, **state.frozen})
-    checkpoints.save(step, {"params": params, "opt_state": state.opt_state}, meta={"step": step}, wait=wait)
+    meta = {"step": step, "bad_steps": run.bad_steps.state()}
+    if run.objective.skips is not None:
+        meta["skips"] = run.objective.skips.state()
+    run.checkpoints.save(step, {"params": params, "opt_state": state.opt_state}, meta=meta, wait=wait)
+    beat()
+
+
+def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: BadSteps) -> None:
+    """Take up the counts that were saved with a step; steps saved by earlier versions have none."""
+    bad_steps.restore(meta.get("bad_steps"))
+    if objective.skips is not None:
+        objective.skips.restore(meta.get("skips"))
 
 
 def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State) -> tuple[State, int]:

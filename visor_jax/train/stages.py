@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class Step:
     budget_name: str
     ids: list[str]
     tasks: list[list[str]]
+    skipped: Mapping[str, int] = field(default_factory=dict)  # by source and reason, up to and with this step
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ class Objective:
       loss: (params, batch, budget) -> (loss, metrics).
       steps: (steps done, total) -> the remaining steps.
       summarise: (step, metrics on the host) -> the row to write down beside step, loss and budget.
+      skips: counts of skipped samples, which go on where a checkpoint left them; None where none are skipped.
     """
 
     loss: Loss
     steps: Callable[[int, int], Iterator[Step]]
     summarise: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
+    skips: SkipLog | None = None
 
 
 def make_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
@@ -119,16 +122,16 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        return numbered(pipeline, done, total, budget_of)
+        return numbered(pipeline, done, total, budget_of, skips)
 
     def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
         row["target_tokens"] = int(metrics["target_tokens"])
-        row["skipped"] = skips.by_reason()
+        row["skipped"] = dict(step.skipped)
         return row
 
     loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
-    return Objective(loss, steps, summarise)
+    return Objective(loss, steps, summarise, skips)
 
 
 def stage_seed(seed: int, stage: str) -> int:
@@ -136,13 +139,14 @@ def stage_seed(seed: int, stage: str) -> int:
     return seed * len(STAGES) + STAGES.index(stage)
 
 
-def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits]) -> Iterator[Step]:
+def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits], skips: SkipLog) -> Iterator[Step]:
     """Steps done + 1 .. total from a pipeline that starts at the right place; closes it at the end."""
     with pipeline:
         for number in range(done + 1, total + 1):
             batch: Batch = next(pipeline)
             bits = budget_of(number)
-            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks)
+            skipped = skips.used.by_reason()
+            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks, skipped)
 
 
 def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -1,0 +1,306 @@
+"""The command line of `visor`: one table from commands to modules, parsing, and the exit status.
+
+In: the arguments. Out: the exit status: 0 what was asked is complete, 1 it failed while running, 2 the request is
+wrong (one line on stderr), 143 stopped by SIGTERM after saving, 130 stopped from the keyboard. How a command module
+looks stands in `visor_jax.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from types import ModuleType
+from typing import Any, NoReturn
+
+from visor_jax import __version__
+from visor_jax.errors import INTERRUPTED, RequestError, RunError, nearest, of_system, one_line
+from visor_jax.supervision import Stop, was_interrupted
+
+COMMANDS = {
+    name: f"visor_jax.commands.{module}"
+    for name, module in {
+        "run": "run",
+        "train": "train",
+        "search": "search",
+        "label": "label",
+        "evaluate": "evaluate",
+        "generate": "generate",
+        "report": "report",
+        "export": "export",
+        "import": "import_",
+        "data": "data",
+        "plan": "plan",
+        "bench": "bench",
+    }.items()
+}
+
+
+def run(argv: list[str], stop: Stop) -> int:
+    """Run one command and return its exit status; what is a defect of ours is raised and keeps its traceback.
+
+    Args:
+      argv: the arguments, without the program's name.
+      stop: the signals of this process.
+    """
+    try:
+        status = _run(argv, stop)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return 0  # whoever read our output has what they wanted
+    except Exception as error:
+        if was_interrupted():  # libraries turn a KeyboardInterrupt into errors of their own
+            return INTERRUPTED
+        told = error if isinstance(error, RequestError | RunError) else None
+        if isinstance(error, OSError):
+            told = of_system(error)
+            if error.filename == _STDOUT:
+                _drop_output()
+        if told is None:
+            raise
+        _complain(told)
+        return 2 if isinstance(told, RequestError) else 1
+
+
+def _run(argv: list[str], stop: Stop) -> int:
+    if sys.stdout is None:
+        raise RequestError(f"{_STDOUT}: is closed; expected somewhere to write to, such as >/dev/null")
+    for argument in argv:
+        if not argument.isascii() and any("\ud800" <= character <= "\udfff" for character in argument):
+            raise RequestError(f"argument {argument!r}: expected UTF-8")
+    _set_up_logging()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"visor_jax {__version__}")
+        return 0
+    name, *rest = argv
+    module = _command(name)
+    overrides = [argument for argument in rest if argument.startswith("--config.")]
+    parser = _parser(name, module)
+    own = [argument for argument in rest if not argument.startswith("--config.")]
+    _refuse_unknown_flags(name, own, overrides, parser)
+    args, stray = parser.parse_known_args(own)
+    if stray:
+        raise RequestError(_stray(name, stray[0], overrides, parser))
+    _warn_of_repeats(rest, parser)
+    config = _configuration(name, module, args, overrides)
+    stop.started()
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            result = module.main(args, config)
+    except RunError as error:
+        if args.json and error.result is not None:
+            _print_json(error.result)
+        raise
+    if isinstance(result, int):
+        return result
+    if args.json:
+        _print_json(result or {})
+    return 0
+
+
+def _print_json(result: Any) -> None:
+    from visor_jax.workdir import finite_or_null
+
+    print(json.dumps(finite_or_null(result), allow_nan=False))
+
+
+# --- standard streams -------------------------------------------------------------------------------------------------
+
+_STDOUT = "standard output"
+
+
+class _NamedOutput(io.FileIO):
+    """Standard output whose errors say that they are its own: a full disk behind it is not one of our files."""
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _STDOUT) from error
+
+
+def own_standard_streams() -> None:
+    """Prepare the streams of a process of our own: no text is unencodable, and closed ones do no harm.
+
+    A closed descriptor 0 or 2 would be given to the next file that is opened, and what is said there would go into it.
+    """
+    for descriptor in (0, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if sys.stdout is not None:
+        interactive = sys.stdout.isatty()
+        raw = _NamedOutput(sys.stdout.fileno(), "w", closefd=False)
+        encoding = sys.stdout.encoding
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=interactive)
+
+
+def _drop_output() -> None:
+    """Let go of a standard output that takes nothing more: Python's own flush at exit must not fail over it too."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{self.prog.partition(' ')[2]}: {message}")
+
+
+def _available() -> dict[str, str]:
+    """Command -> module, of those that are installed."""
+    return {name: module for name, module in COMMANDS.items() if importlib.util.find_spec(module)}
+
+
+def _command(name: str) -> ModuleType:
+    available = _available()
+    if name not in available:
+        hint = nearest(name, available) or f"there are {', '.join(available)}"
+        raise RequestError(f"{name!r}: unknown command; {hint}")
+    return importlib.import_module(available[name])
+
+
+def _parser(name: str, module: ModuleType) -> _Parser:
+    parser = _Parser(
+        prog=f"visor {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    common = parser.add_argument_group("for every command")
+    common.add_argument("--workdir", metavar="DIR", help="the run's folder")
+    if _source(module) != "none":
+        given = "" if _source(module) == "required" else " (else the workdir's own is taken)"
+        common.add_argument("--config", metavar="FILE[:ARG]", help=f"a file with get_config(){given}")
+        # Only for the help text: fields are taken out before argparse sees the line.
+        common.add_argument("--config.FIELD", metavar="VALUE", help="change a field, such as --config.train.steps=100")
+    common.add_argument("--json", action="store_true", help="the result as one JSON object, the last line of stdout")
+    module.add_arguments(parser)
+    return parser
+
+
+def _stray(name: str, argument: str, overrides: list[str], parser: argparse.ArgumentParser) -> str:
+    if bare := [override for override in overrides if "=" not in override]:
+        return f"{name}: {bare[0]} {argument}: expected {bare[0]}={argument}"
+    flag = argument.partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    hint = nearest(flag, known) if flag.startswith("-") else ""
+    first, dot, field = flag.partition(".")
+    if dot and nearest(first, ["--config"]):
+        hint = f"did you mean '--config.{field}'?"
+    return f"{name}: unexpected argument {argument!r}" + (f"; {hint}" if hint else f"; see visor {name} --help")
+
+
+def _refuse_unknown_flags(name: str, own: list[str], overrides: list[str], parser: argparse.ArgumentParser) -> None:
+    """Name a mistyped flag, before argparse says that the flag that was meant is missing."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    for argument in own:
+        if argument == "--":
+            return
+        if argument.startswith("--") and argument.partition("=")[0] not in known:
+            raise RequestError(_stray(name, argument, overrides, parser))
+
+
+def _warn_of_repeats(arguments: list[str], parser: argparse.ArgumentParser) -> None:
+    """Of a flag given twice the last one counts; `--config.field` says so itself."""
+    once = {o for a in parser._actions if type(a).__name__ == "_StoreAction" for o in a.option_strings}
+    for flag, times in Counter(argument.partition("=")[0] for argument in arguments).items():
+        if times > 1 and flag in once:
+            logging.getLogger("visor_jax").warning("%s is given %d times: the last one counts", flag, times)
+
+
+# --- the configuration ------------------------------------------------------------------------------------------------
+
+
+def _source(module: ModuleType) -> str:
+    return getattr(module, "CONFIG", "optional")
+
+
+def _configuration(name: str, module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> Any:
+    """The command's checked configuration, or None where it takes or finds none."""
+    if getattr(module, "WORKDIR", "optional") == "required" and args.workdir is None:
+        raise RequestError(f"{name}: --workdir is missing; expected --workdir=DIR, the run's folder")
+    source, path = _source(module), getattr(args, "config", None)
+    if source == "none":
+        if overrides:
+            raise RequestError(f"{name}: unexpected argument {overrides[0]!r}; {name} takes no configuration")
+        return None
+    from visor_jax.config import apply_overrides, from_dict, load_config
+
+    if path is not None:
+        return load_config(path, overrides, workdir=args.workdir or "")
+    if source == "required":
+        raise RequestError(f"{name}: --config is missing; expected a file with get_config(), as in configs/")
+    if args.workdir is not None:
+        from visor_jax.workdir import Workdir
+
+        workdir = Workdir(args.workdir)
+        if source == "workdir" or (workdir.path / "config.json").exists():
+            return apply_overrides(from_dict(workdir.config()), overrides)
+    if source == "workdir":
+        raise RequestError(f"{name}: expected --workdir=DIR, a run's folder, or --config=FILE")
+    if overrides:
+        raise RequestError(f"{name}: {overrides[0]!r} changes nothing without --config or --workdir")
+    return None
+
+
+# --- what people read -------------------------------------------------------------------------------------------------
+
+
+def _overview() -> str:
+    modules = {name: importlib.import_module(module) for name, module in _available().items()}
+    width = max(map(len, modules), default=0)
+    lines = [f"  {name:<{width}}  {module.HELP}" for name, module in modules.items()]
+    return "\n".join(
+        [
+            "usage: visor COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.FIELD=VALUE ...] [--json] ...",
+            "",
+            "Vision-language models that look on request: train them, choose what they may spend, take them elsewhere.",
+            "",
+            *lines,
+            "",
+            "`visor COMMAND --help` lists a command's arguments.",
+        ]
+    )
+
+
+def _complain(error: Exception) -> None:
+    print(f"visor: {one_line(str(error))}", file=sys.stderr)
+
+
+class _OneLine(logging.Formatter):
+    """Records as one line each, whatever names they quote; the traceback of a defect follows as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+
+def _set_up_logging() -> None:
+    """Ours from INFO, other libraries' from WARNING, all on stderr."""
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_OneLine("visor: %(message)s"))
+        logging.getLogger().addHandler(handler)
+        logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("visor_jax").setLevel(logging.INFO)
