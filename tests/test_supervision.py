@@ -119,16 +119,25 @@ def test_what_has_to_be_done_before_an_exit_at_once_is_done(tmp_path):
 
 
 def test_a_forked_child_s_signals_are_its_own():
-    with supervised() as stop, stop.until_complete("full"):
-        stop.hold()
-        child = os.fork()
-        if not child:
-            time.sleep(60)
-            os._exit(0)
-        os.kill(child, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-        time.sleep(0.1)
-        assert not stop.should_stop()
+    script = """
+        import os, signal, time
+        from visor_jax.supervision import supervised
+        reading, writing = os.pipe()
+        with supervised() as stop, stop.until_complete("full"):
+            stop.hold()
+            child = os.fork()
+            if not child:
+                os.write(writing, b"!")
+                time.sleep(60)
+                os._exit(0)
+            os.read(reading, 1)
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+            time.sleep(0.1)
+            assert not stop.should_stop()
+    """
+    process = start(script)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 0)
 
 
 def test_outside_the_main_thread_nothing_is_touched():
@@ -166,9 +175,9 @@ def test_an_interrupt_that_nobody_hears_ends_a_watched_command():
         import time
         from visor_jax.supervision import supervised, watched
         with supervised(), watched(600):
-            print("ready", flush=True)
             for _ in range(3):
                 try:
+                    print("ready", flush=True)
                     time.sleep(60)
                 except BaseException:
                     pass
@@ -183,8 +192,8 @@ def test_who_handles_interrupts_goes_on():
         from visor_jax import supervision
         supervision.GRACE_SECONDS = 0.2
         with supervision.supervised():
-            print("ready", flush=True)
             try:
+                print("ready", flush=True)
                 time.sleep(60)
             except KeyboardInterrupt:
                 time.sleep(1)
