@@ -8,6 +8,7 @@ of thousands of digits is refused like any other that cannot be parsed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from visor_jax.errors import RequestError
+from visor_jax.leftovers import temporary_name
 
 MAX_JSON_BYTES = 16 * 2**20  # of one JSON file where the caller names no other limit
 MAX_TOKENIZER_BYTES = 64 * 2**20  # of a tokenizer.json; those of 250,000 tokens have 35 MB
@@ -154,15 +156,18 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         target.write_bytes(data)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside = target.with_name(temporary_name(target.name, "tmp"))
     try:
         with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:  # a full disk does not say where it was met
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
     sync_folder(target.parent)
 

@@ -25,6 +25,7 @@ from typing import Any, Self
 
 from visor_jax.errors import ABORTED, RequestError
 from visor_jax.files import parse_json, read_regular
+from visor_jax.leftovers import remove_leftovers, temporary_name
 from visor_jax.supervision import before_exit
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class WorkdirLock:
         before_exit(self._leave)
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._heart.start()
+        remove_leftovers(self._path.parent)
         return self
 
     def __exit__(
@@ -133,7 +135,7 @@ class WorkdirLock:
         if "://" in os.fspath(self._path):
             self._path.write_text(json.dumps(self._me))
             return
-        beside = self._path.with_name(f".{self._path.name}.{self._me['token']}.tmp")
+        beside = self._path.with_name(temporary_name(self._path.name, "tmp"))
         beside.write_text(json.dumps(self._me))
         beside.replace(self._path)
 

@@ -22,6 +22,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files, key_map
 from visor_jax.export.parity import ExportedModel, Parity, compare
+from visor_jax.leftovers import remove_leftovers_of, temporary_name
 
 DTYPES = ("float32", "bfloat16")
 MODULE_FILES = (
@@ -199,14 +200,15 @@ def _check_destination(out: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it when the block ends well, and vanishes otherwise."""
-    folder = out.parent / f".{out.name}.{os.getpid()}.partial"
+    folder = out.with_name(temporary_name(out.name, "partial"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers_of(out)
         folder.mkdir()
         yield folder
         _flush(folder)
         if out.is_dir():
-            old = out.parent / f".{out.name}.{os.getpid()}.old"
+            old = out.with_name(temporary_name(out.name, "old"))
             os.replace(out, old)
             os.replace(folder, out)
             shutil.rmtree(old)
