@@ -18,9 +18,9 @@ from visor_jax.compiling import use_compile_cache
 from visor_jax.config import validate
 from visor_jax.data.llava import check_splits, split_read_by
 from visor_jax.errors import RequestError
+from visor_jax.fault_points import fault_point
 from visor_jax.goodput import Goodput
 from visor_jax.supervision import supervised, watched
-from visor_jax.train.faults import fault_point
 from visor_jax.workdir import Workdir, read_json
 
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,7 @@ import optax
 import pytest
 
 from visor_jax.errors import RunError
-from visor_jax.train.faults import BadSteps, fault_point, keep_if_finite
+from visor_jax.train.faults import BadSteps, keep_if_finite
 
 # --- steps that are not finite ----------------------------------------------------------------------------------------
 
@@ -73,22 +70,3 @@ def test_counts_of_bad_steps_travel():
     for nothing in (None, [], {"in_row": "x"}, {"in_row": -1, "total": 2.5}):
         later.restore(nothing)
         assert (later.in_row, later.total) == (0, 0)
-
-
-# --- fault points -----------------------------------------------------------------------------------------------------
-
-
-def test_fault_points_are_quiet_unless_named(monkeypatch):
-    killed: list[tuple[int, int]] = []
-    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
-    monkeypatch.delenv("VISOR_TEST_KILL_AT", raising=False)
-    fault_point("step", 7)
-    monkeypatch.setenv("VISOR_TEST_KILL_AT", "step:7")
-    fault_point("step", 6)
-    fault_point("gc", 7)
-    assert killed == []
-    fault_point("step", 7)
-    assert killed == [(os.getpid(), signal.SIGKILL)]
-    monkeypatch.setenv("VISOR_TEST_SIGNAL", "SIGTERM")
-    fault_point("step", 7)
-    assert killed[1:] == [(os.getpid(), signal.SIGTERM)]

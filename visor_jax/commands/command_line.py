@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from visor_jax import __version__
 from visor_jax.errors import INTERRUPTED, RequestError, RunError, nearest, of_system, one_line
+from visor_jax.fault_points import fault_point
 from visor_jax.supervision import Stop, was_interrupted
 
 COMMANDS = {
@@ -98,6 +99,7 @@ def _run(argv: list[str], stop: Stop) -> int:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
+    fault_point("imported")
     stop.started()
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

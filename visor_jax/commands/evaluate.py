@@ -32,6 +32,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
     from visor_jax.stages import evaluation_data
+    from visor_jax.supervision import watched
     from visor_jax.workdir import Workdir, differing_fields, plain
 
     if args.stage and args.stage not in MODEL_STAGES:
@@ -47,7 +48,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     if config is not own:
         name = str(Path(f"of_{Path(config.data.path).stem if args.data else args.benchmark}") / name)
     use_compile_cache(workdir.path)
-    model = load(workdir.path / args.stage if args.stage else workdir.path)
-    result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
+    with watched(config.train.hang_seconds):
+        model = load(workdir.path / args.stage if args.stage else workdir.path)
+        result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
     print_budgets(result)
     return result

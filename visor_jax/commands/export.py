@@ -34,6 +34,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     from visor_jax.api import MODEL_STAGES, load_stage
     from visor_jax.compiling import use_compile_cache
+    from visor_jax.supervision import watched
     from visor_jax.workdir import Workdir
 
     workdir = Workdir(args.workdir)
@@ -45,7 +46,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         raise RequestError(f"--workdir={args.workdir}: no complete stage; expected a workdir that `visor run` wrote")
     out = Path(args.out) if args.out else workdir.path / "export"
     use_compile_cache(workdir.path)
-    result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force)
+    with watched(config.train.hang_seconds):
+        result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force)
     print(f"{result['out']}: stage {stage}, {args.dtype}")
     print(
         f"logits differ from JAX by at most {result['max_logit_difference']:.2g}; greedy tokens "

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visor_jax.workdir import Workdir
 
 HELP = "the HTML report of a run"
 CONFIG = "none"
@@ -17,8 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     del config
     from visor_jax.report.page import write_report
+    from visor_jax.supervision import watched
     from visor_jax.workdir import Workdir
 
-    path = write_report(Workdir(args.workdir))
+    workdir = Workdir(args.workdir)
+    with watched(hang_seconds(workdir)):
+        path = write_report(workdir)
     print(f"report: {path}")
     return {"report": str(path)}
+
+
+def hang_seconds(workdir: Workdir) -> float:
+    """`train.hang_seconds` of the run; the default where its configuration is not there or of an older version."""
+    from visor_jax.config import default_config
+    from visor_jax.errors import RequestError
+
+    try:
+        limit = workdir.config()["train"]["hang_seconds"]
+    except (RequestError, KeyError, TypeError, OSError):
+        limit = None
+    return float(limit) if isinstance(limit, int | float) and limit >= 0 else default_config().train.hang_seconds

@@ -31,6 +31,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.scale.mesh import scoring_mesh
+from visor_jax.supervision import beat
 from visor_jax.workdir import Workdir, write_bytes, write_json
 
 EXAMPLES_PER_TASK = 2
@@ -143,6 +144,7 @@ def write_examples(
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
         if shown[task] >= EXAMPLES_PER_TASK:
             continue
+        beat()
         shown[task] += 1
         sample, bits = by_id[id], model.viable_budgets[picked[index]]
         asked = with_system(model, sample.system)

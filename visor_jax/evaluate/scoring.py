@@ -24,10 +24,12 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.errors import RequestError
+from visor_jax.fault_points import fault_point
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
 from visor_jax.scale.sharding import param_shardings, place_batch
+from visor_jax.supervision import beat
 from visor_jax.train.objectives import answer_tokens, prompt_end
 
 
@@ -76,6 +78,8 @@ def score(
     router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))
     correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
     for batch in batches:
+        beat()
+        fault_point("score")
         rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
         arrays = place_batch(padded(batch.arrays, mesh), mesh)
         with jax.set_mesh(mesh):  # kernels split their work over it

@@ -30,6 +30,7 @@ from visor_jax.budget import Bits, budget_name
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RunError
+from visor_jax.supervision import beat
 
 NEW_TOKENS = 64
 SEED = 0
@@ -181,11 +182,13 @@ def compare(model: ExportedModel, folder: Path) -> Parity:
         token_ids = encode_prompt(model.tokenizer, prompt.question, len(prompt.images), model.system)
         if exported.prompt_ids(prompt) != token_ids:
             raise RunError(f"export: the folder's processor encodes {prompt.name!r} as other token ids than this model")
+        beat()
         with few_threads(small):
             answers = exported.answers(prompt, budgets)
             exact = exported.in_float64().answers(prompt, budgets, [answer.tokens for answer in answers])
         with jax.enable_x64(True):
             for budget, answer, wide_answer in zip(budgets, answers, exact, strict=True):
+                beat()
                 parity.comparisons.append(compare_one(wide, prompt, token_ids, budget, answer, wide_answer))
     return parity
 

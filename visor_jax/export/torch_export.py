@@ -22,7 +22,9 @@ from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files, key_map
 from visor_jax.export.parity import ExportedModel, Parity, compare
+from visor_jax.fault_points import fault_point
 from visor_jax.leftovers import remove_leftovers_of, temporary_name
+from visor_jax.supervision import beat
 
 DTYPES = ("float32", "bfloat16")
 MODULE_FILES = (
@@ -172,6 +174,8 @@ def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_byte
         max_shard_size=max_shard_bytes,
     )
     for name, keys in plan.filename_to_tensors.items():
+        beat()
+        fault_point("export")
         shard = {key: torch.from_numpy(tensors[key][1]()).to(kind).contiguous() for key in keys}
         for key, tensor in shard.items():
             if not torch.isfinite(tensor).all():

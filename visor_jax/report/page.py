@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from visor_jax.fault_points import fault_point
 from visor_jax.report import figures
 from visor_jax.report.facts import (
     Facts,
@@ -31,6 +32,7 @@ from visor_jax.report.facts import (
     slots_on,
     tasks_by_level,
 )
+from visor_jax.supervision import beat
 from visor_jax.workdir import Workdir, flat_fields, write_bytes, write_text
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
@@ -63,6 +65,8 @@ def write_report(workdir: Workdir) -> Path:
       RequestError: `eval/test.json` is missing, or a file of the workdir is damaged.
     """
     facts = read_facts(workdir)
+    beat()
+    fault_point("report")
     page = workdir.path / "report" / "index.html"
     html = render(facts)
     picture = figures.readme_picture(facts.evaluation, all_budgets(facts), tasks_by_level(facts.evaluation))

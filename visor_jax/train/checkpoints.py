@@ -23,8 +23,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from visor_jax.errors import RequestError, RunError
+from visor_jax.fault_points import fault_point
 from visor_jax.train.array_store import UNFINISHED_MARK, ArraySaver, describe_tree, items_of
-from visor_jax.train.faults import fault_point
 from visor_jax.train.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
 from visor_jax.train.restoring import ADDED, ARRAYS, all_damaged, find, foreign, read_arrays, rooted, steps_in
 from visor_jax.train.restoring import restore_params as restore_params

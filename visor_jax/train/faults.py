@@ -1,14 +1,12 @@
-"""What training does about steps that are not finite, and where tests interrupt a process.
+"""What training does about steps that are not finite.
 
-Out: `BadSteps` (give up after too many in a row), `keep_if_finite` (the jitted part of it), and `fault_point`. Signals
-and hangs: `visor_jax.supervision`.
+Out: `BadSteps` (give up after too many in a row) and `keep_if_finite` (the jitted part of it). Signals and hangs:
+`visor_jax.supervision`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -87,13 +85,3 @@ def keep_if_finite(finite: jax.Array, new: TreeT, old: TreeT) -> TreeT:
     Unlike `optax.apply_if_finite` it never applies a bad update, however many there were before.
     """
     return jax.tree.map(lambda fresh, kept: jnp.where(finite, fresh, kept), new, old)
-
-
-def fault_point(name: str, step: int = 0) -> None:
-    """Where tests interrupt the process: `VISOR_TEST_KILL_AT=NAME`, or `NAME:STEP` for one step only, kills it here.
-
-    `VISOR_TEST_SIGNAL=SIGTERM` (or any other name) sends that instead.
-    """
-    wanted = os.environ.get("VISOR_TEST_KILL_AT")
-    if wanted and wanted in (name, f"{name}:{step}"):
-        os.kill(os.getpid(), signal.Signals[os.environ.get("VISOR_TEST_SIGNAL", "SIGKILL")])

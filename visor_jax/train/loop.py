@@ -25,6 +25,7 @@ from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
 from visor_jax.errors import STOPPED, RequestError
+from visor_jax.fault_points import fault_point
 from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.keys import start_key
@@ -34,7 +35,7 @@ from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
 from visor_jax.supervision import Stop, beat, supervised, watched
 from visor_jax.train.checkpoints import Checkpoints
-from visor_jax.train.faults import BadSteps, fault_point, keep_if_finite
+from visor_jax.train.faults import BadSteps, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import Loss, computed_in
 from visor_jax.train.optimizer import (

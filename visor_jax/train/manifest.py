@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.errors import RequestError
+from visor_jax.fault_points import fault_point
 from visor_jax.files import open_regular, parse_json, read_regular, write_bytes
-from visor_jax.train.faults import fault_point
 from visor_jax.workdir import MAX_MANIFEST_BYTES
 
 FORMAT = 2  # 1 had the arrays of all items in the same files
