@@ -99,11 +99,11 @@ def test_auto_is_the_budget_that_the_route_names_and_changes_no_answer(visor, ti
 
 def test_an_argument_that_is_none_is_refused(visor, tiny):
     inputs = tiny.prompt(visor, [(9, 9)])
-    for name in ("budgets", "position_ids", "output_hidden_states"):
+    for name in ("budgets", "position_ids", "output_router_logits"):
         with pytest.raises(TypeError, match=f"unexpected arguments {name}; slots are chosen by `budget`"):
             visor(**inputs, **{name: True})
     labels = inputs["input_ids"].clone()
-    assert visor(**inputs, labels=labels, num_items_in_batch=4, output_hidden_states=False).loss > 0
+    assert visor(**inputs, labels=labels, num_items_in_batch=4, output_router_logits=False).loss > 0
 
 
 def test_labels_are_not_seen_by_the_route(visor, tiny):

@@ -297,7 +297,8 @@ class Exported:
                 if tokens_of is not None:
                     written = np.resize([own[len(tokens) - 1] for own in tokens_of], len(written))  # copies too
                 step = torch.from_numpy(written)[:, None]
-                output = self.model(input_ids=step, past_key_values=output.past_key_values, use_cache=True)
+                name = "cache" if "cache" in output else "past_key_values"  # the latter before transformers 5.24
+                output = self.model(input_ids=step, use_cache=True, **{name: output[name]})
                 rows.append(output.logits.numpy())
                 tokens.append(greedy(rows[-1][:, 0], placeholder))
         logits, chosen = np.concatenate(rows, axis=1), np.stack(tokens, axis=1)

@@ -31,6 +31,7 @@ MODULE_FILES = (
     "cache_visor.py",
     "configuration_visor.py",
     "decoder_visor.py",
+    "generation_visor.py",
     "modeling_visor.py",
     "processing_visor.py",
     "vision_visor.py",

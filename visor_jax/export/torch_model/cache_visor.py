@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from .configuration_visor import VisorConfig
+
 PADDING = 1 << 40  # the order of a column that is padding: after everything, so that no token sees it
 KeysValues = tuple[Tensor, Tensor]
 
@@ -98,56 +100,161 @@ class VisorCache(Cache):
     """Keys and values of the tokens so far; `budgets` are the slots that each sample has on.
 
     A layer's entry has up to two parts: "joint" for the samples in which it is a self-attention layer over all tokens,
-    "text" for those in which it sees text alone. Each part holds the rows of its samples, in order.
+    "text" for those in which it sees text alone. Each part holds the rows of its samples, in order. The first forward
+    pass fills an empty cache, for any number of samples.
+
+    Args:
+        config: of the model that the cache is for.
     """
 
-    def __init__(self, num_slots: int, batch: int, device: torch.device):
+    def __init__(self, config: VisorConfig):
         super().__init__(layers=[])
-        empty = torch.zeros((batch, 0), dtype=torch.long, device=device)
-        self.budgets: Tensor | None = None if num_slots else empty.bool()  # bool [B, slots]; None until decided
-        self.order, self.text_order = empty, empty  # of all columns and of T; `PADDING` where padded
+        self.num_slots = config.num_slots
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next tokens are the first ones again, and their budgets are chosen anew."""
+        self.budgets: Tensor | None = None  # bool [B, slots]; None until decided
+        self.order: Tensor | None = None  # int64 [B, S] of all columns; `PADDING` where padded; None while empty
+        self.text_order: Tensor | None = None  # the same of T
         self.parts: dict[tuple[int, str], KeysValues] = {}
         self.visual: dict[int, KeysValues] = {}  # of the cross-attention layers, by super-block
-        self.visual_valid = empty.bool()
+        self.visual_columns: Tensor | None = None  # int64 [B, Nv], where visual tokens stand; -1 where padded
+
+    def __len__(self) -> int:
+        """Layers that hold keys: an empty cache is false, as transformers' own."""
+        return 1 + max((layer for layer, _ in self.parts), default=-1)
+
+    def __repr__(self) -> str:
+        budgets = None if self.budgets is None else self.budgets.int().tolist()
+        return f"VisorCache({self.get_seq_length()} columns, budgets={budgets})"
+
+    @property
+    def batch_size(self) -> int:
+        """Samples; -1 while the cache is empty."""
+        return -1 if self.order is None else len(self.order)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns so far, pictures and padding included."""
-        return self.order.shape[1]
+        return 0 if self.order is None else self.order.shape[1]
 
-    def append(self, layer: int, kind: str, new: KeysValues) -> KeysValues:
-        """Add new tokens' keys and values [rows, heads, n, E] to a layer's part; returns all of that part's."""
-        if (past := self.parts.get((layer, kind))) is not None:
-            new = (torch.cat([past[0], new[0]], dim=2), torch.cat([past[1], new[1]], dim=2))
-        self.parts[layer, kind] = new
-        return new
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """(columns that a mask for this many new ones has, 0); older versions give the new columns' positions."""
+        new = query_length if isinstance(query_length, int) else len(query_length)
+        return self.get_seq_length() + new, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1  # it grows with its tokens
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return -1
+
+    def extend(self, layout: Layout) -> None:
+        """Take up where new columns stand. Visual tokens can only be among the first ones."""
+        if self.order is None or self.text_order is None:
+            self.order, self.text_order = layout.order, layout.text_order
+            self.visual_columns = torch.where(layout.visual_valid, layout.visual_index, -1)
+            if not self.num_slots:
+                self.budgets = layout.order.new_zeros((len(layout.order), 0), dtype=torch.bool)
+        else:
+            self.order = torch.cat([self.order, layout.order], dim=1)
+            self.text_order = torch.cat([self.text_order, layout.text_order], dim=1)
+
+    @property
+    def visual_valid(self) -> Tensor:
+        """bool [B, Nv]: which visual tokens are not padding."""
+        assert self.visual_columns is not None, "the cache is empty"
+        return self.visual_columns >= 0
 
     def num_bytes(self) -> int:
         """Bytes that the keys and values take."""
         pairs = [*self.parts.values(), *self.visual.values()]
         return sum(tensor.numel() * tensor.element_size() for pair in pairs for tensor in pair)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i becomes row beam_idx[i], which must be of the same prompt (and so have the same budget)."""
-        beam_idx = beam_idx.to(self.order.device)
-        self.order, self.text_order = self.order[beam_idx], self.text_order[beam_idx]
-        self.visual_valid = self.visual_valid[beam_idx]
-        self.visual = {block: (key[beam_idx], value[beam_idx]) for block, (key, value) in self.visual.items()}
-        for (layer, kind), (key, value) in self.parts.items():
-            rows = self._rows_of(layer, kind)
-            local = beam_idx if rows is None else torch.searchsorted(rows, beam_idx[rows])
-            self.parts[layer, kind] = key[local], value[local]
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Sample i becomes sample indices[i]: samples may change places, be left out, and be repeated.
 
-    def _rows_of(self, layer: int, kind: str) -> Tensor | None:
-        """The samples that a part holds; None for all of them."""
+        Args:
+            indices: int [new B], or bool [B] for the samples to keep.
+        """
+        if self.order is None or self.text_order is None or self.visual_columns is None:
+            return
+        indices = torch.as_tensor(indices, device=self.order.device)
+        indices = indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices.long()
+        parts = {}
+        for (layer, kind), (key, value) in self.parts.items():
+            rows = self._rows_of(layer, kind, indices).to(key.device)
+            if len(rows) or not len(indices):  # a part without samples is none
+                parts[layer, kind] = key[rows], value[rows]
+        self.parts = parts
+        self.visual = {
+            block: (key[indices.to(key.device)], value[indices.to(key.device)])
+            for block, (key, value) in self.visual.items()
+        }
+        self.order, self.text_order = self.order[indices], self.text_order[indices]
+        self.visual_columns = self.visual_columns[indices]
+        self.budgets = None if self.budgets is None else self.budgets[indices]
+
+    def _rows_of(self, layer: int, kind: str, samples: Tensor) -> Tensor:
+        """The rows of a layer's part that hold those of `samples` which have one there, in their order."""
         other = "text" if kind == "joint" else "joint"
         if (layer, other) not in self.parts or self.budgets is None:
-            return None
+            return samples  # the part holds all samples
         on = self.budgets[:, layer // 3]
-        return (on if kind == "joint" else ~on).nonzero()[:, 0]
+        held = on if kind == "joint" else ~on
+        return (held.long().cumsum(0) - 1)[samples[held[samples]]]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sample becomes `repeats` copies of itself, side by side."""
+        if self.order is not None:
+            samples = torch.arange(len(self.order), device=self.order.device)
+            self.batch_select_indices(samples.repeat_interleave(repeats))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Sample i becomes sample beam_idx[i]."""
+        self.batch_select_indices(beam_idx)
 
     @property
     def is_croppable(self) -> bool:
-        return False
+        return True
 
-    def crop(self, *_) -> None:
-        raise NotImplementedError("a VISOR cache cannot be rolled back, so assisted generation is not possible with it")
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False] * len(self)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take columns back from the end, text only.
+
+        Args:
+            tokens_to_remove: -n takes n columns, 0 none; a positive number is how many to keep, as older
+                versions of transformers count.
+
+        Raises:
+            ValueError: the last picture would be cut into; its tokens have read each other.
+        """
+        length = self.get_seq_length()
+        keep = max(0, length + tokens_to_remove if tokens_to_remove <= 0 else min(length, tokens_to_remove))
+        if keep == length or self.order is None or self.text_order is None or self.visual_columns is None:
+            return
+        pictures = int(self.visual_columns.max()) + 1 if self.visual_columns.numel() else 0
+        if keep < pictures:
+            raise ValueError(
+                f"crop: {keep} columns would be left, and the last picture ends at {pictures}; a VISOR cache rolls back"
+                " over text behind its pictures, and `reset()` empties it"
+            )
+        if keep == 0:
+            return self.reset()
+        self.order = self.order[:, :keep]
+        tokens = (self.order != PADDING).sum(1, keepdim=True)
+        text_order = torch.where(self.text_order < tokens, self.text_order, PADDING)
+        used = (text_order != PADDING).any(0).nonzero()
+        width = int(used.max()) + 1 if len(used) else 0
+        self.text_order = text_order[:, :width]
+        widths = {"joint": keep, "text": width}
+        self.parts = {
+            (layer, kind): (key[:, :, : widths[kind]], value[:, :, : widths[kind]])
+            for (layer, kind), (key, value) in self.parts.items()
+        }
+
+    def update(self, *args, **kwargs):
+        raise NotImplementedError("a VISOR cache is filled by its own model's layers, not by `update`")

@@ -128,6 +128,27 @@ class VisorConfig(PretrainedConfig):
             return found
         raise ValueError(f"budget: {budget!r}; expected auto, full, empty, a number of slots, or bits such as 0b101")
 
+    def resolve_budgets(self, budget: Any, batch: int) -> list[Bits | None]:
+        """The budget of each sample; None for one that the policy decides.
+
+        Args:
+            budget: one for all samples, or a list (or a bool tensor [batch, slots]) with one for each; None: "auto"
+                where there is a policy, else "full".
+
+        Raises:
+            ValueError: not budgets of this model, or not one for each sample.
+        """
+        if budget is None:
+            budget = "auto" if self.has_policy else "full"
+        if isinstance(budget, int):
+            budget = str(budget)
+        asked: Any = budget.tolist() if hasattr(budget, "tolist") else budget
+        if isinstance(asked, str) or all(isinstance(bit, bool | int) for bit in asked):
+            return [self.resolve_budget(asked)] * batch
+        if len(asked) != batch:
+            raise ValueError(f"budget: {len(asked)} budgets for {batch} samples")
+        return [self.resolve_budget(own) for own in asked]
+
     @property
     def tile_size(self) -> int:
         """Pixels along a side of a tile."""

@@ -9,13 +9,14 @@ This file travels inside every export; it needs torch and transformers only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .cache_visor import PADDING, KeysValues, Layout, VisorCache
 from .configuration_visor import VisorConfig
@@ -43,6 +44,7 @@ class State:
     layout: Layout
     views: dict[str, View]  # of "text" and of "joint" layers
     cache: VisorCache
+    hidden_states: list[Tensor] | None = None  # [B, S, D] at the entry of each layer, where they are asked for
 
 
 class VisorRMSNorm(nn.Module):
@@ -88,8 +90,8 @@ class TextMLP(nn.Module):
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class DecoderLayer(nn.Module):
-    """One pretrained Qwen2 layer, TL."""
+class DecoderLayer(GradientCheckpointingLayer):
+    """One pretrained Qwen2 layer, TL. It changes nothing but its output, so it may run again in the backward pass."""
 
     def __init__(self, config: VisorConfig):
         super().__init__()
@@ -97,22 +99,27 @@ class DecoderLayer(nn.Module):
         self.self_attn, self.mlp = SelfAttention(config), TextMLP(config)
         self.input_layernorm, self.post_attention_layernorm = VisorRMSNorm(size, eps), VisorRMSNorm(size, eps)
 
-    def forward(self, x: Tensor, view: View, cache: VisorCache, index: int, kind: str) -> Tensor:
-        """`x` [rows, n, D] through the layer; its keys and values are added to part `kind` of the cache."""
-        query, new = self.self_attn.project(self.input_layernorm(x), view)
-        return self.finish(x, self.self_attn.attend(query, cache.append(index, kind, new), view))
+    def forward(
+        self,
+        x: Tensor,
+        view: View,
+        past_key: Tensor | None = None,
+        past_value: Tensor | None = None,
+        peek: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` [rows, n, D] through the layer, and all its keys and values so far: the past ones, then those of `x`.
 
-    def peek(self, x: Tensor, view: View, past: KeysValues) -> Tensor:
-        """`x` through the layer, reading keys and values `past` only: nobody sees it, itself included."""
-        query, _ = self.self_attn.project(self.input_layernorm(x), view)
-        return self.finish(x, self.self_attn.attend(query, past, view))
+        With `peek` there are the past ones alone: nobody sees `x`, itself included.
+        """
+        query, (key, value) = self.self_attn.project(self.input_layernorm(x), view)
+        if past_key is not None and past_value is not None:
+            key = past_key if peek else torch.cat([past_key, key], dim=2)
+            value = past_value if peek else torch.cat([past_value, value], dim=2)
+        x = x + self.self_attn.attend(query, (key, value), view)
+        return x + self.mlp(self.post_attention_layernorm(x)), key, value
 
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x))
 
-
-class CrossAttention(nn.Module):
+class CrossAttention(GradientCheckpointingLayer):
     """T + tanh(gate) * CrossAttn(T, V): every text token reads every visual token of its sample, without positions.
 
     V first gets its conditional position: a depthwise convolution over the visual sequence, added to it.
@@ -137,16 +144,23 @@ class CrossAttention(nn.Module):
         visual = self.visual_norm(visual)
         return split_heads(self.k_proj(visual), self.head_dim), split_heads(self.v_proj(visual), self.head_dim)
 
-    def forward(self, text: Tensor, keys_values: KeysValues, valid: Tensor) -> Tensor:
+    def forward(
+        self, text: Tensor, visual: Tensor, valid: Tensor, key: Tensor | None = None, value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """T after reading V, and V's keys and values, which an earlier pass may have made already."""
+        if key is None or value is None:
+            key, value = self.keys_values(visual)
         if valid.shape[1] == 0:
-            return text
+            return text, key, value
         query = split_heads(self.q_proj(self.text_norm(text)), self.head_dim)
         if bool(valid.all()):
-            return text + torch.tanh(self.gate) * self.o_proj(attention(query, keys_values, None, False))
-        some = valid.any(1)  # a sample without any picture reads nothing, not the mean of its padding
-        mask = (valid | ~some[:, None])[:, None].expand(-1, text.shape[1], -1)
-        read = self.o_proj(attention(query, keys_values, mask, False))
-        return text + torch.tanh(self.gate) * torch.where(some[:, None, None], read, 0)
+            read = self.o_proj(attention(query, (key, value), None, False))
+        else:
+            some = valid.any(1)  # a sample without any picture reads nothing, not the mean of its padding
+            mask = (valid | ~some[:, None])[:, None].expand(-1, text.shape[1], -1)
+            read = self.o_proj(attention(query, (key, value), mask, False))
+            read = torch.where(some[:, None, None], read, 0)
+        return text + torch.tanh(self.gate) * read, key, value
 
 
 class Routing(nn.Module):
@@ -159,8 +173,9 @@ class Routing(nn.Module):
         self.norm = VisorRMSNorm(size, config.text_config.rms_norm_eps)
         self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, config.policy_max_budgets)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.norm(hidden).to(self.fc1.weight.dtype)
+    def forward(self, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """`read` takes the token [D] through the first layers: its hidden states [B, D]."""
+        hidden = self.norm(read(self.token))
         return widened(self.fc2(functional.gelu(self.fc1(hidden), approximate="tanh")))
 
 
@@ -185,19 +200,18 @@ class Decoder(nn.Module):
     def cross(self, block: int) -> CrossAttention:
         return cast(CrossAttention, self.cross_attention[block])
 
-    def begin(self, text: Tensor, visual: Tensor, layout: Layout, cache: VisorCache) -> State:
+    def begin(
+        self, text: Tensor, visual: Tensor, layout: Layout, cache: VisorCache, hidden_states: bool = False
+    ) -> State:
         """New tokens behind those of the cache. Visual tokens can only come first, into an empty cache."""
-        fresh = cache.get_seq_length() == 0
-        if fresh:
-            cache.visual_valid = layout.visual_valid
-        cache.order = torch.cat([cache.order, layout.order], dim=1)
-        cache.text_order = torch.cat([cache.text_order, layout.text_order], dim=1)
+        cache.extend(layout)
+        assert cache.order is not None and cache.text_order is not None
         reach = layout.reach if self.config.bidirectional_vision and layout.visual_index.shape[1] else None
         views = {
             "text": self.view(layout.text_order, cache.text_order, text.dtype),
             "joint": self.view(layout.order, cache.order, text.dtype, reach),
         }
-        return State(text, visual, layout, views, cache)
+        return State(text, visual, layout, views, cache, [] if hidden_states else None)
 
     def view(self, order: Tensor, keys: Tensor, dtype: torch.dtype, reach: Tensor | None = None) -> View:
         """Queries at `order` [B, n] that see the keys whose order [B, m] is at most theirs (or their `reach`)."""
@@ -213,10 +227,13 @@ class Decoder(nn.Module):
         for index in layers:
             block, kind = divmod(index, 3)
             slots = not dense and block < self.config.num_slots
+            if state.hidden_states is not None:
+                state.hidden_states.append(state.layout.merge(state.visual, state.text))
             if slots and kind == 1:
-                if block not in cache.visual:
-                    cache.visual[block] = self.cross(block).keys_values(state.visual)
-                state.text = self.cross(block)(state.text, cache.visual[block], cache.visual_valid)
+                past = cache.visual.get(block, ())
+                state.text, *pair = self.cross(block)(state.text, state.visual, cache.visual_valid, *past)
+                if self.keeps_layer(index):
+                    cache.visual[block] = pair[0], pair[1]
             on = cache.budgets[:, block] if slots and kind == 2 and cache.budgets is not None else dense
             for part, rows in parts_of(on):
                 self.run_part(state, index, part, rows)
@@ -227,13 +244,28 @@ class Decoder(nn.Module):
         text, visual, layout, view = state.text, state.visual, state.layout, state.views[part]
         if rows is not None:
             text, visual, layout, view = text[rows], visual[rows], layout.rows(rows), view.rows(rows)
+        past = cache.parts.get((index, part), ())
         if part == "text":
-            text = layer(text, view, cache, index, part)
+            text, *pair = layer(text, view, *past)
         else:
-            visual, text = layout.split(layer(layout.merge(visual, text), view, cache, index, part))
+            both, *pair = layer(layout.merge(visual, text), view, *past)
+            visual, text = layout.split(both)
+        if self.keeps_layer(index):
+            cache.parts[index, part] = pair[0], pair[1]
         if rows is not None:
             text, visual = state.text.index_copy(0, rows, text), state.visual.index_copy(0, rows, visual)
         state.text, state.visual = text, visual
+
+    @property
+    def checkpoints(self) -> bool:
+        """Layers run again in the backward pass, so what they compute is not kept for later tokens."""
+        if not (self.training and torch.is_grad_enabled()):
+            return False
+        return any(self.layer(index).gradient_checkpointing for index in range(len(self.layers)))
+
+    def keeps_layer(self, index: int) -> bool:
+        """Its keys and values stay in the cache; the routing token needs those of the first two layers at once."""
+        return index < 2 or not self.checkpoints
 
     def routing_hidden(self, token: Tensor, state: State, prompt_length: Tensor) -> Tensor:
         """The routing token's hidden state [B, D] at the entry of the first slot, after layers 0 and 1 have run.
@@ -241,12 +273,14 @@ class Decoder(nn.Module):
         It stands right behind its sample's prompt of `prompt_length` [B] tokens, and sees those.
         """
         cache, order = state.cache, prompt_length[:, None]
+        assert cache.text_order is not None
         cos, sin = rotary(order, self.config, state.text.dtype)
         view = View(cos, sin, (cache.text_order < order)[:, None], causal=False)
         hidden = token.to(state.text.dtype).expand(len(order), 1, -1)
-        hidden = self.layer(0).peek(hidden, view, cache.parts[0, "text"])
-        hidden = self.cross(0)(hidden, cache.visual[0], cache.visual_valid)
-        return self.layer(1).peek(hidden, view, cache.parts[1, "text"])[:, 0]
+        hidden, *_ = self.layer(0)(hidden, view, *cache.parts[0, "text"], True)
+        hidden, *_ = self.cross(0)(hidden, state.visual, cache.visual_valid, *cache.visual[0])
+        hidden, *_ = self.layer(1)(hidden, view, *cache.parts[1, "text"], True)
+        return hidden[:, 0]
 
 
 def parts_of(on: Tensor | bool) -> Iterator[tuple[str, Tensor | None]]:

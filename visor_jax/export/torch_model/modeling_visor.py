@@ -10,43 +10,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.generation.utils import GenerationMixin
-from transformers.utils.generic import ModelOutput
 
 from .cache_visor import PADDING, Layout, VisorCache
 from .configuration_visor import Bits, VisorConfig
 from .decoder_visor import CrossAttention, Decoder, Routing, State
+from .generation_visor import (
+    NAME,
+    NAMES,
+    VisorCausalLMOutput,
+    VisorGenerationMixin,
+    VisorModelOutput,
+    given_cache,
+    refuse_attentions,
+)
 from .vision_visor import Connector, VisionTower, pack, tile_grid
 
 LOSS_ARGUMENTS = {"num_items_in_batch", "ignore_index", "shift_labels", "reduction"}  # of transformers' loss function
 Budget = str | int | Sequence[bool] | Sequence[str] | Sequence[Sequence[bool]] | Tensor
-
-
-@dataclass
-class VisorCausalLMOutput(ModelOutput):
-    """What a forward pass gives.
-
-    Attributes:
-        loss: mean cross-entropy of the labels, where there were labels.
-        logits: [B, columns kept, vocab]. A placeholder's column repeats those of the last text token before it: in a
-            "visor" plan only text predicts text.
-        past_key_values: the cache, where `use_cache` was set.
-        budgets: bool [B, slots], the slots that each sample had on.
-        policy_logits: float32 [B, viable budgets], where the policy was asked.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: VisorCache | None = None
-    budgets: Tensor | None = None
-    policy_logits: Tensor | None = None
 
 
 class VisorPreTrainedModel(PreTrainedModel):
@@ -56,7 +42,8 @@ class VisorPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules: ClassVar = ["DecoderLayer", "CrossAttention", "VisionLayer"]
-    _skip_keys_device_placement: ClassVar = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar = list(NAMES)
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -128,46 +115,77 @@ class VisorModel(VisorPreTrainedModel):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
         batch_num_images: Tensor | None = None,
-        past_key_values: VisorCache | None = None,
+        inputs_embeds: Tensor | None = None,
         budget: Budget | None = None,
         dial: float = 0.0,
         prompt_length: Tensor | None = None,
-    ) -> tuple[Tensor, VisorCache, Tensor | None]:
-        """Final hidden states [B, S, D] (see `VisorCausalLMOutput.logits`), the cache, and the policy's scores."""
-        batch, device = len(input_ids), input_ids.device
-        fresh = past_key_values is None or past_key_values.get_seq_length() == 0
-        cache = VisorCache(self.config.num_slots, batch, device) if past_key_values is None else past_key_values
+        past_key_values: VisorCache | None = None,
+        cache: VisorCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> VisorModelOutput | tuple:
+        """Final hidden states, cache and policy scores; arguments as of `VisorForConditionalGeneration.forward`."""
+        refuse_attentions(self.config.output_attentions if output_attentions is None else output_attentions)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        held = self._checked_cache(given_cache(past_key_values, cache), use_cache)
+        fresh = held.get_seq_length() == 0
         if pixel_values is not None and not fresh:
             raise ValueError("pixel_values: pictures can only come with the first tokens, not behind a cache")
-        new = torch.ones_like(input_ids, dtype=torch.bool)
+        embeddings, is_image = self._embedded(input_ids, inputs_embeds)
+        new = torch.ones_like(is_image)
         if attention_mask is not None:
-            new = attention_mask[:, -input_ids.shape[1] :].bool()
+            new = attention_mask[:, -new.shape[1] :].bool()
         # A placeholder that was generated, or stands behind a cache, is text as any other token.
-        is_image = (input_ids == self.config.image_token_index) & new if fresh else torch.zeros_like(new)
-        mask = torch.cat([cache.order != PADDING, new], dim=1)
+        is_image = is_image & new if fresh else torch.zeros_like(new)
+        mask = new if held.order is None else torch.cat([held.order != PADDING, new], dim=1)
         layout = Layout.of(is_image, mask, self.config.bidirectional_vision)
-        embeddings = self.language_model.embed_tokens(input_ids)
         text = embeddings.gather(1, layout.text_index[..., None].expand(-1, -1, embeddings.shape[2]))
         visual = self._visual_tokens(layout, text, pixel_values, image_sizes, batch_num_images)
 
-        state = self.language_model.begin(text, visual, layout, cache)
+        state = self.language_model.begin(text, visual, layout, held, bool(output_hidden_states))
         self.language_model.run(state, range(2))
         scores = None
-        if cache.budgets is None:
+        if held.budgets is None:
             lengths = new.sum(1) if prompt_length is None else prompt_length
-            cache.budgets, scores = self._decide(budget, dial, state, lengths)
+            held.budgets, scores = self._decide(budget, dial, state, lengths)
         self.language_model.run(state, range(2, len(self.language_model.layers)))
         if self.config.plan == "dense":
             hidden = layout.merge(state.visual, state.text)
         else:
             index = layout.last_text[..., None].expand(-1, -1, state.text.shape[2])
             hidden = state.text.gather(1, index)
-        return self.language_model.norm(hidden), cache, scores
+        hidden = self.language_model.norm(hidden)
+        output = VisorModelOutput(
+            last_hidden_state=hidden,
+            hidden_states=None if state.hidden_states is None else (*state.hidden_states, hidden),
+            budgets=held.budgets,
+            policy_logits=scores,
+            **{NAME: None if self.language_model.checkpoints or use_cache is False else held},
+        )
+        return output if return_dict in (None, True) else output.to_tuple()
+
+    def _checked_cache(self, cache: VisorCache | None, use_cache: bool | None) -> VisorCache:
+        if self.language_model.checkpoints and (use_cache or cache is not None):
+            raise ValueError("use_cache: gradient checkpointing keeps no cache; expected use_cache=False and no cache")
+        return VisorCache(self.config) if cache is None else cache
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Every column's embedding [B, S, D], and which columns are a picture's placeholders, bool [B, S]."""
+        placeholder = self.config.image_token_index
+        if input_ids is not None and inputs_embeds is None:
+            return self.language_model.embed_tokens(input_ids), input_ids == placeholder
+        if inputs_embeds is None or input_ids is not None:
+            raise ValueError("input_ids and inputs_embeds: expected one of them")
+        one = torch.tensor(placeholder, device=inputs_embeds.device)
+        return inputs_embeds, (inputs_embeds == self.language_model.embed_tokens(one)).all(-1)
 
     def _visual_tokens(self, layout: Layout, text: Tensor, pixel_values, image_sizes, batch_num_images) -> Tensor:
         """V(0) [B, Nv, D]: the pictures' tokens in the order of their placeholders, zero where padded."""
@@ -191,11 +209,12 @@ class VisorModel(VisorPreTrainedModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Each sample's slots, bool [B, slots], and the policy's scores where some sample asks for "auto"."""
         batch, device = len(state.text), state.text.device
-        fixed = self._budgets(budget, batch)
+        fixed = self.config.resolve_budgets(budget, batch)
         scores = None
         if any(bits is None for bits in fixed):
-            hidden = self.language_model.routing_hidden(self.routing.token, state, prompt_length)
-            scores = self.routing(hidden)[:, : len(self.config.viable_budgets)]
+            decoder = self.language_model
+            scores = self.routing(lambda token: decoder.routing_hidden(token, state, prompt_length))
+            scores = scores[:, : len(self.config.viable_budgets)]
             viable = self.config.viable
             best = choose(scores, self._costs(viable, state, prompt_length).to(device), dial)
             fixed = [viable[i] if bits is None else bits for bits, i in zip(fixed, best.tolist(), strict=True)]
@@ -207,19 +226,6 @@ class VisorModel(VisorPreTrainedModel):
         num_text = (state.layout.text_order < prompt_length[:, None]).sum(1).tolist()
         counts = zip(num_visual, num_text, strict=True)
         return torch.tensor([[self.config.decoder_flops(bits, nv, nt) for bits in viable] for nv, nt in counts])
-
-    def _budgets(self, budget: Budget | None, batch: int) -> list[Bits | None]:
-        """The budget of each sample; None for one that the policy decides. One budget holds for all samples."""
-        if budget is None:
-            budget = "auto" if self.config.has_policy else "full"
-        if isinstance(budget, int):
-            budget = str(budget)
-        asked: Any = budget.tolist() if isinstance(budget, Tensor) else budget
-        if isinstance(asked, str) or all(isinstance(bit, bool | int) for bit in asked):
-            return [self.config.resolve_budget(asked)] * batch
-        if len(asked) != batch:
-            raise ValueError(f"budget: {len(asked)} budgets for {batch} samples")
-        return [self.config.resolve_budget(own) for own in asked]
 
 
 def choose(scores: Tensor, costs: Tensor, dial: float) -> Tensor:
@@ -241,7 +247,7 @@ def choose(scores: Tensor, costs: Tensor, dial: float) -> Tensor:
     return torch.where(passed, costs, -math.inf).argmax(1)
 
 
-class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
+class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
     """The model with its output head: `forward`, `generate`, and `route`."""
 
     _tied_weights_keys: ClassVar = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -266,7 +272,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_sizes: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -278,6 +284,11 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        prompt_length: Tensor | None = None,
+        cache: VisorCache | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **loss_arguments,
     ) -> VisorCausalLMOutput | tuple:
         """One pass over a batch of prompts, or over the next tokens behind a cache.
@@ -290,95 +301,60 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, GenerationMixin):
             budget: which slots are on; "auto", "full", "empty", 3, "0b101", one boolean a slot, or a list (or a bool
                 tensor [B, slots]) with one budget for each sample. Behind a cache the cache's budgets hold.
             dial: shifts "auto": above 0 towards dearer budgets, below 0 towards cheaper ones.
+            past_key_values, cache: two names of one argument, the cache of the tokens so far.
+            use_cache: whether the output holds the cache; None: it does, except with labels and while training.
             logits_to_keep: logits of this many last columns only, 0 for all; or the columns themselves.
+            inputs_embeds: [B, S, D], what `get_input_embeddings()` makes of `input_ids`, in place of these.
+            prompt_length: int [B], how many tokens of each sample are the prompt that "auto" decides on; None: all.
+            output_hidden_states: see `VisorModelOutput`.
 
         Raises:
-            ValueError: placeholders, pictures, tiles or budgets do not fit together.
-            TypeError: an argument that this model does not have.
+            ValueError: placeholders, pictures, tiles or budgets do not fit together; attention weights are asked.
+            TypeError: an argument that this model does not have, or a cache that is none of its own.
         """
         given = {name for name, value in loss_arguments.items() if value is not None and value is not False}
         if unknown := sorted(given - LOSS_ARGUMENTS):
             raise TypeError(f"forward: unexpected arguments {', '.join(unknown)}; slots are chosen by `budget`")
-        prompt_length = None
-        if labels is not None:
-            seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if labels is not None and prompt_length is None:
+            seen = torch.ones_like(labels) if attention_mask is None else attention_mask
             prompt_length = (seen * ((labels != -100).cumsum(1) == 0)).sum(1)
-        hidden, cache, scores = self.model(
+        if use_cache is None:
+            use_cache = given_cache(past_key_values, cache) is not None or not (self.training or labels is not None)
+        body: Any = self.model(
             input_ids,
             pixel_values=pixel_values,
             image_sizes=image_sizes,
             attention_mask=attention_mask,
             batch_num_images=batch_num_images,
-            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
             budget=budget,
             dial=dial,
             prompt_length=prompt_length,
+            past_key_values=past_key_values,
+            cache=cache,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         kept_columns = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
-        logits = self.lm_head(hidden[:, kept_columns])
+        logits = self.lm_head(body.last_hidden_state[:, kept_columns])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **loss_arguments)
-        kept = cache if use_cache or (use_cache is None and past_key_values is not None) else None
-        output = VisorCausalLMOutput(loss, logits, kept, cache.budgets, scores)
+        output = VisorCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=body.hidden_states,
+            budgets=body.budgets,
+            policy_logits=body.policy_logits,
+            **{NAME: body.get(NAME)},
+        )
         return output if return_dict in (None, True) else output.to_tuple()
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, **inputs) -> Tensor:
         """The policy's probabilities over the viable budgets, float32 [B, viable]; prompts as `forward` takes them."""
-        _, _, scores = self.model(input_ids, **{**inputs, "budget": "auto"})
+        scores = self.model(input_ids, **{**inputs, "budget": "auto"}).policy_logits
         if scores is None:
             raise ValueError("route: a dense plan has no policy")
         return scores.softmax(1)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # the first forward pass makes a VisorCache
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: VisorCache | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs,
-    ) -> dict:
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        names = ("batch_num_images", "budget", "dial", "logits_to_keep", "pixel_values", "image_sizes")
-        inputs = {name: kwargs[name] for name in names if name in kwargs}
-        if past:
-            inputs = {name: value for name, value in inputs.items() if name not in names[-2:]}
-            input_ids = input_ids[:, past:] if input_ids.shape[1] > past else input_ids  # else only the new ones came
-        return {
-            **inputs,
-            "input_ids": input_ids.contiguous(),
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "use_cache": kwargs.get("use_cache", True),
-        }
-
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, *args, **kwargs) -> dict:
-        """Without a cache every step is a whole pass: it keeps the budgets that the prompt alone was given."""
-        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        return {**updated, "budget": outputs.budgets}
-
-    def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs
-    ) -> tuple:
-        """Copies of each prompt for its beams: its pictures and its own budget are repeated with it."""
-        counts, budget = model_kwargs.get("batch_num_images"), model_kwargs.get("budget")
-        if expand_size > 1 and isinstance(budget, Sequence) and not isinstance(budget, str):
-            fixed = self.model._budgets(budget, 1 if input_ids is None else len(input_ids))
-            names = ["auto" if bits is None else list(bits) for bits in fixed]
-            model_kwargs["budget"] = [name for name in names for _ in range(expand_size)]
-        pictures = {name: model_kwargs.pop(name) for name in ("pixel_values", "image_sizes") if name in model_kwargs}
-        parent: Any = super()
-        ids, model_kwargs = parent._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        if expand_size > 1 and (sizes := pictures.get("image_sizes")) is not None:
-            own = torch.arange(len(sizes)).split([1] * len(sizes) if counts is None else [int(n) for n in counts])
-            order = torch.cat([index for index in own for _ in range(expand_size)])
-            if pictures["pixel_values"].dim() == 4:
-                raise ValueError("pixel_values: several sequences for each prompt need [pictures, tiles, 3, S, S]")
-            pictures = {name: value[order.to(value.device)] for name, value in pictures.items()}
-        return ids, {**model_kwargs, **pictures}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_visor import VisorConfig
 
@@ -45,7 +46,7 @@ class VisionMLP(nn.Module):
         return self.fc2(functional.gelu(self.fc1(x), approximate="tanh"))
 
 
-class VisionLayer(nn.Module):
+class VisionLayer(GradientCheckpointingLayer):
     """One encoder layer; a patch-local one has no attention half."""
 
     def __init__(self, config: VisorConfig):
@@ -73,7 +74,7 @@ class VisionEmbeddings(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         patches = self.patch_embedding(tiles.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        return patches + self.position_embedding.weight
+        return patches + self.position_embedding(torch.arange(patches.shape[1], device=patches.device))
 
 
 class VisionEncoder(nn.Module):
