@@ -1,7 +1,8 @@
 # Sourced by quickstart.sh and test.sh. Makes .venv beside this folder if there is none and installs requirements.txt and
 # the package into it, once per version of these files: the stamp in .venv says what it holds.
 #
-# Gives: repository, environment (absolute paths), and set_up_environment. Needs: Python 3.11 or 3.12, and nothing else.
+# Gives: repository, environment (absolute paths), set_up_environment, and set_up_layer for another version of
+# transformers on top. Needs: Python 3.11 or 3.12, and nothing else.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$repository/.venv
@@ -61,4 +62,27 @@ set_up_environment() {
     wanted >"$stamp"
   fi
   exec 9<&-
+}
+
+purelib() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+# Makes .venv-transformers-VERSION (its path is then in layer): an environment that sees all of .venv, with that version
+# of transformers and what only its tests need in front. pip leaves .venv as it is: it uninstalls in its own environment
+# only.
+set_up_layer() {
+  local version=$1
+  layer=$repository/.venv-transformers-$version
+  local stamp=$layer/installed.sha256 below
+  if [ "$(cat -- "$stamp" 2>/dev/null)" = "$(wanted)" ]; then return; fi
+  say "installing transformers $version into $layer, on top of $environment"
+  rm -f -- "$stamp"
+  "$environment/bin/python" -m venv --without-pip "$layer"
+  below=$(purelib "$environment")
+  "$layer/bin/python" -c '
+import pathlib, sys, sysconfig
+line = f"import site; site.addsitedir({sys.argv[1]!r})\n"
+pathlib.Path(sysconfig.get_path("purelib"), "below.pth").write_text(line)' "$below"
+  "$layer/bin/python" -m pip --disable-pip-version-check --no-input install --quiet \
+    "transformers==$version" accelerate httpx parameterized peft
+  wanted >"$stamp"
 }

@@ -2,23 +2,38 @@
 # Installs into .venv like quickstart.sh, then runs the formatter's check, the linter, the type checker and the tests.
 # Everything runs, also after a failure; the exit status is 1 if anything failed.
 #
-# usage: launch/test.sh [--all] [pytest arguments ...]      (--all: the slow tests too)
+# With --transformers=VERSION only the tests of the export run, under that version of transformers, in an environment of
+# its own on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from a checkout of its repository.
+#
+# usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]      (--all: the slow tests too)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 
 tests=(-m "not slow")
 arguments=()
+transformers=
 for argument in "$@"; do
   case $argument in
-    -h | --help) printf '%s\n' "usage: launch/test.sh [--all] [pytest arguments ...]"; exit 0 ;;
+    -h | --help) printf '%s\n' "usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]"; exit 0 ;;
     --all) tests=() ;;
+    --transformers=*) transformers=${argument#*=} ;;
     *) arguments+=("$argument") ;;
   esac
 done
 
+if [[ " $* " == *" --transformers="* && ! $transformers =~ ^[0-9]+(\.[0-9a-z]+)+$ ]]; then
+  say "test.sh: --transformers=$transformers: expected a version, such as 5.3.0"
+  exit 2
+fi
+
 set_up_environment
 export JAX_PLATFORMS=cpu
 cd -- "$repository"
+
+if [ -n "$transformers" ]; then
+  set_up_layer "$transformers"
+  exec "$layer/bin/python" -m pytest ${tests[@]+"${tests[@]}"} tests/export ${arguments[@]+"${arguments[@]}"}
+fi
 
 failed=()
 check() {

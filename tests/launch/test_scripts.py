@@ -179,6 +179,28 @@ def test_tests_leave_slow_ones_out_unless_asked(clone):
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow"]
 
 
+def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_tested(clone):
+    done = clone.run("launch/test.sh", "--transformers=5.3.0", "-k", "cache")
+    assert done.returncode == 0, done.stderr
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "tests/export", "-k", "cache"]
+    folder = clone.root / ".venv-transformers-5.3.0"
+    assert clone.asked(f"-m venv --without-pip {folder}") and (folder / "bin" / "python").exists()
+    (installed,) = clone.asked("transformers==5.3.0")
+    assert "-m pip" in installed and "peft" in installed
+    assert clone.run("launch/test.sh", "--transformers=5.3.0", FAKE_PYTEST_STATUS="1").returncode == 1
+    assert not clone.asked("install") and not clone.asked("ruff")
+    done = clone.run("launch/test.sh", "--transformers=5.24.0", FAKE_INSTALL_STATUS="1")
+    assert done.returncode == 1 and not clone.asked("-m pytest")
+
+
+@pytest.mark.parametrize("version", ["", "newest", "5", "5.3; true"])
+def test_a_version_that_is_none_is_refused(clone, version):
+    done = clone.run("launch/test.sh", f"--transformers={version}")
+    assert done.returncode == 2
+    assert f"--transformers={version}: expected a version, such as 5.3.0" in done.stderr
+    assert not clone.asked("install")
+
+
 @pytest.mark.parametrize(
     ("fake", "failed"),
     [

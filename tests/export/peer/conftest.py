@@ -1,0 +1,64 @@
+"""transformers' own tests, from a checkout of its repository that the variable TRANSFORMERS_TESTS names.
+
+The checkout's `tests` folder is imported, and the classes here give its mixins our models; nothing of it is copied.
+A release's source archive has the files directly in `tests` alone; unpacked, it may stand before a checkout of about
+its age: TRANSFORMERS_TESTS=transformers-5.24.0:checkout. Without the variable they are skipped. `not_applicable.toml`
+says which of them do not apply to a VISOR model, and why: class name, then test name or pattern, then the reason.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def folders() -> list[Path]:
+    """The `tests` folders that the variable names; where two have a file, the first one's counts."""
+    named = [Path(name).expanduser() for name in os.environ.get("TRANSFORMERS_TESTS", "").split(os.pathsep) if name]
+    for folder in named:
+        if not (folder / "tests" / "test_modeling_common.py").is_file():
+            raise pytest.UsageError(f"TRANSFORMERS_TESTS: {folder}: expected a checkout of transformers, with tests/")
+    return [folder / "tests" for folder in named]
+
+
+if folders():
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what would be downloaded is on no list of ours
+    # They import each other as `tests`.
+    package = sys.modules.setdefault("tests", ModuleType("tests"))
+    package.__path__ = [*map(str, folders()), *getattr(package, "__path__", ())]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The checkout's tests bear marks that we do not have."""
+    for file in [file for tests in folders() for pattern in ("*.py", "*/*.py") for file in tests.glob(pattern)]:
+        for mark in set(re.findall(r"@(?:pytest\.)?mark\.(\w+)", file.read_text(encoding="utf-8"))):
+            config.addinivalue_line("markers", f"{mark}: of transformers' tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = tomllib.loads((HERE / "not_applicable.toml").read_text(encoding="utf-8"))
+    for item in items:
+        case = getattr(item, "cls", None)
+        if case is None or HERE not in item.path.parents:
+            continue
+        for pattern, reason in reasons.get(case.__name__, {}).items():
+            if not any(fnmatch(name, pattern) for name in dir(case)):
+                raise pytest.UsageError(f"not_applicable.toml: {case.__name__} has no test {pattern}")
+            if fnmatch(item.name, pattern):
+                item.add_marker(pytest.mark.skip(reason=f"not applicable: {reason}"))
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    """The other export tests compute none; these train."""
+    with torch.enable_grad():
+        yield
