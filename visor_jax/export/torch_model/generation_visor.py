@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 from .cache_visor import VisorCache
+from .configuration_visor import VisorConfig
 
 NAMES = ("cache", "past_key_values")
 NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in NAMES)  # this transformers' own
@@ -26,7 +28,7 @@ PICTURES = ("pixel_values", "image_sizes", "batch_num_images")
 OWN = (*PICTURES, "budget", "dial", "prompt_length")  # inputs that a text model does not have
 
 
-class EitherName:
+class EitherName(ModelOutput):
     """Makes an output's cache readable and writable under both of its names."""
 
     def __getitem__(self, key):
@@ -110,6 +112,8 @@ def refuse_attentions(asked: bool | None) -> None:
 class VisorGenerationMixin(GenerationMixin):
     """`generate()` with pictures, budgets and a `VisorCache`."""
 
+    config: VisorConfig
+
     @torch.no_grad()
     def generate(self, *args, **kwargs):
         """As `transformers.GenerationMixin.generate`, with `budget` and `dial` as in `forward`.
@@ -124,7 +128,8 @@ class VisorGenerationMixin(GenerationMixin):
         found = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         if found is not None:
             kwargs[NAME] = found
-        return super().generate(*args, **kwargs)
+        parent: Any = super()
+        return parent.generate(*args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
         refuse_attentions(generation_config.output_attentions)

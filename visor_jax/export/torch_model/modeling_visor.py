@@ -163,12 +163,13 @@ class VisorModel(VisorPreTrainedModel):
             index = layout.last_text[..., None].expand(-1, -1, state.text.shape[2])
             hidden = state.text.gather(1, index)
         hidden = self.language_model.norm(hidden)
+        kept: Any = None if self.language_model.checkpoints or use_cache is False else held
         output = VisorModelOutput(
             last_hidden_state=hidden,
             hidden_states=None if state.hidden_states is None else (*state.hidden_states, hidden),
             budgets=held.budgets,
             policy_logits=scores,
-            **{NAME: None if self.language_model.checkpoints or use_cache is False else held},
+            **{NAME: kept},
         )
         return output if return_dict in (None, True) else output.to_tuple()
 
