@@ -1,12 +1,14 @@
 r"""Your own pictures and questions: copy this file, change the marked lines, run it.
 
-Reproduces: nothing; it fine-tunes a trained model on a JSON file in LLaVA's format and lets it learn anew what it may
-spend. A record looks like this, its picture's path is relative to `data.root`:
+Reproduces: nothing; it fine-tunes a trained model on a JSON file of conversations and lets it learn anew what it may
+spend. A record looks like this, its picture's path is relative to `data.root`; docs/your_data.md lists the other
+layouts that are read, and what is skipped:
 
     {"id": "1", "image": "scans/1.png", "conversations": [
         {"from": "human", "value": "<image>\nWhich digit is this?"}, {"from": "gpt", "value": "seven"}]}
 
     visor data check --config=configs/forkme.py:runs/glyphs_mini --config.data.root=DATA --config.data.path=train.json
+        (exit status 1 where training would stop; --list=FILE says what becomes of every record)
     visor run --config=configs/forkme.py:runs/glyphs_mini --workdir=runs/mine \
         --config.data.root=DATA --config.data.path=train.json
 

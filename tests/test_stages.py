@@ -138,6 +138,12 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
     for data in (tmp_path, tmp_path / "mine.json"):
         changed = evaluation_data(config, "llava", str(data))
         assert (changed.data.source, changed.data.root, changed.data.path) == ("llava", str(tmp_path), "mine.json")
+    for name in ("other.JSONL", "other.ndjson"):
+        folder = tmp_path / name.upper()
+        folder.mkdir()
+        (folder / name).write_text("[]")
+        (folder / "sheet.png").write_bytes(b"")
+        assert evaluation_data(config, "llava", str(folder)).data.path == name
     assert evaluation_data(changed, "glyphs", "").data.source == "glyphs"
     for benchmark, data, told in (
         ("docvqa", "", "expected glyphs, or llava"),

@@ -216,7 +216,7 @@ _MODEL = {
 _DATA = {
     "source": Field("glyphs", "the generated data set, or a JSON file in LLaVA's format", one_of("glyphs", "llava")),
     "root": Field("", "source llava: folder under which pictures and the JSON file lie"),
-    "path": Field("", "source llava: the JSON file, relative to data.root; {split} stands for a split"),
+    "path": Field("", "source llava: the JSON or JSON-lines file below data.root; {split} stands for a split"),
     "test_fraction": Field(0.1, "source llava: of the records, for each of validation and test", within(0, 0.45)),
     "scenes": Field((), "source glyphs: (scene, whole weight) pairs; empty: all alike", WEIGHTS, element=(str, int)),
     "turns_per_picture": Field(4, "questions in one conversation", at_least(1)),
@@ -225,7 +225,7 @@ _DATA = {
     "visual_length": Field(128, "window: visual slots in a row of the batch", at_least(1)),
     "text_length": Field(128, "window: text tokens in a row of the batch", at_least(1)),
     "follow_links": Field(False, "source llava: links below data.root may lead out of it"),
-    "max_image_pixels": Field(MAX_PIXELS, "larger pictures are skipped, not decoded", within(1, MOST_PIXELS)),
+    "max_image_pixels": Field(MAX_PIXELS, "of a picture; larger ones are skipped, not decoded", within(1, MOST_PIXELS)),
     "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
 }
 

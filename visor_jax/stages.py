@@ -152,7 +152,9 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     if file.is_dir():
         found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
         if len(found) != 1:
-            raise RequestError(f"--data={data}: expected one .json or .jsonl file in the folder, found {len(found)}")
+            raise RequestError(
+                f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(found)}"
+            )
         file = found[0]
     changed.data.update(source="llava", root=str(file.parent), path=file.name, test_fraction=0.0)
     return validate(changed)
