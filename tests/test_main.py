@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -103,6 +106,10 @@ def test_a_defect_keeps_its_traceback(command):
         (["xyz"], "'xyz': unknown command; there are"),
         (["probe", "extra"], "probe: unexpected argument 'extra'"),
         (["probe", "--imge=3"], "probe: unexpected argument '--imge=3'; did you mean '--image'?"),
+        (["generate", "--imgae=a.png"], "generate: unexpected argument '--imgae=a.png'; did you mean '--image'?"),
+        (["generate", "--image=a", "--qeustion", "b"], "unexpected argument '--qeustion'; did you mean '--question'?"),
+        (["train", "--workdr=a"], "train: unexpected argument '--workdr=a'; did you mean '--workdir'?"),
+        (["probe", "--confg.train.steps=3"], "did you mean '--config.train.steps'?"),
         (["probe", "--im=3"], "probe: unexpected argument '--im=3'"),
         (["probe", "--image=x"], "invalid int value: 'x'"),
         (["probe", "--image"], "expected one argument"),
@@ -241,3 +248,74 @@ def test_a_reader_that_leaves_is_no_failure(arguments):
         command = [sys.executable, "-m", "visor_jax", *arguments]
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "said"),
+    [
+        (">/dev/full", 1, "visor: standard output: No space left on device\n"),
+        (">&-", 2, "visor: standard output: is closed; expected somewhere to write to, such as >/dev/null\n"),
+        ("2>&-", 0, ""),
+        ("<&- 2>&-", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("arguments", ["--version", f"plan --config={MINI} --image=64x64 --json"])
+def test_standard_streams_that_are_full_or_closed(arguments, redirection, status, said):
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m visor_jax {arguments} {redirection}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == status and done.stderr.endswith(said) and "Traceback" not in done.stderr
+    assert done.stderr.count("visor: ") == bool(said)
+
+
+def test_text_that_no_terminal_can_show_is_printed_all_the_same(monkeypatch):
+    script = (
+        "import sys; from visor_jax.commands import command_line as c; c.own_standard_streams();"
+        "print('\\ud800 gr\\u00fcn')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "\\ud800 gr\\xfcn\n"
+
+
+def test_a_log_line_is_one_line_and_cannot_be_forged():
+    record = logging.LogRecord("visor_jax", logging.WARNING, "", 0, "task %s", ("a\nvisor: \x1b[2Jdone",), None)
+    assert command_line._OneLine("visor: %(message)s").format(record) == r"visor: task a visor: \x1b[2Jdone"
+
+
+def test_tracebacks_are_those_of_our_own_defects():
+    told = {}
+    for name in ("orbax", "visor_jax"):
+        try:
+            raise OSError(28, "No space\nleft")
+        except OSError:
+            record = logging.LogRecord(name, logging.ERROR, "", 0, "saving %s", ("a",), sys.exc_info())
+        told[name] = command_line._OneLine("visor: %(message)s").format(record)
+    assert told["orbax"] == "visor: saving a: [Errno 28] No space left"
+    assert told["visor_jax"].startswith("visor: saving a\nTraceback")
+
+
+def test_errors_after_an_interrupt_are_the_interrupt_s(command, monkeypatch):
+    """Libraries turn a KeyboardInterrupt into errors of their own."""
+
+    def main(args, config):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import") from None
+
+    command.main = main
+    assert cli.main(["probe"]) == 130
+
+
+def test_an_error_of_the_system_is_one_line(command, capsys):
+    command.main = returns(PermissionError(13, "Permission denied", "/some/where"))
+    assert cli.main(["probe"]) == 2
+    assert complaint(capsys) == "visor: /some/where: Permission denied\n"
+    command.main = returns(OSError(9, "Bad file descriptor"))
+    with pytest.raises(OSError, match="Bad file"):
+        cli.main(["probe"])

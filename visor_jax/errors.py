@@ -82,16 +82,18 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Which of `known` was probably meant.
 
     Args:
       name: what was given.
       known: the names there are.
+      prefix: what they all begin with, such as "--": it makes none nearer than another.
 
     Returns:
       "did you mean 'x'?", with at most three names, best first; "" where nothing is near.
     """
-    by_folded = {candidate.casefold(): candidate for candidate in known}
-    found = [repr(by_folded[near]) for near in difflib.get_close_matches(name.casefold(), by_folded, n=3)]
+    by_folded = {candidate.removeprefix(prefix).casefold(): candidate for candidate in known}
+    asked = name.removeprefix(prefix).casefold()
+    found = [repr(by_folded[near]) for near in difflib.get_close_matches(asked, by_folded, n=3)]
     return f"did you mean {' or '.join(found)}?" if found else ""

@@ -111,6 +111,45 @@ def test_a_bad_sample_moves_no_other_and_its_place_is_taken_from_the_same_source
     assert skips.tried >= 80 + skips.skipped
 
 
+@hypothesis.given(st.integers(0, 20), st.integers(0, 2**40))
+@hypothesis.settings(max_examples=10, deadline=None)
+def test_counts_of_a_resumed_run_equal_the_uninterrupted_ones(stop: int, seed: int) -> None:
+    """Whatever has been made ahead: a batch's tally counts when a step takes it."""
+
+    def used(start: int, count: int, state: dict | None = None) -> list[dict]:
+        skips, states = SkipLog(), []
+        if state is not None:
+            skips.restore(json.loads(json.dumps(state)))
+        with pipeline(MIXED, seed=seed, start_step=start, skips=skips) as batches:
+            for _ in range(count):
+                next(batches)
+                states.append(skips.state())
+        return states
+
+    whole = used(0, 24)
+    assert used(stop, 24 - stop, whole[stop - 1] if stop else None) == whole[stop:]
+    assert whole[-1]["tried"] > 96 and whole[-1]["skipped"]
+
+
+def test_the_allowed_fraction_holds_over_all_starts() -> None:
+    """A run that is started again often has tried few samples each time."""
+    parts, state = [Part(Numbers("a", 40, bad_every=4))], {}
+    with pytest.raises(RunError, match=r"of \d\d+ samples could not be used"):
+        for start in range(100):
+            skips = SkipLog(max_fraction=0.1)
+            skips.restore(state)
+            take(1, parts, start_step=start, skips=skips)
+            state = skips.state()
+    assert 25 <= state["tried"] < 60
+
+
+@pytest.mark.parametrize("state", [None, [], {}, {"tried": -1, "skipped": []}, {"tried": 1, "skipped": [["a", "b"]]}])
+def test_counts_that_no_checkpoint_wrote_are_none(state: object) -> None:
+    skips = SkipLog()
+    skips.restore(state)
+    assert skips.state() == {"tried": 0, "skipped": []}
+
+
 def test_what_the_encoder_refuses_is_skipped_too() -> None:
     def encode(sample: Sample) -> str:
         if sample.id.endswith("3"):

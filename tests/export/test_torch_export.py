@@ -25,6 +25,7 @@ from visor_jax.errors import RequestError, RunError
 from visor_jax.export import torch_export
 from visor_jax.export.parity import NEW_TOKENS, Comparison, Parity, compare
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+from visor_jax.testing import tiny_config
 
 PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
 REFUTED = Parity(1e-5, [Comparison("p", "full", "full", 3e-5, True)])
@@ -266,14 +267,14 @@ def test_the_command_exports_the_newest_complete_stage(model, unproven, monkeypa
     for stage in ("full", "universal"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "complete.json").write_text('{"step": 1}')
-    result = command.main(arguments(tmp_path), None)
+    result = command.main(arguments(tmp_path), tiny_config())
     assert asked == ["universal"]
     assert result == {
         "out": str(tmp_path / "export"),
         "max_logit_difference": 0.0,
         "greedy_tokens_equal": True,
     }
-    command.main(arguments(tmp_path, stage="full", out=str(tmp_path / "other")), None)
+    command.main(arguments(tmp_path, stage="full", out=str(tmp_path / "other")), tiny_config())
     assert asked[1:] == ["full"] and (tmp_path / "other" / "config.json").exists()
 
 
@@ -283,4 +284,4 @@ def test_the_command_exports_the_newest_complete_stage(model, unproven, monkeypa
 )
 def test_the_command_refuses_by_name(tmp_path, changes, message):
     with pytest.raises(RequestError, match=message):
-        command.main(arguments(tmp_path, **changes), None)
+        command.main(arguments(tmp_path, **changes), tiny_config())

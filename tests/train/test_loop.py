@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 import visor_jax.errors
 from visor_jax.compiling import QUICK
@@ -218,6 +220,35 @@ def test_kill_9_then_the_last_good_checkpoint_is_used(
     assert ("policy: resumed after step" in caplog.text) == (last is not None)
     assert told(tiny_copy, "policy") == told(tiny_run, "policy")
     assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
+
+
+def test_skip_counts_go_on_where_they_were(tmp_path: Path, signal_at: Callable[[str], None]) -> None:
+    """Rows of a run that was stopped and resumed tell the same counts; no record is written down twice."""
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}]
+    names = ["none.png" if index % 3 == 0 else "a.png" for index in range(24)]
+    records = [{"id": str(index), "image": name, "conversations": talk} for index, name in enumerate(names)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
+    fractions = {"data.max_skipped_fraction": 0.9, "data.test_fraction": 0.0, "data.validation_fraction": 0.0}
+    config = tiny_config({**changes, **fractions, "stage_overrides.full.init_from": ""})
+    runs = {name: Workdir(tmp_path / name) for name in ("whole", "stopped")}
+    for workdir in runs.values():
+        workdir.create()
+    train(config, "full", runs["whole"])
+    signal_at("dispatched:2")
+    with pytest.raises(SystemExit):
+        train(config, "full", runs["stopped"])
+    signal_at("")
+    train(config, "full", runs["stopped"])
+    whole, stopped = (told(workdir.path, "full") for workdir in runs.values())
+    assert whole == stopped
+    counts = [row["skipped"].get("llava/missing_file", 0) for row in whole]
+    assert counts == sorted(counts) and counts[-1] > 4
+    lines = (runs["stopped"].path / "data" / "skipped.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["index"] for line in lines}) == len(lines) <= 8
+    meta = read_manifest(runs["stopped"].path / "full" / "checkpoints" / "4").meta
+    assert meta["skips"]["skipped"] == [["llava", "missing_file", counts[-1]]]
 
 
 # --- steps that are not finite ----------------------------------------------------------------------------------------

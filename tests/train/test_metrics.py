@@ -165,6 +165,14 @@ def test_tensorboard_gets_every_scalar(tmp_path):
     }
 
 
+def test_names_of_tasks_that_no_encoding_has(tmp_path):
+    write(tmp_path, range(1, 2), **{"accuracy/\ud800": 0.5, "accuracy/\x1b[31m": 0.25})
+    tags = {value.tag for value in read_events(tmp_path)[-1].summary.value}
+    assert {"accuracy/\\ud800", "accuracy/\x1b[31m"} <= tags
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["accuracy/\ud800"] == 0.5
+
+
 def test_large_steps_and_numbers_survive(tmp_path):
     with MetricsWriter(tmp_path, first_step=3_000_000_000) as writer:
         writer.write({"step": 3_000_000_000, "loss": 1e300, "gradient_norm": -1e39, "x": math.nan})

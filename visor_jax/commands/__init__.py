@@ -1,4 +1,4 @@
-"""The commands of `visor`: one short module each, found by name through the table in `visor_jax.__main__`.
+"""The commands of `visor`: one short module each, found by name through the table in `command_line.py`.
 
 A command module only wires rooms together. It exposes
 
@@ -13,6 +13,9 @@ A command module only wires rooms together. It exposes
   is 0.
 
 - `WORKDIR: str`: "required" where it cannot do without `--workdir`; left out otherwise.
+
+A command that takes long does its work inside `visor_jax.supervision.watched(config.train.hang_seconds)`, and its loops
+call `beat`: then a hang ends with 134, and SIGINT cannot be swallowed on the way.
 
 With `--json` all that is printed goes to stderr but that line. Mistakes are raised, not printed: `RequestError` exits
 2, `RunError` 1, `SystemExit` (143 after SIGTERM) passes. Modules import nothing heavy at their top (JAX, the model):

@@ -206,7 +206,7 @@ def _stray(name: str, argument: str, overrides: list[str], parser: argparse.Argu
         return f"{name}: {bare[0]} {argument}: expected {bare[0]}={argument}"
     flag = argument.partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    hint = nearest(flag, known) if flag.startswith("-") else ""
+    hint = nearest(flag, known, "--") if flag.startswith("-") else ""
     first, dot, field = flag.partition(".")
     if dot and nearest(first, ["--config"]):
         hint = f"did you mean '--config.{field}'?"
@@ -291,7 +291,17 @@ def _complain(error: Exception) -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Records as one line each, whatever names they quote; the traceback of a defect follows as it is."""
+    """Records as one line each, whatever names they quote; the traceback of a defect of ours follows as it is.
+
+    Libraries log errors with their traceback that reach us as well, and are told there.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not record.name.startswith("visor_jax") and (record.exc_info or record.stack_info):
+            error = record.exc_info[1] if record.exc_info else None
+            record = logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None, "stack_info": None})
+            record.msg, record.args = f"{record.getMessage()}: {error}" if error else record.getMessage(), None
+        return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = one_line(record.message)
@@ -306,3 +316,5 @@ def _set_up_logging() -> None:
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("visor_jax").setLevel(logging.INFO)
+    # Of a save that fails Orbax leaves a dozen tasks behind, each of which asyncio would mourn with a traceback.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)

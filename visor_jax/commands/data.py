@@ -32,7 +32,7 @@ from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
-from visor_jax.errors import RequestError, unwritable
+from visor_jax.errors import RequestError, printable, unwritable
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -136,7 +136,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
     print(f"{skips.tried - skips.skipped} samples, {skips.skipped} skipped")
     for name, summary in lengths.items():
         _print_summary(name, summary)
-    print("turns by task: " + ", ".join(f"{task} {count}" for task, count in sorted(tasks.items())))
+    print("turns by task: " + ", ".join(f"{printable(task)} {count}" for task, count in sorted(tasks.items())))
     return {
         "samples": skips.tried - skips.skipped,
         "skipped": skips.skipped,

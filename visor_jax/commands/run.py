@@ -20,8 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.stages import finish, print_summary, run_stages
+    from visor_jax.supervision import watched
 
-    run_stages(config, args.workdir, list(config.stages), also_reads=("test",))
-    result = finish(config, args.workdir)
+    with watched(config.train.hang_seconds):
+        run_stages(config, args.workdir, list(config.stages), also_reads=("test",))
+        result = finish(config, args.workdir)
     print_summary(result, args.workdir)
     return result

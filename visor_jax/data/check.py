@@ -21,7 +21,7 @@ from visor_jax.data.llava import SPLIT_MARK, SPLITS, LlavaSource, split_read_by
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_tokenizer, sample_encoder, training_window
-from visor_jax.errors import RunError, unwritable
+from visor_jax.errors import RunError, printable, unwritable
 
 Entry = dict[str, Any]
 _DETAIL_CHARACTERS = 300  # printed of what is wrong with a record; the listing has all of it
@@ -67,7 +67,7 @@ def check(
     reasons: Counter[str] = sum((Counter(facts["skipped"]) for facts in splits.values()), Counter())
     first = {reason: detail for one in reversed(found.values()) for reason, detail in one.skips.first.items()}
     for reason, detail in first.items():
-        print(f"first {reason}: {detail[:_DETAIL_CHARACTERS]}")
+        print(f"first {reason}: {printable(detail[:_DETAIL_CHARACTERS])}")
     tried, skipped = sum(one.skips.tried for one in found.values()), reasons.total()
     allowed = config.data.max_skipped_fraction
     problems = _problems(config, sources, found, complete=whole and limit is None) if whole else []

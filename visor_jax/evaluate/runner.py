@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from visor_jax.api import Visor
 from visor_jax.budget import Bits, Budget, budget_name
@@ -27,7 +28,7 @@ from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import IMAGE_MARKER, Sample
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import batched, single_turn_samples
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.scale.mesh import scoring_mesh
@@ -201,9 +202,12 @@ def percent(value: float | None) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title)
+    def cell(text: str) -> Text:
+        return Text(printable(text))  # names of tasks are no markup
+
+    table = Table(title=cell(title))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(cell(column), justify="left" if index == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     Console().print(table)

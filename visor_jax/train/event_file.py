@@ -31,9 +31,14 @@ class EventFile:
         self._file.flush()
 
     def add_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Append one point per tag; written to the disk every half minute and on `flush`."""
+        """Append one point per tag; written to the disk every half minute and on `flush`.
+
+        A tag with half a surrogate pair in it, which no encoding has, is written with its escape.
+        """
         values = b"".join(
-            text_field(1, text_field(1, tag.encode()) + b"\x15" + struct.pack("<f", _float32(value)))
+            text_field(
+                1, text_field(1, tag.encode("utf-8", "backslashreplace")) + b"\x15" + struct.pack("<f", _float32(value))
+            )
             for tag, value in scalars.items()
         )
         self._put(_event(time.time(), varint_field(2, step) + text_field(5, values)))
