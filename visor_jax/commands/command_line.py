@@ -153,6 +153,14 @@ def own_standard_streams() -> None:
         raw = _NamedOutput(sys.stdout.fileno(), "w", closefd=False)
         encoding = sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=interactive)
+    sys.unraisablehook = _say_unraisable
+
+
+def _say_unraisable(problem: Any) -> None:
+    """An error in a callback that nobody called, as one line; what a failed save leaves behind is told elsewhere."""
+    if not isinstance(problem.exc_value, RuntimeError) or "Event loop is closed" not in str(problem.exc_value):
+        what = f"{problem.err_msg or 'ignored'}: {type(problem.exc_value).__name__}: {problem.exc_value}"
+        logging.getLogger("visor_jax").warning("%s", what)
 
 
 def _drop_output() -> None:
