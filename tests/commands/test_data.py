@@ -172,6 +172,18 @@ def test_build_writes_what_can_be_read_back(folder: Path, capsys: pytest.Capture
     assert {path.name for path in out.iterdir()} == {"images", "train.json", "validation.json", "test.json"}
 
 
+def test_build_keeps_system_texts_and_records_without_a_picture(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    talk = [{"from": "system", "value": "Be terse."}, {"from": "human", "value": "Two?"}, {"from": "gpt", "value": 2}]
+    records = [{"conversations": talk}, {"image": "0.png", "conversations": talk}]
+    (good / "set.jsonl").write_text("\n".join(map(json.dumps, records)))
+    result_of(capsys, "build", f"--config={good / 'good.py'}", f"--out={good / 'built'}")
+    before = LlavaSource(good / "set.jsonl", good, max_image_pixels=10**6)
+    after = LlavaSource(good / "built" / "all.json", good / "built", max_image_pixels=10**6)
+    for index in range(2):
+        assert after[index].system == before[index].system == "Be terse."
+        assert len(after[index].images) == index and after[index].turns[0].answer == "2"
+
+
 def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("glyphs", "llava"):
         out = folder / f"{name}.png"

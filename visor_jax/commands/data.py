@@ -209,6 +209,8 @@ def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
     for question, turn in zip(questions, sample.turns, strict=True):
         conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
     record: dict[str, Any] = {"id": sample.id, "conversations": conversation}
+    if sample.system:
+        record["system"] = sample.system
     if images:
         record["image"] = images if len(images) > 1 else images[0]
     tasks = {turn.task for turn in sample.turns}

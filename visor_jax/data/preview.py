@@ -83,7 +83,8 @@ def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
     """One sample: a caption, its pictures, its turns."""
     pictures = _pictures(sample.images)
     system = _wrap(f"system: {sample.system}", PICTURE, font) if sample.system else []
-    lines = [*(_Line(text, _FAINT) for text in system), *_turn_lines(sample.turns, font)]
+    notes = [*system, *([] if sample.images else ["(no picture)"])]
+    lines = [*(_Line(text, _FAINT) for text in notes), *_turn_lines(sample.turns, font)]
     height = _LINE + pictures.height + 6 + _LINE * len(lines)
     cell = Image.new("RGB", (PICTURE, height), _PAGE)
     draw = ImageDraw.Draw(cell)
