@@ -188,6 +188,10 @@ def test_splits_are_disjoint_complete_and_stable(open_source: Open) -> None:
     for part in parts.values():
         assert all(str(int(i) ^ 1) in part for i in part)  # the picture's other record is in the same split
     assert ids(500, "test") == {i for i in parts["test"] if int(i) < 500}
+    asking = [{"type": "image", "image": "1.png"}, {"type": "text", "text": "What?"}]
+    openai = [{"role": "user", "content": asking}, {"role": "assistant", "content": "A box."}]
+    inside = [{"messages": openai}] * 20  # named by the messages: all are about one picture
+    assert len({open_source(inside, split="all", test_fraction=0.3).splits_of(index) for index in range(20)}) == 1
     with pytest.raises(RequestError, match="test_fraction"):
         open_source(records[:1], split="test", test_fraction=1e-9)
 

@@ -70,6 +70,10 @@ READ = {
         {"image": "a.png", "image_id": 7, "image_size": [3, 4], "video_id": "x", "conversations": ASK},
         Record("0", ("a.png",), MARKED),
     ),
+    "text only, words about files": (
+        {"id": "a.png", "note": "see a.png or b", "conversations": PLAIN},
+        Record("a.png", (), UNMARKED),
+    ),
     "a number": ({"conversations": [PLAIN[0], {"from": "gpt", "value": 7}]}, Record("0", (), (Turn("What?", "7"),))),
     "a fraction": (
         {"conversations": [PLAIN[0], {"from": "gpt", "value": 0.5}]},
@@ -96,12 +100,19 @@ def test_layouts_that_are_read(name: str) -> None:
 NAMED = {
     "image_path": (
         "picture_key",
-        "'image_path'.*rename it to `image`",
+        "'image_path' in the record.*rename it to `image`",
         {"image_path": "a.png", "conversations": PLAIN},
     ),
     "Image": ("picture_key", "'Image'", {"Image": "a.png", "conversations": PLAIN}),
     "img": ("picture_key", "'img'", {"img": "a.png", "conversations": PLAIN}),
     "pictures": ("picture_key", "'pictures'", {"pictures": ["a.png"], "messages": PLAIN}),
+    "a file under any key": ("picture_key", "'file_name'", {"file_name": "x/A.JPG", "conversations": PLAIN}),
+    "files under any key": ("picture_key", "'paths'", {"paths": ["a.webp"], "conversations": PLAIN}),
+    "a picture of a message": (
+        "picture_key",
+        "'images' in the message",
+        {"messages": [{**PLAIN[0], "images": ["a.png"]}, PLAIN[1]]},
+    ),
     "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
     "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),

@@ -82,7 +82,9 @@ def read_image(path: Path, max_pixels: int, shown: str = "") -> np.ndarray:
         return decode_image(file, max_pixels, shown)
 
 
-def decode_image(source: BinaryIO | bytes | Image.Image, max_pixels: int, shown: str = "the picture") -> np.ndarray:
+def decode_image(
+    source: BinaryIO | bytes | bytearray | memoryview | Image.Image, max_pixels: int, shown: str = "the picture"
+) -> np.ndarray:
     """Decodes a picture to uint8 [H, W, 3].
 
     Args:

@@ -33,7 +33,9 @@ _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant":
 
 # Keys that hold something to look at or to listen to, by their names; only `image` and `images` are read.
 _MEDIA_KEY = re.compile(r"image|img|picture|photo|pixel|video|audio|frames", re.IGNORECASE)
+_MEDIA_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm)$", re.IGNORECASE)
 _OTHER_MEDIA = frozenset({"video", "videos", "audio", "audios"})
+_NO_MEDIA = frozenset({"id", "from", "value", "role", "content", "system", *CONVERSATION_KEYS})
 
 # Layouts that are named instead of guessed at: keys that give them away, what they are called.
 _FOREIGN_LAYOUTS = (
@@ -131,19 +133,36 @@ def _names(value: Any, key: str) -> list[str]:
     return names
 
 
+def named_pictures(record: Any) -> list[str]:
+    """The names of a record's pictures, wherever they stand; empty where it has none or cannot be read."""
+    try:
+        return picture_names(record) or _messages(record)[1]
+    except SkipSample:
+        return []
+
+
 def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
     """Refuses what would be trained on blindly: videos, sound, and pictures under keys that are not read."""
     for key, value in record.items():
-        if not value or key in PICTURE_KEYS or not isinstance(key, str):
-            continue
-        if key.lower() in _OTHER_MEDIA:
+        if value and key.lower() in _OTHER_MEDIA:
             raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
-        if not names and _MEDIA_KEY.search(key):
-            raise SkipSample(
-                "picture_key",
-                f"the record has no `image`, but {key[:50]!r}, which is not read; rename it to `image`, or remove it"
-                " where the record is text only",
-            )
+    if names:
+        return
+    messages = next((record[key] for key in CONVERSATION_KEYS if record.get(key)), [])
+    for where, fields in (("record", record), *(("message", message) for message in messages)):
+        for key, value in fields.items():
+            if value and key not in _NO_MEDIA and (_MEDIA_KEY.search(key) or _is_media_file(value)):
+                raise SkipSample(
+                    "picture_key",
+                    f"no `image`, but {key[:50]!r} in the {where}, which is not read; rename it to `image` in the"
+                    " record, or remove it where there is no picture",
+                )
+
+
+def _is_media_file(value: Any) -> bool:
+    """Whether a value is the name of a picture's or video's file, or a list that begins with one."""
+    first = value[0] if isinstance(value, list) else value
+    return isinstance(first, str) and len(first) < 1000 and _MEDIA_FILE.search(first) is not None
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
