@@ -164,6 +164,7 @@ def test_overrides_that_make_no_sense(override, expected):
         (["model.cross.num_kv_heads=3"], "model.cross.num_kv_heads=3: expected a divisor"),
         (["model.cross.num_kv_heads=2"], "model.cross.num_kv_heads=2: expected at least 4"),
         (["model.cross.kernel_size=6"], "model.cross.kernel_size=6: expected an odd number"),
+        (["model.text.num_heads=16777216"], "model.text.num_heads=16777216: expected a number from 1 to 1024"),
         (["model.vision.num_heads=7"], "model.vision.num_heads=7: expected a divisor of model.vision.hidden_size=96"),
         (["model.vision.patch_size=100"], "model.vision.patch_size=100: expected at most"),
         (["model.policy.max_budgets=3"], "model.policy.max_budgets=3: expected at least 4"),

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# Sizes that no model of this kind exceeds: what is larger is a slip or a damaged file, and nothing is computed from it.
+MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024, 4096, 255
+MAX_VOCABULARY = 1 << 22  # also of intermediate sizes
+MAX_TILE, MAX_PINPOINT, MAX_PINPOINTS = 4096, 1 << 16, 1000  # pixels a side, and how many pinpoints
+
 
 @dataclass(frozen=True)
 class TextArchitecture:

@@ -1,6 +1,6 @@
 """Every field of a configuration: its name, default, meaning, and which values make sense.
 
-Ground floor: standard library only. `SCHEMA` is the one table; `visor_jax.config` builds configurations from it, reads
+Ground floor: no JAX import. `SCHEMA` is the one table; `visor_jax.config` builds configurations from it, reads
 files and overrides against it, and checks what spans several fields. A field's type is that of its default.
 
 In the messages a field reads `train.steps`; on the command line it is `--config.train.steps=100`. What holds for one
@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from visor_jax import architecture as most
 
 STAGES = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy")
 OFFLINE_STAGES = ("search", "label")  # passes that evaluate; they train nothing
@@ -176,13 +178,17 @@ _MODEL = {
     "plan": Field("visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")),
     "dtype": Field("float32", "of activations", one_of("float32", "bfloat16")),
     "bidirectional_vision": Field(False, "visual tokens see each other both ways"),
-    "text.vocab_size": Field(0, "rows of the embedding; 0: as many as the tokenizer needs", at_least(0)),
-    "text.hidden_size": Field(64, "", at_least(1)),
-    "text.intermediate_size": Field(192, "", at_least(1)),
-    "text.num_layers": Field(9, "a third of them, rounded down, are optional self-attention slots", at_least(1)),
-    "text.num_heads": Field(4, "", at_least(1)),
-    "text.num_kv_heads": Field(4, "", at_least(1)),
-    "text.head_dim": Field(16, "", at_least(2)),
+    "text.vocab_size": Field(
+        0, "rows of the embedding; 0: as many as the tokenizer needs", within(0, most.MAX_VOCABULARY)
+    ),
+    "text.hidden_size": Field(64, "", within(1, most.MAX_WIDTH)),
+    "text.intermediate_size": Field(192, "", within(1, most.MAX_VOCABULARY)),
+    "text.num_layers": Field(
+        9, "a third of them, rounded down, are optional self-attention slots", within(1, most.MAX_LAYERS)
+    ),
+    "text.num_heads": Field(4, "", within(1, most.MAX_HEADS)),
+    "text.num_kv_heads": Field(4, "", within(1, most.MAX_HEADS)),
+    "text.head_dim": Field(16, "", within(2, most.MAX_HEAD_DIM)),
     "text.rope_theta": Field(1e6, "", above(0)),
     "text.rms_norm_eps": Field(1e-6, "", above(0)),
     "text.tie_word_embeddings": Field(False, ""),
@@ -192,12 +198,12 @@ _MODEL = {
     "text.recency_init": Field(
         0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)
     ),
-    "vision.tile_size": Field(72, "pixels a side", at_least(1)),
-    "vision.patch_size": Field(8, "pixels a side", at_least(1)),
-    "vision.hidden_size": Field(96, "", at_least(1)),
-    "vision.intermediate_size": Field(192, "", at_least(1)),
-    "vision.num_layers": Field(1, "encoder layers that are run", at_least(1)),
-    "vision.num_heads": Field(4, "", at_least(1)),
+    "vision.tile_size": Field(72, "pixels a side", within(1, most.MAX_TILE)),
+    "vision.patch_size": Field(8, "pixels a side", within(1, most.MAX_TILE)),
+    "vision.hidden_size": Field(96, "", within(1, most.MAX_WIDTH)),
+    "vision.intermediate_size": Field(192, "", within(1, most.MAX_VOCABULARY)),
+    "vision.num_layers": Field(1, "encoder layers that are run", within(1, most.MAX_LAYERS)),
+    "vision.num_heads": Field(4, "", within(1, most.MAX_HEADS)),
     "vision.layer_norm_eps": Field(1e-6, "", above(0)),
     "vision.patch_local": Field(False, "no attention in the tower: no patch sees another"),
     "anyres.pinpoints": Field("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS),
@@ -205,12 +211,14 @@ _MODEL = {
     "anyres.packing": Field(1, "neighbouring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS),
     "anyres.image_mean": Field((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS, element=float),
     "anyres.image_std": Field((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS, element=float),
-    "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", at_least(0)),
+    "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", within(0, most.MAX_HEADS)),
     "cross.init": Field("copy", "how cross-attention starts (model/cross_init.py)", one_of("copy", "zero", "match")),
     "cross.gate_init": Field(1.0, "before tanh, with init='copy'"),
-    "cross.kernel_size": Field(7, "of the conditional position's convolution", at_least(1)),
-    "policy.hidden_size": Field(128, "of the routing MLP", at_least(1)),
-    "policy.max_budgets": Field(32, "outputs of the routing MLP: most budgets that can be viable", at_least(1)),
+    "cross.kernel_size": Field(7, "of the conditional position's convolution", within(1, most.MAX_KERNEL)),
+    "policy.hidden_size": Field(128, "of the routing MLP", within(1, most.MAX_WIDTH)),
+    "policy.max_budgets": Field(
+        32, "outputs of the routing MLP: most budgets that can be viable", within(1, most.MAX_WIDTH)
+    ),
 }
 
 _DATA = {

@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.architecture import (
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_KERNEL,
+    MAX_LAYERS,
+    MAX_PINPOINT,
+    MAX_PINPOINTS,
+    MAX_TILE,
+    MAX_VOCABULARY,
     AnyResArchitecture,
     Architecture,
     CrossAttentionArchitecture,
@@ -33,9 +41,6 @@ CONVERT = (
     " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
 )
 POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
-# What no model exceeds: a damaged field is refused before it is computed with.
-MOST_LAYERS, MOST_HEADS, MOST_HEAD_DIM, MOST_TOKENS = 1000, 1024, 4096, 1 << 22
-MOST_PIXELS, MOST_PINPOINTS, MOST_TAPS = 4096, 1000, 255
 # transformers' Qwen2Config and SiglipVisionConfig
 TEXT_DEFAULTS = {
     "vocab_size": 151_936,
@@ -112,19 +117,19 @@ def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
 
 
 def _text(text: Section, tied: bool) -> TextArchitecture:
-    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads", most=MOST_HEADS)
-    kv_heads = text.whole("num_key_value_heads", most=MOST_HEADS)
+    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads", most=MAX_HEADS)
+    kv_heads = text.whole("num_key_value_heads", most=MAX_HEADS)
     if heads % kv_heads:
         raise text.wrong("num_attention_heads", f"a multiple of num_key_value_heads, {kv_heads}")
-    head_dim = text.whole("head_dim", max(hidden // heads, 1), most=MOST_HEAD_DIM)
+    head_dim = text.whole("head_dim", max(hidden // heads, 1), most=MAX_HEAD_DIM)
     rope = text.section("rope_scaling" if text.values.get("rope_scaling") else "rope_parameters", {})
     if head_dim % 2:
         raise text.wrong("head_dim", f"an even number, for rotary embedding, not {head_dim}")
     return TextArchitecture(
-        vocab_size=text.whole("vocab_size", most=MOST_TOKENS),
+        vocab_size=text.whole("vocab_size", most=MAX_VOCABULARY),
         hidden_size=hidden,
-        intermediate_size=text.whole("intermediate_size", most=MOST_TOKENS),
-        num_layers=text.whole("num_hidden_layers", most=MOST_LAYERS),
+        intermediate_size=text.whole("intermediate_size", most=MAX_VOCABULARY),
+        num_layers=text.whole("num_hidden_layers", most=MAX_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -135,10 +140,10 @@ def _text(text: Section, tied: bool) -> TextArchitecture:
 
 
 def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttentionArchitecture:
-    heads = config.whole("cross_num_key_value_heads", text.num_kv_heads, most=MOST_HEADS)
+    heads = config.whole("cross_num_key_value_heads", text.num_kv_heads, most=MAX_HEADS)
     if text.num_heads % heads:
         raise config.wrong("cross_num_key_value_heads", f"a divisor of num_attention_heads, {text.num_heads}")
-    taps = config.whole("cross_kernel_size", 7, most=MOST_TAPS)
+    taps = config.whole("cross_kernel_size", 7, most=MAX_KERNEL)
     if taps % 2 == 0:
         raise config.wrong("cross_kernel_size", "an odd number")
     # A dense model may be given these layers, as copies; those of a VISOR plan are there and have any number of heads.
@@ -146,16 +151,16 @@ def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttention
 
 
 def _vision(config: Section, vision: Section) -> VisionArchitecture:
-    hidden, tile = vision.whole("hidden_size"), vision.whole("image_size", most=MOST_PIXELS)
-    heads = vision.whole("num_attention_heads", most=MOST_HEADS)
+    hidden, tile = vision.whole("hidden_size"), vision.whole("image_size", most=MAX_TILE)
+    heads = vision.whole("num_attention_heads", most=MAX_HEADS)
     if hidden % heads:
         raise vision.wrong("num_attention_heads", f"a divisor of hidden_size, {hidden}")
     return VisionArchitecture(
         tile_size=tile,
         patch_size=vision.whole("patch_size", most=tile),
         hidden_size=hidden,
-        intermediate_size=vision.whole("intermediate_size", most=MOST_TOKENS),
-        num_layers=_tower_layers(config, vision.whole("num_hidden_layers", most=MOST_LAYERS)),
+        intermediate_size=vision.whole("intermediate_size", most=MAX_VOCABULARY),
+        num_layers=_tower_layers(config, vision.whole("num_hidden_layers", most=MAX_LAYERS)),
         num_heads=heads,
         layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
         patch_local=config.flag("patch_local", False),
@@ -178,15 +183,14 @@ def _tower_layers(config: Section, stored: int) -> int:
 def _pinpoints(config: Section, tile: int) -> tuple[tuple[int, int], ...]:
     found = config.get("image_grid_pinpoints", DEFAULT_PINPOINTS)
     pairs = isinstance(found, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
-    most = MOST_PIXELS * 16
-    if not (pairs and all(type(x) is int and 0 < x <= most and x % tile == 0 for pair in found for x in pair)):
+    if not (pairs and all(type(x) is int and 0 < x <= MAX_PINPOINT and x % tile == 0 for pair in found for x in pair)):
         missing = config.values.get("image_grid_pinpoints") is None
         default = "; it is missing, and transformers' default is multiples of 384" if missing else ""
         raise config.wrong(
             "image_grid_pinpoints", f"a list of [height, width], multiples of image_size, {tile}{default}"
         )
-    if len(found) > MOST_PINPOINTS:
-        raise config.wrong("image_grid_pinpoints", f"at most {MOST_PINPOINTS} pairs")
+    if len(found) > MAX_PINPOINTS:
+        raise config.wrong("image_grid_pinpoints", f"at most {MAX_PINPOINTS} pairs")
     return tuple((height, width) for height, width in found)
 
 
@@ -245,4 +249,4 @@ def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> t
 def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
     """The token id that stands for a picture: `image_token_index`, or `image_token_id` in newer files."""
     name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
-    return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MOST_TOKENS)
+    return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MAX_VOCABULARY)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visor_jax.architecture import MAX_WIDTH
 from visor_jax.errors import RequestError
 from visor_jax.files import read_json
-
-MOST = 1 << 16  # what no size of a model exceeds: a damaged field is refused before it is computed with
 
 _SHORT = reprlib.Repr()  # values of files from outside may be long or deep
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -58,7 +57,7 @@ class Section:
             raise self.wrong(name, "an object")
         return Section(found, f"{self.where}{name}.")
 
-    def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = MOST) -> int:
+    def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_WIDTH) -> int:
         found = self.get(name, default)
         if type(found) is not int or not least <= found <= most:
             raise self.wrong(name, f"a whole number from {least} to {most}")
