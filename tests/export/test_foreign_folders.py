@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable
@@ -141,11 +142,7 @@ def test_statistics_that_are_missing_are_transformers_default_and_files_are_name
 MEANT: dict[str, Callable[[Path], object]] = {
     "vision_feature_layer as a list of one": lambda folder: with_config(folder, vision_feature_layer=[-2]),
     "vision_feature_layer counted from 1": lambda folder: with_config(folder, vision_feature_layer=2),
-    "rope_scaling of no scaling": lambda folder: text_config(folder, rope_scaling={"rope_type": "default"}),
-    "rope as transformers 4 says it": lambda folder: text_config(
-        folder, rope_parameters=None, rope_theta=5e4, rope_scaling=None
-    ),
-    "heads of keys that are null": lambda folder: text_config(folder, head_dim=8),
+    "head_dim as it follows": lambda folder: text_config(folder, head_dim=8),
     "image_token_id": lambda folder: with_config(
         folder,
         image_token_id=json.loads((folder / "config.json").read_text())["image_token_index"],
@@ -172,6 +169,47 @@ def test_other_spellings_of_the_same_mean_the_same(folder: Path, case: str) -> N
     MEANT[case](folder)
     after = open_checkpoint(folder)
     assert (after.arch, after.image_token_id) == (before.arch, before.image_token_id)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_theta": 5e4},
+        {"rope_theta": 5e4, "rope_scaling": {"rope_type": "default"}},
+        {"rope_theta": 5e4, "rope_scaling": {"type": "default", "rope_theta": 3.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}, "rope_scaling": None},
+        {"rope_theta": 7.0, "rope_parameters": {"rope_theta": 8.0}},
+    ],
+    ids=str,
+)
+def test_rotary_embedding_is_read_as_transformers_reads_it(folder: Path, rope: dict[str, Any]) -> None:
+    from transformers import Qwen2Config
+
+    found = open_checkpoint(text_config(folder, **{"rope_parameters": None, **rope})).arch.text.rope_theta
+    assert found == Qwen2Config(**copy.deepcopy(rope)).rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope_scaling=.*expected none, or rope_type 'default'",
+        ),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*expected none, or rope_type 'default'"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters=.*expected none, or rope_type 'default'"),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn': expected an object"),
+        ({"rope_scaling": {"partial_rotary_factor": 0.5}}, r"rope_scaling\.partial_rotary_factor=0\.5: expected 1\.0"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0\.5: expected 1\.0"),
+        ({"rope_theta": -1, "rope_parameters": None}, "rope_theta=-1: expected a positive number"),
+    ],
+    ids=str,
+)
+def test_scaled_rotary_embedding_is_refused(folder: Path, rope: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        open_checkpoint(text_config(folder, **rope))
 
 
 def test_pinpoints_that_are_missing_are_transformers_default(folder: Path) -> None:

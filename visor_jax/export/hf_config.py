@@ -207,6 +207,7 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
         (text, "model_type", "qwen2"),
         (text, "hidden_act", "silu"),
         (text, "use_sliding_window", False),
+        (text, "partial_rotary_factor", 1.0),
         (vision, "model_type", "siglip_vision_model"),
         (vision, "hidden_act", "gelu_pytorch_tanh"),
         (vision, "num_channels", 3),
@@ -222,6 +223,8 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
         kind = rope.values.get("rope_type", rope.values.get("type"))
         if kind not in (None, "default") or (rope.values.get("factor") not in (None, 1, 1.0)):
             raise text.wrong(name, "none, or rope_type 'default': positions are not scaled")
+        if rope.values.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise rope.wrong("partial_rotary_factor", "1.0, all that this model computes")
     layers = text.get("layer_types", [])
     if not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
         raise text.wrong("layer_types", "'full_attention' in every layer, all that this model computes")
