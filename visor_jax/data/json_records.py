@@ -31,6 +31,8 @@ _FOREIGN = (
     (b"\x1f\x8b", "is compressed by gzip; expected JSON: unpack it first"),
     (b"PK\3\4", "is a zip archive; expected JSON: unpack it first"),
     (b"PAR1", "is a Parquet file; expected JSON: write its rows as JSON lines first"),
+    (b"ARROW1", "is an Arrow file; expected JSON: write its rows as JSON lines first"),
+    (b"datasets:", "is a YAML mixture; expected JSON: name one of its files, or join them into one"),
 )
 
 

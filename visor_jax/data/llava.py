@@ -22,6 +22,7 @@ import numpy as np
 from visor_jax.config_schema import MAX_PIXELS
 from visor_jax.data.images import open_under
 from visor_jax.data.json_records import BadLine, read_records
+from visor_jax.data.picture_paths import plain_name
 from visor_jax.data.records import Record, named_pictures, parse_record, record_id
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.errors import RequestError
@@ -171,7 +172,8 @@ class LlavaSource:
         if not self._test_fraction:
             return SPLITS
         record = self._records[number]
-        key = named_pictures(record) or record_id(record, number)
+        names = [plain_name(self._root, name) for name in named_pictures(record)]
+        key = names or record_id(record, number)
         digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         return (("test", "validation", "train")[min(int(place / self._test_fraction), 2)],)

@@ -18,6 +18,7 @@ from pathlib import Path
 from visor_jax.data.sample import SkipSample
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
+_ODD = re.compile(r"\\|^/|(^|/)\.{0,2}(/|$)")  # a backslash, an absolute name, a part that is empty, "." or ".."
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -47,6 +48,17 @@ def resolve_under(root: Path, name: str, follow_links: bool = False) -> Path:
             f"{name[:200]!r} leads out of the data folder through a link; data.follow_links=True allows that",
         )
     return path
+
+
+def plain_name(root: Path, name: str) -> str:
+    """One spelling for all that mean the same file under `root`, told without looking at the disk."""
+    if name.isascii() and not _ODD.search(name):
+        return name
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))
+    top = f"{os.path.abspath(root).rstrip('/')}/"
+    if posixpath.isabs(name):
+        name = posixpath.normpath("/" + name.lstrip("/")).removeprefix(top)
+    return posixpath.normpath(name)
 
 
 def _relative(base: Path, root: Path, name: str) -> str:
