@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
         residual_init=0.5,
         norm_init=0.25,
         recency_init=8.0,
+        max_positions=2048,  # rows of training have 166
     )
     config.model.vision.update(
         tile_size=72,

@@ -92,6 +92,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
         has_policy=stage == "policy",
         searched=searched,
         stage=stage,
+        source=str(workdir.path),
     )
 
 
@@ -120,6 +121,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
         searched=bool(checkpoint.viable_budgets),
         stage=checkpoint.stage,
         stop_token_ids=ends,
+        source=str(folder),
     )
 
 

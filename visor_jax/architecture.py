@@ -33,6 +33,7 @@ class TextArchitecture:
     residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialisation
     norm_init: float = 1.0  # scale of the final norm in a random initialisation: the temperature of a tied head
     recency_init: float = 0.0  # head start of near tokens over far ones, as a logit, in random text-only attention
+    max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence that may be asked about
 
 
 @dataclass(frozen=True)

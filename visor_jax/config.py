@@ -47,7 +47,7 @@ from visor_jax.config_schema import (
     typed,
 )
 from visor_jax.errors import RequestError, nearest
-from visor_jax.files import MAX_TOKENIZER_BYTES, parse_json, read_json, read_regular
+from visor_jax.files import MAX_TOKENIZER_BYTES, as_path, parse_json, read_json, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
       RequestError: the file, a field or a combination of fields is wrong.
     """
     file, separator, argument = os.fspath(path).partition(":") if "://" not in os.fspath(path) else (path, "", "")
-    _refuse_unsafe(Path(file), os.fspath(path), workdir)
+    _refuse_unsafe(Path(os.path.expanduser(file)), os.fspath(path), workdir)
     return apply_overrides(config_from_file(file, argument if separator else None), overrides)
 
 
@@ -95,7 +95,7 @@ def config_from_file(file: str | os.PathLike[str], argument: str | None = None) 
     Raises:
       RequestError: no such file, or it raises; the message names the file, and the line where there is one.
     """
-    source = Path(file)
+    source = as_path(file)
     where = f"--config={os.fspath(file)}"
     if not source.is_file():
         folder = source.parent if source.parent.is_dir() else Path()
@@ -256,7 +256,7 @@ def architecture(config: Config, stage: str = "") -> Architecture:
 
 def tokenizer_file(path: str) -> Path:
     """The file that `tokenizer.path` means: "glyphs" is the one that comes with the package."""
-    return ASSETS / "glyphs" / "tokenizer.json" if path == "glyphs" else Path(path)
+    return ASSETS / "glyphs" / "tokenizer.json" if path == "glyphs" else as_path(path)
 
 
 def to_json(config: Config) -> str:
@@ -377,8 +377,8 @@ def _refuse_unsafe(file: Path, given: str, workdir: str) -> None:
     if "://" in given:
         raise RequestError(f"--config={given}: a configuration is code and only read from a local file")
     folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
-    if workdir and "://" not in workdir and Path(workdir).resolve() in file.resolve().parents:
-        folders.append(Path(workdir))
+    if workdir and "://" not in workdir and as_path(workdir).resolve() in file.resolve().parents:
+        folders.append(as_path(workdir))
     if folders:
         raise RequestError(f"--config={given}: lies in the workdir {folders[0]}; a workdir's files are not executed")
 

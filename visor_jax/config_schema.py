@@ -198,6 +198,11 @@ _MODEL = {
     "text.recency_init": Field(
         0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)
     ),
+    "text.max_positions": Field(
+        32_768,
+        "text tokens and visual positions of the longest prompt with its answer",
+        within(1, most.MAX_VOCABULARY),
+    ),
     "vision.tile_size": Field(72, "pixels a side", within(1, most.MAX_TILE)),
     "vision.patch_size": Field(8, "pixels a side", within(1, most.MAX_TILE)),
     "vision.hidden_size": Field(96, "", within(1, most.MAX_WIDTH)),

@@ -115,14 +115,14 @@ def _too_large(path: str | os.PathLike[str], size: int, max_bytes: int) -> OSErr
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A local path as `pathlib.Path`, a bucket's as the path type that behaves like it.
+    """A local path as `pathlib.Path`, a leading `~` expanded, a bucket's as the path type that behaves like it.
 
     Raises:
       RequestError: no such kind of bucket is known, or the package that reads it is not installed.
     """
     text = os.fspath(path)
     if "://" not in text:
-        return Path(text)
+        return Path(os.path.expanduser(text))
     _check_scheme(text.partition("://")[0])
     from etils import epath
 

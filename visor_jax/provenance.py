@@ -35,6 +35,7 @@ FREE_FIELDS = (
     "data.root",
     "data.follow_links",
     "data.max_skipped_fraction",
+    "model.text.max_positions",
     "*.remat",
     "*.checkpoint_every",
     "*.keep",

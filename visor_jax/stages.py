@@ -19,6 +19,7 @@ from visor_jax.config import validate
 from visor_jax.data.llava import check_splits, split_read_by
 from visor_jax.errors import RequestError
 from visor_jax.fault_points import fault_point
+from visor_jax.files import as_path
 from visor_jax.goodput import Goodput
 from visor_jax.supervision import supervised, watched
 from visor_jax.workdir import Workdir, read_json
@@ -148,7 +149,7 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
         return validate(changed)
     if not data:
         raise RequestError("--benchmark=llava: needs --data=FILE.json, questions in LLaVA's format")
-    file = Path(data)
+    file = as_path(data)
     if file.is_dir():
         found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
         if len(found) != 1:

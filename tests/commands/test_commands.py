@@ -155,7 +155,7 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """They are refused before the model is looked for."""
     ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
     (tmp_path / "text.png").write_text("no picture")
-    Image.new("P", (9, 9)).save(tmp_path / "moving.jpg", format="GIF")
+    Image.new("P", (9, 9)).save(tmp_path / "bitmap.jpg", format="BMP")
     Image.new("RGB", (99, 99), "red").save(tmp_path / "red.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "red.jpg").read_bytes()[:-200])
     bomb = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)  # a header that promises 100 megapixels
@@ -167,14 +167,16 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name, said in {
         "none.png": "missing_file",
         "text.png": "image_format",
-        "moving.jpg": "image_format",
+        "bitmap.jpg": "image_format",
         "half.jpg": "broken_image",
         "bomb.png": "too_many_pixels: .* is 10000x10000",
         ".": "not a regular file",
     }.items():
         told = refusal(capsys, *ask, f"--image={tmp_path / name}")
-        assert re.search(f"--image={tmp_path / name}: .*{said}.*; expected a JPEG, PNG, WEBP file of at most", told)
-    assert "--image" in refusal(capsys, *ask)
+        assert re.search(
+            f"--image={tmp_path / name}: .*{said}.*; expected a JPEG, PNG, WEBP, GIF file of at most", told
+        )
+    assert "--question is missing; expected --question=TEXT, or --chat" in refusal(capsys, *ask[:2])
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,34 @@ def test_the_prompt_is_what_stands_before_the_first_target(turns: list[tuple[str
     assert pieces(prompt)[-3:] == HEADER
 
 
+marked = st.lists(
+    st.tuples(st.lists(texts.filter(lambda text: "<image>" not in text), min_size=1, max_size=3), answers)
+)
+
+
+@given(marked.filter(bool), texts, st.booleans())
+def test_a_prompt_with_history_is_the_same_conversation_as_in_training(
+    turns: list[tuple[list[str], str]], system: str, unmarked: bool
+) -> None:
+    """Up to each of its answers, wherever its pictures stand, or with one picture and no marker."""
+    conversation = [Turn(("" if unmarked else "<image>").join(pieces), answer) for pieces, answer in turns]
+    for count in range(1, len(turns) + 1):
+        before, (*earlier, latest) = conversation[:count], conversation[:count]
+        images = 1 if unmarked else sum(turn.question.count("<image>") for turn in before)
+        encoded = encode_conversation(TOKENIZER, before, system=system, num_images=images)
+        history = [(turn.question, turn.answer) for turn in earlier]
+        prompt = encode_prompt(TOKENIZER, latest.question, images, system, history)
+        answer = [*TOKENIZER.encode(latest.answer.strip()), TOKENIZER.end_token_id, *TOKENIZER.encode("\n")]
+        assert [*prompt, *answer] == encoded.token_ids
+
+
+def test_a_history_with_a_blank_answer_or_a_marker_too_many_is_no_conversation() -> None:
+    with pytest.raises(SkipSample, match="turn 2 has no answer"):
+        encode_prompt(TOKENIZER, "And?", history=[("What?", "red"), ("Where?", " ")])
+    with pytest.raises(SkipSample, match="2 <image> markers for 1 pictures"):
+        encode_prompt(TOKENIZER, "And <image>?", history=[("<image>\nWhat?", "red")])
+
+
 def test_a_prompt_checks_its_pictures_too() -> None:
     with pytest.raises(SkipSample, match="image_count"):
         encode_prompt(TOKENIZER, "<image> or <image>?", 1)

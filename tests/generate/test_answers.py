@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from visor_jax import testing
 from visor_jax.api import Visor
 from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.data.chat import encode_conversation
 from visor_jax.data.collate import Example
+from visor_jax.data.sample import Turn
 from visor_jax.errors import RequestError
+from visor_jax.generate import engine
 from visor_jax.generate.answer import Answer
 from visor_jax.generate.engine import Engine, Looked
-from visor_jax.generate.request import Bits
+from visor_jax.generate.request import Bits, tokens_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 TOKENIZER = testing.glyphs_tokenizer()
+
+
+def png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 VIABLE = [(False,), (True,)]
 WIDE, TALL, SMALL = (testing.random_picture(*size, seed=i) for i, size in enumerate([(20, 90), (40, 9), (8, 8)]))
+PNG = png(WIDE)
 QUESTIONS = [
     (WIDE, "Which digit is below A?"),
     ([], "No picture at all: what colour is it, and why?"),
@@ -54,7 +70,7 @@ def dense() -> Visor:
 
 
 def timeless(answer: Answer) -> Answer:
-    return dataclasses.replace(answer, seconds=0.0, seconds_to_first_token=0.0)
+    return dataclasses.replace(answer, seconds=0.0, seconds_to_first_token=0.0, seconds_compiling=0.0)
 
 
 class Spy:
@@ -150,6 +166,115 @@ def test_more_questions_than_are_looked_at_at_once(model: Visor, monkeypatch: py
     assert [len(rows) for _, rows in spy.batches] == [3, 1]
 
 
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]
+
+
+def training_ids(question: str, history: list[tuple[str, str]], pictures: int) -> list[int]:
+    """What training makes of the conversation, up to where the answer to its last question begins."""
+    turns = [Turn(*turn) for turn in [*history, (question, "?")]]
+    ids = encode_conversation(TOKENIZER, turns, num_images=pictures).token_ids
+    return ids[: -len([*TOKENIZER.encode("?"), TOKENIZER.end_token_id, *TOKENIZER.encode("\n")])]
+
+
+@pytest.mark.parametrize("pictures", [[], [WIDE], [SMALL, WIDE]], ids=["none", "one", "two"])
+def test_a_follow_up_question_is_asked_in_the_conversation_as_it_was_trained(
+    pictures: list[np.ndarray], model: Visor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same token ids, so the same route and the same greedy answer, in every way of asking."""
+    first = "<image>\n" * len(pictures) + HISTORY[0][0]
+    ids = training_ids("And where?", [(first, HISTORY[0][1]), HISTORY[1]], len(pictures))
+    asked = {"image": pictures, "question": "And where?", "history": HISTORY}
+    prompt = model._prompt(**asked)
+    assert prompt.text_tokens.tolist() == [token for token in ids if token != TOKENIZER.image_token_id]
+    positions = tokens_of(ids, pictures, TOKENIZER, model.arch)
+    np.testing.assert_array_equal(prompt.text_positions, positions.text_positions)
+    np.testing.assert_array_equal(prompt.visual_positions, positions.visual_positions)
+    assert prompt.length == positions.length, "where the routing token stands: behind the latest question"
+
+    routes = np.exp(np.asarray(model._engine.look(positions, routed=True).scores)[0, : len(VIABLE)])
+    np.testing.assert_allclose(model.route(**asked), routes / routes.sum(), rtol=1e-5)
+    spy = Spy(monkeypatch)
+    answer = model.answer(**asked, max_new_tokens=5)
+    ((bits, _),), tokens = spy.batches, spy.tokens(0)
+    assert best_tokens(model, positions, tokens, bits) == tokens
+    stream = model.stream(**asked, max_new_tokens=5)
+    many = model.answer_many([tuple(asked.values()), (pictures, "And where?")], max_new_tokens=5)
+    assert timeless(stream.answer) == timeless(many[0]) == timeless(answer)
+    assert timeless(many[1]) == timeless(model.answer(pictures, "And where?", max_new_tokens=5))
+
+
+def test_markers_say_to_which_turn_of_a_conversation_a_picture_belongs(model: Visor) -> None:
+    history = [("<image>\nWhat colour is A?", "red")]
+    prompt = model._prompt([SMALL, WIDE], "Is <image> red too?", history)
+    ids = training_ids("Is <image> red too?", history, 2)
+    expected = tokens_of(ids, [SMALL, WIDE], TOKENIZER, model.arch)
+    np.testing.assert_array_equal(prompt.visual_positions, expected.visual_positions)
+    with pytest.raises(RequestError, match="1 <image> markers for 2 pictures"):
+        model.answer([SMALL, WIDE], "And?", history=history)
+
+
+def test_none_and_an_empty_list_are_no_picture(model: Visor) -> None:
+    answers = [model.answer(image, "What?", "full", max_new_tokens=3) for image in (None, [], ())]
+    assert len(set(map(timeless, answers))) == 1
+
+
+# --- pictures and questions as people have them -----------------------------------------------------------------------
+
+
+def test_a_picture_is_a_path_bytes_or_an_array(model: Visor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wide.png").write_bytes(PNG)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, opened = tmp_path / "wide.png", Image.open(io.BytesIO(PNG))
+    forms = [WIDE, file, str(file), "~/wide.png", PNG, bytearray(PNG), memoryview(PNG), opened, [file], (PNG,)]
+    for form in [*forms, iter([file])]:
+        np.testing.assert_array_equal(model._prompt(form, "What?").tiles, model._prompt(WIDE, "What?").tiles)
+
+
+def test_a_generator_is_read_as_it_is_answered(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visor_jax.generate.visor.AT_ONCE", 2)
+    spy, read = Spy(monkeypatch), list[int]()  # how many prompts had been answered when each question was asked for
+
+    def questions() -> Iterator[Any]:
+        for question in QUESTIONS:
+            read.append(len(spy.looked))
+            yield question
+
+    answers = model.answer_many(questions(), "empty", max_new_tokens=3)
+    assert read == [0, 0, 2, 2], "the next ones only once these are answered"
+    assert [timeless(a) for a in answers] == [timeless(a) for a in model.answer_many(QUESTIONS, "empty", 3)]
+
+
+@pytest.mark.parametrize(
+    ("questions", "message"),
+    [
+        ([WIDE], r"questions\[0\]: expected \(image, question\) or \(image, question, history\), got ndarray"),
+        ([(WIDE, "What?"), (WIDE,)], r"questions\[1\]: expected \(image, question\)"),
+        ([(WIDE, "What?"), (WIDE, " ")], r"questions\[1\]: question: is empty"),
+        ([(WIDE, "What?", [("a", "")])], r"questions\[0\]: history\[0\]: its answer is empty"),
+        (["ab"], r"questions\[0\]: expected .* got str 'ab'"),
+        ("ab", "questions: expected .* got str"),
+        (5, "questions: expected .* got int"),
+        (None, "questions: expected .* got NoneType"),
+    ],
+)
+def test_what_is_no_list_of_questions_is_refused(questions: Any, message: str, model: Visor) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.answer_many(questions, "empty", max_new_tokens=1)
+
+
+def test_repr_says_what_was_loaded(model: Visor, dense: Visor) -> None:
+    assert "from" not in repr(model)
+    named = made(searched=True, stage="universal", source="runs/x")
+    size = sum(leaf.size for leaf in jax.tree.leaves(named.params))
+    assert repr(named) == (
+        f"<Visor from runs/x, stage universal: {size:,} parameters in float32, plan visor, 1 slots, "
+        "viable budgets empty full, no policy>"
+    )
+    assert "plan dense" in repr(dense) and "slots" not in repr(dense)
+
+
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +314,32 @@ def test_a_long_answer_outgrows_its_cache(model: Visor, monkeypatch: pytest.Monk
     assert best_tokens(model, prompt, tokens, (True,)) == tokens
     assert answer.text == TOKENIZER.decode(tokens) and not answer.complete
     assert answer.cache_bytes == cache_bytes(model.arch, (True,), prompt.size.visual, prompt.size.text + 119, 4)
+
+
+# --- receipts: time ---------------------------------------------------------------------------------------------------
+
+
+def test_compilation_is_in_neither_time_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only tracing moves, as it happens while a program is compiled."""
+    clock = 0.0
+    monkeypatch.setattr("visor_jax.generate.programs.time", SimpleNamespace(perf_counter=lambda: clock))
+
+    def slowly(function: Any) -> Any:
+        def traced(*args: Any, **settings: Any) -> Any:
+            nonlocal clock
+            clock += 10.0
+            return function(*args, **settings)
+
+        return traced
+
+    for name in ("encode", "prefill", "decode"):
+        monkeypatch.setattr(f"visor_jax.generate.engine.{name}", slowly(getattr(engine, name)))
+    model = made(has_policy=True)
+    answers = [model.answer(WIDE, "What?", "full", max_new_tokens=3) for _ in range(2)]
+    assert [answer.seconds_compiling for answer in answers] == [30.0, 0.0]
+    assert {(answer.seconds_to_first_token, answer.seconds) for answer in answers} == {(0.0, 0.0)}
+    batch = model.answer_many([(WIDE, "What?"), (None, "What?")], "full", max_new_tokens=3)
+    assert [answer.seconds_compiling for answer in batch] == [20.0, 30.0], "no picture has shapes of its own"
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
@@ -278,6 +429,16 @@ def test_seeds(model: Visor) -> None:
         ({"stop": ["several tokens"]}, r"'several tokens' is \d+ tokens, expected one"),
         ({"stop": [""]}, "'' is 0 tokens"),
         ({"stop": "ab c"}, r"'ab c' is \d+ tokens"),
+        ({"stop": [5]}, "stop: expected texts of one token each, got int 5"),
+        ({"stop": 5}, "stop=5: expected texts of one token each"),
+        ({"max_new_tokens": 40_000}, r"max_new_tokens=40,000 are more than the 32,768 of this model"),
+        ({"history": "What? red"}, r"history: expected earlier turns, \[\(question, answer\), \.\.\.\], got str"),
+        ({"history": 5}, "history: expected earlier turns.* got int"),
+        ({"history": ["ab"]}, r"history\[0\]: expected earlier turns.* got str 'ab'"),
+        ({"history": [("a", "b"), ("a", "b", "c")]}, r"history\[1\]: expected earlier turns"),
+        ({"history": [("a", 3)]}, r"history\[0\]: expected earlier turns.* got tuple \('a', 3\)"),
+        ({"history": [("a", " ")]}, r"history\[0\]: its answer is empty"),
+        ({"history": [("a", "an <image>")]}, r"history\[0\]: <image> stands in an answer"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": "0.5"}, "temperature='0.5': expected a number"),
         ({"seed": 1.5}, "seed=1.5: expected a whole number"),
@@ -291,7 +452,8 @@ def test_wrong_settings_are_refused_before_anything_runs(
     settings: dict[str, Any], message: str, model: Visor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(monkeypatch)
-    for ask in (model.answer, model.stream, lambda *question, **how: model.answer_many([question], **how)):
+    many = lambda *question, history=(), **how: model.answer_many([(*question, history)], **how)  # noqa: E731
+    for ask in (model.answer, model.stream, many):
         with pytest.raises(RequestError, match=message):
             ask(*QUESTIONS[0], **settings)
     assert spy.looked == []
@@ -300,11 +462,23 @@ def test_wrong_settings_are_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("image", "question", "message"),
     [
-        ([[WIDE]], "What?", "image: expected a PIL image.* got list"),
-        ("photo.jpg", "What?", "got str"),
-        (None, "What?", "got NoneType"),
+        ([[WIDE]], "What?", r"image\[0\]: expected a picture file's path or bytes, a PIL image.* got list"),
+        (5, "What?", "image: expected .* got int"),
+        ({"bytes": b""}, "What?", "image: expected .* got dict"),
+        (WIDE.astype(float), "What?", r"image: expected .* got float64 \(20, 90, 3\)"),
+        ("photo.jpg", "What?", "image: missing_file: 'photo.jpg': No such file.*; expected a JPEG"),
+        ([WIDE, Path("/")], "What?", r"image\[1\]: unsafe_path: '/' is not a regular file"),
+        ("https://example.org/photo.jpg", "What?", "image='https://example.org/photo.jpg': is an address"),
+        (b"no picture", "What?", "image: image_format: 10 bytes is not a"),
+        (b"", "What?", "image: image_format: 0 bytes is not a"),
+        (Image.open(io.BytesIO(PNG[:-40])), "What?", "image: broken_image: PngImageFile"),
+        (PNG[:-40], "What?", "image: broken_image"),
         (WIDE, "<image>", "question: is empty"),
         (WIDE, None, "question: expected text, got NoneType"),
+        (WIDE, 5, "question: expected text, got int"),
+        (None, "Is <image> red?", "1 <image> markers for 0 pictures; put one <image> for each picture"),
+        (None, "a" * (32 * 32_768 + 1), "question: 1,048,577 characters with its history; expected at most 1,048,576"),
+        (None, "A a " * 17_000, "positions .* of text, 0 of pictures.* max_new_tokens=64 are more than the 32,768"),
     ],
 )
 def test_what_is_no_picture_or_question_is_refused(image: Any, question: Any, message: str, model: Visor) -> None:

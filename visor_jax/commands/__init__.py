@@ -7,10 +7,10 @@ A command module only wires rooms together. It exposes
   the `config.json` in `--workdir`), "optional" (as "workdir", but None where there is neither), or "none".
 - `add_arguments(parser: argparse.ArgumentParser) -> None`: its own arguments. `--config`, `--workdir`, `--json` and
   `--config.field=value` are there for every command: they are not added again.
-- `main(args: argparse.Namespace, config: ConfigDict | None) -> int | dict | None`: the work. `args.workdir` is a str
-  or None, `args.json` a bool; `config` is checked. A dict is the result, exit status 0: with `--json` it is the last
-  line of stdout, without it the command has said on stdout what people want to know. An int is the exit status; None
-  is 0.
+- `main(args: argparse.Namespace, config: ConfigDict | None) -> int | dict | Iterator[dict] | None`: the work.
+  `args.workdir` is a str or None, `args.json` a bool; `config` is checked. A dict is the result, exit status 0: with
+  `--json` it is the last line of stdout, without it the command has said on stdout what people want to know. An
+  iterator's dicts are a line each, printed as they come. An int is the exit status; None is 0.
 
 - `WORKDIR: str`: "required" where it cannot do without `--workdir`; left out otherwise.
 

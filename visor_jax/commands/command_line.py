@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -110,15 +111,16 @@ def _run(argv: list[str], stop: Stop) -> int:
         raise
     if isinstance(result, int):
         return result
-    if args.json:
-        _print_json(result or {})
+    for row in result if isinstance(result, Iterator) else [result or {}]:  # those of a chat come while it goes on
+        if args.json:
+            _print_json(row)
     return 0
 
 
 def _print_json(result: Any) -> None:
     from visor_jax.workdir import finite_or_null
 
-    print(json.dumps(finite_or_null(result), allow_nan=False))
+    print(json.dumps(finite_or_null(result), allow_nan=False), flush=True)
 
 
 # --- standard streams -------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RequestError, printable, unwritable
+from visor_jax.files import as_path
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -68,8 +69,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         return _stats(config, sources, limit)
     try:
         if args.action == "build":
-            return _build(sources, limit, Path(args.out))
-        return _preview(sources, args.samples or PREVIEW_SAMPLES, Path(args.out))
+            return _build(sources, limit, as_path(args.out))
+        return _preview(sources, args.samples or PREVIEW_SAMPLES, as_path(args.out))
     except OSError as error:
         raise unwritable(f"--out={args.out}", error) from error
 
@@ -90,7 +91,7 @@ def _sources(config: Any, split: str) -> dict[str, Source]:
     elif SPLIT_MARK not in data.path:
         names = [WHOLE]
     else:
-        files = {name: Path(data.root) / data.path.replace(SPLIT_MARK, name) for name in SPLITS}
+        files = {name: as_path(data.root) / data.path.replace(SPLIT_MARK, name) for name in SPLITS}
         names = [name for name, file in files.items() if file.exists()] or SPLITS[:1]
     return {name: make_source(config, name) for name in names}
 

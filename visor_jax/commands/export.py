@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from pathlib import Path
 
     from visor_jax.errors import RequestError, nearest
     from visor_jax.export.torch_export import DTYPES, export
+    from visor_jax.files import as_path
 
     if args.dtype not in DTYPES:
         raise RequestError(f"--dtype={args.dtype}: expected {' or '.join(DTYPES)}")
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     stage = args.stage or next((name for name in MODEL_STAGES if workdir.stage(name).is_complete()), None)
     if stage is None:
         raise RequestError(f"--workdir={args.workdir}: no complete stage; expected a workdir that `visor run` wrote")
-    out = Path(args.out) if args.out else workdir.path / "export"
+    out = as_path(args.out) if args.out else workdir.path / "export"
     use_compile_cache(workdir.path)
     with watched(config.train.hang_seconds):
         result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force)

@@ -60,9 +60,7 @@ def encode_conversation(
         raise RequestError(f"loss.targets: expected one of {', '.join(TARGETS)}, got {targets!r}")
     if not turns:
         raise SkipSample("empty_conversation", "no turns")
-    for number, turn in enumerate(turns, 1):
-        if not turn.answer.strip():
-            raise SkipSample("empty_conversation", f"turn {number} has no answer")
+    _check_answers([turn.answer for turn in turns])
     answers = [turn.answer.strip() for turn in turns]
     questions = _place_images([turn.question for turn in turns], answers, num_images)
     encoder = _Encoder(tokenizer, targets)
@@ -73,14 +71,27 @@ def encode_conversation(
     return EncodedConversation(encoder.token_ids, encoder.target_mask)
 
 
-def encode_prompt(tokenizer: ChatTokenizer, question: str, num_images: int = 1, system: str | None = None) -> list[int]:
-    """Token ids that end in "<|im_start|>assistant\\n": what the answer follows.
+def encode_prompt(
+    tokenizer: ChatTokenizer,
+    question: str,
+    num_images: int = 1,
+    system: str | None = None,
+    history: Sequence[tuple[str, str]] = (),
+) -> list[int]:
+    """Token ids that end in "<|im_start|>assistant\\n": what the answer to `question` follows.
 
-    Exactly the ids that `encode_conversation` puts before the first answer; raises SkipSample as it does.
+    Exactly the ids that `encode_conversation` puts before that answer, where the turns of `history`, pairs of a
+    question and its answer, come before the question. Raises SkipSample as it does.
     """
+    _check_answers([answer for _, answer in history])
+    answers = [answer.strip() for _, answer in history]
+    *earlier, latest = _place_images([*(asked for asked, _ in history), question], answers, num_images)
     encoder = _Encoder(tokenizer, "answer")
     encoder.system(system)
-    encoder.question(_place_images([question], [], num_images)[0])
+    for asked, answer in zip(earlier, answers, strict=True):
+        encoder.question(asked)
+        encoder.answer(answer)
+    encoder.question(latest)
     encoder.header()
     return encoder.token_ids
 
@@ -125,6 +136,13 @@ class _Encoder:
     def _add(self, ids: list[int], target: bool) -> None:
         self.token_ids += ids
         self.target_mask += [target or token in self._always for token in ids]
+
+
+def _check_answers(answers: Sequence[str]) -> None:
+    """Raises SkipSample for a turn without an answer."""
+    for number, answer in enumerate(answers, 1):
+        if not answer.strip():
+            raise SkipSample("empty_conversation", f"turn {number} has no answer")
 
 
 def _place_images(questions: list[str], answers: list[str], num_images: int) -> list[str]:

@@ -140,13 +140,16 @@ def encode_prompt(
     window: Window | None = None,
     id: str = "",
     task: str = "",
+    history: Sequence[tuple[str, str]] = (),
 ) -> Example:
     """A question up to the assistant's header, for routing and generation: no targets.
 
+    `history` holds earlier turns, (question, answer) each; the routing token stands behind the latest question.
+
     Raises:
-        SkipSample: "image_count" or "too_long", as `encode_example`.
+        SkipSample: "image_count", "empty_conversation" or "too_long", as `encode_example`.
     """
-    token_ids = chat.encode_prompt(tokenizer, question, len(images), system)
+    token_ids = chat.encode_prompt(tokenizer, question, len(images), system, history)
     return encode_tokens(token_ids, images, tokenizer.image_token_id, architecture, id=id, tasks=(task,), window=window)
 
 

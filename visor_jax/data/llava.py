@@ -26,6 +26,7 @@ from visor_jax.data.picture_paths import plain_name
 from visor_jax.data.records import Record, named_pictures, parse_record, record_id
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.errors import RequestError
+from visor_jax.files import as_path
 
 SPLITS = ("train", "validation", "test")
 WHOLE = "all"  # beside the splits: every record of the file
@@ -87,10 +88,11 @@ class LlavaSource:
             RequestError: as the constructor.
         """
         data = config.data
-        path = Path(data.root) / data.path.replace(SPLIT_MARK, split)
+        root = as_path(data.root)
+        path = root / data.path.replace(SPLIT_MARK, split)
         return cls(
             path,
-            Path(data.root) if data.root else path.parent,
+            root if data.root else path.parent,
             max_image_pixels=data.max_image_pixels,
             split=split,
             test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
-from visor_jax.files import MAX_TOKENIZER_BYTES, parse_json, read_regular
+from visor_jax.files import MAX_TOKENIZER_BYTES, as_path, parse_json, read_regular
 
 GLYPHS_FOLDER = Path(__file__).parent / "assets" / "glyphs"
 # Padding, start and end of a chat turn, and the place of one picture.
@@ -95,7 +95,7 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
     Raises:
       RequestError: there is no such file, it is no tokenizer, or it lacks one of `CHAT_TOKENS`.
     """
-    file = GLYPHS_FOLDER if str(path) == "glyphs" else Path(path)
+    file = GLYPHS_FOLDER if str(path) == "glyphs" else as_path(path)
     if file.is_dir():
         file = file / "tokenizer.json"
     try:

@@ -58,7 +58,7 @@ def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
             "generation_config.json": generation,
             "preprocessor_config.json": preprocessor_config(arch),
             "processor_config.json": processor_config(arch),
-            "tokenizer_config.json": tokenizer_config(),
+            "tokenizer_config.json": tokenizer_config(arch),
         },
         {"tokenizer.json": tokenizer.text, "chat_template.jinja": template},
     )
@@ -122,7 +122,7 @@ def text_config(arch: Architecture) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": text.rms_norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
-        "max_position_embeddings": 32768,
+        "max_position_embeddings": text.max_positions,
         "tie_word_embeddings": text.tie_word_embeddings,
     }
 
@@ -173,14 +173,14 @@ def processor_config(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def tokenizer_config() -> dict[str, Any]:
+def tokenizer_config(arch: Architecture) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "LlavaOnevisionProcessor",
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "image_token": "<image>",
-        "model_max_length": 32768,
+        "model_max_length": arch.text.max_positions,
         "pad_token": "<|endoftext|>",
         "padding_side": "left",
     }

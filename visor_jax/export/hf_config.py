@@ -136,6 +136,7 @@ def _text(text: Section, tied: bool) -> TextArchitecture:
         rope_theta=rope.positive("rope_theta", text.positive("rope_theta", 10_000.0)),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         tie_word_embeddings=tied,
+        max_positions=text.whole("max_position_embeddings", 32_768),
     )
 
 

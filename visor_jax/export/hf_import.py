@@ -33,7 +33,7 @@ from visor_jax.export.hf_preprocessor import read_preprocessor
 from visor_jax.export.hf_section import read_object
 from visor_jax.export.hub import hint
 from visor_jax.export.key_map import Entry, entries, from_torch, leaf, torch_shape
-from visor_jax.files import read_json
+from visor_jax.files import as_path, read_json
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
@@ -75,7 +75,7 @@ def is_folder(path: str | Path) -> bool:
     Raises:
       RequestError: there is a `config.json` and it cannot be read.
     """
-    file = Path(path) / "config.json"
+    file = as_path(path) / "config.json"
     if not os.path.lexists(file):
         return os.path.lexists(file.with_name("adapter_config.json"))
     found = read_json(file)
@@ -89,7 +89,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
       RequestError: a file is missing or damaged, the model is of another kind, or the sizes in `config.json` are not
         those of the tensors.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such folder; expected one in Hugging Face's format{hint(folder)}")
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
@@ -312,7 +312,8 @@ def differences(stored: Architecture, asked: Architecture) -> list[str]:
     for section in sections:
         theirs, ours = getattr(stored, section), getattr(asked, section)
         for name in vars(theirs):
-            start_only = name == "init" or name.endswith("_init")  # how parameters start that are there already
-            if not start_only and getattr(theirs, name) != getattr(ours, name):
+            # How parameters start that are there already, and a limit: neither is a shape.
+            no_shape = name == "init" or name.endswith("_init") or name == "max_positions"
+            if not no_shape and getattr(theirs, name) != getattr(ours, name):
                 found.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
     return found

@@ -23,6 +23,7 @@ from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files, key_map
 from visor_jax.export.parity import ExportedModel, Parity, compare
 from visor_jax.fault_points import fault_point
+from visor_jax.files import as_path
 from visor_jax.leftovers import remove_leftovers_of, temporary_name
 from visor_jax.supervision import beat
 
@@ -73,7 +74,7 @@ def export(
             f"export: model.anyres.packing={model.arch.anyres.packing}; expected 1: the processors of transformers have"
             " no packed visual tokens"
         )
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.abspath(as_path(out)))
     _check_destination(out, force)
     for needed in ("torch", "transformers"):
         if importlib.util.find_spec(needed) is None:

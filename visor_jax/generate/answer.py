@@ -23,10 +23,12 @@ class Answer:
       budget: name of the budget it was given under.
       flops: all FLOPs of this answer: tower, connector, routing, prefill and every decoding step.
       seconds_to_first_token, seconds: wall time spent on its picture and prompt and then on the batch it was answered
-        in, until its first and its last token; compilation included when a shape was new.
+        in, until its first and its last token. Compilation is in neither of them.
       cache_bytes: keys and values held for this sample at the end of the answer.
       decoder_flops: those of the decoder (and routing) alone.
       complete: whether the model ended it; False where `max_new_tokens` did.
+      seconds_compiling: wall time spent on compiling programs for shapes that were new, and before a model's first
+        answer on laying out its parameters.
     """
 
     text: str
@@ -37,6 +39,18 @@ class Answer:
     cache_bytes: int
     decoder_flops: float
     complete: bool
+    seconds_compiling: float
+
+
+@dataclass
+class Seconds:
+    """Wall time, compilation apart from everything else."""
+
+    running: float = 0.0
+    compiling: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.running + other.running, self.compiling + other.compiling)
 
 
 @dataclass
@@ -46,17 +60,17 @@ class Draft:
     size: Window
     bits: Bits
     routed: bool
-    spent: float  # seconds, before the batch began
+    before: Seconds  # spent before the batch began
     tokens: list[int] = field(default_factory=list)
     complete: bool = False
     first: float = 0.0
-    seconds: float = 0.0
+    spent: Seconds = field(default_factory=Seconds)
 
-    def add(self, token: int, is_stop: bool, seconds: float) -> None:
-        """One token more, `seconds` after its batch began; a stop token ends the answer and is none of its tokens."""
-        self.seconds = self.spent + seconds
+    def add(self, token: int, is_stop: bool, batch: Seconds) -> None:
+        """One token more, `batch` after its batch began; a stop token ends the answer and is none of its tokens."""
+        self.spent = self.before + batch
         if not self.tokens:
-            self.first = self.seconds
+            self.first = self.spent.running
         if is_stop:
             self.complete = True
         else:
@@ -75,10 +89,11 @@ class Draft:
             budget=budget_name(self.bits) if self.bits else "dense",
             flops=decoder + tower_flops(arch, self.size.tiles),
             seconds_to_first_token=self.first,
-            seconds=self.seconds,
+            seconds=self.spent.running,
             cache_bytes=cache_bytes(arch, self.bits, visual, prompt + fed, bytes_per_value),
             decoder_flops=decoder,
             complete=self.complete,
+            seconds_compiling=self.spent.compiling,
         )
 
 

@@ -11,7 +11,7 @@ arguments, so that other values compile nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, Window, make_prompt_batch
+from visor_jax.generate.programs import Programs
 from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.generate.shapes import capacity_of, joined, rows_of, window_of
 from visor_jax.model import cache as caches
@@ -56,13 +57,15 @@ class Looked:
 
 
 class Engine:
-    """The programs of one model; each is compiled when it is first needed and kept."""
+    """The programs of one model; each is compiled when it is first needed and kept.
+
+    Attributes:
+      programs: where they are kept, and how long compiling took.
+    """
 
     def __init__(self, params: Params, arch: Architecture, num_viable: int, forbidden: int):
-        self.arch = arch
+        self.arch, self.programs = arch, Programs(compiling.options(params))
         self._held, self._num_viable, self._forbidden = params, num_viable, forbidden
-        self._programs: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._options = compiling.options(params)
 
     @property
     def params(self) -> Params:
@@ -70,11 +73,20 @@ class Engine:
         return together(self._held)
 
     @property
+    def num_parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self._held))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._held["embed_tokens"]["embedding"].dtype
+
+    @property
     def bytes_per_value(self) -> int:
-        return self._held["embed_tokens"]["embedding"].dtype.itemsize
+        return self.dtype.itemsize
 
     def _apart(self) -> Params:
-        self._held = apart(self._held)
+        with self.programs.preparing():
+            self._held = jax.block_until_ready(apart(self._held))
         return self._held
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
@@ -83,23 +95,24 @@ class Engine:
         """Encode the pictures and run the layers that every budget shares."""
         window = window_of(prompt.size)
         arrays = make_prompt_batch([prompt], window, self.arch).arrays
-        visual = self._program("encode", partial(encode, arch=self.arch))(self._apart(), arrays)
+        visual = self.programs.run("encode", partial(encode, arch=self.arch), self._apart(), arrays)
         function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
         without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
-        prefix, scores = self._program(("prefix", routed), function)(self._held, visual, without_tiles)
+        prefix, scores = self.programs.run(("prefix", routed), function, self._held, visual, without_tiles)
         stream = {name: arrays[name] for name in STREAM}
         return Looked(prefix, stream, window, prompt.size.text, scores)
 
     def pick(self, looked: Looked, costs: Sequence[float], dial: float) -> int:
         """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
         held = np.float32(np.clip(dial, -1e38, 1e38))  # what float32 holds
-        choice = self._program("choose", choose)(looked.scores, np.array(costs, np.float32), held)
-        return int(choice[0])
+        choice = self.programs.run("choose", choose, looked.scores, np.array(costs, np.float32), held)
+        return int(np.asarray(choice)[0])  # indexing on the device would compile
 
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
         """Next-token logits at every text token; one program serves all budgets."""
         arrays = make_prompt_batch([prompt], window_of(prompt.size), self.arch).arrays
-        found = self._program("logits", partial(all_logits, arch=self.arch))(self._held, arrays, np.array(bits, bool))
+        function = partial(all_logits, arch=self.arch)
+        found = self.programs.run("logits", function, self._held, arrays, np.array(bits, bool))
         return np.asarray(found)[0, : prompt.size.text]
 
     # --- a batch ------------------------------------------------------------------------------------------------------
@@ -115,13 +128,17 @@ class Engine:
         """Each step's tokens, one a row, stop tokens too; None for a row that has ended."""
         draw, ended = sampling.draw(), np.zeros(len(rows), bool)
         token, cache = self._prefill(rows, bits, draw)
-        held = max(row.length for row in rows)
+        function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
+        held, one_more = max(row.length for row in rows), None
         for step in range(max_new_tokens):
             if step:
                 if held == caches.capacity(cache, bits, self.arch):
                     larger = partial(caches.doubled, bits=bits, arch=self.arch)
-                    cache = self._program(("doubled", bits), larger)(cache)
-                token, cache = self._step(bits)(self._held, token, cache, draw, np.int32(step))
+                    cache, one_more = self.programs.run(("doubled", bits), larger, cache), None
+                args = self._held, token, cache, draw, np.int32(step)
+                # One program until the cache grows: to look it up takes longer than a step of a small model.
+                one_more = one_more or self.programs.ready(("step", bits), function, *args, donate_argnums=2)
+                token, cache = one_more(*args)
                 held += 1
             chosen = np.asarray(token)[: len(rows)].tolist()
             yield [None if over else new for over, new in zip(ended, chosen, strict=True)]
@@ -132,20 +149,12 @@ class Engine:
     def _prefill(self, rows: Sequence[Looked], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
         """The first token of every row, and the cache; rows of other sizes are padded to a common one first."""
         window = joined([row.window for row in rows])
-        padded = self._program("padded", in_window, static_argnums=1)
-        wide = [padded((row.prefix, row.stream), (window.visual, window.text)) for row in rows]
+        sizes = window.visual, window.text
+        pad = partial(in_window, sizes=sizes)
+        wide = [self.programs.run(("padded", sizes), pad, (row.prefix, row.stream)) for row in rows]
         wide += [wide[0]] * (rows_of(len(rows)) - len(rows))
         function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
-        return self._program(("rest", bits), function)(self._held, wide, draw)
-
-    def _step(self, bits: Bits) -> Callable[..., Any]:
-        function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
-        return self._program(("step", bits), function, donate_argnums=2)
-
-    def _program(self, key: Any, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        if key not in self._programs:
-            self._programs[key] = jax.jit(function, compiler_options=self._options, **options)
-        return self._programs[key]
+        return self.programs.run(("rest", bits), function, self._held, wide, draw)
 
 
 # --- what is compiled -------------------------------------------------------------------------------------------------

@@ -6,11 +6,15 @@ training would skip.
 
 from __future__ import annotations
 
+import io
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,13 +24,29 @@ from visor_jax.budget import Bits
 from visor_jax.config_schema import MAX_PIXELS
 from visor_jax.data import chat
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
-from visor_jax.data.images import decode_image
+from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
+from visor_jax.files import as_path
 from visor_jax.generate.sampling import Sampling
 
-Picture = Image.Image | np.ndarray  # an array of four axes is a video: its frames, uint8 [F, H, W, 3]
+# A picture file's path or its bytes; a PIL image; uint8 [H, W, 3]; a video's frames, uint8 [F, H, W, 3].
+Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Pictures = Picture | Iterable[Picture] | None  # one, several in order, or none
+History = Iterable[tuple[str, str]]  # earlier turns of the conversation: a question and its answer each
+Question = tuple[Pictures, str] | tuple[Pictures, str, History]
+
+ONE_PICTURE = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+EXPECTED_PICTURE = (
+    "expected a picture file's path or bytes, a PIL image, uint8 [H, W, 3], or the frames of a video, uint8"
+    " [F, H, W, 3]"
+)
+EXPECTED_FILE = f"expected a {', '.join(FORMATS)} file of at most {MAX_PIXELS:,} pixels"
+EXPECTED_HISTORY = "expected earlier turns, [(question, answer), ...]"
+EXPECTED_QUESTION = "expected (image, question) or (image, question, history)"
+CHARACTERS_PER_TOKEN = 32  # more on average is no text; such a question is refused before it is cut into tokens
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,22 +72,31 @@ class Request:
             raise RequestError(f"dial={self.dial!r}: expected a finite number")
 
 
+# --- the conversation -------------------------------------------------------------------------------------------------
+
+
 def prompt_of(
-    image: Picture | Sequence[Picture],
+    image: Pictures,
     question: str,
+    history: History,
     tokenizer: ChatTokenizer,
     arch: Architecture,
     system: str | None,
 ) -> Example:
-    """A question about a picture or a video, several, or none (an empty sequence).
+    """A question about a picture or a video, several, or none, with the turns that were before it.
 
-    Where each belongs is told by `<image>` in the question; without it they come first.
+    `<image>` in a question, an earlier one too, says where a picture belongs. Without it they all come first in the
+    first question, as in training.
     """
-    question = checked_question(question)
-    pictures = [pixels(one) for one in image] if isinstance(image, Sequence) else [pixels(image)]
-    if len(pictures) > 1 and chat.IMAGE_MARKER not in question:  # they come first, as a single one does
-        question = f"{chat.IMAGE_MARKER}\n" * len(pictures) + question
-    return usable(partial(encode_prompt, pictures, question, tokenizer, arch, system=system))
+    question, turns = checked_question(question), checked_history(history)
+    pictures = [pixels(one, name) for name, one in each_picture(image)]
+    check_length(question, turns, arch)
+    questions = [*(asked for asked, _ in turns), question]
+    if len(pictures) > 1 and not any(chat.IMAGE_MARKER in asked for asked in questions):
+        questions[0] = f"{chat.IMAGE_MARKER}\n" * len(pictures) + questions[0]
+    *earlier, latest = questions
+    placed = list(zip(earlier, (answer for _, answer in turns), strict=True))
+    return usable(partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=placed))
 
 
 def checked_question(question: str) -> str:
@@ -78,29 +107,127 @@ def checked_question(question: str) -> str:
     return question
 
 
-def tokens_of(
-    token_ids: Sequence[int], images: Sequence[Picture], tokenizer: ChatTokenizer, arch: Architecture
-) -> Example:
+def checked_history(history: Any) -> list[tuple[str, str]]:
+    """The turns as pairs of text; raises RequestError that names the one that is none."""
+    if history is None:
+        return []
+    if isinstance(history, str | bytes | dict) or not isinstance(history, Iterable):
+        raise RequestError(f"history: {EXPECTED_HISTORY}, got {type(history).__name__}")
+    turns = list(history)
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, tuple | list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            raise RequestError(f"history[{number}]: {EXPECTED_HISTORY}, got {brief(turn)}")
+        if not turn[1].strip():
+            raise RequestError(f"history[{number}]: its answer is empty; leave the turn out")
+        if chat.IMAGE_MARKER in turn[1]:
+            raise RequestError(f"history[{number}]: {chat.IMAGE_MARKER} stands in an answer; expected it in questions")
+    return [(question, answer) for question, answer in turns]
+
+
+def check_length(question: str, turns: Sequence[tuple[str, str]], arch: Architecture) -> None:
+    """RequestError for text that is too long by far, before time is spent on its tokens."""
+    characters = len(question) + sum(len(asked) + len(answer) for asked, answer in turns)
+    most = CHARACTERS_PER_TOKEN * arch.text.max_positions
+    if characters > most:
+        raise RequestError(
+            f"question: {characters:,} characters with its history; expected at most {most:,}, which is more than the"
+            f" {arch.text.max_positions:,} positions of this model hold"
+        )
+
+
+def check_fits(prompt: Example, max_new_tokens: int, arch: Architecture) -> None:
+    """RequestError for a prompt that, with its answer, has more positions than the model was made for."""
+    most = arch.text.max_positions
+    if prompt.length + max_new_tokens > most:
+        raise RequestError(
+            f"question: {prompt.length:,} positions ({prompt.size.text:,} of text, {prompt.size.visual:,} of pictures)"
+            f" and max_new_tokens={max_new_tokens:,} are more than the {most:,} of this model; ask less at once"
+        )
+
+
+def checked_stops(stop: Any) -> list[str]:
+    """The texts that end an answer: one, several, or none."""
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    if not isinstance(stops, Iterable):
+        raise RequestError(f"stop={stop!r}: expected texts of one token each")
+    stops = list(stops)
+    for text in stops:
+        if not isinstance(text, str):
+            raise RequestError(f"stop: expected texts of one token each, got {brief(text)}")
+    return stops
+
+
+def checked_item(item: Any) -> tuple[Pictures, str, History]:
+    """One of many questions as (image, question, history)."""
+    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        raise RequestError(f"{EXPECTED_QUESTION}, got {brief(item)}")
+    image, question, *rest = item
+    return image, question, rest[0] if rest else ()
+
+
+def tokens_of(token_ids: Sequence[int], images: Pictures, tokenizer: ChatTokenizer, arch: Architecture) -> Example:
     """Token ids with one placeholder id per picture."""
-    pictures = [pixels(image) for image in images]
+    pictures = [pixels(one, name) for name, one in each_picture(images)]
     most = arch.text.vocab_size
     if not all(isinstance(token, int | np.integer) and 0 <= token < most for token in token_ids):
         raise RequestError(f"token_ids: expected whole numbers from 0 to {most - 1}, got {list(token_ids)[:8]!r}...")
     return usable(partial(encode_tokens, token_ids, pictures, tokenizer.image_token_id, arch))
 
 
-def pixels(image: Picture) -> np.ndarray:
-    """uint8 [H, W, 3] of a PIL image, read as a picture file is, or of an array; [F, H, W, 3] of a video's frames."""
-    expected = "image: expected a PIL image, uint8 [H, W, 3], or the frames of a video, uint8 [F, H, W, 3], got "
-    if not (isinstance(image, Image.Image) or hasattr(image, "__array__")):
-        raise RequestError(f"{expected}{type(image).__name__}")
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def each_picture(image: Any) -> Iterable[tuple[str, Any]]:
+    """Every picture, with what messages call it: one, several in order, or none (None or an empty list)."""
+    if image is None:
+        return []
+    is_one = isinstance(image, ONE_PICTURE | dict) or hasattr(image, "__array__")
+    if is_one or not isinstance(image, Iterable):
+        return [("image", image)]
+    return ((f"image[{number}]", one) for number, one in enumerate(image))
+
+
+def pixels(image: Any, name: str = "image") -> np.ndarray:
+    """uint8 [H, W, 3] of a picture, [F, H, W, 3] of a video's frames; `name` is what messages call it.
+
+    A path or bytes are read as training reads its files; a PIL image as the file that it came from.
+
+    Raises:
+      RequestError: it is none of these, there is no such file, or it cannot be decoded.
+    """
     try:
-        array = np.asarray(decode_image(image, MAX_PIXELS) if isinstance(image, Image.Image) else image)
+        if isinstance(image, str | os.PathLike):
+            return _of_path(os.fspath(image), name)
+        if isinstance(image, bytes | bytearray | memoryview):
+            return decode_image(io.BytesIO(image), MAX_PIXELS, f"{len(image):,} bytes")
+        if isinstance(image, Image.Image):
+            return decode_image(image, MAX_PIXELS, type(image).__name__)
     except SkipSample as why:
-        raise RequestError(f"image: {why}") from None
+        raise RequestError(f"{name}: {why}; {EXPECTED_FILE}") from None
+    if not hasattr(image, "__array__"):
+        raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__}")
+    try:
+        array = np.asarray(image)
+    except Exception as error:  # somebody's __array__ may raise nearly anything
+        why = f"{type(error).__name__}: {error}"
+        raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__} ({why})") from None
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
-        raise RequestError(f"{expected}{array.dtype} {array.shape}")
+        raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {array.dtype} {array.shape}")
     return array
+
+
+def _of_path(path: str | bytes, name: str) -> np.ndarray:
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
+    if URL.match(path):
+        raise RequestError(f"{name}={path[:200]!r}: is an address; expected a file, download it first")
+    return read_image(as_path(path), MAX_PIXELS, shown=path)
+
+
+def brief(value: Any) -> str:
+    """A wrong value in a message: its type, and what it looks like where that is short."""
+    shown = repr(value)
+    return f"{type(value).__name__} {shown}" if len(shown) <= 60 else type(value).__name__
 
 
 def usable(make: Callable[[], Example]) -> Example:
@@ -108,4 +235,5 @@ def usable(make: Callable[[], Example]) -> Example:
     try:
         return make()
     except SkipSample as why:
-        raise RequestError(str(why)) from None
+        hint = f"; put one {chat.IMAGE_MARKER} for each picture, or none at all" if why.reason == "image_count" else ""
+        raise RequestError(f"{why}{hint}") from None

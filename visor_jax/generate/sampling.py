@@ -58,7 +58,7 @@ class Sampling:
             return None
         # What XLA neither flushes to 0 nor, as a reciprocal, makes 0 of; beyond it all draws are alike.
         temperature = min(max(self.temperature, float(np.finfo(np.float32).tiny)), 1e30)
-        return Draw(np.float32(temperature), np.float32(self.top_p), root_key(self.seed, "sampling"))
+        return Draw(np.float32(temperature), np.float32(self.top_p), np.uint32(self.seed))
 
 
 class Draw(NamedTuple):
@@ -66,7 +66,7 @@ class Draw(NamedTuple):
 
     temperature: np.float32
     top_p: np.float32
-    key: Array
+    seed: np.uint32
 
 
 def select(
@@ -85,6 +85,6 @@ def select(
     probabilities = jax.nn.softmax(ranked)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     ranked = jnp.where((before < draw.top_p) | (draw.top_p >= 1), ranked, -jnp.inf)
-    key = jax.random.fold_in(draw.key, step)
+    key = jax.random.fold_in(root_key(draw.seed, "sampling"), step)
     rank = jax.vmap(lambda row: jax.random.categorical(key, row))(ranked)  # every row as if it were alone
     return jnp.take_along_axis(order, rank[:, None], axis=-1)[:, 0]

@@ -7,8 +7,9 @@ A `Visor` compiles per bucket of shapes and per budget, and keeps what it compil
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Generator, Iterator, Sequence
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,15 +20,25 @@ from visor_jax.budget import Bits, Budget, budget_name, decoder_flops
 from visor_jax.data.collate import Example
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.generate.answer import Answer, Draft, Stream
+from visor_jax.generate.answer import Answer, Draft, Seconds, Stream
 from visor_jax.generate.engine import Engine, Looked
-from visor_jax.generate.request import Picture, Request, prompt_of, tokens_of
+from visor_jax.generate.request import (
+    EXPECTED_QUESTION,
+    History,
+    Pictures,
+    Question,
+    Request,
+    check_fits,
+    checked_item,
+    checked_stops,
+    prompt_of,
+    tokens_of,
+)
 from visor_jax.generate.sampling import Sampling
 from visor_jax.generate.shapes import batches
 from visor_jax.generate.text import Characters
 from visor_jax.model.layers import Params
 
-Question = tuple[Picture | Sequence[Picture], str]
 AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered
 
 
@@ -39,11 +50,19 @@ class Asked:
     looked: Looked
     bits: Bits
     routed: bool
-    seconds: float
+    spent: Seconds
 
 
 class Visor:
     """A model with its tokenizer: answers, logits, routes. Made by `load`.
+
+    What is asked about, in `answer`, `answer_many`, `stream` and `route`:
+
+      image: a picture, several in a list, or None (or an empty list) for a question without one. A picture is a file's
+        path or its bytes (JPEG, PNG, WebP, GIF), a PIL image, uint8 [H, W, 3], or a video's frames, uint8 [F, H, W, 3].
+      question: text; `<image>` in it says where a picture belongs, without it they come first.
+      history: the turns before this question, [(question, answer), ...]. The pictures belong to the whole
+        conversation and stand in its first question, as in training.
 
     `answer`, `answer_many` and `stream` share their settings:
 
@@ -54,8 +73,12 @@ class Visor:
         the same seed draws the same answer.
       stop: texts of one token each that end an answer, beside the end of the turn.
 
-    Each raises RequestError for an unusable picture or question, a budget that does not fit or is not viable, "auto"
-    without a policy, and settings outside their ranges.
+    Each raises RequestError for an unusable picture or question, one that is longer than the model's positions, a
+    budget that does not fit or is not viable, "auto" without a policy, and settings outside their ranges.
+
+    Attributes:
+      source: where the model was loaded from.
+      stage: the training stage that it comes from, "" where there was none.
     """
 
     def __init__(
@@ -70,9 +93,10 @@ class Visor:
         searched: bool = False,
         stage: str = "",
         stop_token_ids: Sequence[int] = (),
+        source: str = "",
     ):
         self.arch, self.tokenizer, self.system = arch, tokenizer, system
-        self.stage = stage
+        self.stage, self.source = stage, source
         self.viable_budgets = [tuple(bits) for bits in viable_budgets]
         self.has_policy, self.searched = has_policy, searched
         self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})
@@ -95,30 +119,44 @@ class Visor:
             searched=self.searched,
             stage=self.stage,
             stop_token_ids=tuple(self.stop_token_ids),
+            source=self.source,
         )
+
+    def __repr__(self) -> str:
+        """Size, plan, budgets and where it comes from, on one line."""
+        where = f" from {self.source}" if self.source else ""
+        stage = f", stage {self.stage}" if self.stage else ""
+        parts = [f"{self._engine.num_parameters:,} parameters in {self._engine.dtype}", f"plan {self.arch.plan}"]
+        if self.arch.plan == "visor":
+            kind = "viable budgets" if self.searched else "budgets, not searched:"
+            names = [*(["auto"] if self.has_policy else []), *map(budget_name, self.viable_budgets)]
+            parts += [f"{self.arch.num_slots} slots", f"{kind} {' '.join(names)}"]
+            parts += ["with a policy" if self.has_policy else "no policy"]
+        return f"<Visor{where}{stage}: {', '.join(parts)}>"
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
     def answer(
         self,
-        image: Picture | Sequence[Picture],
+        image: Pictures,
         question: str,
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
         *,
+        history: History = (),
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Answer:
-        """The answer to one question about one picture (or several, or none: an empty list)."""
+        """The answer to one question about one picture, several or none, after the turns of `history`."""
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return self._answers([(image, question)], request)[0]
+        return self._answers([self._asked(image, question, history, request)], request)[0]
 
     def answer_many(
         self,
-        questions: Sequence[Question],
+        questions: Iterable[Question],
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
@@ -128,19 +166,29 @@ class Visor:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size."""
+        """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size.
+
+        `questions` is any iterable of (image, question) or (image, question, history). It is read as it is answered,
+        `AT_ONCE` questions at a time, so that a generator's pictures are never all in memory.
+        """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        waves = (questions[start : start + AT_ONCE] for start in range(0, len(questions), AT_ONCE))
-        return [answer for wave in waves for answer in self._answers(wave, request)]
+        if isinstance(questions, str | bytes | dict) or not isinstance(questions, Iterable):
+            raise RequestError(f"questions: {EXPECTED_QUESTION}s, any iterable of them, got {type(questions).__name__}")
+        numbered, answers = enumerate(questions), list[Answer]()
+        while wave := list(itertools.islice(numbered, AT_ONCE)):
+            prompts = [self._numbered(number, item, request) for number, item in wave]
+            answers += self._answers(prompts, request)
+        return answers
 
     def stream(
         self,
-        image: Picture | Sequence[Picture],
+        image: Pictures,
         question: str,
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
         *,
+        history: History = (),
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
@@ -148,10 +196,10 @@ class Visor:
     ) -> Stream:
         """The same answer in pieces of whole characters, as they come; `.answer` of what is returned is the receipt."""
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return Stream(self._pieces(self._prompt(image, question), request))
+        return Stream(self._pieces(self._asked(image, question, history, request), request))
 
     def logits(
-        self, token_ids: Sequence[int], images: Sequence[Picture], budget: str | Budget = "full"
+        self, token_ids: Sequence[int], images: Pictures, budget: str | Budget = "full"
     ) -> Float[np.ndarray, "S V"]:
         """Next-token logits at every text token of a sequence with one placeholder id per picture, in order.
 
@@ -163,18 +211,17 @@ class Visor:
             bits = self._pick(self._engine.look(prompt, routed=True), prompt, 0.0)
         return self._engine.logits(prompt, bits)
 
-    def route(self, image: Picture | Sequence[Picture], question: str) -> Float[np.ndarray, " viable"]:
-        """The policy's probabilities over `viable_budgets`."""
+    def route(self, image: Pictures, question: str, history: History = ()) -> Float[np.ndarray, " viable"]:
+        """The policy's probabilities over `viable_budgets`; the routing token stands behind `question`."""
         self._require_policy()
-        scores = self._engine.look(self._prompt(image, question), routed=True).scores
+        scores = self._engine.look(self._prompt(image, question, history), routed=True).scores
         found = np.asarray(scores)[0, : len(self.viable_budgets)]
         weights = np.exp(found - found.max())
         return weights / weights.sum()
 
     # --- from questions to answers ------------------------------------------------------------------------------------
 
-    def _answers(self, questions: Sequence[Question], request: Request) -> list[Answer]:
-        prompts = [self._prompt(image, question) for image, question in questions]
+    def _answers(self, prompts: Sequence[Example], request: Request) -> list[Answer]:
         asked = [self._look(prompt, request) for prompt in prompts]
         answers: dict[int, Answer] = {}
         for bits in dict.fromkeys(one.bits for one in asked):
@@ -186,15 +233,16 @@ class Visor:
 
     def _look(self, prompt: Example, request: Request) -> Asked:
         """The part that all budgets share, and the budget."""
-        began, routed = time.perf_counter(), request.budget is None
-        looked = self._engine.look(prompt, routed=routed)
-        bits = self._pick(looked, prompt, request.dial) if request.budget is None else request.budget
-        jax.block_until_ready(looked.prefix)
-        return Asked(prompt, looked, bits, routed, time.perf_counter() - began)
+        routed, spent = request.budget is None, Seconds()
+        with self._engine.programs.timed(spent):
+            looked = self._engine.look(prompt, routed=routed)
+            bits = self._pick(looked, prompt, request.dial) if request.budget is None else request.budget
+            jax.block_until_ready(looked.prefix)
+        return Asked(prompt, looked, bits, routed, spent)
 
     def _together(self, asked: Sequence[Asked], request: Request) -> list[Answer]:
         """Answers of one batch: every question in it goes on under the same budget."""
-        drafts = [Draft(one.prompt.size, one.bits, one.routed, one.seconds) for one in asked]
+        drafts = [Draft(one.prompt.size, one.bits, one.routed, one.spent) for one in asked]
         for _ in self._steps(asked, drafts, request):
             pass
         return [self._receipt(draft) for draft in drafts]
@@ -202,7 +250,7 @@ class Visor:
     def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
         """The text of one answer while it comes; returns the answer."""
         asked = self._look(prompt, request)
-        draft, characters = Draft(prompt.size, asked.bits, asked.routed, asked.seconds), Characters(self.tokenizer)
+        draft, characters = Draft(prompt.size, asked.bits, asked.routed, asked.spent), Characters(self.tokenizer)
         for _ in self._steps([asked], [draft], request):
             piece = "" if draft.complete else characters.add(draft.tokens[-1])
             if piece:
@@ -214,13 +262,16 @@ class Visor:
 
     def _steps(self, asked: Sequence[Asked], drafts: Sequence[Draft], request: Request) -> Iterator[None]:
         """Decoding: with every step each draft that has not ended grows by a token, or ends."""
-        began, rows = time.perf_counter(), [one.looked for one in asked]
-        bits, limit = asked[0].bits, request.max_new_tokens
-        for tokens in self._engine.tokens(rows, bits, request.sampling, request.stops, limit):
-            seconds = time.perf_counter() - began
+        rows, bits, batch = [one.looked for one in asked], asked[0].bits, Seconds()
+        steps = self._engine.tokens(rows, bits, request.sampling, request.stops, request.max_new_tokens)
+        while True:
+            with self._engine.programs.timed(batch):  # what the caller does between two steps is not counted
+                tokens = next(steps, None)
+            if tokens is None:
+                return
             for draft, token in zip(drafts, tokens, strict=True):
                 if token is not None:
-                    draft.add(token, token in request.stops, seconds)
+                    draft.add(token, token in request.stops, batch)
             yield
 
     def _receipt(self, draft: Draft) -> Answer:
@@ -235,8 +286,7 @@ class Visor:
         if self.searched and bits is not None and self.arch.plan == "visor" and bits not in self.viable_budgets:
             names = ", ".join((["auto"] if self.has_policy else []) + [budget_name(b) for b in self.viable_budgets])
             raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
-        ends = [stop] if isinstance(stop, str) else stop
-        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in ends}
+        stops = self.stop_token_ids | {self.tokenizer.single(text) for text in checked_stops(stop)}
         return Request(bits, dial, max_new_tokens, sampling, stops)
 
     def _budget(self, budget: str | Budget) -> Bits | None:
@@ -261,5 +311,18 @@ class Visor:
         costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
         return self.viable_budgets[self._engine.pick(looked, costs, dial)]
 
-    def _prompt(self, image: Picture | Sequence[Picture], question: str) -> Example:
-        return prompt_of(image, question, self.tokenizer, self.arch, self.system)
+    def _prompt(self, image: Pictures, question: str, history: History = ()) -> Example:
+        return prompt_of(image, question, history, self.tokenizer, self.arch, self.system)
+
+    def _asked(self, image: Pictures, question: str, history: History, request: Request) -> Example:
+        """A prompt for which there is room, its answer included."""
+        prompt = self._prompt(image, question, history)
+        check_fits(prompt, request.max_new_tokens, self.arch)
+        return prompt
+
+    def _numbered(self, number: int, item: Any, request: Request) -> Example:
+        """One of many questions; what is wrong with it names its number."""
+        try:
+            return self._asked(*checked_item(item), request)
+        except RequestError as error:
+            raise RequestError(f"questions[{number}]: {error}") from None

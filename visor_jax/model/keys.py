@@ -8,6 +8,7 @@ its own.
 from __future__ import annotations
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from visor_jax.config_schema import STAGES
@@ -15,7 +16,7 @@ from visor_jax.config_schema import STAGES
 PURPOSES = ("start", "frozen", "sampling")
 
 
-def root_key(seed: int, purpose: str) -> Array:
+def root_key(seed: int | np.uint32, purpose: str) -> Array:
     """The key of `seed` for one of `PURPOSES`."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
