@@ -5,19 +5,23 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from visor_jax.__main__ import main
 from visor_jax.api import load
 from visor_jax.errors import RequestError
+from visor_jax.export.hf_config import architecture_of
 from visor_jax.export.hf_headers import locate
 from visor_jax.export.hf_import import Checkpoint, check, open_checkpoint
-from visor_jax.export.hf_preprocessor import CLIP_MEAN, CLIP_STD
+from visor_jax.export.hf_preprocessor import CLIP_MEAN, CLIP_STD, read_preprocessor
 from visor_jax.export.key_map import canonical_key
 
 GRIDS = [[28 * rows, 28 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
@@ -135,6 +139,42 @@ def test_statistics_that_are_missing_are_transformers_default_and_files_are_name
     write(folder / "processor_config.json", {"num_image_tokens": 16})
     with pytest.raises(RequestError, match=r"processor_config\.json is there, and has no image_processor"):
         open_checkpoint(folder)
+
+
+def test_the_published_files_are_taken(tmp_path: Path) -> None:
+    """The fields of llava-hf's 0.5B, as the converter of transformers 4 wrote them."""
+    grids = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+    config = {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"], "image_grid_pinpoints": grids,
+        "image_token_index": 151646, "model_type": "llava_onevision", "projector_hidden_act": "gelu",
+        "text_config": {
+            "hidden_size": 896, "intermediate_size": 4864, "max_window_layers": 24, "model_type": "qwen2",
+            "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rope_theta": 1e6,
+            "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": 152000,
+        },
+        "tie_word_embeddings": False, "use_image_newline_parameter": True, "vision_aspect_ratio": "anyres_max_9",
+        "vision_config": {
+            "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+            "num_attention_heads": 16, "num_hidden_layers": 26, "patch_size": 14, "vision_use_head": False,
+        },
+        "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    }  # fmt: skip
+    preprocessor = {
+        "do_convert_rgb": True, "do_normalize": True, "do_pad": True, "do_rescale": True, "do_resize": True,
+        "image_grid_pinpoints": grids, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+        "image_processor_type": "LlavaOnevisionImageProcessor", "processor_class": "LlavaOnevisionProcessor",
+        "resample": 3, "rescale_factor": 0.00392156862745098, "size": {"height": 384, "width": 384},
+    }  # fmt: skip
+    processor = {
+        "image_token": "<image>", "num_image_tokens": 729, "processor_class": "LlavaOnevisionProcessor",
+        "video_token": "<video>", "vision_feature_select_strategy": "full",
+    }  # fmt: skip
+    write(tmp_path / "preprocessor_config.json", preprocessor)
+    write(tmp_path / "processor_config.json", processor)
+    arch = architecture_of(config, read_preprocessor(tmp_path), tmp_path)
+    assert (arch.text.num_layers, arch.text.rope_theta, arch.text.tie_word_embeddings) == (24, 1e6, True)
+    assert (arch.vision.num_layers, arch.anyres.max_tiles, len(arch.anyres.pinpoints)) == (26, 9, 36)
+    assert arch.anyres.image_mean == arch.anyres.image_std == (0.5, 0.5, 0.5)
 
 
 # --- config.json ------------------------------------------------------------------------------------------------------
@@ -308,3 +348,17 @@ def test_a_head_that_is_missing_and_not_tied_is_not_drawn_at_random(folder: Path
     with pytest.raises(RequestError, match=r"lm_head\.weight is missing, .* set tie_word_embeddings to true"):
         checked(folder)
     assert checked(with_config(folder, tie_word_embeddings=True)).arch.text.tie_word_embeddings
+
+
+def test_a_refusal_is_exit_status_2_and_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = folder / "picture.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    renamed(folder, OTHERS["LoRA"][0])
+    ask = ["generate", f"--model={folder}", f"--image={picture}", "--question=What is this?"]
+    assert main(ask) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    assert main(ask) == 2
+    told = capsys.readouterr().err
+    assert told.endswith("config.json: cannot be read: Not a regular file\n") and told.count("\n") == 1

@@ -29,7 +29,14 @@ REFUSED = {  # repository -> status, code
     "org/broken": (404, ""),
     "org/teapot": (418, ""),
 }
-NOT_OURS = ("pytorch_model.bin", "modeling_evil.py", "README.md", "onnx/config.json", "onnx/a.safetensors")
+NOT_OURS = (
+    "pytorch_model.bin",
+    "modeling_evil.py",
+    "README.md",
+    "consolidated.safetensors",
+    "onnx/config.json",
+    "onnx/a.safetensors",
+)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -130,7 +137,7 @@ def test_only_json_and_safetensors_are_taken_and_offline_finds_them_again(
     assert len(set(folders)) == 1
     taken = {file.name for file in Path(folders[0]).rglob("*")}
     assert {"config.json", "tokenizer.json", "model.safetensors", "preprocessor_config.json"} <= taken
-    assert not {Path(name).name for name in NOT_OURS[:3]} & taken and "onnx" not in taken
+    assert not {Path(name).name for name in NOT_OURS[:4]} & taken and "onnx" not in taken
     assert not set(NOT_OURS) & set(server.asked)
     offline = run(LOCATE, "org/model", folder=tmp_path, url=server.url, HF_HUB_OFFLINE="1")
     assert offline == folders[:1]

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="DIR",
         default="",
-        help="a run's folder, a stage of one, a Hugging Face folder, or ORG/NAME there",
+        help="a run's folder, a stage of one, a Hugging Face folder, or ORG/NAME on its hub",
     )
     parser.add_argument(
         "--image", metavar="FILE", action="append", default=[], help="a JPEG, PNG, WebP or GIF file; may be given again"

@@ -25,7 +25,7 @@ from visor_jax.export.key_map import canonical_key, unwrapped
 from visor_jax.files import open_regular
 
 log = logging.getLogger(__name__)
-MAX_HEADER_BYTES, MAX_TENSORS, MAX_FILES = 16 * 2**20, 20_000, 1000  # 72B: 0.2 MB, 1,500 tensors, 31 files
+MAX_HEADER_BYTES, MAX_TENSORS, MAX_FILES = 4 * 2**20, 10_000, 1000  # 72B: 0.2 MB, 1,500 tensors, 31 files
 _SPARSE = 8  # times longer than what the disk holds of it: a file of holes, not of weights
 MERGE = "merge it into its model with merge_and_unload() of peft and save that with save_pretrained"
 

@@ -23,7 +23,7 @@ FILES = (  # all that this package reads of a model
     "processor_config.json",
     "tokenizer.json",
     "model.safetensors.index.json",
-    "*.safetensors",
+    "model*.safetensors",  # not other formats of the same weights
 )
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _ID = re.compile(rf"(?P<scheme>hf://)?(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
