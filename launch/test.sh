@@ -2,8 +2,9 @@
 # Installs into .venv like quickstart.sh, then runs the formatter's check, the linter, the type checker and the tests.
 # Everything runs, also after a failure; the exit status is 1 if anything failed.
 #
-# With --transformers=VERSION only the tests of the export run, under that version of transformers, in an environment of
-# its own on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from a checkout of its repository.
+# With --transformers=VERSION only the tests of the export run (or those in tests/ that are named), under that version of
+# transformers, in an environment of its own on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from
+# a checkout of its repository.
 #
 # usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]      (--all: the slow tests too)
 set -euo pipefail
@@ -12,11 +13,13 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 tests=(-m "not slow")
 arguments=()
 transformers=
+export_tests=(tests/export)
 for argument in "$@"; do
   case $argument in
     -h | --help) printf '%s\n' "usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]"; exit 0 ;;
     --all) tests=() ;;
     --transformers=*) transformers=${argument#*=} ;;
+    tests/*) export_tests=() arguments+=("$argument") ;;
     *) arguments+=("$argument") ;;
   esac
 done
@@ -32,7 +35,8 @@ cd -- "$repository"
 
 if [ -n "$transformers" ]; then
   set_up_layer "$transformers"
-  exec "$layer/bin/python" -m pytest ${tests[@]+"${tests[@]}"} tests/export ${arguments[@]+"${arguments[@]}"}
+  exec "$layer/bin/python" -m pytest ${tests[@]+"${tests[@]}"} ${export_tests[@]+"${export_tests[@]}"} \
+    ${arguments[@]+"${arguments[@]}"}
 fi
 
 failed=()

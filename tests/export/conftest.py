@@ -107,7 +107,7 @@ def prompt(model, sizes=((20, 30),), before=3, after=5, seed=0, alone=None) -> d
             "image_sizes": torch.tensor(sizes),
             "batch_num_images": torch.tensor([len(sizes)]),
         }
-        for features in model.model.get_image_features(**inputs):
+        for features in model.get_image_features(**inputs).pooler_output:
             pieces += [torch.full((len(features),), IMAGE), torch.randint(2, IMAGE, (2,), generator=generator)]
     ids = torch.cat([*pieces, torch.randint(2, IMAGE, (after,), generator=generator)])
     return {"input_ids": ids[None], **inputs}

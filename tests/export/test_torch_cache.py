@@ -239,6 +239,26 @@ def test_embeddings_in_place_of_ids(visor, tiny, inputs):
     assert torch.equal(visor.generate(inputs_embeds=embeddings, **inputs, **tiny.greedily(5)), written)
 
 
+def test_a_tuple_holds_what_the_output_holds(visor, inputs):
+    names = ["logits", "hidden_states", "budgets", "policy_logits"]
+    output = visor(**inputs, use_cache=False, output_hidden_states=True)
+    assert list(output) == names
+    for one, other in zip(
+        output.to_tuple(), visor(**inputs, use_cache=False, output_hidden_states=True, return_dict=False), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_pictures_features_come_as_transformers_gives_them(visor, inputs):
+    pictures = {name: inputs[name] for name in ("pixel_values", "image_sizes", "batch_num_images")}
+    output = visor.get_image_features(**pictures, output_hidden_states=True)
+    _, patches, size = output.last_hidden_state.shape
+    assert (patches, size) == (16, 24) and len(output.hidden_states) == 3
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert [own.shape[1] for own in output.pooler_output] == [32]
+    assert visor.get_image_features(**pictures).hidden_states is None
+
+
 def test_outputs_have_the_fields_of_transformers_in_their_order():
     from visor_jax.export.torch_model.generation_visor import VisorCausalLMOutput
 

@@ -189,6 +189,8 @@ def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_test
     assert "-m pip" in installed and "peft" in installed
     assert clone.run("launch/test.sh", "--transformers=5.3.0", FAKE_PYTEST_STATUS="1").returncode == 1
     assert not clone.asked("install") and not clone.asked("ruff")
+    assert clone.run("launch/test.sh", "--all", "--transformers=5.3.0", "tests/export/peer").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/export/peer"]
     done = clone.run("launch/test.sh", "--transformers=5.24.0", FAKE_INSTALL_STATUS="1")
     assert done.returncode == 1 and not clone.asked("-m pytest")
 

@@ -35,6 +35,7 @@ class VisorConfig(PretrainedConfig):
             order of its outputs.
         has_policy: the policy was trained: "auto" is possible, and is meant where the caller names no budget.
         system_prompt: text of the system turn that the model was trained with; None: no such turn.
+        use_cache: a forward pass returns keys and values, unless it is told otherwise.
     """
 
     model_type = "visor"
@@ -59,6 +60,7 @@ class VisorConfig(PretrainedConfig):
         has_policy: bool = False,
         system_prompt: str | None = None,
         tie_word_embeddings: bool = False,
+        use_cache: bool = True,
         **kwargs,
     ):
         if plan not in ("visor", "dense"):
@@ -80,6 +82,7 @@ class VisorConfig(PretrainedConfig):
         self.viable_budgets = list(viable_budgets)
         self.has_policy = has_policy
         self.system_prompt = system_prompt
+        self.use_cache = use_cache
         super().__init__(**kwargs)
         self.tie_word_embeddings = tie_word_embeddings
 

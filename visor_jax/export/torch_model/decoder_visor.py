@@ -227,8 +227,9 @@ class Decoder(nn.Module):
         for index in layers:
             block, kind = divmod(index, 3)
             slots = not dense and block < self.config.num_slots
-            if state.hidden_states is not None:
+            if state.hidden_states is not None:  # what is handed out is what the layer reads, for gradients' sake
                 state.hidden_states.append(state.layout.merge(state.visual, state.text))
+                state.visual, state.text = state.layout.split(state.hidden_states[-1])
             if slots and kind == 1:
                 past = cache.visual.get(block, ())
                 state.text, *pair = self.cross(block)(state.text, state.visual, cache.visual_valid, *past)

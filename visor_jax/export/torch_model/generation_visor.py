@@ -25,6 +25,7 @@ from .configuration_visor import VisorConfig
 NAMES = ("cache", "past_key_values")
 NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in NAMES)  # this transformers' own
 PICTURES = ("pixel_values", "image_sizes", "batch_num_images")
+OF_GENERATION = ("labels", "position_ids", "cache_position")  # what `generate()` carries along and no pass reads
 OWN = (*PICTURES, "budget", "dial", "prompt_length")  # inputs that a text model does not have
 
 
@@ -171,9 +172,8 @@ class VisorGenerationMixin(GenerationMixin):
         new = next_sequence_length if next_sequence_length is None or next_sequence_length > 0 else None
         if new is None and attention_mask is not None and past < input_ids.shape[1] == attention_mask.shape[1]:
             new = input_ids.shape[1] - past
-        dropped = PICTURES if past else ()
-        names = (*OWN, "logits_to_keep", "output_hidden_states")
-        inputs = {name: kwargs[name] for name in names if name in kwargs and name not in dropped}
+        dropped = (*OF_GENERATION, *PICTURES) if past else OF_GENERATION
+        inputs = {name: value for name, value in kwargs.items() if name not in dropped}
         if inputs_embeds is not None and is_first_iteration:
             tokens = {"inputs_embeds": inputs_embeds if new is None else inputs_embeds[:, -new:]}
         else:
@@ -184,7 +184,6 @@ class VisorGenerationMixin(GenerationMixin):
             NAME: held,
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache", True),
-            "output_attentions": kwargs.get("output_attentions"),
         }
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, *args, **kwargs) -> dict:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .cache_visor import PADDING, Layout, VisorCache
 from .configuration_visor import Bits, VisorConfig
@@ -44,6 +45,9 @@ class VisorPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar = ["DecoderLayer", "CrossAttention", "VisionLayer"]
     _skip_keys_device_placement: ClassVar = list(NAMES)
     supports_gradient_checkpointing = True
+
+    def _returns_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.return_dict if return_dict is None else return_dict)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -76,9 +80,14 @@ class VisorModel(VisorPreTrainedModel):
         self.language_model.embed_tokens = value
 
     def get_image_features(
-        self, pixel_values: Tensor, image_sizes: Tensor, batch_num_images: Tensor | None = None
-    ) -> list[Tensor]:
-        """The visual tokens [length, D] of each picture.
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor,
+        batch_num_images: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """The visual tokens [length, D] of each picture in `pooler_output`; the tower's in `last_hidden_state`.
 
         Args:
             pixel_values: normalised tiles [pictures, tiles, 3, S, S], padded to the picture with most tiles, or
@@ -101,11 +110,20 @@ class VisorModel(VisorPreTrainedModel):
             pixel_values = torch.cat([picture[:count] for picture, count in zip(pixel_values, tiles, strict=True)])
         elif len(pixel_values) != sum(tiles):
             raise ValueError(f"pixel_values: {len(pixel_values)} tiles; the pictures' sizes make {sum(tiles)}")
-        features = self.multi_modal_projector(self.vision_tower(pixel_values)).split(tiles)
-        return [
+        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states: list[Tensor] | None = [] if asked else None
+        patches = self.vision_tower(pixel_values, hidden_states)
+        features = self.multi_modal_projector(patches).split(tiles)
+        pictures: Any = tuple(
             pack(own, size, self.image_newline.to(own.dtype), self.config)
             for own, size in zip(features, sizes, strict=True)
-        ]
+        )
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=patches,
+            pooler_output=pictures,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
+        )
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def _num_tiles(self, size: tuple[int, int]) -> int:
         if not self.config.image_grid_pinpoints:
@@ -171,7 +189,7 @@ class VisorModel(VisorPreTrainedModel):
             policy_logits=scores,
             **{NAME: kept},
         )
-        return output if return_dict in (None, True) else output.to_tuple()
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def _checked_cache(self, cache: VisorCache | None, use_cache: bool | None) -> VisorCache:
         if self.language_model.checkpoints and (use_cache or cache is not None):
@@ -195,7 +213,8 @@ class VisorModel(VisorPreTrainedModel):
         if pixel_values is not None:
             if image_sizes is None:
                 raise ValueError("image_sizes: missing, though pixel_values is given")
-            features = self.get_image_features(pixel_values, image_sizes, batch_num_images)
+            seen: Any = self.get_image_features(pixel_values, image_sizes, batch_num_images, False, True)
+            features = list(seen.pooler_output)
         placeholders, lengths = int(layout.visual_valid.sum()), [len(own) for own in features]
         if placeholders != sum(lengths):
             raise ValueError(
@@ -265,6 +284,10 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.model.set_input_embeddings(value)
 
+    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling | tuple:
+        """See `VisorModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
@@ -303,7 +326,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
                 tensor [B, slots]) with one budget for each sample. Behind a cache the cache's budgets hold.
             dial: shifts "auto": above 0 towards dearer budgets, below 0 towards cheaper ones.
             past_key_values, cache: two names of one argument, the cache of the tokens so far.
-            use_cache: whether the output holds the cache; None: it does, except with labels and while training.
+            use_cache: whether the output holds the cache; None: as `config.use_cache`, not with labels or in training.
             logits_to_keep: logits of this many last columns only, 0 for all; or the columns themselves.
             inputs_embeds: [B, S, D], what `get_input_embeddings()` makes of `input_ids`, in place of these.
             prompt_length: int [B], how many tokens of each sample are the prompt that "auto" decides on; None: all.
@@ -320,7 +343,8 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
             seen = torch.ones_like(labels) if attention_mask is None else attention_mask
             prompt_length = (seen * ((labels != -100).cumsum(1) == 0)).sum(1)
         if use_cache is None:
-            use_cache = given_cache(past_key_values, cache) is not None or not (self.training or labels is not None)
+            fresh = given_cache(past_key_values, cache) is None
+            use_cache = not fresh or (self.config.use_cache and not self.training and labels is None)
         body: Any = self.model(
             input_ids,
             pixel_values=pixel_values,
@@ -336,6 +360,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            return_dict=True,
         )
         kept_columns = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
         logits = self.lm_head(body.last_hidden_state[:, kept_columns])
@@ -350,12 +375,12 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
             policy_logits=body.policy_logits,
             **{NAME: body.get(NAME)},
         )
-        return output if return_dict in (None, True) else output.to_tuple()
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, **inputs) -> Tensor:
         """The policy's probabilities over the viable budgets, float32 [B, viable]; prompts as `forward` takes them."""
-        scores = self.model(input_ids, **{**inputs, "budget": "auto"}).policy_logits
+        scores = self.model(input_ids, **{**inputs, "budget": "auto", "return_dict": True}).policy_logits
         if scores is None:
             raise ValueError("route: a dense plan has no policy")
         return scores.softmax(1)

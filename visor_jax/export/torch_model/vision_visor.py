@@ -82,9 +82,14 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.vision_config.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        """`x` [N, patches, Dv] through the layers; `hidden_states`, where given, gets `x` before and after each."""
         for layer in self.layers:
+            if hidden_states is not None:
+                hidden_states.append(x)
             x = layer(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return x
 
 
@@ -94,8 +99,8 @@ class VisionModel(nn.Module):
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        return self.encoder(self.embeddings(tiles))
+    def forward(self, tiles: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        return self.encoder(self.embeddings(tiles), hidden_states)
 
 
 class VisionTower(nn.Module):
@@ -105,8 +110,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.vision_model = VisionModel(config)
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        return self.vision_model(tiles)
+    def forward(self, tiles: Tensor, hidden_states: list[Tensor] | None = None) -> Tensor:
+        return self.vision_model(tiles, hidden_states)
 
 
 class Connector(nn.Module):
