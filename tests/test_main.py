@@ -256,6 +256,7 @@ def test_a_reader_that_leaves_is_no_failure(arguments):
         (">/dev/full", 1, "visor: standard output: No space left on device\n"),
         (">&-", 2, "visor: standard output: is closed; expected somewhere to write to, such as >/dev/null\n"),
         ("2>&-", 0, ""),
+        ("2>/dev/full", 0, ""),
         ("<&- 2>&-", 0, ""),
     ],
 )
@@ -269,6 +270,25 @@ def test_standard_streams_that_are_full_or_closed(arguments, redirection, status
     )
     assert done.returncode == status and done.stderr.endswith(said) and "Traceback" not in done.stderr
     assert done.stderr.count("visor: ") == bool(said)
+
+
+def test_a_long_command_outlives_the_reader_of_its_output():
+    script = (
+        "import sys; from visor_jax.commands import command_line as c; from visor_jax.supervision import watched;"
+        "c.own_standard_streams()\nwith watched(600):\n for _ in range(9): print('x' * 9999, flush=True)\n"
+        "print('done', file=sys.stderr)"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "done\n")
 
 
 def test_text_that_no_terminal_can_show_is_printed_all_the_same(monkeypatch):

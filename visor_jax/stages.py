@@ -39,7 +39,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
     """
     workdir = Workdir(path)
     workdir.create()
-    with supervised(), workdir.lock(), watched(config.train.hang_seconds), workdir.claimed(config):
+    with supervised(), watched(config.train.hang_seconds), workdir.lock(), workdir.claimed(config):
         use_compile_cache(workdir.path)
         pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
         if pending:
@@ -99,7 +99,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     from visor_jax.report.page import write_report
 
     workdir = Workdir(path)
-    with supervised(), workdir.lock(), watched(config.train.hang_seconds):
+    with supervised(), watched(config.train.hang_seconds), workdir.lock():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
         if not of_stage(evaluated, model.stage):

@@ -104,7 +104,7 @@ class Stop:
         self._before_exit.append(action)
 
     def started(self) -> None:
-        """The entry point has imported what it needs: from here on SIGINT is a `KeyboardInterrupt`."""
+        """There may be something to clean up from here on: SIGINT is a `KeyboardInterrupt`, no exit at once."""
         self._starting = False
 
     # --- receiving ----------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class Stop:
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
-        if self._starting:
+        if self._starting:  # extension modules that are being imported print or swallow a KeyboardInterrupt
             os._exit(INTERRUPTED)
         raise KeyboardInterrupt
 
@@ -343,6 +343,8 @@ def watched(hang_seconds: float) -> Iterator[None]:
       KeyboardInterrupt: SIGINT came and was swallowed on the way.
     """
     global _watchdog
+    if _stop is not None:
+        _stop.started()
     if _watchdog is not None:
         with _watchdog.limited_to(hang_seconds):
             yield
@@ -355,6 +357,11 @@ def watched(hang_seconds: float) -> Iterator[None]:
     finally:
         _watchdog.end()
         _watchdog = None
+
+
+def is_watched() -> bool:
+    """Whether a command that takes long is at its work."""
+    return _watchdog is not None
 
 
 def beat() -> None:

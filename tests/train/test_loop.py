@@ -230,7 +230,7 @@ def test_skip_counts_go_on_where_they_were(tmp_path: Path, signal_at: Callable[[
     records = [{"id": str(index), "image": name, "conversations": talk} for index, name in enumerate(names)]
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
-    fractions = {"data.max_skipped_fraction": 0.9, "data.test_fraction": 0.0, "data.validation_fraction": 0.0}
+    fractions = {"data.max_skipped_fraction": 0.9, "data.test_fraction": 0.0}
     config = tiny_config({**changes, **fractions, "stage_overrides.full.init_from": ""})
     runs = {name: Workdir(tmp_path / name) for name in ("whole", "stopped")}
     for workdir in runs.values():

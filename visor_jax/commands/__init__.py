@@ -14,6 +14,9 @@ A command module only wires rooms together. It exposes
 
 - `WORKDIR: str`: "required" where it cannot do without `--workdir`; left out otherwise.
 
+- `WATCHED: bool`: True where the work is done inside `watched` (below), as that of a command that takes long; left out
+  otherwise. Until then there is nothing to clean up, and SIGINT ends the process at once with 130.
+
 A command that takes long does its work inside `visor_jax.supervision.watched(config.train.hang_seconds)`, and its loops
 call `beat`: then a hang ends with 134, and SIGINT cannot be swallowed on the way.
 

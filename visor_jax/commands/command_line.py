@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from visor_jax import __version__
 from visor_jax.errors import INTERRUPTED, RequestError, RunError, nearest, of_system, one_line
 from visor_jax.fault_points import fault_point
-from visor_jax.supervision import Stop, was_interrupted
+from visor_jax.supervision import Stop, is_watched, was_interrupted
 
 COMMANDS = {
     name: f"visor_jax.commands.{module}"
@@ -101,7 +101,8 @@ def _run(argv: list[str], stop: Stop) -> int:
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
     fault_point("imported")
-    stop.started()
+    if not getattr(module, "WATCHED", False):
+        stop.started()
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = module.main(args, config)
@@ -128,16 +129,31 @@ def _print_json(result: Any) -> None:
 _STDOUT = "standard output"
 
 
-class _NamedOutput(io.FileIO):
-    """Standard output whose errors say that they are its own: a full disk behind it is not one of our files."""
+class _Output(io.FileIO):
+    """Standard output whose errors say that they are its own: a full disk behind it is not one of our files.
+
+    A reader that leaves ends a command that only tells something. One that takes long goes on: its results are files.
+    """
 
     def write(self, data: Any, /) -> int | None:
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise
+            if not is_watched():
+                raise
+            _drop_output()
+            return len(data)
         except OSError as error:
             raise OSError(error.errno, error.strerror, _STDOUT) from error
+
+
+class _Complaints(io.FileIO):
+    """Standard error that never fails: where it takes nothing more, nobody can be told of it."""
+
+    def write(self, data: Any, /) -> int | None:
+        with contextlib.suppress(OSError):
+            super().write(data)
+        return len(data)
 
 
 def own_standard_streams() -> None:
@@ -152,9 +168,12 @@ def own_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     if sys.stdout is not None:
         interactive = sys.stdout.isatty()
-        raw = _NamedOutput(sys.stdout.fileno(), "w", closefd=False)
+        raw = _Output(sys.stdout.fileno(), "w", closefd=False)
         encoding = sys.stdout.encoding
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=interactive)
+    if sys.stderr is not None:
+        raw, encoding = _Complaints(sys.stderr.fileno(), "w", closefd=False), sys.stderr.encoding
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     sys.unraisablehook = _say_unraisable
 
 

@@ -15,6 +15,7 @@ from typing import Any
 HELP = "accuracy and cost of every budget"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 HELP = "write a trained model as a Hugging Face folder for PyTorch"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

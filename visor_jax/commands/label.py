@@ -8,6 +8,7 @@ from typing import Any
 HELP = "pseudo-labels for the policy"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 HELP = "the HTML report of a run"
 CONFIG = "none"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

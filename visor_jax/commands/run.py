@@ -12,6 +12,7 @@ from typing import Any
 HELP = "all stages, evaluation, report and PyTorch export"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 HELP = "find the viable budgets"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

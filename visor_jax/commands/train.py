@@ -13,6 +13,7 @@ from visor_jax.errors import RequestError
 HELP = "train one stage"
 CONFIG = "workdir"
 WORKDIR = "required"
+WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
