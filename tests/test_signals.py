@@ -93,7 +93,7 @@ CASES = {
     "first step, TERM": Case(POLICY, "policy", "step:1", "SIGTERM", 143, saved("policy"), "nothing to save"),
     "mid-steps, TERM": Case(POLICY, "policy", "step:3", "SIGTERM", 143, saved("policy", "2", "3"), "after step 3"),
     "mid-steps, INT": Case(POLICY, "policy", "step:3", "SIGINT", 130, saved("policy", "2")),
-    "while a step is saved": Case(POLICY, "policy", "save_begin:2", "SIGTERM", 143, saved("policy", "2")),
+    "while a step is saved": Case(POLICY, "policy", "save_begin:2", "SIGTERM", 143, saved("policy", "2", "3")),
     "TERM, TERM": Case(POLICY, "policy", "step:3", "SIGTERM,SIGTERM", 143, saved("policy", "2", "3")),
     "INT, INT": Case(POLICY, "policy", "step:3", "SIGINT,SIGINT", 130, nothing("policy/complete.json")),
     "USR1, TERM": Case(POLICY, "policy", "step:3", "SIGUSR1,SIGTERM", 143, saved("policy", "2", "3"), "Current thread"),
