@@ -28,8 +28,8 @@ from visor_jax.generate.visor import Visor
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params
+from visor_jax.results import read_viable
 from visor_jax.scale.mesh import build_mesh
-from visor_jax.search import read_viable
 from visor_jax.train.restoring import restore_complete
 from visor_jax.workdir import Workdir, as_path
 
@@ -82,8 +82,8 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     if dtype is not None:
         params = in_dtype(params, dtype)
     searched = (workdir.path / "search" / "viable.json").exists()
-    viable = read_viable(workdir) if searched else [(False,) * arch.num_slots, (True,) * arch.num_slots]
-    return Visor(
+    viable = read_viable(workdir, arch.num_slots) if searched else [(False,) * arch.num_slots, (True,) * arch.num_slots]
+    model = Visor(
         params,
         arch,
         make_tokenizer(config),
@@ -94,6 +94,8 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
         stage=stage,
         source=str(workdir.path),
     )
+    model.fingerprint = workdir.stage(stage).fingerprint()
+    return model
 
 
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:

@@ -7,6 +7,7 @@ A name's time counts once: what is timed inside another block is taken off the o
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from visor_jax.errors import RequestError
+from visor_jax.json_shape import AMOUNT, check_shape, each
 from visor_jax.workdir import read_json, write_json
+
+log = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
 
@@ -64,11 +68,13 @@ class Goodput:
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What earlier runs counted; a damaged file is no reason not to train."""
+    """What earlier runs counted; a damaged file is no reason not to train: it is made anew, with a warning."""
+    if not path.exists():
+        return {}
     try:
         found = read_json(path)
-    except RequestError:
+        check_shape(found, each(AMOUNT), path)
+    except RequestError as error:
+        log.warning("%s (counting begins anew)", error)
         return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in found.items()}

@@ -10,14 +10,14 @@ asked about every picture, and of budgets that cost the same the better stands f
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import zipfile
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
-from visor_jax.budget import Bits, bit_string, budget_name, parse_bits
+from visor_jax.budget import Bits, bit_string, budget_name
 from visor_jax.data.draws import index_range
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import Sample, SkipSample, Source
@@ -25,11 +25,23 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import score
+from visor_jax.provenance import short
+from visor_jax.results import check_made_of, read_npz, read_viable
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.search import read_viable
-from visor_jax.workdir import Workdir, write_bytes, write_json
+from visor_jax.workdir import Workdir, parse_json, write_bytes, write_json
 
 FIRST_INDEX = index_range("label")[1].start  # of the generated pictures that labels are made on
+
+MOST_INDEX = 2**53  # of a record or a turn
+ARRAYS = {
+    "budgets": ("U", 1),
+    "label": ("iu", 1),
+    "log_likelihood": ("f", 2),
+    "picture_index": ("iu", 1),
+    "turn": ("iu", 1),
+    "identity": ("U", 0),
+}
+MADE_OF_OTHERS = "the labels were made of other data: remove labels/ and run the label stage again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +59,52 @@ class Labels:
 
     @classmethod
     def read(cls, workdir: Workdir) -> Labels:
+        """The labels of a workdir.
+
+        Raises:
+          RequestError: the label stage has not run, the file does not hold what it wrote, or it was made of something
+            else than what lies there now: other viable budgets, another model, other data.
+        """
         path = workdir.path / "labels" / "labels.npz"
         if not path.exists():
             raise RequestError(f"{path}: not found; run the label stage first (visor label --workdir={workdir.path})")
+        saved, viable = (
+            read_npz(path, ARRAYS, may_lack=("identity",), again="run the label stage again"),
+            read_viable(workdir),
+        )
+        identity = str(saved.pop("identity")) if "identity" in saved else None
         try:
-            with np.load(path, allow_pickle=False) as saved:
-                budgets = [parse_bits(str(name)) for name in saved["budgets"]]
-                return cls(budgets, *(saved[n] for n in ("label", "log_likelihood", "picture_index", "turn")))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            check_made_of(workdir, "label", None if identity is None else parse_json(identity), path)
+        except ValueError as error:
             raise RequestError(f"{path}: damaged ({error}); remove it and run the label stage again") from error
+        names = [str(name) for name in saved.pop("budgets")]
+        if names != [bit_string(bits) for bits in viable]:
+            raise RequestError(
+                f"{path}: made for the budgets {short(names)}, and search/viable.json holds others; remove it and run"
+                " the label stage again"
+            )
+        labels = cls(viable, **saved)
+        if problem := labels.problem():
+            raise RequestError(f"{path}: {problem}; remove it and run the label stage again")
+        return labels
+
+    def problem(self) -> str:
+        """What no label stage writes; "" where there is nothing."""
+        count, num_budgets = len(self.label), len(self.budgets)
+        if not count:
+            return "holds no label"
+        if self.log_likelihood.shape != (count, num_budgets):
+            return f"log_likelihood has shape {self.log_likelihood.shape}, expected {(count, num_budgets)}"
+        if not len(self.picture_index) == len(self.turn) == count:
+            return f"{count} labels of {len(self.picture_index)} pictures and {len(self.turn)} turns"
+        for name, values, most in (
+            ("label", self.label, num_budgets - 1),
+            ("picture_index", self.picture_index, MOST_INDEX),
+            ("turn", self.turn, MOST_INDEX),
+        ):
+            if values.min() < 0 or values.max() > most:
+                return f"{name} goes from {values.min()} to {values.max()}, expected from 0 to {most}"
+        return "" if np.isfinite(self.log_likelihood).all() else "log_likelihood is not finite"
 
     def only(self, rows: np.ndarray) -> Labels:
         """Those of some questions, told by booleans or indices."""
@@ -64,9 +113,20 @@ class Labels:
 
     def samples(self, config: Any) -> list[Sample]:
         """The labelled questions, drawn anew from their source."""
-        source = label_source(config)
-        pictures = {int(index): split_turns(source[int(index)]) for index in sorted(set(self.picture_index.tolist()))}
-        return [pictures[int(p)][int(t)] for p, t in zip(self.picture_index, self.turn, strict=True)]
+        source, found = label_source(config), {}
+        for index in sorted(set(self.picture_index.tolist())):
+            try:
+                found[index] = split_turns(source[index])
+            except (IndexError, SkipSample) as why:
+                problem = f"labels.npz: record {index} of {source.name} cannot be used: {why}"
+                raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
+        places = zip(self.picture_index.tolist(), self.turn.tolist(), strict=True)
+        samples = []
+        for index, turn in places:
+            if turn >= len(found[index]):
+                raise RequestError(f"labels.npz: record {index} of {source.name} has no turn {turn}; {MADE_OF_OTHERS}")
+            samples.append(found[index][turn])
+        return samples
 
 
 def label_source(config: Any) -> Source:
@@ -141,15 +201,21 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
         if not right.any():
             raise RequestError("label.only_right=True: the full budget answers no question rightly; expected False")
         labels, tasks = labels.only(right), tasks[right]
-    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips)
+    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, workdir.identity(config, "label"))
     return labels
 
 
-def write(workdir: Workdir, labels: Labels, tasks: list[str], tolerance: float, skips: SkipLog) -> None:
-    import io
-
+def write(
+    workdir: Workdir,
+    labels: Labels,
+    tasks: list[str],
+    tolerance: float,
+    skips: SkipLog,
+    identity: dict[str, Any] | None = None,
+) -> None:
     packed = io.BytesIO()
     arrays = {n: getattr(labels, n) for n in ("label", "log_likelihood", "picture_index", "turn")}
+    arrays |= {} if identity is None else {"identity": np.array(json.dumps(identity))}
     np.savez(packed, budgets=np.array([bit_string(bits) for bits in labels.budgets]), **arrays)
     names = [budget_name(labels.budgets[i]) for i in labels.label]
     by_task = {task: Counter(n for n, t in zip(names, tasks, strict=True) if t == task) for task in sorted(set(tasks))}

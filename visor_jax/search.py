@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, all_subsets, bit_string, budget_name, parse_budgets
-from visor_jax.errors import RequestError
+from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
 from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
+from visor_jax.results import read_viable as read_viable
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.workdir import Workdir, read_json, write_json, write_text
+from visor_jax.workdir import Workdir, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     from visor_jax.data.skips import SkipLog
     from visor_jax.data.splits import single_turn_batches
 
-    model = load_stage(workdir, "full")
+    model, identity = load_stage(workdir, "full"), workdir.identity(config, "search")
     skips, count = SkipLog(), config.search.samples
     batches = list(single_turn_batches(config, "validation", count, config.evaluate.batch_size, skips))
 
@@ -63,7 +63,7 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)
-    write_results(workdir, found, kept, model.arch, skips.by_reason())
+    write_results(workdir, found, kept, model.arch, skips.by_reason(), identity)
     return [subset.bits for subset in kept]
 
 
@@ -124,7 +124,12 @@ def summarise(scores: Scores, arch: Architecture) -> list[Subset]:
 
 
 def write_results(
-    workdir: Workdir, found: Sequence[Subset], kept: Sequence[Subset], arch: Architecture, skipped: dict[str, int]
+    workdir: Workdir,
+    found: Sequence[Subset],
+    kept: Sequence[Subset],
+    arch: Architecture,
+    skipped: dict[str, int],
+    identity: dict[str, Any],
 ) -> None:
     from visor_jax.evaluate.summary import level_means
 
@@ -148,21 +153,5 @@ def write_results(
     table.writerows(flat)
     write_text(folder / "subsets.csv", text.getvalue())
     names = [bit_string(s.bits) for s in kept]
-    result = {"num_slots": arch.num_slots, "viable": names, "skipped": skipped, "subsets": rows}
+    result = {"num_slots": arch.num_slots, "viable": names, "skipped": skipped, "subsets": rows, "identity": identity}
     write_json(folder / "viable.json", result)
-
-
-def read_viable(workdir: Workdir) -> list[Bits]:
-    """The viable budgets of a workdir, cheapest first.
-
-    Raises:
-      RequestError: if the search has not run, or the file does not hold what it wrote.
-    """
-    path = workdir.path / "search" / "viable.json"
-    if not path.exists():
-        raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
-    found = read_json(path)
-    slots = found.get("num_slots") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or type(slots) is not int:
-        raise RequestError(f"{path}: num_slots={slots!r}: expected a whole number, as the search writes it")
-    return parse_budgets(found.get("viable") or None, slots, where=f"{path}: viable")

@@ -44,6 +44,8 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
         pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
         if pending:
             check_splits(config, {*map(split_read_by, pending), *also_reads})
+        if not all(is_complete(workdir, stage) for stage in stages):
+            claim_data(config, workdir)
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
     return {"stages": seconds}
 
@@ -54,9 +56,42 @@ def is_complete(workdir: Workdir, stage: str) -> bool:
     return workdir.stage(stage).is_complete()
 
 
+def claim_data(config: Any, workdir: Workdir) -> None:
+    """See that the data are those that the workdir was begun with.
+
+    Raises:
+      RequestError: records, tokenizer or pictures have changed.
+    """
+    from visor_jax.data.fingerprint import picture_fingerprint
+    from visor_jax.data.llava import LlavaSource
+    from visor_jax.data.splits import make_source
+
+    source = make_source(config, "train")
+    workdir.claim_data(config, picture_fingerprint(source) if isinstance(source, LlavaSource) else "")
+
+
+def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
+    """
+    Raises:
+      RequestError: the result of a complete stage was made of something else than what lies in the workdir now.
+    """
+    from visor_jax.config import architecture
+    from visor_jax.label import Labels
+    from visor_jax.results import check_made_of, read_viable
+    from visor_jax.train.restoring import identity_of
+
+    if stage == "search":
+        read_viable(workdir, architecture(config).num_slots)
+    elif stage == "label":
+        Labels.read(workdir)
+    else:
+        check_made_of(workdir, stage, identity_of(workdir.stage(stage)), workdir.stage(stage).path)
+
+
 def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
     """Run one stage unless it is complete; its seconds in this call."""
     if is_complete(workdir, stage):
+        check_complete(config, workdir, stage)
         print(f"{stage}: complete", flush=True)
         return 0.0
     workdir.check_random_numbers()
@@ -102,12 +137,12 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     with supervised(), watched(config.train.hang_seconds), workdir.lock():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
-        if not of_stage(evaluated, model.stage):
+        if not made_of(evaluated, workdir.identity(config, "evaluate", model=model.stage)):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
         write_report(workdir)  # before the export too, whose proof may fail
         proof = exported / "parity.json"
-        if not of_stage(proof, model.stage):
+        if not of_model(proof, model):
             with timed(workdir, "export"):
                 export(model, exported, stage=model.stage, force=proof.exists())
         report = write_report(workdir)
@@ -119,9 +154,16 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     }
 
 
-def of_stage(result: Path, stage: str) -> bool:
-    """Whether a result file is there and was made of this stage's model, not of an earlier one's."""
-    return result.exists() and read_json(result).get("stage") == stage
+def made_of(result: Path, identity: dict[str, Any]) -> bool:
+    """Whether a result file is there and was made of this model, these data and these settings."""
+    found = read_json(result) if result.exists() else None
+    return isinstance(found, dict) and found.get("identity") == identity
+
+
+def of_model(proof: Path, model: Any) -> bool:
+    """Whether an export's proof is there and is that of this very model."""
+    found = read_json(proof) if proof.exists() else None
+    return isinstance(found, dict) and (found.get("stage"), found.get("model")) == (model.stage, model.fingerprint)
 
 
 def print_summary(result: dict[str, Any], path: str) -> None:

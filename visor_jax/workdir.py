@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ RANDOM_NUMBERS = 2
 MAX_MANIFEST_BYTES = 2**26
 MAX_STEP = 2**53  # the largest whole number that every reader of JSON keeps exactly
 OFFLINE = ("search", "label")  # sections of the configuration that no trained stage reads
+
+SPLIT_OF = {"search": "validation", "evaluate": "test"}  # other stages read the training split
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,7 @@ class Workdir:
         tree = plain(config)
         fields = stage_fields(tree, stage)
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        known, split = self._known_data(), {"search": "validation", "evaluate": "test"}.get(stage, "train")
+        known, split = self._known_data(), SPLIT_OF.get(stage, "train")
         data = {
             "data": known.get(split) or annotations_checksum(tree, split),
             "tokenizer": known.get("tokenizer") or tokenizer_checksum(tree),
@@ -295,19 +297,22 @@ class Workdir:
         drawn = {} if drawn_as == 1 else {"random_numbers": drawn_as}
         return {"stage": stage, "config_hash": digest, "config": fields, **data, "inputs": inputs, **drawn}
 
-    def differences(self, stage: str, identity: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    def differences(
+        self, stage: str, identity: Mapping[str, Any], *, inputs: Iterable[str] = ("viable",), model: str = ""
+    ) -> list[tuple[str, Any, Any]]:
         """In what a saved identity is not that of `stage` of this workdir: (field, its value, this workdir's).
 
-        Data are compared with what `claim_data` wrote down: the files need not be at hand. What `stage` went on from
-        may have been removed or made again since, but the routes of a policy must mean the present viable budgets.
-        What an earlier version did not write down is not compared.
+        Data are compared with what `claim_data` wrote down: the files need not be at hand. Of what went in (see
+        `identity`) `inputs` are compared, as far as they are there now: where a model went on from may have been
+        removed or made again since, but its routes must mean the present viable budgets. What an earlier version did
+        not write down is not compared.
         """
         tree, known = self.config(), self._known_data()
         mine = {"stage": stage, "tokenizer": known.get("tokenizer"), "pictures": known.get("pictures")}
-        mine |= {"data": known.get("validation" if stage == "search" else "train")}
-        mine |= {"viable": self._inputs(tree, stage).get("viable")}
-        mine |= {"random_numbers": self.random_numbers()}
-        theirs = {"random_numbers": 1, **identity, "viable": identity.get("inputs", {}).get("viable")}
+        mine |= {"data": known.get(SPLIT_OF.get(stage, "train"))}
+        present, saved = self._inputs(tree, stage, model), identity.get("inputs") or {}
+        mine |= {name: present.get(name) for name in inputs}
+        theirs = {**identity, **{name: saved.get(name) for name in inputs}}
         both = [name for name in mine if mine[name] and theirs.get(name)]
         found = differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both})
         return found + differing_fields(identity["config"], stage_fields(tree, stage), default_fields())

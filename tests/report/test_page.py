@@ -265,13 +265,17 @@ def test_without_an_evaluation_there_is_no_report(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("eval/test.json", "{", "not valid JSON"),
-        ("eval/test.json", "[]", "expected a JSON object with benchmark, split, budgets, dense"),
-        ("eval/test.json", '{"benchmark": "", "split": "", "budgets": {}, "dense": {}}', "field budgets"),
-        ("search/viable.json", '{"viable": []}', "expected a JSON object with subsets"),
-        ("labels/labels.json", "7", "expected a JSON object with counts"),
-        ("export/parity.json", "{}", "expected a JSON object with bound"),
-        ("goodput.json", "null", "expected a JSON object"),
-        ("config.json", "{}", "expected a JSON object with config"),
+        ("eval/test.json", "[]", "holds \\[\\]; expected an object"),
+        (
+            "eval/test.json",
+            '{"benchmark": "", "split": "", "budgets": {}, "dense": {}}',
+            "field dense.decoder_gflops is missing",
+        ),
+        ("search/viable.json", '{"viable": []}', "field subsets is missing"),
+        ("labels/labels.json", "7", "holds 7; expected an object"),
+        ("export/parity.json", "{}", "field bound is missing"),
+        ("goodput.json", "null", "expected an object"),
+        ("config.json", "{}", "field config is missing"),
     ],
 )
 def test_damaged_files_are_named(full_run: Path, file: str, text: str, message: str) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from visor_jax.config_schema import MAX_PIXELS
 from visor_jax.data.images import open_under
 from visor_jax.data.json_records import BadLine, read_records
-from visor_jax.data.picture_paths import plain_name
+from visor_jax.data.picture_paths import plain_name, resolve_under
 from visor_jax.data.records import Record, named_pictures, parse_record, record_id
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.errors import RequestError
@@ -139,6 +139,20 @@ class LlavaSource:
             f"{len(self._records)} records of {self._path}; expected more pictures (all records about one fall in one "
             "split), another fraction, or a file for each split ({split} in data.path)"
         )
+
+    def picture_files(self, index: int) -> list[tuple[str, Path | None]]:
+        """(name, file) of the pictures that sample `index` names; None where there is none that may be read."""
+        try:
+            names = self._parsed(self._chosen[index]).pictures
+        except SkipSample:
+            return []
+        files: list[tuple[str, Path | None]] = []
+        for name in names:
+            try:
+                files.append((name, resolve_under(self._root, name, self._follow_links)))
+            except SkipSample:
+                files.append((name, None))
+        return files
 
     def duplicate_ids(self) -> int:
         """How many records of the split have an id that an earlier one has too. They are kept."""

@@ -65,6 +65,7 @@ def evaluate(
         "benchmark": config.data.source,
         "split": split,
         "stage": model.stage,
+        "identity": workdir.identity(config, "evaluate", model=model.stage),
         "skipped": skips.by_reason(),
         "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
         "levels": {task: TASKS[task].level for task in sorted(set(scores.tasks)) if task in TASKS},

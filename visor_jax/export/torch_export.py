@@ -79,12 +79,14 @@ def export(
     for needed in ("torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise RequestError(f"export: needs {needed}; install it with: pip install 'visor_jax[torch]'")
+    made_from = getattr(model, "fingerprint", "")
     if dtype == "bfloat16":
         model = rounded(model)
     with _beside(out) as folder:
         write_folder(folder, model, stage=stage, dtype=dtype, max_shard_bytes=max_shard_bytes)
         proof = compare(model, folder)
-        folder_files.write_json(folder / "parity.json", {"stage": stage, "dtype": dtype, **proof.as_json()})
+        told = {"stage": stage, "model": made_from, "dtype": dtype, **proof.as_json()}
+        folder_files.write_json(folder / "parity.json", told)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
         folder_files.write_card(folder / "README.md", model, proof, stage=stage, dtype=dtype)

@@ -97,6 +97,7 @@ class Visor:
     ):
         self.arch, self.tokenizer, self.system = arch, tokenizer, system
         self.stage, self.source = stage, source
+        self.fingerprint = ""  # of the run's stage that it is: `StageFolder.fingerprint`
         self.viable_budgets = [tuple(bits) for bits in viable_budgets]
         self.has_policy, self.searched = has_policy, searched
         self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})

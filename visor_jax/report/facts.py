@@ -18,12 +18,71 @@ from visor_jax.config_schema import MAX_PIXELS, TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
+from visor_jax.json_shape import (
+    AMOUNT,
+    COST,
+    COUNT,
+    FLAG,
+    FRACTION,
+    NUMBER,
+    TEXT,
+    Shape,
+    check_shape,
+    each,
+    list_of,
+    optional,
+)
+from visor_jax.results import check_made_of
 from visor_jax.train.metrics import read_rows
 from visor_jax.workdir import Workdir, read_json
 
-COSTS = ("decoder_gflops", "end_to_end_gflops")
-EXAMPLE = ("image", "question", "answer", "prediction", "budget", "task", "decoder_gflops")
 Row = dict[str, Any]
+
+# --- the shapes of what is read ---------------------------------------------------------------------------------------
+
+_ACCURACY = optional(FRACTION)
+_LEVELS: dict[str, Shape] = {"easy": _ACCURACY, "middle": _ACCURACY, "hard": _ACCURACY}
+_COSTS: dict[str, Shape] = {"decoder_gflops": COST, "end_to_end_gflops": COST}
+EVALUATION: Shape = {
+    "benchmark": TEXT,
+    "split": TEXT,
+    "stage": optional(TEXT),
+    "budgets": each({"tasks": each(_ACCURACY), **_LEVELS, **_COSTS, "samples": optional(COUNT)}),
+    "dense": _COSTS,
+    "levels": optional(each(TEXT)),
+    "dial": optional(list_of({"dial": NUMBER, "accuracy": FRACTION, **_LEVELS, **_COSTS})),
+    "routes": optional(each(each(FRACTION))),
+    "examples": optional(
+        list_of(
+            {
+                **dict.fromkeys(("image", "question", "answer", "prediction", "budget", "task"), TEXT),
+                "decoder_gflops": COST,
+            }
+        )
+    ),
+}
+_SUBSET: Shape = {"budget": TEXT, "accuracy": _ACCURACY, "loss": optional(NUMBER), **_LEVELS, "decoder_gflops": COST}
+SEARCH: Shape = {"viable": list_of(TEXT), "subsets": list_of(_SUBSET)}
+LABELS: Shape = {
+    "counts": each(COUNT),
+    "by_task": each(each(COUNT)),
+    "samples": COUNT,
+    "tolerance": optional(FRACTION),
+}
+RECORD: Shape = {
+    "config": {"name": optional(TEXT), "stages": optional(list_of(TEXT))},
+    "versions": optional(each(TEXT)),
+    "git_revision": optional(TEXT),
+}
+PARITY: Shape = {
+    "bound": AMOUNT,
+    "max_logit_difference": AMOUNT,
+    "greedy_tokens_equal": FLAG,
+    "budgets": optional(list_of(TEXT)),
+    "comparisons": optional(list_of({})),
+    "new_tokens": optional(COUNT),
+    "computed_in": optional(TEXT),
+}
 
 
 @dataclass(frozen=True)
@@ -67,60 +126,48 @@ def read_facts(workdir: Workdir) -> Facts:
       RequestError: it has not been evaluated, or one of its files is damaged.
     """
     evaluation = read_evaluation(workdir)
-    record = read_object(workdir.path / "config.json", "config")
-    goodput = read_object(workdir.path / "goodput.json")
+    record = read_object(workdir.path / "config.json", RECORD)
     return Facts(
         evaluation=evaluation,
         pictures=read_pictures(workdir.path / "eval", evaluation),
         stages=read_stages(workdir, record),
-        search=read_object(workdir.path / "search" / "viable.json", "viable", "subsets"),
-        labels=read_object(workdir.path / "labels" / "labels.json", "counts", "by_task", "samples"),
-        goodput=goodput and {name: float(value) for name, value in goodput.items() if isinstance(value, int | float)},
+        search=read_object(workdir.path / "search" / "viable.json", SEARCH),
+        labels=read_object(workdir.path / "labels" / "labels.json", LABELS),
+        goodput=read_object(workdir.path / "goodput.json", each(AMOUNT)),
         record=record,
-        parity=read_object(
-            workdir.path / "export" / "parity.json", "bound", "max_logit_difference", "greedy_tokens_equal"
-        ),
+        parity=read_object(workdir.path / "export" / "parity.json", PARITY),
     )
 
 
 def read_evaluation(workdir: Workdir) -> Row:
-    """`eval/test.json`, with at least one budget."""
+    """`eval/test.json`, with at least one budget, of this run's model, data and settings."""
     path = workdir.path / "eval" / "test.json"
-    if not path.exists():
+    evaluation = read_object(path, EVALUATION)
+    if evaluation is None:
         raise RequestError(f"{path}: no such file; evaluate the run first: visor evaluate --workdir={workdir.path}")
-    evaluation = read_object(path, "benchmark", "split", "budgets", "dense")
-    assert evaluation is not None  # it exists
-    budgets, dense = evaluation["budgets"], evaluation["dense"]
-    rows = list(budgets.values()) if isinstance(budgets, dict) else []
-    wanted = {"tasks", *COSTS}
-    if not rows or not all(isinstance(row, dict) and wanted <= row.keys() for row in rows):
-        raise RequestError(f"{path}: field budgets: expected an object per budget with {', '.join(sorted(wanted))}")
-    if not isinstance(dense, dict) or not set(COSTS) <= dense.keys():
-        raise RequestError(f"{path}: field dense: expected an object with {', '.join(COSTS)}")
-    for example in evaluation.get("examples", ()):
-        if not isinstance(example, dict) or not set(EXAMPLE) <= example.keys():
-            raise RequestError(f"{path}: field examples: expected objects with {', '.join(EXAMPLE)}")
+    if not evaluation["budgets"]:
+        raise RequestError(f"{path}: field budgets is empty; expected an object per budget")
+    if (workdir.path / "config.json").exists():
+        check_made_of(workdir, "evaluate", evaluation.get("identity"), path, model=evaluation.get("stage") or "")
     return evaluation
 
 
-def read_object(path: Path, *fields: str) -> Row | None:
-    """A JSON object with at least these fields; None where there is no file.
+def read_object(path: Path, shape: Shape) -> Row | None:
+    """A JSON object of this shape; None where there is no file.
 
     Raises:
-      RequestError: it is damaged, something else, or lacks a field.
+      RequestError: it is damaged, or something else; names the field.
     """
     if not path.exists():
         return None
     value = read_json(path)
-    missing = [field for field in fields if field not in value] if isinstance(value, dict) else list(fields)
-    if missing or not isinstance(value, dict):
-        raise RequestError(f"{path}: expected a JSON object" + (f" with {', '.join(missing)}" if missing else ""))
-    return value
+    check_shape(value, shape, path)
+    return {name: field for name, field in value.items() if field is not None}  # null: as if it were missing
 
 
 def read_stages(workdir: Workdir, record: Row | None) -> list[Stage]:
     """The stages that were to be trained, or have been."""
-    asked = record["config"].get("stages", ()) if record else ()
+    asked = (record["config"].get("stages") or ()) if record else ()
     found = []
     for name in TRAINED_STAGES:
         folder = workdir.stage(name)

@@ -21,11 +21,23 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from visor_jax.errors import RunError
+from visor_jax.errors import RequestError, RunError
+from visor_jax.files import parse_json, read_regular
+from visor_jax.json_shape import AMOUNT, COUNT, NUMBER, TEXT, check_shape, each, optional
 from visor_jax.train.event_file import EventFile
 from visor_jax.workdir import finite_or_null, write_bytes
 
 log = logging.getLogger(__name__)
+
+MAX_BYTES = 2**31  # of a metrics.jsonl
+ROW = {
+    "step": COUNT,
+    "loss": optional(NUMBER),
+    "budget": optional(TEXT),
+    "seconds": optional(AMOUNT),
+    "gradient_norm": optional(NUMBER),
+    "learning_rate": optional(NUMBER),
+}
 
 
 class MetricsWriter:
@@ -107,7 +119,7 @@ def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
         else:
             dropped.append(row)
     text = b"".join(kept)
-    if text != path.read_bytes():
+    if text != _content(path):
         write_bytes(path, text)
     return len(dropped), sum(float(row.get("seconds") or 0.0) for row in dropped)
 
@@ -115,7 +127,7 @@ def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
 def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:
     """(row, line) of every whole line; of a step that stands twice, the later one."""
     rows: dict[int, tuple[dict[str, Any], bytes]] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+    for number, line in enumerate(_content(path).splitlines(keepends=True), start=1):
         row = _whole_row(line)
         if row is None:
             log.warning("%s: line %d is damaged and left out", path, number)
@@ -127,10 +139,23 @@ def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:
 def _whole_row(line: bytes) -> dict[str, Any] | None:
     """The row that a line holds; None where it was cut short or is no row."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = parse_json(line)
+        check_shape(row, ROW, "a line")
+        check_shape({k: v for k, v in row.items() if k.startswith("accuracy/")}, each(optional(NUMBER)), "a line")
+    except (ValueError, RequestError):
         return None
-    return row if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if line.endswith(b"\n") else None
+
+
+def _content(path: Path) -> bytes:
+    """
+    Raises:
+      RequestError: it cannot be read, or is no such file.
+    """
+    try:
+        return read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 class StageProgress:

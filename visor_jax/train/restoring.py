@@ -21,7 +21,7 @@ import numpy as np
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files import as_path
 from visor_jax.train.array_store import load, nest
-from visor_jax.train.manifest import Damaged, Manifest, Unfinished, examine
+from visor_jax.train.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
 from visor_jax.workdir import StageFolder, Workdir, describe_differences
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,15 @@ def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) 
             " another sha256); expected that its files are brought back, or complete.json removed to train it again"
         )
     return manifest
+
+
+def identity_of(folder: StageFolder) -> dict[str, Any] | None:
+    """Whose state a complete stage is, by its manifest; None where that cannot be read: loading it will say why."""
+    try:
+        place = rooted(folder.path / "checkpoints") / str(folder.complete().step)
+        return read_manifest(place).identity
+    except (Unfinished, Damaged):
+        return None
 
 
 def foreign(place: Path, differences: list[tuple[str, Any, Any]]) -> RequestError:

@@ -33,7 +33,7 @@ from visor_jax.data.splits import TEXT_BUCKET, make_tokenizer, sample_encoder, s
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.label import Labels
-from visor_jax.search import read_viable
+from visor_jax.results import read_viable
 from visor_jax.train.objectives import RELATIONS, Loss, answer_loss, base_loss, policy_loss
 from visor_jax.workdir import Workdir
 
@@ -84,7 +84,7 @@ def budget_drawer(config: Any, stage: str, workdir: Workdir) -> Callable[[int], 
     if kind == "full":
         return lambda step: full
     if kind == "viable":
-        choices = read_viable(workdir)
+        choices = read_viable(workdir, arch.num_slots)
     else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
         choices = [bits for bits in np.ndindex(*(2,) * arch.num_blocks) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)

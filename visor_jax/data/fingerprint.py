@@ -1,0 +1,47 @@
+"""A fingerprint of the pictures that a run learns from, so that others under the same names are noticed.
+
+In: the training split. Out: a sha256 over the names, sizes and first megabyte of the pictures of `RECORDS` records,
+evenly spaced (all of them, where there are fewer). Pictures outside this sample can change unnoticed: reading all would
+cost as much as training on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from visor_jax.data.llava import LlavaSource
+from visor_jax.files import open_regular
+
+RECORDS = 256
+MAX_BYTES = 2**20  # of each picture
+
+
+def picture_fingerprint(source: LlavaSource) -> str:
+    """sha256 over a sample of the pictures; where one cannot be read, over that."""
+    digest = hashlib.sha256()
+    for index in sampled(len(source)):
+        for name, path in source.picture_files(index):
+            digest.update(f"{name}\0".encode("utf-8", "surrogatepass"))
+            digest.update(picture_digest(path))
+    return digest.hexdigest()
+
+
+def sampled(count: int) -> list[int]:
+    """`RECORDS` of `count` positions, the first and the last among them."""
+    if count <= RECORDS:
+        return list(range(count))
+    return [position * (count - 1) // (RECORDS - 1) for position in range(RECORDS)]
+
+
+def picture_digest(path: Path | None) -> bytes:
+    """sha256 of a picture's size and first megabyte; of nothing where it is no readable file."""
+    if path is None:
+        return hashlib.sha256().digest()
+    try:
+        with open_regular(path) as file:
+            beginning = file.read(MAX_BYTES)
+            size = file.seek(0, 2)
+    except (OSError, ValueError):
+        return hashlib.sha256().digest()
+    return hashlib.sha256(f"{size}\0".encode() + beginning).digest()
