@@ -69,7 +69,7 @@ def matched(params: Params, arch: Architecture, key: Array) -> Params:
     queries = queries.at[1:].add(ASKED_SHARPNESS * asked_rotation(text.hidden_size) @ queries[1:])
 
     def projection(kernel: Array) -> Params:
-        return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]))}
+        return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]), kernel.dtype)}
 
     return {
         "q_proj": projection(sharp * groups * queries),

@@ -57,7 +57,7 @@ def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> Non
     for projection in (attention.q_proj, attention.k_proj):
         blocks, width = projection.bias.shape
         near = np.tile(recency_bias(arch), width // arch.head_dim)
-        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near)
+        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near, jnp.float32)
 
 
 # --- one program for all budgets --------------------------------------------------------------------------------------

@@ -37,16 +37,17 @@ class Linear(nnx.Module):
     """`kernel` [in, out], normal with standard deviation gain / sqrt(in); `bias` [out] at zero where wanted."""
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size_in, size_out)) * (gain / size_in**0.5))
+        random = jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32)
+        self.kernel = nnx.Param(random * (gain / size_in**0.5))
         if bias:
-            self.bias = nnx.Param(jnp.zeros(size_out))
+            self.bias = nnx.Param(jnp.zeros(size_out, jnp.float32))
 
 
 class Embedding(nnx.Module):
     """`embedding` [count, size]."""
 
     def __init__(self, count: int, size: int, *, rngs: nnx.Rngs, std: float):
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (count, size)) * std)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (count, size), jnp.float32) * std)
 
 
 class RMSNorm(nnx.Module):
@@ -60,8 +61,8 @@ class LayerNorm(nnx.Module):
     """`scale` and `bias` [size]."""
 
     def __init__(self, size: int):
-        self.scale = nnx.Param(jnp.ones(size))
-        self.bias = nnx.Param(jnp.zeros(size))
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
 
 
 UNROLLED = 4
@@ -83,13 +84,13 @@ def orthonormal(key: Array, rows: int, columns: int) -> Float[Array, "rows colum
     pool, so that two at once on two cores wait for ever.
     """
     corner = jnp.arange(rows) >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
-    vectors = jnp.where(corner, jax.random.normal(key, (columns, rows)), 0.0)
+    vectors = jnp.where(corner, jax.random.normal(key, (columns, rows), jnp.float32), 0.0)
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
     def reflect(columns_so_far, vector):
         return columns_so_far - 2 * jnp.outer(vector, vector @ columns_so_far), None
 
-    return jax.lax.scan(reflect, jnp.eye(rows, columns), vectors, reverse=True)[0]
+    return jax.lax.scan(reflect, jnp.eye(rows, columns, dtype=vectors.dtype), vectors, reverse=True)[0]
 
 
 def copying_pair(

@@ -21,7 +21,7 @@ class Routing(nnx.Module):
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
         size, hidden = arch.text.hidden_size, arch.policy.hidden_size
-        self.token = nnx.Param(jax.random.normal(rngs.params(), (size,)) * arch.text.embedding_init)
+        self.token = nnx.Param(jax.random.normal(rngs.params(), (size,), jnp.float32) * arch.text.embedding_init)
         self.norm = RMSNorm(size)
         self.fc1 = Linear(size, hidden, bias=True, rngs=rngs)
         self.fc2 = Linear(hidden, arch.policy.max_budgets, bias=True, gain=0.1, rngs=rngs)

@@ -56,7 +56,7 @@ class ConditionalPosition(nnx.Module):
     """Depthwise kernel [taps, D] over the visual sequence; starts at zero, so that nothing is added at first."""
 
     def __init__(self, taps: int, size: int):
-        self.kernel = nnx.Param(jnp.zeros((taps, size)))
+        self.kernel = nnx.Param(jnp.zeros((taps, size), jnp.float32))
 
 
 # --- the three kinds --------------------------------------------------------------------------------------------------

@@ -36,7 +36,9 @@ class Visor(nnx.Module):
         text = arch.text
         self.vision = VisionTower(arch.vision, rngs=rngs)
         self.connector = Connector(arch.vision.hidden_size, text.hidden_size, rngs=rngs)
-        self.image_newline = nnx.Param(jax.random.normal(rngs.params(), (text.hidden_size,)) * text.hidden_size**-0.5)
+        self.image_newline = nnx.Param(
+            jax.random.normal(rngs.params(), (text.hidden_size,), jnp.float32) * text.hidden_size**-0.5
+        )
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, std=text.embedding_init, rngs=rngs)
         if arch.num_blocks:
             self.blocks = Blocks(arch, rngs=rngs)

@@ -132,7 +132,7 @@ def relation_scores(features: Array, relation: str, names: Array, table: Array, 
     """
     key = jax.random.fold_in(frozen_key(CODEBOOK_SEED), list(RELATIONS).index(relation))
     said = SAID[RELATIONS[relation]] * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
-    own = jax.random.normal(key, (1 + said.shape[0], said.shape[1])) / said.shape[1] ** 0.5
+    own = jax.random.normal(key, (1 + said.shape[0], said.shape[1]), jnp.float32) / said.shape[1] ** 0.5
     in_words = jnp.pad(features @ said.T, ((0, 0), (0, 0), (1, 0)))
     return features @ own.T + speaks[..., None] * in_words
 
