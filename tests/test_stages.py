@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,3 +173,77 @@ def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, asked: 
             else:
                 stages.run_stages(config, str(tmp_path / "run"), ["full"], also_reads)
     assert steps == ([] if "search" in asked else ["full"])
+
+
+# --- what a later pass reads is what an earlier one wrote -------------------------------------------------------------
+
+
+def write_records(folder: Path, answer: str = "a", shade: int = 0) -> None:
+    conversation = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": answer}]
+    Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(folder / "0.png")
+    (folder / "set.json").write_text(json.dumps([{"id": 0, "image": "0.png", "conversations": conversation}]))
+
+
+@pytest.mark.parametrize("changed", [{"answer": "b"}, {"shade": 9}], ids=["records", "pictures"])
+def test_data_that_change_between_stages_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(stages, "run_stage", lambda config, workdir, stage: 1.0)
+    write_records(tmp_path)
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
+    config = tiny_config({**changes, "stages": ("warmup", "full"), "stage_overrides.warmup.init_from": ""})
+    run_stages(config, str(tmp_path / "run"), ["warmup"])
+    run_stages(config, str(tmp_path / "run"), ["full"])
+    write_records(tmp_path, **changed)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(RequestError, match=r"was begun with other data: \w+ is .* there"):
+        run_stages(config, str(tmp_path / "run"), ["full"])
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def narrow(path: Path) -> None:
+    """Other viable budgets, as a search with other data might have found them."""
+    found = read_json(path / "search" / "viable.json")
+    write_json(path / "search" / "viable.json", {**found, "viable": ["0b00", "0b11"]})
+
+
+@pytest.mark.parametrize("stage", ["universal", "label", "policy"])
+def test_a_complete_stage_that_was_made_of_other_budgets_is_refused(tiny_copy: Path, stage: str) -> None:
+    found = read_json(tiny_copy / "search" / "viable.json")["viable"]
+    if found == ["0b00", "0b11"]:
+        write_json(tiny_copy / "search" / "viable.json", {"num_slots": 2, "viable": ["0b00", "0b01", "0b11"]})
+    else:
+        narrow(tiny_copy)
+    with pytest.raises(RequestError, match=r"viable|budgets"):
+        run_stages(tiny_config(), str(tiny_copy), [stage])
+
+
+@pytest.fixture
+def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `finish` has made, in order; the export is a stand-in, and so is the report."""
+    import visor_jax.evaluate.runner as runner
+    import visor_jax.export.torch_export as torch_export
+    import visor_jax.report.page as page
+
+    made, evaluate = [], runner.evaluate
+
+    def export(model: Any, out: Path, *, stage: str, force: bool) -> None:
+        made.append("export")
+        write_json(out / "parity.json", {"stage": stage, "model": model.fingerprint})
+
+    monkeypatch.setattr(runner, "evaluate", lambda *arguments: [made.append("evaluation"), evaluate(*arguments)])
+    monkeypatch.setattr(torch_export, "export", export)
+    monkeypatch.setattr(page, "write_report", lambda workdir: workdir.path / "report" / "index.html")
+    return made
+
+
+def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finished: list[str]) -> None:
+    stages.finish(tiny_config(), str(tiny_copy))
+    assert finished == ["export"], "the evaluation is there"
+    stages.finish(tiny_config(), str(tiny_copy))
+    assert finished == ["export"]
+    changed = tiny_config({"evaluate.samples": 8})
+    run_stages(changed, str(tiny_copy), changed.stages)
+    result = stages.finish(changed, str(tiny_copy))["evaluation"]
+    assert finished == ["export", "evaluation"]
+    assert {row["samples"] for row in result["budgets"].values()} == {8}

@@ -1,6 +1,7 @@
 """`visor data`: what it counts, prints, writes and refuses."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,35 @@ def test_build_keeps_system_texts_and_records_without_a_picture(good: Path, caps
     for index in range(2):
         assert after[index].system == before[index].system == "Be terse."
         assert len(after[index].images) == index and after[index].turns[0].answer == "2"
+
+
+def test_build_leaves_other_peoples_folders_alone_and_is_on_the_disk_before_it_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
+    (folder / "built.partial").mkdir()
+    (folder / "built.partial" / "mine").write_text("precious")
+    flushed, fsync = set(), os.fsync
+
+    def noted(descriptor: int) -> None:
+        assert not out.exists() or os.fstat(descriptor).st_ino == folder.stat().st_ino
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    assert main(["data", "build", config, f"--out={out}", "--samples=2"]) == 0
+    assert (folder / "built.partial" / "mine").read_text() == "precious"
+    assert {path.stat().st_ino for path in [folder, out, *out.rglob("*")]} == flushed
+
+
+def test_a_build_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr(os, "fsync", no_space)
+    assert main(["data", "build", f"--config={folder / 'glyphs.py'}", f"--out={folder / 'built'}", "--samples=2"]) == 1
+    assert sorted(folder.iterdir()) == before
 
 
 def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

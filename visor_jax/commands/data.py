@@ -12,8 +12,10 @@ Without --split: all of them (`preview`: the first samples). Of generated data, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +35,7 @@ from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RequestError, printable, unwritable
-from visor_jax.files import as_path
+from visor_jax.files import as_path, sync_folder
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -180,22 +182,40 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
 
 
 def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str, Any]:
-    """Writes beside `out` and renames, so that the folder appears whole or not at all."""
+    """Writes beside `out`, flushes and renames, so that the folder appears whole or not at all."""
     if out.exists():
         raise RequestError(f"--out={out}: exists already; expected a new folder")
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "images").mkdir(parents=True)
     skips = SkipLog()
     counts: dict[str, int] = {}
-    for split, source in sources.items():
-        samples = _usable(source, limit, skips, lambda sample: sample)
-        records = [_record(sample, f"{split}-{number:07d}", partial) for number, sample in enumerate(samples)]
-        (partial / f"{split}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-        counts[split] = len(records)
-        print(f"{out / f'{split}.json'}: {len(records)} conversations")
-    partial.rename(out)
+    with _beside(out) as folder:
+        (folder / "images").mkdir()
+        for split, source in sources.items():
+            samples = _usable(source, limit, skips, lambda sample: sample)
+            records = [_record(sample, f"{split}-{number:07d}", folder) for number, sample in enumerate(samples)]
+            (folder / f"{split}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
+            counts[split] = len(records)
+    for split, count in counts.items():
+        print(f"{out / f'{split}.json'}: {count} conversations")
     return {"out": str(out), "samples": counts, "skipped": skips.by_reason()}
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A new folder of this process beside `out`, on the disk before it becomes `out`; removed where the block fails."""
+    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for place, _, names in os.walk(folder, topdown=False):
+            for name in names:
+                with open(os.path.join(place, name), "rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(Path(place))
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    sync_folder(out.parent)
 
 
 def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
