@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from visor_jax.data.sample import SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
 from visor_jax.goodput import Goodput
@@ -269,6 +270,37 @@ def test_a_line_that_no_stage_writes_is_left_out(run: Path, caplog: pytest.LogCa
     assert [row["step"] for row in read_rows(path)] == [1, 3]
     assert "line 2 is damaged and left out" in caplog.text
     assert drop_rows(path, 3) == (1, 0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name.startswith("config.json")])
+def test_a_config_json_that_somebody_changed_is_refused_before_a_run_touches_it(run: Path, name: str) -> None:
+    REFUSED[name](run)
+    with pytest.raises(RequestError, match=r"config\.json"), Workdir(run).claimed(tiny_config()):
+        pass
+
+
+SKIPPED = {
+    "a FIFO": os.mkfifo,
+    "huge": lambda path: [path.touch(), os.truncate(path, 2**40)],
+    "a folder": Path.mkdir,
+    "nested": lambda path: path.write_text(NESTED + "\n"),
+    "5000 digits": lambda path: path.write_text(DIGITS + "\n"),
+    "of other types": lambda path: path.write_text('{"source": [], "index": {}, "reason": 1}\n[]\n'),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_a_log_of_skipped_records_that_somebody_changed(run: Path, name: str) -> None:
+    (run / "data").mkdir()
+    path = run / "data" / "skipped.jsonl"
+    SKIPPED[name](path)
+    log = SkipLog(path)
+    if name in ("a FIFO", "huge", "a folder"):
+        with pytest.raises(RequestError, match=r"skipped\.jsonl: cannot be read"):
+            log.count_skipped("set", 1, SkipSample("bad_json"))
+        return
+    log.count_skipped("set", 1, SkipSample("bad_json"))
+    assert json.loads(path.read_text().splitlines()[-1])["index"] == 1
 
 
 LOCKS = [

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.errors import RequestError, unwritable
+from visor_jax.files import MAX_JSON_BYTES
 from visor_jax.files import as_path as as_path
 from visor_jax.files import finite_or_null as finite_or_null
 from visor_jax.files import open_regular as open_regular
@@ -212,7 +213,10 @@ class Workdir:
     def claimed(self, config: Any) -> Iterator[None]:
         """`claim` for a block of work; where its request turns out to be wrong, the `config.json` before stays."""
         path = self.path / "config.json"
-        before = path.read_bytes() if path.exists() else None
+        before = None
+        if path.exists():
+            self.record()  # what cannot be read is named before anything is done with it
+            before = read_regular(path, MAX_JSON_BYTES)
         self.claim(config)
         try:
             yield

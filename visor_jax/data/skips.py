@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.data.sample import SkipSample
-from visor_jax.errors import RunError, printable
+from visor_jax.errors import RequestError, RunError, printable
+from visor_jax.files import parse_json, read_regular
 
 MINIMUM_TRIED = 50  # below this many samples a fraction says nothing
+MAX_BYTES = 2**30  # of a log of what was skipped
 _DETAIL_CHARACTERS = 500
 
 
@@ -159,14 +161,17 @@ def _already_written(path: Path) -> set[tuple[str, int, str]]:
     """The records that a log names. A last line cut short by a kill is ended, so that the next one stays whole."""
     if not path.exists():
         return set()
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = read_regular(path, MAX_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
     if text and not text.endswith("\n"):
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
     written = set()
     for line in text.splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             written.add((record["source"], record["index"], record["reason"]))
         except (ValueError, KeyError, TypeError):
             continue
