@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = Labels(
         VIABLE,
         np.arange(count) % 3,
-        -np.ones((count, 3), np.float32),
+        -np.ones((3, count), np.float32).T,  # as scoring gives them: the other way round in memory
         FIRST_INDEX + np.arange(count) // 2,
         np.arange(count) % 2,
     )

@@ -116,8 +116,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str, dimensio
     if version != (1, 0):
         raise ValueError(f"{info.filename} has format {version}")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.kind not in kinds or len(shape) != dimensions or fortran:
+    if dtype.kind not in kinds or len(shape) != dimensions:
         raise ValueError(f"{info.filename} has dtype {dtype} and shape {shape}")
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"{info.filename} has {len(data)} bytes, too few or many for shape {shape}")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape)
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
