@@ -77,6 +77,8 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 ) -> None:
     config, workdir = tiny_config({"label.only_right": True}), Workdir(tiny_copy)
     everything, right = Labels.read(workdir), np.zeros(16, bool)
+    (tiny_copy / "config.json").unlink()
+    workdir.claim(config)
 
     def full_is_right(*given: Any, **options: Any) -> Scores:
         scores = score(*given, **options)
