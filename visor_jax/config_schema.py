@@ -25,6 +25,20 @@ MAX_PIXELS = 89_478_485  # of a picture, unless a configuration says otherwise; 
 MOST_PIXELS = 2 * MAX_PIXELS  # Pillow opens none that is larger
 
 
+# Licenses as the Hugging Face hub spells them; it refuses a model card with another one.
+_LICENSES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl osl-3.0
+postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3
+llama4 gemma unknown other
+"""
+LICENSES = tuple(_LICENSES.split())
+
+
 @dataclass(frozen=True)
 class Rule:
     """Which values of a field make sense, and how a message says so."""
@@ -264,6 +278,13 @@ _REST = {
         not_empty(),
         element=float,
     ),
+    "export.license": Field(
+        "",
+        "of the weights, as the Hugging Face hub spells it; empty: the base model's, or apache-2.0 without one",
+        Rule(lambda value: value in ("", *LICENSES), "a license as the hub spells it, such as 'apache-2.0' or 'other'"),
+    ),
+    "export.base_model": Field("", "id on the hub of the model that the weights come from; empty: as imported"),
+    "export.languages": Field(("en",), "two-letter codes of the languages that the model was trained on", not_empty()),
 }
 
 # What the method prescribes for each trained stage, where it differs from `train`.

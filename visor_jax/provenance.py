@@ -32,6 +32,7 @@ FREE_FIELDS = (
     "stages",
     "mesh.*",
     "evaluate.*",
+    "export.*",
     "data.root",
     "data.follow_links",
     "data.max_skipped_fraction",

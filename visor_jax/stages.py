@@ -130,6 +130,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     """Evaluate, report and export a workdir whose stages are complete; what is there already is not made again."""
     from visor_jax.api import load
     from visor_jax.evaluate.runner import evaluate
+    from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import export
     from visor_jax.report.page import write_report
 
@@ -144,7 +145,8 @@ def finish(config: Any, path: str) -> dict[str, Any]:
         proof = exported / "parity.json"
         if not of_model(proof, model):
             with timed(workdir, "export"):
-                export(model, exported, stage=model.stage, force=proof.exists())
+                about = about_stage(config.export, workdir, model.stage)
+                export(model, exported, stage=model.stage, force=proof.exists(), about=about)
         report = write_report(workdir)
     return {
         "evaluation": read_json(evaluated),

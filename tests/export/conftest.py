@@ -1,5 +1,6 @@
 """Shared by the export tests: a tiny model in PyTorch, in both plans, with random weights; stock checkpoints."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ from safetensors.torch import save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from visor_jax import testing
+from visor_jax.api import Visor
+from visor_jax.budget import all_subsets
+from visor_jax.export import torch_export
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
 
 IMAGE = 60  # the placeholder's id
@@ -191,3 +195,23 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def stock_model() -> Callable[[bool], LlavaOnevisionForConditionalGeneration]:
     return make_stock_model
+
+
+# --- a folder as `visor export` writes it, without its proof ----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def jax_model() -> Visor:
+    """A random VISOR plan of six layers, with grids, a policy and three viable budgets."""
+    base = testing.tiny_architecture(6)
+    text = dataclasses.replace(base.text, num_layers=6, vocab_size=TOKENIZER.vocab_size + 3)
+    arch = testing.tiny_architecture(text=text, anyres=base.anyres)
+    budgets = all_subsets(arch.num_slots)[:3]
+    return Visor(testing.random_params(arch), arch, TOKENIZER, budgets, system="Be brief.", has_policy=True)
+
+
+@pytest.fixture(scope="session")
+def visor_folder(jax_model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    torch_export.write_folder(folder, jax_model, stage="policy", dtype="float32", max_shard_bytes=10**9)
+    return folder

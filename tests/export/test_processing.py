@@ -123,9 +123,10 @@ def test_pictures_of_any_mode_are_read_as_in_training(tiled, mode):
     np.testing.assert_array_equal(processor.tiles([one])[0], processor.tiles([ours])[0])
 
 
-def test_what_is_no_picture_is_refused(tiled):
+@pytest.mark.parametrize("wrong", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), 7, torch.zeros(3, 9, 9)])
+def test_what_is_no_picture_is_refused(tiled, wrong):
     with pytest.raises(TypeError, match="expected PIL pictures"):
-        VisorProcessor.from_pretrained(tiled[1])([np.zeros((9, 9, 3), np.uint8)], "What?")
+        VisorProcessor.from_pretrained(tiled[1])([wrong], "What?")
 
 
 def test_markers_and_pictures_must_agree(tiled):
@@ -140,5 +141,5 @@ def test_markers_and_pictures_must_agree(tiled):
 
 def test_answers_end_where_the_turn_ends(tiled):
     processor = VisorProcessor.from_pretrained(tiled[1])
-    ids = processor.tokenizer.encode("red").ids
+    ids = processor.chat.encode("red")
     assert processor.decode([*ids, processor.end_token_id, *ids]) == "red"

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     from visor_jax.errors import RequestError, nearest
+    from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import DTYPES, export
     from visor_jax.files import as_path
 
@@ -47,8 +48,9 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         raise RequestError(f"--workdir={args.workdir}: no complete stage; expected a workdir that `visor run` wrote")
     out = as_path(args.out) if args.out else workdir.path / "export"
     use_compile_cache(workdir.path)
+    about = about_stage(config.export, workdir, stage)
     with watched(config.train.hang_seconds):
-        result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force)
+        result = export(load_stage(workdir, stage), out, stage=stage, dtype=args.dtype, force=args.force, about=about)
     print(f"{result['out']}: stage {stage}, {args.dtype}")
     print(
         f"logits differ from JAX by at most {result['max_logit_difference']:.2g}; greedy tokens "

@@ -36,6 +36,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.errors import RequestError
     from visor_jax.export.hf_import import check, check_tokenizer, differences, made_visor, open_checkpoint, read_params
     from visor_jax.export.hub import local_folder
+    from visor_jax.export.model_card import origin_of
     from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.train.checkpoints import Checkpoints
@@ -75,7 +76,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         place = folder.path / "checkpoints"
         with Checkpoints(place, identity=identity, keep=1, copied_bytes=largest) as checkpoints:
             checkpoints.save(0, {"params": params}, meta={"step": 0}, wait=True)
-        folder.mark_complete({"step": 0, "imported": True})
+        folder.mark_complete({"step": 0, "imported": True, "origin": origin_of(Path(source))})
     total, added = sum(x.size for x in jax.tree.leaves(params)), sum(new.values())
     print(f"{folder.path}: {total - added:,} parameters from {args.source}")
     for part, count in new.items():

@@ -1,6 +1,6 @@
-"""The small files of an exported folder: configuration, preprocessor, tokenizer, chat template, model card.
+"""The small files of an exported folder: configuration, preprocessor, tokenizer, chat template.
 
-In: a model and, for the card, the proof. Out: names and contents. Everything is written from the architecture and the
+In: a model. Out: names and contents. Everything is written from the architecture and the
 tokenizer that the model was trained with; nothing is copied from a folder of someone else's.
 """
 
@@ -12,28 +12,40 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops
-from visor_jax.data.anyres import visual_token_count
-from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
+from visor_jax.export.parity import ExportedModel
 
+# What torch_model/chat_visor.py does, for tools that render templates. Pictures come first, one a line, unless the text
+# says by <image> where they stand; a single one comes first in any case. SYSTEM is the trained system turn's text.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' and SYSTEM -%}
 {{- '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' -}}
 {%- endif -%}
 {%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- set turn = namespace(text='') -%}
 {%- if message['content'] is string -%}
-{{- message['content'] -}}
+{%- set turn.text = message['content'] -%}
 {%- else -%}
-{%- set pictures = message['content'] | selectattr('type', 'equalto', 'image') | list -%}
-{%- for picture in pictures -%}{{- '<image>' -}}{%- endfor -%}
-{%- if pictures -%}{{- '\\n' -}}{%- endif -%}
-{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] -}}{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{%- set turn.text = turn.text + part['text'] -%}
+{%- endfor -%}
+{%- if '<image>' not in turn.text -%}
+{%- for part in message['content'] if part['type'] in ['image', 'image_url'] -%}
+{%- set turn.text = '<image>\\n' + turn.text -%}
+{%- endfor -%}
 {%- endif -%}
-{{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- if message['role'] == 'user' and turn.text.count('<image>') == 1 -%}
+{%- set turn.text = ('<image>\\n' + turn.text.replace('<image>', '').strip()).strip() -%}
+{%- endif -%}
+{%- if message['role'] != 'system' or turn.text -%}
+{{- '<|im_start|>' + message['role'] + '\\n' + turn.text + '<|im_end|>\\n' -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
+
+
+GENERATING, PROCESSOR = "modeling_visor.VisorForConditionalGeneration", "processing_visor.VisorProcessor"
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,12 @@ def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
         {
             "config.json": model_config(model, stage=stage, dtype=dtype),
             "generation_config.json": generation,
-            "preprocessor_config.json": preprocessor_config(arch),
-            "processor_config.json": processor_config(arch),
-            "tokenizer_config.json": tokenizer_config(arch),
+            "preprocessor_config.json": {**preprocessor_config(arch), **processor_class(arch)},
+            "processor_config.json": {**processor_config(arch), **processor_class(arch)},
+            "tokenizer_config.json": {
+                **tokenizer_config(arch),
+                "processor_class": processor_class(arch)["processor_class"],
+            },
         },
         {"tokenizer.json": tokenizer.text, "chat_template.jinja": template},
     )
@@ -92,7 +107,9 @@ def model_config(model: ExportedModel, *, stage: str, dtype: str) -> dict[str, A
         "architectures": ["VisorForConditionalGeneration"],
         "auto_map": {
             "AutoConfig": "configuration_visor.VisorConfig",
-            "AutoModelForImageTextToText": "modeling_visor.VisorForConditionalGeneration",
+            "AutoModel": GENERATING,  # tools that know no image-text-to-text class take this one, and call generate()
+            "AutoModelForImageTextToText": GENERATING,
+            "AutoProcessor": PROCESSOR,
         },
         "bidirectional_vision": arch.bidirectional_vision,
         "cross_kernel_size": arch.cross.kernel_size,
@@ -148,7 +165,6 @@ def preprocessor_config(arch: Architecture) -> dict[str, Any]:
     """For transformers' LlavaOnevisionImageProcessor (and its PIL twin), and for our own VisorProcessor."""
     return {
         "image_processor_type": "LlavaOnevisionImageProcessor",
-        "processor_class": "LlavaOnevisionProcessor",
         "do_convert_rgb": True,
         "do_normalize": True,
         "do_pad": True,
@@ -163,9 +179,15 @@ def preprocessor_config(arch: Architecture) -> dict[str, Any]:
     }
 
 
+def processor_class(arch: Architecture) -> dict[str, Any]:
+    """What AutoProcessor takes: our own class for a VISOR plan, by remote code; transformers' for a dense one."""
+    if arch.plan == "dense":
+        return {"processor_class": "LlavaOnevisionProcessor"}
+    return {"processor_class": "VisorProcessor", "auto_map": {"AutoProcessor": PROCESSOR}}
+
+
 def processor_config(arch: Architecture) -> dict[str, Any]:
     return {
-        "processor_class": "LlavaOnevisionProcessor",
         "image_token": "<image>",
         "num_image_tokens": arch.vision.patches_per_tile,
         "vision_aspect_ratio": f"anyres_max_{arch.anyres.max_tiles}",
@@ -176,7 +198,6 @@ def processor_config(arch: Architecture) -> dict[str, Any]:
 def tokenizer_config(arch: Architecture) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "LlavaOnevisionProcessor",
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "image_token": "<image>",
@@ -188,129 +209,3 @@ def tokenizer_config(arch: Architecture) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-
-
-# --- the model card ---------------------------------------------------------------------------------------------------
-
-HEADER = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags:
-{tags}
----
-
-# {title}
-
-"""
-VISOR_CARD = """\
-A LLaVA-OneVision style vision-language model that looks on request (VISOR, arXiv 2603.23495): its decoder keeps every
-visual token, but only few layers touch them, and for each question a policy decides how many. Exported by visor_jax
-after training stage `{stage}`, weights in {dtype}.
-
-```python
-from PIL import Image
-from transformers import AutoModelForImageTextToText
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-model = AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True).eval()
-processor = get_class_from_dynamic_module("processing_visor.VisorProcessor", DIR).from_pretrained(DIR)
-inputs = processor(Image.open("photo.png"), "Which digit is below the letter A?")
-tokens = model.generate(**inputs, budget="{default}", max_new_tokens=32)
-print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:]))
-```
-
-This runs the Python files of this folder (torch and transformers 5.3 or newer are all they need). Without remote code,
-from an installation of visor_jax:
-
-```python
-from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
-
-model = VisorForConditionalGeneration.from_pretrained(DIR).eval()
-processor = VisorProcessor.from_pretrained(DIR)
-```
-
-Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>` id for each visual token,
-`pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`:
-
-- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 makes it dearer, below 0 cheaper;
-- `"full"`, `"empty"`, or `"0b101"`: one bit for each of the {num_slots} slots, leftmost first;
-- `"3"`: the best viable budget with three slots on;
-- a list with one of these for each prompt.
-
-`model.route(**inputs)` gives the policy's probabilities over the viable budgets.
-
-## Budgets
-
-Decoder GFLOPs for a prompt of {num_visual} visual and {num_text} text tokens, by formula (causal attention at half, the
-vision tower not counted). A dense decoder of this size takes {dense:.4g}.
-
-| budget | slots on | decoder GFLOPs | cheaper than dense |
-| --- | --- | --- | --- |
-{rows}
-
-"""
-DENSE_CARD = """\
-A LLaVA-OneVision model (stock `LlavaOnevisionForConditionalGeneration`, no remote code), exported by visor_jax after
-training stage `{stage}`, weights in {dtype}.
-
-```python
-from transformers import LlavaOnevisionForConditionalGeneration
-
-model = LlavaOnevisionForConditionalGeneration.from_pretrained(DIR)
-```
-
-"""
-NO_GRIDS = """\
-**Pictures are never cut into tiles here** (`image_grid_pinpoints` is empty). transformers cuts the picture of every
-prompt that has only one, unless `batch_num_images` counts it with others: give prompts in pairs with
-`batch_num_images=[2]`, one tile `[3, S, S]` for each picture.
-
-"""
-PROOF = """\
-## Agreement with the JAX model
-
-Measured while exporting, on this folder as loaded back (`parity.json`): logits differ by at most
-{difference:.2g} (allowed {bound:g}) and {new_tokens} greedy tokens are {equal}, over {comparisons} pairs of prompt and
-budget{auto}. Both were computed in float64{rounded}; in float32, rounding alone makes {float32:.2g} of difference.
-"""
-
-
-def write_card(path: Path, model: ExportedModel, proof: Parity, *, stage: str, dtype: str) -> None:
-    """README.md: what this is, how to load it, what a budget costs, and how well it agrees."""
-    arch = model.arch
-    visor = arch.plan == "visor"
-    tags = "\n".join(f"- {tag}" for tag in (["visor", "custom_code"] if visor else ["llava_onevision"]))
-    text = HEADER.format(tags=tags, title="VISOR" if visor else "LLaVA-OneVision, dense")
-    shared = {"stage": stage, "dtype": dtype}
-    if visor:
-        default, auto = (
-            ("auto", " (the default)") if model.has_policy else ("full", " (not here: it was not trained yet)")
-        )
-        text += VISOR_CARD.format(**shared, default=default, auto=auto, num_slots=arch.num_slots, **_costs(model))
-    else:
-        text += DENSE_CARD.format(**shared)
-        text += "" if arch.anyres.pinpoints else NO_GRIDS
-    text += PROOF.format(
-        difference=proof.max_logit_difference,
-        float32=proof.float32_logit_difference,
-        bound=proof.bound,
-        new_tokens=NEW_TOKENS,
-        equal="equal" if proof.greedy_tokens_equal else "not equal",
-        comparisons=len(proof.comparisons),
-        auto=", `auto` with its routes among them" if visor and model.has_policy else "",
-        rounded=" from the weights as rounded" if dtype == "bfloat16" else "",
-    )
-    path.write_text(text, encoding="utf-8")
-
-
-def _costs(model: ExportedModel, num_text: int = 60) -> dict[str, Any]:
-    """The table of budgets, for one picture of a tile's size."""
-    arch = model.arch
-    num_visual = visual_token_count((arch.vision.tile_size, arch.vision.tile_size), arch)
-    dense = dense_decoder_flops(arch, num_visual, num_text)
-    rows = []
-    for bits in model.viable_budgets:
-        flops = decoder_flops(arch, bits, num_visual, num_text)
-        rows.append(f"| `{budget_name(bits)}` | {sum(bits)} | {flops / 1e9:.4g} | {dense / flops:.1f}x |")
-    return {"rows": "\n".join(rows), "dense": dense / 1e9, "num_visual": num_visual, "num_text": num_text}

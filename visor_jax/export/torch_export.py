@@ -21,6 +21,7 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files, key_map
+from visor_jax.export.model_card import About, write_card
 from visor_jax.export.parity import ExportedModel, Parity, compare
 from visor_jax.fault_points import fault_point
 from visor_jax.files import as_path
@@ -30,11 +31,13 @@ from visor_jax.supervision import beat
 DTYPES = ("float32", "bfloat16")
 MODULE_FILES = (
     "cache_visor.py",
+    "chat_visor.py",
     "configuration_visor.py",
     "decoder_visor.py",
     "generation_visor.py",
     "modeling_visor.py",
     "processing_visor.py",
+    "tiles_visor.py",
     "vision_visor.py",
 )
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> its shape, and how to get it
@@ -48,6 +51,7 @@ def export(
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
     force: bool = False,
+    about: About | None = None,
 ) -> dict[str, Any]:
     """Write `model` to the folder `out`, which appears whole and proven, or not at all.
 
@@ -58,6 +62,7 @@ def export(
       dtype: of the stored weights, "float32" or "bfloat16".
       max_shard_bytes: a safetensors file holds at most this much, or a single tensor.
       force: replace what stands in `out`.
+      about: license, base model and more for the model card; None: our own weights.
 
     Returns:
       {"out", "max_logit_difference", "greedy_tokens_equal"}.
@@ -89,7 +94,7 @@ def export(
         folder_files.write_json(folder / "parity.json", told)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
-        folder_files.write_card(folder / "README.md", model, proof, stage=stage, dtype=dtype)
+        write_card(folder / "README.md", model, proof, about or About(), stage=stage, dtype=dtype)
     return summary(out, proof)
 
 

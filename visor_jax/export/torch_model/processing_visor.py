@@ -1,133 +1,228 @@
-"""Model inputs from PIL pictures and a question, by an exported folder's own files and without torchvision.
+"""Model inputs from pictures and a question, by an exported folder's own files and without torchvision.
 
-In: pictures and questions. Out: `input_ids`, `attention_mask`, `pixel_values`, `image_sizes`, `batch_num_images`, as
-transformers' LLaVA-OneVision processor (PIL backend) makes them, in the chat template that the model was trained with.
-Chat tokens come from the template only: what looks like one in a question stays plain text.
+In: pictures and questions, messages, or prompts that a chat template rendered. Out: `input_ids`, `attention_mask`,
+`pixel_values`, `image_sizes`, `batch_num_images`, as transformers' LLaVA-OneVision processor (PIL backend) makes them,
+in the chat template that the model was trained with. `AutoProcessor` and pipelines load it (`trust_remote_code=True`).
 This file travels inside every export; it needs torch, transformers (which brings tokenizers) and Pillow only.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tokenizers import Tokenizer
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils.hub import cached_file
 
+from .chat_visor import IMAGE_MARKER, ChatEncoder, Encoded, Message, place_images, read_message
 from .configuration_visor import VisorConfig
-from .vision_visor import Size, best_pinpoint, shrunk, tile_grid, unpadded
+from .tiles_visor import Tiler, is_picture, open_picture
+from .vision_visor import Size, shrunk, tile_grid, unpadded
 
-IMAGE_MARKER = "<image>"  # in a question: where a picture stands
+NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
 FILES = (  # of a folder: all that makes inputs, here and by transformers' own classes
     "processing_visor.py",
+    "chat_visor.py",
+    "tiles_visor.py",
+    "configuration_visor.py",
+    "vision_visor.py",
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+CALL_ARGUMENTS = ("padding", "padding_side", "max_length", "truncation", "return_tensors")
 
 
-class VisorProcessor:
-    """Reads config.json, preprocessor_config.json and tokenizer.json of an exported folder, and makes model inputs."""
+class VisorProcessor(ProcessorMixin):
+    """Reads config.json, preprocessor_config.json and the tokenizer's files of an exported folder; makes model inputs.
+
+    Attributes:
+        config: the model's.
+        tokenizer: transformers' own. It takes the chat tokens in a text for what they look like; this processor's
+            methods do not, but for rendered prompts (`text=`).
+        dtype: numpy's, of the pixels.
+    """
 
     def __init__(
-        self, config: VisorConfig, tokenizer: Tokenizer, image_mean: Sequence[float], image_std: Sequence[float]
+        self,
+        config: VisorConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        files: Mapping[str, bytes] | None = None,
     ):
         self.config, self.tokenizer = config, tokenizer
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
-        self.dtype = np.dtype(np.float32)  # of the pixels
-        self.files: dict[str, bytes] = {}  # by name, of the folder it was read from
-        tokenizer.encode_special_tokens = True  # that is: spell them out when they stand in a text
-        added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-        self.start_token_id, self.end_token_id = added["<|im_start|>"], added["<|im_end|>"]
-        self.pad_token_id = added.get("<|endoftext|>", self.end_token_id)
+        self.files = dict(files or {})  # by name, of the folder it was read from
+        self.chat_template = tokenizer.chat_template
+        self.image_token, self.image_token_id = IMAGE_MARKER, config.image_token_index
+        text = self.files.get("tokenizer.json", b"").decode("utf-8") or tokenizer.backend_tokenizer.to_str()
+        self.chat = ChatEncoder(text, config.image_token_index)
+        self.tiler = Tiler(config, image_mean, image_std)
+        self.dtype = np.dtype(np.float32)
+        self.start_token_id, self.end_token_id, self.pad_token_id = (
+            self.chat.start_id,
+            self.chat.end_id,
+            self.chat.pad_id,
+        )
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> VisorProcessor:
-        folder = Path(folder)
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        processor = cls(VisorConfig(**values), tokenizer, settings["image_mean"], settings["image_std"])
-        processor.files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-        return processor
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> VisorProcessor:
+        """Of a folder, or of a repository on the hub; `kwargs` are transformers' (`revision`, `token`, ...)."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        found = {}
+        for name in dict.fromkeys((*NEEDED, *FILES)):
+            path = cached_file(
+                pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=name in NEEDED
+            )
+            if path is not None:
+                found[name] = Path(path).read_bytes()
+        settings = json.loads(found["preprocessor_config.json"])
+        config = VisorConfig(**json.loads(found["config.json"]))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
+        return cls(config, tokenizer, settings["image_mean"], settings["image_std"], found)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes what it was read from beside a model's `save_pretrained`, which leaves these files out."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, content in self.files.items():
-            (Path(folder) / name).write_bytes(content)
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """Writes what it was read from beside a model's `save_pretrained`, which leaves these files out.
+
+        The model's config.json is written only where there is none yet. Returns the paths of the files.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = dict(self.files)
+        if self.chat_template is not None:
+            files["chat_template.jinja"] = self.chat_template.encode("utf-8")
+        if (folder / "config.json").exists():
+            files.pop("config.json", None)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        if push_to_hub:
+            raise ValueError("push_to_hub: upload the folder with huggingface_hub.upload_folder")
+        return [str(folder / name) for name in files]
+
+    # --- making inputs ------------------------------------------------------------------------------------------------
 
     def __call__(
-        self, images: Image.Image | Sequence[Image.Image], question: str, system: str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Inputs of one prompt. `images` may be one picture, several, or none (an empty list)."""
-        return self.batch([(images, question)], system)
-
-    def batch(
-        self, prompts: Sequence[tuple[Image.Image | Sequence[Image.Image], str]], system: str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Inputs of several prompts, (pictures, question) each, padded on the left.
+        self,
+        images: Any = None,
+        question: str | None = None,
+        system: str | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """Inputs of one question, or, with `text=`, of rendered prompts.
 
         Args:
+            images: one picture, several, or none (None or an empty list). With a list of prompts: a list for each of
+                them, or all in one list, which the prompts' markers divide. A picture is a PIL picture, a path, a URL,
+                or a uint8 array [H, W, 3].
+            question: what is asked; the chat template is put around it.
             system: text of the system turn; None: the one that the model was trained with, if any.
+            text: a prompt as `apply_chat_template(tokenize=False)` gives it, or a list of such.
+            kwargs: `padding_side` ("left" or "right"; default: the tokenizer's), `max_length` together with
+                `padding="max_length"`, `return_tensors` ("pt" or "np").
 
         Raises:
-            ValueError: a question's `<image>` markers and its pictures are not equally many.
-            TypeError: a picture is none of PIL's.
+            ValueError: markers and pictures are not equally many, or an argument asks for what is not possible.
+            TypeError: a picture is none of those above, or an argument is unknown.
         """
-        rows, tiles, sizes, counts = [], [], [], []
-        for pictures, question in prompts:
-            pictures = [pictures] if isinstance(pictures, Image.Image) else list(pictures)
-            if not all(isinstance(picture, Image.Image) for picture in pictures):
-                raise TypeError("images: expected PIL pictures; Image.fromarray makes one of an array")
-            own = [(picture.height, picture.width) for picture in pictures]
-            rows.append(self.prompt_ids(question, own, system))
-            tiles.extend(self.tiles(pictures))
-            sizes.extend(own)
-            counts.extend([len(pictures)] if pictures else [])
-        longest = max(len(row) for row in rows)
-        inputs = {
-            "input_ids": torch.tensor([[self.pad_token_id] * (longest - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
-        }
-        if not sizes:
-            return inputs
-        pixels = np.zeros((len(tiles), max(len(own) for own in tiles), *tiles[0].shape[1:]), self.dtype)
-        for index, own in enumerate(tiles):
-            pixels[index, : len(own)] = own
-        return {
-            **inputs,
-            "pixel_values": torch.from_numpy(pixels),
-            "image_sizes": torch.tensor(sizes),
-            "batch_num_images": torch.tensor(counts),
-        }
+        if (question is None) == (text is None):
+            raise ValueError("expected either question=, which the template is put around, or text=, a rendered prompt")
+        if question is not None:
+            return self.batch([(images, question)], system, **kwargs)
+        texts = [text] if isinstance(text, str) else list(text or ())
+        pictures = [[open_picture(one) for one in own] for own in _divided(images, texts)]
+        rows = [self.chat.rendered(prompt, self._lengths(own)) for prompt, own in zip(texts, pictures, strict=True)]
+        return self._inputs(rows, pictures, **kwargs)
+
+    def batch(self, prompts: Sequence[tuple[Any, str]], system: str | None = None, **kwargs) -> BatchFeature:
+        """Inputs of several prompts, (pictures, question) each, padded on the left; else as `__call__`."""
+        pictures = [[open_picture(one) for one in _listed(own)] for own, _ in prompts]
+        rows = [
+            self.prompt_ids(question, [(picture.height, picture.width) for picture in own], system)
+            for own, (_, question) in zip(pictures, prompts, strict=True)
+        ]
+        return self._inputs(rows, pictures, **kwargs)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_dict: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        return_tensors: str | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **kwargs,
+    ) -> Any:
+        """Messages as a rendered prompt, or with `tokenize=True` as model inputs, as in transformers.
+
+        A message's `content` is a text or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image":
+        PICTURE}` (or "url", "path", "base64"; or OpenAI's "image_url"). Pictures stand before the text, one a line, or
+        where the text has `<image>`. Tokenized, chat tokens that stand in somebody's text are encoded as plain text.
+
+        Returns:
+            A text, or a list of texts for a list of conversations. With `tokenize=True` and `return_dict=True` the
+            inputs (with `return_assistant_tokens_mask`, also `assistant_masks`: 1 at what the assistant says), without
+            it `input_ids` only.
+
+        Raises:
+            ValueError: markers and pictures are not equally many, or a part is neither text nor picture.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("continue_final_message: not possible together with add_generation_prompt")
+        options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        if not tokenize or chat_template not in (None, self.chat_template):
+            return super().apply_chat_template(
+                conversation,
+                chat_template,
+                tokenize=tokenize,
+                return_dict=return_dict,
+                return_assistant_tokens_mask=return_assistant_tokens_mask,
+                **({} if return_tensors is None else {"return_tensors": return_tensors}),
+                **({} if processor_kwargs is None else {"processor_kwargs": processor_kwargs}),
+                **options,
+                **kwargs,
+            )
+        given = {**kwargs, **(processor_kwargs or {}), "return_tensors": return_tensors}
+        images = given.get("images")
+        several = bool(conversation) and not isinstance(conversation[0], Mapping)
+        conversations = list(conversation) if several else [conversation]
+        besides = list(images) if several and images is not None else [images] * len(conversations)
+        encoded, pictures = [], []
+        for messages, beside in zip(conversations, besides, strict=True):
+            turns = [read_message(message) for message in messages]
+            own = [open_picture(source) for source in _sources(turns, _listed(beside))]
+            encoded.append(self.chat.conversation(turns, self._lengths(own), self.config.system_prompt, **options))
+            pictures.append(own)
+        inputs = self._inputs(encoded, pictures, **{name: given[name] for name in CALL_ARGUMENTS if name in given})
+        if not return_assistant_tokens_mask:
+            inputs.pop("assistant_masks")
+        return inputs if return_dict else inputs["input_ids"]
 
     def prompt_ids(self, question: str, sizes: Sequence[Size], system: str | None = None) -> list[int]:
         """Token ids of one question up to the assistant's header, each picture as its run of placeholders."""
         system = self.config.system_prompt if system is None else system
-        pieces = self._place_images(question, len(sizes)).split(IMAGE_MARKER)
-        ids = self._turn(f"system\n{system}") if system else []
-        ids += [self.start_token_id, *self._encode(f"user\n{pieces[0]}")]
-        for size, piece in zip(sizes, pieces[1:], strict=True):
-            ids += [self.config.image_token_index] * self.num_visual_tokens(size, len(sizes)) + self._encode(piece)
-        ids += [self.end_token_id, *self._encode("\n")]
-        return [*ids, self.start_token_id, *self._encode("assistant\n")]
-
-    def decode(self, ids: Sequence[int] | torch.Tensor) -> str:
-        """The text of an answer's token ids, up to its end and without special tokens."""
-        numbers = [int(number) for number in ids]
-        if self.end_token_id in numbers:
-            numbers = numbers[: numbers.index(self.end_token_id)]
-        return self.tokenizer.decode(numbers, skip_special_tokens=True)
+        lengths = [self.num_visual_tokens(size, len(sizes)) for size in sizes]
+        message = Message("user", place_images(question, len(sizes)), ())
+        return self.chat.conversation([message], lengths, system, add_generation_prompt=True).ids
 
     def num_visual_tokens(self, size: Size, num_images: int = 1) -> int:
-        """Visual tokens of a picture of (height, width), in a prompt with `num_images` pictures."""
+        """Visual tokens of a picture of (height, width), upright, in a prompt with `num_images` pictures."""
         side = self.config.patches_per_side
         if num_images != 1 or not self.config.image_grid_pinpoints:
             return side**2 + 1
@@ -136,76 +231,131 @@ class VisorProcessor:
         height, width = shrunk(rows * side - 2 * top, columns * side - 2 * left, side, self.config.max_tiles)
         return side**2 + height * (width + 1)
 
-    def tiles(self, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
+    def tiles(self, pictures: Sequence[Any]) -> list[np.ndarray]:
         """Normalised tiles [n, 3, S, S] of each of one prompt's pictures."""
-        tile = self.config.tile_size
-        cut = []
-        for picture in map(_upright_rgb, pictures):
-            if self.config.image_grid_pinpoints and len(pictures) == 1:
-                cut.append([_resized(picture, (tile, tile)), *self._crops(picture)])
-            elif self.config.image_grid_pinpoints:
-                cut.append([_resized(self._squared(picture), (tile, tile))])
-            else:
-                cut.append([_resized(picture, (tile, tile))])
-        return [self._normalised(own) for own in cut]
+        return self.tiler([open_picture(picture) for picture in pictures], self.dtype)
 
-    def _normalised(self, tiles: Sequence[Image.Image]) -> np.ndarray:
-        values = np.stack([np.asarray(tile) for tile in tiles]).astype(self.dtype) / 255
-        mean, std = (np.asarray(channels, self.dtype) for channels in (self.image_mean, self.image_std))
-        return ((values - mean) / std).transpose(0, 3, 1, 2)
-
-    def _crops(self, picture: Image.Image) -> list[Image.Image]:
-        """The picture resized into its best grid, centred on black and cut row by row."""
-        tile, size = self.config.tile_size, (picture.height, picture.width)
-        height, width = best_pinpoint(size, self.config.image_grid_pinpoints)
-        by_height, by_width = height / size[0], width / size[1]
-        if by_width < by_height:
-            new = min(math.ceil(size[0] * by_width), height), width
-        else:
-            new = height, min(math.ceil(size[1] * by_height), width)
-        canvas = Image.new("RGB", (width, height))
-        canvas.paste(_resized(picture, new), ((width - new[1]) // 2, (height - new[0]) // 2))
-        corners = [(left, top) for top in range(0, height, tile) for left in range(0, width, tile)]
-        return [canvas.crop((left, top, left + tile, top + tile)) for left, top in corners]
-
-    def _squared(self, picture: Image.Image) -> Image.Image:
-        """The picture centred on a square in the mean colour."""
-        side = max(picture.size)
-        red, green, blue = (int(mean * 255) for mean in self.image_mean)
-        canvas = Image.new("RGB", (side, side), (red, green, blue))
-        canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return canvas
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def _turn(self, text: str) -> list[int]:
-        return [self.start_token_id, *self._encode(text), self.end_token_id, *self._encode("\n")]
+    def _lengths(self, pictures: Sequence[Image.Image]) -> list[int]:
+        return [self.num_visual_tokens((one.height, one.width), len(pictures)) for one in pictures]
 
     def _place_images(self, question: str, num_images: int) -> str:
-        """The question with one marker per picture; without markers they come first, each on a line of its own."""
-        if question.count(IMAGE_MARKER) == 0:
-            return f"{IMAGE_MARKER}\n" * num_images + question
-        if question.count(IMAGE_MARKER) != num_images:
-            raise ValueError(f"question: {question.count(IMAGE_MARKER)} {IMAGE_MARKER} markers, {num_images} pictures")
-        if num_images == 1:
-            return f"{IMAGE_MARKER}\n{question.replace(IMAGE_MARKER, '').strip()}".strip()
-        return question
+        return place_images(question, num_images)
+
+    def _inputs(
+        self,
+        rows: Sequence[list[int] | Encoded],
+        pictures: Sequence[Sequence[Image.Image]],
+        *,
+        padding: Any = True,
+        padding_side: str | None = None,
+        max_length: int | None = None,
+        truncation: Any = None,
+        return_tensors: str | None = "pt",
+        videos: Any = None,
+        audio: Any = None,
+        audios: Any = None,
+        **unknown,
+    ) -> BatchFeature:
+        """Token ids and pictures of several prompts as one padded batch."""
+        unknown = {name for name, value in unknown.items() if value} - {"add_special_tokens", "device"}
+        if unknown:
+            raise TypeError(f"unexpected arguments {', '.join(sorted(unknown))}")
+        if truncation:
+            raise ValueError("truncation: not possible, it would cut a picture's placeholders; ask with less text")
+        for name, value in (("videos", videos), ("audio", audio), ("audios", audios)):
+            if value is not None and len(value):
+                raise ValueError(f"{name}: this model reads pictures and text only")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors: {return_tensors!r}; expected 'pt' or 'np'")
+        encoded = [row if isinstance(row, Encoded) else Encoded(row, []) for row in rows]
+        length = max(len(row.ids) for row in encoded)
+        if padding == "max_length" and max_length is not None:
+            if max_length < length:
+                raise ValueError(f"max_length: {max_length}; the longest prompt has {length} tokens")
+            length = max_length
+        right = (padding_side or self.tokenizer.padding_side) == "right"
+        missing = [[0] * (length - len(row.ids)) for row in encoded]
+
+        def padded(values: Sequence[Sequence[int | bool]], fill: int) -> np.ndarray:
+            fills = [[fill] * len(gap) for gap in missing]
+            sides = zip(values, fills, strict=True) if right else zip(fills, values, strict=True)
+            return np.array([[*first, *last] for first, last in sides], np.int64)
+
+        data = {
+            "input_ids": padded([row.ids for row in encoded], self.pad_token_id),
+            "attention_mask": padded([[1] * len(row.ids) for row in encoded], 0),
+        }
+        if all(row.said for row in encoded):
+            data["assistant_masks"] = padded([row.said for row in encoded], 0)
+        data.update(self._pixels(pictures))
+        if return_tensors != "np":
+            return BatchFeature({name: torch.from_numpy(value) for name, value in data.items()})
+        return BatchFeature(data)
+
+    def _pixels(self, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, np.ndarray]:
+        """The pictures' part of the inputs; empty where no prompt has any."""
+        tiles = [cut for own in pictures for cut in self.tiler(own, self.dtype)]
+        if not tiles:
+            return {}
+        pixels = np.zeros((len(tiles), max(len(own) for own in tiles), *tiles[0].shape[1:]), self.dtype)
+        for index, own in enumerate(tiles):
+            pixels[index, : len(own)] = own
+        return {
+            "pixel_values": pixels,
+            "image_sizes": np.array([(one.height, one.width) for own in pictures for one in own]),
+            "batch_num_images": np.array([len(own) for own in pictures if own]),
+        }
+
+    # --- the rest of transformers' interface --------------------------------------------------------------------------
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs) -> Any:
+        """The text of an answer's token ids, up to its end and without special tokens; of a list of them, a list.
+
+        With `skip_special_tokens=False`, or another argument of the tokenizer's, it is the tokenizer's own `decode`.
+        """
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not skip_special_tokens or kwargs:
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if isinstance(ids, Sequence) and ids and isinstance(ids[0], Sequence):
+            return [self.chat.decode(own) for own in ids]
+        return self.chat.decode([ids] if isinstance(ids, int) else ids)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "batch_num_images"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json holds."""
+        return json.loads(self.files.get("processor_config.json", b"{}"))
 
 
-def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF says, 16 bits scaled to 8, transparency over white: as pictures were read in training."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        gray = np.asarray(picture).astype(np.int64).clip(0, 0xFFFF)
-        used = max(int(gray.max(initial=0)).bit_length(), 8)  # 12 bits of an X-ray in a 16-bit file fill the range
-        return Image.fromarray((gray >> (used - 8)).astype(np.uint8)).convert("RGB")
-    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-    return picture.convert("RGB")
+def _listed(images: Any) -> list[Any]:
+    """Pictures of one prompt as a list: of one, of several, or of none."""
+    if images is None:
+        return []
+    return [images] if is_picture(images) else list(images)
 
 
-def _resized(picture: Image.Image, size: Size) -> Image.Image:
-    """Pillow's bicubic resize to (height, width)."""
-    return picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+def _divided(images: Any, texts: Sequence[str]) -> list[list[Any]]:
+    """Pictures by prompt, of a list for each prompt or of one list for all."""
+    listed = _listed(images)
+    if any(isinstance(own, list | tuple) for own in listed):
+        if len(listed) != len(texts):
+            raise ValueError(f"images: lists for {len(listed)} prompts; text has {len(texts)}")
+        return [_listed(own) for own in listed]
+    counts = [len(listed)] if len(texts) == 1 else [text.count(IMAGE_MARKER) for text in texts]
+    if sum(counts) != len(listed):
+        raise ValueError(f"images: {len(listed)} pictures for {sum(counts)} {IMAGE_MARKER} markers in text")
+    ends = np.cumsum(counts).tolist()
+    return [listed[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _sources(turns: Sequence[Message], beside: list[Any]) -> list[Any]:
+    """Where a conversation's pictures are: what its messages say, and else the next one of those given beside them."""
+    rest, found = iter(beside), []
+    for source in (source for turn in turns for source in turn.sources):
+        found.append(next(rest, None) if source is None else source)
+    if (left := list(rest)) or any(source is None for source in found):
+        given = sum(source is not None for source in found) + len(left)
+        raise ValueError(f"images: {given} pictures for {len(found)} places in the messages")
+    return found

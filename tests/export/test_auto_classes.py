@@ -1,0 +1,74 @@
+"""An exported folder under transformers' own entrances: AutoProcessor, AutoModel, pipelines. By remote code."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from visor_jax import testing
+from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+
+PICTURE = Image.fromarray(testing.random_picture(20, 33))
+CHAT = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Which digit?"}]}]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_elsewhere(tmp_path_factory):
+    """One place for the whole module: what was imported from there stays imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        modules = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+        yield
+
+
+@pytest.fixture(scope="module")
+def direct(visor_folder) -> tuple[Any, VisorProcessor]:
+    """The same folder without remote code."""
+    model: Any = VisorForConditionalGeneration.from_pretrained(visor_folder).eval()
+    return model, VisorProcessor.from_pretrained(visor_folder)
+
+
+def test_auto_processor_is_ours(visor_folder, direct):
+    found = transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=True)
+    assert type(found).__name__ == "VisorProcessor" and isinstance(found, transformers.ProcessorMixin)
+    assert type(found).__module__.startswith("transformers_modules.")
+    expected = direct[1](PICTURE, " Which digit? ")
+    inputs = found(PICTURE, " Which digit? ")
+    assert all(torch.equal(inputs[name], value) for name, value in expected.items())
+    assert "VisorProcessor" in repr(found) and found.model_input_names[0] == "input_ids"
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForImageTextToText"])
+def test_auto_models_generate(visor_folder, direct, auto):
+    model, processor = direct
+    inputs = processor.apply_chat_template(CHAT, tokenize=True, return_dict=True, add_generation_prompt=True)
+    loaded = getattr(transformers, auto).from_pretrained(visor_folder, trust_remote_code=True).eval()
+    assert torch.equal(loaded.generate(**inputs, max_new_tokens=5), model.generate(**inputs, max_new_tokens=5))
+
+
+def test_pipeline_answers_as_the_model(visor_folder, direct, caplog):
+    model, processor = direct
+    ask = transformers.pipeline("image-text-to-text", model=str(visor_folder), trust_remote_code=True)
+    for budget in ("auto", "0b10"):
+        found = ask(CHAT, return_full_text=False, generate_kwargs={"budget": budget, "max_new_tokens": 5})
+        inputs = processor(PICTURE, "Which digit?")
+        tokens = model.generate(**inputs, budget=budget, max_new_tokens=5)
+        expected = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert found[0]["generated_text"] == expected
+    assert "not supported" not in caplog.text
+    said = [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "It"}]}]
+    gone_on = ask(said, max_new_tokens=3)[0]["generated_text"][-1]
+    assert gone_on["role"] == "assistant" and gone_on["content"][-1]["text"].startswith("It")
+    several = ask([CHAT, CHAT], max_new_tokens=3, return_full_text=False)
+    assert several[0] == several[1]
+    rendered = processor.apply_chat_template(CHAT, add_generation_prompt=True)
+    by_text = ask(PICTURE, text=rendered, max_new_tokens=3, return_full_text=False)
+    assert by_text[0]["generated_text"] == several[0][0]["generated_text"]
+
+
+def test_without_trust_nothing_else_is_taken_silently(visor_folder):
+    """Never transformers' own processor, whose pixels and white space are a little different."""
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=False)

@@ -1,0 +1,285 @@
+"""The model card of an exported folder: README.md with the metadata that hubs read.
+
+In: a model, its proof, and what is known about it (`About`). Out: the card's text. The metadata (license, base model,
+languages, tags, library, pipeline, metrics) are written by huggingface_hub, which also reads those of a base model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops
+from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.data.anyres import visual_token_count
+from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
+from visor_jax.files import read_json, read_regular
+from visor_jax.workdir import Workdir
+
+OWN_LICENSE = "apache-2.0"  # of weights that no base model has a say in
+MAX_CARD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card says beside what the model itself tells.
+
+    Attributes:
+      license: the weights' license, as hubs spell it.
+      base_model: id on the hub of the model that the weights come from; "": none.
+      languages: two-letter codes.
+      evaluation: what `visor evaluate` wrote of this stage, or empty.
+    """
+
+    license: str = OWN_LICENSE
+    base_model: str = ""
+    languages: Sequence[str] = ("en",)
+    evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def about_stage(settings: Mapping[str, Any], workdir: Workdir, stage: str) -> About:
+    """What a workdir, and the `export` fields of its configuration, tell about the model of one of its stages."""
+    folders = [workdir.stage(name) for name in TRAINED_STAGES]
+    records = [read_json(folder.path / "complete.json") for folder in folders if folder.is_complete()]
+    imported = next((record for record in records if record.get("imported")), None)
+    origin = {} if imported is None else {"license": "unknown", **imported.get("origin", {})}
+    result = workdir.path / "eval" / "test.json"
+    evaluation = read_json(result) if result.exists() else {}
+    return about(settings, origin, evaluation if evaluation.get("stage") == stage else {})
+
+
+def about(settings: Mapping[str, Any], origin: Mapping[str, str], evaluation: Mapping[str, Any]) -> About:
+    """Of a configuration's `export` fields, of what an import recorded (`origin_of`), and of an evaluation.
+
+    A field that was set wins; an empty one takes what the base model says.
+    """
+    base_model = settings.get("base_model") or origin.get("base_model", "")
+    told = settings.get("license") or origin.get("license")
+    license_id = told or ("unknown" if base_model else OWN_LICENSE)
+    return About(license_id, base_model, tuple(settings.get("languages", ("en",))), evaluation)
+
+
+def origin_of(folder: Path) -> dict[str, str]:
+    """`base_model` and `license` of a checkpoint's folder, as far as it tells them.
+
+    The model's id is told by where a hub's cache keeps it (`models--OWNER--NAME/snapshots/...`); the license by the
+    metadata of its README.md.
+    """
+    found = {}
+    repository = next((part for part in folder.absolute().parts if part.startswith("models--")), "")
+    if repository:
+        found["base_model"] = "/".join(repository.split("--")[1:])
+    metadata = card_metadata(folder / "README.md")
+    if isinstance(metadata.get("license"), str):
+        found["license"] = metadata["license"]
+    if "base_model" not in found and isinstance(metadata.get("base_model"), str):
+        found["base_model"] = metadata["base_model"]
+    return found
+
+
+def card_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty where there is no card, or none that can be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard(read_regular(path, MAX_CARD_BYTES).decode("utf-8")).data.to_dict()
+    except Exception:  # somebody else's YAML: a card that says nothing is no reason to refuse its model
+        return {}
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+VISOR_CARD = """\
+# VISOR
+
+A LLaVA-OneVision style vision-language model that looks on request (VISOR, arXiv 2603.23495): its decoder keeps every
+visual token, but only few layers touch them, and for each question a policy decides how many. Exported by visor_jax
+after training stage `{stage}`, weights in {dtype}, license of the weights: {license}.
+
+```python
+from transformers import pipeline
+
+ask = pipeline("image-text-to-text", model=DIR, trust_remote_code=True)
+question = [{{"type": "image", "url": "photo.png"}}, {{"type": "text", "text": "Which digit is below the letter A?"}}]
+print(ask([{{"role": "user", "content": question}}], return_full_text=False))
+```
+
+or step by step:
+
+```python
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(DIR, trust_remote_code=True)
+inputs = processor(Image.open("photo.png"), "Which digit is below the letter A?")
+tokens = model.generate(**inputs, budget="{default}", max_new_tokens=32)
+print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:]))
+```
+
+This runs the Python files of this folder (torch, transformers 5.3 or newer and Pillow are all they need). Without
+remote code, from an installation of visor_jax:
+
+```python
+from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+
+model = VisorForConditionalGeneration.from_pretrained(DIR).eval()
+processor = VisorProcessor.from_pretrained(DIR)
+```
+
+Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>` id for each visual token,
+`pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`:
+
+- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 makes it dearer, below 0 cheaper;
+- `"full"`, `"empty"`, or `"0b101"`: one bit for each of the {num_slots} slots, leftmost first;
+- `"3"`: the best viable budget with three slots on;
+- a list with one of these for each prompt.
+
+`model.route(**inputs)` gives the policy's probabilities over the viable budgets.
+
+## Budgets
+
+Decoder GFLOPs for a prompt of {num_visual} visual and {num_text} text tokens, by formula (causal attention at half, the
+vision tower not counted). A dense decoder of this size takes {dense:.4g}.
+
+| budget | slots on | decoder GFLOPs | cheaper than dense |
+| --- | --- | --- | --- |
+{rows}
+
+"""
+DENSE_CARD = """\
+# LLaVA-OneVision, dense
+
+A LLaVA-OneVision model (stock `LlavaOnevisionForConditionalGeneration`, no remote code), exported by visor_jax after
+training stage `{stage}`, weights in {dtype}, license of the weights: {license}.
+
+```python
+from transformers import LlavaOnevisionForConditionalGeneration
+
+model = LlavaOnevisionForConditionalGeneration.from_pretrained(DIR)
+```
+
+"""
+NO_GRIDS = """\
+**Pictures are never cut into tiles here** (`image_grid_pinpoints` is empty). transformers cuts the picture of every
+prompt that has only one, unless `batch_num_images` counts it with others: give prompts in pairs with
+`batch_num_images=[2]`, one tile `[3, S, S]` for each picture.
+
+"""
+EVALUATION = """\
+## Accuracy
+
+Benchmark {benchmark}, split {split}, {samples} questions; mean over the benchmark's tasks. GFLOPs per question of the
+decoder alone and end to end, with the vision tower.
+
+| budget | accuracy | decoder GFLOPs | end to end GFLOPs |
+| --- | --- | --- | --- |
+{rows}
+
+"""
+PROOF = """\
+## Agreement with the JAX model
+
+Measured while exporting, on this folder as loaded back (`parity.json`): logits differ by at most
+{difference:.2g} (allowed {bound:g}) and {new_tokens} greedy tokens are {equal}, over {comparisons} pairs of prompt and
+budget{auto}. Both were computed in float64{rounded}; in float32, rounding alone makes {float32:.2g} of difference.
+
+Pictures were resized by Pillow, as in training. transformers' torchvision backend resizes them a little differently
+(median 1 to 2 gray levels of 255, at worst 27), so with its processor the logits are not quite these.
+"""
+
+
+def write_card(path: Path, model: ExportedModel, proof: Parity, known: About, *, stage: str, dtype: str) -> None:
+    """README.md: what this is, how to load it, what a budget costs, how good it is, and how well it agrees."""
+    arch = model.arch
+    visor = arch.plan == "visor"
+    shared = {"stage": stage, "dtype": dtype, "license": known.license}
+    if visor:
+        default, auto = (
+            ("auto", " (the default)") if model.has_policy else ("full", " (not here: it was not trained yet)")
+        )
+        text = VISOR_CARD.format(**shared, default=default, auto=auto, num_slots=arch.num_slots, **_costs(model))
+    else:
+        text = DENSE_CARD.format(**shared)
+        text += "" if arch.anyres.pinpoints else NO_GRIDS
+    text += _evaluation(known.evaluation)
+    text += PROOF.format(
+        difference=proof.max_logit_difference,
+        float32=proof.float32_logit_difference,
+        bound=proof.bound,
+        new_tokens=NEW_TOKENS,
+        equal="equal" if proof.greedy_tokens_equal else "not equal",
+        comparisons=len(proof.comparisons),
+        auto=", `auto` with its routes among them" if visor and model.has_policy else "",
+        rounded=" from the weights as rounded" if dtype == "bfloat16" else "",
+    )
+    path.write_text(f"---\n{metadata(arch, known)}\n---\n\n{text}", encoding="utf-8")
+
+
+def metadata(arch: Architecture, known: About) -> str:
+    """The card's metadata as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for budget, row in known.evaluation.get("budgets", {}).items():
+        if budget in ("auto", "full", "empty"):
+            results.append(
+                EvalResult(
+                    task_type="image-text-to-text",
+                    dataset_type=known.evaluation["benchmark"],
+                    dataset_name=known.evaluation["benchmark"],
+                    dataset_split=known.evaluation.get("split"),
+                    metric_type="accuracy",
+                    metric_name=f"accuracy, budget {budget}",
+                    metric_value=_accuracy(row),
+                )
+            )
+    own = ["visor", "custom_code"] if arch.plan == "visor" else ["llava_onevision"]
+    given: dict[str, Any] = {"eval_results": results, "model_name": "VISOR", "metrics": ["accuracy"]} if results else {}
+    card = ModelCardData(
+        license=known.license,
+        base_model=known.base_model or None,
+        language=list(known.languages),
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=[*own, "vision-language-model", "visor_jax"],
+        **given,
+    )
+    return card.to_yaml()
+
+
+def _accuracy(row: Mapping[str, Any]) -> float:
+    """Mean over the tasks of one budget's row."""
+    return round(sum(row["tasks"].values()) / len(row["tasks"]), 4)
+
+
+def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    if not evaluation.get("budgets"):
+        return ""
+    rows = [
+        f"| `{name}` | {_accuracy(row):.3f} | {row['decoder_gflops']:.4g} | {row['end_to_end_gflops']:.4g} |"
+        for name, row in evaluation["budgets"].items()
+    ]
+    first = next(iter(evaluation["budgets"].values()))
+    return EVALUATION.format(
+        benchmark=evaluation["benchmark"],
+        split=evaluation.get("split", "test"),
+        samples=first.get("samples", "?"),
+        rows="\n".join(rows),
+    )
+
+
+def _costs(model: ExportedModel, num_text: int = 60) -> dict[str, Any]:
+    """The table of budgets, for one picture of a tile's size."""
+    arch = model.arch
+    num_visual = visual_token_count((arch.vision.tile_size, arch.vision.tile_size), arch)
+    dense = dense_decoder_flops(arch, num_visual, num_text)
+    rows = []
+    for bits in model.viable_budgets:
+        flops = decoder_flops(arch, bits, num_visual, num_text)
+        rows.append(f"| `{budget_name(bits)}` | {sum(bits)} | {flops / 1e9:.4g} | {dense / flops:.1f}x |")
+    return {"rows": "\n".join(rows), "dense": dense / 1e9, "num_visual": num_visual, "num_text": num_text}
