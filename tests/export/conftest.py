@@ -44,6 +44,15 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def modules_elsewhere(tmp_path_factory):
+    """Remote code is copied into one place of this session's: what was imported from there stays imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        modules = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.no_grad():

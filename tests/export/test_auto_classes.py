@@ -14,15 +14,6 @@ PICTURE = Image.fromarray(testing.random_picture(20, 33))
 CHAT = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Which digit?"}]}]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_elsewhere(tmp_path_factory):
-    """One place for the whole module: what was imported from there stays imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        modules = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
-        yield
-
-
 @pytest.fixture(scope="module")
 def direct(visor_folder) -> tuple[Any, VisorProcessor]:
     """The same folder without remote code."""

@@ -169,6 +169,12 @@ def test_a_turned_photo_is_counted_upright(pair):
     assert int((inputs["input_ids"] == pair.processor.image_token_id).sum()) == expected
 
 
+def test_malformed_exif_costs_no_picture(pair):
+    photo, file = Image.new("RGB", (60, 20)), io.BytesIO()
+    photo.save(file, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    assert pair.processor(Image.open(file), "Which?")["image_sizes"].tolist() == [[20, 60]]
+
+
 def test_pictures_come_from_paths_text_and_arrays(pair, tmp_path):
     array = testing.random_picture(9, 14)
     Image.fromarray(array).save(tmp_path / "a.png")

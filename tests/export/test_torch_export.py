@@ -64,11 +64,6 @@ def unproven(monkeypatch):
     monkeypatch.setattr(torch_export, "compare", lambda *_: PROVEN)
 
 
-@pytest.fixture
-def modules_elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-
-
 def some_inputs(folder) -> dict[str, torch.Tensor]:
     picture = Image.fromarray(testing.random_picture(8, 14))
     return VisorProcessor.from_pretrained(folder)(picture, "Which digit is below A?")
@@ -89,7 +84,7 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert all(own["max_logit_difference"] > 0 for own in proof["comparisons"])  # two programs, not one twice
 
 
-def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, modules_elsewhere, tmp_path):
+def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, tmp_path):
     out, _ = exported
     inputs = some_inputs(out)
     direct: Any = VisorForConditionalGeneration.from_pretrained(out).eval()

@@ -37,6 +37,7 @@ CHAT_TEMPLATE = """\
 {%- if message['role'] == 'user' and turn.text.count('<image>') == 1 -%}
 {%- set turn.text = ('<image>\\n' + turn.text.replace('<image>', '').strip()).strip() -%}
 {%- endif -%}
+{%- if message['role'] == 'assistant' -%}{%- set turn.text = turn.text.strip() -%}{%- endif -%}
 {%- if message['role'] != 'system' or turn.text -%}
 {{- '<|im_start|>' + message['role'] + '\\n' + turn.text + '<|im_end|>\\n' -}}
 {%- endif -%}

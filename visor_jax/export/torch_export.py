@@ -90,12 +90,22 @@ def export(
     with _beside(out) as folder:
         write_folder(folder, model, stage=stage, dtype=dtype, max_shard_bytes=max_shard_bytes)
         proof = compare(model, folder)
-        told = {"stage": stage, "model": made_from, "dtype": dtype, **proof.as_json()}
+        told = {"stage": stage, "model": made_from, "dtype": dtype, "proven_with": proven_with(), **proof.as_json()}
         folder_files.write_json(folder / "parity.json", told)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
         write_card(folder / "README.md", model, proof, about or About(), stage=stage, dtype=dtype)
     return summary(out, proof)
+
+
+def proven_with() -> dict[str, str]:
+    """What the proof was made with: how pictures were resized, and versions."""
+    import PIL
+    import torch
+    import transformers
+
+    versions = {"pillow": PIL.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"picture_backend": "pil", **versions}
 
 
 def rounded(model: ExportedModel) -> ExportedModel:

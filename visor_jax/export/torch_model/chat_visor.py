@@ -137,12 +137,13 @@ class ChatEncoder:
     def _turn(self, message: Message, pictures: Iterator[int]) -> tuple[list[int], list[int]]:
         """A turn's header and what follows it.
 
-        An answer is encoded apart from its header, as it is when the model writes it; all else together with it.
+        An answer is encoded apart from its header, as it is when the model writes it, and without white space around
+        it; all else together with its header.
         """
         if message.role == "assistant":
             if IMAGE_MARKER in message.text:
                 raise ValueError(f"messages: an assistant's text has a {IMAGE_MARKER} marker; pictures are the user's")
-            return [self.start_id, *self.encode("assistant\n")], self.encode(message.text)
+            return [self.start_id, *self.encode("assistant\n")], self.encode(message.text.strip())
         first, *others = message.text.split(IMAGE_MARKER)
         ids = self.encode(f"{message.role}\n{first}")
         for piece in others:

@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_utils import load_image
 
 from .configuration_visor import VisorConfig
 from .vision_visor import Size, best_pinpoint
 
-Picture = Image.Image | np.ndarray | str | Path
+ORIENTATION = 0x0112  # of EXIF
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Tiler:
@@ -106,11 +115,18 @@ def open_picture(source: Any) -> Image.Image:
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF says, 16 bits cut to 8, transparency over white: as pictures were read in training."""
-    picture = ImageOps.exif_transpose(picture)
+    """Turned as EXIF says, 16 bits scaled to 8, transparency over white: as pictures were read in training."""
+    picture.load()
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # whatever malformed metadata make the parser raise; the pixels are whole
+        turn = None
+    if turn is not None:
+        picture = picture.transpose(turn)
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        high_byte = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        gray = np.asarray(picture).astype(np.int64).clip(0, 0xFFFF)
+        used = max(int(gray.max(initial=0)).bit_length(), 8)  # 12 bits of an X-ray in a 16-bit file fill the range
+        return Image.fromarray((gray >> (used - 8)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
