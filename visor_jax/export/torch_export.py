@@ -37,6 +37,7 @@ MODULE_FILES = (
     "generation_visor.py",
     "modeling_visor.py",
     "processing_visor.py",
+    "specialized_visor.py",
     "tiles_visor.py",
     "vision_visor.py",
 )

@@ -145,15 +145,18 @@ class CrossAttention(GradientCheckpointingLayer):
         return split_heads(self.k_proj(visual), self.head_dim), split_heads(self.v_proj(visual), self.head_dim)
 
     def forward(
-        self, text: Tensor, visual: Tensor, valid: Tensor, key: Tensor | None = None, value: Tensor | None = None
+        self, text: Tensor, visual: Tensor, valid: Tensor | None, key: Tensor | None = None, value: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """T after reading V, and V's keys and values, which an earlier pass may have made already."""
+        """T after reading V, and V's keys and values, which an earlier pass may have made already.
+
+        `valid` bool [B, Nv] says which of V are not padding; None: all of them.
+        """
         if key is None or value is None:
             key, value = self.keys_values(visual)
-        if valid.shape[1] == 0:
+        if key.shape[2] == 0:
             return text, key, value
         query = split_heads(self.q_proj(self.text_norm(text)), self.head_dim)
-        if bool(valid.all()):
+        if valid is None or bool(valid.all()):
             read = self.o_proj(attention(query, (key, value), None, False))
         else:
             some = valid.any(1)  # a sample without any picture reads nothing, not the mean of its padding

@@ -1,0 +1,113 @@
+"""Exported models where memory is short: quantized, and with weights on the CPU or on the disk, with every budget.
+
+bitsandbytes and accelerate are no dependencies; `pip install accelerate bitsandbytes` into the environment runs these.
+"""
+
+import importlib.util
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from visor_jax import testing
+from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration, VisorProcessor
+
+ACCELERATE = importlib.util.find_spec("accelerate") is not None
+BITSANDBYTES = ACCELERATE and importlib.util.find_spec("bitsandbytes") is not None
+needs_accelerate = pytest.mark.skipif(not ACCELERATE, reason="needs accelerate")
+needs_bitsandbytes = pytest.mark.skipif(not BITSANDBYTES, reason="needs bitsandbytes and accelerate")
+BUDGETS = ["auto", "full", "empty", "0b10"]
+
+
+@pytest.fixture(scope="module")
+def whole(visor_folder) -> Any:
+    return load(visor_folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(visor_folder) -> dict[str, torch.Tensor]:
+    pictures = [Image.fromarray(testing.random_picture(20, 33, seed)) for seed in (0, 1)]
+    processor = VisorProcessor.from_pretrained(visor_folder)
+    return dict(processor.batch([(pictures[0], "Which digit?"), (pictures, "How many are there?"), ([], "And now?")]))
+
+
+def load(folder, **options) -> Any:
+    return VisorForConditionalGeneration.from_pretrained(folder, **options).eval()
+
+
+def assert_close(found: Any, expected: Any, share: float) -> None:
+    """Logits within a share of their spread, on average."""
+    assert found.logits.shape == expected.logits.shape
+    assert found.policy_logits is None or torch.isfinite(found.policy_logits).all()
+    spread = expected.logits.std()
+    assert (found.logits.float() - expected.logits).abs().mean() < share * spread
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_dynamic_quantization(whole, inputs, budget):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that it moves to another package
+        small = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear}, dtype=torch.qint8)
+    found = small(**inputs, budget=budget)
+    fixed = found.budgets.tolist()  # a policy of 8 bits may route otherwise where two budgets are nearly alike
+    assert_close(found, whole(**inputs, budget=fixed), share=0.2)
+    tokens = small.generate(**inputs, budget=budget, max_new_tokens=3)
+    assert tokens.shape[1] > inputs["input_ids"].shape[1]
+
+
+@pytest.fixture(scope="module")
+def wide(whole, tmp_path_factory) -> Any:
+    """A model whose widths are multiples of 64, as those of real models are; bitsandbytes' 4-bit blocks need that."""
+    fields = whole.config.to_dict()
+    fields["text_config"] |= {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    fields["vision_config"] |= {"hidden_size": 64, "intermediate_size": 128}
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    VisorForConditionalGeneration(VisorConfig(**fields | {"policy_hidden_size": 64})).save_pretrained(folder)
+    return SimpleNamespace(folder=folder, model=load(folder))
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_bitsandbytes(wide, inputs, bits, budget):
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.float32)
+    small = load(wide.folder, quantization_config=settings, dtype=torch.float32)
+    assert any(type(module).__module__.startswith("bitsandbytes") for module in small.modules())
+    found = small(**inputs, budget=budget)
+    assert_close(found, wide.model(**inputs, budget=found.budgets.tolist()), share=0.1 if bits == 8 else 0.5)
+    assert small.generate(**inputs, budget=budget, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
+
+
+@needs_accelerate
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("place", ["cpu_offload", "disk_offload", "device_map"])
+def test_offloaded_weights_give_the_same(visor_folder, whole, inputs, tmp_path, place, budget):
+    """The routing token, the newlines and the gates are parameters of their own, which hooks bring in too."""
+    import accelerate
+
+    if place == "cpu_offload":
+        model = accelerate.cpu_offload(load(visor_folder), execution_device=torch.device("cpu"))
+    elif place == "disk_offload":
+        model = accelerate.disk_offload(load(visor_folder), str(tmp_path), execution_device=torch.device("cpu"))
+    else:
+        room = {"cpu": sum(2 * parameter.numel() for parameter in whole.parameters())}  # half of them, at 4 bytes
+        model = load(visor_folder, device_map="auto", max_memory=room, offload_folder=str(tmp_path))
+    assert any(parameter.is_meta for parameter in model.parameters())
+    expected, found = (own(**inputs, budget=budget) for own in (whole, model))
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.budgets, expected.budgets)
+    tokens = [own.generate(**inputs, budget=budget, max_new_tokens=3) for own in (whole, model)]
+    assert torch.equal(*tokens)
+    assert torch.equal(model.route(**inputs), whole.route(**inputs))
+
+
+@needs_accelerate
+def test_device_map_auto_loads(visor_folder, whole, inputs):
+    model = load(visor_folder, device_map="auto")
+    assert torch.equal(model(**inputs).logits, whole(**inputs).logits)
