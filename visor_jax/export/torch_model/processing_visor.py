@@ -64,7 +64,7 @@ class VisorProcessor(ProcessorMixin):
     ):
         self.config, self.tokenizer = config, tokenizer
         self.files = dict(files or {})  # by name, of the folder it was read from
-        self.chat_template = tokenizer.chat_template
+        self.chat_template: Any = tokenizer.chat_template
         self.image_token, self.image_token_id = IMAGE_MARKER, config.image_token_index
         text = self.files.get("tokenizer.json", b"").decode("utf-8") or tokenizer.backend_tokenizer.to_str()
         self.chat = ChatEncoder(text, config.image_token_index)
@@ -187,7 +187,8 @@ class VisorProcessor(ProcessorMixin):
             raise ValueError("continue_final_message: not possible together with add_generation_prompt")
         options = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         if not tokenize or chat_template not in (None, self.chat_template):
-            return super().apply_chat_template(
+            parent: Any = super()
+            return parent.apply_chat_template(
                 conversation,
                 chat_template,
                 tokenize=tokenize,

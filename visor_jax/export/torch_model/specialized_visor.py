@@ -125,21 +125,15 @@ class Step(Specialized):
         text, _, cache = self.run(text, text[:, :0], None, {"text": view, "joint": view}, cache)
         return self.logits(text), cache
 
-    def dynamic_shapes(self, num_visual: int, batch: int | None = None) -> dict[str, Any]:
-        """Of its arguments: text that grows, with `num_visual` visual tokens before it in joint layers."""
-        text = torch.export.Dim("text", min=2, max=1 << 20)
-        lengths: list[Any] = []
+    def dynamic_shapes(self) -> dict[str, Any]:
+        """Of its arguments: every layer's own keys and values grow, those of visual tokens do not."""
+        lengths: list[dict[int, Any] | None] = []
         for index in range(len(self.decoder.layers)):
             block, kind = divmod(index, 3)
             if kind == 1 and block < len(self.bits):
                 lengths += [None, None]
-            joint = kind == 2 and block < len(self.bits) and self.bits[block]
-            lengths += [text + num_visual if joint and num_visual else text] * 2
-        return {
-            "input_ids": None,
-            "position": None,
-            "cache": [None if length is None else {2: length} for length in lengths],
-        }
+            lengths += [{2: torch.export.Dim.AUTO}] * 2
+        return {"input_ids": None, "position": None, "cache": lengths}
 
 
 def specialize(model: Any, inputs: Mapping[str, Any], budget: str | Sequence[bool]) -> tuple[Prefill, Step]:
@@ -164,6 +158,5 @@ def export_programs(model: Any, inputs: Mapping[str, Any], budget: str | Sequenc
     first = torch.export.export(prefill, (ids,) if pixels is None else (ids, pixels))
     _, cache = prefill(ids, pixels)
     position = torch.full((len(ids), 1), ids.shape[1])
-    num_visual = prefill.get_buffer("visual_index").shape[1]
-    second = torch.export.export(step, (ids[:, -1:], position, cache), dynamic_shapes=step.dynamic_shapes(num_visual))
+    second = torch.export.export(step, (ids[:, -1:], position, cache), dynamic_shapes=step.dynamic_shapes())
     return Programs(first, second, ids.shape[1])
