@@ -318,6 +318,18 @@ def test_tracebacks_are_those_of_our_own_defects():
     assert told["visor_jax"].startswith("visor: saving a\nTraceback")
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "told"),
+    [
+        ("absl", "/site/orbax/checkpoint/handler.py", False),
+        ("absl", "/site/grain/x.py", True),
+        ("visor_jax", "/x", True),
+    ],
+)
+def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, told):
+    assert command_line._is_news(logging.LogRecord(name, logging.ERROR, place, 0, "failed", None, None)) is told
+
+
 def test_errors_after_an_interrupt_are_the_interrupt_s(command, monkeypatch):
     """Libraries turn a KeyboardInterrupt into errors of their own."""
 

@@ -175,6 +175,7 @@ def own_standard_streams() -> None:
         raw, encoding = _Complaints(sys.stderr.fileno(), "w", closefd=False), sys.stderr.encoding
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     sys.unraisablehook = _say_unraisable
+    logging.captureWarnings(True)
 
 
 def _say_unraisable(problem: Any) -> None:
@@ -337,13 +338,19 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """All but what Orbax logs, four times, of a save that fails: it raises that too, and we say it once."""
+    return not (record.name == "absl" and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
 def _set_up_logging() -> None:
     """Ours from INFO, other libraries' from WARNING, all on stderr."""
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_OneLine("visor: %(message)s"))
+        handler.addFilter(_is_news)
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("visor_jax").setLevel(logging.INFO)
-    # Of a save that fails Orbax leaves a dozen tasks behind, each of which asyncio would mourn with a traceback.
+    # Of a save that fails a dozen tasks remain, for each of which asyncio would log a traceback.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
