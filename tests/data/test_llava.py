@@ -305,5 +305,12 @@ def test_splits_that_would_be_empty_are_told(open_source: Open, tmp_path: Path) 
     check_splits(config, {"train", "validation"})  # that of "train" is read at once anyway
     with pytest.raises(RequestError, match=r"test\.json: No such file"):
         check_splits(config, {"validation", "test"})
+    open_source([record(image="gone.png"), record(image="../1.png")], "test.json")
+    with pytest.raises(RequestError, match=r"split 'test' has no usable record.*unsafe_path: test.json\[1\]"):
+        check_splits(config, {"validation", "test"})
+    data.path = "test.json"
+    check_splits(config, {"train"})
+    with pytest.raises(RequestError, match="split 'validation' has no usable record"):
+        check_splits(config, {"train", "validation"})
     data.source = "glyphs"
     check_splits(config, {"test"})

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ def split_read_by(stage: str) -> str:
 def check_splits(config: Any, splits: Collection[str]) -> None:
     """See that each of `splits` has records, so that none is found empty after hours of training.
 
-    A single file is read once for all of them. Of files of their own "train" is left to the stage that reads it next.
+    Of "validation" and "test" one record must be usable too; "train" is read at once anyway, and so is its own file. A
+    single file is read once for all splits.
 
     Raises:
         RequestError: one is empty, or its file cannot be read.
@@ -212,9 +213,27 @@ def check_splits(config: Any, splits: Collection[str]) -> None:
         return
     if SPLIT_MARK in config.data.path:
         for split in sorted({*splits} - {"train"}):
-            LlavaSource.from_config(config, split)
+            source = LlavaSource.from_config(config, split)
+            _require_usable(source, split, range(len(source)))
         return
     source = LlavaSource.from_config(config, WHOLE)
-    found = {split for index in range(len(source)) for split in source.splits_of(index)}
-    if missing := [split for split in SPLITS if split in splits and split not in found]:
+    members: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for index in range(len(source)):
+        for split in source.splits_of(index):
+            members[split].append(index)
+    if missing := [split for split in SPLITS if split in splits and not members[split]]:
         raise source.empty_split(*missing)
+    for split in sorted({*splits} - {"train"}):
+        _require_usable(source, split, members[split])
+
+
+def _require_usable(source: LlavaSource, split: str, indices: Iterable[int]) -> None:
+    why = None
+    for index in indices:
+        try:
+            source[index]
+        except SkipSample as skipped:
+            why = skipped
+        else:
+            return
+    raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {why}")
