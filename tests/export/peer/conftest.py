@@ -34,6 +34,7 @@ if folders():
     # They import each other as `tests`.
     package = sys.modules.setdefault("tests", ModuleType("tests"))
     package.__path__ = [*map(str, folders()), *getattr(package, "__path__", ())]
+    sys.path.extend(str(folder.parent / "utils") for folder in folders())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,8 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if case is None or HERE not in item.path.parents:
             continue
         for pattern, reason in reasons.get(case.__name__, {}).items():
-            if not any(fnmatch(name, pattern) for name in dir(case)):
-                raise pytest.UsageError(f"not_applicable.toml: {case.__name__} has no test {pattern}")
             if fnmatch(item.name, pattern):
                 item.add_marker(pytest.mark.skip(reason=f"not applicable: {reason}"))
 
