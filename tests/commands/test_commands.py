@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -68,6 +69,55 @@ def test_generate_draws_and_streams(tiny_run: Path, picture: Path, capsys: pytes
     assert main([*drawn, "--seed=3", "--stream"]) == 0
     *lines, receipt = capsys.readouterr().out.removesuffix("\n").split("\n")
     assert "\n".join(lines) == texts[0] and receipt.startswith("budget full; ")
+
+
+def test_generate_in_a_conversation(
+    tiny_run: Path,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Several pictures or none, earlier turns, a chat that has them too, and `~` in every path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").symlink_to(tiny_run)
+    turns = [["<image> or <image>?", "red"]]
+    (tmp_path / "turns.json").write_text(json.dumps(turns))
+    here = "generate", "--workdir=~/run", "--max-new-tokens=3", "--budget=full"
+    pictures = "--image=~/red.png", f"--image={picture}"
+    asked = result_of(capsys, *here, *pictures, "--history=~/turns.json", "--question=And where?")
+    expected = load("~/run").answer([picture] * 2, "And where?", "full", 3, history=[("<image> or <image>?", "red")])
+    assert (asked["text"], asked["flops"]) == (expected.text, expected.flops)
+    assert result_of(capsys, *here, "--question=What?")["flops"] < asked["flops"] / 2, "no picture"
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("And where?\n/budget none\n"))
+    assert main([*here, *pictures, "--chat", "--question=<image> or <image>?", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["question"] for row in rows] == ["<image> or <image>?", "And where?", "/budget none"]
+    again = load("~/run").answer(
+        [picture] * 2, "And where?", "full", 3, history=[("<image> or <image>?", rows[0]["text"] or "-")]
+    )
+    assert not rows[0]["text"].strip() or rows[1]["text"] == again.text
+    assert "budget" in rows[2]["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "turns.json: not valid JSON"),
+        ('{"question": "answer"}', "history: expected earlier turns, [(question, answer), ...], got dict"),
+        ('[["question"]]', "history[0]: expected earlier turns"),
+        (None, "turns.json: no such file"),
+    ],
+)
+def test_histories_that_are_none(
+    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are refused before the model is looked for."""
+    if content is not None:
+        (tmp_path / "turns.json").write_text(content)
+    ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
+    assert said in refusal(capsys, *ask, f"--history={tmp_path / 'turns.json'}")
 
 
 def test_generate_on_an_exported_folder(
