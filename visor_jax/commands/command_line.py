@@ -167,10 +167,10 @@ def own_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     if sys.stdout is not None:
-        interactive = sys.stdout.isatty()
         raw = _Output(sys.stdout.fileno(), "w", closefd=False)
         encoding = sys.stdout.encoding
-        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=interactive)
+        # By lines also into a file or a pipe: an exit at once flushes nothing.
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     if sys.stderr is not None:
         raw, encoding = _Complaints(sys.stderr.fileno(), "w", closefd=False), sys.stderr.encoding
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
