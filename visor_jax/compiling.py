@@ -46,7 +46,7 @@ def options(params: Any) -> dict[str, bool | int | str] | None:
 # --- where compiled programs are kept ---------------------------------------------------------------------------------
 
 
-def use_compile_cache(workdir: Path | None = None) -> str:
+def use_compile_cache(workdir: Path | None = None, min_seconds: float = MIN_COMPILE_SECONDS) -> str:
     """Keep compiled programs from one process to the next; to be called before the first one is compiled.
 
     They lie in `$XDG_CACHE_HOME/visor_jax` (`~/.cache/visor_jax`), made with mode 0700. The environment variable
@@ -58,6 +58,7 @@ def use_compile_cache(workdir: Path | None = None) -> str:
 
     Args:
       workdir: a run's folder, in which earlier versions kept compiled programs; that they are ignored is logged.
+      min_seconds: a program that compiles faster is not kept.
 
     Returns:
       The folder in use; "" for none.
@@ -78,7 +79,7 @@ def use_compile_cache(workdir: Path | None = None) -> str:
     if folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECONDS)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", min_seconds)
         compilation_cache.reset_cache()  # JAX looks for a cache once, at its first compilation
     return folder
 

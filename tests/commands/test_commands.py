@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -296,3 +297,17 @@ def test_plan_mistakes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none" in refusal(capsys, "report", f"--workdir={tmp_path / 'none'}")
+
+
+@pytest.mark.slow
+def test_the_same_question_again_compiles_nothing(tiny_run: Path, picture: Path, tmp_path: Path) -> None:
+    """In two processes: the second one adds nothing to the user's cache, into which all that is compiled goes."""
+    left_out = {"JAX_COMPILATION_CACHE_DIR", "VISOR_COMPILE_CACHE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    ask = "generate", f"--workdir={tiny_run}", f"--image={picture}", "--question=What colour?", "--max-new-tokens=3"
+    kept = []
+    for _ in range(2):
+        command = [sys.executable, "-P", "-m", "visor_jax", *ask]
+        subprocess.run(command, check=True, env={**environment, "XDG_CACHE_HOME": str(tmp_path)})
+        kept.append(sorted(file.name for file in (tmp_path / "visor_jax").glob("*-cache")))
+    assert kept[0] == kept[1] != []

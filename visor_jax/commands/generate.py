@@ -69,7 +69,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
 
     from visor_jax.compiling import use_compile_cache
 
-    use_compile_cache()
+    use_compile_cache(min_seconds=0)  # the same question again compiles nothing at all
     from visor_jax.api import load
 
     model = load(args.workdir or args.model)
