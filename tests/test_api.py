@@ -15,7 +15,7 @@ import visor_jax
 from visor_jax.api import Visor, load
 from visor_jax.budget import Budget, budget_name, decoder_flops, tower_flops
 from visor_jax.data.sample import Sample
-from visor_jax.data.splits import single_turn_samples
+from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 
@@ -29,7 +29,7 @@ def model(tiny_run: Path) -> Visor:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return single_turn_samples(tiny_config(), "test", 4)
+    return list(single_questions(tiny_config(), "test", 4))
 
 
 def ask(sample: Sample) -> tuple[Image.Image, str]:

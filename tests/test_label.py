@@ -18,12 +18,14 @@ from PIL import Image
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
 from visor_jax.data.glyphs import TASKS
+from visor_jax.data.questions import Place
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, score
-from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, label_stage, place_id, questions
+from visor_jax.label import FIRST_INDEX, Labels, cheapest_good_enough, label_stage, questions
 from visor_jax.testing import tiny_config
+from visor_jax.train.stages import LabelledExamples
 from visor_jax.workdir import Workdir, read_json
 
 TABLES = arrays.arrays(
@@ -98,24 +100,33 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 
 def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
-    asked = {(picture, turn): sample for picture, turn, sample in questions(config, SkipLog())}
-    samples = labels.samples(config)
-    assert len(asked) == len(samples) == 16
-    for picture, turn, sample in zip(labels.picture_index, labels.turn, samples, strict=True):
-        expected = asked[int(picture), int(turn)]
-        assert dataclasses.astuple(sample.turns[0]) == dataclasses.astuple(expected.turns[0])
-        assert np.array_equal(sample.images[0], expected.images[0])
+    asked, found = questions(config), LabelledExamples(config, labels)
+    assert {(place.index, place.turn) for place in asked.plan()} == set(
+        zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
+    )
+    assert len(found.places) == 16
+    _, ids = found.batch(np.arange(16))
+    for row, expected in enumerate(map(asked.example, map(Place.of, ids))):
+        assert ids[row] == f"{labels.picture_index[row]}/{labels.turn[row]}"
+        assert np.array_equal(found.example(row).text_tokens, expected.text_tokens)
+        assert np.array_equal(found.example(row).tiles, expected.tiles)
     assert len(set(labels.picture_index.tolist())) < 16, "several questions are asked about a picture"
 
 
+def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> None:
+    config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
+    for changed in ({"turn": labels.turn + 9}, {"picture_index": labels.picture_index + 2**60}):
+        with pytest.raises(RequestError, match=r"labels\.npz: turn \d+ of record \d+ cannot be used: .*other data"):
+            LabelledExamples(config, dataclasses.replace(labels, **changed))
+
+
 def test_pictures_that_were_not_trained_on_are_labelled() -> None:
-    assert all(picture >= FIRST_INDEX for picture, _, _ in questions(tiny_config(), SkipLog()))
+    assert all(place.index >= FIRST_INDEX for place in questions(tiny_config()).plan())
 
 
 def test_every_task_is_labelled_equally_often() -> None:
     config = tiny_config({"label.samples": 44})
-    counts = Counter(sample.turns[0].task for _, _, sample in questions(config, SkipLog()))
-    assert counts == dict.fromkeys(TASKS, 4)
+    assert Counter(sample.turns[0].task for sample in questions(config)) == dict.fromkeys(TASKS, 4)
 
 
 def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
@@ -127,11 +138,10 @@ def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     config = tiny_config({**changes, "data.test_fraction": 0.0})
-    asked = questions(config, SkipLog())
-    assert len({place_id(picture, turn) for picture, turn, _ in asked}) == 4
-    source = make_source(config, "train")
-    for picture, turn, sample in asked:
-        assert sample.turns[0].answer == source[picture].turns[turn].answer
+    asked, source = questions(config), make_source(config, "train")
+    assert len({place.id for place in asked.plan()}) == 4
+    for place in asked.plan():
+        assert asked.read(place).turns[0].answer == source[place.index].turns[place.turn].answer
 
 
 def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
@@ -142,7 +152,7 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     skips = SkipLog()
     asked = questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
-    assert [(picture, turn) for picture, turn, _ in asked] == [(0, 0)]
+    assert [example.id for example in asked.examples(ahead=2)] == ["0/0"]
     assert [reason for _, reason in skips.counts] == ["missing_file"]
 
 

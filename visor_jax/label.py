@@ -20,9 +20,10 @@ import numpy as np
 from visor_jax.budget import Bits, bit_string, budget_name
 from visor_jax.data.draws import index_range
 from visor_jax.data.glyphs import TASKS
-from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.questions import Place, Questions
+from visor_jax.data.sample import Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import batched, glyphs_source, make_source, split_turns
+from visor_jax.data.splits import glyphs_source, make_source
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import score
 from visor_jax.provenance import short
@@ -111,23 +112,6 @@ class Labels:
         arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
         return Labels(self.budgets, *(array[rows] for array in arrays))
 
-    def samples(self, config: Any) -> list[Sample]:
-        """The labelled questions, drawn anew from their source."""
-        source, found = label_source(config), {}
-        for index in sorted(set(self.picture_index.tolist())):
-            try:
-                found[index] = split_turns(source[index])
-            except (IndexError, SkipSample) as why:
-                problem = f"labels.npz: record {index} of {source.name} cannot be used: {why}"
-                raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
-        places = zip(self.picture_index.tolist(), self.turn.tolist(), strict=True)
-        samples = []
-        for index, turn in places:
-            if turn >= len(found[index]):
-                raise RequestError(f"labels.npz: record {index} of {source.name} has no turn {turn}; {MADE_OF_OTHERS}")
-            samples.append(found[index][turn])
-        return samples
-
 
 def label_source(config: Any) -> Source:
     """What labels are made on: the training records; of the generated data, pictures that ask about one task each."""
@@ -137,33 +121,15 @@ def label_source(config: Any) -> Source:
     return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns)
 
 
-def questions(config: Any, skips: SkipLog) -> list[tuple[int, int, Sample]]:
-    """(picture index, turn, single question) of the training subset, about `label.samples` of them.
+def questions(config: Any, skips: SkipLog | None = None) -> Questions:
+    """The questions of the training subset, about `label.samples` of them.
 
     Generated tasks are asked about equally often, so that the policy meets each as often as the others.
     """
-    source, generated, asked = label_source(config), config.data.source == "glyphs", Counter[str]()
-    first, most = (FIRST_INDEX, -(-config.label.samples // len(TASKS))) if generated else (0, config.label.samples)
-    found: list[tuple[int, int, Sample]] = []
-    for index in range(first, len(source)):
-        try:
-            turns = split_turns(source[index])
-        except SkipSample as why:
-            skips.count_skipped(source.name, index, why)
-            continue
-        for turn, single in enumerate(turns):
-            task = single.turns[0].task if generated else ""
-            if asked[task] < most:
-                asked[task] += 1
-                found.append((index, turn, single))
-        if len(found) >= config.label.samples:
-            break
-    return found[: config.label.samples]
-
-
-def place_id(picture: int, turn: int) -> str:
-    """An id of a question that no other has, as ids of records may have."""
-    return f"{picture}/{turn}"
+    count, source = config.label.samples, label_source(config)
+    if config.data.source != "glyphs":
+        return Questions(config, source, count, skips=skips)
+    return Questions(config, source, count, first=FIRST_INDEX, per_task=-(-count // len(TASKS)), skips=skips)
 
 
 def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
@@ -179,12 +145,10 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
 
     model, viable = load_stage(workdir, "universal"), read_viable(workdir)
     skips = SkipLog()
-    asked = questions(config, skips)
-    named = [dataclasses.replace(sample, id=place_id(picture, turn)) for picture, turn, sample in asked]
-    batches = batched(config, named, config.evaluate.batch_size, skips)
+    batches = questions(config, skips).batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype)
-    place = {place_id(picture, turn): (picture, turn) for picture, turn, _ in asked}
+    places = [Place.of(id) for id in scores.ids]
     log_likelihood = scores.log_likelihood.T
     full = viable.index((True,) * model.arch.num_slots)
     label = cheapest_good_enough(log_likelihood, full, config.label.tolerance)
@@ -192,8 +156,8 @@ def label_stage(config: Any, workdir: Workdir) -> Labels:
         viable,
         label,
         log_likelihood,
-        np.array([place[i][0] for i in scores.ids]),
-        np.array([place[i][1] for i in scores.ids]),
+        np.array([place.index for place in places]),
+        np.array([place.turn for place in places]),
     )
     tasks = np.array(scores.tasks)
     if config.label.only_right:

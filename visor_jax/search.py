@@ -49,13 +49,12 @@ def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     """Evaluate subsets of the newest "full" model, write both files, return the viable budgets."""
     from visor_jax.api import load_stage
     from visor_jax.data.skips import SkipLog
-    from visor_jax.data.splits import single_turn_batches
+    from visor_jax.data.splits import single_questions
 
     model, identity = load_stage(workdir, "full"), workdir.identity(config, "search")
-    skips, count = SkipLog(), config.search.samples
-    batches = list(single_turn_batches(config, "validation", count, config.evaluate.batch_size, skips))
-
-    mesh = scoring_mesh(config)
+    skips, mesh = SkipLog(), scoring_mesh(config)
+    questions = single_questions(config, "validation", config.search.samples, skips)
+    batches = questions.batches(config.evaluate.batch_size)  # read anew for every call of `evaluate`
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
         scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=config.model.dtype)

@@ -13,14 +13,15 @@ from PIL import Image
 from visor_jax.api import load
 from visor_jax.budget import Budget
 from visor_jax.config import from_dict
-from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.runner import evaluate, wanted_budgets
+from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
 from visor_jax.report.page import write_report
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.stages import evaluation_data
+from visor_jax.testing import questions_of
 from visor_jax.workdir import Workdir, read_json
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -43,8 +44,8 @@ def test_budgets_by_contract(tiny_run: Path) -> None:
 def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
     result, model = read_json(tiny_run / "eval" / "test.json"), load(tiny_run)
     config = from_dict(Workdir(tiny_run).config())
-    samples = single_turn_samples(config, "test", config.evaluate.samples)
-    batches = batched(config, samples, config.evaluate.batch_size)
+    samples = list(single_questions(config, "test", config.evaluate.samples))
+    batches = questions_of(config, samples).batches(config.evaluate.batch_size)
     scores = score(model.params, batches, model.viable_budgets, model.arch, mesh=MESH, routed=True)
     assert scores.routes is not None
     picked = scores.routes.argmax(axis=1)
@@ -101,3 +102,24 @@ def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:
     assert read_json(tiny_copy / "eval" / "validation.json") == result
     with pytest.raises(RequestError, match="no trained policy"):
         evaluate(config, model, Workdir(tiny_copy), budgets=["auto"])
+
+
+@pytest.mark.parametrize(
+    ("gflops", "shown"),
+    [
+        ((0.0042, 0.0312), ("decoder MFLOP", "4.20", "31.20")),
+        ((4.2, 31.2), ("decoder GFLOP", "4.20", "31.20")),
+        ((1790.0, 54020.0), ("decoder TFLOP", "1.79", "54.02")),
+        ((999.0, 7600.0), ("decoder GFLOP", "999.00", "7600.00")),
+        ((0.0, 0.5), ("decoder MFLOP", "0.00", "500.00")),
+    ],
+)
+def test_costs_are_told_in_one_unit_that_suits_them(
+    capsys: pytest.CaptureFixture[str], gflops: tuple[float, ...], shown: tuple[str, ...]
+) -> None:
+    row = {"easy": None, "hard": None, "tasks": {"all": 0.5}, "end_to_end_gflops": 90000.0, "samples": 3}
+    budgets = {f"b{number}": {**row, "decoder_gflops": max(cost, 1e-9)} for number, cost in enumerate(gflops)}
+    dense = {"decoder_gflops": 80000.0, "end_to_end_gflops": 99000.0}
+    print_budgets({"benchmark": "own", "split": "test", "levels": {}, "budgets": budgets, "dense": dense})
+    told = capsys.readouterr().out
+    assert all(f"{word} " in told for word in shown)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,15 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.api import Visor, load
-from visor_jax.budget import Budget, all_subsets
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, Budget, all_subsets
 from visor_jax.data.sample import Sample
-from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import with_system
-from visor_jax.evaluate.scoring import Scores, choices, score
+from visor_jax.evaluate.scoring import Scores, choices, programs, score
 from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
 from visor_jax.scale.mesh import build_mesh
-from visor_jax.testing import tiny_config
+from visor_jax.testing import questions_of, tiny_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 MESH = build_mesh(1, -1, 1)
@@ -46,7 +49,7 @@ def said(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
 
 def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
     """For every budget; among the references are what the model itself says under one budget or another."""
-    asked = single_turn_samples(tiny_config(), "validation", 3)
+    asked = list(single_questions(tiny_config(), "validation", 3))
     answers = {(i, bits): said(model, sample, bits) for i, sample in enumerate(asked) for bits in BUDGETS}
     samples = [
         with_answer(sample, answer, 10 * i + k)
@@ -55,8 +58,8 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
             sorted({sample.turns[0].answer, *(a for (j, _), a in answers.items() if j == i and a.strip())})
         )
     ]
-    scores = score(model.params, batched(tiny_config(), samples, 4), BUDGETS, model.arch, mesh=MESH)
-    assert scores.ids == [sample.id for sample in samples]
+    scores = score(model.params, questions_of(tiny_config(), samples).batches(4), BUDGETS, model.arch, mesh=MESH)
+    assert scores.ids == [f"{number}/0" for number in range(len(samples))]
     for row, bits in enumerate(scores.budgets):
         for column, sample in enumerate(samples):
             same = answers[int(sample.id) // 10, bits] == sample.turns[0].answer.strip()
@@ -65,8 +68,8 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
 
 
 def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
-    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
-    (batch,) = batched(tiny_config(), [sample], 1)
+    sample = next(iter(single_questions(tiny_config(), "validation", 1)))
+    (batch,) = questions_of(tiny_config(), [sample]).batches(1)
     found = score(model.params, [batch], BUDGETS, model.arch, mesh=MESH).log_likelihood[:, 0]
     tokens = model.tokenizer.encode(sample.turns[0].answer)
     arrays = batch.arrays
@@ -84,8 +87,8 @@ def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
 
 
 def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
-    samples = single_turn_samples(tiny_config(), "validation", 3)
-    batches = list(batched(tiny_config(), samples, 2))
+    samples = list(single_questions(tiny_config(), "validation", 3))
+    batches = questions_of(tiny_config(), samples).batches(2)
     scores = score(model.params, batches, model.viable_budgets, model.arch, mesh=MESH, routed=True)
     assert scores.routes is not None and scores.routes.shape == (3, len(model.viable_budgets))
     for row, sample in enumerate(samples):
@@ -97,39 +100,74 @@ def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
 
 
 def test_white_space_around_a_reference_does_not_count(model: Visor) -> None:
-    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
+    sample = next(iter(single_questions(tiny_config(), "validation", 1)))
     answer = sample.turns[0].answer
     written = [with_answer(sample, text, n) for n, text in enumerate([answer, f"{answer}\n", f" {answer} \r\n"])]
-    scores = score(model.params, batched(tiny_config(), written, 4), BUDGETS, model.arch, mesh=MESH)
+    scores = score(model.params, questions_of(tiny_config(), written).batches(4), BUDGETS, model.arch, mesh=MESH)
     assert (scores.log_likelihood == scores.log_likelihood[:, :1]).all() and scores.log_likelihood.any()
     assert (scores.correct == scores.correct[:, :1]).all()
 
 
 def test_samples_without_a_picture_are_scored_as_they_are_answered(model: Visor) -> None:
     """In one batch with another; with a system text of its own."""
-    pictured = single_turn_samples(tiny_config(), "validation", 1)[0]
+    pictured = next(iter(single_questions(tiny_config(), "validation", 1)))
     bare = dataclasses.replace(pictured, images=(), system="Be terse.")
     asked, budgets = with_system(model, bare.system), [BUDGETS[0], BUDGETS[-1]]
     question = bare.turns[0].question
     answers = [asked.answer([], question, Budget.of(bits), max_new_tokens=6).text.strip() for bits in budgets]
     samples = [with_answer(bare, text, n) for n, text in enumerate(sorted({*answers, "never"} - {""}))]
-    found = score(model.params, batched(tiny_config(), [*samples, pictured], 4), budgets, model.arch, mesh=MESH)
+    found = score(
+        model.params, questions_of(tiny_config(), [*samples, pictured]).batches(4), budgets, model.arch, mesh=MESH
+    )
     assert found.num_tiles.tolist() == [0] * len(samples) + [1] and found.num_visual[0] == 0 < found.num_visual[-1]
     for column, sample in enumerate(samples):
         assert found.correct[:, column].tolist() == [answer == sample.turns[0].answer for answer in answers]
 
 
 def test_a_black_picture_has_a_tile(model: Visor) -> None:
-    sample = single_turn_samples(tiny_config(), "validation", 1)[0]
+    sample = next(iter(single_questions(tiny_config(), "validation", 1)))
     black = dataclasses.replace(sample, images=(np.zeros_like(sample.images[0]),))
-    scores = score(model.params, batched(tiny_config(), [black], 2), BUDGETS[:1], model.arch, mesh=MESH)
+    scores = score(model.params, questions_of(tiny_config(), [black]).batches(2), BUDGETS[:1], model.arch, mesh=MESH)
     assert scores.num_tiles.tolist() == [1]
 
 
 def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
-    samples = single_turn_samples(tiny_config(), "validation", 2)
+    samples = list(single_questions(tiny_config(), "validation", 2))
     with pytest.raises(RequestError, match="no usable question"):
-        score(model.params, batched(tiny_config({"data.text_length": 2}), samples, 2), BUDGETS, model.arch, mesh=MESH)
+        short = questions_of(tiny_config({"data.text_length": 2}), samples)
+        score(model.params, short.batches(2), BUDGETS, model.arch, mesh=MESH)
+
+
+def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureFixture) -> None:
+    """Other subsets, other questions of the same lengths, another split: programs are kept between calls."""
+    asked = list(single_questions(tiny_config(), "validation", 6))
+
+    def compiled(samples: list[Sample], budgets: list[Bits]) -> list[str]:
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            score(model.params, questions_of(tiny_config(), samples).batches(4), budgets, model.arch, mesh=MESH)
+        return [record.message for record in caplog.records if "ompil" in record.message]
+
+    programs.cache_clear()
+    assert compiled(asked, BUDGETS[:2]), "the first pass compiles, and that is noticed"
+    assert compiled(asked[::-1], BUDGETS[2:]) == []
+
+
+def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded, scored = [], []
+
+    def counted(arch: Architecture, num_budgets: int) -> tuple[Callable, Callable, Callable]:
+        encoder, one_budget, router = programs(arch, num_budgets)
+        return (
+            lambda *args: (encoded.append(1), encoder(*args))[1],
+            lambda *args: (scored.append(1), one_budget(*args))[1],
+            router,
+        )
+
+    monkeypatch.setattr("visor_jax.evaluate.scoring.programs", counted)
+    batches = single_questions(tiny_config(), "validation", 6).batches(4)
+    score(model.params, batches, BUDGETS, model.arch, mesh=MESH)
+    assert (len(encoded), len(scored)) == (2, 2 * len(BUDGETS))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ import numpy as np
 import optax
 
 from visor_jax.config import architecture, load_config, stage_config
-from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.data.splits import single_questions
 from visor_jax.evaluate.scoring import score
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
+from visor_jax.testing import questions_of
 from visor_jax.train.loop import State, initial_state, update_step
 from visor_jax.train.optimizer import build_optimizer, learning_rates, unflatten
 from visor_jax.train.stages import make_objective
@@ -67,9 +68,9 @@ def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], 
         found["norms"].append(float(metrics["gradient_norm"]))
         if step.number == 1:
             found["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
-    samples = single_turn_samples(config, "validation", 5)  # no whole number of rows for any device
+    samples = list(single_questions(config, "validation", 5))  # no whole number of rows for any device
     params = unflatten({**state.trainable, **state.frozen})
-    scores = score(params, batched(config, samples, 5), [(True,) * arch.num_slots], arch, mesh=mesh)
+    scores = score(params, questions_of(config, samples).batches(5), [(True,) * arch.num_slots], arch, mesh=mesh)
     return {**found, "end": host(state), "likelihoods": scores.log_likelihood[0].tolist()}
 
 

@@ -105,13 +105,7 @@ def encode_example(
         SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
             the window), "no_target" (no token is left to learn from).
     """
-    encode = functools.partial(
-        chat.encode_conversation,
-        tokenizer,
-        sample.turns,
-        system=sample.system or system,
-        num_images=len(sample.images),
-    )
+    encode = _conversation(sample, tokenizer, system)
     encoded = encode(targets=targets)
     answers = encoded.target_mask if targets == "answer" else encode(targets="answer").target_mask
     example = encode_tokens(
@@ -128,6 +122,27 @@ def encode_example(
     if not example.loss_mask.any():
         raise SkipSample("no_target", "no token of this conversation is a target")
     return example
+
+
+def _conversation(
+    sample: Sample, tokenizer: ChatTokenizer, system: str | None
+) -> functools.partial[chat.EncodedConversation]:
+    return functools.partial(
+        chat.encode_conversation,
+        tokenizer,
+        sample.turns,
+        system=sample.system or system,
+        num_images=len(sample.images),
+    )
+
+
+def count_text(sample: Sample, tokenizer: ChatTokenizer, system: str | None = None) -> int:
+    """Text tokens (Nt) of the example that `encode_example` makes of a sample; looks at no pixel.
+
+    Raises:
+        SkipSample: "image_count" or "empty_conversation", as `encode_example`.
+    """
+    return sum(token != tokenizer.image_token_id for token in _conversation(sample, tokenizer, system)().token_ids)
 
 
 def encode_prompt(

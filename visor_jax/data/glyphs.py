@@ -8,6 +8,7 @@ the `base` stage learns what a pretrained model brings along.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ import numpy as np
 
 from visor_jax.data.draws import STREAM_LENGTH
 from visor_jax.data.glyphs_render import BACKGROUNDS, COLOURS, GLYPHS, LEFT, UP, render
-from visor_jax.data.glyphs_scenes import MAX_CARDS, MIN_CARDS, MIN_GRID, SCENES, Facts
+from visor_jax.data.glyphs_scenes import MAX_CARDS, MIN_CARDS, MIN_GRID, SCENES, Facts, Scene
 from visor_jax.data.glyphs_words import PHRASINGS, TASKS, Task
-from visor_jax.data.sample import Sample, Turn
+from visor_jax.data.sample import NO_PICTURE, Sample, Turn
 from visor_jax.errors import RequestError, nearest
 
 __all__ = [
@@ -107,6 +108,16 @@ class Glyphs:
 
     def __getitem__(self, index: int) -> Sample:
         """Generates sample `index`; raises IndexError outside 0..len-1."""
+        sample, rng, scene = self._drawn(index)
+        image = render(rng, scene.glyphs, scene.colours, scene.background)
+        return dataclasses.replace(sample, images=(image,))
+
+    def outline(self, index: int) -> Sample:
+        """Sample `index` without drawing its picture."""
+        return self._drawn(index)[0]
+
+    def _drawn(self, index: int) -> tuple[Sample, np.random.Generator, Scene]:
+        """A sample but for its picture, and what that is drawn from."""
         index = operator.index(index)
         if not 0 <= index < self._size:
             raise IndexError(f"glyphs: no sample {index}, there are {self._size}")
@@ -114,15 +125,14 @@ class Glyphs:
         scene_name, tasks = self._cycle[index % len(self._cycle)]
         count = int(rng.integers(MIN_CARDS, MAX_CARDS + 1)) if self.cards is None else self.cards
         scene = SCENES[scene_name](rng, self.grid, count)
-        turns = _ask(rng, scene.facts, tasks, self.turns_per_picture)
-        image = render(rng, scene.glyphs, scene.colours, scene.background)
-        return Sample(
+        sample = Sample(
             id=f"glyphs/{self.split}/{self.seed}/{index}",
-            images=(image,),
-            turns=turns,
+            images=(NO_PICTURE,),
+            turns=_ask(rng, scene.facts, tasks, self.turns_per_picture),
             source=self.name,
             level=TASKS[tasks[0]].level,
         )
+        return sample, rng, scene
 
 
 @dataclass(frozen=True)

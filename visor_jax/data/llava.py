@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from visor_jax.data.images import open_under
 from visor_jax.data.json_records import BadLine, read_records
 from visor_jax.data.picture_paths import plain_name, resolve_under
 from visor_jax.data.records import Record, named_pictures, parse_record, record_id
-from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.files import as_path
 
@@ -105,12 +105,18 @@ class LlavaSource:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` of the split; raises `SkipSample` for a bad record, `IndexError` outside 0..len-1."""
+        return self._at(index, self._images)
+
+    def outline(self, index: int) -> Sample:
+        """Sample `index` with `NO_PICTURE` for each of its pictures, which are not opened."""
+        return self._at(index, lambda record: (NO_PICTURE,) * len(record.pictures))
+
+    def _at(self, index: int, images: Callable[[Record], tuple[np.ndarray, ...]]) -> Sample:
         if not 0 <= index < len(self._chosen):
             raise IndexError(f"{self.name}: no sample {index}, there are {len(self._chosen)}")
-        number = self._chosen[index]
         try:
-            record = self._parsed(number)
-            return Sample(record.id, self._images(record), record.turns, self.name, system=record.system)
+            record = self._parsed(self._chosen[index])
+            return Sample(record.id, images(record), record.turns, self.name, system=record.system)
         except SkipSample as why:
             raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
 

@@ -57,6 +57,20 @@ class Source(Protocol):
         ...
 
 
+# Stands for a picture in samples whose pictures are not opened.
+NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
+
+
+def outline(source: Source, index: int) -> Sample:
+    """Sample `index` with `NO_PICTURE` in place of each picture, where the source can say that much without opening any
+    (by a method `outline`); else the whole sample.
+
+    Raises: as `source[index]`, but for what is wrong with pictures.
+    """
+    known = getattr(source, "outline", None)
+    return source[index] if known is None else known(index)
+
+
 class SkipSample(Exception):
     """A record that cannot be used.
 

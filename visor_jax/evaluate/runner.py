@@ -8,10 +8,9 @@ the routes by task, and a few example pictures for the report.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,9 +24,10 @@ from rich.text import Text
 from visor_jax.api import Visor
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.glyphs import TASKS
-from visor_jax.data.sample import IMAGE_MARKER, Sample
+from visor_jax.data.questions import Questions
+from visor_jax.data.sample import IMAGE_MARKER
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import batched, single_turn_samples
+from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
@@ -55,10 +55,9 @@ def evaluate(
     """
     asked, folder = wanted_budgets(model, budgets), workdir.path / "eval" / name  # a mistake is told at once
     skips = SkipLog()
-    found = enumerate(single_turn_samples(config, split, config.evaluate.samples, skips))
-    samples = [dataclasses.replace(sample, id=f"{number}:{sample.id}") for number, sample in found]  # no id twice
+    questions = single_questions(config, split, config.evaluate.samples, skips)
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
-    batches = batched(config, samples, config.evaluate.batch_size, skips)
+    batches = questions.batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=model.has_policy)
     result = {
@@ -75,7 +74,7 @@ def evaluate(
         picked = policy_picks(model, scores, 0.0)
         result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
         result["routes"] = routes_by_task(scores, picked)
-        result["examples"] = write_examples(folder, model, scores, picked, samples)
+        result["examples"] = write_examples(folder, model, scores, picked, questions)
     write_json(folder / f"{split}.json", result)
     return result
 
@@ -136,19 +135,19 @@ def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, fl
 
 
 def write_examples(
-    folder: Path, model: Visor, scores: Scores, picked: np.ndarray, samples: Sequence[Sample]
+    folder: Path, model: Visor, scores: Scores, picked: np.ndarray, questions: Questions
 ) -> list[dict[str, Any]]:
     """A few answered questions of every task, with their pictures under `examples/` in the folder.
 
     Of several pictures the first is shown; "image" is "" where there is none.
     """
-    by_id, shown, examples = {sample.id: sample for sample in samples}, Counter[str](), []
+    shown, examples = Counter[str](), []
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
         if shown[task] >= EXAMPLES_PER_TASK:
             continue
         beat()
         shown[task] += 1
-        sample, bits = by_id[id], model.viable_budgets[picked[index]]
+        sample, bits = questions.find(id), model.viable_budgets[picked[index]]
         asked = with_system(model, sample.system)
         answer = asked.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
         name = f"examples/{index}.png" if sample.images else ""
@@ -188,14 +187,22 @@ def print_budgets(result: dict[str, Any]) -> None:
     """The table that a person reads: accuracy and cost of every budget."""
     dense = result["dense"]
     graded, rows = bool(result["levels"]), []
+    unit, factor = flops_unit(row["decoder_gflops"] for row in result["budgets"].values())
     for name, row in result["budgets"].items():
         accuracies = [percent(row["easy"]), percent(row["hard"])] if graded else [percent(mean(row["tasks"].values()))]
         saving = dense["decoder_gflops"] / row["decoder_gflops"], dense["end_to_end_gflops"] / row["end_to_end_gflops"]
-        costs = [f"{row['decoder_gflops'] * 1e3:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
+        costs = [f"{row['decoder_gflops'] * factor:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
         rows.append([name, *accuracies, *costs])
     title = f"{result['benchmark']}, {result['split']} split: {row['samples']} questions"
     columns = ["budget", *(("easy %", "hard %") if graded else ("right %",))]
-    print_table(title, [*columns, "decoder MFLOP", "saving, decoder", "saving, end to end"], rows)
+    print_table(title, [*columns, f"decoder {unit}", "saving, decoder", "saving, end to end"], rows)
+
+
+def flops_unit(gflops: Iterable[float]) -> tuple[str, float]:
+    """The largest unit in which none of some numbers of GFLOPs is below 1, and what to multiply them by."""
+    least = min(gflops)
+    units = [("TFLOP", 1e-3), ("GFLOP", 1.0), ("MFLOP", 1e3)]
+    return next(((name, factor) for name, factor in units if least * factor >= 1), units[-1])
 
 
 def percent(value: float | None) -> str:

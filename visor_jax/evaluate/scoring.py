@@ -10,9 +10,9 @@ the reference's own prefix, so one teacher-forced pass decides it; `tests/evalua
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +70,11 @@ def score(
 ) -> Scores:
     """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out.
 
-    Parameters and rows are spread over `mesh` as in training, and activations are of `dtype`.
+    Parameters and rows are spread over `mesh` as in training, and activations are of `dtype`. One batch is looked at
+    after the other, each under every budget, and only numbers are kept of it.
     """
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
-    encoder = jax.jit(partial(encode, arch=arch))
-    one_budget = jax.jit(partial(score_batch, arch=arch))
-    router = jax.jit(partial(route, num_viable=len(budgets), arch=arch))
+    encoder, one_budget, router = programs(arch, len(budgets))
     correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
     for batch in batches:
         beat()
@@ -106,6 +105,16 @@ def score(
         num_visual=all_sizes[:, 0],
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
+    )
+
+
+@lru_cache(maxsize=8)
+def programs(arch: Architecture, num_budgets: int) -> tuple[Callable, Callable, Callable]:
+    """The compiled functions of a pass: encode, one budget, route. They are kept: the next pass compiles nothing."""
+    return (
+        jax.jit(partial(encode, arch=arch)),
+        jax.jit(partial(score_batch, arch=arch)),
+        jax.jit(partial(route, num_viable=num_budgets, arch=arch)),
     )
 
 

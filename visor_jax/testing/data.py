@@ -9,11 +9,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.collate import Batch, Example, Window, encode_tokens, make_batch, make_prompt_batch
+from visor_jax.data.questions import Questions
+from visor_jax.data.sample import Sample
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.model.decoder import Stream
 from visor_jax.model.visor import stream_of
@@ -105,3 +108,23 @@ def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.
 def glyphs_tokenizer() -> ChatTokenizer:
     """The small real tokenizer that comes with the generated data set: `load_tokenizer("glyphs")`, loaded once."""
     return load_tokenizer("glyphs")
+
+
+class Held:
+    """A source of samples that are there already."""
+
+    name = "held"
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+
+def questions_of(config: Any, samples: Sequence[Sample]) -> Questions:
+    """Single questions about given samples, as search, label and evaluate ask them; question i has the id "i/0"."""
+    return Questions(config, Held(samples), len(samples))

@@ -10,8 +10,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import grain
 import jax
@@ -24,18 +24,22 @@ from visor_jax.config_schema import STAGES
 from visor_jax.data import glyphs, glyphs_render
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
-from visor_jax.data.collate import Batch, Example, encode_example, make_batch
+from visor_jax.data.collate import Batch, Example, make_batch
 from visor_jax.data.draws import generator, index_range, seed_sequence
 from visor_jax.data.glyphs_words import PHRASINGS
 from visor_jax.data.pipeline import Part, make_pipeline
+from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
+from visor_jax.data.sample import SkipSample
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import TEXT_BUCKET, make_tokenizer, sample_encoder, stage_source, training_window
+from visor_jax.data.splits import make_tokenizer, sample_encoder, stage_source, training_window
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.label import Labels
+from visor_jax.label import MADE_OF_OTHERS, Labels, label_source
 from visor_jax.results import read_viable
 from visor_jax.train.objectives import RELATIONS, Loss, answer_loss, base_loss, policy_loss
 from visor_jax.workdir import Workdir
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -199,10 +203,10 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarise)
 
 
-def made_ahead(make: Callable[[int], Step], done: int, total: int) -> Iterator[Step]:
-    """Steps done + 1 .. total, each made while the device works on the one before."""
+def made_ahead(make: Callable[[int], Step], done: int, total: int, threads: int = 1) -> Iterator[Step]:
+    """Steps done + 1 .. total, in order, the next two or `threads` of them made while the device works on one."""
     numbers = grain.MapDataset.range(done + 1, total + 1).map(make)
-    ahead = iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    ahead = iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2))))
     try:
         yield from ahead
     finally:
@@ -329,7 +333,7 @@ def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
 
 
 def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
-    """The labels of `labels/`, their samples drawn anew from the source they were made from."""
+    """The labels of `labels/`, their questions read anew from the source they were made from."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     labels = Labels.read(workdir)
     examples = LabelledExamples(config, labels)
@@ -346,28 +350,46 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         return {"accuracy/agreement": float(metrics["agreement"])}
 
     loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
-    return Objective(loss, partial(made_ahead, step), summarise)
+    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarise)
 
 
 class LabelledExamples:
-    """The prompts that were labelled, encoded once and kept."""
+    """The prompts that were labelled, read anew whenever they are needed; a few of them are kept."""
 
     def __init__(self, config: Any, labels: Labels):
-        self.arch, self.labels = architecture(config), labels
-        tokenizer = make_tokenizer(config)
-        self.examples = [
-            encode_example(sample, tokenizer, self.arch, system=config.tokenizer.system or None)
-            for sample in labels.samples(config)
-        ]
-        longest = max(
-            example.size.text for example in self.examples
-        )  # single questions: a conversation has room for more
-        self.window = dataclasses.replace(training_window(config), text=-(-longest // TEXT_BUCKET) * TEXT_BUCKET)
-        settings = stage_config(config, "policy")
+        """
+        Raises:
+          RequestError: a label is of a question that its source does not have.
+        """
+        self.labels = labels
+        source, settings = label_source(config), stage_config(config, "policy")
+        self.source_name = source.name
+        self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
+        self.questions = Questions(config, source, len(self.places))
+        # Single questions: a conversation has room for more.
+        self.window = dataclasses.replace(training_window(config), text=text_bucket(self._longest()))
         self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
+        row_bytes = self.window.tiles * architecture(config).vision.tile_size ** 2 * 3
+        self.example = lru_cache(maxsize=max(KEPT_BYTES // row_bytes, 1))(self._read)
+
+    def _longest(self) -> int:
+        """Text tokens of the longest prompt; opens no picture."""
+        return max(self._of(place, self.questions.text_length) for place in self.places)
+
+    def _read(self, row: int) -> Example:
+        return self._of(self.places[row], self.questions.example)
+
+    def _of(self, place: Place, read: Callable[[Place], T]) -> T:
+        try:
+            return read(place)
+        except (SkipSample, IndexError) as why:
+            problem = (
+                f"labels.npz: turn {place.turn} of record {place.index} of {self.source_name} cannot be used: {why}"
+            )
+            raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
-        batch = make_batch([[self.examples[row]] for row in rows], self.window, self.arch)
+        batch = make_batch([[self.example(row)] for row in rows.tolist()], self.window, self.questions.arch)
         first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
         positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
         arrays = {**batch.arrays, "routing_position": positions}
@@ -376,6 +398,7 @@ class LabelledExamples:
         return arrays, batch.ids
 
 
+KEPT_BYTES = 2**26  # of the tiles of labelled prompts
 RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
 
 

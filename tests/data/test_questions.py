@@ -1,0 +1,159 @@
+"""Single questions, read as they are needed: the same batches every time, few pictures at once, skips counted once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visor_jax import testing
+from visor_jax.data.collate import Batch, count_text, encode_example
+from visor_jax.data.glyphs import TASKS, Glyphs
+from visor_jax.data.llava import LlavaSource
+from visor_jax.data.questions import READ_THREADS, RECENT, Questions
+from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample, Turn, outline
+from visor_jax.data.skips import SkipLog
+from visor_jax.data.splits import single_questions
+from visor_jax.testing import tiny_config
+
+CONFIG = tiny_config()
+
+
+class Records:
+    """Conversations of which some have pictures that cannot be read; counts how many it was asked for."""
+
+    name = "records"
+
+    def __init__(self, turns: tuple[int, ...], broken: tuple[int, ...] = (), long: tuple[int, ...] = ()) -> None:
+        self.turns, self.broken, self.long = turns, broken, long
+        self.opened: list[int] = []
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.turns)
+
+    def outline(self, index: int) -> Sample:
+        asked = "<image>\nWhat is this letter" + " or this letter" * 4 * (index in self.long) + "?"
+        turns = (Turn(asked, "A"), *[Turn("And?", "B")] * (self.turns[index] - 1))
+        return Sample(f"id{index % 2}", (NO_PICTURE,), turns, self.name)
+
+    def __getitem__(self, index: int) -> Sample:
+        with self._lock:
+            self.opened.append(index)
+        if index in self.broken:
+            raise SkipSample("broken_image", "no picture")
+        known = self.outline(index)
+        return Sample(known.id, (np.full((48, 48, 3), index, np.uint8),), known.turns, self.name)
+
+
+def asked(batches: Iterator[Batch]) -> list[str]:
+    return [id for batch in batches for id in batch.ids]
+
+
+def test_batches_are_the_same_each_time_and_the_last_is_filled_up() -> None:
+    questions = single_questions(CONFIG, "validation", 11)
+    batches = questions.batches(4)
+    first, second = list(batches), list(batches)
+    assert [len(batch.ids) for batch in first] == [4, 4, 3] and asked(iter(first)) == asked(iter(second))
+    for one, other in zip(first, second, strict=True):
+        assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+        assert {name: array.shape for name, array in one.arrays.items()} == {
+            name: array.shape for name, array in first[0].arrays.items()
+        }
+    assert not first[-1].arrays["text_segments"][3].any()
+
+
+def test_rows_are_what_the_samples_alone_give() -> None:
+    questions = single_questions(CONFIG, "test", 7)
+    (batch,) = questions.batches(7)
+    examples = [encode_example(sample, questions._tokenizer, questions.arch, window=None) for sample in questions]
+    assert batch.arrays["text_tokens"].shape[1] == -(-max(e.size.text for e in examples) // 8) * 8
+    for row, example in enumerate(examples):
+        used = batch.arrays["text_segments"][row] > 0
+        assert np.array_equal(batch.arrays["text_tokens"][row][used], example.text_tokens)
+        assert np.array_equal(batch.arrays["tiles"][row, :1], example.tiles)
+
+
+def test_unreadable_samples_are_replaced_and_counted_once() -> None:
+    source, skips = Records((1, 3, 1, 2, 1, 1, 1), broken=(1, 4)), SkipLog()
+    questions = Questions(CONFIG, source, 5, skips=skips)
+    batches = questions.batches(2)
+    for _ in range(2):
+        assert asked(iter(batches)) == ["0/0", "2/0", "3/0", "3/1", "5/0"]
+        assert skips.counts == {("records", "broken_image"): 2}
+    assert 6 not in source.opened, "five questions were found before"
+    assert questions.find("3/1").turns[0].answer == "B"
+
+
+def test_a_source_that_is_too_short_gives_what_it_has() -> None:
+    assert asked(iter(Questions(CONFIG, Records((1, 1, 2)), 9).batches(4))) == ["0/0", "1/0", "2/0", "2/1"]
+    assert asked(iter(Questions(CONFIG, Records((1, 1), broken=(0, 1)), 9).batches(4))) == []
+
+
+def test_questions_that_do_not_fit_are_left_out_and_counted_once() -> None:
+    skips, short = SkipLog(), tiny_config({"data.text_length": 24})
+    batches = Questions(short, Records((1, 1, 1), long=(1,)), 3, skips=skips).batches(4)
+    assert [asked(iter(batches)) for _ in range(2)] == [["0/0", "2/0"]] * 2
+    assert skips.by_reason() == {"records/too_long": 1}
+    (batch,) = batches
+    assert batch.arrays["text_tokens"].shape[1] <= 24, "what is left out makes no batch longer"
+
+
+def test_a_longer_question_in_place_of_an_unreadable_one_has_room() -> None:
+    batches = list(Questions(CONFIG, Records((1, 1, 1), broken=(0,), long=(2,)), 2).batches(1))
+    lengths = [batch.arrays["text_tokens"].shape[1] for batch in batches]
+    assert [batch.ids for batch in batches] == [["1/0"], ["2/0"]] and lengths[0] < lengths[1]
+
+
+def test_no_picture_is_opened_to_plan_and_few_ahead_of_their_batch() -> None:
+    source = Records((1,) * 200)
+    questions = Questions(CONFIG, source, 200)
+    assert len(questions.plan()) == 200 and source.opened == []
+    batches = iter(questions.batches(4))
+    for number in range(10):
+        next(batches)
+        assert len(source.opened) <= 4 * (number + 1) + 2 * 4 + 2 * READ_THREADS
+    batches.close()
+
+
+def test_one_picture_is_read_once_for_its_questions_nearly() -> None:
+    source = Records((8,) * 10)
+    assert len(asked(iter(Questions(CONFIG, source, 80).batches(8)))) == 80
+    assert len(source.opened) <= 10 * READ_THREADS < 80 and RECENT >= 2
+
+
+@pytest.mark.parametrize("task", [*TASKS])
+def test_the_outline_of_a_generated_sample_is_the_sample_without_its_picture(task: str) -> None:
+    source = Glyphs("train", 3, tasks=(task,), grid=6)
+    for index in (0, 2**40 + 5):
+        whole, known = source[index], outline(source, index)
+        assert (known.id, known.turns, known.level) == (whole.id, whole.turns, whole.level)
+        assert known.images == (NO_PICTURE,) and whole.images[0].size
+
+
+def test_the_outline_of_a_record_opens_nothing(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    talk = '[{"from": "human", "value": "<image><image>What?"}, {"from": "gpt", "value": "that"}]'
+    records = f'[{{"id": 1, "image": ["a.png", "gone.png"], "conversations": {talk}}}, {{"id": 2}}]'
+    (tmp_path / "set.json").write_text(records)
+    source = LlavaSource(tmp_path / "set.json", tmp_path, max_image_pixels=100)
+    known = outline(source, 0)
+    assert known.images == (NO_PICTURE, NO_PICTURE) and known.turns[0].answer == "that"
+    with pytest.raises(SkipSample, match="missing_file"):
+        source[0]
+    with pytest.raises(SkipSample, match="empty_conversation"):
+        outline(source, 1)
+
+
+def test_text_is_counted_as_it_is_encoded() -> None:
+    tokenizer, arch = testing.glyphs_tokenizer(), testing.tiny_architecture()
+    pictures = (np.zeros((8, 8, 3), np.uint8),) * 2
+    for turns in ((Turn("Which letter?", "A"),), (Turn("<image>\nA?", "B"), Turn("<image> C?", "D E"))):
+        sample = Sample("", pictures[: len(turns)], turns, "")
+        for system in (None, "You are"):
+            found = encode_example(sample, tokenizer, arch, system=system).size.text
+            assert count_text(sample, tokenizer, system) == found
