@@ -23,6 +23,7 @@ from visor_jax.report.facts import read_facts
 from visor_jax.results import read_viable
 from visor_jax.testing import tiny_config
 from visor_jax.train.metrics import drop_rows, read_rows
+from visor_jax.train.stages import LabelledExamples
 from visor_jax.workdir import Workdir, read_json, write_json
 
 NESTED, DIGITS = "[" * 100_000, '{"seconds": ' + "9" * 5000 + "}"
@@ -70,7 +71,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 def test_what_nobody_changed_is_read(run: Path) -> None:
     workdir = Workdir(run)
     assert read_viable(workdir, 2) == VIABLE
-    assert len(Labels.read(workdir).samples(tiny_config())) == 5
+    assert len(LabelledExamples(tiny_config(), Labels.read(workdir)).places) == 5
     assert read_facts(workdir).goodput == {"step": 2.5, "compile": 1.0}
     assert len(read_rows(run / "full" / "metrics.jsonl")) == 3
 
@@ -227,7 +228,7 @@ def read_all(run: Path) -> None:
     workdir = Workdir(run)
     workdir.config()
     read_viable(workdir, 2)
-    Labels.read(workdir).samples(tiny_config())
+    LabelledExamples(tiny_config(), Labels.read(workdir))
     read_facts(workdir)
     with workdir.lock():
         pass

@@ -25,6 +25,7 @@ from visor_jax.data.collate import Batch, Example, Window, count_text, encode_ex
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.supervision import beat
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ class Questions:
         while pending:
             unreadable = -1
             for found in self._read_ahead(pending, ahead):
+                beat()
                 if found.readable:
                     places.append(found.place)
                 if found.why is not None and found.place.index != unreadable:
@@ -174,6 +176,7 @@ class Questions:
         """The places of questions, one after another, as far as can be told without opening a picture."""
         asked = Counter[str]()
         for index in range(self._first, len(self._source)):
+            beat()
             try:
                 turns = split_turns(outline(self._source, index))
             except SkipSample as why:

@@ -36,6 +36,7 @@ from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.label import MADE_OF_OTHERS, Labels, label_source
 from visor_jax.results import read_viable
+from visor_jax.supervision import beat
 from visor_jax.train.objectives import RELATIONS, Loss, answer_loss, base_loss, policy_loss
 from visor_jax.workdir import Workdir
 
@@ -380,6 +381,7 @@ class LabelledExamples:
         return self._of(self.places[row], self.questions.example)
 
     def _of(self, place: Place, read: Callable[[Place], T]) -> T:
+        beat()
         try:
             return read(place)
         except (SkipSample, IndexError) as why:
