@@ -116,7 +116,9 @@ def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
 def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
     for changed in ({"turn": labels.turn + 9}, {"picture_index": labels.picture_index + 2**60}):
-        with pytest.raises(RequestError, match=r"labels\.npz: turn \d+ of record \d+ of glyphs cannot be used: .*other data"):
+        with pytest.raises(
+            RequestError, match=r"labels\.npz: turn \d+ of record \d+ of glyphs cannot be used: .*other data"
+        ):
             LabelledExamples(config, dataclasses.replace(labels, **changed))
 
 

@@ -22,7 +22,7 @@ from visor_jax.label import label_stage
 from visor_jax.search import search_stage
 from visor_jax.testing import tiny_config
 from visor_jax.train import stages
-from visor_jax.workdir import Workdir
+from visor_jax.workdir import Workdir, read_json, write_json
 
 COUNT = 160
 CONFIG = {"search.samples": COUNT, "label.samples": COUNT, "evaluate.samples": COUNT}
@@ -50,6 +50,9 @@ class Alive:
 
 
 def train_policy(config: Any, workdir: Workdir) -> None:
+    record = read_json(workdir.path / "config.json")
+    record["config"]["label"]["samples"] = config.label.samples  # whose labels these are
+    write_json(workdir.path / "config.json", record)
     label_stage(config, workdir)
     for step in stages.make_objective(config, "policy", workdir).steps(0, 40):
         assert step.number
