@@ -15,7 +15,7 @@ import pytest
 from visor_jax.data.pipeline import MAX_ATTEMPTS, BatchIterator, Part, Stream, batch_dataset, make_pipeline
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.skips import SkipLog
-from visor_jax.errors import RunError
+from visor_jax.errors import RequestError, RunError
 
 
 class Numbers:
@@ -191,7 +191,7 @@ def test_skipped_records_are_written_once(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be written: Is a directory"):
+    with pytest.raises(RequestError, match="cannot be read: Is a directory"):
         take(5, [Part(Numbers("a", 10, bad_every=5))], skips=SkipLog(tmp_path))  # a folder
 
 
