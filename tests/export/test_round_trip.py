@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import jax
@@ -39,10 +38,10 @@ def same(ours: Visor, theirs: Visor, budgets: list[str]) -> None:
         np.testing.assert_array_equal(
             ours.logits(tokens, [picture], budget), theirs.logits(tokens, [picture], budget), err_msg=budget
         )
-    settings = {"budget": budgets[-1], "max_new_tokens": 4}
-    if "history" in inspect.signature(ours.answer).parameters:
-        settings["history"] = [("What is shown?", "A card.")]
-    answers = [model.answer(picture, QUESTION, **settings) for model in (ours, theirs)]
+    history = [("What is shown?", "A card.")]
+    answers = [
+        model.answer(picture, QUESTION, budgets[-1], max_new_tokens=4, history=history) for model in (ours, theirs)
+    ]
     assert (answers[0].text, answers[0].budget) == (answers[1].text, answers[1].budget)
 
 
@@ -55,9 +54,17 @@ def test_a_visor_plan_comes_back_with_its_policy_and_budgets(tiny_run: Path, exp
     np.testing.assert_array_equal(ours.route(picture, QUESTION), theirs.route(picture, QUESTION))
 
 
-def test_a_visor_plan_is_imported_as_the_stage_it_was(tiny_run: Path, exported: Path, tmp_path: Path) -> None:
+def test_a_visor_plan_is_imported_as_the_stage_it_was(
+    tiny_run: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.py").write_text("from visor_jax.testing import tiny_config as get_config\n")
-    command = ["import", f"--from={exported}", f"--workdir={tmp_path / 'run'}", f"--config={tmp_path / 'config.py'}"]
+    monkeypatch.setenv("HOME", str(exported.parent))
+    command = [
+        "import",
+        f"--from=~/{exported.name}",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config={tmp_path / 'config.py'}",
+    ]
     assert main(command) == 0
     ours, theirs = load(tiny_run), load(tmp_path / "run")
     assert (theirs.stage, theirs.has_policy) == ("policy", True) and theirs.viable_budgets == ours.viable_budgets

@@ -9,7 +9,6 @@ from, a dense one as `base`. Every tensor's name, shape, dtype and values are ch
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 HELP = "bring a Hugging Face checkpoint into a workdir"
@@ -40,9 +39,9 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.train.checkpoints import Checkpoints
-    from visor_jax.workdir import Workdir, write_json
+    from visor_jax.workdir import Workdir, as_path, write_json
 
-    source = local_folder(args.source)
+    source = as_path(local_folder(args.source))
     checkpoint, asked = open_checkpoint(source), architecture(config, "base")
     if wrong := differences(checkpoint.arch, asked):
         raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(wrong)}")
@@ -56,7 +55,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     try:
         tokenizer = make_tokenizer(config)
     except RequestError as error:
-        own = Path(source) / "tokenizer.json"
+        own = source / "tokenizer.json"
         raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
     check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)
