@@ -9,6 +9,7 @@ from, a dense one as `base`. Every tensor's name, shape, dtype and values are ch
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 HELP = "bring a Hugging Face checkpoint into a workdir"
