@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlavaOnevisionForConditionalGeneration
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from visor_jax import testing
 from visor_jax.__main__ import main
@@ -27,6 +26,13 @@ from visor_jax.data.chat import encode_prompt
 from visor_jax.errors import RequestError
 from visor_jax.export import hf_import, torch_export
 from visor_jax.export.key_map import canonical_key
+
+try:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+except ImportError:  # transformers 5.3 has it under another name
+    from transformers.models.llava_onevision.image_processing_llava_onevision import (
+        LlavaOnevisionImageProcessor as LlavaOnevisionImageProcessorPil,
+    )
 
 SIZES = ((28, 28), (20, 61), (84, 80))
 TOKENIZER = testing.glyphs_tokenizer()

@@ -16,12 +16,18 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 import visor_jax
 from visor_jax import testing
 from visor_jax.api import Visor, load
 from visor_jax.data.anyres import visual_token_count
+
+try:
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+except ImportError:  # transformers 5.3 has it under another name
+    from transformers.models.llava_onevision.image_processing_llava_onevision import (
+        LlavaOnevisionImageProcessor as LlavaOnevisionImageProcessorPil,
+    )
 
 CONFIGS = Path(visor_jax.__file__).parents[1] / "configs"
 TOKENIZER = testing.glyphs_tokenizer()
