@@ -24,6 +24,7 @@ from typing import Generic, TypeVar
 
 import grain
 import numpy as np
+from absl import flags
 
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.sample import Sample, SkipSample, Source
@@ -34,7 +35,8 @@ ExampleT = TypeVar("ExampleT")
 BatchT = TypeVar("BatchT")
 
 MAX_ATTEMPTS = 1000  # for one place in the stream, before giving up whatever fraction of skips is allowed
-grain.config.update("py_traceback_filtering", "off")  # else Grain writes a paragraph of its own into our messages
+# Else Grain writes a paragraph of its own into our messages. Flags that nobody parses have their defaults.
+flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 _FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
