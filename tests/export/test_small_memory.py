@@ -61,13 +61,15 @@ def test_dynamic_quantization(whole, inputs, budget):
 
 @pytest.fixture(scope="module")
 def wide(whole, tmp_path_factory) -> Any:
-    """A model whose widths are multiples of 64, as those of real models are; bitsandbytes' 4-bit blocks need that."""
+    """A model whose widths are multiples of 64 and 32, as real models have: bitsandbytes' 4 bits need that."""
     fields = whole.config.to_dict()
     fields["text_config"] |= {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     fields["vision_config"] |= {"hidden_size": 64, "intermediate_size": 128}
     folder = tmp_path_factory.mktemp("wide")
     torch.manual_seed(0)
-    VisorForConditionalGeneration(VisorConfig(**fields | {"policy_hidden_size": 64})).save_pretrained(folder)
+    VisorForConditionalGeneration(
+        VisorConfig(**fields | {"policy_hidden_size": 64, "policy_max_budgets": 32})
+    ).save_pretrained(folder)
     return SimpleNamespace(folder=folder, model=load(folder))
 
 
