@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from visor_jax import testing
 from visor_jax.budget import all_subsets
@@ -81,7 +82,7 @@ def torch_twin(arch, params, ids, images):
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if arch.text.tie_word_embeddings else [])
     model.tie_weights()
-    tokenizer = Tokenizer.from_str(testing.glyphs_tokenizer().text)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(testing.glyphs_tokenizer().text))
     processor = VisorProcessor(config, tokenizer, arch.anyres.image_mean, arch.anyres.image_std)
     return model.eval(), torch_inputs(processor, ids, images)
 
