@@ -104,6 +104,28 @@ def test_no_picture_at_all(root: Path, content: bytes) -> None:
     assert reason_of(root, "x.png") in ("image_format", "broken_image")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>404</html>", "an HTML page.* download it again"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "convert it"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "of another kind: convert it"),
+        (b"BM" + bytes(99), "of another kind: convert it"),
+        (b"II*\0" + bytes(99), "of another kind: convert it"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\x1f\x8b" + bytes(99), "unpack it"),
+        (b"nothing that is known", "GIF file$"),
+    ],
+)
+def test_what_is_no_picture_is_named(root: Path, content: bytes, told: str) -> None:
+    (root / "x.jpg").write_bytes(content)
+    with pytest.raises(SkipSample, match=told) as caught:
+        read_image(root / "x.jpg", LIMIT)
+    assert caught.value.reason == "image_format"
+
+
 def png_bomb(width: int, height: int) -> bytes:
     """A PNG of a few bytes that claims to be large."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -318,8 +340,12 @@ def test_files_bytes_and_opened_pictures_are_read_alike() -> None:
     expected = decode_image(io.BytesIO(data), LIMIT)
     for source in (data, bytearray(data), memoryview(data), Image.open(io.BytesIO(data))):
         np.testing.assert_array_equal(decode_image(source, LIMIT), expected)
-    deep = Image.new("F", (2, 2), 7.0)  # of no format that is read from files
+    deep = Image.new("I", (2, 2), 7)  # of no format that is read from files
     assert decode_image(deep, LIMIT).tolist() == [[[7, 7, 7]] * 2] * 2
+    with pytest.raises(SkipSample, match=r"floating-point pixels.*convert it to 8 bits"):  # in 0 to 1, or to 255?
+        decode_image(Image.fromarray(np.full((2, 2), 0.5, np.float32)), LIMIT)
+    with pytest.raises(SkipSample, match="has no pixels"):
+        decode_image(Image.new("RGB", (0, 2)), LIMIT)
     for source in (data[:700], Image.open(io.BytesIO(data[:700]))):
         with pytest.raises(SkipSample) as caught:
             decode_image(source, LIMIT)

@@ -70,6 +70,19 @@ READ = {
         {"image": "a.png", "image_id": 7, "image_size": [3, 4], "video_id": "x", "conversations": ASK},
         Record("0", ("a.png",), MARKED),
     ),
+    "text only, HTML and React": (
+        {
+            "conversations": [
+                {"from": "human", "value": "<img src='a.png'> or <Image>x</Image> or ![](a.png)?"},
+                PLAIN[1],
+            ]
+        },
+        Record("0", (), (Turn("<img src='a.png'> or <Image>x</Image> or ![](a.png)?", "red"),)),
+    ),
+    "numbers about the picture": (
+        {"image": "a.png", "image_1": 7, "img_w": 640, "conversations": ASK},
+        Record("0", ("a.png",), MARKED),
+    ),
     "text only, words about files": (
         {"id": "a.png", "note": "see a.png or b", "conversations": PLAIN},
         Record("a.png", (), UNMARKED),
@@ -113,6 +126,32 @@ NAMED = {
         "'images' in the message",
         {"messages": [{**PLAIN[0], "images": ["a.png"]}, PLAIN[1]]},
     ),
+    "a file in an object": ("picture_key", "'meta'", {"meta": {"path": "a.jpg"}, "conversations": PLAIN}),
+    "files in objects": ("picture_key", "'files'", {"files": [{"path": "a.heic"}], "conversations": PLAIN}),
+    "a second picture": (
+        "picture_key",
+        "under 'image_2' too.*list all in `image`",
+        {"image": "a.png", "image_2": "b.png", "conversations": ASK},
+    ),
+    **{
+        f"{mark} for a picture": (
+            "foreign_marker",
+            "another program's mark.*write <image> there",
+            {**record, "conversations": [{"from": "human", "value": f"{mark}\nWhat?"}, PLAIN[1]]},
+        )
+        for record in ({}, {"image": "a.png"})
+        for mark in (
+            "Picture 1: <img>a b.jpg</img>",
+            "<|image_1|>",
+            "<|vision_start|><|image_pad|><|vision_end|>",
+            "<ImageHere>",
+            "<image 1>",
+            "<image_00>",
+            "<IMAGE>",
+            "<Image>",
+            "[IMG]",
+        )
+    },
     "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
     "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),

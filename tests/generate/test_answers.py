@@ -464,6 +464,7 @@ def test_wrong_settings_are_refused_before_anything_runs(
     [
         ([[WIDE]], "What?", r"image\[0\]: expected a picture file's path or bytes, a PIL image.* got list"),
         (5, "What?", "image: expected .* got int"),
+        (io.BytesIO(PNG), "What?", "image: expected .* got BytesIO; of an open file pass what .read"),
         ({"bytes": b""}, "What?", "image: expected .* got dict"),
         (WIDE.astype(float), "What?", r"image: expected .* got float64 \(20, 90, 3\)"),
         ("photo.jpg", "What?", "image: missing_file: 'photo.jpg': No such file.*; expected a JPEG"),

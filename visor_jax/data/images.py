@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,16 @@ from visor_jax.data.sample import SkipSample
 from visor_jax.files import open_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+
+# How files begin that are often found under a picture's name, and what to do about them.
+_FOREIGN = (
+    (rb"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself, with `git lfs pull`"),
+    (rb"\s*<(!doctype|html)", "it is an HTML page, perhaps an error page that was downloaded: download it again"),
+    (rb"\s*<(\?xml|svg)", "it is XML, perhaps SVG: convert it"),
+    (rb"BM|II\*\0|MM\0\*|\0\0\0.JXL |\0\0\0\x0cjP|.{4}ftyp", "it is a picture or video of another kind: convert it"),
+    (rb"%PDF", "it is a PDF file: convert it"),
+    (rb"\x1f\x8b|PK\x03\x04", "it is a compressed archive: unpack it"),
+)
 
 _FREE_BYTES = 64 << 20  # a file may have so many, whatever its pixels
 _BYTES_PER_PIXEL = 4  # and so many for each pixel that is allowed, if that is more
@@ -115,7 +126,7 @@ def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
     try:
         image = Image.open(file, formats=FORMATS)
     except Image.UnidentifiedImageError:
-        raise SkipSample("image_format", f"{shown} is not a {', '.join(FORMATS)} file") from None
+        raise SkipSample("image_format", f"{shown} is not a {', '.join(FORMATS)} file{_kind(file)}") from None
     except Image.DecompressionBombError:
         what = f"{shown} has more than {MOST_PIXELS} pixels; at most {max_pixels} are allowed"
         raise SkipSample("too_many_pixels", what) from None
@@ -126,13 +137,29 @@ def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
         return _pixels(image, shown)
 
 
+def _kind(file: BinaryIO) -> str:
+    """What a file that is none of `FORMATS` is instead, where its beginning tells."""
+    try:
+        file.seek(0)
+        head = file.read(64)
+    except (OSError, ValueError):
+        return ""
+    if not head:
+        return "; it is empty"
+    return next((f"; {what}" for start, what in _FOREIGN if re.match(start, head, re.IGNORECASE | re.DOTALL)), "")
+
+
 def _check_pixels(image: Image.Image, max_pixels: int, shown: str) -> None:
     width, height = image.size
+    if not width or not height:
+        raise SkipSample("broken_image", f"{shown} is {width}x{height}: it has no pixels")
     if width * height > max_pixels:
         raise SkipSample("too_many_pixels", f"{shown} is {width}x{height}; at most {max_pixels} pixels are allowed")
 
 
 def _pixels(image: Image.Image, shown: str) -> np.ndarray:
+    if image.mode == "F":  # in 0 to 1 or in 0 to 255: nothing says which
+        raise SkipSample("image_format", f"{shown} has floating-point pixels (mode F); convert it to 8 bits")
     try:
         image.load()
         return np.asarray(upright_rgb(image))

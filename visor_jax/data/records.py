@@ -33,9 +33,19 @@ _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant":
 
 # Keys that hold something to look at or to listen to, by their names; only `image` and `images` are read.
 _MEDIA_KEY = re.compile(r"image|img|picture|photo|pixel|video|audio|frames", re.IGNORECASE)
-_MEDIA_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|mp4|avi|mov|mkv|webm)$", re.IGNORECASE)
+_MEDIA_FILE = re.compile(
+    r"\.(jpe?g|png|webp|gif|bmp|tiff?|jp2|heic|heif|avif|mp4|avi|mov|mkv|webm|mp3|wav|flac)$", re.IGNORECASE
+)
 _OTHER_MEDIA = frozenset({"video", "videos", "audio", "audios"})
+_ONE_MORE_PICTURE = re.compile(r"(image|img|picture|photo)([ _-]?[0-9]{1,3}|[ _-][a-z])", re.IGNORECASE)
 _NO_MEDIA = frozenset({"id", "from", "value", "role", "content", "system", *CONVERSATION_KEYS})
+
+# How other programs write in a question where a picture belongs: Qwen-VL, Qwen2-VL, Phi-3, InternLM-XComposer,
+# MiniCPM-V, MMMU, Pixtral. None of it occurs in HTML or in prose, so what has it is no text-only record.
+_FOREIGN_MARKER = re.compile(
+    r"<img>[^<>\n]{1,1000}</img>|<\|image(?:_\d+|_pad)?\|>|<ImageHere>|<image[ _]?\d+>|<IMAGE>|\[IMG\]"
+    r"|(?:^\s*<Image>)|(?:<Image>\s*$)"
+)
 
 # Layouts that are named instead of guessed at: keys that give them away, what they are called.
 _FOREIGN_LAYOUTS = (
@@ -70,7 +80,7 @@ def parse_record(record: Any, number: int) -> Record:
 
     Raises:
       SkipSample: "bad_record", "bad_text", "unknown_layout", "empty_conversation", "unknown_role", "turn_order",
-        "empty_question", "empty_answer", "too_long", "picture_key", "video", or "image_count".
+        "empty_question", "empty_answer", "too_long", "picture_key", "video", "foreign_marker", or "image_count".
     """
     names = picture_names(record)
     task = record.get("data_source")
@@ -85,6 +95,7 @@ def parse_record(record: Any, number: int) -> Record:
     for name in names:
         _clean(name, "a picture's name")
     system, turns = _turns(messages, _system_text(record), task)
+    _check_markers(turns)
     markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
     if markers != len(names) and (markers, len(names)) != (0, 1):  # one picture without a marker comes first
         hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(names) > 1 and not markers else ""
@@ -147,11 +158,14 @@ def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
         if value and key.lower() in _OTHER_MEDIA:
             raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
     if names:
+        extra = next((key for key in record if _ONE_MORE_PICTURE.fullmatch(key) and _is_name(record[key])), None)
+        if extra is not None:
+            raise SkipSample("picture_key", f"a picture under {extra!r} too, which is not read; list all in `image`")
         return
     messages = next((record[key] for key in CONVERSATION_KEYS if record.get(key)), [])
     for where, fields in (("record", record), *(("message", message) for message in messages)):
         for key, value in fields.items():
-            if value and key not in _NO_MEDIA and (_MEDIA_KEY.search(key) or _is_media_file(value)):
+            if value and key not in _NO_MEDIA and (_MEDIA_KEY.search(key) or _holds_media_file(value)):
                 raise SkipSample(
                     "picture_key",
                     f"no `image`, but {key[:50]!r} in the {where}, which is not read; rename it to `image` in the"
@@ -159,10 +173,27 @@ def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
                 )
 
 
-def _is_media_file(value: Any) -> bool:
-    """Whether a value is the name of a picture's or video's file, or a list that begins with one."""
-    first = value[0] if isinstance(value, list) else value
-    return isinstance(first, str) and len(first) < 1000 and _MEDIA_FILE.search(first) is not None
+def _check_markers(turns: Iterable[Turn]) -> None:
+    """Refuses questions in which a picture's place is written as another program wants it."""
+    for turn in turns:
+        if found := _FOREIGN_MARKER.search(turn.question):
+            raise SkipSample(
+                "foreign_marker",
+                f"{found[0].strip()[:60]!r} in a question is another program's mark for a picture; write {IMAGE_MARKER}"
+                " there, and the picture's name in `image`",
+            )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _holds_media_file(value: Any, depth: int = 3) -> bool:
+    """Whether a value is the name of a picture's or video's file, or a list or object that begins with or holds one."""
+    if isinstance(value, str):
+        return len(value) < 1000 and _MEDIA_FILE.search(value) is not None
+    inner = value[:1] if isinstance(value, list) else [*value.values()][:20] if isinstance(value, dict) else []
+    return depth > 0 and any(_holds_media_file(one, depth - 1) for one in inner)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

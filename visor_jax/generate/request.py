@@ -181,7 +181,7 @@ def each_picture(image: Any) -> Iterable[tuple[str, Any]]:
     """Every picture, with what messages call it: one, several in order, or none (None or an empty list)."""
     if image is None:
         return []
-    is_one = isinstance(image, ONE_PICTURE | dict) or hasattr(image, "__array__")
+    is_one = isinstance(image, ONE_PICTURE | dict) or hasattr(image, "__array__") or hasattr(image, "read")
     if is_one or not isinstance(image, Iterable):
         return [("image", image)]
     return ((f"image[{number}]", one) for number, one in enumerate(image))
@@ -205,7 +205,8 @@ def pixels(image: Any, name: str = "image") -> np.ndarray:
     except SkipSample as why:
         raise RequestError(f"{name}: {why}; {EXPECTED_FILE}") from None
     if not hasattr(image, "__array__"):
-        raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__}")
+        hint = "; of an open file pass what .read() returns" if hasattr(image, "read") else ""
+        raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__}{hint}")
     try:
         array = np.asarray(image)
     except Exception as error:  # somebody's __array__ may raise nearly anything
