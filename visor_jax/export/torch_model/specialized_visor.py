@@ -101,8 +101,8 @@ class Prefill(Specialized):
         text = embedded.gather(1, layout.text_index[..., None].expand(-1, -1, embedded.shape[2]))
         visual = text.new_zeros((len(input_ids), 0, embedded.shape[2]))
         if pixel_values is not None:
-            pictures = self.model.model.get_image_features(pixel_values, self.sizes, self.counts)
-            visual = torch.cat(list(pictures)).to(text.dtype).unflatten(0, (len(input_ids), -1))
+            seen: Any = self.model.model.get_image_features(pixel_values, self.sizes, self.counts, False, True)
+            visual = torch.cat(list(seen.pooler_output)).to(text.dtype).unflatten(0, (len(input_ids), -1))
         views = {"text": self.view(layout.text_order, None), "joint": self.view(layout.order, layout)}
         text, _, cache = self.run(text, visual, layout, views, None)
         index = self.get_buffer("last_text")[..., None].expand(-1, -1, text.shape[2])
