@@ -95,6 +95,20 @@ def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
     assert architecture(changed()).text.vocab_size > 100
 
 
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ((), 2 * 81 + 2048),  # rows are shorter than that; two pictures of one tile of 9 x 9 patches
+        (("model.anyres.pinpoints=(1x1),(1x2)",), 2 * 10 * 81 + 2048),
+        (("data.visual_length=600", "data.text_length=400"), 4000),
+        (("data.visual_length=9000",), 32_768),
+        (("data.visual_length=9000", "model.text.max_positions=77"), 77),
+    ],
+)
+def test_a_prompt_may_be_a_few_times_as_long_as_what_was_trained_on(overrides, most):
+    assert architecture(changed(*overrides)).text.max_positions == most
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", '{"model": {"vocab": {}}}', '{"model": 3}'])
 def test_a_bad_tokenizer_file_is_named(tmp_path, content):
     file = tmp_path / "tokenizer.json"
@@ -278,8 +292,11 @@ def test_every_stage_but_the_first_starts_from_one_before_it():
 
 def test_a_start_that_is_a_path_is_absolute(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somewhere")
     config = changed("stage_overrides.full.init_from=runs/a/universal", "stage_overrides.warmup.init_from=gs://b/full")
     assert stage_config(config, "full").init_from == str(tmp_path / "runs/a/universal")
+    at_home = changed("stage_overrides.full.init_from=~/a/universal")
+    assert stage_config(at_home, "full").init_from == "/somewhere/a/universal"
     assert stage_config(config, "warmup").init_from == "gs://b/full"
 
 

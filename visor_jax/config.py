@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 Config: TypeAlias = Any  # a ConfigDict, whose fields are the schema's: no type checker knows them
 
 ASSETS = Path(__file__).parent / "data" / "assets"
+MOST_DEFAULT_POSITIONS = 32_768  # as Qwen2 has
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def stage_config(config: Config, stage: str) -> Config:
     settings: Config = ConfigDict(merged, type_safe=False)
     settings.batch_size = settings.batch_size or config.data.batch_size
     if "/" in settings.init_from and "://" not in settings.init_from:
-        settings.init_from = os.path.abspath(settings.init_from)
+        settings.init_from = os.path.abspath(os.path.expanduser(settings.init_from))
     return settings.lock()
 
 
@@ -231,6 +232,7 @@ def architecture(config: Config, stage: str = "") -> Architecture:
     model = config.model
     text = model.text.to_dict()
     text["vocab_size"] = text["vocab_size"] or _vocabulary_size(tokenizer_file(config.tokenizer.path))
+    text["max_positions"] = text["max_positions"] or default_max_positions(config)
     tile = model.vision.tile_size
     return Architecture(
         text=TextArchitecture(**text),
@@ -252,6 +254,18 @@ def architecture(config: Config, stage: str = "") -> Architecture:
         plan="dense" if stage == "dense" else model.plan,
         bidirectional_vision=model.bidirectional_vision,
     )
+
+
+def default_max_positions(config: Config) -> int:
+    """How long a prompt may be where nothing is said: four rows of training, and the largest picture twice with text.
+
+    Attention costs as the square of its length, and no row of training was longer than a window: what is longer by far
+    takes minutes and comes to nothing.
+    """
+    model, data = config.model, config.data
+    tile = (model.vision.tile_size // model.vision.patch_size) ** 2
+    picture = tile * (model.anyres.max_tiles + 1 if model.anyres.pinpoints else 1)
+    return min(max(4 * (data.visual_length + data.text_length), 2 * picture + 2048), MOST_DEFAULT_POSITIONS)
 
 
 def tokenizer_file(path: str) -> Path:

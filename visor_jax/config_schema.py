@@ -213,9 +213,10 @@ _MODEL = {
         0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)
     ),
     "text.max_positions": Field(
-        32_768,
-        "text tokens and visual positions of the longest prompt with its answer",
-        within(1, most.MAX_VOCABULARY),
+        0,
+        "text tokens and visual positions of the longest prompt with its answer; 0: by the rows of training and the"
+        " largest picture (config.default_max_positions)",
+        within(0, most.MAX_VOCABULARY),
     ),
     "vision.tile_size": Field(72, "pixels a side", within(1, most.MAX_TILE)),
     "vision.patch_size": Field(8, "pixels a side", within(1, most.MAX_TILE)),

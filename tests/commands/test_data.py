@@ -99,6 +99,23 @@ def test_check_of_a_good_set_passes_and_tells_what_has_no_picture(
     assert printed.splitlines()[-1].startswith("25 of 25 samples can be used; 0 are skipped, within data.max_skipped")
 
 
+def test_paths_may_begin_with_a_tilde(
+    good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(good))
+    for change in ("root=~", "path=~/set.jsonl"):  # the file's own folder holds its pictures where no root is named
+        root = "" if change.startswith("root") else "--config.data.root="
+        arguments = [
+            "check",
+            "--config=~/good.py",
+            f"--config.data.{change}",
+            *filter(None, [root]),
+            "--list=~/l.jsonl",
+        ]
+        assert result_of(capsys, *arguments)["usable"] == 25
+    assert len((good / "l.jsonl").read_text().splitlines()) == 25
+
+
 def test_check_lists_every_record(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (good / "3.png").write_bytes((good / "2.png").read_bytes()[:60])
     with (good / "set.jsonl").open("a") as file:

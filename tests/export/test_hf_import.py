@@ -313,6 +313,8 @@ def test_import_makes_the_stage_that_training_goes_on_from(
     result = json.loads(printed.out.splitlines()[-1])
     model = load(workdir)
     assert isinstance(model, Visor) and model.stage == "base" == result["stage"]
+    stated = json.loads((saved["shards"] / "config.json").read_text())["text_config"]["max_position_embeddings"]
+    assert model.arch.text.max_positions == stated, "what the checkpoint says, where the configuration says nothing"
     counts = {name: x.size for name, x in hf_import.flat(model.params).items()}
     new = {name: n for name, n in counts.items() if "cross_attention" in name or name.startswith("routing")}
     assert result["parameters"] == sum(counts.values()) and result["new_parameters"] == sum(new.values())

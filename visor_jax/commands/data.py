@@ -29,7 +29,7 @@ from PIL import Image
 
 from visor_jax.data.check import check
 from visor_jax.data.collate import Example, Window
-from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE
+from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE, data_file
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
@@ -93,7 +93,7 @@ def _sources(config: Any, split: str) -> dict[str, Source]:
     elif SPLIT_MARK not in data.path:
         names = [WHOLE]
     else:
-        files = {name: as_path(data.root) / data.path.replace(SPLIT_MARK, name) for name in SPLITS}
+        files = {name: data_file(data, name) for name in SPLITS}
         names = [name for name, file in files.items() if file.exists()] or SPLITS[:1]
     return {name: make_source(config, name) for name in names}
 

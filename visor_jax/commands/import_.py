@@ -60,6 +60,9 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
     check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)
+    if not config.model.text.max_positions:
+        with config.unlocked():
+            config.model.text.max_positions = checkpoint.arch.text.max_positions
     workdir.create()
     with workdir.lock():
         workdir.claim(config)

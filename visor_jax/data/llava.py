@@ -88,8 +88,7 @@ class LlavaSource:
             RequestError: as the constructor.
         """
         data = config.data
-        root = as_path(data.root)
-        path = root / data.path.replace(SPLIT_MARK, split)
+        root, path = as_path(data.root), data_file(data, split)
         return cls(
             path,
             root if data.root else path.parent,
@@ -199,6 +198,12 @@ class LlavaSource:
         digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         return (("test", "validation", "train")[min(int(place / self._test_fraction), 2)],)
+
+
+def data_file(data: Any, split: str) -> Path:
+    """The file that `data.path` names for a split: below `data.root`, or anywhere by an absolute path or with `~`."""
+    name = data.path.replace(SPLIT_MARK, split)
+    return as_path(name) if name.startswith("~") else as_path(data.root) / name
 
 
 def split_read_by(stage: str) -> str:
