@@ -66,7 +66,7 @@ def about(settings: Mapping[str, Any], origin: Mapping[str, str], evaluation: Ma
 def origin_of(folder: Path) -> dict[str, str]:
     """`base_model` and `license` of a checkpoint's folder, as far as it tells them.
 
-    The model's id is told by where a hub's cache keeps it (`models--OWNER--NAME/snapshots/...`); the license by the
+    The model's id follows from where a hub's cache keeps it (`models--OWNER--NAME/snapshots/...`); the license by the
     metadata of its README.md.
     """
     found = {}
