@@ -1,5 +1,7 @@
 """The processor that travels with an export, against transformers' PIL backend and against our own preprocessing."""
 
+import base64
+import io
 import json
 from typing import Any
 
@@ -124,6 +126,46 @@ def test_pictures_of_any_mode_are_read_as_in_training(tiled, mode):
     processor = VisorProcessor.from_pretrained(tiled[1])
     ours = Image.fromarray(np.asarray(upright_rgb(one)))
     np.testing.assert_array_equal(processor.tiles([one])[0], processor.tiles([ours])[0])
+
+
+@pytest.mark.parametrize("kind", ["path", "Path", "~", "bytes", "bytearray", "file", "base64", "data"])
+def test_pictures_from_anywhere_are_the_same(tiled, tmp_path, monkeypatch, kind):
+    """With transparency and an orientation, which transformers' own `load_image` drops or which are lost on the way."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = picture(9, 7).convert("RGBA")
+    whole.putalpha(90)
+    file = io.BytesIO()
+    whole.save(file, "PNG", exif=exif)
+    content, text = file.getvalue(), base64.encodebytes(file.getvalue()).decode()
+    (tmp_path / "one.png").write_bytes(content)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source: Any = {
+        "path": str(tmp_path / "one.png"),
+        "Path": tmp_path / "one.png",
+        "~": "~/one.png",
+        "bytes": content,
+        "bytearray": bytearray(content),
+        "file": io.BytesIO(content),
+        "base64": text,
+        "data": f"data:image/png;base64,{text}",
+    }[kind]
+    processor = VisorProcessor.from_pretrained(tiled[1])
+    expected = processor(Image.open(io.BytesIO(content)), "What?")
+    assert expected["image_sizes"].tolist() == [[7, 9]]
+    chat = [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}]
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    for found in (
+        processor.apply_chat_template(chat, **options),
+        *([] if kind == "file" else [processor(source, "What?")]),
+    ):
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("wrong", ["nowhere.png", "data:image/png;base64,AAAA", "A" * 4000])
+def test_a_text_that_is_no_picture_is_named(tiled, wrong):
+    with pytest.raises(ValueError, match=f"images: '{wrong[:20]}.*' is no file, no URL and no picture in base64"):
+        VisorProcessor.from_pretrained(tiled[1])(wrong, "What?")
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), 7, torch.zeros(3, 9, 9)])

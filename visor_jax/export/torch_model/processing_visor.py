@@ -126,7 +126,7 @@ class VisorProcessor(ProcessorMixin):
         Args:
             images: one picture, several, or none (None or an empty list). With a list of prompts: a list for each of
                 them, or all in one list, which the prompts' markers divide. A picture is a PIL picture, a path, a URL,
-                or a uint8 array [H, W, 3].
+                encoded bytes or a file of them, base64 text, or a uint8 array [H, W, 3].
             question: what is asked; the chat template is put around it.
             system: text of the system turn; None: the one that the model was trained with, if any.
             text: a prompt as `apply_chat_template(tokenize=False)` gives it, or a list of such.

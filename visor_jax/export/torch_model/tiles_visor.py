@@ -1,6 +1,7 @@
 """Pictures as normalised tiles, as transformers' PIL backend of LLaVA-OneVision makes them, without torchvision.
 
-In: PIL pictures, paths, URLs or uint8 arrays. Out: float tiles [n, 3, S, S] for each picture of one prompt.
+In: PIL pictures, paths, URLs, encoded bytes, base64 text or uint8 arrays. Out: float tiles [n, 3, S, S] for each
+picture of one prompt.
 This file travels inside every export; it needs numpy, Pillow and transformers only.
 """
 
@@ -10,6 +11,7 @@ import base64
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,33 +87,51 @@ class Tiler:
 
 def is_picture(value: Any) -> bool:
     """A single picture, rather than a list of them."""
-    return isinstance(value, Image.Image | np.ndarray | str | Path)
+    return isinstance(value, Image.Image | np.ndarray | str | Path | bytes | bytearray) or hasattr(value, "read")
 
 
 def open_picture(source: Any) -> Image.Image:
-    """An upright RGB picture: of a PIL picture, a path, a URL, base64 text or an array uint8 [H, W, 3].
+    """An upright RGB picture: of a PIL picture, a path, a URL, encoded bytes, base64 text, or uint8 [H, W, 3].
 
     A picture behind a URL comes through transformers' `load_image`, which drops transparency instead of laying it over
     white.
 
     Raises:
         TypeError: none of these.
-        ValueError: nothing can be read there.
+        ValueError: a text is no file, no URL and no picture in base64.
+        OSError: a file or bytes hold no picture.
     """
     if isinstance(source, Image.Image):
         return upright_rgb(source)
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[2] == 3:
         return Image.fromarray(source)
-    if not isinstance(source, str | Path):
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return upright_rgb(load_image(source))
+    if isinstance(source, str | Path):
+        path = os.path.expanduser(source)
+        file: Any = path if os.path.isfile(path) else io.BytesIO(_decoded(str(source)))
+    elif isinstance(source, bytes | bytearray):
+        file = io.BytesIO(source)
+    elif is_picture(source) and not isinstance(source, np.ndarray):
+        file = source
+    else:
         raise TypeError(
-            f"images: got {type(source).__name__}; expected PIL pictures, paths, URLs or uint8 arrays [H, W, 3]"
+            f"images: got {type(source).__name__}; expected PIL pictures, paths, URLs, encoded bytes or uint8 arrays"
+            " [H, W, 3]"
         )
-    if os.path.isfile(source):
-        with Image.open(source) as picture:
-            return upright_rgb(picture)
-    if str(source).startswith("data:image/"):
-        return upright_rgb(Image.open(io.BytesIO(base64.b64decode(str(source).partition(",")[2]))))
-    return upright_rgb(load_image(str(source)))
+    with Image.open(file) as picture:
+        return upright_rgb(picture)
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64 text, with or without `data:image/...;base64,` before it."""
+    try:
+        found = base64.b64decode(re.sub(r"\s", "", text[text.find(",") + 1 :]), validate=True)
+        Image.open(io.BytesIO(found)).close()
+    except (ValueError, OSError) as error:
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
+        raise ValueError(f"images: {shown!r} is no file, no URL and no picture in base64") from error
+    return found
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
