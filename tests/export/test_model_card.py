@@ -4,10 +4,11 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, repocard
 
 from visor_jax.config import from_dict
 from visor_jax.config_schema import LICENSES
@@ -59,7 +60,15 @@ class Hub(BaseHTTPRequestHandler):
 def hub(monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    session = repocard.get_session()
+
+    def post(url: str, **arguments):
+        return session.post(
+            url.replace("https://huggingface.co", f"http://127.0.0.1:{server.server_port}"), **arguments
+        )
+
+    # Not constants.ENDPOINT: huggingface_hub 1.x has the address in the call itself.
+    monkeypatch.setattr(repocard, "get_session", lambda: SimpleNamespace(post=post))
     yield
     server.shutdown()
     server.server_close()

@@ -82,7 +82,8 @@ def stock_logits(model: Any, visor: Visor, tokens: list[int], picture: Image.Ima
         size={"height": tile, "width": tile}, image_mean=MEAN, image_std=STD,
         image_grid_pinpoints=config.image_grid_pinpoints,
     )  # fmt: skip
-    made = processor.preprocess([[picture]], return_tensors="pt")
+    # Said, not guessed: before the PIL backend, a picture one pixel high passed for one of a single channel.
+    made = processor.preprocess([[picture]], input_data_format="channels_last", return_tensors="pt")
     count = visual_token_count((picture.height, picture.width), visor.arch)
     ids = torch.tensor([[i for token in tokens for i in [token] * (count if token == image else 1)]])
     sizes = torch.tensor([(picture.height, picture.width)])
