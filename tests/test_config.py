@@ -99,7 +99,7 @@ def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
     ("overrides", "most"),
     [
         ((), 2 * 81 + 2048),  # rows are shorter than that; two pictures of one tile of 9 x 9 patches
-        (("model.anyres.pinpoints=(1x1),(1x2)",), 2 * 10 * 81 + 2048),
+        (("model.anyres.pinpoints=(1x1),(1x2)", "data.tiles=3"), 2 * 10 * 81 + 2048),
         (("data.visual_length=600", "data.text_length=400"), 4000),
         (("data.visual_length=9000",), 32_768),
         (("data.visual_length=9000", "model.text.max_positions=77"), 77),

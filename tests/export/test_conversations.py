@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 TOKENIZER = testing.glyphs_tokenizer()
 HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]
 COUNT = 8
-PICTURE = Image.fromarray(testing.random_picture(12, 15, seed=0))
+PICTURE, OTHER = (Image.fromarray(testing.random_picture(12, 15, seed=seed)) for seed in (0, 1))
 
 
 @pytest.fixture(scope="module", params=["visor", "dense"])
@@ -67,7 +67,7 @@ def answer_in_torch(folder: Path, dense: bool, pictures: list[Image.Image], ques
     return TOKENIZER.decode(made[0, len(ids) :].tolist()), first
 
 
-@pytest.mark.parametrize("pictures", [[PICTURE], []], ids=["one picture", "text only"])
+@pytest.mark.parametrize("pictures", [[PICTURE], [PICTURE, OTHER], []], ids=["one picture", "two", "text only"])
 def test_a_conversation_has_the_exported_models_answer(
     exported: tuple[Visor, Path], pictures: list[Image.Image]
 ) -> None:
