@@ -172,6 +172,22 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     sync_folder(target.parent)
 
 
+def replaceable(path: str | os.PathLike[str]) -> Path:
+    """Where a new file may be put in the place of what a user names: the end of a link, never the link itself.
+
+    Raises:
+      OSError: a device, a FIFO or the like stands there. To put a file in the place of /dev/null breaks the machine.
+    """
+    target = as_path(path)
+    if "://" in os.fspath(target):
+        return target
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        number = errno.EISDIR if target.is_dir() else errno.EINVAL
+        raise OSError(number, os.strerror(number) if target.is_dir() else "Not a regular file", os.fspath(path))
+    return target
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -239,6 +239,20 @@ def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[st
             assert min(sheet.size) > 72
 
 
+@pytest.mark.parametrize("flag", ["check --list", "preview --out"])
+def test_what_is_written_replaces_no_device_and_no_link(
+    folder: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("new")
+    config, (action, option) = f"--config={folder / 'llava.py'}", flag.split()
+    assert main(["data", action, config, f"{option}={folder / 'pipe'}"]) == 2
+    assert f"{option}={folder / 'pipe'}: cannot be written: Not a regular file" in capsys.readouterr().err
+    assert (folder / "pipe").is_fifo()
+    assert main(["data", action, config, f"{option}={folder / 'link'}"]) == (1 if action == "check" else 0)
+    assert (folder / "link").is_symlink() and (folder / "new").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

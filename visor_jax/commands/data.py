@@ -35,7 +35,7 @@ from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RequestError, printable, unwritable
-from visor_jax.files import as_path, sync_folder
+from visor_jax.files import as_path, replaceable, sync_folder
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     try:
         if args.action == "build":
             return _build(sources, limit, as_path(args.out))
-        return _preview(sources, args.samples or PREVIEW_SAMPLES, as_path(args.out))
+        return _preview(sources, args.samples or PREVIEW_SAMPLES, replaceable(args.out))
     except OSError as error:
         raise unwritable(f"--out={args.out}", error) from error
 

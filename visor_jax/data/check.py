@@ -21,7 +21,7 @@ from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RunError, printable, unwritable
-from visor_jax.files import as_path
+from visor_jax.files import replaceable
 
 Entry = dict[str, Any]
 _DETAIL_CHARACTERS = 300  # printed of what is wrong with a record; the listing has all of it
@@ -159,7 +159,10 @@ def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
     if listing is None:
         yield lambda entry: None
         return
-    target = as_path(listing)
+    try:
+        target = replaceable(listing)
+    except OSError as error:
+        raise unwritable(f"--list={listing}", error) from error
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="utf-8") as file:
