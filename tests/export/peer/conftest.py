@@ -13,9 +13,11 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import pytest
 import torch
+from packaging.specifiers import SpecifierSet
 
 HERE = Path(__file__).parent
 
@@ -44,16 +46,39 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line("markers", f"{mark}: of transformers' tests")
 
 
+class Entry(NamedTuple):
+    """One line of `not_applicable.toml`; `versions` are those of transformers that have such a test."""
+
+    case: str
+    pattern: str
+    why: str
+    versions: SpecifierSet
+
+
+def read_entries() -> list[Entry]:
+    content = tomllib.loads((HERE / "not_applicable.toml").read_text(encoding="utf-8"))
+    usual, entries = content.pop("versions"), []
+    for case, patterns in content.items():
+        for pattern, value in patterns.items():
+            own = value if isinstance(value, dict) else {"why": value}
+            entries.append(Entry(case, pattern, own["why"], SpecifierSet(own.get("versions", usual))))
+    return entries
+
+
+@pytest.fixture
+def entries() -> list[Entry]:
+    return read_entries()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reasons = tomllib.loads((HERE / "not_applicable.toml").read_text(encoding="utf-8"))
     for item in items:
         case = getattr(item, "cls", None)
         if case is None or HERE not in item.path.parents:
             continue
-        for pattern, reason in reasons.get(case.__name__, {}).items():
-            if fnmatch(item.name, pattern):
-                item.add_marker(pytest.mark.skip(reason=f"not applicable: {reason}"))
+        for entry in read_entries():
+            if entry.case == case.__name__ and fnmatch(item.name, entry.pattern):
+                item.add_marker(pytest.mark.skip(reason=f"not applicable: {entry.why}"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,39 @@
+"""The list of transformers' tests that do not apply: each of its entries stands for a test that there is."""
+
+import re
+import unittest
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import transformers
+
+
+def cases(items: list[pytest.Item]) -> dict[str, type]:
+    """The classes that were collected beside this file, by name."""
+    here = Path(__file__).parent
+    found = {item.cls for item in items if isinstance(item, pytest.Function) and item.path.parent == here and item.cls}
+    return {case.__name__: case for case in found if issubclass(case, unittest.TestCase)}
+
+
+def test_entries_are_of_our_classes(entries):
+    here = Path(__file__).parent
+    written = {
+        case for file in here.glob("test_*.py") for case in re.findall(r"^class (Test\w+)", file.read_text(), re.M)
+    }
+    assert {entry.case for entry in entries} <= written
+    assert all(entry.why for entry in entries)
+
+
+def test_every_entry_matches_a_test(entries, request):
+    """A mistyped name would leave its test running, or hide that a newer transformers has renamed it."""
+    known = cases(request.session.items)
+    held = [entry for entry in entries if entry.case in known and transformers.__version__ in entry.versions]
+    if not held:
+        pytest.skip("needs TRANSFORMERS_TESTS=DIR, and the other files of this folder, to compare names")
+    without = [
+        f"{entry.case}.{entry.pattern}"
+        for entry in held
+        if not any(fnmatch(name, entry.pattern) for name in dir(known[entry.case]) if name.startswith("test"))
+    ]
+    assert not without, f"not_applicable.toml: no test of transformers {transformers.__version__} is called so"
