@@ -152,6 +152,7 @@ NAMED = {
             "[IMG]",
         )
     },
+    "pairs": ("unknown_layout", "a message that is a list.*expected", {"conversations": [["What?", "red"]]}),
     "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
     "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),

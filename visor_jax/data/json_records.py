@@ -29,6 +29,12 @@ _FOREIGN = (
     (b"\0[", "is UTF-16 text; expected UTF-8: save it as UTF-8"),
     (b"\0{", "is UTF-16 text; expected UTF-8: save it as UTF-8"),
     (b"\x1f\x8b", "is compressed by gzip; expected JSON: unpack it first"),
+    (b"BZh", "is compressed by bzip2; expected JSON: unpack it first"),
+    (b"\xfd7zXZ", "is compressed by xz; expected JSON: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd; expected JSON: unpack it first"),
+    (b"version https://git-lfs", "is a Git LFS pointer; expected JSON: fetch the file itself, with `git lfs pull`"),
+    (b"SQLite format 3", "is an SQLite database; expected JSON: write its rows as JSON lines first"),
+    (b"<", "is HTML or XML, perhaps an error page that was downloaded; expected JSON"),
     (b"PK\3\4", "is a zip archive; expected JSON: unpack it first"),
     (b"PAR1", "is a Parquet file; expected JSON: write its rows as JSON lines first"),
     (b"ARROW1", "is an Arrow file; expected JSON: write its rows as JSON lines first"),
@@ -139,6 +145,8 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
         return f"{error.msg}; the file seems to be cut off"
     if here in ("]", "}") and text[: error.pos].rstrip().endswith(","):
         return f"{error.msg}: a comma before {here!r}"
+    if error.msg == "Extra data":
+        return "Extra data: a second value; expected one list, or one object a line"
     return error.msg
 
 

@@ -225,6 +225,8 @@ def _no_conversation(record: dict[str, Any]) -> SkipSample:
 
 def _message(message: Any, pictures: list[str]) -> tuple[str, str]:
     """("question", "answer" or "system", text) of one message; names in image parts are added to `pictures`."""
+    if isinstance(message, list):
+        raise SkipSample("unknown_layout", f"a message that is a list, as of pairs or of columns; {_EXPECTED_LAYOUT}")
     pair = next((pair for pair in _MESSAGE_KEYS if isinstance(message, dict) and pair[1] in message), None)
     if pair is None:
         raise SkipSample("bad_record", "a message without a text in `value` or `content`")
