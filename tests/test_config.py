@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -354,7 +355,8 @@ def test_files_that_cannot_be_taken(tmp_path):
     assert "did you mean" in load_error(tmp_path / "glyphs_mni.py")
     assert "no such file" in load_error(tmp_path / "nowhere" / "a.py")
     assert "expected a Python file" in load_error(tmp_path / "notes.txt")
-    assert "no such file" in load_error(tmp_path)
+    os.mkfifo(tmp_path / "fifo.py")
+    assert "is no regular file" in load_error(tmp_path) and "is no regular file" in load_error(tmp_path / "fifo.py")
     assert "only read from a local file" in load_error("gs://bucket/configs/a.py")
     assert "printable" in load_error("a\nb.py")
     assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'glyphs_mini.py'}:x")

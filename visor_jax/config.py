@@ -99,6 +99,8 @@ def config_from_file(file: str | os.PathLike[str], argument: str | None = None) 
     source = as_path(file)
     where = f"--config={os.fspath(file)}"
     if not source.is_file():
+        if source.exists():
+            raise RequestError(f"{where}: is no regular file; expected a Python file that defines get_config()")
         folder = source.parent if source.parent.is_dir() else Path()
         raise _request(where, "no such file", nearest(os.fspath(file), map(str, folder.glob("*.py"))))
     if source.suffix != ".py":

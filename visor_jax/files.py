@@ -15,13 +15,14 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from visor_jax.errors import RequestError
-from visor_jax.leftovers import temporary_name
+from visor_jax.leftovers import remove_leftovers_of, temporary_name
 
 MAX_JSON_BYTES = 16 * 2**20  # of one JSON file where the caller names no other limit
 MAX_TOKENIZER_BYTES = 64 * 2**20  # of a tokenizer.json; those of 250,000 tokens have 35 MB
@@ -195,6 +196,47 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+
+    Where the block fails the folder vanishes; what a killed process left of an earlier try is removed first.
+
+    Args:
+      target: the folder to write; its parents are made.
+      replace: also in the place of a folder that is there already, whatever it holds.
+
+    Raises:
+      OSError: it cannot be written, or something is in its place.
+    """
+    folder = target.with_name(temporary_name(target.name, "partial"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers_of(target)
+    folder.mkdir()
+    try:
+        yield folder
+        _flush(folder)
+        if replace and target.is_dir():
+            old = target.with_name(temporary_name(target.name, "old"))
+            target.replace(old)
+            folder.replace(target)
+            shutil.rmtree(old)
+        else:
+            folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Bytes and names below a folder on the disk before its own name is."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(os.path.join(place, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

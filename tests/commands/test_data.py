@@ -208,6 +208,8 @@ def test_build_leaves_other_peoples_folders_alone_and_is_on_the_disk_before_it_i
     config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
     (folder / "built.partial").mkdir()
     (folder / "built.partial" / "mine").write_text("precious")
+    left = folder / f".built.{2**22 + 1}.partial"  # by a process that was killed: there is none of this number
+    (left / "images").mkdir(parents=True)
     flushed, fsync = set(), os.fsync
 
     def noted(descriptor: int) -> None:
@@ -217,7 +219,7 @@ def test_build_leaves_other_peoples_folders_alone_and_is_on_the_disk_before_it_i
 
     monkeypatch.setattr(os, "fsync", noted)
     assert main(["data", "build", config, f"--out={out}", "--samples=2"]) == 0
-    assert (folder / "built.partial" / "mine").read_text() == "precious"
+    assert (folder / "built.partial" / "mine").read_text() == "precious" and not left.exists()
     assert {path.stat().st_ino for path in [folder, out, *out.rglob("*")]} == flushed
 
 

@@ -12,11 +12,8 @@ Without --split: all of them (`preview`: the first samples). Of generated data, 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -35,7 +32,7 @@ from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RequestError, printable, unwritable
-from visor_jax.files import as_path, replaceable, sync_folder
+from visor_jax.files import as_path, folder_beside, replaceable
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -187,7 +184,7 @@ def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str
         raise RequestError(f"--out={out}: exists already; expected a new folder")
     skips = SkipLog()
     counts: dict[str, int] = {}
-    with _beside(out) as folder:
+    with folder_beside(out) as folder:
         (folder / "images").mkdir()
         for split, source in sources.items():
             samples = _usable(source, limit, skips, lambda sample: sample)
@@ -197,25 +194,6 @@ def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str
     for split, count in counts.items():
         print(f"{out / f'{split}.json'}: {count} conversations")
     return {"out": str(out), "samples": counts, "skipped": skips.by_reason()}
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A new folder of this process beside `out`, on the disk before it becomes `out`; removed where the block fails."""
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for place, _, names in os.walk(folder, topdown=False):
-            for name in names:
-                with open(os.path.join(place, name), "rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(Path(place))
-        folder.rename(out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    sync_folder(out.parent)
 
 
 def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:

@@ -24,8 +24,7 @@ from visor_jax.export import folder_files, key_map
 from visor_jax.export.model_card import About, write_card
 from visor_jax.export.parity import ExportedModel, Parity, compare
 from visor_jax.fault_points import fault_point
-from visor_jax.files import as_path
-from visor_jax.leftovers import remove_leftovers_of, temporary_name
+from visor_jax.files import as_path, folder_beside
 from visor_jax.supervision import beat
 
 DTYPES = ("float32", "bfloat16")
@@ -224,31 +223,8 @@ def _check_destination(out: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _beside(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it when the block ends well, and vanishes otherwise."""
-    folder = out.with_name(temporary_name(out.name, "partial"))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers_of(out)
-        folder.mkdir()
-        yield folder
-        _flush(folder)
-        if out.is_dir():
-            old = out.with_name(temporary_name(out.name, "old"))
-            os.replace(out, old)
-            os.replace(folder, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(folder, out)
+        with folder_beside(out, replace=True) as folder:
+            yield folder
     except OSError as error:
         raise unwritable(f"--out={out}", error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Bytes on the disk before the name is."""
-    for file in folder.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
