@@ -14,6 +14,7 @@ from PIL import Image
 from visor_jax import stages
 from visor_jax.api import load
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.runner import evaluate, evaluation_identity
 from visor_jax.stages import evaluation_data, is_complete, run_stages
 from visor_jax.testing import tiny_config
 from visor_jax.train.checkpoints import Checkpoints
@@ -247,3 +248,22 @@ def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finish
     result = stages.finish(changed, str(tiny_copy))["evaluation"]
     assert finished == ["export", "evaluation"]
     assert {row["samples"] for row in result["budgets"].values()} == {8}
+
+
+def test_an_evaluation_of_other_records_or_pictures_is_made_again(tiny_copy: Path, tmp_path: Path) -> None:
+    write_records(tmp_path)
+    data = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
+    config, workdir = tiny_config({**data, "stages": ("full",)}), Workdir(tiny_copy)
+    model, evaluated = load(tiny_copy), tiny_copy / "eval" / "test.json"
+
+    def is_kept() -> bool:
+        return stages.made_of(evaluated, evaluation_identity(config, model, workdir, "test"))
+
+    assert not is_kept(), "it is of generated data"
+    evaluate(config, model, workdir)
+    assert is_kept()
+    for changed in ({"shade": 9}, {"answer": "b", "shade": 9}):
+        write_records(tmp_path, **changed)
+        assert not is_kept()
+        evaluate(config, model, workdir)
+        assert is_kept()

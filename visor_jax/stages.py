@@ -62,12 +62,9 @@ def claim_data(config: Any, workdir: Workdir) -> None:
     Raises:
       RequestError: records, tokenizer or pictures have changed.
     """
-    from visor_jax.data.fingerprint import picture_fingerprint
-    from visor_jax.data.llava import LlavaSource
-    from visor_jax.data.splits import make_source
+    from visor_jax.data.fingerprint import fingerprint_of_split
 
-    source = make_source(config, "train")
-    workdir.claim_data(config, picture_fingerprint(source) if isinstance(source, LlavaSource) else "")
+    workdir.claim_data(config, fingerprint_of_split(config, "train"))
 
 
 def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
@@ -129,7 +126,7 @@ def timed(workdir: Workdir, name: str) -> Iterator[None]:
 def finish(config: Any, path: str) -> dict[str, Any]:
     """Evaluate, report and export a workdir whose stages are complete; what is there already is not made again."""
     from visor_jax.api import load
-    from visor_jax.evaluate.runner import evaluate
+    from visor_jax.evaluate.runner import evaluate, evaluation_identity
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import export
     from visor_jax.report.page import write_report
@@ -138,7 +135,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
     with supervised(), watched(config.train.hang_seconds), workdir.lock():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
-        if not made_of(evaluated, workdir.identity(config, "evaluate", model=model.stage)):
+        if not made_of(evaluated, evaluation_identity(config, model, workdir, "test")):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
         write_report(workdir)  # before the export too, whose proof may fail

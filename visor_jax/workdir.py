@@ -272,13 +272,14 @@ class Workdir:
         """
         return self.record()["config"]
 
-    def identity(self, config: Any, stage: str, *, model: str = "") -> dict[str, Any]:
+    def identity(self, config: Any, stage: str, *, model: str = "", pictures: str | None = None) -> dict[str, Any]:
         """What a checkpoint of `stage`, or a result of a pass, must agree with to be used.
 
         Args:
           config: the run's configuration.
           stage: a stage, or "evaluate".
           model: "evaluate": the stage whose model is evaluated.
+          pictures: "evaluate": fingerprint of the pictures asked about; None: of those the run learns from.
 
         Returns:
           {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer", "pictures", "inputs"}: the
@@ -294,7 +295,7 @@ class Workdir:
         data = {
             "data": known.get(split) or annotations_checksum(tree, split),
             "tokenizer": known.get("tokenizer") or tokenizer_checksum(tree),
-            "pictures": known.get("pictures", ""),
+            "pictures": known.get("pictures", "") if pictures is None else pictures,
         }
         inputs = self._inputs(tree, stage, model)
         drawn_as = self.random_numbers()
@@ -312,7 +313,8 @@ class Workdir:
         not write down is not compared.
         """
         tree, known = self.config(), self._known_data()
-        mine = {"stage": stage, "tokenizer": known.get("tokenizer"), "pictures": known.get("pictures")}
+        mine = {"stage": stage, "tokenizer": known.get("tokenizer")}
+        mine |= {"pictures": None if stage == "evaluate" else known.get("pictures")}  # those of another split
         mine |= {"data": known.get(SPLIT_OF.get(stage, "train"))}
         present, saved = self._inputs(tree, stage, model), identity.get("inputs") or {}
         mine |= {name: present.get(name) for name in inputs}

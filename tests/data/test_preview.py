@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,16 @@ def test_columns_decide_the_shape(tmp_path: Path) -> None:
     tall, wide = sheet_of(tmp_path, *samples, columns=1), sheet_of(tmp_path, *samples, columns=4)
     assert tall.shape[0] > 3 * PICTURE > tall.shape[1]
     assert wide.shape[1] > 4 * PICTURE > 3 * PICTURE > wide.shape[0]
+
+
+def test_line_breaks_in_names_change_nothing(tmp_path: Path) -> None:
+    """Ids and tasks come with data and stand on one line."""
+    sample = Glyphs("test")[0]
+    turns = tuple(dataclasses.replace(turn, task="a b") for turn in sample.turns)
+    plain = dataclasses.replace(sample, id="one two", turns=turns, level="hard rows")
+    turns = tuple(dataclasses.replace(turn, task="a\r\nb\n") for turn in sample.turns)
+    broken = dataclasses.replace(sample, id="one\n\ttwo\r", turns=turns, level="hard\nrows")
+    np.testing.assert_array_equal(sheet_of(tmp_path, broken), sheet_of(tmp_path, plain))
 
 
 @pytest.mark.parametrize("shape", [(900, 1200), (1, 1), (3000, 2), (2, 3000), (288, 288), (289, 289)])

@@ -1,20 +1,32 @@
-"""A fingerprint of the pictures that a run learns from, so that others under the same names are noticed.
+"""A fingerprint of the pictures of a split, so that others under the same names are noticed.
 
-In: the training split. Out: a sha256 over the names, sizes and first megabyte of the pictures of `RECORDS` records,
-evenly spaced (all of them, where there are fewer). Pictures outside this sample can change unnoticed: reading all would
-cost as much as training on them.
+In: the split that a run learns from, or is evaluated on. Out: a sha256 over the names, sizes and first megabyte of the
+pictures of `RECORDS` records, evenly spaced (all of them, where there are fewer). Pictures outside this sample can
+change unnoticed: reading all would cost as much as training on them.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from visor_jax.data.llava import LlavaSource
+from visor_jax.data.splits import make_source
 from visor_jax.files import open_regular
 
 RECORDS = 256
 MAX_BYTES = 2**20  # of each picture
+
+
+def fingerprint_of_split(config: Any, split: str) -> str:
+    """`picture_fingerprint` of the configured data's split; "" for generated data.
+
+    Raises:
+      RequestError: the data cannot be read.
+    """
+    source = make_source(config, split)
+    return picture_fingerprint(source) if isinstance(source, LlavaSource) else ""
 
 
 def picture_fingerprint(source: LlavaSource) -> str:

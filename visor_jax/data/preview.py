@@ -100,7 +100,7 @@ def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
 
 def _draw_right(draw: ImageDraw.ImageDraw, top: int, text: str, color: str, font: TextPainter) -> None:
     """A word at the cell's right end."""
-    text = font.readable(text)
+    text = _one_line(text, font)
     font.draw(draw, (PICTURE - int(font.getlength(text)), top), text, color)
 
 
@@ -137,7 +137,7 @@ def _turn_lines(turns: Sequence[Turn], font: TextPainter) -> list[_Line]:
     for turn in turns:
         question = turn.question.replace(IMAGE_MARKER, "[picture]")
         lines += [_Line(text, _INK) for text in _wrap(question, PICTURE, font)]
-        room = PICTURE - _INDENT - int(font.getlength(font.readable(turn.task))) - _INDENT
+        room = PICTURE - _INDENT - int(font.getlength(_one_line(turn.task, font))) - _INDENT
         first, *rest = _wrap(turn.answer, max(room, PICTURE // 2), font) or [""]
         lines += [_Line(first, _ANSWER, _INDENT, turn.task), *(_Line(text, _ANSWER, _INDENT) for text in rest)]
     return lines
@@ -162,9 +162,14 @@ def _wrap(text: str, width: int, font: TextPainter) -> list[str]:
     return lines if len(lines) <= _MAX_LINES else [*lines[: _MAX_LINES - 1], "..."]
 
 
+def _one_line(text: str, font: TextPainter) -> str:
+    """`text` as it can be drawn on one line: names come with data and may hold line breaks."""
+    return font.readable(" ".join(text.split()))
+
+
 def _shorten(text: str, width: int, font: TextPainter) -> str:
     """`text`, its end replaced by dots if it is wider than `width` pixels."""
-    text = font.readable(text[:width])
+    text = _one_line(text[:width], font)
     if _fitting(text, width, font) == len(text):
         return text
     return text[: _fitting(text, width - int(font.getlength("...")), font)] + "..."

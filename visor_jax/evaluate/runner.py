@@ -23,6 +23,7 @@ from rich.text import Text
 
 from visor_jax.api import Visor
 from visor_jax.budget import Bits, Budget, budget_name
+from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.glyphs import TASKS
 from visor_jax.data.questions import Questions
 from visor_jax.data.sample import IMAGE_MARKER
@@ -64,7 +65,7 @@ def evaluate(
         "benchmark": config.data.source,
         "split": split,
         "stage": model.stage,
-        "identity": workdir.identity(config, "evaluate", model=model.stage),
+        "identity": evaluation_identity(config, model, workdir, split),
         "skipped": skips.by_reason(),
         "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
         "levels": {task: TASKS[task].level for task in sorted(set(scores.tasks)) if task in TASKS},
@@ -77,6 +78,12 @@ def evaluate(
         result["examples"] = write_examples(folder, model, scores, picked, questions)
     write_json(folder / f"{split}.json", result)
     return result
+
+
+def evaluation_identity(config: Any, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
+    """What an evaluation's figures are made of: the run's model, the settings, and the data as they are now."""
+    pictures = fingerprint_of_split(config, split)
+    return workdir.identity(config, "evaluate", model=model.stage, pictures=pictures)
 
 
 def wanted_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
