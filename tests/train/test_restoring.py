@@ -265,6 +265,9 @@ FOREIGN: dict[str, tuple[type[Exception], str, Callable[[Path], object]]] = {
     "the last checkpoint is gone": (RunError, NAMED, lambda r: shutil.rmtree(r / "run/policy/checkpoints/2")),
     "every checkpoint is gone": (RunError, NAMED, lambda r: shutil.rmtree(r / "run/policy/checkpoints")),
     "an older step is named": (RequestError, ANOTHER, lambda r: edit(r / "run/policy/complete.json", step=1)),
+    "an older step is named, without its checksum": (
+        RequestError, ANOTHER, lambda r: write_json(r / "run/policy/complete.json", {"step": 1})
+    ),
     "another stage's checkpoints": (
         RequestError, ANOTHER, lambda r: take(r / "run/universal/checkpoints", r / "run/policy/checkpoints")
     ),

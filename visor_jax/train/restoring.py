@@ -22,7 +22,7 @@ from visor_jax.errors import RequestError, RunError
 from visor_jax.files import as_path
 from visor_jax.train.array_store import load, nest
 from visor_jax.train.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
-from visor_jax.workdir import StageFolder, Workdir, describe_differences
+from visor_jax.workdir import Complete, StageFolder, Workdir, describe_differences
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +118,17 @@ def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) 
             f"{place}: is the step that {folder.path.name}/complete.json names, and cannot be used: {error}; expected"
             " that its files are brought back, or complete.json removed to train on from an earlier checkpoint"
         ) from error
-    if complete.manifest_sha256 not in ("", folder.committed(complete.step)):
+    if complete.manifest_sha256 != folder.committed(complete.step) and not _is_of_earlier_version(complete, place):
         raise RequestError(
             f"{place}: is another state than the one that {folder.path.name}/complete.json names (its manifest has"
             " another sha256); expected that its files are brought back, or complete.json removed to train it again"
         )
     return manifest
+
+
+def _is_of_earlier_version(complete: Complete, place: Path) -> bool:
+    """Whether a `complete.json` without the manifest's sha256 is one, and not an edited one: it names the last step."""
+    return not complete.manifest_sha256 and complete.step == steps_in(place.parent)[0]
 
 
 def identity_of(folder: StageFolder) -> dict[str, Any] | None:
