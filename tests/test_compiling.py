@@ -94,7 +94,7 @@ def in_a_workdir(folder: Path) -> None:
 UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
     "others may write": (open_to_all, "others may write to it"),
     "a link": (link, "no folder of its own"),
-    "a file": (plain_file, "File exists"),
+    "a file": (plain_file, "cache/visor_jax: File exists"),
     "a workdir": (in_a_workdir, "lies in a workdir"),
 }
 

@@ -73,7 +73,7 @@ def use_compile_cache(workdir: Path | None = None, min_seconds: float = MIN_COMP
     try:
         folder = _private_folder(_cache_folder())
     except (OSError, RuntimeError, RequestError) as error:
-        problem = getattr(error, "strerror", None) or error
+        problem = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         log.warning("compiled programs are not kept: %s (%s names another folder)", problem, CACHE_VARIABLE)
         return ""
     if folder:

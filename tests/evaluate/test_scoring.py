@@ -139,7 +139,7 @@ def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
 
 
 def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureFixture) -> None:
-    """Other subsets, other questions of the same lengths, another split: programs are kept between calls."""
+    """Other subsets, as many or not, other questions of the same lengths: programs are kept between calls."""
     asked = list(single_questions(tiny_config(), "validation", 6))
 
     def compiled(samples: list[Sample], budgets: list[Bits]) -> list[str]:
@@ -151,17 +151,17 @@ def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureF
     programs.cache_clear()
     assert compiled(asked, BUDGETS[:2]), "the first pass compiles, and that is noticed"
     assert compiled(asked[::-1], BUDGETS[2:]) == []
+    assert compiled(asked, BUDGETS[:1]) == compiled(asked, BUDGETS[:3]) == [], "as a best-first search asks"
 
 
 def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded, scored = [], []
 
-    def counted(arch: Architecture, num_budgets: int) -> tuple[Callable, Callable, Callable]:
-        encoder, one_budget, router = programs(arch, num_budgets)
+    def counted(arch: Architecture) -> tuple[Callable, Callable]:
+        encoder, one_budget = programs(arch)
         return (
             lambda *args: (encoded.append(1), encoder(*args))[1],
             lambda *args: (scored.append(1), one_budget(*args))[1],
-            router,
         )
 
     monkeypatch.setattr("visor_jax.evaluate.scoring.programs", counted)

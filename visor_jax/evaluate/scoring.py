@@ -74,7 +74,8 @@ def score(
     after the other, each under every budget, and only numbers are kept of it.
     """
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
-    encoder, one_budget, router = programs(arch, len(budgets))
+    encoder, one_budget = programs(arch)
+    router = routing(arch, len(budgets)) if routed else None
     correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
     for batch in batches:
         beat()
@@ -84,7 +85,7 @@ def score(
         with jax.set_mesh(mesh):  # kernels split their work over it
             visual = encoder(params, arrays)
             per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
-            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)}) if routed else None
+            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)}) if router else None
         correct.append(np.stack([np.asarray(c)[rows] for c, _ in per_budget]))
         log_likelihood.append(np.stack([np.asarray(ll)[rows] for _, ll in per_budget]))
         if scores is not None:
@@ -109,13 +110,15 @@ def score(
 
 
 @lru_cache(maxsize=8)
-def programs(arch: Architecture, num_budgets: int) -> tuple[Callable, Callable, Callable]:
-    """The compiled functions of a pass: encode, one budget, route. They are kept: the next pass compiles nothing."""
-    return (
-        jax.jit(partial(encode, arch=arch)),
-        jax.jit(partial(score_batch, arch=arch)),
-        jax.jit(partial(route, num_viable=num_budgets, arch=arch)),
-    )
+def programs(arch: Architecture) -> tuple[Callable, Callable]:
+    """The compiled functions of a pass, encode and one budget, kept for the next one: of however many budgets."""
+    return jax.jit(partial(encode, arch=arch)), jax.jit(partial(score_batch, arch=arch))
+
+
+@lru_cache(maxsize=8)
+def routing(arch: Architecture, num_budgets: int) -> Callable:
+    """The compiled policy over the first `num_budgets` budgets."""
+    return jax.jit(partial(route, num_viable=num_budgets, arch=arch))
 
 
 def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
