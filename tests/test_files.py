@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, of_system
 from visor_jax.files import open_regular, parse_json, read_json, read_regular, write_bytes, write_json
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -36,6 +36,17 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, act):
     with pytest.raises(OSError, match="No space"):
         write_bytes(tmp_path / "f", b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null"), Path.mkdir])
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    """With --list=/dev/full the administrator's machine had a file there, and no device any more."""
+    make(tmp_path / "x")
+    before = (tmp_path / "x").lstat()
+    with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as error:
+        write_bytes(tmp_path / "x", b"new")
+    assert error.value.filename == str(tmp_path / "x") and type(of_system(error.value)) is RequestError
+    assert (tmp_path / "x").lstat() == before and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_json_has_no_names_for_nan_and_knows_numpy(tmp_path):

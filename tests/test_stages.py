@@ -228,9 +228,12 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     made, evaluate = [], runner.evaluate
 
-    def export(model: Any, out: Path, *, stage: str, force: bool) -> None:
+    def export(model: Any, out: Path, *, stage: str, force: bool, about: Any) -> None:
         made.append("export")
-        write_json(out / "parity.json", {"stage": stage, "model": model.fingerprint})
+        write_json(out / "config.json", {})
+        (out / "model.safetensors").write_bytes(b"weights")
+        files = {"config.json": 3, "model.safetensors": 7}
+        write_json(out / "parity.json", {"stage": stage, "model": model.fingerprint, "files": files})
 
     monkeypatch.setattr(runner, "evaluate", lambda *arguments: [made.append("evaluation"), evaluate(*arguments)])
     monkeypatch.setattr(torch_export, "export", export)
@@ -243,10 +246,16 @@ def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finish
     assert finished == ["export"], "the evaluation is there"
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"]
+    for damage in (Path.unlink, lambda path: path.write_bytes(b"wei")):
+        damage(tiny_copy / "export" / "model.safetensors")
+        stages.finish(tiny_config(), str(tiny_copy))
+    (tiny_copy / "export" / "config.json").write_text('{"edited": true}')
+    stages.finish(tiny_config(), str(tiny_copy))
+    assert finished == ["export"] * 3, "its weights were gone, and cut short"
     changed = tiny_config({"evaluate.samples": 8})
     run_stages(changed, str(tiny_copy), changed.stages)
     result = stages.finish(changed, str(tiny_copy))["evaluation"]
-    assert finished == ["export", "evaluation"]
+    assert finished == [*["export"] * 3, "evaluation"]
     assert {row["samples"] for row in result["budgets"].values()} == {8}
 
 

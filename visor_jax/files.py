@@ -157,18 +157,40 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         target.write_bytes(data)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file_beside(target) as file:
+            file.write(data)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk does not say where it was met.
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+
+
+@contextlib.contextmanager
+def file_beside(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+
+    Raises:
+      OSError: it cannot be written, or something else than a regular file is in its place: whoever may write to /dev
+        would replace a device by a file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
     beside = target.with_name(temporary_name(target.name, "tmp"))
     try:
         with beside.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # a full disk does not say where it was met
-            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
     sync_folder(target.parent)
 

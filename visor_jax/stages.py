@@ -160,9 +160,17 @@ def made_of(result: Path, identity: dict[str, Any]) -> bool:
 
 
 def of_model(proof: Path, model: Any) -> bool:
-    """Whether an export's proof is there and is that of this very model."""
+    """Whether an export's proof is there, is that of this very model, and the files it was made with lie beside it."""
     found = read_json(proof) if proof.exists() else None
-    return isinstance(found, dict) and (found.get("stage"), found.get("model")) == (model.stage, model.fingerprint)
+    if not isinstance(found, dict) or (found.get("stage"), found.get("model")) != (model.stage, model.fingerprint):
+        return False
+    files = found.get("files", {})  # earlier versions named none
+    return isinstance(files, dict) and all(_is_whole(proof.parent / Path(name).name, files[name]) for name in files)
+
+
+def _is_whole(file: Path, size: Any) -> bool:
+    """Whether a file of an export is there, and weights have their size; settings may have been edited since."""
+    return file.is_file() and (file.suffix != ".safetensors" or file.stat().st_size == size)
 
 
 def print_summary(result: dict[str, Any], path: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_tokenizer, sample_encoder, training_window
 from visor_jax.errors import RunError, printable, unwritable
-from visor_jax.files import replaceable
+from visor_jax.files import file_beside, replaceable
 
 Entry = dict[str, Any]
 _DETAIL_CHARACTERS = 300  # printed of what is wrong with a record; the listing has all of it
@@ -160,18 +159,14 @@ def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
         yield lambda entry: None
         return
     try:
-        target = replaceable(listing)
+        with file_beside(replaceable(listing)) as file:
+
+            def write(entry: Entry) -> None:
+                file.write(f"{json.dumps(entry)}\n".encode())
+
+            yield write
     except OSError as error:
         raise unwritable(f"--list={listing}", error) from error
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            yield lambda entry: print(json.dumps(entry), file=file)
-        beside.replace(target)
-    except OSError as error:
-        raise unwritable(f"--list={listing}", error) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _facts(source: Source, found: _Found) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def export(
         write_folder(folder, model, stage=stage, dtype=dtype, max_shard_bytes=max_shard_bytes)
         proof = compare(model, folder)
         told = {"stage": stage, "model": made_from, "dtype": dtype, "proven_with": proven_with(), **proof.as_json()}
+        told["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
         folder_files.write_json(folder / "parity.json", told)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
