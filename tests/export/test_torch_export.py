@@ -81,6 +81,7 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert proof["max_route_difference"] <= 1e-5
     assert proof["new_tokens"] == NEW_TOKENS == 64
     assert proof["budgets"] == ["0b01", "0b10", "auto", "empty"]
+    assert proof["files"]["model.safetensors"] == (out / "model.safetensors").stat().st_size
     assert all(own["max_logit_difference"] > 0 for own in proof["comparisons"])  # two programs, not one twice
 
 
