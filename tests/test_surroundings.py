@@ -154,6 +154,9 @@ CASES = {
     "evaluate": Case(f"evaluate {HERE}", full(500, "eval"), 1, "eval/"),
     "report": Case(f"report {HERE}", full(1000, "report"), 1, "report/"),
     "export": Case(f"export {HERE} --out={{tmp}}/out", full(9000), 1, "--out={tmp}/out: cannot be written: "),
+    "export, its weights": Case(
+        f"export {HERE} --out={{tmp}}/out", full(200_000), 1, "--out={tmp}/out: cannot be written: "
+    ),
     "label": Case(f"label {HERE}", full(300, "labels"), 1, ": File too large"),
     "search": Case(f"search {HERE}", full(300, "search"), 1, ": File too large"),
     # A folder may only be read.
@@ -188,7 +191,16 @@ CASES = {
     "lock of no process": Case(TRAIN, lock(json.dumps(LOCK)), 0, ""),
     "lock of digits": Case(TRAIN, lock('{"pid": ' + "9" * 5000 + "}"), 0, ""),
 }
-SLOW = ("metrics", "evaluate", "export", "label", "search", "export elsewhere, read-only", "evaluate, read-only")
+SLOW = (
+    "metrics",
+    "evaluate",
+    "export",
+    "export, its weights",
+    "label",
+    "search",
+    "export elsewhere, read-only",
+    "evaluate, read-only",
+)
 
 
 def unwritable_stage(run: Path) -> Any:

@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from visor_jax.errors import ABORTED, RequestError
-from visor_jax.files import parse_json, read_regular
-from visor_jax.leftovers import remove_leftovers, temporary_name
+from visor_jax.files import parse_json, read_regular, write_bytes
+from visor_jax.leftovers import remove_leftovers
 from visor_jax.supervision import before_exit
 
 log = logging.getLogger(__name__)
@@ -131,13 +131,7 @@ class WorkdirLock:
         return holder if known else None
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if "://" in os.fspath(self._path):
-            self._path.write_text(json.dumps(self._me))
-            return
-        beside = self._path.with_name(temporary_name(self._path.name, "tmp"))
-        beside.write_text(json.dumps(self._me))
-        beside.replace(self._path)
+        write_bytes(self._path, json.dumps(self._me).encode())
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:

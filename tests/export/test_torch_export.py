@@ -82,6 +82,7 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert proof["new_tokens"] == NEW_TOKENS == 64
     assert proof["budgets"] == ["0b01", "0b10", "auto", "empty"]
     assert proof["files"]["model.safetensors"] == (out / "model.safetensors").stat().st_size
+    assert len({path.stat().st_mode for path in out.iterdir() if path.is_file()}) == 1
     assert all(own["max_logit_difference"] > 0 for own in proof["comparisons"])  # two programs, not one twice
 
 

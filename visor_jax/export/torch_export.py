@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -184,7 +185,6 @@ def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_byte
     """
     import torch
     from huggingface_hub import split_state_dict_into_shards_factory
-    from safetensors.torch import save_file
 
     kind = getattr(torch, dtype)
     plan = split_state_dict_into_shards_factory(
@@ -200,10 +200,30 @@ def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_byte
         for key, tensor in shard.items():
             if not torch.isfinite(tensor).all():
                 raise RunError(f"export: {key} holds values that are not finite in {dtype}")
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        _save(shard, folder / name)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         folder_files.write_json(folder / "model.safetensors.index.json", index)
+
+
+def _save(shard: dict[str, Any], file: Path) -> None:
+    """One file of weights, to be read by whoever may read the files beside it; the library makes it the owner's alone.
+
+    Raises:
+      OSError: it cannot be written; the library tells the system's error by its number, in a sentence.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file.touch()
+    mode = file.stat().st_mode
+    try:
+        save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(mode)
+    except SafetensorError as error:
+        if not (number := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(file)) from error
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
