@@ -54,7 +54,7 @@ def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], 
     mesh = build_mesh(*sizes, devices=devices)
     objective, tx = make_objective(config, stage, workdir), build_optimizer(settings)
     rates = learning_rates(settings)
-    state, shardings = initial_state(config, settings, arch, tx, mesh, workdir)
+    state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
     update = jax.jit(
         partial(update_step, objective.loss, tx),
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),

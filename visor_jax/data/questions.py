@@ -121,6 +121,14 @@ class Questions:
         """
         return self._encode(self.read(place))
 
+    def sample_id(self, place: Place) -> str:
+        """The id that a question's sample has in its source, for messages.
+
+        Raises:
+          SkipSample: the sample cannot be read.
+        """
+        return self._sample(place.index).id
+
     def text_length(self, place: Place) -> int:
         """Text tokens of a question; opens no picture.
 

@@ -378,7 +378,9 @@ class LabelledExamples:
         return max(self._of(place, self.questions.text_length) for place in self.places)
 
     def _read(self, row: int) -> Example:
-        return self._of(self.places[row], self.questions.example)
+        place = self.places[row]
+        example = self._of(place, self.questions.example)
+        return dataclasses.replace(example, id=self._of(place, self.questions.sample_id))
 
     def _of(self, place: Place, read: Callable[[Place], T]) -> T:
         beat()
