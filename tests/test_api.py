@@ -14,8 +14,8 @@ from PIL import Image
 import visor_jax
 from visor_jax.api import Visor, load
 from visor_jax.budget import Budget, budget_name, decoder_flops, tower_flops
+from visor_jax.data.questions import single_questions
 from visor_jax.data.sample import Sample
-from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 

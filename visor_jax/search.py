@@ -48,8 +48,8 @@ class Subset:
 def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
     """Evaluate subsets of the newest "full" model, write both files, return the viable budgets."""
     from visor_jax.api import load_stage
+    from visor_jax.data.questions import single_questions
     from visor_jax.data.skips import SkipLog
-    from visor_jax.data.splits import single_questions
 
     model, identity = load_stage(workdir, "full"), workdir.identity(config, "search")
     skips, mesh = SkipLog(), scoring_mesh(config)

@@ -13,7 +13,7 @@ from PIL import Image
 from visor_jax.api import load
 from visor_jax.budget import Budget
 from visor_jax.config import from_dict
-from visor_jax.data.splits import single_questions
+from visor_jax.data.questions import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
 from visor_jax.evaluate.scoring import score

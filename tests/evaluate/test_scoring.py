@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from visor_jax.api import Visor, load
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, all_subsets
+from visor_jax.data.questions import single_questions
 from visor_jax.data.sample import Sample
-from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import with_system
 from visor_jax.evaluate.scoring import Scores, choices, programs, score

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from visor_jax.config import architecture, load_config, stage_config
-from visor_jax.data.splits import single_questions
+from visor_jax.data.questions import single_questions
 from visor_jax.evaluate.scoring import score
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import batch_sharding, place_batch, replicated

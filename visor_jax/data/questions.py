@@ -22,9 +22,12 @@ import grain
 
 from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
+from visor_jax.data.glyphs import TASKS
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.splits import EVALUATION_CARDS, glyphs_source, make_source
 from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.errors import RequestError
 from visor_jax.supervision import beat
 
 log = logging.getLogger(__name__)
@@ -270,3 +273,19 @@ def split_turns(sample: Sample) -> list[Sample]:
             )
         )
     return single
+
+
+def single_questions(config: Any, split: str, count: int, skips: SkipLog | None = None) -> Questions:
+    """`count` single questions of a split: of the generated data an equal mix of all tasks at the hard end.
+
+    Raises:
+      RequestError: the split has no question, as far as can be told without opening a picture.
+    """
+    if config.data.source == "glyphs":
+        found = glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
+    else:
+        found = make_source(config, split)
+    questions = Questions(config, found, count, skips=skips)
+    if not questions.plan():
+        raise RequestError(f"data: split {split!r} has no usable question")
+    return questions

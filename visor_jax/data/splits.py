@@ -13,13 +13,10 @@ from typing import Any
 from visor_jax.config import architecture
 from visor_jax.data.collate import Example, Window, encode_example
 from visor_jax.data.draws import Within, index_range
-from visor_jax.data.glyphs import TASKS, Glyphs
+from visor_jax.data.glyphs import Glyphs
 from visor_jax.data.llava import LlavaSource
-from visor_jax.data.questions import Questions
 from visor_jax.data.sample import Sample, Source
-from visor_jax.data.skips import SkipLog
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
-from visor_jax.errors import RequestError
 
 EVALUATION_CARDS = 8  # the most that a picture holds: the hard end of the generated data
 
@@ -63,19 +60,3 @@ def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:
     """Generated pictures of the size that the model takes, asked about as `Glyphs` is told."""
     grid = config.model.vision.tile_size // config.model.vision.patch_size
     return Glyphs(split=split, seed=config.seed, grid=grid, **asked)
-
-
-def single_questions(config: Any, split: str, count: int, skips: SkipLog | None = None) -> Questions:
-    """`count` single questions of a split: of the generated data an equal mix of all tasks at the hard end.
-
-    Raises:
-      RequestError: the split has no question, as far as can be told without opening a picture.
-    """
-    if config.data.source == "glyphs":
-        found = glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
-    else:
-        found = make_source(config, split)
-    questions = Questions(config, found, count, skips=skips)
-    if not questions.plan():
-        raise RequestError(f"data: split {split!r} has no usable question")
-    return questions

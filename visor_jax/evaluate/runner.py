@@ -25,10 +25,9 @@ from visor_jax.api import Visor
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.glyphs import TASKS
-from visor_jax.data.questions import Questions
+from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.sample import IMAGE_MARKER
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import single_questions
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
