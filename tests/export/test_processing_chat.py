@@ -94,7 +94,7 @@ def test_questions_are_read_as_ours(pair, images, before, marked, after):
     question = (
         before + "<image>" * (len(images) if marked else 0) + after + ("" if (before + after).strip() else "What?")
     )
-    example = prompt_of(images, question, (), TOKENIZER, pair.arch, pair.system)
+    example = prompt_of(images, question, TOKENIZER, pair.arch, pair.system)
     assert_same(pair, images, pair.processor(images, question), example)
     content = [*({"type": "image", "image": one} for one in images), {"type": "text", "text": question}]
     message = {"role": "user", "content": content}
@@ -133,7 +133,7 @@ def test_conversations_are_read_as_in_training(pair, turns):
     assert sum(said) == sum(ours.target_mask)
     *earlier, latest = [(turn.question, turn.answer) for turn in expected]
     if latest[0].replace("<image>", "").strip():  # a follow-up question, as `answer(..., history=...)` reads it
-        example = prompt_of(images, latest[0], earlier, TOKENIZER, pair.arch, pair.system)
+        example = prompt_of(images, latest[0], TOKENIZER, pair.arch, pair.system, earlier)
         asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
         assert_same(pair, images, pair.processor.apply_chat_template(messages[:-1], images=images, **asked), example)
     rendered = pair.processor.apply_chat_template(messages)

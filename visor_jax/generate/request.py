@@ -78,10 +78,10 @@ class Request:
 def prompt_of(
     image: Pictures,
     question: str,
-    history: History,
     tokenizer: ChatTokenizer,
     arch: Architecture,
     system: str | None,
+    history: History = (),
 ) -> Example:
     """A question about a picture or a video, several, or none, with the turns that were before it.
 

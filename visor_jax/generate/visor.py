@@ -313,7 +313,7 @@ class Visor:
         return self.viable_budgets[self._engine.pick(looked, costs, dial)]
 
     def _prompt(self, image: Pictures, question: str, history: History = ()) -> Example:
-        return prompt_of(image, question, history, self.tokenizer, self.arch, self.system)
+        return prompt_of(image, question, self.tokenizer, self.arch, self.system, history)
 
     def _asked(self, image: Pictures, question: str, history: History, request: Request) -> Example:
         """A prompt for which there is room, its answer included."""
