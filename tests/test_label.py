@@ -18,7 +18,6 @@ from PIL import Image
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
 from visor_jax.data.glyphs import TASKS
-from visor_jax.data.questions import Place
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.splits import make_source
 from visor_jax.errors import RequestError
@@ -106,8 +105,8 @@ def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
     )
     assert len(found.places) == 16
     _, ids = found.batch(np.arange(16))
-    for row, expected in enumerate(map(asked.example, map(Place.of, ids))):
-        assert ids[row] == f"{labels.picture_index[row]}/{labels.turn[row]}"
+    for row, expected in enumerate(map(asked.example, found.places)):
+        assert ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id that people know"
         assert np.array_equal(found.example(row).text_tokens, expected.text_tokens)
         assert np.array_equal(found.example(row).tiles, expected.tiles)
     assert len(set(labels.picture_index.tolist())) < 16, "several questions are asked about a picture"

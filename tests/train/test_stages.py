@@ -96,9 +96,7 @@ def test_stages_share_no_picture_whatever_their_batch_sizes(tiny_run: Path) -> N
     for stage in rows:
         steps = list(make_objective(config, stage, Workdir(tiny_run)).steps(0, 3))
         assert all(len(step.ids) == rows[stage] for step in steps)
-        ids[stage] = {
-            id.split("/")[-1] if stage != "policy" else id.split("/")[-2] for step in steps for id in step.ids
-        }
+        ids[stage] = {id.split("/")[-1] for step in steps for id in step.ids}
     for one, other in itertools.combinations(ids.values(), 2):
         assert one and not one & other
 
