@@ -14,7 +14,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from visor_jax import testing
 from visor_jax.api import Visor
 from visor_jax.budget import all_subsets
-from visor_jax.export import torch_export
+from visor_jax.export import key_map, torch_export
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
 
 IMAGE = 60  # the placeholder's id
@@ -142,11 +142,39 @@ def join(prompts: list[dict[str, torch.Tensor]], side: str = "left") -> dict[str
     return {"input_ids": ids, "attention_mask": mask, **pictures}
 
 
+def stock_twin(ours: VisorForConditionalGeneration) -> LlavaOnevisionForConditionalGeneration:
+    """transformers' model with the weights and sizes of a dense plan of ours."""
+    config = ours.config
+    stock = LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            text_config=config.text_config.to_dict(),
+            vision_config=config.vision_config.to_dict(),
+            image_token_index=config.image_token_index,
+            video_token_index=61,
+            image_grid_pinpoints=config.image_grid_pinpoints,
+            vision_aspect_ratio=config.vision_aspect_ratio,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+    ).eval()
+    own = ours.state_dict()
+    theirs = {key: own.get(key_map.canonical_key(key)) for key in stock.state_dict()}
+    unused = {key for key, value in theirs.items() if value is None}
+    assert all("post_layernorm" in key for key in unused), unused
+    stock.load_state_dict({key: value for key, value in theirs.items() if value is not None}, strict=False)
+    return stock
+
+
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """The helpers above, for tests (which cannot import from here)."""
     return SimpleNamespace(
-        IMAGE=IMAGE, greedily=greedily, config=tiny_config, randomise=randomise, prompt=prompt, join=join
+        IMAGE=IMAGE,
+        greedily=greedily,
+        config=tiny_config,
+        randomise=randomise,
+        prompt=prompt,
+        join=join,
+        stock_twin=stock_twin,
     )
 
 

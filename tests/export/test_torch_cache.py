@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LlavaOnevisionForConditionalGeneration
+from transformers import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from visor_jax.export.torch_model import VisorForConditionalGeneration
@@ -276,29 +276,8 @@ def test_the_dense_plan_has_the_hidden_states_of_transformers(tiny):
     config = tiny.config("dense")
     ours = tiny.randomise(VisorForConditionalGeneration(config))
     inputs = tiny.prompt(ours, [(20, 47)])
-    stock = stock_twin(ours, config)
+    stock = tiny.stock_twin(ours)
     expected = stock(**inputs, output_hidden_states=True).hidden_states
     found = ours(**inputs, output_hidden_states=True).hidden_states
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() <= 1e-5
-
-
-def stock_twin(ours, config):
-    from transformers import LlavaOnevisionConfig
-
-    from visor_jax.export import key_map
-
-    stock = LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(
-            text_config=config.text_config.to_dict(),
-            vision_config=config.vision_config.to_dict(),
-            image_token_index=config.image_token_index,
-            video_token_index=61,
-            image_grid_pinpoints=config.image_grid_pinpoints,
-            vision_aspect_ratio=config.vision_aspect_ratio,
-        )
-    ).eval()
-    weights = ours.state_dict()
-    theirs = {key: weights.get(key_map.canonical_key(key)) for key in stock.state_dict()}
-    stock.load_state_dict({key: value for key, value in theirs.items() if value is not None}, strict=False)
-    return stock

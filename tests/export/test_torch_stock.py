@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from visor_jax.export import key_map
 from visor_jax.export.torch_model import VisorForConditionalGeneration
 
 
@@ -14,23 +12,7 @@ def pair(request, tiny):
     with torch.no_grad():
         config = tiny.config("dense", tie_word_embeddings=request.param == "tied")
         ours = tiny.randomise(VisorForConditionalGeneration(config))
-        stock = LlavaOnevisionForConditionalGeneration(
-            LlavaOnevisionConfig(
-                text_config=config.text_config.to_dict(),
-                vision_config=config.vision_config.to_dict(),
-                image_token_index=config.image_token_index,
-                video_token_index=61,
-                image_grid_pinpoints=config.image_grid_pinpoints,
-                vision_aspect_ratio=config.vision_aspect_ratio,
-                tie_word_embeddings=config.tie_word_embeddings,
-            )
-        ).eval()
-        own = ours.state_dict()
-        theirs = {key: own.get(key_map.canonical_key(key)) for key in stock.state_dict()}
-        unused = {key for key, value in theirs.items() if value is None}
-        assert all("post_layernorm" in key for key in unused), unused
-        stock.load_state_dict({key: value for key, value in theirs.items() if value is not None}, strict=False)
-    return stock, ours
+        return tiny.stock_twin(ours), ours
 
 
 @pytest.mark.parametrize(
