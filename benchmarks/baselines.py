@@ -19,7 +19,7 @@ from typing import Any
 
 from visor_jax.report import figures
 from visor_jax.train.metrics import read_rows
-from visor_jax.workdir import write_json
+from visor_jax.workdir.folder import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "baselines.json"

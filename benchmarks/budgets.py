@@ -29,7 +29,7 @@ from visor_jax.evaluate.latency import seconds
 from visor_jax.model.decoder import decode
 from visor_jax.model.stream import Stream
 from visor_jax.model.visor import init_params
-from visor_jax.workdir import write_json
+from visor_jax.workdir.folder import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "budgets.json"
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.workdir import write_bytes, write_json, write_text
+from visor_jax.workdir.folder import write_bytes, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"
@@ -118,14 +118,14 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     import jax
     import jax.numpy as jnp
 
-    from visor_jax import compiling
     from visor_jax.budget import by_count
     from visor_jax.config import architecture, load_config
     from visor_jax.evaluate.latency import prefill_program, random_prompt
     from visor_jax.model.decoder import apart
+    from visor_jax.model.encoders.siglip import tower
     from visor_jax.model.layers import in_dtype
-    from visor_jax.model.vision import tower
     from visor_jax.model.visor import init_params
+    from visor_jax.scale import compiler_options as compiling
 
     arch = architecture(load_config(CONFIG, []))
     arch = tiny(arch) if args.tiny else arch

@@ -35,7 +35,7 @@ def _quick(compiled: str) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    from visor_jax.compiling import QUICK
+    from visor_jax.scale.compiler_options import QUICK
 
     changes = {"jax_compilation_cache_dir": compiled, "jax_persistent_cache_min_compile_time_secs": 0.2}
     before = {name: getattr(jax.config, name) for name in changes}
@@ -61,10 +61,11 @@ def quick(compiled: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir in which `visor_jax.testing.tiny_config` ran all its stages and was evaluated. Not to be changed."""
-    from visor_jax import api, stages
+    from visor_jax import loading as api
+    from visor_jax.commands import recipe as stages
     from visor_jax.evaluate.runner import evaluate
     from visor_jax.testing import tiny_config
-    from visor_jax.workdir import Workdir
+    from visor_jax.workdir.folder import Workdir
 
     path = tmp_path_factory.mktemp("tiny") / "run"
     config = tiny_config()

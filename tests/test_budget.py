@@ -40,11 +40,11 @@ from visor_jax.budget import (
     tower_flops,
 )
 from visor_jax.errors import RequestError
-from visor_jax.model import cache as caches
+from visor_jax.model import incremental as caches
 from visor_jax.model.connector import connector
 from visor_jax.model.decoder import specialize
+from visor_jax.model.encoders.siglip import tower
 from visor_jax.model.stream import Stream
-from visor_jax.model.vision import tower
 from visor_jax.model.visor import abstract_params
 from visor_jax.testing import tiny_architecture
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import visor_jax.errors
-from visor_jax.api import load
 from visor_jax.config import architecture
+from visor_jax.loading import load
 from visor_jax.testing import tiny_config
-from visor_jax.workdir import read_json
+from visor_jax.workdir.folder import read_json
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 SHAPES = """
@@ -30,7 +30,7 @@ print(json.dumps(sorted({leaf.dtype.name for leaf in jax.tree.leaves(shapes)})))
 ANSWER = """
 import json, sys
 import numpy as np
-from visor_jax.api import load
+from visor_jax.loading import load
 model = load(sys.argv[1])
 picture = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
 ids = [model.tokenizer.image_token_id, *model.tokenizer.encode("Which colour?")]
@@ -42,7 +42,7 @@ import sys
 from visor_jax import api, stages
 from visor_jax.evaluate.runner import evaluate
 from visor_jax.testing import tiny_config
-from visor_jax.workdir import Workdir
+from visor_jax.workdir.folder import Workdir
 config = tiny_config(steps=2)
 stages.run_stages(config, sys.argv[1], config.stages)
 evaluate(config, api.load(sys.argv[1]), Workdir(sys.argv[1]))

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visor_jax.api import Visor, load
     from visor_jax.budget import Budget, Plan
+    from visor_jax.loading import Visor, load
 
 __version__ = "0.1.0"
 __all__ = ["Budget", "Plan", "Visor", "load"]
@@ -22,7 +22,7 @@ __all__ = ["Budget", "Plan", "Visor", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Visor", "load"):
-        from visor_jax import api
+        from visor_jax import loading as api
 
         return getattr(api, name)
     if name in ("Budget", "Plan"):

@@ -12,8 +12,8 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; what is a defect of ours is raised and keeps its traceback."""
     try:
-        from visor_jax.fault_points import fault_point
-        from visor_jax.supervision import supervised
+        from visor_jax.workdir.fault_points import fault_point
+        from visor_jax.workdir.supervision import supervised
 
         with supervised(starting=argv is None) as stop:
             fault_point("start")

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from visor_jax.__main__ import main
-from visor_jax.data.glyphs import Glyphs
-from visor_jax.data.llava import LlavaSource
+from visor_jax.data.glyphs.source import Glyphs
+from visor_jax.data.sources.llava import LlavaSource
 
 CONFIG = """
 from visor_jax.config import default_config

@@ -18,7 +18,7 @@ from visor_jax.architecture import (
 )
 from visor_jax.data import chat, collate
 from visor_jax.data.collate import Example, Window, encode_example, encode_prompt, encode_tokens, make_batch, pack
-from visor_jax.data.glyphs import Glyphs
+from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.data.tokenizer import load_tokenizer
 

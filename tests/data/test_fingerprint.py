@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from visor_jax.data.fingerprint import RECORDS, picture_fingerprint, sampled
-from visor_jax.data.llava import LlavaSource
+from visor_jax.data.sources.llava import LlavaSource
 
 
 def make_data(folder: Path, count: int = 4) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from visor_jax.data import preview_text
-from visor_jax.data.glyphs import Glyphs
+from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.preview import PICTURE, contact_sheet
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import Sample, Turn

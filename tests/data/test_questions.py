@@ -12,11 +12,11 @@ from PIL import Image
 
 from visor_jax import testing
 from visor_jax.data.collate import Batch, count_text, encode_example
-from visor_jax.data.glyphs import TASKS, Glyphs
-from visor_jax.data.llava import LlavaSource
+from visor_jax.data.glyphs.source import TASKS, Glyphs
 from visor_jax.data.questions import READ_THREADS, RECENT, Questions, single_questions
 from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample, Turn, outline
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.sources.llava import LlavaSource
 from visor_jax.testing import tiny_config
 
 CONFIG = tiny_config()

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.data.build_glyphs_tokenizer import MAX_VOCABULARY, ROLES, write
 from visor_jax.data.chat import encode_conversation, encode_prompt
-from visor_jax.data.glyphs import background_names, colour_names, glyph_names
-from visor_jax.data.glyphs_render import DIGITS
-from visor_jax.data.glyphs_words import PHRASINGS
+from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write
+from visor_jax.data.glyphs.render import DIGITS
+from visor_jax.data.glyphs.source import background_names, colour_names, glyph_names
+from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.sample import Turn
 from visor_jax.data.tokenizer import CHAT_TOKENS, GLYPHS_FOLDER, ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visor_jax.api import load
-from visor_jax.data import glyphs, questions
+from visor_jax.adapt.label import label_stage
+from visor_jax.adapt.search import search_stage
+from visor_jax.data import questions
+from visor_jax.data.glyphs import source as glyphs
 from visor_jax.evaluate.runner import evaluate
-from visor_jax.label import label_stage
-from visor_jax.search import search_stage
+from visor_jax.loading import load
 from visor_jax.testing import tiny_config
-from visor_jax.train import stages
-from visor_jax.workdir import Workdir, read_json, write_json
+from visor_jax.train import stage as stages
+from visor_jax.workdir.folder import Workdir, read_json, write_json
 
 COUNT = 160
 CONFIG = {"search.samples": COUNT, "label.samples": COUNT, "evaluate.samples": COUNT}
@@ -90,10 +91,10 @@ PROGRAM = """
 import json, re, sys
 from pathlib import Path
 import numpy as np
-from visor_jax.label import Labels
+from visor_jax.adapt.label import Labels
 from visor_jax.testing import tiny_config
 from visor_jax.train import stages
-from visor_jax.workdir import Workdir
+from visor_jax.workdir.folder import Workdir
 from tests.evaluate.test_memory import PASSES
 
 name, path, data = sys.argv[1:]

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visor_jax.api import load
 from visor_jax.budget import Budget
+from visor_jax.commands.recipe import evaluation_data
 from visor_jax.config import from_dict
 from visor_jax.data.questions import single_questions
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.loading import load
 from visor_jax.report.page import write_report
 from visor_jax.scale.mesh import build_mesh
-from visor_jax.stages import evaluation_data
 from visor_jax.testing import questions_of
-from visor_jax.workdir import Workdir, read_json
+from visor_jax.workdir.folder import Workdir, read_json
 
 pytestmark = pytest.mark.usefixtures("quick")
 MESH = build_mesh(1, -1, 1)

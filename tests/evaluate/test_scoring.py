@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.api import Visor, load
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, all_subsets
 from visor_jax.data.questions import single_questions
@@ -23,6 +22,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import with_system
 from visor_jax.evaluate.scoring import Scores, choices, programs, score
 from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
+from visor_jax.loading import Visor, load
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import questions_of, tiny_config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from visor_jax.data.llava import LlavaSource
+from visor_jax.data.sources.llava import LlavaSource
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "digits" / "make_digits.py"
 

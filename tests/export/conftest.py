@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.budget import all_subsets
-from visor_jax.export import key_map, torch_export
+from visor_jax.export import torch_export
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
+from visor_jax.hf import keys as key_map
+from visor_jax.loading import Visor
 
 IMAGE = 60  # the placeholder's id
 TEXT = {

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.export import torch_export
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+from visor_jax.loading import Visor
 
 pytestmark = pytest.mark.usefixtures("quick")
 TOKENIZER = testing.glyphs_tokenizer()

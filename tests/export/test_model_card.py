@@ -11,12 +11,12 @@ import yaml
 from huggingface_hub import ModelCard, repocard
 
 from visor_jax.config import from_dict
-from visor_jax.config_schema import LICENSES
+from visor_jax.config.schema import LICENSES
 from visor_jax.errors import RequestError
 from visor_jax.export import model_card
 from visor_jax.export.model_card import About, about, about_stage, origin_of, write_card
 from visor_jax.export.parity import Comparison, Parity
-from visor_jax.workdir import Workdir
+from visor_jax.workdir.folder import Workdir
 
 PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
 ROW = {"easy": 0.5, "hard": 0.25, "tasks": {"a": 0.5, "b": 0.25}, "decoder_gflops": 1.0, "end_to_end_gflops": 2.0}

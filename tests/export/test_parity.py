@@ -20,7 +20,7 @@ from visor_jax.data.collate import Window, encode_tokens, make_prompt_batch
 from visor_jax.export import folder_files
 from visor_jax.export.torch_export import visor_tensors
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration, VisorProcessor
-from visor_jax.model import cache as caches
+from visor_jax.model import incremental as caches
 from visor_jax.model import visor
 
 TINY = testing.tiny_architecture()

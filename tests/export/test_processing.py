@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.images import upright_rgb
 from visor_jax.export import folder_files
 from visor_jax.export.torch_model import VisorProcessor
+from visor_jax.loading import Visor
 
 PIL_BACKEND = "transformers.models.llava_onevision.image_processing_pil_llava_onevision"
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.data.chat import encode_conversation
 from visor_jax.data.sample import Turn
 from visor_jax.export import folder_files
 from visor_jax.export.torch_model import VisorProcessor
 from visor_jax.generate.request import prompt_of
+from visor_jax.loading import Visor
 
 TOKENIZER = testing.glyphs_tokenizer()
 ORIENTATION = 0x0112  # of EXIF

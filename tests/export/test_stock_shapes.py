@@ -19,8 +19,8 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 import visor_jax
 from visor_jax import testing
-from visor_jax.api import Visor, load
 from visor_jax.data.anyres import visual_token_count
+from visor_jax.loading import Visor, load
 
 try:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil

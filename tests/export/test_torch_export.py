@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from visor_jax import testing
-from visor_jax.api import Visor, load
 from visor_jax.budget import all_subsets
 from visor_jax.commands import export as command
 from visor_jax.errors import RequestError, RunError
 from visor_jax.export import torch_export
 from visor_jax.export.parity import NEW_TOKENS, Comparison, Parity, compare
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+from visor_jax.loading import Visor, load
 from visor_jax.testing import tiny_config
 
 PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
@@ -260,7 +260,7 @@ def arguments(tmp_path, **changes) -> argparse.Namespace:
 
 def test_the_command_exports_the_newest_complete_stage(model, unproven, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("visor_jax.api.load_stage", lambda workdir, stage: asked.append(stage) or model)
+    monkeypatch.setattr("visor_jax.loading.load_stage", lambda workdir, stage: asked.append(stage) or model)
     for stage in ("full", "universal"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "complete.json").write_text('{"step": 1}')

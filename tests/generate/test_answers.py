@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.chat import encode_conversation
 from visor_jax.data.collate import Example
@@ -26,6 +25,7 @@ from visor_jax.generate import engine
 from visor_jax.generate.answer import Answer
 from visor_jax.generate.engine import Engine, Looked
 from visor_jax.generate.request import Bits, tokens_of
+from visor_jax.loading import Visor
 
 pytestmark = pytest.mark.usefixtures("quick")
 TOKENIZER = testing.glyphs_tokenizer()

@@ -20,13 +20,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax import testing
-from visor_jax.compiling import QUICK
-from visor_jax.kernels.attention import AttentionMask, api, base, gpu, tpu, xla_decode
+from visor_jax.kernels.attention import AttentionMask, api, base, xla_decode
+from visor_jax.kernels.attention import pallas_tpu as tpu
+from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
 from visor_jax.model.decoder import at, mixed_self_attention
 from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
+from visor_jax.scale.compiler_options import QUICK
 
 MESHES = [(1, 4, 2), (2, 2, 2), (1, 1, 8)]
 BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM = 4, 12, 4, 2, 8

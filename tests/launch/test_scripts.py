@@ -173,8 +173,8 @@ def test_an_environment_that_does_not_run_is_not_deleted(clone):
 def test_tests_leave_slow_ones_out_unless_asked(clone):
     assert clone.run("launch/test.sh", "-k", "two words", JAX_PLATFORMS="tpu").returncode == 0
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "-k", "two words"]
-    assert clone.run("launch/test.sh", "--all", "tests/test_config.py").returncode == 0
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/test_config.py"]
+    assert clone.run("launch/test.sh", "--all", "tests/config/test_config.py").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/config/test_config.py"]
     assert clone.run(".ci/run").returncode == 0
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow"]
 

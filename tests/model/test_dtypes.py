@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
-from visor_jax.model.cache import decode_step, prefill_prefix, prefill_rest
+from visor_jax.model.incremental import decode_step, prefill_prefix, prefill_rest
 from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params, encode, hidden_states, logits
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
-from visor_jax.kernels.attention import api, base, gpu, tpu, xla_chunked
+from visor_jax.kernels.attention import api, base, xla_chunked
+from visor_jax.kernels.attention import pallas_tpu as tpu
+from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.model.layers import Params
-from visor_jax.train.objectives import answer_loss
+from visor_jax.train.objectives.glyphs_base import answer_loss
 
 ARCH = testing.tiny_architecture(4)  # a super-block and one layer more
 RUNS: dict[str, Callable[..., jax.Array]] = {

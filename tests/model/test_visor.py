@@ -23,7 +23,7 @@ from visor_jax.model.visor import (
     stream_of,
     with_routing_token,
 )
-from visor_jax.train.objectives import prompt_end
+from visor_jax.train.objectives.glyphs_base import prompt_end
 
 ARCH = testing.tiny_architecture(7)
 PROGRAM = testing.quick_jit(logits, static_argnames="arch")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from visor_jax.report import figures
 from visor_jax.report.facts import Stage, all_budgets, fixed_budgets, mixed_accuracy, read_facts, tasks_by_level
-from visor_jax.workdir import Workdir
+from visor_jax.workdir.folder import Workdir
 
 
 def texts(svg: bytes) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from visor_jax.errors import RequestError
 from visor_jax.report import page as report_page
 from visor_jax.report.page import DASH, MINUS, PICTURE, TIMES, duration, flops, percent, points, times, write_report
-from visor_jax.workdir import Workdir
+from visor_jax.workdir.folder import Workdir
 
 VOID = {"meta", "img", "br"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visor_jax.compiling import QUICK
+from visor_jax.scale.compiler_options import QUICK
 
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
 # A quick compiler: the programs run three steps.

@@ -11,8 +11,8 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.model.visor import encode
-from visor_jax.train import objectives
-from visor_jax.train.objectives import (
+from visor_jax.train.objectives import glyphs_base as objectives
+from visor_jax.train.objectives.glyphs_base import (
     answer_loss,
     answer_tokens,
     computed_in,

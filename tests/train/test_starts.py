@@ -22,9 +22,9 @@ from jax.extend.random import define_prng_impl, threefry_prng_impl
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.config import architecture
-from visor_jax.config_schema import TRAINED_STAGES
-from visor_jax.export.hf_import import made_visor
+from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
+from visor_jax.hf.read import made_visor
 from visor_jax.model.cross_init import ASKED_SEED
 from visor_jax.model.keys import frozen_key, start_key
 from visor_jax.model.visor import abstract_params, init_params
@@ -32,8 +32,8 @@ from visor_jax.scale.mesh import build_mesh, configured_mesh
 from visor_jax.scale.sharding import param_shardings
 from visor_jax.testing import tiny_config
 from visor_jax.train.loop import start_params
-from visor_jax.train.objectives import CODEBOOK_SEED, RELATIONS, relation_scores
-from visor_jax.workdir import Workdir
+from visor_jax.train.objectives.glyphs_base import CODEBOOK_SEED, RELATIONS, relation_scores
+from visor_jax.workdir.folder import Workdir
 
 Use = tuple[str, tuple[int, ...], int]  # "bits", "split" or "fold_in", the key, the number folded in
 

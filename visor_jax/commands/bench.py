@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     import jax
 
-    from visor_jax.api import load
     from visor_jax.budget import by_count
     from visor_jax.config import architecture
     from visor_jax.errors import RequestError
     from visor_jax.evaluate.latency import compare_budgets
+    from visor_jax.loading import load
     from visor_jax.model.visor import init_params
 
     for name in ("text", "rounds"):

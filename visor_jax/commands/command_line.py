@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 
 from visor_jax import __version__
 from visor_jax.errors import INTERRUPTED, RequestError, RunError, nearest, of_system, one_line
-from visor_jax.fault_points import fault_point
-from visor_jax.supervision import Stop, is_watched, was_interrupted
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.supervision import Stop, is_watched, was_interrupted
 
 COMMANDS = {
     name: f"visor_jax.commands.{module}"
@@ -119,7 +119,7 @@ def _run(argv: list[str], stop: Stop) -> int:
 
 
 def _print_json(result: Any) -> None:
-    from visor_jax.workdir import finite_or_null
+    from visor_jax.workdir.folder import finite_or_null
 
     print(json.dumps(finite_or_null(result), allow_nan=False), flush=True)
 
@@ -284,7 +284,7 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
     if source == "required":
         raise RequestError(f"{name}: --config is missing; expected a file with get_config(), as in configs/")
     if args.workdir is not None:
-        from visor_jax.workdir import Workdir
+        from visor_jax.workdir.folder import Workdir
 
         workdir = Workdir(args.workdir)
         if source == "workdir" or (workdir.path / "config.json").exists():

@@ -26,13 +26,13 @@ from PIL import Image
 
 from visor_jax.data.check import check
 from visor_jax.data.collate import Example, Window
-from visor_jax.data.llava import SPLIT_MARK, SPLITS, WHOLE, data_file
+from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.data.sources.llava import SPLIT_MARK, SPLITS, WHOLE, data_file
 from visor_jax.errors import RequestError, printable, unwritable
-from visor_jax.files import as_path, folder_beside, replaceable
+from visor_jax.files.read_write import as_path, folder_beside, replaceable
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"

@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.api import MODEL_STAGES, load
-    from visor_jax.compiling import use_compile_cache
+    from visor_jax.commands.recipe import evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
-    from visor_jax.stages import evaluation_data
-    from visor_jax.supervision import watched
-    from visor_jax.workdir import Workdir, differing_fields, plain
+    from visor_jax.loading import MODEL_STAGES, load
+    from visor_jax.scale.compiler_options import use_compile_cache
+    from visor_jax.workdir.folder import Workdir, differing_fields, plain
+    from visor_jax.workdir.supervision import watched
 
     if args.stage and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"

@@ -29,15 +29,15 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.errors import RequestError, nearest
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import DTYPES, export
-    from visor_jax.files import as_path
+    from visor_jax.files.read_write import as_path
 
     if args.dtype not in DTYPES:
         raise RequestError(f"--dtype={args.dtype}: expected {' or '.join(DTYPES)}")
 
-    from visor_jax.api import MODEL_STAGES, load_stage
-    from visor_jax.compiling import use_compile_cache
-    from visor_jax.supervision import watched
-    from visor_jax.workdir import Workdir
+    from visor_jax.loading import MODEL_STAGES, load_stage
+    from visor_jax.scale.compiler_options import use_compile_cache
+    from visor_jax.workdir.folder import Workdir
+    from visor_jax.workdir.supervision import watched
 
     workdir = Workdir(args.workdir)
     if args.stage is not None and args.stage not in MODEL_STAGES:

@@ -67,10 +67,10 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
     budget, history = Budget.parse(args.budget), read_history(args.history)
     pictures = [pixels(name, f"--image={name}") for name in args.image]
 
-    from visor_jax.compiling import use_compile_cache
+    from visor_jax.scale.compiler_options import use_compile_cache
 
     use_compile_cache(min_seconds=0)  # the same question again compiles nothing at all
-    from visor_jax.api import load
+    from visor_jax.loading import load
 
     model = load(args.workdir or args.model)
     settings = {"max_new_tokens": args.max_new_tokens, "dial": args.dial, **sampling}
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
 def read_history(name: str) -> list[tuple[str, str]]:
     """The turns that a file holds; none where no file is named."""
     from visor_jax.errors import RequestError
-    from visor_jax.files import as_path, read_json
+    from visor_jax.files.read_write import as_path, read_json
     from visor_jax.generate.request import checked_history
 
     if not name:

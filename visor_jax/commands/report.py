@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from visor_jax.workdir import Workdir
+    from visor_jax.workdir.folder import Workdir
 
 HELP = "the HTML report of a run"
 CONFIG = "none"
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     del config
     from visor_jax.report.page import write_report
-    from visor_jax.supervision import watched
-    from visor_jax.workdir import Workdir
+    from visor_jax.workdir.folder import Workdir
+    from visor_jax.workdir.supervision import watched
 
     workdir = Workdir(args.workdir)
     with watched(hang_seconds(workdir)):

@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.stages import finish, print_summary, run_stages
-    from visor_jax.supervision import watched
+    from visor_jax.commands.recipe import finish, print_summary, run_stages
+    from visor_jax.workdir.supervision import watched
 
     with watched(config.train.hang_seconds):
         run_stages(config, args.workdir, list(config.stages), also_reads=("test",))

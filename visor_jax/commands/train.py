@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.stages import run_stages
+    from visor_jax.commands.recipe import run_stages
 
     if not config.stage:
         raise RequestError("stage='': train needs --config.stage=NAME, one of the stages in config.stages")

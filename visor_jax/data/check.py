@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from visor_jax.data.collate import Example
-from visor_jax.data.llava import SPLIT_MARK, SPLITS, LlavaSource, split_read_by
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_window
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import make_tokenizer, sample_encoder, training_window
+from visor_jax.data.sources.llava import SPLIT_MARK, SPLITS, LlavaSource, split_read_by
 from visor_jax.errors import RunError, printable, unwritable
-from visor_jax.files import file_beside, replaceable
+from visor_jax.files.read_write import file_beside, replaceable
 
 Entry = dict[str, Any]
 _DETAIL_CHARACTERS = 300  # printed of what is wrong with a record; the listing has all of it

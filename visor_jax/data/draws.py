@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.sample import Sample, Source
 
 RANGE: Final = 2**40  # samples that each consumer may draw before it meets one again

@@ -11,9 +11,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from visor_jax.data.llava import LlavaSource
-from visor_jax.data.splits import make_source
-from visor_jax.files import open_regular
+from visor_jax.data.from_config import make_source
+from visor_jax.data.sources.llava import LlavaSource
+from visor_jax.files.read_write import open_regular
 
 RECORDS = 256
 MAX_BYTES = 2**20  # of each picture

@@ -26,11 +26,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from visor_jax.config_schema import MOST_PIXELS
+from visor_jax.config.schema import MOST_PIXELS
 from visor_jax.data import image_metadata
 from visor_jax.data.picture_paths import resolve_under
 from visor_jax.data.sample import SkipSample
-from visor_jax.files import open_regular
+from visor_jax.files.read_write import open_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from visor_jax.data.records import CONVERSATION_KEYS
 from visor_jax.errors import RequestError
-from visor_jax.files import open_regular
+from visor_jax.files.read_write import open_regular
 
 _BLOCK_BYTES = 1 << 24
 _BOM = b"\xef\xbb\xbf"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visor_jax import workdir
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import IMAGE_MARKER, Sample, Turn
+from visor_jax.workdir import folder as workdir
 
 PICTURE = 288  # pixels: no side of a picture is longer
 _MARGIN = 16

@@ -22,13 +22,13 @@ import grain
 
 from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
-from visor_jax.data.glyphs import TASKS
+from visor_jax.data.from_config import EVALUATION_CARDS, glyphs_source, make_source
+from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.splits import EVALUATION_CARDS, glyphs_source, make_source
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
-from visor_jax.supervision import beat
+from visor_jax.workdir.supervision import beat
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError, RunError, printable
-from visor_jax.files import parse_json, read_regular
+from visor_jax.files.read_write import parse_json, read_regular
 
 MINIMUM_TRIED = 50  # below this many samples a fraction says nothing
 MAX_BYTES = 2**30  # of a log of what was skipped

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
-from visor_jax.files import MAX_TOKENIZER_BYTES, as_path, parse_json, read_regular
+from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_regular
 
 GLYPHS_FOLDER = Path(__file__).parent / "assets" / "glyphs"
 # Padding, start and end of a chat turn, and the place of one picture.

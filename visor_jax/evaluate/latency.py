@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name, decoder_flops
-from visor_jax.model.cache import prefill_prefix, prefill_rest
 from visor_jax.model.decoder import apart
+from visor_jax.model.incremental import prefill_prefix, prefill_rest
 from visor_jax.model.layers import Params
+from visor_jax.scale import compiler_options as compiling
 
 
 def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -21,19 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from visor_jax.api import Visor
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.fingerprint import fingerprint_of_split
-from visor_jax.data.glyphs import TASKS
+from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.sample import IMAGE_MARKER
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
+from visor_jax.loading import Visor
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.supervision import beat
-from visor_jax.workdir import Workdir, write_bytes, write_json
+from visor_jax.workdir.folder import Workdir, write_bytes, write_json
+from visor_jax.workdir.supervision import beat
 
 EXAMPLES_PER_TASK = 2
 

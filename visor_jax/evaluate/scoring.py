@@ -24,13 +24,13 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.errors import RequestError
-from visor_jax.fault_points import fault_point
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
 from visor_jax.scale.sharding import param_shardings, place_batch
-from visor_jax.supervision import beat
-from visor_jax.train.objectives import answer_tokens, prompt_end
+from visor_jax.train.objectives.glyphs_base import answer_tokens, prompt_end
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.supervision import beat
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops
-from visor_jax.config_schema import TRAINED_STAGES
+from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
-from visor_jax.files import read_json, read_regular
-from visor_jax.workdir import Workdir
+from visor_jax.files.read_write import read_json, read_regular
+from visor_jax.workdir.folder import Workdir
 
 OWN_LICENSE = "apache-2.0"  # of weights that no base model has a say in
 MAX_CARD_BYTES = 1 << 20

@@ -30,14 +30,14 @@ from visor_jax.budget import Bits, budget_name
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RunError
-from visor_jax.supervision import beat
+from visor_jax.workdir.supervision import beat
 
 NEW_TOKENS = 64
 SEED = 0
 
 
 class ExportedModel(Protocol):
-    """What an export needs of a model; `visor_jax.api.Visor` has it."""
+    """What an export needs of a model; `visor_jax.loading.Visor` has it."""
 
     params: Any  # nested dict of arrays
     arch: Architecture

@@ -1,6 +1,6 @@
 """Writes a model as a Hugging Face folder, proves that the PyTorch model in it agrees, and only then puts it in place.
 
-In: a loaded model (`visor_jax.api.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded above
+In: a loaded model (`visor_jax.loading.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded above
 `max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A VISOR
 plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)`; a dense plan is a stock
 `LlavaOnevisionForConditionalGeneration`, without code.
@@ -21,12 +21,13 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError, RunError, unwritable
-from visor_jax.export import folder_files, key_map
+from visor_jax.export import folder_files
 from visor_jax.export.model_card import About, write_card
 from visor_jax.export.parity import ExportedModel, Parity, compare
-from visor_jax.fault_points import fault_point
-from visor_jax.files import as_path, folder_beside
-from visor_jax.supervision import beat
+from visor_jax.files.read_write import as_path, folder_beside
+from visor_jax.hf import keys as key_map
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.supervision import beat
 
 DTYPES = ("float32", "bfloat16")
 MODULE_FILES = (

@@ -5,7 +5,7 @@ doors: `look` (tower and the layers that all budgets share, one prompt at a time
 caller's, and `tokens` (the other layers and decoding, in batches of one budget). What `look` computed is never computed
 again.
 
-Every program is compiled for buckets of shapes (`visor_jax.generate.shapes`); temperature, top-p, seed and step are its
+Every program is compiled for buckets of shapes (`visor_jax.generate.buckets`); temperature, top-p, seed and step are its
 arguments, so that other values compile nothing.
 """
 
@@ -21,19 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from visor_jax import compiling
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, Window, make_prompt_batch
+from visor_jax.generate.buckets import capacity_of, joined, rows_of, window_of
 from visor_jax.generate.programs import Programs
 from visor_jax.generate.sampling import Draw, Sampling, select
-from visor_jax.generate.shapes import capacity_of, joined, rows_of, window_of
-from visor_jax.model import cache as caches
-from visor_jax.model.cache import Cache, Prefix
+from visor_jax.model import incremental as caches
 from visor_jax.model.decoder import apart, together
+from visor_jax.model.incremental import Cache, Prefix
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, logits
+from visor_jax.scale import compiler_options as compiling
 
 Arrays = Mapping[str, Any]
 STREAM = ("visual_positions", "visual_segments", "text_positions", "text_segments", "routing_position")

@@ -21,14 +21,14 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.config_schema import MAX_PIXELS
+from visor_jax.config.schema import MAX_PIXELS
 from visor_jax.data import chat
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.files import as_path
+from visor_jax.files.read_write import as_path
 from visor_jax.generate.sampling import Sampling
 
 # A picture file's path or its bytes; a PIL image; uint8 [H, W, 3]; a video's frames, uint8 [F, H, W, 3].

@@ -21,6 +21,8 @@ from visor_jax.data.collate import Example
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.generate.answer import Answer, Draft, Seconds, Stream
+from visor_jax.generate.buckets import batches
+from visor_jax.generate.detokenize import Characters
 from visor_jax.generate.engine import Engine, Looked
 from visor_jax.generate.request import (
     EXPECTED_QUESTION,
@@ -35,8 +37,6 @@ from visor_jax.generate.request import (
     tokens_of,
 )
 from visor_jax.generate.sampling import Sampling
-from visor_jax.generate.shapes import batches
-from visor_jax.generate.text import Characters
 from visor_jax.model.layers import Params
 
 AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered

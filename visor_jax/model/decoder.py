@@ -7,7 +7,7 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
   batch ([slots]) or one per sample ([B, slots]). One compiled program serves every budget, and a slot that is off does
   no visual work (`lax.cond`).
 * `run_layers`: the layers one after the other with a budget known while tracing; what is off is not in the program.
-  `specialize(budget)` is `decode` built this way, and the caches of generation (`visor_jax.model.cache`) rest on it.
+  `specialize(budget)` is `decode` built this way, and the caches of generation (`visor_jax.model.incremental`) rest on it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from jaxtyping import Array, Bool, Float, Int
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels.mesh import free_axes, sample_axes
+from visor_jax.model.encoders.siglip import stacked
 from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, recency_bias, scan_layers
 from visor_jax.model.stream import Stream, ordered
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
-from visor_jax.model.vision import stacked
 
 KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
 PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot is on are computed

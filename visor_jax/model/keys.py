@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from visor_jax.config_schema import STAGES
+from visor_jax.config.schema import STAGES
 
 PURPOSES = ("start", "frozen", "sampling")
 

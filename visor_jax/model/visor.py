@@ -20,11 +20,11 @@ from visor_jax.kernels.attention.base import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.decoder import Blocks, Budget, at, decode
+from visor_jax.model.encoders.siglip import VisionTower, stacked, tower
 from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
 from visor_jax.model.policy import Routing, policy_logits
 from visor_jax.model.stream import Stream
 from visor_jax.model.super_block import cross_layer, text_layer
-from visor_jax.model.vision import VisionTower, stacked, tower
 
 Batch = Mapping[str, Any]  # the arrays of visor_jax.data.collate.Batch, NumPy's or JAX's
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.config_schema import MAX_PIXELS, TRAINED_STAGES
+from visor_jax.config.schema import MAX_PIXELS, TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
-from visor_jax.json_shape import (
+from visor_jax.files.json_shape import (
     AMOUNT,
     COST,
     COUNT,
@@ -32,9 +32,9 @@ from visor_jax.json_shape import (
     list_of,
     optional,
 )
-from visor_jax.results import check_made_of
 from visor_jax.train.metrics import read_rows
-from visor_jax.workdir import Workdir, read_json
+from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.workdir.results import check_made_of
 
 Row = dict[str, Any]
 

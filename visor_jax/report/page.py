@@ -19,7 +19,6 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from visor_jax.fault_points import fault_point
 from visor_jax.report import figures
 from visor_jax.report.facts import (
     Facts,
@@ -32,8 +31,9 @@ from visor_jax.report.facts import (
     slots_on,
     tasks_by_level,
 )
-from visor_jax.supervision import beat
-from visor_jax.workdir import Workdir, flat_fields, write_bytes, write_text
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.folder import Workdir, flat_fields, write_bytes, write_text
+from visor_jax.workdir.supervision import beat
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from visor_jax import compiling
 from visor_jax.architecture import (
     AnyResArchitecture,
     Architecture,
@@ -24,6 +23,7 @@ from visor_jax.architecture import (
 )
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
+from visor_jax.scale import compiler_options as compiling
 
 TINY = Architecture(
     text=TextArchitecture(

@@ -1,7 +1,7 @@
 """What training does about steps that are not finite.
 
 Out: `BadSteps` (give up after too many in a row) and `keep_if_finite` (the jitted part of it). Signals and hangs:
-`visor_jax.supervision`.
+`visor_jax.workdir.supervision`.
 """
 
 from __future__ import annotations

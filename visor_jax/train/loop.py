@@ -2,7 +2,7 @@
 
 In: a validated config, a stage name, a workdir. Out: `WORKDIR/<stage>/` with checkpoints, `metrics.jsonl`, TensorBoard
 events and, once every step is done, `complete.json`. Stages differ only in configuration and in their `Objective`
-(`visor_jax.train.stages`). The loop runs under a mesh whatever the number of devices.
+(`visor_jax.train.stage`). The loop runs under a mesh whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from visor_jax import compiling
 from visor_jax.architecture import Architecture
+from visor_jax.checkpoint.manager import Checkpoints
+from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.config import architecture, stage_config
 from visor_jax.errors import STOPPED, RequestError
-from visor_jax.fault_points import fault_point
-from visor_jax.goodput import Goodput
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
+from visor_jax.scale import compiler_options as compiling
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
-from visor_jax.supervision import Stop, beat, supervised, watched
-from visor_jax.train.checkpoints import Checkpoints
 from visor_jax.train.faults import BadSteps, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
-from visor_jax.train.objectives import Loss, computed_in
+from visor_jax.train.objectives.glyphs_base import Loss, computed_in
 from visor_jax.train.optimizer import (
     FlatParams,
     build_optimizer,
@@ -47,9 +45,11 @@ from visor_jax.train.optimizer import (
     state_shardings,
     unflatten,
 )
-from visor_jax.train.restoring import restore_complete
-from visor_jax.train.stages import Objective, Step, make_objective
-from visor_jax.workdir import StageFolder, Workdir, as_path
+from visor_jax.train.stage import Objective, Step, make_objective
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.folder import StageFolder, Workdir, as_path
+from visor_jax.workdir.goodput import Goodput
+from visor_jax.workdir.supervision import Stop, beat, supervised, watched
 
 log = logging.getLogger(__name__)
 

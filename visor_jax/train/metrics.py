@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from visor_jax.errors import RequestError, RunError
-from visor_jax.files import parse_json, read_regular
-from visor_jax.json_shape import AMOUNT, COUNT, NUMBER, TEXT, check_shape, each, optional
+from visor_jax.files.json_shape import AMOUNT, COUNT, NUMBER, TEXT, check_shape, each, optional
+from visor_jax.files.read_write import parse_json, read_regular
 from visor_jax.train.event_file import EventFile
-from visor_jax.workdir import finite_or_null, write_bytes
+from visor_jax.workdir.folder import finite_or_null, write_bytes
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from visor_jax import testing
-from visor_jax.api import Visor
 from visor_jax.budget import all_subsets
 from visor_jax.export import torch_export
 from visor_jax.export.torch_model import VisorProcessor
+from visor_jax.loading import Visor
 
 try:
     common = importlib.import_module("tests.test_processing_common")

@@ -15,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from visor_jax.compiling import QUICK
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.attention import gpu, library, tpu, xla_chunked, xla_decode
+from visor_jax.kernels.attention import dot_product_attention as library
+from visor_jax.kernels.attention import pallas_tpu as tpu
+from visor_jax.kernels.attention import pallas_triton as gpu
+from visor_jax.kernels.attention import xla_chunked, xla_decode
+from visor_jax.scale.compiler_options import QUICK
 
 BATCH, HEADS, HEAD_DIM = 3, 4, 8
 Arrays = tuple[np.ndarray, ...]

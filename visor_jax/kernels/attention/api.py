@@ -17,7 +17,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from visor_jax.kernels import mesh
-from visor_jax.kernels.attention import base, gpu, library, tpu, xla_chunked, xla_decode
+from visor_jax.kernels.attention import base, xla_chunked, xla_decode
+from visor_jax.kernels.attention import dot_product_attention as library
+from visor_jax.kernels.attention import pallas_tpu as tpu
+from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.kernels.attention.base import AttentionMask
 
 Implementation = Literal["xla", "xla_chunked", "xla_decode", "pallas_tpu", "pallas_gpu", "cudnn", "splash", "tokamax"]

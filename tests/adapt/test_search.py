@@ -1,0 +1,138 @@
+"""Search: what is kept of evaluated subsets, and which are evaluated when there are too many."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.adapt.search import Subset, explore, read_viable, viable
+from visor_jax.budget import Bits, all_subsets, parse_bits
+from visor_jax.errors import RequestError
+from visor_jax.workdir.folder import Workdir, read_json
+
+
+@st.composite
+def evaluated(draw: st.DrawFn) -> list[Subset]:
+    """All subsets of some slots with invented figures; few values, so that ties are common."""
+    slots = draw(st.integers(1, 4))
+    price = draw(st.lists(st.integers(1, 3), min_size=slots, max_size=slots))
+
+    def subset(bits: Bits) -> Subset:
+        accuracy, loss = draw(st.integers(0, 5)) / 5, draw(st.integers(0, 3)) / 3
+        return Subset(bits, accuracy, loss, 10.0 + sum(p for p, on in zip(price, bits, strict=True) if on), {})
+
+    return [subset(bits) for bits in all_subsets(slots)]
+
+
+@given(evaluated())
+def test_viable_holds_the_front_and_the_best_of_each_count(found: list[Subset]) -> None:
+    kept = viable(found)
+    assert len({s.bits for s in kept}) == len(kept)
+    assert {s.count for s in kept} == {s.count for s in found}, "every count, so also the empty and the full budget"
+    for count in {s.count for s in found}:
+        best = max(s.accuracy for s in found if s.count == count)
+        assert any(s.count == count and s.accuracy == best for s in kept)
+    for subset in found:
+        beaten = any(
+            o.flops <= subset.flops
+            and o.accuracy >= subset.accuracy
+            and (o.flops, o.accuracy) != (subset.flops, subset.accuracy)
+            for o in found
+        )
+        reached = any(o.flops <= subset.flops and o.accuracy >= subset.accuracy for o in kept)
+        assert reached, "nothing left out beats everything kept"
+        if beaten and subset in kept:
+            assert subset.accuracy == max(s.accuracy for s in found if s.count == subset.count)
+
+
+@given(evaluated())
+def test_viable_is_sorted_by_cost_and_the_better_first_among_equal_cost(found: list[Subset]) -> None:
+    kept = viable(found)
+    for before, after in itertools.pairwise(kept):
+        assert before.flops <= after.flops
+        if before.flops == after.flops:
+            assert (before.accuracy, -before.loss) >= (after.accuracy, -after.loss)
+
+
+class Landscape:
+    """Accuracy = sum of the slots' own worth; remembers what was asked."""
+
+    def __init__(self, worth: Sequence[float]) -> None:
+        self.worth, self.asked = worth, list[Bits]()
+
+    def __call__(self, subsets: Sequence[Bits]) -> list[Subset]:
+        self.asked += subsets
+        return [
+            Subset(bits, sum(w for w, on in zip(self.worth, bits, strict=True) if on), 0.0, float(sum(bits)), {})
+            for bits in subsets
+        ]
+
+
+def test_few_subsets_are_all_evaluated() -> None:
+    landscape = Landscape([1, 2, 3])
+    assert [s.bits for s in explore(landscape, 3, 8)] == all_subsets(3) == landscape.asked
+
+
+@given(st.permutations(range(7)), st.integers(90, 120))
+def test_best_first_finds_the_best_of_every_count_without_evaluating_all(worth: list[int], most: int) -> None:
+    landscape = Landscape(worth)
+    found = explore(landscape, 7, most)
+    assert len(landscape.asked) == len(set(landscape.asked)) == len(found) <= most < 2**7
+    assert {(False,) * 7, (True,) * 7} <= {s.bits for s in found}
+    for count in range(8):
+        assert max(s.accuracy for s in found if s.count == count) == sum(sorted(worth, reverse=True)[:count])
+
+
+@given(st.integers(2, 12), st.integers(2, 40))
+def test_the_limit_holds_whatever_it_is(slots: int, most: int) -> None:
+    landscape = Landscape(range(slots))
+    found = explore(landscape, slots, most)
+    assert len(found) == len(set(landscape.asked)) == len(landscape.asked) <= most
+    if most > slots:
+        assert {s.count for s in found} == set(range(slots + 1)), "every count has its share"
+
+
+def test_the_files_of_a_search(tiny_run: Path) -> None:
+    found = read_json(tiny_run / "search" / "viable.json")
+    assert found["num_slots"] == 2
+    assert [row["budget"] for row in found["subsets"]] == ["0b00", "0b01", "0b10", "0b11"]
+    assert [row["name"] for row in found["subsets"]] == ["empty", "0b01", "0b10", "full"]
+    row = found["subsets"][1]
+    assert {"easy", "hard", "tasks", "decoder_gflops"} <= row.keys()
+    assert 0 <= row["easy"] <= 1 and all(0 <= a <= 1 for a in row["tasks"].values())
+    costs = {row["budget"]: row["decoder_gflops"] for row in found["subsets"]}
+    assert costs["0b00"] < costs["0b01"] == costs["0b10"] < costs["0b11"]
+    assert found["viable"][0] == "0b00" and found["viable"][-1] == "0b11"
+    assert sorted(map(costs.__getitem__, found["viable"])) == list(map(costs.__getitem__, found["viable"]))
+    assert read_viable(Workdir(tiny_run)) == [parse_bits(name) for name in found["viable"]]
+    with (tiny_run / "search" / "subsets.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["budget"] for row in table] == [row["budget"] for row in found["subsets"]]
+    assert float(table[1]["bg"]) == row["tasks"]["bg"]
+
+
+def test_without_a_search_one_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="run the search first"):
+        read_viable(Workdir(tmp_path))
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "viable.json").write_text('{"viable": [')
+    with pytest.raises(RequestError, match=r"viable\.json.*not valid JSON"):
+        read_viable(Workdir(tmp_path))
+
+
+@pytest.mark.parametrize("viable", ["x", [], ["0b10", "0b1"], ["0b101"], [3], None])
+def test_a_result_of_another_content_is_named(tmp_path: Path, viable: object) -> None:
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "viable.json").write_text(json.dumps({"num_slots": 2, "viable": viable}))
+    with pytest.raises(RequestError, match=r"viable\.json: viable=.*expected a list of budgets"):
+        read_viable(Workdir(tmp_path))

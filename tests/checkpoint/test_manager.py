@@ -1,0 +1,374 @@
+"""Checkpoints: what was saved comes back, what is damaged never does, and a failed save is never silent."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from visor_jax.checkpoint import manager as module
+from visor_jax.checkpoint.manager import Checkpoints, find, restore_params
+from visor_jax.checkpoint.manifest import Manifest
+from visor_jax.errors import RequestError, RunError
+
+IDENTITY = {"stage": "full", "config": {"model.text.num_layers": 6}, "data": ""}
+
+
+class Adam(NamedTuple):
+    """A container that Orbax must not need to know."""
+
+    steps: jax.Array
+    mu: dict
+
+
+def make_state(value: float = 0.0) -> dict:
+    params = {
+        "blocks": {
+            "text": {"kernel": jnp.arange(24.0).reshape(4, 6) + value},
+            "gate": jnp.full((2,), value, jnp.bfloat16),
+        },
+        "norm": {"scale": jnp.ones((6,)) * value},
+    }
+    return {
+        "params": params,
+        "opt_state": (Adam(jnp.int32(value), {"blocks/text/kernel": jnp.ones((4, 6)) * value}), ()),
+    }
+
+
+def assert_trees_equal(left, right) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def opened(folder: Path, **changes) -> Checkpoints:
+    return Checkpoints(folder, **{"identity": IDENTITY, "keep": 2, "retry_seconds": 0.0, **changes})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A folder with the good steps 1 and 2, never to be changed (`copied` gives one that may be)."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    with opened(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, make_state(step), {"position": 10 * step})
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path) -> Path:
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+# --- what was saved comes back ----------------------------------------------------------------------------------------
+
+
+def test_state_and_meta_come_back_exactly(saved):
+    with opened(saved) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert checkpoints.passed_over == []
+        assert checkpoints.meta(2) == {"position": 20}
+        assert_trees_equal(checkpoints.restore(2, jax.eval_shape(make_state)), make_state(2))
+
+
+def test_names_on_disk_are_those_of_the_parameters(saved):
+    tree = newest(saved).tree
+    assert tree["params/blocks/text/kernel"] == [[4, 6], "float32"]
+    assert tree["params/blocks/gate"] == [[2], "bfloat16"]
+    assert tree["opt_state/0/mu/blocks/text/kernel"] == [[4, 6], "float32"]
+
+
+def test_a_save_in_the_background_holds_its_own_step_though_the_next_overwrites_the_arrays(tmp_path):
+    advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = {"params": {"w": jnp.zeros((512, 512))}}
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        for _ in range(20):
+            state = advance(state)
+        jax.block_until_ready(state)
+        checkpoints.wait()
+        assert float(checkpoints.restore(1, state)["params"]["w"].sum()) == 0.0
+
+
+def test_an_empty_folder_has_no_latest_step(tmp_path):
+    with opened(tmp_path / "none" / "yet") as checkpoints:
+        assert checkpoints.latest() is None
+
+
+def test_keeps_the_last_good_steps(tmp_path):
+    with opened(tmp_path, keep=2) as checkpoints:
+        for step in (5, 10, 15):
+            checkpoints.save(step, {"params": {"w": jnp.ones(3)}}, wait=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "15"]
+
+
+def test_a_damaged_step_does_not_count_as_kept(copied):
+    flip(copied / "2" / "manifest.json")
+    with opened(copied, keep=2) as checkpoints:
+        assert checkpoints.latest() == 1
+        checkpoints.save(3, make_state(3), wait=True)
+    assert (copied / "1").exists(), "steps 3 and 1 are the two good ones"
+
+
+def test_saving_a_step_again_replaces_a_damaged_one(copied):
+    flip(copied / "2" / "manifest.json")
+    with opened(copied) as checkpoints:
+        checkpoints.save(2, make_state(7), wait=True)
+        assert checkpoints.latest() == 2
+        assert_trees_equal(checkpoints.restore(2, make_state()), make_state(7))
+
+
+def test_restore_params_takes_the_parameters_only(saved):
+    assert_trees_equal(restore_params(saved, make_state()["params"]), make_state(2)["params"])
+    assert_trees_equal(restore_params(saved, None), make_state(2)["params"])
+
+
+def test_restore_params_of_a_stage_that_never_ran_says_so(tmp_path):
+    with pytest.raises(RequestError, match="no finished checkpoint"):
+        restore_params(tmp_path / "base" / "checkpoints", None)
+
+
+# --- what is damaged never does ---------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> Manifest:
+    manifest = find(folder).manifest
+    assert manifest is not None
+    return manifest
+
+
+def flip(path: Path) -> None:
+    """Turn one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def files_of(step: Path) -> list[Path]:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["bit flipped", "truncated", "removed"])
+def test_damage_to_any_file_is_noticed_and_the_older_step_used(saved, tmp_path, caplog, damage):
+    names = [path.relative_to(saved) for path in files_of(saved / "2")]
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        folder = shutil.copytree(saved, tmp_path / str(number))
+        damage(folder / name)
+        caplog.clear()
+        found = find(folder)
+        assert found.manifest is not None and found.manifest.step == 1, f"{name} was damaged"
+        assert [step for step, _ in found.passed_over] == [2]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == 1 and "passed over" in warnings[0], warnings
+
+
+def test_a_flipped_bit_in_the_arrays_is_named(copied):
+    largest = max(files_of(copied / "2" / "arrays"), key=lambda path: path.stat().st_size)
+    flip(largest)
+    with opened(copied) as checkpoints:
+        assert checkpoints.latest() == 1
+        ((step, reason),) = checkpoints.passed_over
+        assert step == 2 and largest.name in reason and "checksum" in reason
+        assert_trees_equal(checkpoints.restore(1, make_state()), make_state(1))
+
+
+def test_what_only_looks_like_a_step_is_ignored(copied, tmp_path):
+    (copied / "3").mkdir()
+    (copied / "99999999999").mkdir()
+    (copied / "4").symlink_to(copied / "2")
+    (copied / "5").write_text("a file")
+    (copied / "007").mkdir()
+    (copied / "notes").mkdir()
+    with opened(copied) as checkpoints:
+        assert checkpoints.latest() == 2
+        assert [step for step, _ in checkpoints.passed_over] == [99999999999, 5, 4, 3]
+
+
+def test_a_step_under_another_number_is_not_believed(copied):
+    shutil.copytree(copied / "1", copied / "9")
+    assert newest(copied).step == 2
+
+
+def test_a_step_that_is_a_link_is_not_followed(copied, tmp_path):
+    (copied / "2").rename(tmp_path / "2")
+    (copied / "2").symlink_to(tmp_path / "2")
+    assert newest(copied).step == 1
+
+
+def test_a_link_in_a_step_is_not_followed(copied, tmp_path):
+    target = files_of(copied / "2" / "arrays")[0]
+    outside = tmp_path / "outside"
+    shutil.copy(target, outside)
+    target.unlink()
+    target.symlink_to(outside)
+    found = find(copied)
+    assert found.manifest and found.manifest.step == 1 and "symbolic link" in found.passed_over[0][1]
+
+
+def test_saves_cut_short_are_cleaned_up_at_the_start(copied):
+    (copied / "3" / "arrays.orbax-checkpoint-tmp").mkdir(parents=True)
+    with opened(copied) as checkpoints:
+        assert not (copied / "3").exists()
+        assert checkpoints.latest() == 2
+
+
+def test_all_steps_damaged_is_an_error_and_nothing_is_started_anew(copied):
+    for step in ("1", "2"):
+        flip(copied / step / "manifest.json")
+    with opened(copied) as checkpoints, pytest.raises(RunError, match=r"step 2.*step 1"):
+        checkpoints.latest()
+    with pytest.raises(RunError, match="no step can be trusted"):
+        restore_params(copied, None)
+
+
+def test_a_first_save_cut_short_starts_anew(tmp_path):
+    (tmp_path / "10" / "arrays").mkdir(parents=True)
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+
+
+# --- another state, configuration, format -----------------------------------------------------------------------------
+
+
+def test_another_dtype_is_refused_not_cast(saved):
+    wanted = make_state()
+    wanted["params"]["norm"]["scale"] = jnp.ones((6,), jnp.bfloat16)
+    with (
+        opened(saved) as checkpoints,
+        pytest.raises(RequestError, match=r"params/norm/scale is float32, expected bfloat16"),
+    ):
+        checkpoints.restore(2, wanted)
+
+
+def test_other_names_and_shapes_are_named(saved):
+    wanted = make_state()
+    wanted["params"]["blocks"]["text"] = {"weight": jnp.ones((4, 6))}
+    wanted["params"]["norm"]["scale"] = jnp.ones((7,))
+    with opened(saved) as checkpoints, pytest.raises(RequestError) as error:
+        checkpoints.restore(2, wanted)
+    for part in ("text/weight is missing", "text/kernel is not expected", "norm/scale has shape (6,), expected (7,)"):
+        assert part in str(error.value)
+
+
+def test_another_configuration_is_refused_by_field(saved):
+    other = {**IDENTITY, "config": {"model.text.num_layers": 8}}
+    with opened(saved, identity=other) as checkpoints:
+        with pytest.raises(RequestError, match=r"model\.text\.num_layers is 6 there and 8 here"):
+            checkpoints.latest()
+        with pytest.raises(RequestError, match=r"model\.text\.num_layers"):
+            checkpoints.restore(2, make_state())
+
+
+def test_another_dataset_is_refused(saved):
+    with (
+        opened(saved, identity={**IDENTITY, "data": "abc"}) as checkpoints,
+        pytest.raises(RequestError, match="data is"),
+    ):
+        checkpoints.latest()
+
+
+def test_another_format_is_refused_not_passed_over(copied, monkeypatch):
+    monkeypatch.setattr("visor_jax.checkpoint.manifest.READS", (3,))
+    with opened(copied) as checkpoints, pytest.raises(RequestError, match="format 2; this version reads 3"):
+        checkpoints.latest()
+
+
+def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
+    """With a bound of the largest array, as an import has it: what is read is what was written."""
+    state = {"params": {"a": jnp.arange(70_000.0).reshape(100, 700), "b": [jnp.ones(3), jnp.zeros((5, 70))]}}
+    with Checkpoints(tmp_path, identity=IDENTITY, keep=1, copied_bytes=280_000) as checkpoints:
+        checkpoints.save(0, state, wait=True)
+    assert_trees_equal(restore_params(tmp_path, state["params"]), state["params"])
+
+
+# --- failed saves -----------------------------------------------------------------------------------------------------
+
+
+class Unwritable:
+    """A saver whose disk is full, so many times."""
+
+    left = 0
+
+    def __init__(self, copied_bytes: int | None = None) -> None:
+        self.inner = module_saver(copied_bytes)
+
+    def start(self, place, tree):
+        self.inner.start(place, tree)
+
+    def wait(self):
+        self.inner.wait()
+        if Unwritable.left:
+            Unwritable.left -= 1
+            raise OSError(28, "No space left on device")
+
+    def close(self):
+        self.inner.close()
+
+
+module_saver = module.ArraySaver
+
+
+@pytest.fixture
+def unwritable(monkeypatch):
+    monkeypatch.setattr(module, "ArraySaver", Unwritable)
+    yield Unwritable
+    Unwritable.left = 0
+
+
+def settled(checkpoints: Checkpoints) -> bool:
+    """`poll` once the save on its way has ended."""
+    pending = checkpoints._pending
+    assert pending is not None
+    pending[1].exception()
+    return checkpoints.poll()
+
+
+def test_a_failed_save_is_told_at_the_next_step_and_made_again(tmp_path, unwritable, caplog):
+    unwritable.left = 1
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        assert settled(checkpoints) is True
+        assert "No space left" in caplog.text
+        assert not (tmp_path / "1").exists(), "what a failed save wrote is given back"
+        checkpoints.save(2, make_state(2))
+        assert settled(checkpoints) is False
+        assert checkpoints.latest() == 2
+
+
+def test_a_save_that_is_waited_for_is_made_again_until_it_stands(tmp_path, unwritable):
+    unwritable.left = module.SAVE_ATTEMPTS - 1
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), wait=True)
+        assert checkpoints.latest() == 1
+
+
+def test_too_many_failures_in_a_row_end_the_run_and_keep_the_older_step(copied, unwritable):
+    unwritable.left = 99
+    with pytest.raises(RunError, match=r"3 in a row.*No space left"), opened(copied) as checkpoints:
+        checkpoints.save(3, make_state(3), wait=True)
+    assert newest(copied).step == 2
+
+
+def test_a_failed_last_save_is_no_clean_end(tmp_path, unwritable):
+    unwritable.left = 1
+    with pytest.raises(RunError, match="could not be saved"), opened(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+
+
+def test_an_error_in_the_block_is_not_hidden_by_a_failed_save(tmp_path, unwritable):
+    unwritable.left = 1
+    with pytest.raises(KeyError), opened(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        raise KeyError

@@ -1,0 +1,423 @@
+"""Configurations: what is refused and how it is said, what survives a round trip, and that loading stays light."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax.config import (
+    apply_overrides,
+    architecture,
+    config_from_file,
+    default_config,
+    from_dict,
+    from_json,
+    load_config,
+    stage_config,
+    to_json,
+    validate,
+)
+from visor_jax.config.schema import SCHEMA, STAGES, TRAINED_STAGES, all_names, field_of, parse_grids
+from visor_jax.errors import RequestError, nearest
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+GET_CONFIG = """from visor_jax.config import default_config
+def get_config():
+    config = default_config()
+    {}
+    return config
+"""
+
+
+def refused(*overrides: str) -> str:
+    """The message with which overrides of the default configuration are refused: one line."""
+    with pytest.raises(RequestError) as caught:
+        apply_overrides(default_config(), [f"--config.{override}" for override in overrides])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def changed(*overrides: str):
+    return apply_overrides(default_config(), [f"--config.{override}" for override in overrides])
+
+
+# --- the files in configs/ --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_config_is_valid_and_says_what_it_is(path):
+    config = load_config(path)
+    assert config.name == path.stem
+    text = path.read_text()
+    assert "Reproduces" in text
+    assert "visor run --config=" in text
+    assert from_json(to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "slots", "parameters"),
+    [("llava_ov_0p5b", 24, 8, 0.5e9), ("llava_ov_1p5b", 28, 9, 1.5e9), ("llava_ov_7b", 28, 9, 7.6e9)],
+)
+def test_real_sizes(name, layers, slots, parameters):
+    arch = architecture(load_config(ROOT / "configs" / f"{name}.py"))
+    text = arch.text
+    assert (text.num_layers, arch.num_slots) == (layers, slots)
+    assert arch.vision.patches_per_side == 27
+    assert arch.anyres.pinpoints[0] == (384, 384)
+    assert arch.anyres.pinpoints[1] == (384, 768)
+    assert len(arch.anyres.pinpoints) == 36
+    heads = 2 * text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim
+    layer = text.hidden_size * (heads + 3 * text.intermediate_size)
+    tables = text.vocab_size * text.hidden_size * (1 if text.tie_word_embeddings else 2)
+    assert math.isclose(text.num_layers * layer + tables, parameters, rel_tol=0.05)
+
+
+def test_the_argument_after_the_colon_reaches_get_config():
+    config = load_config(f"{ROOT / 'configs' / 'forkme.py'}:runs/other")
+    assert config.stage_overrides.full.init_from == "runs/other/universal"
+
+
+def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
+    tokens = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 6, "content": "<image>"}]}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(tokens))
+    assert architecture(changed(f"tokenizer.path={file}")).text.vocab_size == 7
+    assert architecture(changed(f"tokenizer.path={file}", "model.text.vocab_size=99")).text.vocab_size == 99
+    assert architecture(changed()).text.vocab_size > 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        ((), 2 * 81 + 2048),  # rows are shorter than that; two pictures of one tile of 9 x 9 patches
+        (("model.anyres.pinpoints=(1x1),(1x2)", "data.tiles=3"), 2 * 10 * 81 + 2048),
+        (("data.visual_length=600", "data.text_length=400"), 4000),
+        (("data.visual_length=9000",), 32_768),
+        (("data.visual_length=9000", "model.text.max_positions=77"), 77),
+    ],
+)
+def test_a_prompt_may_be_a_few_times_as_long_as_what_was_trained_on(overrides, most):
+    assert architecture(changed(*overrides)).text.max_positions == most
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"model": {"vocab": {}}}', '{"model": 3}'])
+def test_a_bad_tokenizer_file_is_named(tmp_path, content):
+    file = tmp_path / "tokenizer.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(RequestError, match=r"tokenizer\.path='.*tokenizer\.json'"):
+        architecture(changed(f"tokenizer.path={file}"))
+
+
+# --- fields -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.stepz=3", "train.stepz=3: unknown field; did you mean 'train.steps'?"),
+        ("steps=3", "steps=3: unknown field; did you mean 'train.steps'?"),
+        ("trian.x=3", "trian.x=3: unknown field; did you mean 'train'?"),
+        ("stage_overrides.warmup.stps=3", "did you mean 'stage_overrides.warmup.steps'?"),
+        ("stage_overrides.fulll.steps=3", "did you mean 'full'?"),
+        ("train.lr=3", "train.lr=3: unknown field; train has steps, objective,"),
+        ("train=3", "train=3: unknown field; it is a section, of steps, objective,"),
+        ("qqqqq=3", "qqqqq=3: unknown field; there are name, seed, stage,"),
+        ("train.steps=ten", "train.steps=ten: expected a whole number"),
+        ("train.steps=1.5", "train.steps=1.5: expected a whole number"),
+        ("train.steps=0", "train.steps=0: expected a number of at least 1"),
+        ("train.steps=-5", "train.steps=-5: expected a number of at least 1"),
+        ("stage_overrides.full.steps=0", "stage_overrides.full.steps=0: expected a number of at least 1"),
+        ("train.learning_rate=nan", "train.learning_rate=nan: expected a finite number"),
+        ("train.learning_rate=inf", "train.learning_rate=inf: expected a finite number"),
+        ("train.learning_rate=-1", "train.learning_rate=-1: expected a number above 0"),
+        ("train.remat=maybe", "train.remat=maybe: expected true or false"),
+        ("train.schedule=cosin", "one of 'cosine', 'linear', 'constant'; did you mean 'cosine'?"),
+        ("stage=warmpu", "did you mean 'warmup'?"),
+        ("stages=full,warmup", "expected different stages in the order"),
+        ("stages=full,full", "expected different stages in the order"),
+        ("stages=base,fine", "expected different stages in the order"),
+        ("data.text_length=0", "data.text_length=0: expected a number of at least 1"),
+        ("train.trainable=(", "regular expressions"),
+        ("train.trainable=", "regular expressions"),
+        ("train.group_rates=3", "expected a list of pairs (text, a number)"),
+        ('train.group_rates=(("vision/", -1),)', "multiplier of at least 0"),
+        ("data.scenes=(('cards', 0),)", "not all of them 0"),
+        ("model.anyres.image_std=0,1,1", "three numbers above 0"),
+        ("model.anyres.pinpoints=(1x1),...", "grids of tiles"),
+        ("model.anyres.pinpoints=(0x1)", "grids of tiles"),
+        ("evaluate.dials=0,nan", "expected a finite number"),
+        ("seed=-1", "seed=-1: expected a whole number from 0"),
+        ("train.steps", "--config.train.steps: expected --config.train.steps=VALUE"),
+        ("name=a\nb\nunknown", None),
+        ("nam=a\nb", "nam='a\\nb': unknown field"),
+    ],
+)
+def test_overrides_that_make_no_sense(override, expected):
+    if expected is None:
+        assert changed(override).name == override.removeprefix("name=")
+    else:
+        assert expected in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model.text.num_layers=2"], "model.text.num_layers=2: expected at least 3"),
+        (["model.text.num_heads=6"], "model.text.num_kv_heads=4: expected a divisor of model.text.num_heads=6"),
+        (["model.text.head_dim=15"], "model.text.head_dim=15: expected an even number"),
+        (["model.cross.num_kv_heads=3"], "model.cross.num_kv_heads=3: expected a divisor"),
+        (["model.cross.num_kv_heads=2"], "model.cross.num_kv_heads=2: expected at least 4"),
+        (["model.cross.kernel_size=6"], "model.cross.kernel_size=6: expected an odd number"),
+        (["model.text.num_heads=16777216"], "model.text.num_heads=16777216: expected a number from 1 to 1024"),
+        (["model.vision.num_heads=7"], "model.vision.num_heads=7: expected a divisor of model.vision.hidden_size=96"),
+        (["model.vision.patch_size=100"], "model.vision.patch_size=100: expected at most"),
+        (["model.policy.max_budgets=3"], "model.policy.max_budgets=3: expected at least 4"),
+        (["data.visual_length=81"], "data.visual_length=81: expected at least 82"),
+        (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
+        (["model.anyres.packing=4", "data.visual_length=25"], "data.visual_length=25: expected at least 26"),
+        (["model.anyres.packing=2"], "model.anyres.packing=2: the stage 'base' teaches single patches"),
+        (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected from 2"),
+        (["data.source=llava", "stages=full"], "data.path='': expected the JSON file"),
+        (["data.source=llava", "data.path=a.json"], "the stage 'base' in stages"),
+        (["data.source=llava", "data.path=a.json", "stages=full", "stage=base"], "the stage 'base' in stage "),
+        (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
+        (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),
+        (["mesh.replica=-1"], "mesh.replica=-1, mesh.fsdp=-1, mesh.tensor=1: expected -1"),
+        (["mesh.tensor=3"], "mesh.tensor=3: expected a divisor of model.text.num_heads=4"),
+        (["mesh.fsdp=5"], "data.batch_size=32: expected a multiple of 5"),
+        (["mesh.fsdp=32", "stage_overrides.policy.batch_size=48"], "stage_overrides.policy.batch_size=48: expected a"),
+        (["stage_overrides.full.init_from=universal"], "stage_overrides.full.init_from='universal': expected ''"),
+        (["stage_overrides.universal.init_from=ful"], "did you mean 'full'?"),
+    ],
+)
+def test_fields_that_contradict_each_other(overrides, expected):
+    assert expected in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ("train.learning_rate=1", "train.learning_rate", 1.0),
+        ("train.learning_rate=3e-4", "train.learning_rate", 3e-4),
+        ("train.remat=True", "train.remat", True),
+        ("stages=warmup,full", "stages", ("warmup", "full")),
+        ('stages=["warmup", "full"]', "stages", ("warmup", "full")),
+        ("evaluate.dials=(0, 1)", "evaluate.dials", (0.0, 1.0)),
+        ("evaluate.dials=-1,2.5", "evaluate.dials", (-1.0, 2.5)),
+        ("train.trainable=(?!routing/)", "train.trainable", ("(?!routing/)",)),
+        ("train.trainable=('a/', 'b/')", "train.trainable", ("a/", "b/")),
+        ("train.group_rates=(('vision/', 0.2),)", "train.group_rates", (("vision/", 0.2),)),
+        ("data.scenes=[['cards', 2]]", "data.scenes", (("cards", 2),)),
+        ("data.scenes=", "data.scenes", ()),
+        ("tokenizer.system=a=b, c", "tokenizer.system", "a=b, c"),
+    ],
+)
+def test_overrides_become_values_of_the_field_s_type(override, field, value):
+    config = changed(override)
+    for part in field.split("."):
+        config = config[part]
+    assert config == value
+    assert type(config) is type(value)
+
+
+def test_of_a_field_given_twice_the_last_counts_and_it_is_said(caplog):
+    assert changed("train.steps=3", "train.steps=4").train.steps == 4
+    assert "--config.train.steps is given twice: '4' counts, not '3'" in caplog.text
+
+
+def test_a_checked_configuration_takes_no_new_fields():
+    config = changed()
+    with pytest.raises(AttributeError):
+        config.train.stepz = 3
+
+
+def test_grids():
+    assert parse_grids("(1x2), (2x1)") == ((1, 2), (2, 1))
+    assert parse_grids("(1x1),...,(2x3)") == ((1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3))
+    assert parse_grids("") == ()
+
+
+@given(st.sampled_from(sorted(SCHEMA)), st.text(max_size=20))
+def test_any_text_is_a_value_or_refused_by_name(name, text):
+    try:
+        config = changed(f"{name}={text}")
+    except RequestError as error:
+        assert str(error)
+    else:
+        assert from_json(to_json(config)) == config
+
+
+@given(st.sampled_from(all_names()), st.integers(0, 40))
+def test_a_slip_of_the_finger_is_recognised(name, place):
+    slip = name[: place % len(name)] + "~" + name[place % len(name) :]
+    if "." not in slip[place % len(name) :]:  # the slip is in the field's own name, not in its section's
+        with pytest.raises(RequestError, match="unknown field"):
+            changed(f"{slip}=1")
+
+
+def test_nearest():
+    assert nearest("warmpu", STAGES) == "did you mean 'warmup'?"
+    assert nearest("Warmup", STAGES) == "did you mean 'warmup'?"
+    assert nearest("zzz", STAGES) == ""
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_s_settings_are_the_defaults_with_its_own():
+    config = changed("train.steps=7", "stage_overrides.full.steps=9", "stage_overrides.full.batch_size=3")
+    assert stage_config(config, "warmup").steps == 7
+    assert stage_config(config, "full").steps == 9
+    assert stage_config(config, "full").batch_size == 3
+    assert stage_config(config, "warmup").batch_size == config.data.batch_size
+    assert stage_config(config, "policy").objective == "policy"
+    assert config.train.steps == 7
+
+
+def test_every_stage_but_the_first_starts_from_one_before_it():
+    config = changed()
+    chain = [stage_config(config, stage).init_from for stage in ("base", "warmup", "full", "universal", "policy")]
+    assert chain == ["", "base", "warmup", "full", "universal"]
+
+
+def test_a_start_that_is_a_path_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somewhere")
+    config = changed("stage_overrides.full.init_from=runs/a/universal", "stage_overrides.warmup.init_from=gs://b/full")
+    assert stage_config(config, "full").init_from == str(tmp_path / "runs/a/universal")
+    at_home = changed("stage_overrides.full.init_from=~/a/universal")
+    assert stage_config(at_home, "full").init_from == "/somewhere/a/universal"
+    assert stage_config(config, "warmup").init_from == "gs://b/full"
+
+
+@pytest.mark.parametrize(("stage", "expected"), [("search", "trains nothing"), ("ful", "did you mean 'full'")])
+def test_stages_without_settings(stage, expected):
+    with pytest.raises(RequestError, match=expected):
+        stage_config(changed(), stage)
+
+
+def test_stage_overrides_know_every_training_field():
+    for stage in TRAINED_STAGES:
+        assert field_of(f"stage_overrides.{stage}.steps") is SCHEMA["train.steps"]
+    assert field_of("stage_overrides.search.steps") is None
+    assert field_of("stage_overrides.full.train.steps") is None
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def load_error(path, **options) -> str:
+    with pytest.raises(RequestError) as caught:
+        load_config(path, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("config.train.stepz = 3", "train.stepz=3: unknown field; did you mean 'train.steps'?"),
+        ("config.train.steps = 'ten'", "train.steps='ten': expected a whole number"),
+        ("config.train.steps = None", "train.steps=None: expected a whole number"),
+        ("config.train.learning_rate = float('nan')", "train.learning_rate=nan: expected a finite number"),
+        ("config.model.text.num_heads = True", "model.text.num_heads=True: expected a whole number"),
+        ("config.stage_overrides.search = dict(steps=3)", "stage_overrides.search"),
+        ("config.train = 3", "train=3: unknown field"),
+        ("del config.train.steps", "train.steps: missing"),
+        ("1 / 0", "ZeroDivisionError in line 4: division by zero"),
+        ("config.nothing.at_all = 3", "AttributeError in line 4"),
+        ("return 3", "get_config() returned int, expected a ConfigDict"),
+        ("raise SystemExit(5)", "SystemExit in line 4: 5"),
+        ("return (", "SyntaxError in line"),
+    ],
+)
+def test_a_file_that_is_wrong_is_named(tmp_path, body, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(GET_CONFIG.format(body))
+    assert expected in load_error(path)
+
+
+def test_files_that_cannot_be_taken(tmp_path):
+    (tmp_path / "glyphs_mini.py").write_text("x = 1\n")
+    (tmp_path / "notes.txt").write_text("hello\n")
+    assert "defines no function get_config()" in load_error(tmp_path / "glyphs_mini.py")
+    assert "did you mean" in load_error(tmp_path / "glyphs_mni.py")
+    assert "no such file" in load_error(tmp_path / "nowhere" / "a.py")
+    assert "expected a Python file" in load_error(tmp_path / "notes.txt")
+    os.mkfifo(tmp_path / "fifo.py")
+    assert "is no regular file" in load_error(tmp_path) and "is no regular file" in load_error(tmp_path / "fifo.py")
+    assert "only read from a local file" in load_error("gs://bucket/configs/a.py")
+    assert "printable" in load_error("a\nb.py")
+    assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'glyphs_mini.py'}:x")
+
+
+def test_code_in_a_workdir_is_not_executed(tmp_path):
+    trap = tmp_path / "run" / "deep" / "mine.py"
+    trap.parent.mkdir(parents=True)
+    trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+    assert "workdir" in load_error(trap, workdir=str(tmp_path / "run"))
+    (tmp_path / "run" / "config.json").write_text('{"config": {}, "format": 1}')
+    assert "workdir" in load_error(trap)
+    (tmp_path / "link.py").symlink_to(trap)
+    assert "workdir" in load_error(tmp_path / "link.py")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_config_file_may_start_from_another(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        f"from visor_jax.config import config_from_file\n"
+        f"def get_config():\n"
+        f"    config = config_from_file({str(ROOT / 'configs' / 'glyphs_mini.py')!r})\n"
+        f"    config.seed = 5\n"
+        f"    return config\n"
+    )
+    ours = config_from_file(ROOT / "configs" / "glyphs_mini.py")
+    theirs = load_config(tmp_path / "mine.py")
+    assert theirs.seed == 5
+    theirs.seed = ours.seed
+    assert theirs == validate(ours)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def test_json_round_trip_keeps_types():
+    config = changed("train.group_rates=(('vision/', 0.2),)", "stages=warmup,full")
+    again = from_json(to_json(config))
+    assert again == config
+    assert again.train.group_rates == (("vision/", 0.2),)
+    assert again.stages == ("warmup", "full")
+    assert isinstance(again.train.learning_rate, float)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"a": 1}', '{"a.b": 1}', '{"train": {"steps": NaN}}', "[" * 100_000])
+def test_json_that_is_no_configuration(text):
+    with pytest.raises(RequestError) as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_dict_refuses_what_is_no_object():
+    with pytest.raises(RequestError, match="expected a JSON object"):
+        from_dict(json.loads("[]"))
+
+
+def test_loading_imports_neither_jax_nor_the_model():
+    code = (
+        "import sys; from visor_jax.config import load_config, architecture;"
+        f"load_config({str(ROOT / 'configs' / 'llava_ov_0p5b.py')!r});"
+        "print([m for m in ('jax', 'flax', 'torch', 'numpy', 'tensorflow') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

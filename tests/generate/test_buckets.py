@@ -1,0 +1,87 @@
+"""Buckets hold what they are for, waste little, and are few; batches hold every question once, beside its like."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax import testing
+from visor_jax.data.anyres import tile_count, visual_token_count
+from visor_jax.data.collate import Window
+from visor_jax.generate.buckets import (
+    LEAST_VISUAL,
+    MAX_ROWS,
+    TILES,
+    batches,
+    bucket,
+    capacity_of,
+    joined,
+    rows_of,
+    window_of,
+)
+
+windows = st.builds(Window, st.integers(0, 40), st.integers(0, 9000), st.integers(1, 3000))
+
+
+@given(size=windows)
+def test_a_bucket_holds_its_prompt_and_little_more(size: Window) -> None:
+    window = window_of(size)
+    assert window.holds(size) and window.tiles >= 1 and window.visual >= 1
+    assert window.tiles <= max(1.25 * size.tiles, size.tiles + 1)
+    assert window.visual <= max(1.125 * size.visual, size.visual + LEAST_VISUAL)
+    assert window_of(window) == window, "a bucket is its own"
+
+
+def test_buckets_are_few_and_the_largest_picture_has_its_own() -> None:
+    assert [bucket(size, 8) for size in (0, 1, 8, 9, 128, 129, 256, 257, 7353)] == [
+        8,
+        8,
+        8,
+        16,
+        128,
+        144,
+        256,
+        288,
+        7680,
+    ]
+    assert len({window_of(Window(1, size, 1)).visual for size in range(1, 8833)}) < 70
+    assert window_of(Window(37, 8765, 60)) == Window(37, 8832, 64), "by contract: 37 tiles, 8,832 visual slots"
+    assert window_of(Window(37, 8833, 60)).visual > 8832
+
+
+def test_no_anyres_grid_wastes_more_than_a_quarter_of_the_tower() -> None:
+    for rows in range(1, 7):
+        for columns in range(1, 7):
+            tiles = 1 + rows * columns
+            assert min(held for held in TILES if held >= tiles) <= 1.25 * tiles
+
+
+@given(tokens=st.integers(1, 10_000))
+def test_capacities_and_rows_are_powers_of_two(tokens: int) -> None:
+    for found in (capacity_of(tokens), rows_of(tokens)):
+        assert found >= tokens and found & (found - 1) == 0
+    assert capacity_of(tokens) < max(2 * tokens, 65)
+
+
+@given(sizes=st.lists(windows.map(window_of), min_size=1, max_size=40))
+def test_batches_hold_every_question_once_beside_its_like(sizes: list[Window]) -> None:
+    groups = batches(sizes)
+    assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
+    for group in groups:
+        together = joined([sizes[index] for index in group])
+        assert len(group) <= MAX_ROWS
+        for index in group:
+            assert together.visual <= 2 * max(sizes[index].visual, 128)
+            assert together.text <= 2 * max(sizes[index].text, 128)
+
+
+def test_alike_questions_share_batches() -> None:
+    assert [len(group) for group in batches([Window(1, 40, 32)] * 19)] == [8, 8, 3]
+    assert sorted(map(len, batches([Window(2, 1536, 32)] * 3 + [Window(31, 7680, 32)] * 2))) == [2, 3]
+
+
+def test_real_pictures_fit_their_buckets() -> None:
+    arch = testing.tiny_architecture(3)
+    for size in ((8, 8), (16, 16), (5, 40), (40, 5)):
+        own = Window(tile_count(size, arch), visual_token_count(size, arch), 9)
+        assert window_of(own).holds(own)

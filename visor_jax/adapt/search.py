@@ -1,0 +1,156 @@
+"""Search: which subsets of the self-attention slots are worth keeping (method.md section 5.3).
+
+In: the trained full model and a held-out split. Out: `search/subsets.csv` (every subset that was evaluated) and
+`search/viable.json` (the short list, cheapest first): the accuracy-per-FLOP Pareto front, plus the best of each count.
+All subsets are evaluated while there are at most `search.max_subsets` of them; with more slots the search goes
+best-first by count: from the best few subsets of one count to those with one slot more.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
+from visor_jax.evaluate.scoring import Scores, score
+from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
+from visor_jax.scale.mesh import scoring_mesh
+from visor_jax.workdir.folder import Workdir, write_json, write_text
+from visor_jax.workdir.results import read_viable as read_viable
+
+log = logging.getLogger(__name__)
+
+BEAM = 4  # subsets of each count that a best-first search goes on from
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One evaluated subset: its accuracy (mean over tasks), loss (nats per answer) and decoder FLOPs per sample."""
+
+    bits: Bits
+    accuracy: float
+    loss: float
+    flops: float
+    tasks: dict[str, float]
+
+    @property
+    def count(self) -> int:
+        return sum(self.bits)
+
+
+def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
+    """Evaluate subsets of the newest "full" model, write both files, return the viable budgets."""
+    from visor_jax.data.questions import single_questions
+    from visor_jax.data.skips import SkipLog
+    from visor_jax.loading import load_stage
+
+    model, identity = load_stage(workdir, "full"), workdir.identity(config, "search")
+    skips, mesh = SkipLog(), scoring_mesh(config)
+    questions = single_questions(config, "validation", config.search.samples, skips)
+    batches = questions.batches(config.evaluate.batch_size)  # read anew for every call of `evaluate`
+
+    def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
+        scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=config.model.dtype)
+        return summarise(scores, model.arch)
+
+    found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
+    kept = viable(found)
+    write_results(workdir, found, kept, model.arch, skips.by_reason(), identity)
+    return [subset.bits for subset in kept]
+
+
+def explore(evaluate: Callable[[Sequence[Bits]], list[Subset]], num_slots: int, max_subsets: int) -> list[Subset]:
+    """Every subset if they are few enough, else best-first by count."""
+    if 2**num_slots <= max_subsets:
+        return evaluate(all_subsets(num_slots))
+    empty, full = (False,) * num_slots, (True,) * num_slots
+    found = {subset.bits: subset for subset in evaluate([empty, full])}
+    frontier = [found[empty]]
+    for count in range(1, num_slots):
+        grown = (grow(subset.bits, slot) for subset in frontier for slot in range(num_slots) if not subset.bits[slot])
+        share = (max_subsets - len(found)) // (num_slots - count)  # leaves some for the counts to come
+        fresh = evaluate(list(dict.fromkeys(grown))[:share]) if share > 0 else []
+        if not fresh:
+            break
+        found.update((subset.bits, subset) for subset in fresh)
+        frontier = sorted(fresh, key=better_first)[:BEAM]
+    return list(found.values())
+
+
+def grow(bits: Bits, slot: int) -> Bits:
+    return (*bits[:slot], True, *bits[slot + 1 :])
+
+
+def better_first(subset: Subset) -> tuple[float, float, float]:
+    return (-subset.accuracy, subset.loss, subset.flops)
+
+
+def viable(found: Sequence[Subset]) -> list[Subset]:
+    """The Pareto front of accuracy against FLOPs plus the best subset of each count, cheapest first.
+
+    Of subsets with the same cost the better comes first: whoever takes "the first that will do" takes the better one.
+    """
+    best_of_count = {
+        count: min((s for s in found if s.count == count), key=better_first) for count in {s.count for s in found}
+    }
+    front = [s for s in found if not any(dominates(other, s) for other in found)]
+    kept = {s.bits: s for s in (*best_of_count.values(), *front)}
+    return sorted(kept.values(), key=lambda s: (s.flops, *better_first(s)))
+
+
+def dominates(other: Subset, subset: Subset) -> bool:
+    """At least as accurate for at most the same FLOPs, and better in one of the two (loss settles equal accuracy)."""
+    if other.flops > subset.flops or other.accuracy < subset.accuracy:
+        return False
+    return other.flops < subset.flops or other.accuracy > subset.accuracy or other.loss < subset.loss
+
+
+def summarise(scores: Scores, arch: Architecture) -> list[Subset]:
+    subsets = []
+    for row, bits in enumerate(scores.budgets):
+        tasks = task_accuracies(scores.correct[row], scores.tasks)
+        loss = -float(scores.log_likelihood[row].mean())
+        flops = mean_decoder_flops(arch, bits, scores)
+        subsets.append(Subset(bits, float(np.mean(list(tasks.values()))), loss, flops, tasks))
+    return subsets
+
+
+def write_results(
+    workdir: Workdir,
+    found: Sequence[Subset],
+    kept: Sequence[Subset],
+    arch: Architecture,
+    skipped: dict[str, int],
+    identity: dict[str, Any],
+) -> None:
+    from visor_jax.evaluate.summary import level_means
+
+    rows = [
+        {
+            "budget": bit_string(s.bits),
+            "name": budget_name(s.bits),
+            "accuracy": s.accuracy,
+            "loss": s.loss,
+            "decoder_gflops": s.flops / 1e9,
+            **level_means(s.tasks),
+            "tasks": s.tasks,
+        }
+        for s in sorted(found, key=lambda s: (s.count, s.bits))
+    ]
+    folder = workdir.path / "search"
+    text = io.StringIO()
+    flat = [{**{k: v for k, v in row.items() if k != "tasks"}, **row["tasks"]} for row in rows]
+    table = csv.DictWriter(text, fieldnames=list(flat[0]))
+    table.writeheader()
+    table.writerows(flat)
+    write_text(folder / "subsets.csv", text.getvalue())
+    names = [bit_string(s.bits) for s in kept]
+    result = {"num_slots": arch.num_slots, "viable": names, "skipped": skipped, "subsets": rows, "identity": identity}
+    write_json(folder / "viable.json", result)

@@ -1,0 +1,255 @@
+"""The proof that travels with each checkpoint step: what it holds, and that it is still what was written.
+
+Orbax restores flipped bits without a word, takes an empty folder for the newest step, and casts dtypes silently. So
+when Orbax is done with a step, `seal` writes `manifest.json` (size and sha256 of every file, the tree with shapes and
+dtypes, whose state it is, the small values beside the arrays) and, last, `commit.json` with the manifest's own sha256.
+A step counts if and only if `examine` finds all of that in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import open_regular, parse_json, read_regular, write_bytes
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.folder import MAX_MANIFEST_BYTES
+
+FORMAT = 2  # 1 had the arrays of all items in the same files
+READS = (1, 2)
+MAX_BYTES = {"manifest.json": MAX_MANIFEST_BYTES, "commit.json": 2**12}
+MANIFEST, COMMIT = "manifest.json", "commit.json"
+_BLOCK = 1 << 20
+_HASH_THREADS = 8  # hashlib releases the interpreter, so large checkpoints are read in parallel
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a step holds.
+
+    Attributes:
+      step: optimiser steps done.
+      identity: whose state it is (configuration fields, stage, data); must agree to be resumed.
+      meta: small JSON values saved beside the arrays.
+      tree: path of an array ("params/...") -> [shape, dtype name].
+      files: path inside the step's folder -> {"size", "sha256"}.
+      items: top-level entry of the tree ("params") -> the folder that holds its arrays and nothing else, so that it can
+        be checked and read alone. {} in format 1, where all entries share files.
+    """
+
+    format: int
+    step: int
+    identity: dict[str, Any]
+    meta: dict[str, Any]
+    tree: dict[str, list[Any]]
+    files: dict[str, dict[str, Any]]
+    items: dict[str, str] = field(default_factory=dict)
+
+    def files_of(self, items: Iterable[str] | None) -> dict[str, dict[str, Any]]:
+        """The files that have to be in order for some items to be read: theirs, and those that belong to no item."""
+        if items is None or not self.items:
+            return self.files
+        others = tuple(f"{folder}/" for item, folder in self.items.items() if item not in items)
+        return {name: entry for name, entry in self.files.items() if not name.startswith(others)}
+
+
+class Unfinished(Exception):
+    """The step was never committed: a save that was cut short, or a folder that is no checkpoint."""
+
+
+class Damaged(Exception):
+    """The step was committed and is not what was written."""
+
+
+def seal(
+    folder: Path,
+    step: int,
+    *,
+    identity: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    tree: Mapping[str, list[Any]],
+    items: Mapping[str, str],
+) -> None:
+    """Make the written step in `folder` count: checksum its files, write the manifest, then the commit marker."""
+    names = sorted(_files(folder))
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        sums = pool.map(lambda name: _checksum(folder / name, to_disk=True), names)
+        files = {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, sums, strict=True)}
+    manifest = Manifest(FORMAT, step, dict(identity), dict(meta), dict(tree), files, dict(items))
+    text = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
+    fault_point("before_manifest", step)
+    write_bytes(folder / MANIFEST, text)
+    fault_point("before_commit", step)
+    marker = {"manifest_sha256": hashlib.sha256(text).hexdigest()}
+    write_bytes(folder / COMMIT, json.dumps(marker).encode())
+
+
+def examine(folder: Path, items: Iterable[str] | None = None) -> Manifest:
+    """Read a step's manifest and check files against it: all of them, or those of some items of the tree.
+
+    Raises:
+      Unfinished, Damaged: the step does not count; the message says why.
+      RequestError: it is whole, but of a format that this version does not read.
+    """
+    manifest = read_manifest(folder)
+    found = set(_files(folder)) - {MANIFEST, COMMIT}
+    if missing := sorted(manifest.files.keys() - found):
+        raise Damaged(f"{missing[0]} is missing")
+    if unknown := sorted(found - manifest.files.keys()):
+        raise Damaged(f"{unknown[0]} is not in its manifest")
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        for reason in pool.map(lambda item: _difference(folder, *item), manifest.files_of(items).items()):
+            if reason:
+                raise Damaged(reason)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A step's manifest, itself checked against the commit marker; the other files are not looked at.
+
+    Raises: as `examine`.
+    """
+    if is_link(folder):
+        raise Unfinished("is a symbolic link")
+    if not folder.is_dir():
+        raise Unfinished("is no folder")
+    marker, text = _read(folder / COMMIT), _read(folder / MANIFEST)
+    if marker is None:
+        raise Unfinished("its save was never finished (no commit.json)")
+    if text is None:
+        raise Damaged(f"{MANIFEST} is missing")
+    committed = _parsed(marker, COMMIT).get("manifest_sha256")
+    if hashlib.sha256(text).hexdigest() != committed:
+        raise Damaged(f"{MANIFEST} does not match the checksum in {COMMIT}")
+    record = _parsed(text, MANIFEST)
+    if record.get("format") not in READS:
+        known = " and ".join(map(str, READS))
+        raise RequestError(f"{folder}: checkpoint format {record.get('format')!r}; this version reads {known}")
+    if str(record.get("step")) != folder.name:
+        raise Damaged(f"holds step {record.get('step')}")
+    _check_fields(record)
+    return Manifest(**record)
+
+
+def _parsed(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        found = parse_json(data)
+    except ValueError as error:
+        raise Damaged(f"{name} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise Damaged(f"{name} holds no object")
+    return found
+
+
+def _check_fields(record: Mapping[str, Any]) -> None:
+    """
+    Raises:
+      Damaged: a field is missing, unknown, or not what `seal` writes.
+    """
+    known = {field.name for field in fields(Manifest)} - ({"items"} if record["format"] == 1 else set())
+    if different := sorted(record.keys() ^ known):
+        raise Damaged(f"{MANIFEST}: field {different[0]!r} is {'missing' if different[0] in known else 'unknown'}")
+    checks = {
+        "step": type(record["step"]) is int,
+        "identity": isinstance(record["identity"], dict) and isinstance(record["identity"].get("config", {}), dict),
+        "meta": isinstance(record["meta"], dict),
+        "tree": isinstance(record["tree"], dict) and all(map(_is_array, record["tree"].values())),
+        "files": isinstance(record["files"], dict) and all(map(_is_file, record["files"].items())),
+        "items": record["format"] == 1 or _are_items(record["items"], record["tree"]),
+    }
+    for name, holds in checks.items():
+        if not holds:
+            raise Damaged(f"{MANIFEST}: field {name!r} is not what a save writes")
+
+
+def _is_array(entry: Any) -> bool:
+    """Whether an entry of the tree is [shape, name of a dtype]."""
+    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and isinstance(entry[1], str)):
+        return False
+    return all(type(size) is int and 0 <= size < 2**48 for size in entry[0])
+
+
+def _is_file(item: tuple[str, Any]) -> bool:
+    name, entry = item
+    if not (_is_inside(name) and isinstance(entry, dict) and entry.keys() == {"size", "sha256"}):
+        return False
+    size, digest = entry["size"], entry["sha256"]
+    return type(size) is int and size >= 0 and isinstance(digest, str) and bool(re.fullmatch("[0-9a-f]{64}", digest))
+
+
+def _are_items(items: Any, tree: Any) -> bool:
+    """Whether every top-level entry of the tree, and nothing else, has a folder."""
+    if not (isinstance(items, dict) and isinstance(tree, dict)):
+        return False
+    return items.keys() == {path.partition("/")[0] for path in tree} and all(map(_is_inside, items.values()))
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a path stays inside the step's folder."""
+    return isinstance(name, str) and all(part not in ("", "..") for part in name.split("/"))
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths, relative to `folder`, of all files below it; "/" between parts."""
+    for entry in folder.iterdir():
+        if is_link(entry):
+            # A link may lead out of the checkpoint, and tensorstore would follow it.
+            raise Damaged(f"{entry.name} is a symbolic link")
+        if entry.is_dir():
+            yield from (f"{entry.name}/{name}" for name in _files(entry))
+        elif not entry.name.startswith("."):  # what file systems leave behind
+            yield entry.name
+
+
+def _difference(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
+    """In what a file differs from its manifest; "" when in nothing."""
+    try:
+        size, digest = _checksum(folder / name)
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    if size != expected["size"]:
+        return f"{name} has {size} bytes instead of {expected['size']}"
+    return "" if digest == expected["sha256"] else f"{name} does not match its checksum"
+
+
+def _checksum(path: Path, *, to_disk: bool = False) -> tuple[int, str]:
+    """(size, sha256) of a file; `to_disk` also flushes it, so that nothing is committed before it is stored."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) if _is_local(path) else path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+        if to_disk and _is_local(path):
+            os.fsync(file.fileno())
+    return size, digest.hexdigest()
+
+
+def _read(path: Path) -> bytes | None:
+    """A file's bytes; None where there is none.
+
+    Raises:
+      Damaged: it is there and cannot be read.
+    """
+    try:
+        return read_regular(path, MAX_BYTES[path.name])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read: {error.strerror or error}") from error
+
+
+def _is_local(path: Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a symbolic link; buckets have none."""
+    return _is_local(path) and path.is_symlink()

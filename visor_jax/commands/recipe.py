@@ -1,0 +1,210 @@
+"""The order of things: run the stages that are not complete, then evaluate, report, export.
+
+In: a checked configuration and a workdir. Every stage leaves a `complete.json` (or, for search and label, its result
+file), and what has one is skipped; so the same call goes on after any interruption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from visor_jax.config import validate
+from visor_jax.data.sources.llava import check_splits, split_read_by
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import as_path
+from visor_jax.scale.compiler_options import use_compile_cache
+from visor_jax.workdir.fault_points import fault_point
+from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.workdir.goodput import Goodput
+from visor_jax.workdir.supervision import supervised, watched
+
+RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
+
+
+def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequence[str] = ()) -> dict[str, Any]:
+    """Bring every one of `stages` to its end, in order.
+
+    Args:
+      also_reads: splits of the data that the caller reads afterwards.
+
+    Raises:
+      RequestError: a split of one's own data is empty that one of these stages, a later one of `config.stages` or the
+        caller will read; told before the first step.
+    """
+    workdir = Workdir(path)
+    workdir.create()
+    with supervised(), watched(config.train.hang_seconds), workdir.lock(), workdir.claimed(config):
+        use_compile_cache(workdir.path)
+        pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
+        if pending:
+            check_splits(config, {*map(split_read_by, pending), *also_reads})
+        if not all(is_complete(workdir, stage) for stage in stages):
+            claim_data(config, workdir)
+        seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
+    return {"stages": seconds}
+
+
+def is_complete(workdir: Workdir, stage: str) -> bool:
+    if stage in RESULT_FILES:
+        return all((workdir.path / file).exists() for file in RESULT_FILES[stage])
+    return workdir.stage(stage).is_complete()
+
+
+def claim_data(config: Any, workdir: Workdir) -> None:
+    """See that the data are those that the workdir was begun with.
+
+    Raises:
+      RequestError: records, tokenizer or pictures have changed.
+    """
+    from visor_jax.data.fingerprint import fingerprint_of_split
+
+    workdir.claim_data(config, fingerprint_of_split(config, "train"))
+
+
+def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
+    """
+    Raises:
+      RequestError: the result of a complete stage was made of something else than what lies in the workdir now.
+    """
+    from visor_jax.adapt.label import Labels
+    from visor_jax.checkpoint.restoring import identity_of
+    from visor_jax.config import architecture
+    from visor_jax.workdir.results import check_made_of, read_viable
+
+    if stage == "search":
+        read_viable(workdir, architecture(config).num_slots)
+    elif stage == "label":
+        Labels.read(workdir)
+    else:
+        check_made_of(workdir, stage, identity_of(workdir.stage(stage)), workdir.stage(stage).path)
+
+
+def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
+    """Run one stage unless it is complete; its seconds in this call."""
+    if is_complete(workdir, stage):
+        check_complete(config, workdir, stage)
+        print(f"{stage}: complete", flush=True)
+        return 0.0
+    workdir.check_random_numbers()
+    began = time.perf_counter()
+    fault_point(stage)
+    if stage == "search":
+        from visor_jax.adapt.search import search_stage
+        from visor_jax.budget import bit_string
+
+        with timed(workdir, stage):
+            found = search_stage(config, workdir)
+        print("search: viable", ", ".join(bit_string(bits) for bits in found))
+    elif stage == "label":
+        from visor_jax.adapt.label import label_stage
+
+        with timed(workdir, stage):
+            labels = label_stage(config, workdir)
+        print(f"label: {len(labels.label)} questions")
+    else:
+        from visor_jax.train.loop import train
+
+        train(config, stage, workdir)
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def timed(workdir: Workdir, name: str) -> Iterator[None]:
+    """Count what happens here as `name` in the workdir's `goodput.json`."""
+    goodput = Goodput(workdir.path / "goodput.json")
+    with goodput.time(name):
+        yield
+    goodput.write()
+
+
+def finish(config: Any, path: str) -> dict[str, Any]:
+    """Evaluate, report and export a workdir whose stages are complete; what is there already is not made again."""
+    from visor_jax.evaluate.runner import evaluate, evaluation_identity
+    from visor_jax.export.model_card import about_stage
+    from visor_jax.export.torch_export import export
+    from visor_jax.loading import load
+    from visor_jax.report.page import write_report
+
+    workdir = Workdir(path)
+    with supervised(), watched(config.train.hang_seconds), workdir.lock():
+        evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
+        model = load(workdir.path)
+        if not made_of(evaluated, evaluation_identity(config, model, workdir, "test")):
+            with timed(workdir, "eval"):
+                evaluate(config, model, workdir)
+        write_report(workdir)  # before the export too, whose proof may fail
+        proof = exported / "parity.json"
+        if not of_model(proof, model):
+            with timed(workdir, "export"):
+                about = about_stage(config.export, workdir, model.stage)
+                export(model, exported, stage=model.stage, force=proof.exists(), about=about)
+        report = write_report(workdir)
+    return {
+        "evaluation": read_json(evaluated),
+        "report": str(report),
+        "export": str(exported),
+        "parity": read_json(proof),
+    }
+
+
+def made_of(result: Path, identity: dict[str, Any]) -> bool:
+    """Whether a result file is there and was made of this model, these data and these settings."""
+    found = read_json(result) if result.exists() else None
+    return isinstance(found, dict) and found.get("identity") == identity
+
+
+def of_model(proof: Path, model: Any) -> bool:
+    """Whether an export's proof is there, is that of this very model, and the files it was made with lie beside it."""
+    found = read_json(proof) if proof.exists() else None
+    if not isinstance(found, dict) or (found.get("stage"), found.get("model")) != (model.stage, model.fingerprint):
+        return False
+    files = found.get("files", {})  # earlier versions named none
+    return isinstance(files, dict) and all(_is_whole(proof.parent / Path(name).name, files[name]) for name in files)
+
+
+def _is_whole(file: Path, size: Any) -> bool:
+    """Whether a file of an export is there, and weights have their size; settings may have been edited since."""
+    return file.is_file() and (file.suffix != ".safetensors" or file.stat().st_size == size)
+
+
+def print_summary(result: dict[str, Any], path: str) -> None:
+    """The closing table of `visor run`."""
+    from visor_jax.evaluate.runner import print_budgets
+
+    print_budgets(result["evaluation"])
+    print("report:", result["report"])
+    print("export:", result["export"])
+    print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
+
+
+def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
+    """The configuration with another source of questions: `--benchmark`, `--data`."""
+    if benchmark not in ("", "glyphs", "llava"):
+        raise RequestError(f"--benchmark={benchmark}: expected glyphs, or llava with --data=FILE.json")
+    if benchmark == "glyphs" and data:
+        raise RequestError(f"--benchmark=glyphs: is generated and takes no --data={data}; expected --benchmark=llava")
+    if not data and benchmark in ("", config.data.source):
+        return config
+    changed: Any = ConfigDict(config.to_dict())
+    changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
+    if benchmark == "glyphs":
+        changed.data.source = "glyphs"
+        return validate(changed)
+    if not data:
+        raise RequestError("--benchmark=llava: needs --data=FILE.json, questions in LLaVA's format")
+    file = as_path(data)
+    if file.is_dir():
+        found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
+        if len(found) != 1:
+            raise RequestError(
+                f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(found)}"
+            )
+        file = found[0]
+    changed.data.update(source="llava", root=str(file.parent), path=file.name, test_fraction=0.0)
+    return validate(changed)

@@ -1,0 +1,164 @@
+"""What a configuration's fields must agree on between them, checked in one place, before anything is compiled.
+
+Ground floor: no JAX import. In: a configuration whose single fields already fit the schema. Out: nothing, or a
+`RequestError` that names the fields, both values and the remedy. What needs the devices or the data (a mesh that covers
+all devices, a scene that exists) is checked where these are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from visor_jax.config.schema import STAGES, TRAINED_STAGES, parse_grids
+from visor_jax.errors import RequestError, nearest
+
+DENSE_STAGES = ("base", "dense")  # what a plan without cross-attention and routing can be trained in
+
+
+def check_together(config: Any, stages: Iterable[tuple[str, Any]]) -> None:
+    """Check everything that spans fields.
+
+    Args:
+      config: all fields present, each sensible by itself.
+      stages: (stage, its merged training settings) of every stage that trains.
+
+    Raises:
+      RequestError: naming the first disagreement.
+    """
+    _check_model(config.model)
+    _check_window(config)
+    _check_data(config)
+    _check_plan(config)
+    _check_mesh(config)
+    for stage, settings in stages:
+        _check_stage(config, stage, settings)
+
+
+def _check_model(model: Any) -> None:
+    text, vision, cross = model.text, model.vision, model.cross
+    _divides("model.text.num_kv_heads", text.num_kv_heads, "model.text.num_heads", text.num_heads)
+    if cross.num_kv_heads:
+        _divides("model.cross.num_kv_heads", cross.num_kv_heads, "model.text.num_heads", text.num_heads)
+    if 0 < cross.num_kv_heads < text.num_kv_heads and cross.init == "copy":
+        raise RequestError(
+            f"model.cross.num_kv_heads={cross.num_kv_heads}: expected at least {text.num_kv_heads}, the heads that"
+            " model.cross.init='copy' copies, or init='zero'"
+        )
+    if text.head_dim % 2:
+        raise RequestError(f"model.text.head_dim={text.head_dim}: expected an even number: pairs are rotated")
+    if not vision.patch_local:
+        _divides("model.vision.num_heads", vision.num_heads, "model.vision.hidden_size", vision.hidden_size)
+    if vision.patch_size > vision.tile_size:
+        raise RequestError(
+            f"model.vision.patch_size={vision.patch_size}: expected at most model.vision.tile_size={vision.tile_size}"
+        )
+    if cross.kernel_size % 2 == 0:
+        raise RequestError(f"model.cross.kernel_size={cross.kernel_size}: expected an odd number, with a centre")
+    slots = text.num_layers // 3
+    if model.plan == "visor" and slots < 1:
+        raise RequestError(f"model.text.num_layers={text.num_layers}: expected at least 3 with model.plan='visor'")
+    if model.plan == "visor" and model.policy.max_budgets < slots + 1:
+        raise RequestError(
+            f"model.policy.max_budgets={model.policy.max_budgets}: expected at least {slots + 1}, a budget for"
+            f" each count of the {slots} slots of model.text.num_layers={text.num_layers}"
+        )
+
+
+def _check_window(config: Any) -> None:
+    vision, packing = config.model.vision, config.model.anyres.packing
+    side = vision.tile_size // vision.patch_size
+    tokens = -(-side // (2 if packing == 4 else 1)) * -(-side // min(packing, 2))
+    if config.data.visual_length < tokens + 1:
+        packed = f", packed by {packing}," if packing > 1 else ""
+        raise RequestError(
+            f"data.visual_length={config.data.visual_length}: expected at least {tokens + 1}, the visual tokens of one"
+            f" tile of {vision.tile_size} pixels in patches of {vision.patch_size}{packed} and a newline"
+        )
+    most = max((rows * columns for rows, columns in parse_grids(config.model.anyres.pinpoints)), default=0)
+    if most and config.data.tiles < 2:
+        raise RequestError(
+            f"data.tiles={config.data.tiles}: expected from 2 (a picture and its smallest cut) to {most + 1} (its"
+            f" largest), as model.anyres.pinpoints={config.model.anyres.pinpoints!r} cuts pictures"
+        )
+
+
+def _check_data(config: Any) -> None:
+    if config.data.source == "llava" and not config.data.path:
+        raise RequestError("data.path='': expected the JSON file that data.source='llava' reads, relative to data.root")
+    asked = {config.stage, *config.stages}
+    if "base" in asked and config.data.source != "glyphs":
+        where = "stage" if config.stage == "base" else "stages"
+        raise RequestError(
+            f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
+            " expected data.source='glyphs', or no 'base'"
+        )
+    if "base" in asked and config.model.anyres.packing != 1:
+        raise RequestError(
+            f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' teaches single patches; expected 1,"
+            " or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
+        )
+
+
+def _check_plan(config: Any) -> None:
+    """A dense plan has no budgets to train for, and the stage 'dense' trains no other plan."""
+    for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
+        for stage in stages:
+            if config.model.plan == "dense" and stage not in DENSE_STAGES:
+                raise RequestError(
+                    f"{name}: {stage!r} needs model.plan='visor', and model.plan is 'dense'; expected only"
+                    f" {' and '.join(map(repr, DENSE_STAGES))}"
+                )
+            if config.model.plan == "visor" and stage == "dense":
+                raise RequestError(f"{name}: 'dense' needs model.plan='dense', and model.plan is 'visor'")
+
+
+def _check_mesh(config: Any) -> None:
+    mesh = config.mesh
+    sizes = {name: mesh[name] for name in ("replica", "fsdp", "tensor")}
+    if list(sizes.values()).count(-1) > 1:
+        asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+        raise RequestError(f"{asked}: expected -1 (all devices that are left) at most once")
+    if mesh.tensor > 0:
+        _divides("mesh.tensor", mesh.tensor, "model.text.num_heads", config.model.text.num_heads)
+    for section in ("data", "evaluate"):
+        _check_rows(config, f"{section}.batch_size", config[section].batch_size)
+
+
+def _check_rows(config: Any, name: str, rows: int) -> None:
+    """Rows are spread over replicas and FSDP shards; a size of -1 is known only where the devices are."""
+    mesh = config.mesh
+    ways = max(mesh.replica, 1) * max(mesh.fsdp, 1)
+    if rows % ways:
+        raise RequestError(
+            f"{name}={rows}: expected a multiple of {ways}, over which mesh.replica={mesh.replica} and"
+            f" mesh.fsdp={mesh.fsdp} spread the rows"
+        )
+
+
+def _check_stage(config: Any, stage: str, settings: Any) -> None:
+    _check_rows(config, _origin(config, stage, "batch_size"), settings.batch_size)
+    _check_start(config, stage, settings.init_from)
+
+
+def _check_start(config: Any, stage: str, start: str) -> None:
+    """A stage starts from random weights, from an earlier stage, or from a folder (a path has a slash)."""
+    if not start or "/" in start:
+        return
+    earlier = [name for name in TRAINED_STAGES if STAGES.index(name) < STAGES.index(stage)]
+    if start not in earlier:
+        hint = nearest(start, earlier)
+        raise RequestError(
+            f"{_origin(config, stage, 'init_from')}={start!r}: expected '', a stage before {stage!r}"
+            f" ({', '.join(earlier) or 'there is none'}), or the path of a stage folder{'; ' + hint if hint else ''}"
+        )
+
+
+def _origin(config: Any, stage: str, field: str) -> str:
+    """The name under which a stage's setting was given."""
+    return f"stage_overrides.{stage}.{field}" if field in config.stage_overrides[stage] else f"train.{field}"
+
+
+def _divides(name: str, value: int, whole_name: str, whole: int) -> None:
+    if whole % value:
+        raise RequestError(f"{name}={value}: expected a divisor of {whole_name}={whole}")

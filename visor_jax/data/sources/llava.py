@@ -1,0 +1,250 @@
+"""Conversations from a JSON or JSON-lines file, with picture files under a folder.
+
+In: a file as `json_records` reads it, whose records are in LLaVA's format or another that `records` reads:
+`{"id", "image": name | [names] | absent, "conversations": [{"from": "human" | "gpt", "value"}], "data_source"?}`.
+Out: a `Source`.
+
+A file that cannot be read as a whole is a `RequestError`; a record that cannot be used is skipped (`SkipSample`) when
+it is asked for. Records about the same pictures always fall in the same split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visor_jax.config.schema import MAX_PIXELS
+from visor_jax.data.images import open_under
+from visor_jax.data.json_records import BadLine, read_records
+from visor_jax.data.picture_paths import plain_name, resolve_under
+from visor_jax.data.records import Record, named_pictures, parse_record, record_id
+from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import as_path
+
+SPLITS = ("train", "validation", "test")
+WHOLE = "all"  # beside the splits: every record of the file
+SPLIT_MARK = "{split}"
+
+
+class LlavaSource:
+    """A `Source` over one file; its `name` is the file's, without the ending."""
+
+    def __init__(
+        self,
+        path: Path,
+        root: Path,
+        *,
+        max_image_pixels: int,
+        split: str = "train",
+        test_fraction: float = 0.0,
+        max_pictures: int | None = None,
+        follow_links: bool = False,
+    ) -> None:
+        """Reads the file; pictures are read when a sample is asked for.
+
+        Args:
+            path: the JSON or JSON-lines file.
+            root: the folder under which the records' picture names are looked up.
+            max_image_pixels: a picture with more is skipped. The pictures of one record together may have as many, and
+                at least `MAX_PIXELS`.
+            split: "train", "validation", "test", or "all".
+            test_fraction: 0 gives every record to every split. Otherwise about this part of the records is "test", as
+                much again "validation", and the rest "train"; which is decided by the names of the record's pictures
+                (its id, where it has none), so adding records moves none.
+            max_pictures: a record with more is skipped before any picture is opened; None for any number.
+            follow_links: whether links inside `root` may lead out of it.
+
+        Raises:
+            RequestError: the file or folder is missing, or is no such file, or the split has no record.
+        """
+        if split not in (*SPLITS, WHOLE):
+            raise RequestError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+        self.name = path.stem
+        self._path, self._root, self._follow_links = path, root, follow_links
+        self._max_image_pixels, self._max_pictures = max_image_pixels, max_pictures
+        self._test_fraction = test_fraction
+        if not root.is_dir():
+            raise RequestError(f"data.root: {root} is not a folder")
+        self._records = read_records(path)
+        self._chosen = [number for number in range(len(self._records)) if split in (WHOLE, *self._splits(number))]
+        if not self._chosen:
+            raise self.empty_split(split)
+
+    @classmethod
+    def from_config(cls, config: Any, split: str) -> LlavaSource:
+        """The source that `config.data` names.
+
+        `{split}` in `data.path` stands for the split: each has a file of its own, and `data.test_fraction` is not used.
+        Without a `data.root` the pictures lie in the file's own folder.
+
+        Raises:
+            RequestError: as the constructor.
+        """
+        data = config.data
+        root, path = as_path(data.root), data_file(data, split)
+        return cls(
+            path,
+            root if data.root else path.parent,
+            max_image_pixels=data.max_image_pixels,
+            split=split,
+            test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,
+            max_pictures=data.tiles,  # each takes at least one
+            follow_links=data.follow_links,
+        )
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index` of the split; raises `SkipSample` for a bad record, `IndexError` outside 0..len-1."""
+        return self._at(index, self._images)
+
+    def outline(self, index: int) -> Sample:
+        """Sample `index` with `NO_PICTURE` for each of its pictures, which are not opened."""
+        return self._at(index, lambda record: (NO_PICTURE,) * len(record.pictures))
+
+    def _at(self, index: int, images: Callable[[Record], tuple[np.ndarray, ...]]) -> Sample:
+        if not 0 <= index < len(self._chosen):
+            raise IndexError(f"{self.name}: no sample {index}, there are {len(self._chosen)}")
+        try:
+            record = self._parsed(self._chosen[index])
+            return Sample(record.id, images(record), record.turns, self.name, system=record.system)
+        except SkipSample as why:
+            raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
+
+    def place(self, index: int) -> str:
+        """Where sample `index` stands: "set.json[17]" is the 18th record of the file."""
+        return f"{self._path.name}[{self._chosen[index]}]"
+
+    def record_facts(self, index: int) -> tuple[str, int | None]:
+        """The id of sample `index` and how many pictures it names, None where that cannot be told; opens nothing."""
+        record = self._records[self._chosen[index]]
+        try:
+            pictures = len(self._parsed(self._chosen[index]).pictures)
+        except SkipSample:
+            pictures = None
+        return record_id(record, self._chosen[index]), pictures
+
+    def splits_of(self, index: int) -> tuple[str, ...]:
+        """The splits that sample `index` belongs to: one, or all of them without a `test_fraction`."""
+        return self._splits(self._chosen[index])
+
+    def empty_split(self, *splits: str) -> RequestError:
+        """What to raise where splits have no record."""
+        named = " and ".join(map(repr, splits))
+        return RequestError(
+            f"data.test_fraction={self._test_fraction:g} leaves split {named} without any of the "
+            f"{len(self._records)} records of {self._path}; expected more pictures (all records about one fall in one "
+            "split), another fraction, or a file for each split ({split} in data.path)"
+        )
+
+    def picture_files(self, index: int) -> list[tuple[str, Path | None]]:
+        """(name, file) of the pictures that sample `index` names; None where there is none that may be read."""
+        try:
+            names = self._parsed(self._chosen[index]).pictures
+        except SkipSample:
+            return []
+        files: list[tuple[str, Path | None]] = []
+        for name in names:
+            try:
+                files.append((name, resolve_under(self._root, name, self._follow_links)))
+            except SkipSample:
+                files.append((name, None))
+        return files
+
+    def duplicate_ids(self) -> int:
+        """How many records of the split have an id that an earlier one has too. They are kept."""
+        ids = Counter(record_id(self._records[number], number) for number in self._chosen)
+        return sum(count - 1 for count in ids.values())
+
+    def _parsed(self, number: int) -> Record:
+        record = self._records[number]
+        if isinstance(record, BadLine):
+            raise SkipSample("bad_json", record.error)
+        return parse_record(record, number)
+
+    def _images(self, record: Record) -> tuple[np.ndarray, ...]:
+        """The record's pictures, decoded one after the other within one bound on all their pixels."""
+        if self._max_pictures is not None and len(record.pictures) > self._max_pictures:
+            raise SkipSample(
+                "too_long", f"{len(record.pictures)} pictures; data.tiles={self._max_pictures} has room for fewer"
+            )
+        images: list[np.ndarray] = []
+        room = max(self._max_image_pixels, MAX_PIXELS)
+        for name in record.pictures:
+            try:
+                image = open_under(self._root, name, min(self._max_image_pixels, room), self._follow_links)
+            except SkipSample as why:
+                if why.reason == "too_many_pixels" and room < self._max_image_pixels:
+                    raise SkipSample(why.reason, f"{why.detail}, after the record's other pictures") from None
+                raise
+            images.append(image)
+            room -= image.shape[0] * image.shape[1]
+        return tuple(images)
+
+    def _splits(self, number: int) -> tuple[str, ...]:
+        if not self._test_fraction:
+            return SPLITS
+        record = self._records[number]
+        names = [plain_name(self._root, name) for name in named_pictures(record)]
+        key = names or record_id(record, number)
+        digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        return (("test", "validation", "train")[min(int(place / self._test_fraction), 2)],)
+
+
+def data_file(data: Any, split: str) -> Path:
+    """The file that `data.path` names for a split: below `data.root`, or anywhere by an absolute path or with `~`."""
+    name = data.path.replace(SPLIT_MARK, split)
+    return as_path(name) if name.startswith("~") else as_path(data.root) / name
+
+
+def split_read_by(stage: str) -> str:
+    """The split that a stage learns from or asks about; "test" is read by the evaluation after all stages."""
+    return "validation" if stage == "search" else "train"
+
+
+def check_splits(config: Any, splits: Collection[str]) -> None:
+    """See that each of `splits` has records, so that none is found empty after hours of training.
+
+    Of "validation" and "test" one record must be usable too; "train" is read at once anyway, and so is its own file. A
+    single file is read once for all splits.
+
+    Raises:
+        RequestError: one is empty, or its file cannot be read.
+    """
+    if config.data.source != "llava":
+        return
+    if SPLIT_MARK in config.data.path:
+        for split in sorted({*splits} - {"train"}):
+            source = LlavaSource.from_config(config, split)
+            _require_usable(source, split, range(len(source)))
+        return
+    source = LlavaSource.from_config(config, WHOLE)
+    members: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for index in range(len(source)):
+        for split in source.splits_of(index):
+            members[split].append(index)
+    if missing := [split for split in SPLITS if split in splits and not members[split]]:
+        raise source.empty_split(*missing)
+    for split in sorted({*splits} - {"train"}):
+        _require_usable(source, split, members[split])
+
+
+def _require_usable(source: LlavaSource, split: str, indices: Iterable[int]) -> None:
+    why = None
+    for index in indices:
+        try:
+            source[index]
+        except SkipSample as skipped:
+            why = skipped
+        else:
+            return
+    raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {why}")

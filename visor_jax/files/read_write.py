@@ -1,0 +1,283 @@
+"""Files as the package reads and writes them: read only when regular and of bounded size, written whole or not at all.
+
+Ground floor: no JAX import. In: a path, local or a bucket's (`gs://...`). Whatever reads a file that somebody else may
+have made goes through `open_regular`, `read_regular` or `read_json`: a FIFO or a device never blocks the reader, a
+file larger than the caller expects is refused before it is read, and JSON that is nested too deeply or holds a number
+of thousands of digits is refused like any other that cannot be parsed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib.util
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from visor_jax.errors import RequestError
+from visor_jax.files.leftovers import remove_leftovers_of, temporary_name
+
+MAX_JSON_BYTES = 16 * 2**20  # of one JSON file where the caller names no other limit
+MAX_TOKENIZER_BYTES = 64 * 2**20  # of a tokenizer.json; those of 250,000 tokens have 35 MB
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
+    """Open a local file for reading if it is a regular one of bounded size; links are followed.
+
+    Args:
+      path: what to open.
+      max_bytes: the largest size that is accepted; None for any.
+
+    Returns:
+      The open file; close it, or use it in a `with` block.
+
+    Raises:
+      OSError: it cannot be opened, is no regular file (`errno.EINVAL`, IsADirectoryError for a folder) or is larger
+        than `max_bytes` (`errno.EFBIG`). `strerror` says which, in words for a person.
+    """
+    # Without O_NONBLOCK the open of a FIFO waits for a writer.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        info = os.fstat(handle)
+        if stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(path))
+        if max_bytes is not None and info.st_size > max_bytes:
+            raise _too_large(path, info.st_size, max_bytes)
+    except BaseException:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """The bytes of a regular file, or of a bucket's object, of at most `max_bytes`.
+
+    Raises:
+      OSError: as `open_regular`; also where the file turns out to hold more than its size says.
+    """
+    place = as_path(path)
+    if "://" in os.fspath(place):
+        size = cast(Any, place.stat()).length
+        if size > max_bytes:
+            raise _too_large(path, size, max_bytes)
+        return place.read_bytes()
+    with open_regular(place, max_bytes) as file:
+        data = file.read(max_bytes + 1)  # files in /proc say 0 and hold more
+    if len(data) > max_bytes:
+        raise _too_large(path, len(data), max_bytes)
+    return data
+
+
+def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises:
+      RequestError: it is missing, no regular file, larger than `max_bytes`, or no JSON that can be parsed; the message
+        names the file and, where there is one, the line.
+    """
+    try:
+        return parse_json(read_regular(path, max_bytes))
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise RequestError(f"{path}: not valid JSON: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def parse_json(data: bytes | str) -> Any:
+    """The value that JSON text holds; bytes are UTF-8, with or without a byte order mark.
+
+    Raises:
+      ValueError: it cannot be parsed, is nested too deeply, or holds a whole number of thousands of digits.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _too_large(path: str | os.PathLike[str], size: int, max_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"File too large: {size:,} bytes, expected at most {max_bytes:,}", os.fspath(path))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A local path as `pathlib.Path`, a leading `~` expanded, a bucket's as the path type that behaves like it.
+
+    Raises:
+      RequestError: no such kind of bucket is known, or the package that reads it is not installed.
+    """
+    text = os.fspath(path)
+    if "://" not in text:
+        return Path(os.path.expanduser(text))
+    _check_scheme(text.partition("://")[0])
+    from etils import epath
+
+    # etils' remote paths offer pathlib's methods without being its subclass.
+    return cast(Path, epath.Path(text))
+
+
+@functools.cache
+def _check_scheme(scheme: str) -> None:
+    packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+    if scheme not in packages:
+        known = ", ".join(f"{name}://" for name in packages)
+        raise RequestError(f"{scheme}://: unknown kind of bucket; expected a local path, or one of {known}")
+    if importlib.util.find_spec("tensorflow") is not None:
+        return  # etils reads buckets through it
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        package = packages[scheme]
+        raise RequestError(
+            f"{scheme}://: needs the package {package}, which is not installed: pip install {package}"
+        ) from error
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file whole or not at all; parent folders are made."""
+    target = as_path(path)
+    if "://" in os.fspath(target):
+        target.write_bytes(data)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file_beside(target) as file:
+            file.write(data)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A full disk does not say where it was met.
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+
+
+@contextlib.contextmanager
+def file_beside(target: Path) -> Iterator[BinaryIO]:
+    """A new file beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+
+    Raises:
+      OSError: it cannot be written, or something else than a regular file is in its place: whoever may write to /dev
+        would replace a device by a file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = target.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
+    beside = target.with_name(temporary_name(target.name, "tmp"))
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def replaceable(path: str | os.PathLike[str]) -> Path:
+    """Where a new file may be put in the place of what a user names: the end of a link, never the link itself.
+
+    Raises:
+      OSError: a device, a FIFO or the like stands there. To put a file in the place of /dev/null breaks the machine.
+    """
+    target = as_path(path)
+    if "://" in os.fspath(target):
+        return target
+    target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        number = errno.EISDIR if target.is_dir() else errno.EINVAL
+        raise OSError(number, os.strerror(number) if target.is_dir() else "Not a regular file", os.fspath(path))
+    return target
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+
+    Where the block fails the folder vanishes; what a killed process left of an earlier try is removed first.
+
+    Args:
+      target: the folder to write; its parents are made.
+      replace: also in the place of a folder that is there already, whatever it holds.
+
+    Raises:
+      OSError: it cannot be written, or something is in its place.
+    """
+    folder = target.with_name(temporary_name(target.name, "partial"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers_of(target)
+    folder.mkdir()
+    try:
+        yield folder
+        _flush(folder)
+        if replace and target.is_dir():
+            old = target.with_name(temporary_name(target.name, "old"))
+            target.replace(old)
+            folder.replace(target)
+            shutil.rmtree(old)
+        else:
+            folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(target.parent)
+
+
+def _flush(folder: Path) -> None:
+    """Bytes and names below a folder on the disk before its own name is."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with open(os.path.join(place, name), "rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON. Numbers that JSON has no name for (NaN, Inf) are written as null."""
+    write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite_or_null(value: Any) -> Any:
+    """`value` with every float that is not finite replaced by None; tuples become lists, numpy scalars Python's."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return value

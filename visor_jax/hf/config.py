@@ -1,0 +1,256 @@
+"""What a checkpoint's `config.json` says, every field checked before it is believed.
+
+In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add. What is of another type or
+out of range, or asks for what this model does not compute, is a `RequestError` that names the file, the field and what
+is expected. A field that is missing or null has transformers' default, whose older versions leave out what equals it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visor_jax.architecture import (
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_KERNEL,
+    MAX_LAYERS,
+    MAX_PINPOINT,
+    MAX_PINPOINTS,
+    MAX_TILE,
+    MAX_VOCABULARY,
+    AnyResArchitecture,
+    Architecture,
+    CrossAttentionArchitecture,
+    PolicyArchitecture,
+    TextArchitecture,
+    VisionArchitecture,
+)
+from visor_jax.budget import Bits, parse_budgets
+from visor_jax.config.schema import TRAINED_STAGES
+from visor_jax.hf.preprocessor import check_processor, pixel_statistics
+from visor_jax.hf.section import Section
+
+KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
+LMMS_LAB_KINDS = ("llava", "llava_qwen", "llava_onevision_qwen")  # as the code that LLaVA was trained with names it
+CONVERT = (
+    "the layout of LLaVA-NeXT's own code; convert it with transformers'"
+    " src/transformers/models/llava_onevision/convert_llava_onevision_weights_to_hf.py, or take the converted"
+    " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
+)
+POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
+# transformers' Qwen2Config and SiglipVisionConfig
+TEXT_DEFAULTS = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+IMAGE_TOKEN = 151_646  # of LlavaOnevisionConfig
+DEFAULT_PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
+
+
+def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) -> Architecture:
+    """The architecture that `config.json` and the image processor's fields describe.
+
+    Raises:
+      RequestError: a field is damaged, or asks for what this model does not compute.
+    """
+    whole = Section(config, f"{folder / 'config.json'}: ")
+    _check_kind(whole)
+    text, vision = (
+        _with_defaults(whole.section("text_config"), TEXT_DEFAULTS),
+        _with_defaults(whole.section("vision_config"), VISION_DEFAULTS),
+    )
+    _check_supported(whole, text, vision)
+    ties = [section.flag("tie_word_embeddings", False) for section in (text, whole)]
+    decoder, tower = _text(text, any(ties)), _vision(whole, vision)
+    plan = whole.get("plan", KINDS[whole.values["model_type"]])
+    if plan not in ("dense", "visor"):
+        raise whole.wrong("plan", "'dense' or 'visor'")
+    if plan == "visor" and decoder.num_layers < 3:
+        raise text.wrong("num_hidden_layers", "at least 3 with plan 'visor'")
+    check_processor(folder, whole, tower.patches_per_tile)
+    pinpoints = _pinpoints(whole, tower.tile_size)
+    mean, std = pixel_statistics(pixels, tower.tile_size, pinpoints)
+    return Architecture(
+        text=decoder,
+        vision=tower,
+        cross=_cross(whole, decoder, plan),
+        policy=PolicyArchitecture(
+            whole.whole("policy_hidden_size", POLICY_HIDDEN_SIZE), whole.whole("policy_max_budgets", 32)
+        ),
+        anyres=AnyResArchitecture(pinpoints, _max_tiles(whole), mean, std),
+        plan=plan,
+        bidirectional_vision=whole.flag("bidirectional_vision", False),
+    )
+
+
+def _check_kind(config: Section) -> None:
+    kind = config.values.get("model_type")
+    if kind in LMMS_LAB_KINDS or any(name in config.values for name in ("mm_projector_type", "mm_vision_tower")):
+        raise config.wrong("model_type", f"'llava_onevision'; if this is a LLaVA-OneVision, it is in {CONVERT}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise config.wrong("model_type", " or ".join(map(repr, KINDS)))
+
+
+def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
+    given = {name: value for name, value in section.values.items() if value is not None}
+    if "num_key_value_heads" in section.values:  # null: as many as there are heads
+        defaults = {
+            **defaults,
+            "num_key_value_heads": given.get("num_attention_heads", defaults["num_attention_heads"]),
+        }
+    return Section({**defaults, **given}, section.where)
+
+
+def _text(text: Section, tied: bool) -> TextArchitecture:
+    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads", most=MAX_HEADS)
+    kv_heads = text.whole("num_key_value_heads", most=MAX_HEADS)
+    if heads % kv_heads:
+        raise text.wrong("num_attention_heads", f"a multiple of num_key_value_heads, {kv_heads}")
+    head_dim = text.whole("head_dim", max(hidden // heads, 1), most=MAX_HEAD_DIM)
+    rope = text.section("rope_scaling" if text.values.get("rope_scaling") else "rope_parameters", {})
+    if head_dim % 2:
+        raise text.wrong("head_dim", f"an even number, for rotary embedding, not {head_dim}")
+    return TextArchitecture(
+        vocab_size=text.whole("vocab_size", most=MAX_VOCABULARY),
+        hidden_size=hidden,
+        intermediate_size=text.whole("intermediate_size", most=MAX_VOCABULARY),
+        num_layers=text.whole("num_hidden_layers", most=MAX_LAYERS),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_theta=rope.positive("rope_theta", text.positive("rope_theta", 10_000.0)),
+        rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
+        tie_word_embeddings=tied,
+        max_positions=text.whole("max_position_embeddings", 32_768),
+    )
+
+
+def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttentionArchitecture:
+    heads = config.whole("cross_num_key_value_heads", text.num_kv_heads, most=MAX_HEADS)
+    if text.num_heads % heads:
+        raise config.wrong("cross_num_key_value_heads", f"a divisor of num_attention_heads, {text.num_heads}")
+    taps = config.whole("cross_kernel_size", 7, most=MAX_KERNEL)
+    if taps % 2 == 0:
+        raise config.wrong("cross_kernel_size", "an odd number")
+    # A dense model may be given these layers, as copies; those of a VISOR plan are there and have any number of heads.
+    return CrossAttentionArchitecture(num_kv_heads=heads, kernel_size=taps, init="copy" if plan == "dense" else "zero")
+
+
+def _vision(config: Section, vision: Section) -> VisionArchitecture:
+    hidden, tile = vision.whole("hidden_size"), vision.whole("image_size", most=MAX_TILE)
+    heads = vision.whole("num_attention_heads", most=MAX_HEADS)
+    if hidden % heads:
+        raise vision.wrong("num_attention_heads", f"a divisor of hidden_size, {hidden}")
+    return VisionArchitecture(
+        tile_size=tile,
+        patch_size=vision.whole("patch_size", most=tile),
+        hidden_size=hidden,
+        intermediate_size=vision.whole("intermediate_size", most=MAX_VOCABULARY),
+        num_layers=_tower_layers(config, vision.whole("num_hidden_layers", most=MAX_LAYERS)),
+        num_heads=heads,
+        layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
+        patch_local=config.flag("patch_local", False),
+    )
+
+
+def _tower_layers(config: Section, stored: int) -> int:
+    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative.
+
+    A list of one layer is that layer, as in transformers, which joins the features of several: we do not.
+    """
+    layer = config.get("vision_feature_layer", -1)
+    layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
+    run = layer + (stored + 1) * (layer < 0) if type(layer) is int else 0
+    if not 1 <= run <= stored:
+        raise config.wrong("vision_feature_layer", f"one layer's number, of {stored} from 1 up or from -1 down")
+    return run
+
+
+def _pinpoints(config: Section, tile: int) -> tuple[tuple[int, int], ...]:
+    found = config.get("image_grid_pinpoints", DEFAULT_PINPOINTS)
+    pairs = isinstance(found, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
+    if not (pairs and all(type(x) is int and 0 < x <= MAX_PINPOINT and x % tile == 0 for pair in found for x in pair)):
+        missing = config.values.get("image_grid_pinpoints") is None
+        default = "; it is missing, and transformers' default is multiples of 384" if missing else ""
+        raise config.wrong(
+            "image_grid_pinpoints", f"a list of [height, width], multiples of image_size, {tile}{default}"
+        )
+    if len(found) > MAX_PINPOINTS:
+        raise config.wrong("image_grid_pinpoints", f"at most {MAX_PINPOINTS} pairs")
+    return tuple((height, width) for height, width in found)
+
+
+def _max_tiles(config: Section) -> int:
+    found = config.get("vision_aspect_ratio", "anyres_max_9")
+    named = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", found) if isinstance(found, str) else None
+    if named is None:
+        raise config.wrong("vision_aspect_ratio", "'anyres_max_' and a number, such as 'anyres_max_9'")
+    return int(named[1])
+
+
+def _check_supported(config: Section, text: Section, vision: Section) -> None:
+    expected = [
+        (text, "model_type", "qwen2"),
+        (text, "hidden_act", "silu"),
+        (text, "use_sliding_window", False),
+        (text, "partial_rotary_factor", 1.0),
+        (vision, "model_type", "siglip_vision_model"),
+        (vision, "hidden_act", "gelu_pytorch_tanh"),
+        (vision, "num_channels", 3),
+        (config, "projector_hidden_act", "gelu"),
+        (config, "multimodal_projector_bias", True),
+        (config, "vision_feature_select_strategy", "full"),
+    ]
+    for section, name, wanted in expected:
+        if section.values.get(name) not in (None, wanted):
+            raise section.wrong(name, f"{wanted!r}, all that this model computes")
+    for name in ("rope_parameters", "rope_scaling"):  # the second: until transformers 4
+        rope = text.section(name, {})
+        kind = rope.values.get("rope_type", rope.values.get("type"))
+        if kind not in (None, "default") or (rope.values.get("factor") not in (None, 1, 1.0)):
+            raise text.wrong(name, "none, or rope_type 'default': positions are not scaled")
+        if rope.values.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise rope.wrong("partial_rotary_factor", "1.0, all that this model computes")
+    layers = text.get("layer_types", [])
+    if not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
+        raise text.wrong("layer_types", "'full_attention' in every layer, all that this model computes")
+    if config.values.get("quantization_config") is not None:
+        raise config.wrong("quantization_config", "none: weights that are not quantized")
+
+
+def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> tuple[str, list[Bits], bool, str | None]:
+    """Stage, viable budgets, whether there is a policy, system prompt: what our own exports add."""
+    whole = Section(config, f"{folder / 'config.json'}: ")
+    stage, names = whole.get("training_stage", "base"), whole.get("viable_budgets", [])
+    system, has_policy = config.get("system_prompt"), whole.flag("has_policy", False)
+    if stage not in TRAINED_STAGES:
+        raise whole.wrong("training_stage", f"one of {', '.join(TRAINED_STAGES)}")
+    viable = parse_budgets(names, arch.num_slots, where=f"{whole.where}viable_budgets")
+    if len(viable) > arch.policy.max_budgets or len(set(viable)) < len(viable):
+        raise whole.wrong("viable_budgets", f"at most {arch.policy.max_budgets} of them, each once")
+    if has_policy and not viable:
+        raise whole.wrong("has_policy", "false where viable_budgets has none that it could choose")
+    if not isinstance(system, str | None):
+        raise whole.wrong("system_prompt", "text or null")
+    return stage, viable, has_policy, system
+
+
+def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
+    """The token id that stands for a picture: `image_token_index`, or `image_token_id` in newer files."""
+    name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
+    return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MAX_VOCABULARY)

@@ -1,0 +1,162 @@
+"""Where the tensors of a folder lie: the headers of its safetensors, read as data, with names as this package has them.
+
+In: a folder. Out: for each tensor, by its canonical key, file, name, shape and dtype; no tensor is read. Names that
+wrappers of PyTorch put in front (`module.`, `_orig_mod.`, ...) are left out; a file of another layout (LLaVA's own, an
+adapter, FSDP's flat shards) is refused with what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import open_regular
+from visor_jax.hf.config import CONVERT
+from visor_jax.hf.keys import canonical_key, unwrapped
+from visor_jax.hf.section import read_object
+
+log = logging.getLogger(__name__)
+MAX_HEADER_BYTES, MAX_TENSORS, MAX_FILES = 4 * 2**20, 10_000, 1000  # 72B: 0.2 MB, 1,500 tensors, 31 files
+_SPARSE = 8  # times longer than what the disk holds of it: a file of holes, not of weights
+MERGE = "merge it into its model with merge_and_unload() of peft and save that with save_pretrained"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def locate(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder, by its canonical key.
+
+    Raises:
+      RequestError: no safetensors, a shard that is missing or damaged, two tensors that mean the same, or names of
+        another layout.
+    """
+    files, found = _files(folder), dict[str, Stored]()
+    for file in files:
+        for stored in _headers(file):
+            key = canonical_key(stored.name)
+            if key in found:
+                raise RequestError(
+                    f"{file}: {shown(stored.name)} is in {found[key].file.name} too, as {shown(found[key].name)}"
+                )
+            found[key] = stored
+        if len(found) > MAX_TENSORS:
+            raise RequestError(f"{file}: more than {MAX_TENSORS:,} tensors; expected those of one model")
+    names = [stored.name for stored in found.values()]
+    _check_layout(folder, names)
+    wrapped = [name for name in names if unwrapped(name) != name]
+    if wrapped:
+        log.info("%s: tensors such as %s: read without the names of PyTorch's wrappers", folder, shown(wrapped[0]))
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():  # beside which transformers, too, reads nothing else
+        return [whole]
+    files = [folder / name for name in _shards(index)] if index.exists() else list(folder.glob("*.safetensors"))
+    if not files:
+        others = sorted(file.name for file in folder.iterdir() if re.fullmatch(r".*\.(bin|pth?|ckpt)", file.name))
+        instead = f" ({listed(list(map(shown, others)), 2)}: pickles are never read)" if others else ""
+        raise RequestError(f"{folder}: no .safetensors{instead}; expected model.safetensors, or shards and their index")
+    if len(files) > MAX_FILES:
+        raise RequestError(f"{folder}: {len(files):,} .safetensors; expected at most {MAX_FILES:,}")
+    return sorted(files)
+
+
+def _shards(index: Path) -> set[str]:
+    """The files that an index names: plain names, for none may lead out of the folder."""
+    table = read_object(index).get("weight_map")
+    names = table.values() if isinstance(table, dict) else []
+    if not (names and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names)):
+        raise RequestError(f"{index}: weight_map: expected for each tensor the name of a .safetensors beside the index")
+    return set(names)
+
+
+def _headers(file: Path) -> Iterator[Stored]:
+    try:
+        table = _header(file)
+        with safe_open(file, "numpy"):  # which sees that the tensors fill the file, each with its shape's bytes
+            pass
+    except FileNotFoundError:
+        raise RequestError(f"{file}: no such file; the index names it") from None
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise RequestError(f"{file}: no whole safetensors file: {shown(str(error))}") from error
+    for name, entry in table.items():
+        yield Stored(file, name, tuple(entry["shape"]), entry["dtype"])
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The JSON object at the start of a safetensors file, less its metadata; raises OSError and ValueError."""
+    with open_regular(file) as opened:
+        info = os.fstat(opened.fileno())
+        if (
+            info.st_blocks and info.st_size > _SPARSE * 512 * info.st_blocks + 2**20
+        ):  # some file systems count no blocks
+            raise ValueError(f"{info.st_size:,} bytes long with {512 * info.st_blocks:,} on the disk")
+        size = int.from_bytes(opened.read(8), "little")
+        if size > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {size:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
+        table = json.loads(opened.read(size).decode(), object_pairs_hook=_each_once)
+    if not isinstance(table, dict):
+        raise ValueError(f"the header holds {type(table).__name__}, expected an object")
+    table.pop("__metadata__", None)
+    if len(table) > MAX_TENSORS:
+        raise ValueError(f"{len(table):,} tensors, expected at most {MAX_TENSORS:,}")
+    return table
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no name is given twice: readers would differ on which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is in the header twice")
+    return found
+
+
+def _check_layout(folder: Path, names: Sequence[str]) -> None:
+    """Refuse what other programs save, with what to do about it."""
+    adapter = r"(^|\.)(lora_\w+|base_layer|modules_to_save|original_module|prompt_encoder)(\.|$)"
+    kinds = {
+        adapter: f"a PEFT adapter that is not merged; {MERGE}",
+        r"_flat_param": "FSDP's flat shards; save the model with StateDictType.FULL_STATE_DICT",
+        r"^model\.(layers\.|mm_projector\.|vision_tower\.vision_tower\.)": CONVERT,
+    }
+    for pattern, kind in kinds.items():
+        found = next((name for name in map(unwrapped, names) if re.search(pattern, name)), None)
+        if found is not None:
+            raise RequestError(f"{folder}: tensors such as {shown(found)} are of {kind}")
+
+
+# --- what messages show -----------------------------------------------------------------------------------------------
+
+
+def shown(name: str, most: int = 120) -> str:
+    """A name or message from outside, fit for a terminal and not too long."""
+    name = name if name.isprintable() else ascii(name)
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """ "a, b and 3 more": the first `most` of the names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

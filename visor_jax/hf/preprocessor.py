@@ -1,0 +1,107 @@
+"""What a checkpoint says about its pictures: every field of its image processor is obeyed, or refused by name.
+
+In: `preprocessor_config.json`, or `processor_config.json` with the image processor in it, as transformers 5 saves them.
+Out: mean and standard deviation of the pixels. Every other field decides pixels that this package computes in one way
+only (bicubic resizing into tiles of the tower's size, values in [0, 1], normalized): another value is a `RequestError`.
+A field that is missing or null has transformers' default; size and grids then follow `config.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from visor_jax.errors import RequestError
+from visor_jax.hf.section import Section, read_object
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # of LlavaOnevisionImageProcessor where a file names none
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+BICUBIC = 3  # PIL.Image.Resampling
+PROCESSORS = ("LlavaOnevisionImageProcessor", "LlavaOnevisionImageProcessorFast", "LlavaOnevisionImageProcessorPil")
+
+
+def read_preprocessor(folder: Path) -> Section:
+    """The image processor's fields: those of processor_config.json if it has them, as in transformers.
+
+    Raises:
+      RequestError: neither file is there, or one cannot be read.
+    """
+    separate, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if joint.exists():
+        whole = Section(read_object(joint), f"{joint}: ")
+        if whole.values.get("image_processor") is not None:
+            return whole.section("image_processor")
+    if not separate.exists():
+        found = " (processor_config.json is there, and has no image_processor)" if joint.exists() else ""
+        raise RequestError(f"{separate}: no such file{found}; expected it, or processor_config.json of transformers 5")
+    return Section(read_object(separate), f"{separate}: ")
+
+
+def check_processor(folder: Path, config: Section, patches_per_tile: int) -> None:
+    """See that processor_config.json, if there is one, counts visual tokens as `config.json` does.
+
+    Raises:
+      RequestError: a field of it says otherwise.
+    """
+    file = folder / "processor_config.json"
+    if not file.exists():
+        return
+    processor = Section(read_object(file), f"{file}: ")
+    expected = {
+        "vision_aspect_ratio": (config.get("vision_aspect_ratio", "anyres_max_9"), "as in config.json"),
+        "vision_feature_select_strategy": ("full", "all that this model computes"),
+        "num_image_tokens": (patches_per_tile, "the patches of one tile of config.json"),
+        "image_token": ("<image>", "the token that this package replaces by a picture"),
+    }
+    for name, (wanted, why) in expected.items():
+        if processor.values.get(name) not in (None, wanted):
+            raise processor.wrong(name, f"{wanted!r}, {why}")
+
+
+def pixel_statistics(
+    pixels: Section, tile: int, pinpoints: tuple[tuple[int, int], ...]
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation per RGB channel, once all other fields are seen to mean what this package does.
+
+    Args:
+      pixels: the image processor's fields.
+      tile: side of a tile in pixels, from config.json.
+      pinpoints: (height, width) in pixels, from config.json.
+
+    Raises:
+      RequestError: a field asks for other pixels; the message names it.
+    """
+    kind = pixels.values.get("image_processor_type")
+    if kind is not None and kind not in PROCESSORS:
+        raise pixels.wrong("image_processor_type", f"{PROCESSORS[0]!r}, whose tiles are all that this package cuts")
+    for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if not pixels.flag(name, True):
+            raise pixels.wrong(name, "true, all that this package computes")
+    if pixels.flag("do_center_crop", False):
+        raise pixels.wrong("do_center_crop", "false, all that this package computes")
+    pixels.flag("do_pad", True)  # fills up batches and changes no picture: either value is right
+    factor = pixels.positive("rescale_factor", 1 / 255)
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise pixels.wrong("rescale_factor", f"1/255 ({1 / 255})")
+    if pixels.get("resample", BICUBIC) != BICUBIC:
+        raise pixels.wrong("resample", f"{BICUBIC}, bicubic, all that this package computes")
+    for name in ("size", "crop_size"):
+        if pixels.values.get(name) is not None and not _is_square(pixels.values[name], tile):
+            raise pixels.wrong(
+                name, f'{{"height": {tile}, "width": {tile}}}, as vision_config.image_size in config.json'
+            )
+    grids = pixels.values.get("image_grid_pinpoints")
+    if grids is not None and grids != [list(pair) for pair in pinpoints]:
+        raise pixels.wrong("image_grid_pinpoints", "the same pairs in the same order as in config.json, or none")
+    mean = pixels.channels("image_mean", CLIP_MEAN, least=0, most=1)  # also the color that fills up to a square
+    return mean, pixels.channels("image_std", CLIP_STD, least=1e-4, most=1e4)
+
+
+def _is_square(size: Any, side: int) -> bool:
+    """Whether transformers reads `size` as side x side pixels."""
+    if isinstance(size, Mapping):
+        given = {name: value for name, value in size.items() if value is not None}
+        return given in ({"height": side, "width": side}, {"shortest_edge": side})
+    return size == side or size == [side, side]

@@ -1,0 +1,150 @@
+"""The Python interface: load a trained model, ask it questions, get answers with receipts.
+
+    import visor_jax
+    model = visor_jax.load("runs/glyphs_mini")
+    answer = model.answer(image, "Which digit is below A?")        # Answer(text, budget, flops, ...)
+    for piece in model.stream(image, "Describe the picture.", temperature=0.7, seed=1):
+        print(piece, end="", flush=True)
+
+What a loaded model does is `visor_jax.generate.visor.Visor`; here stands where it comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from visor_jax import config as configs
+from visor_jax.checkpoint.restoring import restore_complete
+from visor_jax.data.from_config import make_tokenizer
+from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.errors import RequestError
+from visor_jax.generate.visor import Visor
+from visor_jax.hf import hub
+from visor_jax.hf import read as hf_import
+from visor_jax.hf.section import read_object
+from visor_jax.model.keys import start_key
+from visor_jax.model.layers import in_dtype
+from visor_jax.model.visor import abstract_params
+from visor_jax.scale.mesh import build_mesh
+from visor_jax.workdir.folder import Workdir, as_path
+from visor_jax.workdir.results import read_viable
+
+__all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the newest complete one is loaded
+
+
+def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
+    """A model from a workdir (its newest complete stage), one stage's folder, a Hugging Face folder, or the hub.
+
+    Args:
+      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, what `visor export` wrote, or, where there is no
+        such folder, a model's name on the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION` (`export.hub`).
+      plan: "dense" or "visor"; None is the plan of what lies there. A dense checkpoint may be asked for as "visor": it
+        is given new layers, as `visor import` does. Otherwise it must be the model's own plan.
+      dtype: of the parameters; None is float32.
+
+    Raises:
+      RequestError: if there is no such model there, or it cannot have this plan.
+    """
+    if plan not in (None, "dense", "visor"):
+        raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
+    check_dtype(dtype)
+    path = as_path(hub.local_folder(path))  # a bucket's address keeps its "//"
+    if hf_import.is_folder(path):
+        return load_checkpoint(path, plan, dtype)
+    is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
+    workdir, stage = (Workdir(path.parent), path.name) if is_stage else (Workdir(path), None)
+    if stage is None:
+        stage = next((s for s in MODEL_STAGES if workdir.stage(s).is_complete()), None)
+    if stage is None:
+        what = "no complete stage" if path.is_dir() else "no such folder"
+        raise RequestError(
+            f"{path}: {what}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
+            f" Face's format, with the config.json of a model{'' if path.is_dir() else hub.hint(path)}"
+        )
+    model = load_stage(workdir, stage, dtype)
+    if plan is not None and plan != model.arch.plan:
+        raise RequestError(f"plan={plan}: {path} holds a model of plan {model.arch.plan!r}")
+    return model
+
+
+def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
+    """The model that one complete stage of a workdir left."""
+    config = configs.from_dict(workdir.config())
+    arch = configs.architecture(config, stage)
+    params = restore_complete(workdir, stage, abstract_params(arch))
+    if dtype is not None:
+        params = in_dtype(params, dtype)
+    searched = (workdir.path / "search" / "viable.json").exists()
+    viable = read_viable(workdir, arch.num_slots) if searched else [(False,) * arch.num_slots, (True,) * arch.num_slots]
+    model = Visor(
+        params,
+        arch,
+        make_tokenizer(config),
+        viable,
+        system=config.tokenizer.system or None,
+        has_policy=stage == "policy",
+        searched=searched,
+        stage=stage,
+        source=str(workdir.path),
+    )
+    model.fingerprint = workdir.stage(stage).fingerprint()
+    return model
+
+
+def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
+    """A model from a folder in Hugging Face's format, on the first device."""
+    checkpoint = hf_import.open_checkpoint(folder)
+    tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
+    hf_import.check_tokenizer(checkpoint, tokenizer)
+    if plan == "dense" and checkpoint.arch.plan == "visor":
+        raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
+    hf_import.check(checkpoint)
+    mesh = build_mesh(1, 1, 1, devices=jax.local_devices()[:1])
+    params, arch = hf_import.read_params(checkpoint, mesh, dtype or jnp.float32), checkpoint.arch
+    viable = checkpoint.viable_budgets
+    if plan == "visor" and arch.plan == "dense":
+        arch = dataclasses.replace(arch, plan="visor")
+        params, _ = hf_import.made_visor(params, arch, mesh, start_key(0, "base"))
+        viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
+    return Visor(
+        params,
+        arch,
+        tokenizer,
+        viable,
+        system=checkpoint.system,
+        has_policy=checkpoint.has_policy,
+        searched=bool(checkpoint.viable_budgets),
+        stage=checkpoint.stage,
+        stop_token_ids=ends,
+        source=str(folder),
+    )
+
+
+def check_dtype(dtype: Any) -> None:
+    """RequestError for anything but None, a name of `DTYPES`, or what JAX takes for one."""
+    try:
+        known = dtype is None or jnp.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise RequestError(f"dtype={dtype!r}: expected {', '.join(DTYPES)}")
+
+
+def stop_tokens(folder: Path) -> list[int]:
+    """The `eos_token_id` of a checkpoint's `generation_config.json`: where transformers ends an answer, we do."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return []
+    found = read_object(file).get("eos_token_id")
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(type(id) is int and id >= 0 for id in ids):
+        raise RequestError(f"{file}: eos_token_id={str(found)[:80]}: expected a token id or a list of them")
+    return ids

@@ -1,0 +1,1 @@
+"""What a stage minimizes, one file per objective."""

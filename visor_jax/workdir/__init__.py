@@ -1,0 +1,1 @@
+"""What a run leaves on disk, and what watches over the process that writes it."""
