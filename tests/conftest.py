@@ -61,8 +61,8 @@ def quick(compiled: str) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir in which `visor_jax.testing.tiny_config` ran all its stages and was evaluated. Not to be changed."""
-    from visor_jax import loading as api
-    from visor_jax.commands import recipe as stages
+    from visor_jax import loading
+    from visor_jax.commands import recipe
     from visor_jax.evaluate.runner import evaluate
     from visor_jax.testing import tiny_config
     from visor_jax.workdir.folder import Workdir
@@ -70,8 +70,8 @@ def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny") / "run"
     config = tiny_config()
     with _quick(compiled):
-        stages.run_stages(config, str(path), config.stages)
-        evaluate(config, api.load(path), Workdir(path))
+        recipe.run_stages(config, str(path), config.stages)
+        evaluate(config, loading.load(path), Workdir(path))
     return path
 
 

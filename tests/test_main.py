@@ -274,7 +274,8 @@ def test_standard_streams_that_are_full_or_closed(arguments, redirection, status
 
 def test_a_long_command_outlives_the_reader_of_its_output():
     script = (
-        "import sys; from visor_jax.commands import command_line as c; from visor_jax.workdir.supervision import watched;"
+        "import sys; from visor_jax.commands import command_line as c; "
+        "from visor_jax.workdir.supervision import watched\n"
         "c.own_standard_streams()\nwith watched(600):\n for _ in range(9): print('x' * 9999, flush=True)\n"
         "print('done', file=sys.stderr)"
     )

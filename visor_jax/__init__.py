@@ -22,9 +22,9 @@ __all__ = ["Budget", "Plan", "Visor", "load"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Visor", "load"):
-        from visor_jax import loading as api
+        from visor_jax import loading
 
-        return getattr(api, name)
+        return getattr(loading, name)
     if name in ("Budget", "Plan"):
         from visor_jax import budget
 

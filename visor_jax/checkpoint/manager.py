@@ -1,8 +1,8 @@
 """Checkpoints that prove themselves: saving in the background, and finding the newest step that can be trusted.
 
 In: a folder, whose state it is (`identity`), pytrees of arrays. Out: `<folder>/<step>/`: `arrays/` (Orbax),
-`manifest.json` and, last of all, `commit.json` (`visor_jax.checkpoint.manifest`). A step without a manifest that holds does
-not count: it is passed over, aloud, for the next older one.
+`manifest.json` and, last of all, `commit.json` (`visor_jax.checkpoint.manifest`). A step whose manifest does not hold does
+not count: it is skipped with a warning for the next older one.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ A command module only wires rooms together. It exposes
 - `WATCHED: bool`: True where the work is done inside `watched` (below), as that of a command that takes long; left out
   otherwise. Until then there is nothing to clean up, and SIGINT ends the process at once with 130.
 
-A command that takes long does its work inside `visor_jax.workdir.supervision.watched(config.train.hang_seconds)`, and its loops
-call `beat`: then a hang ends with 134, and SIGINT cannot be swallowed on the way.
+A command that takes long does its work inside `watched(config.train.hang_seconds)` of `visor_jax.workdir.supervision`,
+and its loops call `beat`: then a hang ends with 134, and SIGINT cannot be swallowed on the way.
 
 With `--json` all that is printed goes to stderr but that line. Mistakes are raised, not printed: `RequestError` exits
 2, `RunError` 1, `SystemExit` (143 after SIGTERM) passes. Modules import nothing heavy at their top (JAX, the model):

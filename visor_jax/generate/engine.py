@@ -5,8 +5,8 @@ doors: `look` (tower and the layers that all budgets share, one prompt at a time
 caller's, and `tokens` (the other layers and decoding, in batches of one budget). What `look` computed is never computed
 again.
 
-Every program is compiled for buckets of shapes (`visor_jax.generate.buckets`); temperature, top-p, seed and step are its
-arguments, so that other values compile nothing.
+Every program is compiled for buckets of shapes (`visor_jax.generate.buckets`); temperature, top-p, seed and step are
+its arguments, so that other values compile nothing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
   batch ([slots]) or one per sample ([B, slots]). One compiled program serves every budget, and a slot that is off does
   no visual work (`lax.cond`).
 * `run_layers`: the layers one after the other with a budget known while tracing; what is off is not in the program.
-  `specialize(budget)` is `decode` built this way, and the caches of generation (`visor_jax.model.incremental`) rest on it.
+  `specialize(budget)` is `decode` built this way, and generation's caches (`visor_jax.model.incremental`) rest on it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.glyphs.source`: pictures are read back from their pixels, and every answer checked on them."""
+"""Tests of `visor_jax.data.glyphs.source`: pictures are read back from pixels, every answer checked on them."""
 
 from __future__ import annotations
 
