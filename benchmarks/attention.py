@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask, api
-from visor_jax.workdir.folder import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARES_OFF = (0.0, 0.25, 0.5, 0.75)

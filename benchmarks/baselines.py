@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from visor_jax.files.read_write import write_json
 from visor_jax.report import figures
-from visor_jax.train.metrics import read_rows
-from visor_jax.workdir.folder import write_json
+from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "baselines.json"

@@ -26,10 +26,10 @@ from visor_jax.architecture import (
 )
 from visor_jax.budget import by_count
 from visor_jax.evaluate.latency import seconds
+from visor_jax.files.read_write import write_json
 from visor_jax.model.decoder import decode
 from visor_jax.model.stream import Stream
 from visor_jax.model.visor import init_params
-from visor_jax.workdir.folder import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "budgets.json"
 

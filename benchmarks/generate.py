@@ -26,10 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, budget_name, by_count, cache_bytes
+from visor_jax.budget import Bits, budget_name, by_count
 from visor_jax.config import architecture, load_config
+from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import Window
 from visor_jax.evaluate.latency import random_prompt
+from visor_jax.files.read_write import write_json
 from visor_jax.generate.buckets import capacity_of, window_of
 from visor_jax.generate.engine import decode
 from visor_jax.model.decoder import apart
@@ -38,7 +40,6 @@ from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import init_params
 from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import tiny_architecture
-from visor_jax.workdir.folder import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "generate.json"
 SLOTS = (0, 1, 2, 4, 8)  # of the budgets that are measured

@@ -23,7 +23,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from visor_jax.workdir.folder import write_json
+from visor_jax.files.read_write import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "glyphs_seeds.json"

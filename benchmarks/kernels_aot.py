@@ -37,12 +37,12 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax.config import architecture, load_config
+from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask
 from visor_jax.kernels.attention import pallas_tpu as tpu
 from visor_jax.model.decoder import decode
 from visor_jax.model.stream import Stream
 from visor_jax.model.visor import abstract_params
-from visor_jax.workdir.folder import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "kernels_aot.json"

@@ -27,12 +27,12 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
+from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask, api
 from visor_jax.model.decoder import at, mixed_self_attention
 from visor_jax.model.stream import Stream, ordered
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.testing import random_params, tiny_architecture
-from visor_jax.workdir.folder import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 Slot = Callable[..., tuple[jax.Array, jax.Array]]

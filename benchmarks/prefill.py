@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.workdir.folder import write_bytes, write_json, write_text
+from visor_jax.files.read_write import write_bytes, write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"

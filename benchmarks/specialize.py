@@ -26,11 +26,11 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
 from visor_jax.evaluate.latency import seconds
+from visor_jax.files.read_write import write_json
 from visor_jax.model.decoder import apart, decode, specialize
 from visor_jax.model.stream import Stream
 from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import random_params, tiny_architecture
-from visor_jax.workdir.folder import write_json
 
 RESULT = Path(__file__).resolve().parent / "results" / "specialize.json"
 

@@ -21,20 +21,13 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
-from visor_jax.budget import (
-    Budget,
-    LayerKind,
-    Plan,
-    all_subsets,
-    bit_string,
-    budget_name,
-    by_count,
+from visor_jax.budget import Budget, LayerKind, Plan, all_subsets, bit_string, budget_name, by_count, parse_bits
+from visor_jax.cost import (
     cache_bytes,
     conditional_position_flops,
     decode_flops,
     decoder_flops,
     dense_decoder_flops,
-    parse_bits,
     route_flops,
     saving,
     tower_flops,

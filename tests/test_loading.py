@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import visor_jax
-from visor_jax.budget import Budget, budget_name, decoder_flops, tower_flops
+from visor_jax.budget import Budget, budget_name
+from visor_jax.cost import decoder_flops, tower_flops
 from visor_jax.data.questions import single_questions
 from visor_jax.data.sample import Sample
 from visor_jax.errors import RequestError

@@ -13,9 +13,9 @@ import pytest
 
 import visor_jax.errors
 from visor_jax.config import architecture
+from visor_jax.files.read_write import read_json
 from visor_jax.loading import load
 from visor_jax.testing import tiny_config
-from visor_jax.workdir.folder import read_json
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 SHAPES = """
@@ -39,13 +39,14 @@ print(json.dumps([text, model.logits(ids, [picture]).tolist()]))
 """
 RUN = """
 import sys
-from visor_jax import api, stages
+from visor_jax import loading
+from visor_jax.commands.recipe import run_stages
 from visor_jax.evaluate.runner import evaluate
 from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
 config = tiny_config(steps=2)
-stages.run_stages(config, sys.argv[1], config.stages)
-evaluate(config, api.load(sys.argv[1]), Workdir(sys.argv[1]))
+run_stages(config, sys.argv[1], config.stages)
+evaluate(config, loading.load(sys.argv[1]), Workdir(sys.argv[1]))
 """
 
 

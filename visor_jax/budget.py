@@ -1,13 +1,7 @@
-"""Plans, budgets, and what they cost: FLOPs of decoder and tower, bytes of the cache.
+"""Plans and budgets: what kind every decoder layer is, and which of its optional layers run.
 
-Ground floor: no JAX import. In: an `Architecture`, the bits of a budget, numbers of tokens and tiles. Out: figures by
-formula. They count what the model computes for one sample:
-
-* matrix products (projections, MLPs, attention, logits) and the conditional position, 2 FLOPs per multiply-add; not
-  norms, activations, rotary embedding, softmax and the gather of visual tokens, which are a few per mille;
-* causal attention at half of queries x keys; cross-attention and the tower's attention in full;
-* every layer over all its tokens, although the last layer's visual outputs are read by nobody;
-* the logits of one token, unless `num_logits` says otherwise.
+Ground floor: no JAX import. In: an `Architecture`, or a budget as people write it. Out: the kinds of the layers, and
+the bits of a budget, one for each optional layer. What a budget costs is in `visor_jax.cost`.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visor_jax.architecture import Architecture, TextArchitecture
+from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError, nearest
 
 Bits = tuple[bool, ...]
@@ -189,135 +183,3 @@ def by_count(num_slots: int) -> list[Bits]:
 def all_subsets(num_slots: int) -> list[Bits]:
     """Every budget of `num_slots` slots, by number of slots on, then lexicographically."""
     return sorted(itertools.product((False, True), repeat=num_slots), key=lambda bits: (sum(bits), bits))
-
-
-# --- FLOPs ------------------------------------------------------------------------------------------------------------
-
-
-def decoder_flops(
-    architecture: Architecture,
-    bits: Sequence[bool],
-    num_visual: int,
-    num_text: int,
-    plan: Plan | None = None,
-    *,
-    num_logits: int = 1,
-    causal_half: bool = True,
-) -> float:
-    """FLOPs of the decoder's forward pass over one sample's visual and text tokens.
-
-    Args:
-      bits: one per slot of the plan; empty for a dense one.
-      plan: None takes the architecture's own.
-      num_logits: tokens whose logits are computed; 1 for a prompt, `num_text` in training.
-      causal_half: False counts causal attention as an implementation without skipping computes it: all queries x keys.
-    """
-    text = architecture.text
-    causal = 0.5 if causal_half else 1.0
-    total = 2.0 * num_logits * text.hidden_size * text.vocab_size
-    for kind in (plan or Plan.of(architecture)).under(bits):
-        tokens = num_text + (num_visual if kind is LayerKind.SELF else 0)
-        pairs = causal * tokens**2
-        if kind is LayerKind.SELF and architecture.bidirectional_vision:
-            pairs += (1 - causal) * num_visual**2
-        total += tokens * _layer_flops_per_token(text) + _attention_flops(text, pairs)
-        if kind is LayerKind.CROSS:
-            total += _cross_read_flops(architecture, num_visual, num_text)
-            total += _cross_keys_flops(architecture, num_visual) + conditional_position_flops(architecture, num_visual)
-    return total
-
-
-def dense_decoder_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """`decoder_flops` of the dense plan on the same shape: what every saving is measured against."""
-    return decoder_flops(architecture, (), num_visual, num_text, Plan.dense(architecture.text.num_layers))
-
-
-def decode_flops(architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int) -> float:
-    """FLOPs of one decoding step against the cache, logits included; `num_text` counts the new token too."""
-    text = architecture.text
-    total = 2.0 * text.hidden_size * text.vocab_size
-    for kind in Plan.of(architecture).under(bits):
-        keys = num_text + (num_visual if kind is LayerKind.SELF else 0)
-        total += _layer_flops_per_token(text) + _attention_flops(text, keys)
-        if kind is LayerKind.CROSS:
-            total += _cross_read_flops(architecture, num_visual, 1)
-    return total
-
-
-def route_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """What the policy adds: the routing token through the layers before the first slot, and its MLP."""
-    plan, text, policy = Plan.of(architecture), architecture.text, architecture.policy
-    if not plan.slots:
-        return 0.0
-    total = 2.0 * policy.hidden_size * (text.hidden_size + policy.max_budgets)
-    for kind in plan.kinds[: plan.slots[0]]:
-        total += _layer_flops_per_token(text) + _attention_flops(text, num_text)
-        if kind is LayerKind.CROSS:
-            total += _cross_read_flops(architecture, num_visual, 1)
-    return total
-
-
-def tower_flops(architecture: Architecture, num_tiles: int) -> float:
-    """FLOPs of the vision tower and the connector over `num_tiles` tiles; no budget changes them."""
-    vision, out = architecture.vision, architecture.text.hidden_size
-    size, patches = vision.hidden_size, vision.patches_per_tile
-    layer = 4.0 * size * vision.intermediate_size
-    if not vision.patch_local:
-        layer += 8.0 * size**2 + 4.0 * patches * size
-    embedding = 2.0 * 3 * vision.patch_size**2 * size
-    connector = 2.0 * (size + out) * out
-    return num_tiles * patches * (embedding + vision.num_layers * layer + connector)
-
-
-def saving(
-    architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int, num_tiles: int
-) -> tuple[float, float]:
-    """How many times cheaper than the dense plan: (decoder only, end to end with the tower)."""
-    dense = dense_decoder_flops(architecture, num_visual, num_text)
-    ours = decoder_flops(architecture, bits, num_visual, num_text)
-    tower = tower_flops(architecture, num_tiles)
-    return dense / ours, (dense + tower) / (ours + tower)
-
-
-def conditional_position_flops(architecture: Architecture, num_visual: int) -> float:
-    """The depthwise convolution over the visual sequence, in one cross-attention layer."""
-    return 2.0 * architecture.cross.kernel_size * architecture.text.hidden_size * num_visual
-
-
-def _layer_flops_per_token(text: TextArchitecture) -> float:
-    """All projections of one Qwen2 layer: q and o, k and v, gate, up and down."""
-    heads = 2 * text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim
-    return 2.0 * text.hidden_size * (heads + 3 * text.intermediate_size)
-
-
-def _attention_flops(text: TextArchitecture, pairs: float) -> float:
-    """Logits and weighted sum over `pairs` of a query and a key."""
-    return 4.0 * pairs * text.num_heads * text.head_dim
-
-
-def _cross_read_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """The text's half of cross-attention: q and o projections, attention over every visual key."""
-    text = architecture.text
-    projections = 4.0 * num_text * text.hidden_size * text.num_heads * text.head_dim
-    return projections + _attention_flops(text, num_text * num_visual)
-
-
-def _cross_keys_flops(architecture: Architecture, num_visual: int) -> float:
-    """The visual half of cross-attention: k and v projections."""
-    text = architecture.text
-    return 4.0 * num_visual * text.hidden_size * architecture.cross.num_kv_heads * text.head_dim
-
-
-# --- cache ------------------------------------------------------------------------------------------------------------
-
-
-def cache_bytes(
-    architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int, bytes_per_value: int
-) -> int:
-    """Bytes of one sample's keys and values: text in every layer, visual only where it is read again."""
-    text = architecture.text
-    kinds = Plan.of(architecture).under(bits)
-    heads = num_text * text.num_kv_heads * len(kinds)
-    heads += num_visual * text.num_kv_heads * kinds.count(LayerKind.SELF)
-    heads += num_visual * architecture.cross.num_kv_heads * kinds.count(LayerKind.CROSS)
-    return 2 * heads * text.head_dim * bytes_per_value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import unicodedata
 from collections.abc import Iterable
@@ -97,3 +98,9 @@ def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     asked = name.removeprefix(prefix).casefold()
     found = [repr(by_folded[near]) for near in difflib.get_close_matches(asked, by_folded, n=3)]
     return f"did you mean {' or '.join(found)}?" if found else ""
+
+
+def short(value: Any) -> str:
+    """A value for a message: the beginning of its JSON."""
+    text = value if value == "(none)" else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

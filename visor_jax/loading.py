@@ -18,20 +18,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from visor_jax import config as configs
 from visor_jax.checkpoint.restoring import restore_complete
+from visor_jax.config import architecture, from_dict
 from visor_jax.data.from_config import make_tokenizer
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
+from visor_jax.files.read_write import as_path
 from visor_jax.generate.visor import Visor
 from visor_jax.hf import hub
-from visor_jax.hf import read as hf_import
+from visor_jax.hf.model import made_visor
+from visor_jax.hf.read import check, check_tokenizer, is_folder, open_checkpoint, read_params
 from visor_jax.hf.section import read_object
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import in_dtype
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import build_mesh
-from visor_jax.workdir.folder import Workdir, as_path
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
 
 __all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
@@ -57,7 +59,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
         raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
     check_dtype(dtype)
     path = as_path(hub.local_folder(path))  # a bucket's address keeps its "//"
-    if hf_import.is_folder(path):
+    if is_folder(path):
         return load_checkpoint(path, plan, dtype)
     is_stage = path.name in MODEL_STAGES and not (path / "config.json").exists()  # a workdir may be called "full"
     workdir, stage = (Workdir(path.parent), path.name) if is_stage else (Workdir(path), None)
@@ -77,8 +79,8 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
 
 def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     """The model that one complete stage of a workdir left."""
-    config = configs.from_dict(workdir.config())
-    arch = configs.architecture(config, stage)
+    config = from_dict(workdir.config())
+    arch = architecture(config, stage)
     params = restore_complete(workdir, stage, abstract_params(arch))
     if dtype is not None:
         params = in_dtype(params, dtype)
@@ -101,18 +103,18 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
 
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
     """A model from a folder in Hugging Face's format, on the first device."""
-    checkpoint = hf_import.open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
-    hf_import.check_tokenizer(checkpoint, tokenizer)
+    check_tokenizer(checkpoint, tokenizer)
     if plan == "dense" and checkpoint.arch.plan == "visor":
         raise RequestError(f"plan=dense: {folder} holds a model of plan 'visor'")
-    hf_import.check(checkpoint)
+    check(checkpoint)
     mesh = build_mesh(1, 1, 1, devices=jax.local_devices()[:1])
-    params, arch = hf_import.read_params(checkpoint, mesh, dtype or jnp.float32), checkpoint.arch
+    params, arch = read_params(checkpoint, mesh, dtype or jnp.float32), checkpoint.arch
     viable = checkpoint.viable_budgets
     if plan == "visor" and arch.plan == "dense":
         arch = dataclasses.replace(arch, plan="visor")
-        params, _ = hf_import.made_visor(params, arch, mesh, start_key(0, "base"))
+        params, _ = made_visor(params, arch, mesh, start_key(0, "base"))
         viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
     return Visor(
         params,

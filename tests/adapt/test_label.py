@@ -15,17 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from visor_jax.adapt.label import FIRST_INDEX, Labels, cheapest_good_enough, label_stage, questions
+from visor_jax.adapt.label import FIRST_INDEX, cheapest_good_enough, label_stage
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
 from visor_jax.data.from_config import make_source
 from visor_jax.data.glyphs.source import TASKS
+from visor_jax.data.questions import label_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import Scores, score
+from visor_jax.files.read_write import read_json
+from visor_jax.loading import load_stage
 from visor_jax.testing import tiny_config
-from visor_jax.train.stage import LabelledExamples
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.train.objectives.policy import LabelledExamples
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import Labels
 
 TABLES = arrays.arrays(
     np.float64, st.tuples(st.integers(1, 8), st.integers(1, 5)), elements=st.floats(-20, 0, allow_nan=False)
@@ -78,6 +82,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 ) -> None:
     config, workdir = tiny_config({"label.only_right": True}), Workdir(tiny_copy)
     everything, right = Labels.read(workdir), np.zeros(16, bool)
+    model = load_stage(workdir, "universal")
     (tiny_copy / "config.json").unlink()
     workdir.claim(config)
 
@@ -89,9 +94,9 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 
     monkeypatch.setattr("visor_jax.adapt.label.score", full_is_right)
     with pytest.raises(RequestError, match=r"label\.only_right=True: the full budget answers no question rightly"):
-        label_stage(config, workdir)
+        label_stage(config, workdir, model)
     right[::3] = True
-    kept = label_stage(config, workdir)
+    kept = label_stage(config, workdir, model)
     np.testing.assert_array_equal(kept.label, everything.label[right])
     np.testing.assert_array_equal(Labels.read(workdir).picture_index, everything.picture_index[right])
     assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 6
@@ -99,7 +104,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 
 def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
-    asked, found = questions(config), LabelledExamples(config, labels)
+    asked, found = label_questions(config), LabelledExamples(config, labels)
     assert {(place.index, place.turn) for place in asked.plan()} == set(
         zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
     )
@@ -122,12 +127,12 @@ def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> 
 
 
 def test_pictures_that_were_not_trained_on_are_labelled() -> None:
-    assert all(place.index >= FIRST_INDEX for place in questions(tiny_config()).plan())
+    assert all(place.index >= FIRST_INDEX for place in label_questions(tiny_config()).plan())
 
 
 def test_every_task_is_labelled_equally_often() -> None:
     config = tiny_config({"label.samples": 44})
-    assert Counter(sample.turns[0].task for sample in questions(config)) == dict.fromkeys(TASKS, 4)
+    assert Counter(sample.turns[0].task for sample in label_questions(config)) == dict.fromkeys(TASKS, 4)
 
 
 def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     config = tiny_config({**changes, "data.test_fraction": 0.0})
-    asked, source = questions(config), make_source(config, "train")
+    asked, source = label_questions(config), make_source(config, "train")
     assert len({place.id for place in asked.plan()}) == 4
     for place in asked.plan():
         assert asked.read(place).turns[0].answer == source[place.index].turns[place.turn].answer
@@ -152,7 +157,7 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     skips = SkipLog()
-    asked = questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
+    asked = label_questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
     assert [example.id for example in asked.examples(ahead=2)] == ["0/0"]
     assert [reason for _, reason in skips.counts] == ["missing_file"]
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.adapt.search import Subset, explore, read_viable, viable
+from visor_jax.adapt.search import Subset, explore, viable
 from visor_jax.budget import Bits, all_subsets, parse_bits
 from visor_jax.errors import RequestError
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.files.read_write import read_json
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import read_viable
 
 
 @st.composite

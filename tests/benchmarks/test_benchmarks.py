@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from visor_jax import testing
-from visor_jax.budget import cache_bytes
+from visor_jax.cost import cache_bytes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.usefixtures("quick")

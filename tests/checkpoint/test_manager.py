@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from visor_jax.checkpoint import manager as module
-from visor_jax.checkpoint.manager import Checkpoints, find, restore_params
+from visor_jax.checkpoint.manager import Checkpoints, find
 from visor_jax.checkpoint.manifest import Manifest
+from visor_jax.checkpoint.restoring import restore_params
 from visor_jax.errors import RequestError, RunError
 
 IDENTITY = {"stage": "full", "config": {"model.text.num_layers": 6}, "data": ""}

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import visor_jax.errors
-from visor_jax.checkpoint.manager import Checkpoints, find, restore_params
+from visor_jax.checkpoint.manager import Checkpoints, find
+from visor_jax.checkpoint.restoring import restore_params
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 COMMITTED = ["arrays", "commit.json", "manifest.json"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from visor_jax.__main__ import main
-from visor_jax.budget import budget_name, decoder_flops
+from visor_jax.budget import budget_name
+from visor_jax.cost import decoder_flops
 from visor_jax.loading import load
 
 pytestmark = pytest.mark.usefixtures("quick")

@@ -19,8 +19,8 @@ from PIL import Image
 import visor_jax.errors
 from visor_jax.__main__ import main
 from visor_jax.export import torch_export
+from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load
-from visor_jax.workdir.folder import read_json, write_json
 
 CONFIGS = Path(visor_jax.errors.__file__).parents[1] / "configs"
 pytestmark = pytest.mark.usefixtures("quick")

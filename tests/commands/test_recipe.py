@@ -16,9 +16,10 @@ from visor_jax.commands import recipe as stages
 from visor_jax.commands.recipe import evaluation_data, is_complete, run_stages
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, evaluation_identity
+from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load
 from visor_jax.testing import tiny_config
-from visor_jax.workdir.folder import Workdir, read_json, write_json
+from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -46,7 +46,7 @@ def test_a_signal_at_start_up_is_a_status_and_no_traceback(point: str, send: str
 def test_nothing_is_imported_before_signals_are_owned() -> None:
     """Of what takes time: standard modules that the interpreter has at hand, and two of ours."""
     script = (
-        "import sys; from visor_jax import __main__, supervision, fault_points\n"
+        "import sys; from visor_jax import __main__\n"
         "heavy = 'numpy', 'jax', 'rich', 'ml_collections', 'etils'\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in heavy))\n"
         "print(sorted(m for m in sys.modules if m.startswith('visor_jax.')))"
@@ -54,7 +54,8 @@ def test_nothing_is_imported_before_signals_are_owned() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     heavy, ours = done.stdout.splitlines()
     assert heavy == "[]"
-    assert ours == str([f"visor_jax.{name}" for name in ("__main__", "errors", "fault_points", "supervision")])
+    light = ("__main__", "errors", "workdir", "workdir.fault_points", "workdir.supervision")
+    assert ours == str([f"visor_jax.{name}" for name in light])
 
 
 # --- while a command runs ---------------------------------------------------------------------------------------------

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.adapt.label import label_source
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.draws import PURPOSES, RANGE, STREAM_LENGTH, Within, generator, index_range, seed_sequence
-from visor_jax.data.from_config import stage_source
+from visor_jax.data.from_config import label_source, stage_source
 from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.pipeline import Part, Stream
 from visor_jax.data.sample import Sample, SkipSample

@@ -20,10 +20,11 @@ from visor_jax.adapt.search import search_stage
 from visor_jax.data import questions
 from visor_jax.data.glyphs import source as glyphs
 from visor_jax.evaluate.runner import evaluate
-from visor_jax.loading import load
+from visor_jax.files.read_write import read_json, write_json
+from visor_jax.loading import load, load_stage
 from visor_jax.testing import tiny_config
-from visor_jax.train import stage as stages
-from visor_jax.workdir.folder import Workdir, read_json, write_json
+from visor_jax.train.objectives import make_objective
+from visor_jax.workdir.folder import Workdir
 
 COUNT = 160
 CONFIG = {"search.samples": COUNT, "label.samples": COUNT, "evaluate.samples": COUNT}
@@ -54,14 +55,14 @@ def train_policy(config: Any, workdir: Workdir) -> None:
     record = read_json(workdir.path / "config.json")
     record["config"]["label"]["samples"] = config.label.samples  # whose labels these are
     write_json(workdir.path / "config.json", record)
-    label_stage(config, workdir)
-    for step in stages.make_objective(config, "policy", workdir).steps(0, 40):
+    label_stage(config, workdir, load_stage(workdir, "universal"))
+    for step in make_objective(config, "policy", workdir).steps(0, 40):
         assert step.number
 
 
 PASSES: dict[str, Callable[[Any, Workdir], Any]] = {
-    "search": search_stage,
-    "label": label_stage,
+    "search": lambda config, workdir: search_stage(config, workdir, load_stage(workdir, "full")),
+    "label": lambda config, workdir: label_stage(config, workdir, load_stage(workdir, "universal")),
     "policy": train_policy,
     "evaluate": lambda config, workdir: evaluate(config, load(workdir.path), workdir),
 }
@@ -76,7 +77,7 @@ def test_few_pictures_and_tiles_are_held_at_a_time(tiny_copy: Path, monkeypatch:
     monkeypatch.setattr(
         questions, "encode_example", tiles.watch(questions.encode_example, lambda example: example.tiles)
     )
-    monkeypatch.setattr(stages, "KEPT_BYTES", 0)
+    monkeypatch.setattr("visor_jax.train.objectives.policy.KEPT_BYTES", 0)
     PASSES[name](config, workdir)
     batch = config.evaluate.batch_size
     assert tiles.made >= COUNT and pictures.made >= 40
@@ -91,10 +92,10 @@ PROGRAM = """
 import json, re, sys
 from pathlib import Path
 import numpy as np
-from visor_jax.adapt.label import Labels
 from visor_jax.testing import tiny_config
-from visor_jax.train import stages
+from visor_jax.train.objectives.policy import LabelledExamples
 from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import Labels
 from tests.evaluate.test_memory import PASSES
 
 name, path, data = sys.argv[1:]
@@ -109,7 +110,7 @@ for count in (200, 2000):
         table = np.zeros((count, 2))
         index = np.arange(count)
         labels = Labels([(False, False), (True, True)], index % 2, table, index, 0 * index)
-        examples = stages.LabelledExamples(config, labels)
+        examples = LabelledExamples(config, labels)
         for row in range(count):
             examples.batch(np.array([row]))
     else:

@@ -18,11 +18,12 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.files.read_write import read_json
 from visor_jax.loading import load
 from visor_jax.report.page import write_report
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import questions_of
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
 MESH = build_mesh(1, -1, 1)

@@ -95,9 +95,9 @@ def test_what_cannot_be_removed_is_said(
 def test_a_kill_while_a_file_is_written_leaves_what_is_found(tmp_path: Path) -> None:
     script = f"""
         import os, signal
-        from visor_jax import files
+        from visor_jax.files.read_write import write_bytes
         os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
-        files.write_bytes({str(tmp_path / "a.json")!r}, b"half")
+        write_bytes({str(tmp_path / "a.json")!r}, b"half")
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=environment, timeout=60, check=False)

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from visor_jax import testing
-from visor_jax.budget import budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.budget import budget_name
+from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.chat import encode_conversation
 from visor_jax.data.collate import Example
 from visor_jax.data.sample import Turn

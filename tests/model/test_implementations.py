@@ -16,7 +16,7 @@ from visor_jax.kernels.attention import api, base, xla_chunked
 from visor_jax.kernels.attention import pallas_tpu as tpu
 from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.model.layers import Params
-from visor_jax.train.objectives.glyphs_base import answer_loss
+from visor_jax.train.objectives.answers import answer_loss
 
 ARCH = testing.tiny_architecture(4)  # a super-block and one layer more
 RUNS: dict[str, Callable[..., jax.Array]] = {

@@ -12,7 +12,8 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.budget import LayerKind, Plan, cache_bytes
+from visor_jax.budget import LayerKind, Plan
+from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import Window, make_batch, make_prompt_batch
 from visor_jax.model.decoder import apart, together
 from visor_jax.model.incremental import Cache, cache_size, capacity, decode_step, doubled, prefill_prefix, prefill_rest

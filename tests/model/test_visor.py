@@ -13,6 +13,7 @@ import pytest
 from visor_jax import testing
 from visor_jax.data.collate import Batch, Example, Window, make_batch
 from visor_jax.model.decoder import decode
+from visor_jax.model.likelihood import prompt_end
 from visor_jax.model.visor import (
     embed,
     encode,
@@ -23,7 +24,6 @@ from visor_jax.model.visor import (
     stream_of,
     with_routing_token,
 )
-from visor_jax.train.objectives.glyphs_base import prompt_end
 
 ARCH = testing.tiny_architecture(7)
 PROGRAM = testing.quick_jit(logits, static_argnames="arch")

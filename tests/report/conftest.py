@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visor_jax.workdir.folder import FORMAT, write_json
+from visor_jax.files.read_write import write_json
+from visor_jax.workdir.folder import FORMAT
 
 LEVELS = {"bg": "easy", "colour": "easy", "digit": "easy", "shape": "easy"}
 LEVELS |= dict.fromkeys(["below", "card", "far", "follow1", "follow2", "follow3"], "hard")

@@ -20,9 +20,9 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from visor_jax.commands import recipe as stages
 from visor_jax.files import read_write as files
+from visor_jax.files.read_write import write_json
 from visor_jax.scale.compiler_options import CACHE_VARIABLE, use_compile_cache
 from visor_jax.testing import tiny_config
-from visor_jax.workdir.folder import write_json
 
 
 @pytest.fixture(autouse=True)

@@ -22,20 +22,24 @@ from PIL import Image
 
 import visor_jax.errors
 from visor_jax.checkpoint.arrays import load, nest
-from visor_jax.checkpoint.manager import find, restore_params
+from visor_jax.checkpoint.manager import find
 from visor_jax.checkpoint.manifest import read_manifest
+from visor_jax.checkpoint.restoring import restore_params
 from visor_jax.commands.recipe import run_stages
 from visor_jax.config import from_dict
 from visor_jax.errors import RequestError, RunError
+from visor_jax.files.read_write import read_json
 from visor_jax.scale.compiler_options import QUICK
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
 from visor_jax.train.faults import BadSteps
 from visor_jax.train.loop import State, record, train, update_step
-from visor_jax.train.metrics import MetricsWriter, StageProgress, read_rows
+from visor_jax.train.metrics import MetricsWriter, StageProgress
+from visor_jax.train.objectives.base import Objective
 from visor_jax.train.optimizer import flatten
-from visor_jax.train.stage import Objective, Step
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.train.stage import Step
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("quick")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import visor_jax.errors
 from visor_jax.errors import RunError
 from visor_jax.train.event_file import masked_crc
-from visor_jax.train.metrics import MetricsWriter, StageProgress, read_rows
+from visor_jax.train.metrics import MetricsWriter, StageProgress
+from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
+from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.visor import encode
 from visor_jax.train.objectives import glyphs_base as objectives
-from visor_jax.train.objectives.glyphs_base import (
-    answer_loss,
-    answer_tokens,
-    computed_in,
-    masked_mean,
-    policy_loss,
-    prompt_end,
-    relation_loss,
-    relation_scores,
-    turn_correct,
-)
+from visor_jax.train.objectives.answers import answer_loss, turn_correct
+from visor_jax.train.objectives.base import computed_in
+from visor_jax.train.objectives.glyphs_base import masked_mean, relation_loss, relation_scores
+from visor_jax.train.objectives.policy import policy_loss
 
 
 def test_a_turn_is_right_where_all_its_targets_are() -> None:

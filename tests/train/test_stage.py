@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visor_jax import testing
-from visor_jax.adapt.search import read_viable
 from visor_jax.budget import all_subsets
 from visor_jax.config import architecture
 from visor_jax.data.collate import encode_example
@@ -26,19 +25,13 @@ from visor_jax.data.glyphs import render as glyphs_render
 from visor_jax.data.glyphs.source import TASKS
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
-from visor_jax.train.stage import (
-    RARE,
-    WORDS_AFTER,
-    Step,
-    balance,
-    budget_drawer,
-    by_task,
-    draw,
-    make_objective,
-    name_tables,
-    reading_arrays,
-)
+from visor_jax.train.objectives import make_objective
+from visor_jax.train.objectives.answers import by_task
+from visor_jax.train.objectives.glyphs_base import WORDS_AFTER, name_tables, reading_arrays
+from visor_jax.train.objectives.policy import RARE, balance
+from visor_jax.train.stage import Step, budget_drawer, draw
 from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import read_viable
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["base", "universal"]), st.integers(1, 2**40))

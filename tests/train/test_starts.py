@@ -24,7 +24,7 @@ from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.config import architecture
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
-from visor_jax.hf.read import made_visor
+from visor_jax.hf.model import made_visor
 from visor_jax.model.cross_init import ASKED_SEED
 from visor_jax.model.keys import frozen_key, start_key
 from visor_jax.model.visor import abstract_params, init_params

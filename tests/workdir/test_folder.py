@@ -15,7 +15,8 @@ import pytest
 
 import visor_jax.errors
 from visor_jax.errors import RequestError
-from visor_jax.workdir.folder import RANDOM_NUMBERS, Workdir, read_json, write_json
+from visor_jax.files.read_write import read_json, write_json
+from visor_jax.workdir.folder import RANDOM_NUMBERS, Workdir
 from visor_jax.workdir.lock import WorkdirLock, this_process
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]

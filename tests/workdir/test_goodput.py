@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from visor_jax.workdir.folder import read_json
+from visor_jax.files.read_write import read_json
 from visor_jax.workdir.goodput import Goodput
 
 

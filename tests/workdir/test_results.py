@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visor_jax.adapt.label import FIRST_INDEX, Labels, write
+from visor_jax.adapt.label import FIRST_INDEX, write
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
+from visor_jax.files.read_write import read_json, write_json
 from visor_jax.report.facts import read_facts
 from visor_jax.testing import tiny_config
-from visor_jax.train.metrics import drop_rows, read_rows
-from visor_jax.train.stage import LabelledExamples
-from visor_jax.workdir.folder import Workdir, read_json, write_json
+from visor_jax.train.objectives.policy import LabelledExamples
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
-from visor_jax.workdir.results import read_viable
+from visor_jax.workdir.metrics_log import drop_rows, read_rows
+from visor_jax.workdir.results import Labels, read_viable
 
 NESTED, DIGITS = "[" * 100_000, '{"seconds": ' + "9" * 5000 + "}"
 VIABLE = [(False, False), (True, False), (True, True)]

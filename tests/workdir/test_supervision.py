@@ -189,7 +189,7 @@ def test_who_handles_interrupts_goes_on():
     """A conversation in the terminal is not watched: there SIGINT may end an answer only."""
     script = """
         import time
-        from visor_jax import supervision
+        from visor_jax.workdir import supervision
         supervision.GRACE_SECONDS = 0.2
         with supervision.supervised():
             try:

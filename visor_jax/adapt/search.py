@@ -19,11 +19,14 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
+from visor_jax.data.questions import single_questions
+from visor_jax.data.skips import SkipLog
 from visor_jax.evaluate.scoring import Scores, score
-from visor_jax.evaluate.summary import mean_decoder_flops, task_accuracies
+from visor_jax.evaluate.summary import level_means, mean_decoder_flops, task_accuracies
+from visor_jax.files.read_write import write_json, write_text
+from visor_jax.generate.visor import Visor
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.workdir.folder import Workdir, write_json, write_text
-from visor_jax.workdir.results import read_viable as read_viable
+from visor_jax.workdir.folder import Workdir
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +48,9 @@ class Subset:
         return sum(self.bits)
 
 
-def search_stage(config: Any, workdir: Workdir) -> list[Bits]:
-    """Evaluate subsets of the newest "full" model, write both files, return the viable budgets."""
-    from visor_jax.data.questions import single_questions
-    from visor_jax.data.skips import SkipLog
-    from visor_jax.loading import load_stage
-
-    model, identity = load_stage(workdir, "full"), workdir.identity(config, "search")
+def search_stage(config: Any, workdir: Workdir, model: Visor) -> list[Bits]:
+    """Evaluate subsets of the trained "full" `model`, write both files, return the viable budgets."""
+    identity = workdir.identity(config, "search")
     skips, mesh = SkipLog(), scoring_mesh(config)
     questions = single_questions(config, "validation", config.search.samples, skips)
     batches = questions.batches(config.evaluate.batch_size)  # read anew for every call of `evaluate`
@@ -130,8 +129,6 @@ def write_results(
     skipped: dict[str, int],
     identity: dict[str, Any],
 ) -> None:
-    from visor_jax.evaluate.summary import level_means
-
     rows = [
         {
             "budget": bit_string(s.bits),

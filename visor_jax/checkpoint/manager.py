@@ -1,8 +1,8 @@
 """Checkpoints that prove themselves: saving in the background, and finding the newest step that can be trusted.
 
 In: a folder, whose state it is (`identity`), pytrees of arrays. Out: `<folder>/<step>/`: `arrays/` (Orbax),
-`manifest.json` and, last of all, `commit.json` (`visor_jax.checkpoint.manifest`). A step whose manifest does not hold does
-not count: it is skipped with a warning for the next older one.
+`manifest.json` and, last of all, `commit.json` (`visor_jax.checkpoint.manifest`). A step whose manifest does not hold
+is skipped with a warning, and the next older one is taken.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from jax.experimental import multihost_utils
 from visor_jax.checkpoint.arrays import UNFINISHED_MARK, ArraySaver, describe_tree, items_of
 from visor_jax.checkpoint.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
 from visor_jax.checkpoint.restoring import ADDED, ARRAYS, all_damaged, find, foreign, read_arrays, rooted, steps_in
-from visor_jax.checkpoint.restoring import restore_params as restore_params
 from visor_jax.errors import RequestError, RunError
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.folder import differing_fields, plain
+from visor_jax.workdir.provenance import differing_fields, plain
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from visor_jax.checkpoint.arrays import load, nest
 from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import as_path
-from visor_jax.workdir.folder import Complete, StageFolder, Workdir, describe_differences
+from visor_jax.workdir.folder import Complete, StageFolder, Workdir
+from visor_jax.workdir.provenance import describe_differences
 
 log = logging.getLogger(__name__)
 

@@ -119,7 +119,7 @@ def _run(argv: list[str], stop: Stop) -> int:
 
 
 def _print_json(result: Any) -> None:
-    from visor_jax.workdir.folder import finite_or_null
+    from visor_jax.files.read_write import finite_or_null
 
     print(json.dumps(finite_or_null(result), allow_nan=False), flush=True)
 

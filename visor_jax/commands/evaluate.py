@@ -33,7 +33,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.evaluate.runner import evaluate, print_budgets
     from visor_jax.loading import MODEL_STAGES, load
     from visor_jax.scale.compiler_options import use_compile_cache
-    from visor_jax.workdir.folder import Workdir, differing_fields, plain
+    from visor_jax.workdir.folder import Workdir
+    from visor_jax.workdir.provenance import differing_fields, plain
     from visor_jax.workdir.supervision import watched
 
     if args.stage and args.stage not in MODEL_STAGES:

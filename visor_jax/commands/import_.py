@@ -36,11 +36,13 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.data.from_config import make_tokenizer
     from visor_jax.errors import RequestError
     from visor_jax.export.model_card import origin_of
+    from visor_jax.files.read_write import as_path, write_json
     from visor_jax.hf.hub import local_folder
-    from visor_jax.hf.read import check, check_tokenizer, differences, made_visor, open_checkpoint, read_params
+    from visor_jax.hf.model import differences, made_visor
+    from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
     from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
-    from visor_jax.workdir.folder import Workdir, as_path, write_json
+    from visor_jax.workdir.folder import Workdir
 
     source = as_path(local_folder(args.source))
     checkpoint, asked = open_checkpoint(source), architecture(config, "base")

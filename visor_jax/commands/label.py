@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.commands.recipe import run_stages
-    from visor_jax.workdir.folder import Workdir, read_json
+    from visor_jax.files.read_write import read_json
+    from visor_jax.workdir.folder import Workdir
 
     run_stages(config, args.workdir, ["label"])
     summary = read_json(Workdir(args.workdir).path / "labels" / "labels.json")

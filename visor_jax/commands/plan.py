@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.budget import budget_name, by_count, decoder_flops, dense_decoder_flops, tower_flops
+    from visor_jax.budget import budget_name, by_count
     from visor_jax.config import architecture
+    from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
     from visor_jax.data.anyres import tile_count, visual_token_count
     from visor_jax.errors import RequestError
 

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from visor_jax.config import validate
 from visor_jax.data.sources.llava import check_splits, split_read_by
 from visor_jax.errors import RequestError
-from visor_jax.files.read_write import as_path
+from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.supervision import supervised, watched
 
@@ -72,10 +72,9 @@ def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
     Raises:
       RequestError: the result of a complete stage was made of something else than what lies in the workdir now.
     """
-    from visor_jax.adapt.label import Labels
     from visor_jax.checkpoint.restoring import identity_of
     from visor_jax.config import architecture
-    from visor_jax.workdir.results import check_made_of, read_viable
+    from visor_jax.workdir.results import Labels, check_made_of, read_viable
 
     if stage == "search":
         read_viable(workdir, architecture(config).num_slots)
@@ -97,15 +96,17 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
     if stage == "search":
         from visor_jax.adapt.search import search_stage
         from visor_jax.budget import bit_string
+        from visor_jax.loading import load_stage
 
         with timed(workdir, stage):
-            found = search_stage(config, workdir)
+            found = search_stage(config, workdir, load_stage(workdir, "full"))
         print("search: viable", ", ".join(bit_string(bits) for bits in found))
     elif stage == "label":
         from visor_jax.adapt.label import label_stage
+        from visor_jax.loading import load_stage
 
         with timed(workdir, stage):
-            labels = label_stage(config, workdir)
+            labels = label_stage(config, workdir, load_stage(workdir, "universal"))
         print(f"label: {len(labels.label)} questions")
     else:
         from visor_jax.train.loop import train

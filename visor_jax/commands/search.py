@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
-    from visor_jax.adapt.search import read_viable
     from visor_jax.budget import bit_string
     from visor_jax.commands.recipe import run_stages
     from visor_jax.workdir.folder import Workdir
+    from visor_jax.workdir.results import read_viable
 
     run_stages(config, args.workdir, ["search"])
     viable = [bit_string(bits) for bits in read_viable(Workdir(args.workdir))]

@@ -13,7 +13,7 @@ from typing import Any
 from visor_jax.config import architecture
 from visor_jax.data.collate import Example, Window, encode_example
 from visor_jax.data.draws import Within, index_range
-from visor_jax.data.glyphs.source import Glyphs
+from visor_jax.data.glyphs.source import TASKS, Glyphs
 from visor_jax.data.sample import Sample, Source
 from visor_jax.data.sources.llava import LlavaSource
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -60,3 +60,11 @@ def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:
     """Generated pictures of the size that the model takes, asked about as `Glyphs` is told."""
     grid = config.model.vision.tile_size // config.model.vision.patch_size
     return Glyphs(split=split, seed=config.seed, grid=grid, **asked)
+
+
+def label_source(config: Any) -> Source:
+    """What labels are made on: the training records; of the generated data, pictures that ask about one task each."""
+    if config.data.source != "glyphs":
+        return make_source(config, "train")
+    turns = config.data.turns_per_picture
+    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import IMAGE_MARKER, Sample, Turn
-from visor_jax.workdir import folder as workdir
+from visor_jax.files.read_write import write_bytes
 
 PICTURE = 288  # pixels: no side of a picture is longer
 _MARGIN = 16
@@ -75,7 +75,7 @@ def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], colum
         top += height
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
-    workdir.write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return font.missing
 
 

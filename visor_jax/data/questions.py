@@ -22,7 +22,8 @@ import grain
 
 from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
-from visor_jax.data.from_config import EVALUATION_CARDS, glyphs_source, make_source
+from visor_jax.data.draws import index_range
+from visor_jax.data.from_config import EVALUATION_CARDS, glyphs_source, label_source, make_source
 from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
@@ -289,3 +290,16 @@ def single_questions(config: Any, split: str, count: int, skips: SkipLog | None 
     if not questions.plan():
         raise RequestError(f"data: split {split!r} has no usable question")
     return questions
+
+
+def label_questions(config: Any, skips: SkipLog | None = None) -> Questions:
+    """The questions of the training subset, about `label.samples` of them.
+
+    Generated tasks are asked about equally often, so that the policy meets each as often as the others.
+    """
+    count, source = config.label.samples, label_source(config)
+    if config.data.source != "glyphs":
+        return Questions(config, source, count, skips=skips)
+    return Questions(
+        config, source, count, first=index_range("label")[1].start, per_task=-(-count // len(TASKS)), skips=skips
+    )

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, budget_name, decoder_flops
+from visor_jax.budget import Bits, budget_name
+from visor_jax.cost import decoder_flops
 from visor_jax.model.decoder import apart
 from visor_jax.model.incremental import prefill_prefix, prefill_rest
 from visor_jax.model.layers import Params

@@ -30,9 +30,10 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
+from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
 from visor_jax.scale.mesh import scoring_mesh
-from visor_jax.workdir.folder import Workdir, write_bytes, write_json
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.supervision import beat
 
 EXAMPLES_PER_TASK = 2

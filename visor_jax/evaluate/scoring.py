@@ -25,10 +25,10 @@ from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.errors import RequestError
 from visor_jax.model.layers import Params, in_dtype
+from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
 from visor_jax.scale.sharding import param_shardings, place_batch
-from visor_jax.train.objectives.glyphs_base import answer_tokens, prompt_end
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import beat
 

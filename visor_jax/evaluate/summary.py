@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, decoder_flops, dense_decoder_flops, route_flops, tower_flops
+from visor_jax.budget import Bits
+from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, tower_flops
 from visor_jax.data.glyphs.source import TASKS
 from visor_jax.evaluate.scoring import Scores
 

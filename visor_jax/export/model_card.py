@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import budget_name, decoder_flops, dense_decoder_flops
+from visor_jax.budget import budget_name
 from visor_jax.config.schema import TRAINED_STAGES
+from visor_jax.cost import decoder_flops, dense_decoder_flops
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
 from visor_jax.files.read_write import read_json, read_regular

@@ -1,9 +1,9 @@
 """Writes a model as a Hugging Face folder, proves that the PyTorch model in it agrees, and only then puts it in place.
 
 In: a loaded model (`visor_jax.loading.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded
-above `max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A VISOR
-plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)`; a dense plan is a stock
-`LlavaOnevisionForConditionalGeneration`, without code.
+above `max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A
+VISOR plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)`; a dense plan is a
+stock `LlavaOnevisionForConditionalGeneration`, without code.
 """
 
 from __future__ import annotations

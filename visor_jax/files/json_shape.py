@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visor_jax.errors import RequestError
-from visor_jax.workdir.provenance import short
+from visor_jax.errors import RequestError, short
 
 LARGEST = 1e18  # of any number that the package writes
 

@@ -10,7 +10,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, budget_name, cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.budget import Bits, budget_name
+from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.collate import Window
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, Budget, budget_name, decoder_flops
+from visor_jax.budget import Bits, Budget, budget_name
+from visor_jax.cost import decoder_flops
 from visor_jax.data.collate import Example
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError

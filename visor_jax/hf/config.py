@@ -1,14 +1,15 @@
-"""What a checkpoint's `config.json` says, every field checked before it is believed.
+"""`config.json` in Hugging Face's format: read with every field checked, and written for exports.
 
-In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add. What is of another type or
-out of range, or asks for what this model does not compute, is a `RequestError` that names the file, the field and what
-is expected. A field that is missing or null has transformers' default, whose older versions leave out what equals it.
+In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add; and the reverse. A value of
+another type or out of range, or one that asks for what this model does not compute, is a `RequestError` that names the
+file, the field and what is expected. A field that is missing or null has transformers' default, whose older versions
+leave out what equals it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
-from visor_jax.budget import Bits, parse_budgets
+from visor_jax.budget import Bits, bit_string, parse_budgets
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.hf.preprocessor import check_processor, pixel_statistics
 from visor_jax.hf.section import Section
@@ -40,6 +41,7 @@ CONVERT = (
     " src/transformers/models/llava_onevision/convert_llava_onevision_weights_to_hf.py, or take the converted"
     " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
 )
+GENERATING, PROCESSOR = "modeling_visor.VisorForConditionalGeneration", "processing_visor.VisorProcessor"
 POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
 # transformers' Qwen2Config and SiglipVisionConfig
 TEXT_DEFAULTS = {
@@ -254,3 +256,96 @@ def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
     """The token id that stands for a picture: `image_token_index`, or `image_token_id` in newer files."""
     name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
     return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MAX_VOCABULARY)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_config(
+    arch: Architecture,
+    *,
+    image_token_id: int,
+    system: str | None,
+    viable_budgets: Sequence[Bits],
+    has_policy: bool,
+    stage: str,
+    dtype: str,
+) -> dict[str, Any]:
+    """The content of config.json: LLaVA-OneVision's fields, and for a VISOR plan our own (`own_fields` reads them)."""
+    shared = {
+        "dtype": dtype,
+        "image_grid_pinpoints": [list(pinpoint) for pinpoint in arch.anyres.pinpoints],
+        "image_token_index": image_token_id,
+        "system_prompt": system,
+        "text_config": text_config(arch),
+        "tie_word_embeddings": arch.text.tie_word_embeddings,
+        "training_stage": stage,
+        "vision_aspect_ratio": f"anyres_max_{arch.anyres.max_tiles}",
+        "vision_config": vision_config(arch),
+    }
+    if arch.plan == "dense":
+        return {
+            "architectures": ["LlavaOnevisionForConditionalGeneration"],
+            "model_type": "llava_onevision",
+            "multimodal_projector_bias": True,
+            "projector_hidden_act": "gelu",
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+            **shared,
+        }
+    return {
+        "architectures": ["VisorForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_visor.VisorConfig",
+            "AutoModel": GENERATING,  # tools that know no image-text-to-text class take this one, and call generate()
+            "AutoModelForImageTextToText": GENERATING,
+            "AutoProcessor": PROCESSOR,
+        },
+        "bidirectional_vision": arch.bidirectional_vision,
+        "cross_kernel_size": arch.cross.kernel_size,
+        "cross_num_key_value_heads": arch.cross.num_kv_heads,
+        "has_policy": has_policy,
+        "model_type": "visor",
+        "patch_local": arch.vision.patch_local,
+        "plan": arch.plan,
+        "policy_hidden_size": arch.policy.hidden_size,
+        "policy_max_budgets": arch.policy.max_budgets,
+        "viable_budgets": [bit_string(bits) for bits in viable_budgets],
+        **shared,
+    }
+
+
+def text_config(arch: Architecture) -> dict[str, Any]:
+    text = arch.text
+    return {
+        "model_type": "qwen2",
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.num_layers,
+        "num_attention_heads": text.num_heads,
+        "num_key_value_heads": text.num_kv_heads,
+        "head_dim": text.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
+        "max_position_embeddings": text.max_positions,
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }
+
+
+def vision_config(arch: Architecture) -> dict[str, Any]:
+    vision = arch.vision
+    return {
+        "model_type": "siglip_vision_model",
+        "hidden_size": vision.hidden_size,
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "num_channels": 3,
+        "image_size": vision.tile_size,
+        "patch_size": vision.patch_size,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": vision.layer_norm_eps,
+        "vision_use_head": False,
+    }

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 from visor_jax.hf.section import Section, read_object
 
@@ -105,3 +106,21 @@ def _is_square(size: Any, side: int) -> bool:
         given = {name: value for name, value in size.items() if value is not None}
         return given in ({"height": side, "width": side}, {"shortest_edge": side})
     return size == side or size == [side, side]
+
+
+def write_preprocessor(arch: Architecture) -> dict[str, Any]:
+    """For transformers' LlavaOnevisionImageProcessor (and its PIL twin), and for our own VisorProcessor."""
+    return {
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_grid_pinpoints": [list(pinpoint) for pinpoint in arch.anyres.pinpoints],
+        "image_mean": list(arch.anyres.image_mean),
+        "image_std": list(arch.anyres.image_std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": arch.vision.tile_size, "width": arch.vision.tile_size},
+    }

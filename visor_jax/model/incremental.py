@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.attention.base import widened
+from visor_jax.kernels.precision import widened
 from visor_jax.model.decoder import KINDS, Record, at, layer_at, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits

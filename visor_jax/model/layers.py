@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import TextArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.kernels.attention.base import widened
+from visor_jax.kernels.precision import widened
 
 Params = dict[str, Any]
 Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]

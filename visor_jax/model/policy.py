@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from visor_jax.architecture import Architecture
-from visor_jax.kernels.attention.base import widened
+from visor_jax.kernels.precision import widened
 from visor_jax.model.layers import Linear, Params, RMSNorm, linear, rms_norm
 
 

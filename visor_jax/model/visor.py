@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import Architecture
-from visor_jax.kernels.attention.base import widened
+from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.decoder import Blocks, Budget, at, decode

@@ -32,8 +32,9 @@ from visor_jax.files.json_shape import (
     list_of,
     optional,
 )
-from visor_jax.train.metrics import read_rows
-from visor_jax.workdir.folder import Workdir, read_json
+from visor_jax.files.read_write import read_json
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.metrics_log import read_rows
 from visor_jax.workdir.results import check_made_of
 
 Row = dict[str, Any]

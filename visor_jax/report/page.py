@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.report import figures
 from visor_jax.report.facts import (
     Facts,
@@ -32,7 +33,8 @@ from visor_jax.report.facts import (
     tasks_by_level,
 )
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.folder import Workdir, flat_fields, write_bytes, write_text
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.provenance import flat_fields
 from visor_jax.workdir.supervision import beat
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"

@@ -26,6 +26,7 @@ from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.config import architecture, stage_config
 from visor_jax.errors import STOPPED, RequestError
+from visor_jax.files.read_write import as_path
 from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
@@ -35,7 +36,8 @@ from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
 from visor_jax.train.faults import BadSteps, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
-from visor_jax.train.objectives.glyphs_base import Loss, computed_in
+from visor_jax.train.objectives import make_objective
+from visor_jax.train.objectives.base import Loss, Objective, computed_in
 from visor_jax.train.optimizer import (
     FlatParams,
     build_optimizer,
@@ -45,9 +47,9 @@ from visor_jax.train.optimizer import (
     state_shardings,
     unflatten,
 )
-from visor_jax.train.stage import Objective, Step, make_objective
+from visor_jax.train.stage import Step
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.folder import StageFolder, Workdir, as_path
+from visor_jax.workdir.folder import StageFolder, Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.supervision import Stop, beat, supervised, watched
 

@@ -21,23 +21,12 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from visor_jax.errors import RequestError, RunError
-from visor_jax.files.json_shape import AMOUNT, COUNT, NUMBER, TEXT, check_shape, each, optional
-from visor_jax.files.read_write import parse_json, read_regular
+from visor_jax.errors import RunError
+from visor_jax.files.read_write import finite_or_null
 from visor_jax.train.event_file import EventFile
-from visor_jax.workdir.folder import finite_or_null, write_bytes
+from visor_jax.workdir.metrics_log import drop_rows
 
 log = logging.getLogger(__name__)
-
-MAX_BYTES = 2**31  # of a metrics.jsonl
-ROW = {
-    "step": COUNT,
-    "loss": optional(NUMBER),
-    "budget": optional(TEXT),
-    "seconds": optional(AMOUNT),
-    "gradient_norm": optional(NUMBER),
-    "learning_rate": optional(NUMBER),
-}
 
 
 class MetricsWriter:
@@ -96,66 +85,6 @@ class MetricsWriter:
         os.fsync(self._file)
         os.close(self._file)
         self._board.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
-    return [row for row, _ in _rows(path)]
-
-
-def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
-    """Rewrite `metrics.jsonl` without the rows of `first_step` and later, in one atomic act.
-
-    Returns:
-      How many steps were dropped, and the seconds they had taken.
-    """
-    if not path.exists():
-        return 0, 0.0
-    kept: list[bytes] = []
-    dropped: list[dict[str, Any]] = []
-    for row, line in _rows(path):
-        if row["step"] < first_step:
-            kept.append(line)
-        else:
-            dropped.append(row)
-    text = b"".join(kept)
-    if text != _content(path):
-        write_bytes(path, text)
-    return len(dropped), sum(float(row.get("seconds") or 0.0) for row in dropped)
-
-
-def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:
-    """(row, line) of every whole line; of a step that stands twice, the later one."""
-    rows: dict[int, tuple[dict[str, Any], bytes]] = {}
-    for number, line in enumerate(_content(path).splitlines(keepends=True), start=1):
-        row = _whole_row(line)
-        if row is None:
-            log.warning("%s: line %d is damaged and left out", path, number)
-        else:
-            rows[row["step"]] = (row, line)
-    return [rows[step] for step in sorted(rows)]
-
-
-def _whole_row(line: bytes) -> dict[str, Any] | None:
-    """The row that a line holds; None where it was cut short or is no row."""
-    try:
-        row = parse_json(line)
-        check_shape(row, ROW, "a line")
-        check_shape({k: v for k, v in row.items() if k.startswith("accuracy/")}, each(optional(NUMBER)), "a line")
-    except (ValueError, RequestError):
-        return None
-    return row if line.endswith(b"\n") else None
-
-
-def _content(path: Path) -> bytes:
-    """
-    Raises:
-      RequestError: it cannot be read, or is no such file.
-    """
-    try:
-        return read_regular(path, MAX_BYTES)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 class StageProgress:

@@ -17,33 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visor_jax.errors import RequestError, unwritable
-from visor_jax.files.read_write import MAX_JSON_BYTES
-from visor_jax.files.read_write import as_path as as_path
-from visor_jax.files.read_write import finite_or_null as finite_or_null
-from visor_jax.files.read_write import open_regular as open_regular
-from visor_jax.files.read_write import parse_json as parse_json
-from visor_jax.files.read_write import read_json as read_json
-from visor_jax.files.read_write import read_regular as read_regular
-from visor_jax.files.read_write import sync_folder as sync_folder
-from visor_jax.files.read_write import write_bytes as write_bytes
-from visor_jax.files.read_write import write_json as write_json
-from visor_jax.files.read_write import write_text as write_text
+from visor_jax.errors import RequestError, short, unwritable
+from visor_jax.files.read_write import (
+    MAX_JSON_BYTES,
+    as_path,
+    read_json,
+    read_regular,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from visor_jax.workdir.lock import WorkdirLock
 from visor_jax.workdir.provenance import (
     annotations_checksum,
     default_fields,
+    describe_differences,
+    differing_fields,
     file_sha256,
+    flat_fields,
     git_revision,
     is_free,
-    short,
+    plain,
     tokenizer_checksum,
     versions,
 )
-from visor_jax.workdir.provenance import describe_differences as describe_differences
-from visor_jax.workdir.provenance import differing_fields as differing_fields
-from visor_jax.workdir.provenance import flat_fields as flat_fields
-from visor_jax.workdir.provenance import plain as plain
 
 FORMAT = 1
 # Counts the changes to what is drawn at random (starts, pictures, orders, budgets): a run is only gone on with by a

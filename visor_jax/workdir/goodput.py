@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from visor_jax.errors import RequestError
 from visor_jax.files.json_shape import AMOUNT, check_shape, each
-from visor_jax.workdir.folder import read_json, write_json
+from visor_jax.files.read_write import read_json, write_json
 
 log = logging.getLogger(__name__)
 

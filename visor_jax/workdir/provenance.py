@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, short
 from visor_jax.files.read_write import as_path
 
 PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
@@ -91,12 +91,6 @@ def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5
     if len(differences) > shown:
         parts.append(f"and {len(differences) - shown} more")
     return ", ".join(parts)
-
-
-def short(value: Any) -> str:
-    """A value for a message: the beginning of its JSON."""
-    text = value if value == "(none)" else json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def annotations_checksum(config: Mapping[str, Any], split: str) -> str:

@@ -6,6 +6,7 @@ made of (`Workdir.identity`); one that an earlier version wrote carries none, an
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import zipfile
@@ -15,15 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.budget import Bits, parse_budgets
-from visor_jax.errors import RequestError
+from visor_jax.budget import Bits, bit_string, parse_budgets
+from visor_jax.errors import RequestError, short
 from visor_jax.files.json_shape import TEXT, check_shape, optional
-from visor_jax.files.read_write import read_json, read_regular
+from visor_jax.files.read_write import parse_json, read_json, read_regular
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import describe_differences
 
 MAX_SLOTS = 64
 MAX_NPZ_BYTES = 2**28
+MOST_INDEX = 2**53  # of a record or a turn
+ARRAYS = {
+    "budgets": ("U", 1),
+    "label": ("iu", 1),
+    "log_likelihood": ("f", 2),
+    "picture_index": ("iu", 1),
+    "turn": ("iu", 1),
+    "identity": ("U", 0),
+}
+MADE_OF_OTHERS = "the labels were made of other data: remove labels/ and run the label stage again"
 
 
 def read_viable(workdir: Workdir, num_slots: int | None = None) -> list[Bits]:
@@ -53,6 +64,74 @@ def read_viable(workdir: Workdir, num_slots: int | None = None) -> list[Bits]:
         )
     check_made_of(workdir, "search", found.get("identity"), path)
     return budgets
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Pseudo-labels: `label[i]` indexes `budgets` (the viable ones, cheapest first) for question `ids[i]`.
+
+    `picture_index[i]` and `turn[i]` find the question again in the source; `log_likelihood` is [N, budgets].
+    """
+
+    budgets: list[Bits]
+    label: np.ndarray
+    log_likelihood: np.ndarray
+    picture_index: np.ndarray
+    turn: np.ndarray
+
+    @classmethod
+    def read(cls, workdir: Workdir) -> Labels:
+        """The labels of a workdir.
+
+        Raises:
+          RequestError: the label stage has not run, the file does not hold what it wrote, or it was made of something
+            else than what lies there now: other viable budgets, another model, other data.
+        """
+        path = workdir.path / "labels" / "labels.npz"
+        if not path.exists():
+            raise RequestError(f"{path}: not found; run the label stage first (visor label --workdir={workdir.path})")
+        saved, viable = (
+            read_npz(path, ARRAYS, may_lack=("identity",), again="run the label stage again"),
+            read_viable(workdir),
+        )
+        identity = str(saved.pop("identity")) if "identity" in saved else None
+        try:
+            check_made_of(workdir, "label", None if identity is None else parse_json(identity), path)
+        except ValueError as error:
+            raise RequestError(f"{path}: damaged ({error}); remove it and run the label stage again") from error
+        names = [str(name) for name in saved.pop("budgets")]
+        if names != [bit_string(bits) for bits in viable]:
+            raise RequestError(
+                f"{path}: made for the budgets {short(names)}, and search/viable.json holds others; remove it and run"
+                " the label stage again"
+            )
+        labels = cls(viable, **saved)
+        if problem := labels.problem():
+            raise RequestError(f"{path}: {problem}; remove it and run the label stage again")
+        return labels
+
+    def problem(self) -> str:
+        """What no label stage writes; "" where there is nothing."""
+        count, num_budgets = len(self.label), len(self.budgets)
+        if not count:
+            return "holds no label"
+        if self.log_likelihood.shape != (count, num_budgets):
+            return f"log_likelihood has shape {self.log_likelihood.shape}, expected {(count, num_budgets)}"
+        if not len(self.picture_index) == len(self.turn) == count:
+            return f"{count} labels of {len(self.picture_index)} pictures and {len(self.turn)} turns"
+        for name, values, most in (
+            ("label", self.label, num_budgets - 1),
+            ("picture_index", self.picture_index, MOST_INDEX),
+            ("turn", self.turn, MOST_INDEX),
+        ):
+            if values.min() < 0 or values.max() > most:
+                return f"{name} goes from {values.min()} to {values.max()}, expected from 0 to {most}"
+        return "" if np.isfinite(self.log_likelihood).all() else "log_likelihood is not finite"
+
+    def only(self, rows: np.ndarray) -> Labels:
+        """Those of some questions, told by booleans or indices."""
+        arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
+        return Labels(self.budgets, *(array[rows] for array in arrays))
 
 
 def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, model: str = "") -> None:

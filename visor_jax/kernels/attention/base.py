@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from visor_jax.kernels.precision import widened
+
 # Stands for minus infinity: finite, so that a row in which everything is masked makes no NaN.
 MASKED_LOGIT = -1e30
 
@@ -89,11 +91,6 @@ def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K G*T
     group = num_heads // num_kv_heads
     grouped = widened(x).reshape(batch, length, num_kv_heads, group, head_dim)
     return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
-
-
-def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """In float32, or in float64 where `x` is: the precision in which sums and softmax are computed."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def unfold(x: Float[Array, "B K G*T D"], shape: tuple[int, ...]) -> Float[Array, "B T H D"]:

@@ -20,8 +20,9 @@ from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float, Int
 
-from visor_jax.kernels.attention.base import AttentionMask, validate, widened
+from visor_jax.kernels.attention.base import AttentionMask, validate
 from visor_jax.kernels.attention.blocks import prepared
+from visor_jax.kernels.precision import widened
 
 HALVES = (jnp.bfloat16, jnp.float16)
 SPLASH_BLOCK = 128  # splash's blocks divide the lengths, which are padded to multiples of this

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from visor_jax.kernels.attention import xla_chunked
-from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate, widened
+from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate
 from visor_jax.kernels.attention.merge_partials import put_together
+from visor_jax.kernels.precision import widened
 
 CHUNK = 1024
 MOST_QUERIES = 16

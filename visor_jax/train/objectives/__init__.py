@@ -1,1 +1,19 @@
-"""What a stage minimizes, one file per objective."""
+"""What stages minimize: one file per objective, found by the name that `train.objective` gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visor_jax.config import stage_config
+from visor_jax.train.objectives.answers import answer_objective
+from visor_jax.train.objectives.base import Objective
+from visor_jax.train.objectives.glyphs_base import base_objective
+from visor_jax.train.objectives.policy import policy_objective
+from visor_jax.workdir.folder import Workdir
+
+OBJECTIVES = {"answer": answer_objective, "base": base_objective, "policy": policy_objective}
+
+
+def make_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """The objective that `stage` asks for by `train.objective`."""
+    return OBJECTIVES[stage_config(config, stage).objective](config, stage, workdir)

@@ -1,84 +1,196 @@
-"""What a stage minimises: pure functions (params, batch, budget) -> (loss, metrics), all of one signature.
+"""Objective "base": the stand-in for pretraining of models that are made here from scratch (method.md section 5.0).
 
-* `answer_loss`: next-token cross-entropy on the answers of a batch of conversations (stages dense, warmup, full,
-  universal).
-* `base_loss`: the stand-in for pretraining of models made here from scratch: visual tokens named through the token
-  embedding table, and self-attention layers that relate them (method.md section 5.0).
-* `policy_loss`: cross-entropy of the policy against each sample's pseudo-label.
-
-`metrics` is a dict of arrays that the loop writes down: scalars as they are, "turn_correct" [B, turns] by task.
+Visual tokens are named through the token embedding table, self-attention layers relate them, and the decoder learns to
+read questions. The labels come from the generated data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name
+from visor_jax.config import architecture, stage_config
+from visor_jax.data.anyres import visual_layout
+from visor_jax.data.chat import encode_prompt
+from visor_jax.data.collate import Example
+from visor_jax.data.draws import generator, index_range
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_window
+from visor_jax.data.glyphs import render as glyphs_render
+from visor_jax.data.glyphs import source as glyphs
+from visor_jax.data.glyphs.words import PHRASINGS
+from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
 from visor_jax.model.decoder import KINDS, Budget
 from visor_jax.model.keys import frozen_key
-from visor_jax.model.layers import Params, in_dtype, rms_norm, scan_layers
+from visor_jax.model.layers import Params, rms_norm, scan_layers
 from visor_jax.model.stream import Stream
 from visor_jax.model.super_block import joint_layer, text_layer
-from visor_jax.model.visor import Batch, embed, encode, head, hidden_states, route, stream_of
+from visor_jax.model.visor import Batch, embed, encode, head, stream_of
+from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.stage import Step, budget_drawer, made_ahead, process_rows
+from visor_jax.workdir.folder import Workdir
 
-Metrics = dict[str, Array]
-Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
-
-
-def computed_in(dtype: str, loss: Loss) -> Loss:
-    """`loss` with activations of `dtype`: parameters are cast on their way in, and nowhere else."""
-    return lambda params, batch, budget: loss(in_dtype(params, dtype), batch, budget)
+# --- what the stage reads ---------------------------------------------------------------------------------------------
 
 
-def answer_tokens(
-    params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
-) -> tuple[Float[Array, "B T"], Array, Array]:
-    """Loss, correctness (greedy) and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
-    hidden = hidden_states(params, visual, batch, budget, arch, remat=remat)[:, :-1]
-    labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]
-    weights = (batch["loss_mask"][:, 1:] & (segments[:, 1:] == segments[:, :-1])).astype(jnp.float32)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    losses, correct = cross_entropy(flat, head(params), labels.reshape(-1), weights.reshape(-1))
-    return losses.reshape(labels.shape), correct.reshape(labels.shape), weights
+def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """Labelled grids of the generated data set (method.md section 5.0)."""
+    if config.data.source != "glyphs":
+        raise RequestError(
+            f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
+        )
+    arch, settings = architecture(config, stage), stage_config(config, stage)
+    if arch.vision.patch_size != glyphs_render.PATCH:
+        raise RequestError(
+            f"model.vision.patch_size={arch.vision.patch_size}: stage base needs {glyphs_render.PATCH},"
+            " the size of the patches that the generated pictures are drawn in"
+        )
+    tokenizer = make_tokenizer(config)
+    names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
+    words, window = known_words(tokenizer, names), training_window(config)
+    conversations, encode = stage_source(config, stage), sample_encoder(config, tokenizer, window)
+    budget_of = budget_drawer(config, stage, workdir)
+    seed, grids = config.seed, index_range(stage)[1]
+
+    def step(number: int) -> Step:
+        bits = budget_of(number)
+        hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
+        indices = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
+        examples = [grid_arrays(seed, grids[index], hops, prefix, words, arch) for index in indices]
+        read = [reading_arrays(encode(conversations[index]), names["asked"], window.text // 2) for index in indices]
+        arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
+        return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{grids[index]}" for index in indices], [])
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
+        return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in named}}
+
+    return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarise)
 
 
-def turn_correct(correct: Array, turn_index: Array, num_turns: int) -> Array:
-    """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
-    turn = turn_index[:, 1:, None] == jnp.arange(num_turns)
-    return jnp.all(correct[..., None] | ~turn, axis=1)
+def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
+    """Token ids [2, classes] of every name, with and without a leading space."""
+    groups = {
+        "glyph": glyphs.glyph_names(),
+        "digit": glyphs_render.DIGITS,
+        "colour": glyphs.colour_names(),
+        "background": glyphs.background_names(),
+    }
+    found = {
+        group: np.array([tokenizer.word_ids(name) for name in names], np.int32).T for group, names in groups.items()
+    }
+    first, count = glyphs_render.FIRST_LETTER, len(glyphs_render.LETTERS)
+    found["asked"] = np.concatenate([found["glyph"][:, first : first + count], found["colour"]], axis=1)
+    return found
 
 
-def answer_loss(
-    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
-) -> tuple[Array, Metrics]:
-    """Mean cross-entropy over the target tokens of the batch."""
-    visual = encode(params, batch, arch)
-    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
-    tokens = jnp.sum(weights)
-    metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
-    return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
+def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
+    """The token ids that stand before the picture in every conversation."""
+    ids = encode_prompt(tokenizer, "", 1, config.tokenizer.system or None)
+    return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)
 
 
-def policy_loss(
-    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
-) -> tuple[Array, Metrics]:
-    """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B]."""
-    visual = jax.lax.stop_gradient(encode(params, batch, arch))
-    scores = route(params, visual, batch, num_viable, arch)
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))
-    weights = batch["label_weight"]
-    return jnp.sum(losses * weights) / jnp.sum(weights), {"agreement": agree}
+WORDS_AFTER = 16  # words behind every picture of the base stage
 
 
-# --- the pretrained stand-in ------------------------------------------------------------------------------------------
+def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.ndarray:
+    """The token ids [W] of all names, and of the words and the template in which questions are asked."""
+    wording = " ".join(text for phrasings in PHRASINGS.values() for phrasing in phrasings for text in phrasing)
+    asked = {*encode_prompt(tokenizer, re.sub("{.*?}", "", wording))} - {tokenizer.image_token_id}
+    return np.unique(np.concatenate([[*asked], *(ids.ravel() for ids in names.values())])).astype(np.int32)
+
+
+def grid_arrays(
+    seed: int, index: int, hops: int, prefix: np.ndarray, words: np.ndarray, arch: Architecture
+) -> dict[str, np.ndarray]:
+    """One labelled grid as arrays: the picture where a conversation has it, before it `prefix` and after it some of
+    `words` in no order; what every patch is and relates to.
+    """
+    grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
+    layout = visual_layout([grid.image.shape[:2]], arch)
+    count = len(layout.gather)
+    after = generator("words", seed, index).choice(words, WORDS_AFTER)
+    text = np.concatenate([prefix, after])
+    positions = np.arange(count + len(text), dtype=np.int32)
+    return {
+        "tiles": grid.image[None],
+        "visual_gather": layout.gather,
+        "visual_weights": layout.weights,
+        "visual_positions": positions[len(prefix) : len(prefix) + count],
+        "visual_segments": np.ones(count, np.int32),
+        "text_tokens": text,
+        "text_positions": np.concatenate([positions[: len(prefix)], positions[len(prefix) + count :]]),
+        "text_segments": np.ones(len(text), np.int32),
+        "glyph": grid.glyphs,
+        "colour": grid.colours,
+        "background": np.full(len(grid.glyphs), grid.background, np.int32),
+        "arrow": grid.is_arrow,
+        "is_digit": (digit_class(grid.glyphs) > 0).astype(np.float32),
+        **relations(grid, hops),
+    }
+
+
+def reading_arrays(example: Example, names: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A conversation's first `length` tokens of text, and what each question asks about where its answer begins.
+
+    `asked` is 1 + index into `names` [2, classes] of the last name in the question, 0 where there is none and at all
+    other tokens.
+    """
+    tokens, turns = example.text_tokens, example.turn_index
+    index_of = {int(token): index for form in names for index, token in enumerate(form)}
+    asked, latest = np.zeros(len(tokens), np.int32), 0
+    for place, (token, turn) in enumerate(zip(tokens.tolist(), turns.tolist(), strict=True)):
+        if turn < 0:
+            latest = index_of.get(token, latest - 1) + 1
+        else:
+            if turns[place - 1] < 0:
+                asked[place - 1] = latest
+            latest = 0
+    arrays = {
+        "reading_tokens": tokens,
+        "reading_positions": example.text_positions,
+        "reading_segments": np.ones(len(tokens), np.int32),
+        "reading_targets": example.loss_mask,
+        "asked": asked,
+    }
+    return {name: np.pad(array[:length], (0, max(length - len(tokens), 0))) for name, array in arrays.items()}
+
+
+def digit_class(ids: np.ndarray) -> np.ndarray:
+    """1 + index of the digit where a glyph is one, else 0."""
+    first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
+    return np.where((ids >= first) & (ids < first + count), ids - first + 1, 0).astype(np.int32)
+
+
+def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
+    """For every patch [P], 1 + index or 0: the digit above it and two above, the colour above, the digit reached."""
+    side = round(len(grid.glyphs) ** 0.5)
+
+    def lifted(values: np.ndarray, rows: int) -> np.ndarray:
+        return np.concatenate([np.zeros(rows * side, np.int32), values[: -rows * side]])
+
+    colours = np.where(grid.glyphs > 0, grid.colours + 1, 0).astype(np.int32)
+    return {
+        "above": lifted(digit_class(grid.glyphs), 1),
+        "two_above": lifted(digit_class(grid.glyphs), 2),
+        "colour_above": lifted(colours, 1),
+        "reached": digit_class(grid.reached[hops - 1]) * grid.is_arrow,
+    }
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
 
 
 def refine(
@@ -222,9 +334,3 @@ def base_loss(
 
 def unit_rms(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-
-
-def prompt_end(batch: Batch) -> Array:
-    """Position id right after each row's prompt [B]: that of the first target of a single-turn row."""
-    never = jnp.iinfo(jnp.int32).max
-    return jnp.min(jnp.where(batch["loss_mask"], batch["text_positions"], never), axis=1)

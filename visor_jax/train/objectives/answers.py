@@ -1,0 +1,90 @@
+"""Objective "answer": next-token cross-entropy on the answers of conversations (dense, warmup, full, universal)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from visor_jax.architecture import Architecture
+from visor_jax.config import architecture, stage_config
+from visor_jax.data.collate import make_batch
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_window
+from visor_jax.data.pipeline import Part, make_pipeline
+from visor_jax.data.skips import SkipLog
+from visor_jax.model.decoder import Budget
+from visor_jax.model.layers import Params
+from visor_jax.model.likelihood import answer_tokens
+from visor_jax.model.visor import Batch, encode
+from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
+from visor_jax.workdir.folder import Workdir
+
+
+def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """Next-token cross-entropy on the answers of the configured data source."""
+    arch, settings = architecture(config, stage), stage_config(config, stage)
+    tokenizer, window = make_tokenizer(config), training_window(config)
+    encode = sample_encoder(config, tokenizer, window)
+    budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
+    skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
+
+    def collate(examples):
+        return make_batch([[example] for example in examples], window, arch)
+
+    def steps(done: int, total: int) -> Iterator[Step]:
+        pipeline = make_pipeline(
+            [Part(stage_source(config, stage), shuffle=config.data.source != "glyphs")],
+            encode,
+            collate,
+            batch_size=settings.batch_size,
+            seed=stage_seed(config.seed, stage),
+            start_step=done,
+            skips=skips,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return numbered(pipeline, done, total, budget_of, skips)
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
+        row["target_tokens"] = int(metrics["target_tokens"])
+        row["skipped"] = dict(step.skipped)
+        return row
+
+    loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
+    return Objective(loss, steps, summarise, skips)
+
+
+def answer_loss(
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
+) -> tuple[Array, Metrics]:
+    """Mean cross-entropy over the target tokens of the batch."""
+    visual = encode(params, batch, arch)
+    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
+    tokens = jnp.sum(weights)
+    metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
+    return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
+
+
+def turn_correct(correct: Array, turn_index: Array, num_turns: int) -> Array:
+    """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
+    turn = turn_index[:, 1:, None] == jnp.arange(num_turns)
+    return jnp.all(correct[..., None] | ~turn, axis=1)
+
+
+def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Accuracy of each task in a batch, from [rows, turns] and the rows' tasks.
+
+    Of a conversation with more turns than that the first ones count; the loss has them all.
+    """
+    found: dict[str, list[bool]] = {}
+    for row, names in enumerate(tasks):
+        for turn, name in enumerate(names[: turn_correct.shape[1]]):
+            found.setdefault(name or "all", []).append(bool(turn_correct[row, turn]))
+    return {name: float(np.mean(values)) for name, values in sorted(found.items())}

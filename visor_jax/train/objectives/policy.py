@@ -1,0 +1,130 @@
+"""Objective "policy": cross-entropy of the policy against each question's label (`labels/labels.npz`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import budget_name
+from visor_jax.config import architecture, stage_config
+from visor_jax.data.collate import Example, make_batch
+from visor_jax.data.draws import generator
+from visor_jax.data.from_config import label_source, training_window
+from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
+from visor_jax.data.sample import SkipSample
+from visor_jax.errors import RequestError
+from visor_jax.model.decoder import Budget
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import Batch, encode, route
+from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.stage import Step, made_ahead, process_rows, stage_seed
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import MADE_OF_OTHERS, Labels
+from visor_jax.workdir.supervision import beat
+
+T = TypeVar("T")
+
+KEPT_BYTES = 2**26  # of the tiles of labelled prompts
+RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
+
+
+def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+    """The labels of `labels/`, their questions read anew from the source they were made from."""
+    arch, settings = architecture(config, stage), stage_config(config, stage)
+    labels = Labels.read(workdir)
+    examples = LabelledExamples(config, labels)
+    full = (True,) * arch.num_slots
+
+    def step(number: int) -> Step:
+        rows = process_rows(settings.batch_size)
+        order = generator("labelled", stage_seed(config.seed, stage), number)
+        picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
+        arrays, ids = examples.batch(picked)
+        return Step(number, arrays, full, budget_name(full), ids, [])
+
+    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        return {"accuracy/agreement": float(metrics["agreement"])}
+
+    loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
+    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarise)
+
+
+class LabelledExamples:
+    """The prompts that were labelled, read anew whenever they are needed; a few of them are kept."""
+
+    def __init__(self, config: Any, labels: Labels):
+        """
+        Raises:
+          RequestError: a label is of a question that its source does not have.
+        """
+        self.labels = labels
+        source, settings = label_source(config), stage_config(config, "policy")
+        self.source_name = source.name
+        self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
+        self.questions = Questions(config, source, len(self.places))
+        # Single questions: a conversation has room for more.
+        self.window = dataclasses.replace(training_window(config), text=text_bucket(self._longest()))
+        self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
+        row_bytes = self.window.tiles * architecture(config).vision.tile_size ** 2 * 3
+        self.example = lru_cache(maxsize=max(KEPT_BYTES // row_bytes, 1))(self._read)
+
+    def _longest(self) -> int:
+        """Text tokens of the longest prompt; opens no picture."""
+        return max(self._of(place, self.questions.text_length) for place in self.places)
+
+    def _read(self, row: int) -> Example:
+        place = self.places[row]
+        example = self._of(place, self.questions.example)
+        return dataclasses.replace(example, id=self._of(place, self.questions.sample_id))
+
+    def _of(self, place: Place, read: Callable[[Place], T]) -> T:
+        beat()
+        try:
+            return read(place)
+        except (SkipSample, IndexError) as why:
+            problem = (
+                f"labels.npz: turn {place.turn} of record {place.index} of {self.source_name} cannot be used: {why}"
+            )
+            raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
+
+    def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+        batch = make_batch([[self.example(row)] for row in rows.tolist()], self.window, self.questions.arch)
+        first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
+        positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
+        arrays = {**batch.arrays, "routing_position": positions}
+        arrays["label"] = self.labels.label[rows].astype(np.int32)
+        arrays["label_weight"] = self.weights[rows]
+        return arrays, batch.ids
+
+
+def policy_loss(
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
+) -> tuple[Array, Metrics]:
+    """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B]."""
+    visual = jax.lax.stop_gradient(encode(params, batch, arch))
+    scores = route(params, visual, batch, num_viable, arch)
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))
+    weights = batch["label_weight"]
+    return jnp.sum(losses * weights) / jnp.sum(weights), {"agreement": agree}
+
+
+def balance(labels: np.ndarray, num_budgets: int, strength: float, caution: float = 1.0) -> np.ndarray:
+    """Weight float32 [N] of each label: strength 0 all alike, 1 as much for rare budgets as for common ones.
+
+    Budgets that more than an even share of the labels ask for weigh alike. Then those above the cheapest budget weigh
+    `caution` times more: to look less than a question needs costs its answer, to look more costs FLOPs only.
+    """
+    counts = np.bincount(labels, minlength=num_budgets)
+    counts = np.minimum(counts, len(labels) / np.count_nonzero(counts)) + RARE * len(labels)
+    weights = (len(labels) / counts)[labels] ** strength * np.where(labels > 0, caution, 1.0)
+    return (weights / weights.mean()).astype(np.float32)
