@@ -1,6 +1,6 @@
 """`config.json` in Hugging Face's format: read with every field checked, and written for exports.
 
-In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add; and the reverse. A value of
+In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add; and back. A value of
 another type or out of range, or one that asks for what this model does not compute, is a `RequestError` that names the
 file, the field and what is expected. A field that is missing or null has transformers' default, whose older versions
 leave out what equals it.
