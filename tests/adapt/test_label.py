@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from visor_jax.adapt.label import FIRST_INDEX, cheapest_good_enough, label_stage
+from visor_jax.adapt.label import cheapest_good_enough, label_stage
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
+from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import make_source
 from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.questions import label_questions
@@ -127,7 +128,7 @@ def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> 
 
 
 def test_pictures_that_were_not_trained_on_are_labelled() -> None:
-    assert all(place.index >= FIRST_INDEX for place in label_questions(tiny_config()).plan())
+    assert all(place.index >= index_range("label")[1].start for place in label_questions(tiny_config()).plan())
 
 
 def test_every_task_is_labelled_equally_often() -> None:

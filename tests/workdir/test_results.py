@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visor_jax.adapt.label import FIRST_INDEX, write
+from visor_jax.adapt.label import write
+from visor_jax.data.draws import index_range
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
@@ -46,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         VIABLE,
         np.arange(count) % 3,
         -np.ones((3, count), np.float32).T,  # as scoring gives them: the other way round in memory
-        FIRST_INDEX + np.arange(count) // 2,
+        index_range("label")[1].start + np.arange(count) // 2,
         np.arange(count) % 2,
     )
     write(workdir, labels, ["bg"] * count, 0.01, SkipLog(), workdir.identity(config, "label"))
