@@ -1,0 +1,71 @@
+"""Objective "policy": how labels weigh, and its loss."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from visor_jax import testing
+from visor_jax.testing import tiny_config
+from visor_jax.train.objectives import make_objective, policy
+from visor_jax.train.objectives.policy import RARE, balance, policy_loss
+from visor_jax.workdir.folder import Workdir
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.floats(0, 1))
+def test_balance_lifts_what_is_rarer_and_never_by_more_than_rarity_allows(labels: list[int], strength: float) -> None:
+    found = np.array(labels)
+    weights, counts = balance(found, 4, strength), np.bincount(found, minlength=4)
+    assert weights.mean() == pytest.approx(1.0, rel=1e-4)
+    by_label = {label: weights[found == label][0] for label in set(labels)}
+    for one, other in itertools.product(by_label, repeat=2):
+        if counts[one] <= counts[other]:
+            assert by_label[one] >= by_label[other] * (1 - 1e-5)
+    assert max(by_label.values()) <= min(by_label.values()) * (1 + 1 / RARE) ** strength * (1 + 1e-5)
+
+
+def test_budgets_of_more_than_an_even_share_weigh_alike() -> None:
+    weights = balance(np.repeat([0, 1, 3], [60, 50, 10]), 4, 2.4)
+    assert weights[0] == weights[60] and weights[-1] > 5 * weights[0]
+
+
+def test_caution_lifts_whatever_looks_more_than_the_cheapest_budget() -> None:
+    labels = np.repeat([0, 1, 3], [60, 50, 10])
+    plain, cautious = (balance(labels, 4, 1.0, caution) for caution in (1.0, 1.5))
+    lifted = cautious / plain
+    assert lifted[labels > 0] == pytest.approx(1.5 * lifted[0], rel=1e-5)
+
+
+def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:
+    for strength in (0.0, 1.0):
+        config = tiny_config({"stage_overrides.policy.label_balance": strength})
+        steps = list(make_objective(config, "policy", Workdir(tiny_run)).steps(0, 4))
+        labels = np.concatenate([step.arrays["label"] for step in steps])
+        weights = np.concatenate([step.arrays["label_weight"] for step in steps])
+        assert all(len(set(weights[labels == label].tolist())) == 1 for label in set(labels.tolist()))
+        if strength == 0.0:
+            assert (weights == 1).all()
+
+
+def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = jnp.array([[2.0, 0.0, -jnp.inf], [0.0, 1.0, -jnp.inf]])
+    monkeypatch.setattr(policy, "encode", lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(policy, "route", lambda *_: scores)
+    arch = testing.tiny_architecture()
+
+    def loss_of(weights: list[float]) -> float:
+        batch = {"label": jnp.array([0, 0]), "label_weight": jnp.array(weights)}
+        loss, metrics = policy_loss({}, batch, jnp.array([True]), arch, num_viable=2)
+        assert float(metrics["agreement"]) == 0.5
+        return float(loss)
+
+    first, second = np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0))
+    assert loss_of([1.0, 1.0]) == pytest.approx((first + second) / 2, rel=1e-5)
+    assert loss_of([3.0, 1.0]) == pytest.approx((3 * first + second) / 4, rel=1e-5)
+    assert loss_of([1.0, 0.0]) == pytest.approx(first, rel=1e-5)
