@@ -46,7 +46,7 @@ def test_a_signal_at_start_up_is_a_status_and_no_traceback(point: str, send: str
 def test_nothing_is_imported_before_signals_are_owned() -> None:
     """Of what takes time: standard modules that the interpreter has at hand, and two of ours."""
     script = (
-        "import sys; from visor_jax import __main__\n"
+        "import sys; from visor_jax import __main__; from visor_jax.workdir import fault_points, supervision\n"
         "heavy = 'numpy', 'jax', 'rich', 'ml_collections', 'etils'\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in heavy))\n"
         "print(sorted(m for m in sys.modules if m.startswith('visor_jax.')))"

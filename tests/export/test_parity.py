@@ -3,7 +3,6 @@
 import dataclasses
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from visor_jax import testing
 from visor_jax.budget import all_subsets
 from visor_jax.data.collate import Window, encode_tokens, make_prompt_batch
-from visor_jax.export import folder_files
 from visor_jax.export.torch_export import visor_tensors
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration, VisorProcessor
+from visor_jax.hf.config import write_config
 from visor_jax.model import incremental as caches
 from visor_jax.model import visor
 
@@ -68,14 +67,15 @@ def case(request):
 
 
 def torch_twin(arch, params, ids, images):
-    described: Any = SimpleNamespace(
-        arch=arch,
-        tokenizer=SimpleNamespace(image_token_id=testing.IMAGE_TOKEN),
+    values = write_config(
+        arch,
+        image_token_id=testing.IMAGE_TOKEN,
         system=None,
         viable_budgets=all_subsets(arch.num_slots),
         has_policy=True,
+        stage="policy",
+        dtype="float32",
     )
-    values = folder_files.model_config(described, stage="policy", dtype="float32")
     config = VisorConfig(**{**values, "plan": arch.plan, "patch_local": arch.vision.patch_local})
     model = VisorForConditionalGeneration(config)
     weights = {key: torch.from_numpy(get()) for key, (_, get) in visor_tensors(params, arch).items()}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from visor_jax import budget as budgets
 from visor_jax.architecture import (
     Architecture,
     CrossAttentionArchitecture,
@@ -15,6 +14,8 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
+from visor_jax.budget import all_subsets
+from visor_jax.cost import cache_bytes, decoder_flops
 from visor_jax.export.torch_model import VisorForConditionalGeneration
 from visor_jax.export.torch_model.modeling_visor import choose
 from visor_jax.model.policy import choose as choose_of_jax
@@ -176,14 +177,14 @@ def test_cache_holds_what_the_formula_says(visor, tiny, budget):
     visual = int((inputs["input_ids"] == tiny.IMAGE).sum())
     text = inputs["input_ids"].shape[1] - visual + 3
     bits = visor.config.resolve_budget(budget)
-    assert cache.num_bytes() == budgets.cache_bytes(architecture_of(visor.config), bits, visual, text, 4)
+    assert cache.num_bytes() == cache_bytes(architecture_of(visor.config), bits, visual, text, 4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"plan": "dense"}, {"bidirectional_vision": True}])
 def test_flops_are_those_of_the_budget_module(tiny, changes):
     config = tiny.config(**changes)
-    for bits in budgets.all_subsets(config.num_slots):
-        expected = budgets.decoder_flops(architecture_of(config), bits, 729, 60)
+    for bits in all_subsets(config.num_slots):
+        expected = decoder_flops(architecture_of(config), bits, 729, 60)
         assert config.decoder_flops(bits, 729, 60) == pytest.approx(expected, rel=1e-12)
 
 

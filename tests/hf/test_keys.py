@@ -11,11 +11,10 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from visor_jax import testing
 from visor_jax.config import architecture, load_config
-from visor_jax.export import folder_files
 from visor_jax.export.torch_export import stock_tensors, visor_tensors
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration
 from visor_jax.hf import keys as key_map
-from visor_jax.loading import Visor
+from visor_jax.hf.config import write_config
 from visor_jax.model.visor import abstract_params
 
 
@@ -45,8 +44,9 @@ TRUE_SIZES = {
 
 
 def config_of(arch) -> dict:
-    model = Visor({}, arch, testing.glyphs_tokenizer(), [])
-    return folder_files.model_config(model, stage="full", dtype="float32")
+    token = testing.glyphs_tokenizer().image_token_id
+    fields = {"image_token_id": token, "system": None, "viable_budgets": [], "has_policy": False}
+    return write_config(arch, **fields, stage="full", dtype="float32")
 
 
 @pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS)

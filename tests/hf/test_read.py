@@ -24,8 +24,9 @@ from visor_jax.data.anyres import visual_token_count
 from visor_jax.data.chat import encode_prompt
 from visor_jax.errors import RequestError
 from visor_jax.export import torch_export
-from visor_jax.hf import read as hf_import
 from visor_jax.hf.keys import canonical_key
+from visor_jax.hf.model import flat
+from visor_jax.hf.read import open_checkpoint
 from visor_jax.loading import Visor, load
 
 try:
@@ -147,13 +148,13 @@ def test_what_our_exports_add_is_checked(tiny_run: Path, tmp_path: Path, field: 
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
     with pytest.raises(RequestError, match=f"config.json: {field}.*{expected}|{expected}"):
-        hf_import.open_checkpoint(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
     dense, visor = load(saved["shards"]), load(saved["shards"], plan="visor")
     assert visor.arch == dataclasses.replace(dense.arch, plan="visor")
-    old, new = hf_import.flat(dense.params), hf_import.flat(visor.params)
+    old, new = flat(dense.params), hf_import.flat(visor.params)
     for path, array in old.items():
         np.testing.assert_array_equal(array, new[path], err_msg=path)
     parts = {path.split("/")[1 if path.startswith("blocks/") else 0] for path in new.keys() - old.keys()}
@@ -316,7 +317,7 @@ def test_import_makes_the_stage_that_training_goes_on_from(
     assert isinstance(model, Visor) and model.stage == "base" == result["stage"]
     stated = json.loads((saved["shards"] / "config.json").read_text())["text_config"]["max_position_embeddings"]
     assert model.arch.text.max_positions == stated, "what the checkpoint says, where the configuration says nothing"
-    counts = {name: x.size for name, x in hf_import.flat(model.params).items()}
+    counts = {name: x.size for name, x in flat(model.params).items()}
     new = {name: n for name, n in counts.items() if "cross_attention" in name or name.startswith("routing")}
     assert result["parameters"] == sum(counts.values()) and result["new_parameters"] == sum(new.values())
     assert result["new"].keys() == {"blocks/cross_attention", "routing"}
