@@ -154,7 +154,7 @@ def test_what_our_exports_add_is_checked(tiny_run: Path, tmp_path: Path, field: 
 def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
     dense, visor = load(saved["shards"]), load(saved["shards"], plan="visor")
     assert visor.arch == dataclasses.replace(dense.arch, plan="visor")
-    old, new = flat(dense.params), hf_import.flat(visor.params)
+    old, new = flat(dense.params), flat(visor.params)
     for path, array in old.items():
         np.testing.assert_array_equal(array, new[path], err_msg=path)
     parts = {path.split("/")[1 if path.startswith("blocks/") else 0] for path in new.keys() - old.keys()}
