@@ -32,7 +32,7 @@ from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import Window
 from visor_jax.evaluate.latency import random_prompt
 from visor_jax.files.read_write import write_json
-from visor_jax.generate.buckets import capacity_of, window_of
+from visor_jax.generate.buckets import cache_bucket, window_of
 from visor_jax.generate.engine import decode
 from visor_jax.model.decoder import apart
 from visor_jax.model.incremental import Cache, prefill_prefix, prefill_rest
@@ -110,7 +110,7 @@ def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Name
 def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[Window, int]:
     """The prompt's bucket, and how many text tokens there is room for when the `length`-th token comes."""
     window = window_of(Window(1, args.visual, args.text))
-    return window, capacity_of(max(args.text + length + args.steps, window.text + 1))
+    return window, cache_bucket(max(args.text + length + args.steps, window.text + 1))
 
 
 def cache_shapes(params: Params, arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> Cache:

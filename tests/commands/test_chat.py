@@ -14,7 +14,7 @@ from PIL import Image
 from visor_jax.budget import Budget
 from visor_jax.commands.chat import Chat
 from visor_jax.errors import RequestError
-from visor_jax.generate.answer import Answer, Stream
+from visor_jax.generate.answer import Answer, AnswerStream
 from visor_jax.generate.visor import Visor
 
 ANSWER = Answer("", "full", 1e9, 0.1, 0.2, 100, 5e8, True, 0.0)
@@ -26,12 +26,12 @@ class Parrot:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, str, str, list[tuple[str, str]]]] = []
 
-    def stream(self, image: Any, question: str, budget: Any, *, history: Any, **settings: Any) -> Stream:
+    def stream(self, image: Any, question: str, budget: Any, *, history: Any, **settings: Any) -> AnswerStream:
         assert settings == {"max_new_tokens": 3}
         if question == "bad":
             raise RequestError("question: is\nbad")
         self.asked.append((image, question, str(budget), list(history)))
-        return Stream(self._pieces(question))
+        return AnswerStream(self._pieces(question))
 
     def _pieces(self, question: str) -> Generator[str, None, Answer]:
         if question == "nothing":

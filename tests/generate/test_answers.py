@@ -24,7 +24,7 @@ from visor_jax.data.sample import Turn
 from visor_jax.errors import RequestError
 from visor_jax.generate import engine
 from visor_jax.generate.answer import Answer
-from visor_jax.generate.engine import Engine, Looked
+from visor_jax.generate.engine import Engine, PrefillState
 from visor_jax.generate.request import Bits, tokens_of
 from visor_jax.loading import Visor
 
@@ -78,28 +78,30 @@ class Spy:
     """Writes down what the engine is asked to do, and every token that it says."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.looked: list[tuple[Example, Looked]] = []
-        self.batches: list[tuple[Bits, list[Looked]]] = []
-        self.said: dict[int, list[int]] = {}  # by the id of what was looked at
-        look, tokens = Engine.look, Engine.tokens
+        self.state: list[tuple[Example, PrefillState]] = []
+        self.batches: list[tuple[Bits, list[PrefillState]]] = []
+        self.said: dict[int, list[int]] = {}  # by the id of the prefilled state
+        prefill_shared, tokens = Engine.prefill_shared, Engine.tokens
 
-        def spied_look(engine: Engine, prompt: Example, **settings: Any) -> Looked:
-            self.looked.append((prompt, look(engine, prompt, **settings)))
-            return self.looked[-1][1]
+        def spied_prefill(engine: Engine, prompt: Example, **settings: Any) -> PrefillState:
+            self.state.append((prompt, prefill_shared(engine, prompt, **settings)))
+            return self.state[-1][1]
 
-        def spied_tokens(engine: Engine, rows: Sequence[Looked], bits: Bits, *rest: Any) -> Iterator[list[int | None]]:
+        def spied_tokens(
+            engine: Engine, rows: Sequence[PrefillState], bits: Bits, *rest: Any
+        ) -> Iterator[list[int | None]]:
             self.batches.append((bits, list(rows)))
             for step in tokens(engine, rows, bits, *rest):
                 for row, token in zip(rows, step, strict=True):
                     self.said.setdefault(id(row), []).extend([] if token is None else [token])
                 yield step
 
-        monkeypatch.setattr(Engine, "look", spied_look)
+        monkeypatch.setattr(Engine, "prefill_shared", spied_prefill)
         monkeypatch.setattr(Engine, "tokens", spied_tokens)
 
     def tokens(self, number: int) -> list[int]:
-        """What was said to the prompt that was looked at as `number`."""
-        return self.said[id(self.looked[number][1])]
+        """What was said to the prompt that was prefilled as `number`."""
+        return self.said[id(self.state[number][1])]
 
 
 def with_answer(prompt: Example, tokens: list[int]) -> Example:
@@ -134,7 +136,7 @@ def test_greedy_answers_are_those_of_the_full_forward_pass(
     spy = Spy(monkeypatch)
     answers = asked.answer_many(QUESTIONS, name, max_new_tokens=6)
     for number, answer in enumerate(answers):
-        prompt, tokens = spy.looked[number][0], spy.tokens(number)
+        prompt, tokens = spy.state[number][0], spy.tokens(number)
         bits = () if budget == "dense" else ((budget == "full"),)
         assert best_tokens(asked, prompt, tokens, bits) == tokens and 1 <= len(tokens) <= 6
         assert answer.text == TOKENIZER.decode(tokens) and answer.budget == budget
@@ -152,15 +154,15 @@ def test_many_are_answered_by_route_exactly_as_one_by_one(model: Visor, monkeypa
     spy = Spy(monkeypatch)
     together = model.answer_many(QUESTIONS, **settings)
     assert [timeless(answer) for answer in together] == [timeless(answer) for answer in alone]
-    assert len(spy.looked) == len(QUESTIONS), "what all budgets share is computed once, not again after routing"
+    assert len(spy.state) == len(QUESTIONS), "what all budgets share is computed once, not again after routing"
     routes = Counter({budget_name(bits): len(rows) for bits, rows in spy.batches})
     assert routes == Counter(answer.budget for answer in alone) and len(routes) == 2
     assert model.answer_many([]) == []
 
 
-def test_more_questions_than_are_looked_at_at_once(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_questions_than_are_prefilled_ahead(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
-    monkeypatch.setattr("visor_jax.generate.visor.AT_ONCE", 3)
+    monkeypatch.setattr("visor_jax.generate.visor.PREFILL_AHEAD", 3)
     spy = Spy(monkeypatch)
     found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
     assert [timeless(answer) for answer in found] == [timeless(answer) for answer in expected]
@@ -194,7 +196,7 @@ def test_a_follow_up_question_is_asked_in_the_conversation_as_it_was_trained(
     np.testing.assert_array_equal(prompt.visual_positions, positions.visual_positions)
     assert prompt.length == positions.length, "where the routing token stands: behind the latest question"
 
-    routes = np.exp(np.asarray(model._engine.look(positions, routed=True).scores)[0, : len(VIABLE)])
+    routes = np.exp(np.asarray(model._engine.prefill_shared(positions, routed=True).scores)[0, : len(VIABLE)])
     np.testing.assert_allclose(model.route(**asked), routes / routes.sum(), rtol=1e-5)
     spy = Spy(monkeypatch)
     answer = model.answer(**asked, max_new_tokens=5)
@@ -234,12 +236,12 @@ def test_a_picture_is_a_path_bytes_or_an_array(model: Visor, tmp_path: Path, mon
 
 
 def test_a_generator_is_read_as_it_is_answered(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visor_jax.generate.visor.AT_ONCE", 2)
+    monkeypatch.setattr("visor_jax.generate.visor.PREFILL_AHEAD", 2)
     spy, read = Spy(monkeypatch), list[int]()  # how many prompts had been answered when each question was asked for
 
     def questions() -> Iterator[Any]:
         for question in QUESTIONS:
-            read.append(len(spy.looked))
+            read.append(len(spy.state))
             yield question
 
     answers = model.answer_many(questions(), "empty", max_new_tokens=3)
@@ -292,7 +294,7 @@ def test_a_long_answer_outgrows_its_cache(model: Visor, monkeypatch: pytest.Monk
     """The cache starts with room for 64 text tokens and doubles, twice here."""
     spy = Spy(monkeypatch)
     answer = model.answer(*QUESTIONS[0], "full", max_new_tokens=120)
-    prompt, tokens = spy.looked[0][0], spy.tokens(0)
+    prompt, tokens = spy.state[0][0], spy.tokens(0)
     assert len(tokens) == 120 and prompt.size.text + 119 > 2 * 64
     assert best_tokens(model, prompt, tokens, (True,)) == tokens
     assert answer.text == TOKENIZER.decode(tokens) and not answer.complete

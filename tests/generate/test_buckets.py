@@ -12,11 +12,11 @@ from visor_jax.generate.buckets import (
     LEAST_VISUAL,
     MAX_ROWS,
     TILES,
+    batch_bucket,
     batches,
     bucket,
-    capacity_of,
+    cache_bucket,
     joined,
-    rows_of,
     window_of,
 )
 
@@ -58,9 +58,9 @@ def test_no_anyres_grid_wastes_more_than_a_quarter_of_the_tower() -> None:
 
 @given(tokens=st.integers(1, 10_000))
 def test_capacities_and_rows_are_powers_of_two(tokens: int) -> None:
-    for found in (capacity_of(tokens), rows_of(tokens)):
+    for found in (cache_bucket(tokens), batch_bucket(tokens)):
         assert found >= tokens and found & (found - 1) == 0
-    assert capacity_of(tokens) < max(2 * tokens, 65)
+    assert cache_bucket(tokens) < max(2 * tokens, 65)
 
 
 @given(sizes=st.lists(windows.map(window_of), min_size=1, max_size=40))

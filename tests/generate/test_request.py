@@ -87,7 +87,7 @@ def test_what_is_no_list_of_questions_is_refused(questions: Any, message: str, m
 def test_wrong_settings_are_refused_before_anything_runs(
     settings: dict[str, Any], message: str, model: Visor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "look", lambda *_, **__: pytest.fail("the engine was asked"))
+    monkeypatch.setattr(Engine, "prefill_shared", lambda *_, **__: pytest.fail("the engine was asked"))
     many = lambda *question, history=(), **how: model.answer_many([(*question, history)], **how)  # noqa: E731
     for ask in (model.answer, model.stream, many):
         with pytest.raises(RequestError, match=message):

@@ -15,7 +15,7 @@ from typing import Any
 from visor_jax.budget import Budget
 from visor_jax.commands.generate import receipt
 from visor_jax.errors import RequestError
-from visor_jax.generate.answer import Stream
+from visor_jax.generate.answer import AnswerStream
 from visor_jax.generate.request import pixels
 from visor_jax.generate.visor import Visor
 
@@ -85,7 +85,7 @@ class Chat:
             self.history.append((question, text))
         return {"text": text, "stopped": True} if answer is None else dataclasses.asdict(answer)
 
-    def _tell(self, stream: Stream, said: list[str]) -> Any:
+    def _tell(self, stream: AnswerStream, said: list[str]) -> Any:
         show: Callable[..., None] = (lambda *_, **__: None) if self._quiet else print
         try:
             for piece in stream:

@@ -1,7 +1,7 @@
-"""Answers with their receipts, and the stream that an answer comes in.
+"""Answers with their costs, and the stream that yields an answer piece by piece.
 
 In: tokens as they are chosen, the prompt's size, the budget. Out: an `Answer`; FLOPs and cache bytes by the formulas of
-`visor_jax.budget`, counted for the sample itself, without padding and without the rows beside it.
+`visor_jax.cost`, counted for the sample itself, without padding and without the rows beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visor_jax.data.collate import Window
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and its receipt.
+    """An answer and what it cost.
 
     Attributes:
       text: the answer, without special tokens.
@@ -55,8 +55,8 @@ class Seconds:
 
 
 @dataclass
-class Draft:
-    """An answer in the making: its tokens so far, and what it costs."""
+class PendingAnswer:
+    """An unfinished answer: its tokens so far, and what it has cost."""
 
     size: Window
     bits: Bits
@@ -98,8 +98,8 @@ class Draft:
         )
 
 
-class Stream(Iterator[str]):
-    """Pieces of one answer's text, each of whole characters, as they come; together they are `answer.text`."""
+class AnswerStream(Iterator[str]):
+    """Yields pieces of one answer's text, each of whole characters; joined they are `answer.text`."""
 
     def __init__(self, pieces: Generator[str, None, Answer]):
         self._pieces = pieces
@@ -114,7 +114,7 @@ class Stream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The answer with its receipt; what has not come yet is waited for."""
+        """The whole answer with its costs; waits for the pieces that are still missing."""
         for _ in self:
             pass
         if self._answer is None:

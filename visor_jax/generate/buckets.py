@@ -1,8 +1,8 @@
 """The few shapes that generation is compiled for, and which questions may share a batch.
 
-In: how many tiles, visual slots and text tokens a prompt has. Out: the bucket that holds it. Buckets of one kind lie at
-most a quarter apart (visual slots an eighth, but for the smallest), so that padding stays small and a question of
-another length finds its programs compiled.
+In: how many tiles, visual positions and text tokens a prompt has. Out: the bucket that holds it. Buckets of one kind
+lie at most a quarter apart (visual positions an eighth, but for the smallest), so that padding stays small and a
+question of another length finds its programs compiled.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from visor_jax.data.collate import Window
 
 MAX_ROWS = 8  # of a batch of questions
 TILES = (1, 2, 3, 5, 7, 10, 13, 17, 21, 26, 31, 37)  # 1 + rows * columns of AnyRes, thinned out; 37 is its largest
-LARGEST_PICTURE = 8832  # visual slots: the largest AnyRes picture has 8,765
+LARGEST_PICTURE = 8832  # visual positions: the largest AnyRes picture has 8,765
 LEAST_VISUAL, LEAST_TEXT, LEAST_CAPACITY = 8, 32, 64
 
 
@@ -34,12 +34,12 @@ def window_of(size: Window) -> Window:
     return Window(tiles, visual, bucket(size.text, LEAST_TEXT))
 
 
-def capacity_of(tokens: int) -> int:
+def cache_bucket(tokens: int) -> int:
     """Room of a text cache for so many tokens, a power of two: it doubles when it is full."""
     return max(LEAST_CAPACITY, 1 << (tokens - 1).bit_length())
 
 
-def rows_of(count: int) -> int:
+def batch_bucket(count: int) -> int:
     """Rows of a batch for so many questions, a power of two."""
     return 1 << (count - 1).bit_length()
 
@@ -52,8 +52,8 @@ def joined(windows: Sequence[Window]) -> Window:
 def batches(windows: Sequence[Window]) -> list[list[int]]:
     """Which prompts, by index, are answered together: at most `MAX_ROWS`, of alike size.
 
-    Self-attention costs as the square of its tokens, so a row is never widened to more than twice its visual slots or
-    text tokens, the smallest buckets aside.
+    Self-attention costs as the square of its tokens, so a row is never widened to more than twice its visual positions
+    or text tokens, the smallest buckets aside.
     """
     order = sorted(range(len(windows)), key=lambda i: (windows[i].visual, windows[i].text), reverse=True)
     found: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Text while it comes: token ids in, whole characters out.
+"""Detokenizes incrementally: token ids in, whole characters out.
 
 A character may be spread over several tokens (an emoji is four bytes), and what a token says may depend on the one
 before it; so text is handed out as soon as it cannot change any more, and the pieces together are the decoded answer.

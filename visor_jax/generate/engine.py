@@ -1,9 +1,9 @@
 """The compiled programs of generation, and the loop that runs them.
 
-In: prompts (`Example`s) of one model. Out: for a batch of them, step by step, one token a row. A prompt passes three
-doors: `look` (tower and the layers that all budgets share, one prompt at a time), the choice of a budget, which is the
-caller's, and `tokens` (the other layers and decoding, in batches of one budget). What `look` computed is never computed
-again.
+In: prompts (`Example`s) of one model. Out: for a batch of them, step by step, one token per row. A prompt goes
+through three phases: shared prefill (`prefill_shared`: the vision tower and the layers that all budgets share, one
+prompt at a time), budget choice (by the caller), and decoding (`tokens`: the remaining layers and the new tokens, in
+batches of one budget). No phase repeats the work of an earlier one.
 
 Every program is compiled for buckets of shapes (`visor_jax.generate.buckets`); temperature, top-p, seed and step are
 its arguments, so that other values compile nothing.
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, Window, make_prompt_batch
-from visor_jax.generate.buckets import capacity_of, joined, rows_of, window_of
+from visor_jax.generate.buckets import batch_bucket, cache_bucket, joined, window_of
 from visor_jax.generate.programs import Programs
 from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.model import incremental as caches
@@ -40,8 +40,8 @@ STREAM = ("visual_positions", "visual_segments", "text_positions", "text_segment
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A prompt whose picture was encoded and that went through the layers before the first optional one.
+class PrefillState:
+    """A prompt after the vision tower and the decoder layers before the first optional one.
 
     Attributes:
       window: the bucket that `prefix` has the shapes of, one row.
@@ -69,7 +69,9 @@ class Engine:
 
     @property
     def params(self) -> Params:
-        """The model's parameters, stacked; they are held once, and layer by layer once a prompt has been looked at."""
+        """The model's parameters, stacked; they are held once, and unstacked from the first
+        prompt on.
+        """
         return together(self._held)
 
     @property
@@ -84,28 +86,28 @@ class Engine:
     def bytes_per_value(self) -> int:
         return self.dtype.itemsize
 
-    def _apart(self) -> Params:
+    def _unstacked(self) -> Params:
         with self.programs.preparing():
             self._held = jax.block_until_ready(apart(self._held))
         return self._held
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
-    def look(self, prompt: Example, *, routed: bool) -> Looked:
+    def prefill_shared(self, prompt: Example, *, routed: bool) -> PrefillState:
         """Encode the pictures and run the layers that every budget shares."""
         window = window_of(prompt.size)
         arrays = make_prompt_batch([prompt], window, self.arch).arrays
-        visual = self.programs.run("encode", partial(encode, arch=self.arch), self._apart(), arrays)
+        visual = self.programs.run("encode", partial(encode, arch=self.arch), self._unstacked(), arrays)
         function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
         without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
         prefix, scores = self.programs.run(("prefix", routed), function, self._held, visual, without_tiles)
         stream = {name: arrays[name] for name in STREAM}
-        return Looked(prefix, stream, window, prompt.size.text, scores)
+        return PrefillState(prefix, stream, window, prompt.size.text, scores)
 
-    def pick(self, looked: Looked, costs: Sequence[float], dial: float) -> int:
+    def pick(self, state: PrefillState, costs: Sequence[float], dial: float) -> int:
         """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
         held = np.float32(np.clip(dial, -1e38, 1e38))  # what float32 holds
-        choice = self.programs.run("choose", choose, looked.scores, np.array(costs, np.float32), held)
+        choice = self.programs.run("choose", choose, state.scores, np.array(costs, np.float32), held)
         return int(np.asarray(choice)[0])  # indexing on the device would compile
 
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
@@ -119,13 +121,13 @@ class Engine:
 
     def tokens(
         self,
-        rows: Sequence[Looked],
+        rows: Sequence[PrefillState],
         bits: Bits,
         sampling: Sampling,
         stops: Collection[int],
         max_new_tokens: int,
     ) -> Iterator[list[int | None]]:
-        """Each step's tokens, one a row, stop tokens too; None for a row that has ended."""
+        """Yields each step's tokens, one per row, stop tokens included; None for a row that has ended."""
         draw, ended = sampling.draw(), np.zeros(len(rows), bool)
         token, cache = self._prefill(rows, bits, draw)
         function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
@@ -146,13 +148,13 @@ class Engine:
             if ended.all():
                 return
 
-    def _prefill(self, rows: Sequence[Looked], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
+    def _prefill(self, rows: Sequence[PrefillState], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
         """The first token of every row, and the cache; rows of other sizes are padded to a common one first."""
         window = joined([row.window for row in rows])
         sizes = window.visual, window.text
         pad = partial(in_window, sizes=sizes)
         wide = [self.programs.run(("padded", sizes), pad, (row.prefix, row.stream)) for row in rows]
-        wide += [wide[0]] * (rows_of(len(rows)) - len(rows))
+        wide += [wide[0]] * (batch_bucket(len(rows)) - len(rows))
         function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
         return self.programs.run(("rest", bits), function, self._held, wide, draw)
 
@@ -192,7 +194,7 @@ def prefill(
 ) -> tuple[Int[Array, " B"], Cache]:
     """Rows of one shape as a batch, through the layers after the prefix: first tokens and the cache."""
     prefix, stream = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
-    capacity = capacity_of(prefix.text.shape[1] + 1)
+    capacity = cache_bucket(prefix.text.shape[1] + 1)
     scores, cache = caches.prefill_rest(params, prefix, stream, bits, capacity, arch)
     return select(scores, draw, 0, forbidden), cache
 
@@ -208,6 +210,6 @@ def decode(
     arch: Architecture,
     forbidden: int,
 ) -> tuple[Int[Array, " B"], Cache]:
-    """One token more in every row: the next one, and the cache that holds it."""
+    """One decoding step: the next token of every row, and the cache that holds it."""
     scores, cache = caches.decode_step(params, token, cache, bits, arch)
     return select(scores, draw, step, forbidden), cache

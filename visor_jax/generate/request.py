@@ -35,7 +35,7 @@ from visor_jax.generate.sampling import Sampling
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Pictures = Picture | Iterable[Picture] | None  # one, several in order, or none
 History = Iterable[tuple[str, str]]  # earlier turns of the conversation: a question and its answer each
-Question = tuple[Pictures, str] | tuple[Pictures, str, History]
+QuestionItem = tuple[Pictures, str] | tuple[Pictures, str, History]
 
 ONE_PICTURE = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
 EXPECTED_PICTURE = (

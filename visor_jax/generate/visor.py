@@ -1,4 +1,4 @@
-"""`Visor`: a loaded model that is asked questions and gives answers with receipts.
+"""`Visor`: a loaded model that answers questions about pictures and says what each answer cost.
 
 In: parameters, architecture, tokenizer, viable budgets. Out: answers (whole, in batches, in pieces), logits, routes.
 A `Visor` compiles per bucket of shapes and per budget, and keeps what it compiled (`visor_jax.generate.engine`).
@@ -21,15 +21,15 @@ from visor_jax.cost import decoder_flops
 from visor_jax.data.collate import Example
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.generate.answer import Answer, Draft, Seconds, Stream
+from visor_jax.generate.answer import Answer, AnswerStream, PendingAnswer, Seconds
 from visor_jax.generate.buckets import batches
 from visor_jax.generate.detokenize import Characters
-from visor_jax.generate.engine import Engine, Looked
+from visor_jax.generate.engine import Engine, PrefillState
 from visor_jax.generate.request import (
     EXPECTED_QUESTION,
     History,
     Pictures,
-    Question,
+    QuestionItem,
     Request,
     check_fits,
     checked_item,
@@ -40,15 +40,15 @@ from visor_jax.generate.request import (
 from visor_jax.generate.sampling import Sampling
 from visor_jax.model.layers import Params
 
-AT_ONCE = 32  # questions whose pictures are encoded before the first of them is answered
+PREFILL_AHEAD = 32  # questions whose pictures are encoded before the first of them is answered
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """A question on its way: what was looked at, under which budget it goes on, and the seconds that took."""
+class Question:
+    """A prompt after its shared prefill: the state, the budget it continues under, and the seconds spent so far."""
 
     prompt: Example
-    looked: Looked
+    state: PrefillState
     bits: Bits
     routed: bool
     spent: Seconds
@@ -158,7 +158,7 @@ class Visor:
 
     def answer_many(
         self,
-        questions: Iterable[Question],
+        questions: Iterable[QuestionItem],
         budget: str | Budget = "auto",
         max_new_tokens: int = 64,
         dial: float = 0.0,
@@ -171,13 +171,13 @@ class Visor:
         """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size.
 
         `questions` is any iterable of (image, question) or (image, question, history). It is read as it is answered,
-        `AT_ONCE` questions at a time, so that a generator's pictures are never all in memory.
+        `PREFILL_AHEAD` questions at a time, so that a generator's pictures are never all in memory.
         """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
         if isinstance(questions, str | bytes | dict) or not isinstance(questions, Iterable):
             raise RequestError(f"questions: {EXPECTED_QUESTION}s, any iterable of them, got {type(questions).__name__}")
         numbered, answers = enumerate(questions), list[Answer]()
-        while wave := list(itertools.islice(numbered, AT_ONCE)):
+        while wave := list(itertools.islice(numbered, PREFILL_AHEAD)):
             prompts = [self._numbered(number, item, request) for number, item in wave]
             answers += self._answers(prompts, request)
         return answers
@@ -195,10 +195,12 @@ class Visor:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
-    ) -> Stream:
-        """The same answer in pieces of whole characters, as they come; `.answer` of what is returned is the receipt."""
+    ) -> AnswerStream:
+        """The same answer in pieces of whole characters, as tokens are chosen; `.answer` of the stream is the whole
+        answer with its costs.
+        """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return Stream(self._pieces(self._asked(image, question, history, request), request))
+        return AnswerStream(self._pieces(self._asked(image, question, history, request), request))
 
     def logits(
         self, token_ids: Sequence[int], images: Pictures, budget: str | Budget = "full"
@@ -210,13 +212,13 @@ class Visor:
         prompt = tokens_of(token_ids, images, self.tokenizer, self.arch)
         bits = self._budget(budget)
         if bits is None:
-            bits = self._pick(self._engine.look(prompt, routed=True), prompt, 0.0)
+            bits = self._pick(self._engine.prefill_shared(prompt, routed=True), prompt, 0.0)
         return self._engine.logits(prompt, bits)
 
     def route(self, image: Pictures, question: str, history: History = ()) -> Float[np.ndarray, " viable"]:
         """The policy's probabilities over `viable_budgets`; the routing token stands behind `question`."""
         self._require_policy()
-        scores = self._engine.look(self._prompt(image, question, history), routed=True).scores
+        scores = self._engine.prefill_shared(self._prompt(image, question, history), routed=True).scores
         found = np.asarray(scores)[0, : len(self.viable_budgets)]
         weights = np.exp(found - found.max())
         return weights / weights.sum()
@@ -224,60 +226,62 @@ class Visor:
     # --- from questions to answers ------------------------------------------------------------------------------------
 
     def _answers(self, prompts: Sequence[Example], request: Request) -> list[Answer]:
-        asked = [self._look(prompt, request) for prompt in prompts]
+        asked = [self._prepare(prompt, request) for prompt in prompts]
         answers: dict[int, Answer] = {}
         for bits in dict.fromkeys(one.bits for one in asked):
             same = [index for index, one in enumerate(asked) if one.bits == bits]
-            for group in batches([asked[index].looked.window for index in same]):
+            for group in batches([asked[index].state.window for index in same]):
                 members = [same[i] for i in group]
-                answers |= zip(members, self._together([asked[i] for i in members], request), strict=True)
+                answers |= zip(members, self._answer_batch([asked[i] for i in members], request), strict=True)
         return [answers[index] for index in range(len(asked))]
 
-    def _look(self, prompt: Example, request: Request) -> Asked:
-        """The part that all budgets share, and the budget."""
+    def _prepare(self, prompt: Example, request: Request) -> Question:
+        """Runs the shared prefill and chooses the budget."""
         routed, spent = request.budget is None, Seconds()
         with self._engine.programs.timed(spent):
-            looked = self._engine.look(prompt, routed=routed)
-            bits = self._pick(looked, prompt, request.dial) if request.budget is None else request.budget
-            jax.block_until_ready(looked.prefix)
-        return Asked(prompt, looked, bits, routed, spent)
+            state = self._engine.prefill_shared(prompt, routed=routed)
+            bits = self._pick(state, prompt, request.dial) if request.budget is None else request.budget
+            jax.block_until_ready(state.prefix)
+        return Question(prompt, state, bits, routed, spent)
 
-    def _together(self, asked: Sequence[Asked], request: Request) -> list[Answer]:
-        """Answers of one batch: every question in it goes on under the same budget."""
-        drafts = [Draft(one.prompt.size, one.bits, one.routed, one.spent) for one in asked]
-        for _ in self._steps(asked, drafts, request):
+    def _answer_batch(self, asked: Sequence[Question], request: Request) -> list[Answer]:
+        """Answers of one batch, all of whose questions have the same budget."""
+        pending = [PendingAnswer(one.prompt.size, one.bits, one.routed, one.spent) for one in asked]
+        for _ in self._steps(asked, pending, request):
             pass
-        return [self._receipt(draft) for draft in drafts]
+        return [self._finish(answer) for answer in pending]
 
     def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
-        """The text of one answer while it comes; returns the answer."""
-        asked = self._look(prompt, request)
-        draft, characters = Draft(prompt.size, asked.bits, asked.routed, asked.spent), Characters(self.tokenizer)
-        for _ in self._steps([asked], [draft], request):
-            piece = "" if draft.complete else characters.add(draft.tokens[-1])
+        """Yields the text of one answer as its tokens are chosen; returns the answer."""
+        asked = self._prepare(prompt, request)
+        characters = Characters(self.tokenizer)
+        pending = PendingAnswer(prompt.size, asked.bits, asked.routed, asked.spent)
+        for _ in self._steps([asked], [pending], request):
+            piece = "" if pending.complete else characters.add(pending.tokens[-1])
             if piece:
                 yield piece
         rest = characters.rest()
         if rest:
             yield rest
-        return self._receipt(draft)
+        return self._finish(pending)
 
-    def _steps(self, asked: Sequence[Asked], drafts: Sequence[Draft], request: Request) -> Iterator[None]:
-        """Decoding: with every step each draft that has not ended grows by a token, or ends."""
-        rows, bits, batch = [one.looked for one in asked], asked[0].bits, Seconds()
+    def _steps(self, asked: Sequence[Question], pending: Sequence[PendingAnswer], request: Request) -> Iterator[None]:
+        """Decodes: each step adds a token to every pending answer that has not ended, or ends it."""
+        rows, bits, batch = [one.state for one in asked], asked[0].bits, Seconds()
         steps = self._engine.tokens(rows, bits, request.sampling, request.stops, request.max_new_tokens)
         while True:
             with self._engine.programs.timed(batch):  # what the caller does between two steps is not counted
                 tokens = next(steps, None)
             if tokens is None:
                 return
-            for draft, token in zip(drafts, tokens, strict=True):
+            for answer, token in zip(pending, tokens, strict=True):
                 if token is not None:
-                    draft.add(token, token in request.stops, batch)
+                    answer.add(token, token in request.stops, batch)
             yield
 
-    def _receipt(self, draft: Draft) -> Answer:
-        return draft.answer(self.tokenizer.decode(draft.tokens), self.arch, self._engine.bytes_per_value)
+    def _finish(self, pending: PendingAnswer) -> Answer:
+        text = self.tokenizer.decode(pending.tokens)
+        return pending.answer(text, self.arch, self._engine.bytes_per_value)
 
     # --- requests and budgets -----------------------------------------------------------------------------------------
 
@@ -307,23 +311,23 @@ class Visor:
                 "budget=auto: this model has no trained policy; name a budget (empty, full, 0b...) or run stage policy"
             )
 
-    def _pick(self, looked: Looked, prompt: Example, dial: float) -> Bits:
+    def _pick(self, state: PrefillState, prompt: Example, dial: float) -> Bits:
         """The policy's budget for one prompt."""
         size = prompt.size
         costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
-        return self.viable_budgets[self._engine.pick(looked, costs, dial)]
+        return self.viable_budgets[self._engine.pick(state, costs, dial)]
 
     def _prompt(self, image: Pictures, question: str, history: History = ()) -> Example:
         return prompt_of(image, question, self.tokenizer, self.arch, self.system, history)
 
     def _asked(self, image: Pictures, question: str, history: History, request: Request) -> Example:
-        """A prompt for which there is room, its answer included."""
+        """The prompt, checked to fit the model's positions together with its answer."""
         prompt = self._prompt(image, question, history)
         check_fits(prompt, request.max_new_tokens, self.arch)
         return prompt
 
     def _numbered(self, number: int, item: Any, request: Request) -> Example:
-        """One of many questions; what is wrong with it names its number."""
+        """The prompt of one of many questions; an error in it names its number."""
         try:
             return self._asked(*checked_item(item), request)
         except RequestError as error:
