@@ -25,9 +25,9 @@ from visor_jax.data.chat import encode_prompt
 from visor_jax.errors import RequestError
 from visor_jax.export import torch_export
 from visor_jax.hf.keys import canonical_key
-from visor_jax.hf.model import flat
 from visor_jax.hf.read import open_checkpoint
 from visor_jax.loading import Visor, load
+from visor_jax.tree import flatten
 
 try:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -154,7 +154,7 @@ def test_what_our_exports_add_is_checked(tiny_run: Path, tmp_path: Path, field: 
 def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
     dense, visor = load(saved["shards"]), load(saved["shards"], plan="visor")
     assert visor.arch == dataclasses.replace(dense.arch, plan="visor")
-    old, new = flat(dense.params), flat(visor.params)
+    old, new = flatten(dense.params), flatten(visor.params)
     for path, array in old.items():
         np.testing.assert_array_equal(array, new[path], err_msg=path)
     parts = {path.split("/")[1 if path.startswith("blocks/") else 0] for path in new.keys() - old.keys()}
@@ -317,7 +317,7 @@ def test_import_makes_the_stage_that_training_goes_on_from(
     assert isinstance(model, Visor) and model.stage == "base" == result["stage"]
     stated = json.loads((saved["shards"] / "config.json").read_text())["text_config"]["max_position_embeddings"]
     assert model.arch.text.max_positions == stated, "what the checkpoint says, where the configuration says nothing"
-    counts = {name: x.size for name, x in flat(model.params).items()}
+    counts = {name: x.size for name, x in flatten(model.params).items()}
     new = {name: n for name, n in counts.items() if "cross_attention" in name or name.startswith("routing")}
     assert result["parameters"] == sum(counts.values()) and result["new_parameters"] == sum(new.values())
     assert result["new"].keys() == {"blocks/cross_attention", "routing"}

@@ -16,7 +16,7 @@ from visor_jax.model.decoder import at
 from visor_jax.model.layers import orthonormal, recency_bias, rotary, rotate
 from visor_jax.model.super_block import CrossAttention, cross_attention, cross_keys_values
 from visor_jax.model.visor import abstract_params, init_params, logits
-from visor_jax.train.optimizer import flatten
+from visor_jax.tree import flatten
 
 ARCH = testing.tiny_architecture(8)
 KEY = jax.random.key(0)

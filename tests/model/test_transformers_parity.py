@@ -19,7 +19,7 @@ from visor_jax.data.anyres import visual_token_count
 from visor_jax.data.collate import Window, encode_tokens, make_batch
 from visor_jax.model.visor import logits
 from visor_jax.testing import IMAGE_TOKEN
-from visor_jax.train.optimizer import flatten
+from visor_jax.tree import flatten
 
 TILE = 28
 GRIDS = tuple((rows * TILE, columns * TILE) for rows in (1, 2, 3) for columns in (1, 2, 3))

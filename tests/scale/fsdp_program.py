@@ -25,7 +25,8 @@ from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
 from visor_jax.testing import questions_of
 from visor_jax.train.loop import State, initial_state, update_step
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.optimizer import build_optimizer, learning_rates, unflatten
+from visor_jax.train.optimizer import build_optimizer, learning_rates
+from visor_jax.tree import unflatten
 from visor_jax.workdir.folder import Workdir
 
 ROOT = Path(__file__).parents[2]

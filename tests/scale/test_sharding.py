@@ -20,8 +20,8 @@ from visor_jax.config import architecture, load_config
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import AXES
-from visor_jax.scale.sharding import RULES, logical_axes, param_shardings, partition_spec, path_name
-from visor_jax.train.optimizer import flatten
+from visor_jax.scale.sharding import RULES, logical_axes, param_shardings, partition_spec
+from visor_jax.tree import flatten, path_name
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"0.5B": "llava_ov_0p5b.py", "1.5B": "llava_ov_1p5b.py", "7B": "llava_ov_7b.py"}

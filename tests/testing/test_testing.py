@@ -9,7 +9,7 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.model.visor import abstract_params
-from visor_jax.train.optimizer import flatten
+from visor_jax.tree import flatten
 
 ARCH = testing.tiny_architecture(3)
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 import visor_jax.errors
-from visor_jax.checkpoint.arrays import load, nest
+from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manager import find
 from visor_jax.checkpoint.manifest import read_manifest
 from visor_jax.checkpoint.restoring import restore_params
@@ -36,8 +36,8 @@ from visor_jax.train.faults import BadSteps
 from visor_jax.train.loop import State, record, train, update_step
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives.base import Objective
-from visor_jax.train.optimizer import flatten
 from visor_jax.train.stage import Step
+from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -298,7 +298,7 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
     """Every array of a checkpoint: parameters and optimiser state."""
     saved = read_manifest(step).tree
     leaves = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-    tree = load(step, saved, nest(leaves), {item: step / "arrays" / item for item in ("params", "opt_state")})
+    tree = load(step, saved, unflatten(leaves), {item: step / "arrays" / item for item in ("params", "opt_state")})
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader as EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import visor_jax.errors
 from visor_jax.errors import RunError
-from visor_jax.train.event_file import masked_crc
-from visor_jax.train.metrics import MetricsWriter, StageProgress
+from visor_jax.train.metrics import EventFile, MetricsWriter, StageProgress
 from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -113,44 +115,11 @@ def test_a_full_disk_ends_the_run_and_the_cut_line_is_left_out_later(tmp_path, m
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-def event_message():
-    """The parts of `tensorflow.Event` that scalars need, built with protobuf itself."""
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="event.proto", package="t", syntax="proto3")
-
-    def message(name: str, *fields: tuple) -> None:
-        added = file.message_type.add(name=name)
-        for number, field, kind, label, type_name in fields:
-            added.field.add(name=field, number=number, type=kind, label=label, type_name=type_name)
-
-    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
-    message("Value", (1, "tag", kinds.TYPE_STRING, one, None), (2, "simple_value", kinds.TYPE_FLOAT, one, None))
-    message("Summary", (1, "value", kinds.TYPE_MESSAGE, many, ".t.Value"))
-    message("SessionLog", (1, "status", kinds.TYPE_INT32, one, None))
-    message(
-        "Event",
-        (1, "wall_time", kinds.TYPE_DOUBLE, one, None),
-        (2, "step", kinds.TYPE_INT64, one, None),
-        (3, "file_version", kinds.TYPE_STRING, one, None),
-        (5, "summary", kinds.TYPE_MESSAGE, one, ".t.Summary"),
-        (7, "session_log", kinds.TYPE_MESSAGE, one, ".t.SessionLog"),
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.Event"))
-
-
-def read_events(folder: Path) -> list:
-    (path,) = folder.glob("events.out.tfevents.*")
-    data, events = path.read_bytes(), []
-    event = event_message()
-    while data:
-        length = int.from_bytes(data[:8], "little")
-        assert int.from_bytes(data[8:12], "little") == masked_crc(data[:8])
-        assert int.from_bytes(data[12 + length : 16 + length], "little") == masked_crc(data[12 : 12 + length])
-        events.append(event.FromString(data[12 : 12 + length]))
-        data = data[16 + length :]
-    return events
+def read_events(folder: Path) -> list[Event]:
+    """TensorBoard's own reader, which checks the checksums."""
+    return [
+        event for path in sorted(folder.glob("events.out.tfevents.*")) for event in EventFileLoader(str(path)).Load()
+    ]
 
 
 def test_tensorboard_gets_every_scalar(tmp_path):
@@ -183,8 +152,31 @@ def test_large_steps_and_numbers_survive(tmp_path):
     assert (values["loss"], values["gradient_norm"]) == (math.inf, -math.inf) and math.isnan(values["x"])
 
 
-def test_checksum_is_crc32c():
-    assert masked_crc(b"123456789") == (((0xE3069283 >> 15) | (0xE3069283 << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+def test_tensorboard_forgets_the_steps_that_a_resume_runs_again(tmp_path):
+    write(tmp_path, range(1, 8))
+    write(tmp_path, range(5, 7), accuracy=0.5)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert [point.step for point in board.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_full_disk_under_the_event_file_ends_the_run(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    with MetricsWriter(tmp_path, first_step=1) as writer:
+        monkeypatch.setattr(writer._board, "_records", RecordWriter(Full()))
+        monkeypatch.setattr(EventFile, "FLUSH_SECONDS", -1.0)
+        with pytest.raises(RunError, match="metrics cannot be written: No space left on device"):
+            writer.write({"step": 1, "loss": 1.0})
+
+
+def test_metrics_import_neither_tensorflow_nor_torch():
+    """Where they are installed, too: the event file takes only what TensorBoard brings."""
+    script = "import sys, visor_jax.train.metrics; print({'tensorflow', 'torch', 'grpc'} & sys.modules.keys())"
+    fakes = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=fakes, timeout=60, check=True, capture_output=True)
+    assert done.stdout == b"set()\n"
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

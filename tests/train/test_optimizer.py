@@ -16,14 +16,13 @@ from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.optimizer import (
     build_optimizer,
-    flatten,
     group_rate,
     learning_rates,
     schedule,
     split_trainable,
     state_shardings,
-    unflatten,
 )
+from visor_jax.tree import flatten, unflatten
 
 GATES = {"self": {"gate": jnp.ones(4)}, "text": {"gate": jnp.ones(4)}}
 PARAMS = {"vision": {"kernel": jnp.ones((2, 3))}, "blocks": GATES}

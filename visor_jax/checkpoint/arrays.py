@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from visor_jax.errors import RequestError
+from visor_jax.tree import flatten, unflatten
 
 UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished writing
 # Of a file of arrays: until it is full, what goes into it is held in memory; and where memory is short. There arrays
@@ -56,10 +57,12 @@ class ArraySaver:
         for item, inner in tree.items():
             if not jax.tree.leaves(inner):
                 continue  # Orbax writes no empty trees
-            arrays = {n: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for n, leaf in flat(inner).items()}
+            arrays = {
+                n: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for n, leaf in flatten(inner).items()
+            }
             chunks = {name: ocp.SaveArgs(chunk_byte_size=self._chunk_bytes) for name in arrays}
             requests[item] = ocp.args.PyTreeSave(
-                nest(arrays), nest(chunks), ocdbt_target_data_file_size=self._file_bytes
+                unflatten(arrays), unflatten(chunks), ocdbt_target_data_file_size=self._file_bytes
             )
         self._writer(requests).save(str(place), args=ocp.args.Composite(**requests))
 
@@ -104,7 +107,7 @@ def load(
     Raises:
       RequestError: names, shapes or dtypes differ; says which.
     """
-    wanted = flat(abstract)
+    wanted = flatten(abstract)
     check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, wanted)
     if not folders:
         arrays = _read(place, wanted)
@@ -127,9 +130,9 @@ def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or local, global_shape=leaf.shape, dtype=leaf.dtype)
         for name, leaf in wanted.items()
     }
-    request = ocp.args.PyTreeRestore(item=nest(wanted), restore_args=nest(arguments), partial_restore=True)
+    request = ocp.args.PyTreeRestore(item=unflatten(wanted), restore_args=unflatten(arguments), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return flat(reader.restore(str(folder), args=request))
+        return flatten(reader.restore(str(folder), args=request))
 
 
 def items_of(tree: Iterable[str]) -> list[str]:
@@ -139,7 +142,7 @@ def items_of(tree: Iterable[str]) -> list[str]:
 
 def describe_tree(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
     """path -> [shape, dtype name] of every array."""
-    return {name: [list(np.shape(leaf)), jnp.result_type(leaf).name] for name, leaf in flat(tree).items()}
+    return {name: [list(np.shape(leaf)), jnp.result_type(leaf).name] for name, leaf in flatten(tree).items()}
 
 
 def check_tree(place: Path, saved: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> None:
@@ -159,36 +162,3 @@ def check_tree(place: Path, saved: Mapping[str, list[Any]], wanted: Mapping[str,
     if problems:
         more = f", and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise RequestError(f"{place}: holds another state: {', '.join(problems[:_SHOWN])}{more}")
-
-
-def flat(tree: Any) -> dict[str, Any]:
-    """{"params/blocks/...": leaf} in the order of `jax.tree.leaves`.
-
-    Raises:
-      ValueError: two leaves have the same path.
-    """
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {"/".join(_part(key) for key in path): leaf for path, leaf in leaves}
-    if len(named) != len(leaves):
-        raise ValueError("two arrays of the state have the same path")
-    return named
-
-
-def _part(key: Any) -> str:
-    """One step of a path: a dict's key, a named tuple's field, a position."""
-    for name in ("key", "name", "idx"):
-        if hasattr(key, name):
-            return str(getattr(key, name))
-    return str(key)
-
-
-def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of a flat one, cut at "/"."""
-    tree: dict[str, Any] = {}
-    for path, leaf in named.items():
-        *parents, last = path.split("/")
-        inner = tree
-        for part in parents:
-            inner = inner.setdefault(part, {})
-        inner[last] = leaf
-    return tree

@@ -18,10 +18,11 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from visor_jax.checkpoint.arrays import load, nest
+from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import as_path
+from visor_jax.tree import unflatten
 from visor_jax.workdir.folder import Complete, StageFolder, Workdir
 from visor_jax.workdir.provenance import describe_differences
 
@@ -163,7 +164,7 @@ def _params(place: Path, manifest: Manifest, abstract: Any, shardings: Any) -> A
     if abstract is None:
         saved = {name: value for name, value in manifest.tree.items() if name.startswith("params/")}
         leaves = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-        abstract = nest(leaves)["params"]
+        abstract = unflatten(leaves)["params"]
     if shardings is not None:
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     return read_arrays(place, manifest, {"params": abstract})["params"]

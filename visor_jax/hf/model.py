@@ -5,12 +5,8 @@ In: a parameter tree as `visor_jax.hf.read` reads it. Out: the tree of a VISOR p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
-
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from visor_jax.architecture import Architecture
@@ -18,6 +14,7 @@ from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.sharding import param_shardings
+from visor_jax.tree import flatten, unflatten
 
 
 def made_visor(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -> tuple[Params, dict[str, int]]:
@@ -27,31 +24,22 @@ def made_visor(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -
       The whole tree, and how many parameters are new, by the path of the part that they belong to.
     """
     shapes = abstract_params(arch)
-    sizes, places, old = (flat(tree) for tree in (shapes, param_shardings(shapes, mesh), params))
+    sizes, places, old = (flatten(tree) for tree in (shapes, param_shardings(shapes, mesh), params))
     missing = [path for path in sizes if path not in old]
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        made = flat(init_params(arch, key))
+        made = flatten(init_params(arch, key))
         return {path: made[path] for path in missing}  # the rest is never computed
 
     weights, cross = jax.random.split(key)
     new = jax.jit(fresh, out_shardings={path: places[path] for path in missing})(weights)
-    started = flat(start_cross_attention(nested({**old, **new}), arch, cross))
-    whole = nested({path: jax.device_put(x, places[path]) for path, x in started.items()})
+    started = flatten(start_cross_attention(unflatten({**old, **new}), arch, cross))
+    whole = unflatten({path: jax.device_put(x, places[path]) for path, x in started.items()})
     counts: dict[str, int] = {}
     for path in missing:
         part = "/".join(path.split("/")[:2]) if path.startswith("blocks/") else path.split("/")[0]
         counts[part] = counts.get(part, 0) + int(np.prod(sizes[path].shape))
     return whole, counts
-
-
-def flat(params: Params) -> dict[str, Any]:
-    """Nested dict -> {path: leaf}."""
-    return cast(dict[str, Any], flatten_dict(dict(params), sep="/"))
-
-
-def nested(leaves: Mapping[str, Any]) -> Params:
-    return cast(Params, unflatten_dict(dict(leaves), sep="/"))
 
 
 def differences(stored: Architecture, asked: Architecture) -> list[str]:

@@ -31,12 +31,12 @@ from visor_jax.hf.config import architecture_of, image_token_of, own_fields
 from visor_jax.hf.headers import MERGE, Stored, listed, locate, shown
 from visor_jax.hf.hub import hint
 from visor_jax.hf.keys import Entry, entries, from_torch, leaf, torch_shape
-from visor_jax.hf.model import nested
 from visor_jax.hf.preprocessor import read_preprocessor
 from visor_jax.hf.section import read_object
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.sharding import param_shardings
+from visor_jax.tree import unflatten
 
 DTYPES = ("F32", "BF16", "F16")
 KIND_FIELDS = frozenset({"model_type", "architectures", "text_config", "mm_projector_type", "mm_vision_tower"})
@@ -239,7 +239,7 @@ def read_params(checkpoint: Checkpoint, mesh: Mesh, dtype: Any = np.float32) -> 
         shape = leaf(shapes, group[0]).shape
         read = partial(_read_leaf, checkpoint, group, shape, np.dtype(dtype))
         found["/".join(path)] = jax.make_array_from_callback(shape, leaf(places, group[0]), read)
-    return nested(found)
+    return unflatten(found)
 
 
 def _read_leaf(

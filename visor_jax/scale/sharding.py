@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from visor_jax.tree import path_name
+
 RULES: dict[str, str | None] = {
     "embed": "fsdp",  # hidden size of tower, connector and decoder
     "heads": "tensor",
@@ -91,11 +93,6 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
         return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(place, params)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """ "blocks/self/mlp/up_proj/kernel" for a key path of a nested dict."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

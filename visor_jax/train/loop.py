@@ -41,13 +41,12 @@ from visor_jax.train.objectives.base import Loss, Objective, computed_in
 from visor_jax.train.optimizer import (
     FlatParams,
     build_optimizer,
-    flatten,
     learning_rates,
     split_trainable,
     state_shardings,
-    unflatten,
 )
 from visor_jax.train.stage import Step
+from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import StageFolder, Workdir
 from visor_jax.workdir.goodput import Goodput

@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -20,13 +21,62 @@ from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from visor_jax.errors import RunError
 from visor_jax.files.read_write import finite_or_null
-from visor_jax.train.event_file import EventFile
 from visor_jax.workdir.metrics_log import drop_rows
 
 log = logging.getLogger(__name__)
+messages: Any = event_pb2  # protobuf defines the messages at import, where a type checker does not see them
+
+
+class EventFile:
+    """Scalars of one run in one new `events.out.tfevents.*` file, in TensorBoard's own messages and records.
+
+    TensorBoard's `EventFileWriter` is not used: it writes from a thread, so that a full disk is reported some steps
+    late, and it imports TensorFlow wherever that is installed, which takes the accelerator's memory.
+    """
+
+    FLUSH_SECONDS = 30.0
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        """
+        Args:
+          folder: where the file is made.
+          first_step: TensorBoard forgets points of earlier files from this step on.
+        """
+        now = time.time()
+        name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self._put(messages.Event(wall_time=now, file_version="brain.Event:2"))
+        start = messages.SessionLog(status=messages.SessionLog.START)
+        self._put(messages.Event(wall_time=now, step=first_step, session_log=start))
+        self.flush()
+
+    def add_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append one point per tag; it is written to the disk every half minute and on `flush`.
+
+        Numbers beyond float32's range become infinite. A tag with half a surrogate pair, which no encoding has, is
+        written with its escape.
+        """
+        event = messages.Event(wall_time=time.time(), step=step)
+        for tag, value in scalars.items():
+            event.summary.value.add(tag=tag.encode("utf-8", "backslashreplace").decode(), simple_value=value)
+        self._put(event)
+        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._records.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _put(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
 
 
 class MetricsWriter:

@@ -8,27 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 from jaxtyping import Array, Float
 
 from visor_jax.errors import RequestError, nearest
+from visor_jax.tree import flatten
 
 FlatParams = dict[str, Array]
-
-
-def flatten(params: Mapping[str, Any]) -> FlatParams:
-    """Nested dict -> {path: array}."""
-    return cast(FlatParams, traverse_util.flatten_dict(dict(params), sep="/"))
-
-
-def unflatten(flat: FlatParams) -> dict[str, Any]:
-    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[FlatParams, FlatParams]:
