@@ -93,16 +93,6 @@ def tower_flops(architecture: Architecture, num_tiles: int) -> float:
     return num_tiles * patches * (embedding + vision.num_layers * layer + connector)
 
 
-def saving(
-    architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int, num_tiles: int
-) -> tuple[float, float]:
-    """How many times cheaper than the dense plan: (decoder only, end to end with the tower)."""
-    dense = dense_decoder_flops(architecture, num_visual, num_text)
-    ours = decoder_flops(architecture, bits, num_visual, num_text)
-    tower = tower_flops(architecture, num_tiles)
-    return dense / ours, (dense + tower) / (ours + tower)
-
-
 def conditional_position_flops(architecture: Architecture, num_visual: int) -> float:
     """The depthwise convolution over the visual sequence, in one cross-attention layer."""
     return 2.0 * architecture.cross.kernel_size * architecture.text.hidden_size * num_visual

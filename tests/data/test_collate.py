@@ -129,7 +129,6 @@ def test_a_prompt_is_the_conversation_up_to_its_first_answer() -> None:
 
     longer = encode_prompt(images, "Which digit is it?", TOKENIZER, PLAIN)
     batch = collate.make_prompt_batch([prompt, longer], ROOM, PLAIN)
-    assert batch.arrays["routing_index"].tolist() == [count, len(longer.text_tokens)]
     assert batch.arrays["routing_position"].tolist() == [whole.text_positions[count], longer.length]
     assert batch.arrays["routing_position"][0] == prompt.text_positions[-1] + 1
     assert (batch.ids, batch.tasks) == (["p", ""], [["digit"], [""]])
@@ -219,13 +218,6 @@ def test_a_row_that_overflows_is_refused() -> None:
     example = encode_tokens([1, 2, 3], [], IMAGE, PLAIN)
     with pytest.raises(ValueError, match="does not fit"):
         make_batch([[example, example]], Window(1, 5, 5), PLAIN)
-
-
-def test_the_smallest_window_that_holds_is_chosen() -> None:
-    windows = [Window(1, 10, 10), Window(2, 20, 20), Window(2, 40, 20)]
-    assert collate.smallest_window(windows, Window(1, 10, 10)) == windows[0]
-    assert collate.smallest_window(windows, Window(1, 21, 1)) == windows[2]
-    assert collate.smallest_window(windows, Window(3, 1, 1)) is None
 
 
 def test_the_generated_data_fits_its_default_window() -> None:

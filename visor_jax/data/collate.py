@@ -80,7 +80,7 @@ class Batch:
     Attributes:
         arrays: tiles uint8 [B, n, S, S, 3]; visual_gather int32, visual_weights float32 [B, Nv, K]; visual_positions,
             visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
-            loss_mask bool [B, Nt]. Batches of prompts also have routing_index and routing_position, int32 [B].
+            loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
         ids: the samples' ids, row by row.
         tasks: for each row the task of each of its turns, as `turn_index` counts them.
     """
@@ -230,11 +230,6 @@ def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
     return np.where(mask, np.cumsum(begins) - 1, -1)
 
 
-def smallest_window(windows: Sequence[Window], size: Window) -> Window | None:
-    """The first of `windows` (listed smallest first) that holds `size`; None if none does."""
-    return next((window for window in windows if window.holds(size)), None)
-
-
 def pack(examples: Sequence[Example], window: Window, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
     """First-fit: each example, in order, goes to the first row that still has room for it under all three limits.
 
@@ -296,11 +291,10 @@ def make_batch(rows: Sequence[Sequence[Example]], window: Window, architecture: 
 def make_prompt_batch(prompts: Sequence[Example], window: Window, architecture: Architecture) -> Batch:
     """One prompt a row, with where its routing token stands.
 
-    `routing_index` int32 [B] counts the prompt's text tokens: the index in the text stream at which the routing token
-    (or the first generated token) comes. `routing_position` int32 [B] is its position id: last prompt position + 1.
+    `routing_position` int32 [B] is the position id of the routing token (or of the first generated token): the last
+    prompt position + 1.
     """
     batch = make_batch([[prompt] for prompt in prompts], window, architecture)
-    batch.arrays["routing_index"] = np.array([len(prompt.text_tokens) for prompt in prompts], np.int32)
     batch.arrays["routing_position"] = np.array([prompt.length for prompt in prompts], np.int32)
     return batch
 

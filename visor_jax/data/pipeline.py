@@ -143,17 +143,6 @@ class _Rows:
         return step * self.batch_size + self.process_index * self.local_size + local
 
 
-def batch_dataset(
-    stream: Stream[ExampleT],
-    collate: Callable[[Sequence[ExampleT]], BatchT],
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.MapDataset[BatchT]:
-    """Random access to this process's part of every batch: element `s` belongs to step `s`."""
-    return tallied_batches(stream, collate, batch_size, process_index, process_count).map(_without_tally)
-
-
 def tallied_batches(
     stream: Stream[ExampleT],
     collate: Callable[[Sequence[ExampleT]], BatchT],
@@ -161,7 +150,7 @@ def tallied_batches(
     process_index: int,
     process_count: int,
 ) -> grain.MapDataset[tuple[BatchT, Tally]]:
-    """As `batch_dataset`, each batch with the tally of its samples."""
+    """Random access to this process's part of every batch: element `s` is step `s`'s, with the tally of its samples."""
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide over {process_count} processes")
     rows = _Rows(batch_size, process_index, process_count)
@@ -173,10 +162,6 @@ def tallied_batches(
         return collate([example for example, _ in pairs]), total
 
     return grain.MapDataset.source(rows).map(stream.tallied).batch(rows.local_size, batch_fn=batched)
-
-
-def _without_tally(pair: tuple[BatchT, Tally]) -> BatchT:
-    return pair[0]
 
 
 class BatchIterator(Iterator[BatchT]):

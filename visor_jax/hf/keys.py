@@ -12,7 +12,7 @@ hub (`language_model.model.layers.N...`), and `canonical_key` maps every known s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,25 +178,6 @@ def from_torch(array: np.ndarray, entry: Entry) -> np.ndarray:
     elif entry.layout == "patches":
         array = array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     return np.asarray(array, order="C")
-
-
-def params_from_torch(read: Callable[[str], np.ndarray], architecture: Architecture) -> dict[str, Any]:
-    """The parameter tree from a function that gives a tensor by its key (as `Entry.key`), asked for once each."""
-    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
-    single: dict[tuple[str, ...], np.ndarray] = {}
-    for entry in entries(architecture):
-        array = from_torch(read(entry.key), entry)
-        if entry.index is None:
-            single[entry.path] = array
-        else:
-            stacks.setdefault(entry.path, []).append(array)
-    params: dict[str, Any] = {}
-    for path, array in {**single, **{path: np.stack(layers) for path, layers in stacks.items()}}.items():
-        node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = array
-    return params
 
 
 # --- spellings --------------------------------------------------------------------------------------------------------

@@ -167,8 +167,3 @@ def one_query_mask(visible: Bool[Array, "B T"]) -> AttentionMask:
     segments = visible.astype(jnp.int32)
     zeros = jnp.zeros_like(segments)
     return AttentionMask(zeros[:, :1], zeros, jnp.ones_like(segments[:, :1]), segments, None, False)
-
-
-def cache_size(cache: Cache) -> int:
-    """Bytes of all keys and values held."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))

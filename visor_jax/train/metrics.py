@@ -85,6 +85,7 @@ class MetricsWriter:
     On opening, the rows of `first_step` and later are dropped: steps that a kill threw away are about to be run again.
 
     Attributes:
+      lost_seconds: how long the dropped steps had taken.
       written_at: when the last row was written, by `time.perf_counter`.
     """
 
@@ -96,7 +97,7 @@ class MetricsWriter:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        self.lost_steps, self.lost_seconds = drop_rows(self._path, first_step)
+        self.lost_seconds = drop_rows(self._path, first_step)
         self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._board = EventFile(folder, first_step=first_step)
         self.written_at = time.perf_counter()

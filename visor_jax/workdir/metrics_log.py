@@ -31,14 +31,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row, _ in _rows(path)]
 
 
-def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
+def drop_rows(path: Path, first_step: int) -> float:
     """Rewrite `metrics.jsonl` without the rows of `first_step` and later, in one atomic act.
 
     Returns:
-      How many steps were dropped, and the seconds they had taken.
+      The seconds that the dropped steps had taken.
     """
     if not path.exists():
-        return 0, 0.0
+        return 0.0
     kept: list[bytes] = []
     dropped: list[dict[str, Any]] = []
     for row, line in _rows(path):
@@ -49,7 +49,7 @@ def drop_rows(path: Path, first_step: int) -> tuple[int, float]:
     text = b"".join(kept)
     if text != _content(path):
         write_bytes(path, text)
-    return len(dropped), sum(float(row.get("seconds") or 0.0) for row in dropped)
+    return sum(float(row.get("seconds") or 0.0) for row in dropped)
 
 
 def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:

@@ -321,8 +321,6 @@ def test_relation_grid_labels_what_the_picture_shows(side: int) -> None:
             assert glyph_names()[labelled.glyphs[place]] == glyph
             assert colour_names()[labelled.colours[place]] == colour
             assert labelled.is_arrow[place] == (glyph in MOVES)
-            above = grid.get((row - 1, column), ("empty", ""))[0]
-            assert labelled.above[place] == (glyph_names().index(above) if row else len(glyph_names()))
             at = (row, column)
             for hops in range(3):
                 down, right = MOVES.get(grid.get(at, ("empty", ""))[0], (0, 0))
@@ -340,7 +338,7 @@ def test_relation_grids_are_reproducible_and_mixed_as_documented() -> None:
     assert np.abs(share[-2:] - 0.25).max() < 0.02
     assert abs(share[0] - 0.1) < 0.015
     assert np.abs(share[1:-2] - 0.4 / 21).max() < 0.006
-    for field in ("glyphs", "colours", "above"):
+    for field in ("glyphs", "colours"):
         value = getattr(grids[0], field)
         assert value.dtype == np.int32 and value.shape == (81,)
     assert grids[0].reached.dtype == np.int32 and grids[0].reached.shape == (3, 81)

@@ -144,7 +144,6 @@ class RelationGrid:
       glyphs: int32 [N], ids into `glyph_names()`, 0 where empty.
       colours: int32 [N], ids into `colour_names()`, 0 where empty.
       background: id into `background_names()`.
-      above: int32 [N], id of the glyph one patch up; `len(glyph_names())` in the top row, which has none.
       reached: int32 [3, N], id of the glyph reached after following arrows 1, 2, 3 times; what is no arrow stays.
       is_arrow: bool [N].
     """
@@ -153,7 +152,6 @@ class RelationGrid:
     glyphs: np.ndarray
     colours: np.ndarray
     background: int
-    above: np.ndarray
     reached: np.ndarray
     is_arrow: np.ndarray
 
@@ -175,7 +173,6 @@ def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
     image = render(rng, glyphs, colours, background)
 
     flat = glyphs.reshape(-1).astype(np.int32)
-    above = np.concatenate([np.full(grid, len(GLYPHS), np.int32), flat[:-grid]])
     step = np.arange(grid * grid) - grid * (flat == UP) - (flat == LEFT)
     reached = [step]
     for _ in range(HOPS - 1):
@@ -185,7 +182,6 @@ def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
         glyphs=flat,
         colours=colours.reshape(-1).astype(np.int32),
         background=background,
-        above=above,
         reached=flat[np.stack(reached)],
         is_arrow=(flat == UP) | (flat == LEFT),
     )
