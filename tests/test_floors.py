@@ -6,6 +6,7 @@ An import goes down or stays in its room. Every import statement counts, also in
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_the_hall_is_small_and_files_are_short() -> None:
     assert len(hall) <= MAX_FILES, hall
     lines = {str(path): len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_the_architecture_page_shows_these_floors() -> None:
+    """Row by row, the table of docs/architecture.md has the rooms of each floor that exist."""
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("| floor, bottom to top |")[1].split("\n\n")[0]
+    shown = [
+        {name.rstrip("/").removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py|/))`", row.split("|")[2])}
+        for row in table.splitlines()[2:]
+    ]
+    rooms = {room_of(path) for path in MODULES}
+    assert shown == [rooms & set(GROUND), *(rooms & set(floor) for floor in FLOORS[len(GROUND) :])]
 
 
 def test_tests_mirror_the_package() -> None:

@@ -1,6 +1,6 @@
 """Model folders made to hang, to explode or to deceive: each is refused in one line, before parameters are read.
 
-With `test_hf_config.py` (damaged fields) and `test_foreign_folders.py` (what other programs save) this is the table of
+With `test_config.py` (damaged fields) and `test_foreign_folders.py` (what other programs save) this is the table of
 folders that are tried; a row hangs or eats the memory where a refusal is missing.
 """
 

@@ -22,7 +22,7 @@ def root_key(seed: int | np.uint32, purpose: str) -> Array:
 
 
 def start_key(seed: int, stage: str) -> Array:
-    """The key of the parameters that `stage` (one of `config_schema.STAGES`) starts at random, in a run of `seed`."""
+    """The key of the parameters that `stage` (one of `config.schema.STAGES`) starts at random, in a run of `seed`."""
     return jax.random.fold_in(root_key(seed, "start"), STAGES.index(stage))
 
 

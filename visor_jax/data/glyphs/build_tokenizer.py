@@ -1,6 +1,6 @@
 """Makes the tokenizer of the `glyphs` data set: `python -m visor_jax.data.glyphs.build_tokenizer [FOLDER]`.
 
-In: the wording of the data set (`glyphs_words`). Out: FOLDER (by default the one that ships with the package) with
+In: the wording of the data set (`words.py`). Out: FOLDER (by default the one that ships with the package) with
 tokenizer.json and tokenizer_config.json, laid out as Qwen2's are: byte-level BPE over NFC text with Qwen2's splitting
 rule, chat tokens behind the vocabulary, the qwen_1_5 chat template. The same sources always give the same files.
 

@@ -1,7 +1,7 @@
 """How the glyph pictures are asked about: tasks, their levels and scenes, and the wording of questions and answers.
 
 Text is dear in a small model (every token passes every layer), so questions are short: 4 to 10 tokens of the glyph
-tokenizer, which is trained on exactly these sentences (`build_glyphs_tokenizer`). An answer follows from the picture
+tokenizer, which is trained on exactly these sentences (`build_tokenizer`). An answer follows from the picture
 and its question alone: where two phrasings of a task want different answers, the question says which.
 """
 
@@ -38,7 +38,7 @@ _FOLLOW = (
     ("Which digit does the {start} arrow reach?", "{digit}"),
 )
 
-# task -> (question, answer) templates; their fields are those of the task's facts (`glyphs_scenes`).
+# task -> (question, answer) templates; their fields are those of the task's facts (`scenes`).
 PHRASINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "bg": (
         ("What colour is the background?", "{background}"),
