@@ -19,19 +19,17 @@ import argparse
 import importlib.util
 import json
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+from harness import Run
 
-from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask, api
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SHARES_OFF = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -88,7 +86,6 @@ CONTENDERS = {
     "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked", "xla_decode", "xla"),
 }
 MEMORY = 12e9  # bytes that the plain reference may take
-Run = Callable[[], Any]
 
 
 # --- contenders -------------------------------------------------------------------------------------------------------
@@ -171,37 +168,24 @@ def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[st
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; the order turns, so that none always comes after the same one.
-
-    In its turn a contender runs twice and the second counts: after one that frees gigabytes the next pays for it.
-    """
-    for run in runs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
-    for i in range(repeats):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            runs[name]()
-            start = time.perf_counter()
-            runs[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds of every contender in every round: the second of two runs in its turn."""
+    return harness.interleaved({name: harness.timed(run, settle=True) for name, run in runs.items()}, repeats)
 
 
-def spread(values: list[float] | np.ndarray) -> dict[str, float]:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return {"median": float(middle), "low": float(low), "high": float(high)}
+def spread(values: np.ndarray) -> dict[str, float]:
+    low, middle, high = harness.quartiles(values)
+    return {"median": middle, "low": low, "high": high}
 
 
-def summary(seconds: dict[str, list[float]], flops: float) -> dict[str, Any]:
+def summary(seconds: dict[str, np.ndarray], flops: float) -> dict[str, Any]:
     """Per contender: seconds, TFLOP/s at the median, and the first contender's time over its own, by round."""
-    first = np.array(next(iter(seconds.values())))
+    first = next(iter(seconds.values()))
     return {
         name: {
             "seconds": spread(values),
             "tflops_per_second": flops / float(np.median(values)) / 1e12,
-            "speed": spread(first / np.array(values)),
+            "speed": spread(first / values),
         }
         for name, values in seconds.items()
     }
@@ -240,12 +224,12 @@ def main() -> None:
         parser.error(f"--platform={args.platform}, but JAX computes on {jax.default_backend()}")
     shapes = CPU_SHAPES if args.platform == "cpu" else GPU_SHAPES
     shapes = {name: shape.shrunk(args.shrink) for name, shape in shapes.items()}
-    report = {"platform": args.platform, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    report: dict[str, Any] = {"platform": args.platform, **harness.device_facts()}
     report |= {"repeats": args.repeats, "shrink": args.shrink, "cases": measure(args.platform, shapes, args.repeats)}
     if args.platform == "gpu":
         joint = {name: shape for name, shape in shapes.items() if shape.causal}
         report["shares_off"] = measure_shares(joint, args.repeats)
-    write_json(args.out or RESULTS / f"attention_{args.platform}.json", report)
+    harness.save(report, args.out or harness.RESULTS / f"attention_{args.platform}.json")
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from visor_jax.files.read_write import write_json
+import harness
+
 from visor_jax.report import figures
 from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "baselines.json"
+RESULT = harness.RESULTS / "baselines.json"
 TABLE, PICTURE = ROOT / "docs" / "baselines.md", ROOT / "docs" / "baselines.png"
 ADAPTIVE = ("warmup", "full", "universal")  # what the dense stage takes the place of
 TWINS = {"dense": "s", "dense, 4 visual tokens packed into 1": "^"}  # name -> marker
@@ -110,7 +111,7 @@ def main() -> None:
     args = parser.parse_args()
     adaptive = measured(args.visor, ADAPTIVE)
     twins = run_twins(args.runs.resolve(), adaptive["seed"])
-    write_json(RESULT, {"visor": adaptive, **twins})
+    harness.save({"visor": adaptive, **twins}, RESULT)
     TABLE.write_text(table(adaptive, twins))
     PICTURE.write_bytes(draw(adaptive, twins))
     print(TABLE.read_text())

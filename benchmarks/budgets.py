@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from functools import partial
-from pathlib import Path
 
+import harness
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visor_jax.architecture import (
     Architecture,
@@ -25,13 +24,11 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.budget import by_count
-from visor_jax.evaluate.latency import seconds
-from visor_jax.files.read_write import write_json
 from visor_jax.model.decoder import decode
 from visor_jax.model.stream import Stream
 from visor_jax.model.visor import init_params
 
-RESULT = Path(__file__).resolve().parent / "results" / "budgets.json"
+RESULT = harness.RESULTS / "budgets.json"
 
 
 def small(num_layers: int) -> Architecture:
@@ -82,23 +79,20 @@ def main() -> None:
     budgets = [jnp.asarray(bits, bool) for bits in by_count(arch.num_slots)]
     result: dict = {"arguments": vars(args), "platform": jax.devices()[0].platform, "ratios_to_empty": {}}
     for name, program in programs.items():
-        for budget in budgets:
-            jax.block_until_ready(program(params, budget))
+        runs = {str(count): harness.timed(partial(program, params, budgets[count])) for count in counts}
+        times = harness.interleaved(runs, args.repeats)
         compiled = traced[name]
-        runs = [partial(program, params, budget) for budget in budgets]
-        rounds = np.array([[seconds(run) for run in runs] for _ in range(args.repeats)])
-        ratios = rounds / rounds[:, :1]
-        quartiles = np.percentile(ratios, [25, 50, 75], axis=0)
+        quartiles = [harness.quartiles(times[count] / times["0"]) for count in runs]
         result["ratios_to_empty"][name] = {
             "slots": list(counts),
             "programs_compiled": compiled,
-            "quartiles": quartiles.T.tolist(),
+            "quartiles": quartiles,
         }
         print(
             f"{name}: {compiled} program; time / empty by slots on:",
-            ", ".join(f"{c}: {q:.2f}" for c, q in zip(counts, quartiles[1], strict=True)),
+            ", ".join(f"{count}: {middle:.2f}" for count, (_, middle, _) in zip(counts, quartiles, strict=True)),
         )
-    write_json(RESULT, result)
+    harness.save(result, RESULT)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import random
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,6 @@ from visor_jax.config import architecture, load_config
 from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import Window
 from visor_jax.evaluate.latency import random_prompt
-from visor_jax.files.read_write import write_json
 from visor_jax.generate.buckets import cache_bucket, window_of
 from visor_jax.generate.engine import decode
 from visor_jax.model.decoder import apart
@@ -41,7 +40,7 @@ from visor_jax.model.visor import init_params
 from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import tiny_architecture
 
-RESULT = Path(__file__).resolve().parent / "results" / "generate.json"
+RESULT = harness.RESULTS / "generate.json"
 SLOTS = (0, 1, 2, 4, 8)  # of the budgets that are measured
 Run = Callable[[int], float]  # seconds of one step at so many new tokens
 
@@ -55,18 +54,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     plans: dict[str, tuple[Architecture, Bits]] = {budget_name(bits): (visor, bits) for bits in budgets}
     plans["dense"] = (dataclasses.replace(visor, plan="dense"), ())
     runs = {name: decoding(params, arch, bits, args) for name, (arch, bits) in plans.items()}
-    rounds = [one_round(runs, lengths, seed) for seed in range(args.repeats + 1)][1:]  # the first one compiles
+    measures = {key(name, length): partial(run, length) for name, run in runs.items() for length in lengths}
+    times = harness.interleaved(measures, args.repeats, progress=lambda number: print(f"round {number}", flush=True))
     result = {
-        "arguments": {name: value for name, value in vars(args).items() if name != "out"},
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        "arguments": harness.arguments_of(args),
+        **harness.device_facts(),
         "budgets": {
-            name: {str(n): row_of(name, n, rounds) | bytes_of(arch, bits, n, args) for n in lengths}
+            name: {str(n): row_of(name, n, times) | bytes_of(arch, bits, n, args) for n in lengths}
             for name, (arch, bits) in plans.items()
         },
     }
     show(result)
-    write_json(args.out, result)
+    harness.save(result, args.out)
     return result
 
 
@@ -135,28 +134,22 @@ def filled(shapes: Cache, length: int, args: argparse.Namespace) -> Cache:
     return jax.block_until_ready(cache)
 
 
-def one_round(runs: dict[str, Run], lengths: Sequence[int], seed: int) -> dict[str, dict[int, float]]:
-    """Name -> length -> seconds a step."""
-    order = random.Random(seed).sample(list(runs), len(runs))
-    found: dict[str, dict[int, float]] = {name: {} for name in runs}
-    for length in lengths:
-        for name in order:
-            found[name][length] = runs[name](length)
-        print(f"round {seed}, {length} tokens", flush=True)
-    return found
+def key(name: str, length: int) -> str:
+    """The contender that measures one plan at one length."""
+    return f"{name}|{length}"
 
 
 # --- what is reported -------------------------------------------------------------------------------------------------
 
 
-def row_of(name: str, length: int, rounds: Sequence[dict[str, dict[int, float]]]) -> dict[str, Any]:
+def row_of(name: str, length: int, times: dict[str, np.ndarray]) -> dict[str, Any]:
     """One budget's figures at one length over the rounds."""
-    own, dense = (np.array([times[plan][length] for times in rounds]) for plan in (name, "dense"))
-    return {"tokens_per_second": quartiles(1 / own), "over_dense": quartiles(dense / own)}
+    own, dense = times[key(name, length)], times[key("dense", length)]
+    return {"tokens_per_second": spread(1 / own), "over_dense": spread(dense / own)}
 
 
-def quartiles(values: np.ndarray) -> dict[str, float]:
-    low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+def spread(values: np.ndarray) -> dict[str, float]:
+    low, median, high = harness.quartiles(values)
     return {"q1": low, "median": median, "q3": high}
 
 

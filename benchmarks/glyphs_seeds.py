@@ -23,10 +23,10 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from visor_jax.files.read_write import write_json
+import harness
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "glyphs_seeds.json"
+RESULT = harness.RESULTS / "glyphs_seeds.json"
 TABLE = ROOT / "docs" / "glyphs_seeds.md"
 LADDER = ("follow2", "follow3")  # the tasks that must gain from a second slot
 
@@ -149,7 +149,7 @@ def main() -> None:
     args = parser.parse_args()
     results = run_seeds(args.seeds, args.runs.resolve(), args.jobs)
     rows = [figures(result) for result in results]
-    write_json(RESULT, {"results": results, "figures": rows})
+    harness.save({"results": results, "figures": rows}, RESULT)
     TABLE.write_text(table(rows, args.seeds))
     print(TABLE.read_text())
 

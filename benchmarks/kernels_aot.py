@@ -30,6 +30,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-16"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +38,6 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from visor_jax.config import architecture, load_config
-from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask
 from visor_jax.kernels.attention import pallas_tpu as tpu
 from visor_jax.model.decoder import decode
@@ -45,7 +45,7 @@ from visor_jax.model.stream import Stream
 from visor_jax.model.visor import abstract_params
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "kernels_aot.json"
+RESULT = harness.RESULTS / "kernels_aot.json"
 VISUAL, TEXT = 7680, 512  # tokens of one sample of the decoder's batch
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
@@ -203,7 +203,7 @@ def compiled_decoder(devices: Sequence[Any]) -> Iterator[tuple[str, dict[str, An
 def write(out: Path, programs: dict[str, Any]) -> None:
     """The whole report, after every program: compiling takes long, and what is done stays."""
     report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
-    write_json(out, {**report, "programs": programs})
+    harness.save({**report, "programs": programs}, out)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
-from visor_jax.evaluate.latency import seconds
-from visor_jax.files.read_write import write_json
 from visor_jax.kernels.attention import AttentionMask, api
 from visor_jax.model.decoder import at, mixed_self_attention
 from visor_jax.model.stream import Stream, ordered
@@ -53,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory = {name: made[name].lower(*everywhere).compile().memory_analysis() for name in made}
     sizes = {name: found and found.temp_size_in_bytes for name, found in memory.items()}
     device = jax.devices()[0]
-    given = {name: value for name, value in vars(args).items() if name != "out"}
+    given = harness.arguments_of(args)
     given["config"] = os.path.relpath(args.config, ROOT)
-    result = {"arguments": given, "device": device.device_kind, "jax": jax.__version__, "attention": chosen(arch, args)}
+    result = {"arguments": given, **harness.device_facts(), "attention": chosen(arch, args)}
     result["temporary_bytes"] = sizes
-    write_json(args.out or ROOT / f"benchmarks/results/mixed_{device.platform}.json", {**result, "samples_on": rows})
+    harness.save({**result, "samples_on": rows}, args.out or harness.RESULTS / f"mixed_{device.platform}.json")
 
 
 def chosen(arch: Architecture, args: argparse.Namespace) -> str:
@@ -148,16 +147,10 @@ def measured(
         "grouped": lambda: [part() for part in parts],
         "any": partial(made["joint" if on.any() else "alone"], params, *inputs, None),
     }
-    for run in ways.values():
-        jax.block_until_ready(run())
-    rounds = np.array([[seconds(run) for run in ways.values()] for _ in range(repeats)])  # [repeats, ways]
-    ratios = rounds / rounds[:, [list(ways).index("grouped")]]
+    times = harness.interleaved({name: harness.timed(run) for name, run in ways.items()}, repeats)
     return {
-        name: {
-            "seconds": float(np.median(rounds[:, i])),
-            "over_grouped": np.percentile(ratios[:, i], [25, 50, 75]).tolist(),
-        }
-        for i, name in enumerate(ways)
+        name: {"seconds": harness.quartiles(own)[1], "over_grouped": harness.quartiles(own / times["grouped"])}
+        for name, own in times.items()
     }
 
 

@@ -15,18 +15,17 @@ import argparse
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 
-from visor_jax.files.read_write import write_bytes, write_json, write_text
+from visor_jax.files.read_write import write_bytes, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"
@@ -53,9 +52,7 @@ def serve(cases: Callable[[Case], Callable[[], Any]]) -> None:
         run = prepared.get((what, visual))
         if run is None:
             run = prepared[what, visual] = cases((what, visual))
-        began = time.perf_counter()
-        run()
-        print(time.perf_counter() - began, flush=True)
+        print(harness.seconds(run), flush=True)
 
 
 def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
@@ -186,16 +183,11 @@ def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[st
     cases = [("torch", ("tower", 1)), ("jax", ("tower", 1))]
     for visual in args.visual:
         cases += [("torch", ("dense", visual)), *(("jax", (what, visual)) for what in ours)]
-    for kind, case in cases:  # compiled and warm before anything counts
-        print(f"{kind} {case[0]} {case[1]}: {workers[kind].seconds(case):.1f} s, not counted", flush=True)
-    order, rounds = random.Random(0), []
-    for number in range(args.rounds):
-        order.shuffle(cases)
-        rounds.append({f"{kind}|{case[0]}|{case[1]}": workers[kind].seconds(case) for kind, case in cases})
-        print(f"round {number + 1} of {args.rounds}", flush=True)
+    measures = {f"{kind}|{case[0]}|{case[1]}": partial(workers[kind].seconds, case) for kind, case in cases}
+    times = harness.interleaved(measures, args.rounds, progress=lambda done: print(f"round {done}", flush=True))
     for worker in workers.values():
         worker.process.communicate()
-    return rounds
+    return [{name: float(own[index]) for name, own in times.items()} for index in range(args.rounds)]
 
 
 def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]:
@@ -216,9 +208,9 @@ def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]
                 "name": name,
                 "visual": visual,
                 "tiles": tiles,
-                "seconds": float(np.median(own)),
-                "faster": np.percentile(faster, [0, 50, 100]).tolist(),
-                "faster_end_to_end": np.percentile(whole, [0, 50, 100]).tolist(),
+                "seconds": harness.quartiles(own)[1],
+                "faster": harness.quartiles(faster, (0, 50, 100)),
+                "faster_end_to_end": harness.quartiles(whole, (0, 50, 100)),
             }
         )
     return found
@@ -278,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds = measured(args, shared)
     rows = [row for visual in args.visual for row in rows_of(rounds, visual)]
     results, docs = args.out / "benchmarks" / "results", args.out / "docs"
-    write_json(results / f"prefill_{args.device}.json", {"rows": rows, "rounds": rounds})
+    harness.save({"rows": rows, "rounds": rounds}, results / f"prefill_{args.device}.json")
     write_text(docs / f"prefill_{args.device}.md", table(rows, args))
     write_bytes(docs / f"prefill_{args.device}.png", draw(rows, args))
     print(table(rows, args))

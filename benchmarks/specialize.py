@@ -18,21 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
-from visor_jax.evaluate.latency import seconds
-from visor_jax.files.read_write import write_json
 from visor_jax.model.decoder import apart, decode, specialize
 from visor_jax.model.stream import Stream
 from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import random_params, tiny_architecture
 
-RESULT = Path(__file__).resolve().parent / "results" / "specialize.json"
+RESULT = harness.RESULTS / "specialize.json"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     dynamic = partial(jax.jit(any_budget, compiler_options=options), layers)
     result: dict[str, Any] = {
-        "arguments": {name: value for name, value in vars(args).items() if name != "out"},
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
+        "arguments": harness.arguments_of(args),
+        **harness.device_facts(),
         "budgets": {},
     }
     for bits in chosen(arch, args.every):
@@ -63,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         low, middle, high = row["overhead_quartiles"]
         print(f"{budget_name(bits):<12} dynamic / specialised {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
     result["dynamic_programs_compiled"] = len(traced)
-    write_json(args.out, result)
+    harness.save(result, args.out)
     return result
 
 
@@ -99,18 +96,14 @@ def compared(
     dynamic: Callable[..., Any], special: Callable[..., Any], inputs: tuple[Any, ...], bits: Bits, repeats: int
 ) -> dict[str, Any]:
     """Both programs under one budget: seconds and their ratio over the rounds, and how far their outputs differ."""
-    runs = (lambda: dynamic(*inputs, jnp.asarray(bits, bool)), lambda: special(*inputs))
-    ours, theirs = (jax.block_until_ready(run()) for run in runs)  # compiles both
+    runs = {"dynamic": lambda: dynamic(*inputs, jnp.asarray(bits, bool)), "specialised": lambda: special(*inputs)}
+    ours, theirs = (jax.block_until_ready(run()) for run in runs.values())
     difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(ours, theirs, strict=True))
-    rounds = np.array([[seconds(run) for run in runs] for _ in range(repeats)])  # [repeats, 2]
-
-    def quartiles(values: np.ndarray) -> list[float]:
-        return np.percentile(values, [25, 50, 75]).tolist()
-
+    times = harness.interleaved({name: harness.timed(run) for name, run in runs.items()}, repeats)
     return {
-        "dynamic_seconds_quartiles": quartiles(rounds[:, 0]),
-        "specialised_seconds_quartiles": quartiles(rounds[:, 1]),
-        "overhead_quartiles": quartiles(rounds[:, 0] / rounds[:, 1]),
+        "dynamic_seconds_quartiles": harness.quartiles(times["dynamic"]),
+        "specialised_seconds_quartiles": harness.quartiles(times["specialised"]),
+        "overhead_quartiles": harness.quartiles(times["dynamic"] / times["specialised"]),
         "max_difference": difference,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -14,6 +16,12 @@ from visor_jax.cost import cache_bytes
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(autouse=True)
+def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts import `harness`, which lies beside them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def ran(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -53,3 +61,19 @@ def test_mixed(tmp_path: Path) -> None:
     for row in found["samples_on"].values():
         assert list(row) == ["masked", "compacted", "recomputed", "grouped", "any"]
         assert row["grouped"]["over_grouped"] == [1, 1, 1] and all(way["seconds"] > 0 for way in row.values())
+
+
+def test_contenders_take_turns_after_a_warm_up() -> None:
+    harness = importlib.import_module("harness")
+    calls: list[str] = []
+
+    def measure(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    times = harness.interleaved({name: functools.partial(measure, name) for name in "abc"}, 5)
+    assert calls[:3] == ["a", "b", "c"], "the warm-up"
+    rounds = [calls[start : start + 3] for start in range(3, 18, 3)]
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds) and len({tuple(turn) for turn in rounds}) > 1
+    assert times["a"].tolist() == [3 * (i + 1) + turn.index("a") + 1 for i, turn in enumerate(rounds)]
+    assert harness.quartiles([1, 2, 3, 4, 5]) == [2, 3, 4]
