@@ -26,7 +26,7 @@ from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 from visor_jax.generate.visor import Visor
 from visor_jax.hf import hub
-from visor_jax.hf.model import made_visor
+from visor_jax.hf.model import add_visor_params
 from visor_jax.hf.read import check, check_tokenizer, is_folder, open_checkpoint, read_params
 from visor_jax.hf.section import read_object
 from visor_jax.model.keys import start_key
@@ -114,7 +114,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
     viable = checkpoint.viable_budgets
     if plan == "visor" and arch.plan == "dense":
         arch = dataclasses.replace(arch, plan="visor")
-        params, _ = made_visor(params, arch, mesh, start_key(0, "base"))
+        params, _ = add_visor_params(params, arch, mesh, start_key(0, "base"))
         viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
     return Visor(
         params,

@@ -24,7 +24,7 @@ from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.config import architecture
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
-from visor_jax.hf.model import made_visor
+from visor_jax.hf.model import add_visor_params
 from visor_jax.model.cross_init import ASKED_SEED
 from visor_jax.model.keys import frozen_key, start_key
 from visor_jax.model.visor import abstract_params, init_params
@@ -133,7 +133,7 @@ def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, 
 def test_an_imported_model_consumes_no_key_twice(uses: Uses) -> None:
     arch = testing.tiny_architecture(7, cross=CrossAttentionArchitecture(num_kv_heads=2, init="match"))
     dense = testing.random_params(dataclasses.replace(arch, plan="dense"))
-    _, new = made_visor(dense, arch, build_mesh(1, 1, 1, devices=jax.devices()[:1]), start_key(0, "base"))
+    _, new = add_visor_params(dense, arch, build_mesh(1, 1, 1, devices=jax.devices()[:1]), start_key(0, "base"))
     assert new and uses.all() and uses.again(ASKED) == []
 
 

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.export.model_card import origin_of
     from visor_jax.files.read_write import as_path, write_json
     from visor_jax.hf.hub import local_folder
-    from visor_jax.hf.model import differences, made_visor
+    from visor_jax.hf.model import add_visor_params, differences
     from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
     from visor_jax.model.keys import start_key
     from visor_jax.scale.mesh import configured_mesh
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         mesh = configured_mesh(config)
         params, new = read_params(checkpoint, mesh), dict[str, int]()
         if asked.plan != checkpoint.arch.plan:
-            params, new = made_visor(params, asked, mesh, start_key(config.seed, stage))
+            params, new = add_visor_params(params, asked, mesh, start_key(config.seed, stage))
         if checkpoint.viable_budgets:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
             found = {"num_slots": asked.num_slots, "viable": names, "subsets": []}

@@ -1,8 +1,8 @@
-"""Where the tensors of a folder lie: the headers of its safetensors, read as data, with names as this package has them.
+"""Reads the headers of a folder's safetensors files and indexes every tensor by its canonical key.
 
-In: a folder. Out: for each tensor, by its canonical key, file, name, shape and dtype; no tensor is read. Names that
-wrappers of PyTorch put in front (`module.`, `_orig_mod.`, ...) are left out; a file of another layout (LLaVA's own, an
-adapter, FSDP's flat shards) is refused with what to do.
+In: a folder. Out: file, name, shape and dtype of each tensor, by canonical key; no tensor data is read. Prefixes that
+PyTorch's wrappers add (`module.`, `_orig_mod.`, ...) are removed. Files of another layout (LLaVA's original one, an
+adapter, FSDP's flat shards) are rejected with a message that names the fix.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from visor_jax.hf.section import read_object
 
 log = logging.getLogger(__name__)
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_FILES = 4 * 2**20, 10_000, 1000  # 72B: 0.2 MB, 1,500 tensors, 31 files
-_SPARSE = 8  # times longer than what the disk holds of it: a file of holes, not of weights
+_SPARSE = 8  # a file this many times longer than its disk usage is sparse and holds no weights
 MERGE = "merge it into its model with merge_and_unload() of peft and save that with save_pretrained"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies."""
+    """Location, shape and dtype of one stored tensor."""
 
     file: Path
     name: str
@@ -41,34 +41,34 @@ class Stored:
 
 
 def locate(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder, by its canonical key.
+    """Returns every tensor of a folder by its canonical key.
 
     Raises:
-      RequestError: no safetensors, a shard that is missing or damaged, two tensors that mean the same, or names of
-        another layout.
+      RequestError: the folder has no safetensors, a shard is missing or damaged, two tensors have the same canonical
+        key, or the names belong to another layout.
     """
-    files, found = _files(folder), dict[str, Stored]()
+    files, tensors = _files(folder), dict[str, Stored]()
     for file in files:
         for stored in _headers(file):
             key = canonical_key(stored.name)
-            if key in found:
+            if key in tensors:
                 raise RequestError(
-                    f"{file}: {shown(stored.name)} is in {found[key].file.name} too, as {shown(found[key].name)}"
+                    f"{file}: {shown(stored.name)} is in {tensors[key].file.name} too, as {shown(tensors[key].name)}"
                 )
-            found[key] = stored
-        if len(found) > MAX_TENSORS:
+            tensors[key] = stored
+        if len(tensors) > MAX_TENSORS:
             raise RequestError(f"{file}: more than {MAX_TENSORS:,} tensors; expected those of one model")
-    names = [stored.name for stored in found.values()]
+    names = [stored.name for stored in tensors.values()]
     _check_layout(folder, names)
     wrapped = [name for name in names if unwrapped(name) != name]
     if wrapped:
         log.info("%s: tensors such as %s: read without the names of PyTorch's wrappers", folder, shown(wrapped[0]))
-    return found
+    return tensors
 
 
 def _files(folder: Path) -> list[Path]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():  # beside which transformers, too, reads nothing else
+    if whole.exists():  # transformers also reads only this file if it exists
         return [whole]
     files = [folder / name for name in _shards(index)] if index.exists() else list(folder.glob("*.safetensors"))
     if not files:
@@ -81,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index names: plain names, for none may lead out of the folder."""
+    """Returns the file names in an index; only plain names are accepted, so that none leads out of the folder."""
     table = read_object(index).get("weight_map")
     names = table.values() if isinstance(table, dict) else []
     if not (names and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names)):
@@ -92,7 +92,7 @@ def _shards(index: Path) -> set[str]:
 def _headers(file: Path) -> Iterator[Stored]:
     try:
         table = _header(file)
-        with safe_open(file, "numpy"):  # which sees that the tensors fill the file, each with its shape's bytes
+        with safe_open(file, "numpy"):  # checks that the tensors fill the file exactly
             pass
     except FileNotFoundError:
         raise RequestError(f"{file}: no such file; the index names it") from None
@@ -105,17 +105,16 @@ def _headers(file: Path) -> Iterator[Stored]:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The JSON object at the start of a safetensors file, less its metadata; raises OSError and ValueError."""
+    """Reads the JSON header of a safetensors file, without its metadata; raises OSError and ValueError."""
     with open_regular(file) as opened:
         info = os.fstat(opened.fileno())
-        if (
-            info.st_blocks and info.st_size > _SPARSE * 512 * info.st_blocks + 2**20
-        ):  # some file systems count no blocks
+        # Some file systems report no blocks.
+        if info.st_blocks and info.st_size > _SPARSE * 512 * info.st_blocks + 2**20:
             raise ValueError(f"{info.st_size:,} bytes long with {512 * info.st_blocks:,} on the disk")
         size = int.from_bytes(opened.read(8), "little")
         if size > MAX_HEADER_BYTES:
             raise ValueError(f"a header of {size:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
-        table = json.loads(opened.read(size).decode(), object_pairs_hook=_each_once)
+        table = json.loads(opened.read(size).decode(), object_pairs_hook=_unique_names)
     if not isinstance(table, dict):
         raise ValueError(f"the header holds {type(table).__name__}, expected an object")
     table.pop("__metadata__", None)
@@ -124,17 +123,17 @@ def _header(file: Path) -> dict[str, Any]:
     return table
 
 
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object of which no name is given twice: readers would differ on which one counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a JSON object and rejects duplicate names, which readers resolve differently."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is in the header twice")
-    return found
+    return table
 
 
 def _check_layout(folder: Path, names: Sequence[str]) -> None:
-    """Refuse what other programs save, with what to do about it."""
+    """Raises RequestError for layouts that other programs save; the message says how to convert them."""
     adapter = r"(^|\.)(lora_\w+|base_layer|modules_to_save|original_module|prompt_encoder)(\.|$)"
     kinds = {
         adapter: f"a PEFT adapter that is not merged; {MERGE}",
@@ -142,16 +141,16 @@ def _check_layout(folder: Path, names: Sequence[str]) -> None:
         r"^model\.(layers\.|mm_projector\.|vision_tower\.vision_tower\.)": CONVERT,
     }
     for pattern, kind in kinds.items():
-        found = next((name for name in map(unwrapped, names) if re.search(pattern, name)), None)
-        if found is not None:
-            raise RequestError(f"{folder}: tensors such as {shown(found)} are of {kind}")
+        example = next((name for name in map(unwrapped, names) if re.search(pattern, name)), None)
+        if example is not None:
+            raise RequestError(f"{folder}: tensors such as {shown(example)} are of {kind}")
 
 
-# --- what messages show -----------------------------------------------------------------------------------------------
+# --- text for messages ------------------------------------------------------------------------------------------------
 
 
 def shown(name: str, most: int = 120) -> str:
-    """A name or message from outside, fit for a terminal and not too long."""
+    """Escapes unprintable text from outside for a terminal and shortens it to `most` characters."""
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= most else f"{name[: most - 3]}..."
 

@@ -1,8 +1,8 @@
-"""Where a folder is expected, a model's name on the Hugging Face hub: `ORG/NAME`, `ORG/NAME@REVISION`.
+"""Resolves a model's name on the Hugging Face hub (`ORG/NAME`, `ORG/NAME@REVISION`) to a local folder.
 
-In: what somebody gave as a model. Out: a local folder: the one that was named, or the hub's files in the cache of
-`huggingface_hub`. What lies here wins over the hub, a path whose first part is a folder here is never looked for there
-(`hf://ORG/NAME` always is), and only JSON and safetensors are downloaded: no code, no pickles.
+In: the path or name that the user gave. Out: the local folder of that path, or the downloaded files in the cache of
+`huggingface_hub`. Local paths take precedence: a path whose first part is a local folder is never looked up on the hub;
+`hf://ORG/NAME` always is. Only JSON and safetensors files are downloaded: no code, no pickles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from visor_jax.errors import RequestError, RunError, nearest
 
 log = logging.getLogger(__name__)
-FILES = (  # all that this package reads of a model
+FILES = (  # every file of a model that this package reads
     "config.json",
     "adapter_config.json",
     "generation_config.json",
@@ -30,25 +30,25 @@ _ID = re.compile(rf"(?P<scheme>hf://)?(?P<repo>{_PART}/{_PART})(?:@(?P<revision>
 
 
 def local_folder(path: str | Path) -> str | Path:
-    """`path` as it is, or, where it can only be a model's name on the hub, the folder of its downloaded files.
+    """Returns a local path unchanged; downloads a model named on the hub and returns the folder of its files.
 
     Raises:
-      RequestError: the hub has no such model or revision, does not give it to us, or cannot be reached and the model is
-        not in its cache.
-      RunError: the hub answers with an error of its own, or the disk does not take the files.
+      RequestError: the hub has no such model or revision, denies access, or cannot be reached while the model is not
+        cached.
+      RunError: the hub fails, or the files cannot be written.
     """
     text = os.fspath(path)
-    named = _ID.fullmatch(text)
-    if named is None:
+    match = _ID.fullmatch(text)
+    if match is None:
         if text.startswith("hf://"):
             raise RequestError(f"{text}: expected hf://ORG/NAME or hf://ORG/NAME@REVISION")
         return path
-    here = os.path.lexists(text) or os.path.isdir(named["repo"].partition("/")[0])
-    return path if here and not named["scheme"] else Path(_download(text, named["repo"], named["revision"]))
+    is_local = os.path.lexists(text) or os.path.isdir(match["repo"].partition("/")[0])
+    return path if is_local and not match["scheme"] else Path(_download(text, match["repo"], match["revision"]))
 
 
 def hint(path: Path) -> str:
-    """What may help where there is no `path`: names beside it, and how to mean the hub; "" or text after "; "."""
+    """Suggestions for a missing `path`: similar names next to it, and the hub syntax. Starts with "; ", or is empty."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
@@ -72,16 +72,16 @@ def _download(name: str, repo: str, revision: str | None) -> str:
 
 
 def _refuse(name: str, repo: str, hub: str, error: Exception) -> None:
-    """Says in one line why there is no folder, for somebody who meant the hub or who mistyped a path.
+    """Raises a one-line error for a failed download; the user may have meant the hub or mistyped a path.
 
-    Returns where the error is none of the hub's, of the network's or of the disk's.
+    Returns without raising if the error does not come from the hub, the network or the disk.
     """
     from huggingface_hub import constants, errors
 
     missing = f"{name}: no such folder here, and"
     token = "set HF_TOKEN to a token that may read it (or log in with: hf auth login)"
     if isinstance(error.__cause__, errors.HfHubHTTPError):
-        error = error.__cause__  # it found nothing in the cache either
+        error = error.__cause__  # raised because the cache has no copy either
     if isinstance(error, errors.GatedRepoError):
         raise RequestError(f"{name}: is gated; accept its terms at {hub}/{repo}, then {token}") from error
     if isinstance(error, errors.RevisionNotFoundError):
@@ -93,7 +93,10 @@ def _refuse(name: str, repo: str, hub: str, error: Exception) -> None:
     if isinstance(error, errors.HfHubHTTPError):
         raise RunError(f"{name}: {hub} answers {error.response.status_code}; try again later") from error
     cache = constants.HF_HUB_CACHE
-    from_network = type(error).__module__.partition(".")[0] in ("httpx", "httpx2")  # by version of huggingface_hub
+    from_network = type(error).__module__.partition(".")[0] in (
+        "httpx",
+        "httpx2",
+    )  # depends on the version of huggingface_hub
     if from_network or isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
         raise RequestError(

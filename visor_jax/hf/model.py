@@ -1,4 +1,4 @@
-"""A dense checkpoint made a VISOR model: the new layers, and what differs between two architectures.
+"""Adds VISOR's new layers to a dense checkpoint, and compares two architectures.
 
 In: a parameter tree as `visor_jax.hf.read` reads it. Out: the tree of a VISOR plan, every array in its sharding.
 """
@@ -17,42 +17,48 @@ from visor_jax.scale.sharding import param_shardings
 from visor_jax.tree import flatten, unflatten
 
 
-def made_visor(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -> tuple[Params, dict[str, int]]:
-    """Gives a dense model's parameters what `arch`, the same with a VISOR plan, has beside them.
+def add_visor_params(params: Params, arch: Architecture, mesh: Mesh, key: jax.Array) -> tuple[Params, dict[str, int]]:
+    """Initializes the parameters that a VISOR plan has and a dense model lacks, and adds them to the tree.
+
+    Args:
+      params: the dense model's tree.
+      arch: the same architecture with a VISOR plan.
+      mesh: the arrays are sharded over it.
+      key: for the initial values.
 
     Returns:
-      The whole tree, and how many parameters are new, by the path of the part that they belong to.
+      The complete tree, and the number of new parameters by the path of the module that holds them.
     """
-    shapes = abstract_params(arch)
-    sizes, places, old = (flatten(tree) for tree in (shapes, param_shardings(shapes, mesh), params))
-    missing = [path for path in sizes if path not in old]
+    abstract = abstract_params(arch)
+    shapes, shardings, old = (flatten(tree) for tree in (abstract, param_shardings(abstract, mesh), params))
+    missing = [path for path in shapes if path not in old]
 
-    def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        made = flatten(init_params(arch, key))
-        return {path: made[path] for path in missing}  # the rest is never computed
+    def init_missing(key: jax.Array) -> dict[str, jax.Array]:
+        initial = flatten(init_params(arch, key))
+        return {path: initial[path] for path in missing}  # XLA removes the computation of the rest
 
-    weights, cross = jax.random.split(key)
-    new = jax.jit(fresh, out_shardings={path: places[path] for path in missing})(weights)
-    started = flatten(start_cross_attention(unflatten({**old, **new}), arch, cross))
-    whole = unflatten({path: jax.device_put(x, places[path]) for path, x in started.items()})
+    weights_key, cross_key = jax.random.split(key)
+    new = jax.jit(init_missing, out_shardings={path: shardings[path] for path in missing})(weights_key)
+    leaves = flatten(start_cross_attention(unflatten({**old, **new}), arch, cross_key))
+    complete = unflatten({path: jax.device_put(leaf, shardings[path]) for path, leaf in leaves.items()})
     counts: dict[str, int] = {}
     for path in missing:
         part = "/".join(path.split("/")[:2]) if path.startswith("blocks/") else path.split("/")[0]
-        counts[part] = counts.get(part, 0) + int(np.prod(sizes[path].shape))
-    return whole, counts
+        counts[part] = counts.get(part, 0) + int(np.prod(shapes[path].shape))
+    return complete, counts
 
 
-def differences(stored: Architecture, asked: Architecture) -> list[str]:
-    """["model.text.hidden_size is 896 there and 64 here"], for every field of what is stored that `asked` has not."""
+def differences(stored: Architecture, wanted: Architecture) -> list[str]:
+    """Lists the fields in which two architectures differ: ["model.text.hidden_size is 896 there and 64 here"]."""
     sections = (
         ("text", "vision", "anyres") if stored.plan == "dense" else ("text", "vision", "anyres", "cross", "policy")
     )
-    found = []
+    lines = []
     for section in sections:
-        theirs, ours = getattr(stored, section), getattr(asked, section)
+        theirs, ours = getattr(stored, section), getattr(wanted, section)
         for name in vars(theirs):
-            # How parameters start that are there already, and a limit: neither is a shape.
-            no_shape = name == "init" or name.endswith("_init") or name == "max_positions"
-            if not no_shape and getattr(theirs, name) != getattr(ours, name):
-                found.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
-    return found
+            # Settings of initialization and the limit of positions do not change a stored parameter.
+            is_irrelevant = name == "init" or name.endswith("_init") or name == "max_positions"
+            if not is_irrelevant and getattr(theirs, name) != getattr(ours, name):
+                lines.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
+    return lines

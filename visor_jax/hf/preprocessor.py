@@ -1,9 +1,9 @@
-"""What a checkpoint says about its pictures: every field of its image processor is obeyed, or refused by name.
+"""Reads and writes a checkpoint's image processor configuration; unsupported values are rejected by field name.
 
-In: `preprocessor_config.json`, or `processor_config.json` with the image processor in it, as transformers 5 saves them.
-Out: mean and standard deviation of the pixels. Every other field decides pixels that this package computes in one way
-only (bicubic resizing into tiles of the tower's size, values in [0, 1], normalized): another value is a `RequestError`.
-A field that is missing or null has transformers' default; size and grids then follow `config.json`.
+In: `preprocessor_config.json`, or the image processor inside `processor_config.json`, as transformers 5 saves them.
+Out: mean and standard deviation of the pixels. This package supports one value for every other field (bicubic resizing
+into tiles of the tower's size, values in [0, 1], normalized); any other value is a `RequestError`. A missing or null
+field has transformers' default; size and grids then follow `config.json`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 from visor_jax.hf.section import Section, read_object
 
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # of LlavaOnevisionImageProcessor where a file names none
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # default of LlavaOnevisionImageProcessor
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BICUBIC = 3  # PIL.Image.Resampling
 PROCESSORS = ("LlavaOnevisionImageProcessor", "LlavaOnevisionImageProcessorFast", "LlavaOnevisionImageProcessorPil")
 
 
 def read_preprocessor(folder: Path) -> Section:
-    """The image processor's fields: those of processor_config.json if it has them, as in transformers.
+    """Reads the image processor's fields; processor_config.json takes precedence, as in transformers.
 
     Raises:
-      RequestError: neither file is there, or one cannot be read.
+      RequestError: both files are missing, or one cannot be read.
     """
     separate, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
     if joint.exists():
@@ -35,16 +35,16 @@ def read_preprocessor(folder: Path) -> Section:
         if whole.values.get("image_processor") is not None:
             return whole.section("image_processor")
     if not separate.exists():
-        found = " (processor_config.json is there, and has no image_processor)" if joint.exists() else ""
-        raise RequestError(f"{separate}: no such file{found}; expected it, or processor_config.json of transformers 5")
+        detail = " (processor_config.json is there, and has no image_processor)" if joint.exists() else ""
+        raise RequestError(f"{separate}: no such file{detail}; expected it, or processor_config.json of transformers 5")
     return Section(read_object(separate), f"{separate}: ")
 
 
 def check_processor(folder: Path, config: Section, patches_per_tile: int) -> None:
-    """See that processor_config.json, if there is one, counts visual tokens as `config.json` does.
+    """Checks that processor_config.json, if it exists, agrees with `config.json` on the number of visual tokens.
 
     Raises:
-      RequestError: a field of it says otherwise.
+      RequestError: a field differs.
     """
     file = folder / "processor_config.json"
     if not file.exists():
@@ -64,7 +64,7 @@ def check_processor(folder: Path, config: Section, patches_per_tile: int) -> Non
 def pixel_statistics(
     pixels: Section, tile: int, pinpoints: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation per RGB channel, once all other fields are seen to mean what this package does.
+    """Checks the image processor's fields and returns mean and standard deviation per RGB channel.
 
     Args:
       pixels: the image processor's fields.
@@ -72,7 +72,7 @@ def pixel_statistics(
       pinpoints: (height, width) in pixels, from config.json.
 
     Raises:
-      RequestError: a field asks for other pixels; the message names it.
+      RequestError: a field has a value that this package does not support.
     """
     kind = pixels.values.get("image_processor_type")
     if kind is not None and kind not in PROCESSORS:
@@ -82,7 +82,7 @@ def pixel_statistics(
             raise pixels.wrong(name, "true, all that this package computes")
     if pixels.flag("do_center_crop", False):
         raise pixels.wrong("do_center_crop", "false, all that this package computes")
-    pixels.flag("do_pad", True)  # fills up batches and changes no picture: either value is right
+    pixels.flag("do_pad", True)  # pads batches only; both values give the same pixels
     factor = pixels.positive("rescale_factor", 1 / 255)
     if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise pixels.wrong("rescale_factor", f"1/255 ({1 / 255})")
@@ -96,12 +96,12 @@ def pixel_statistics(
     grids = pixels.values.get("image_grid_pinpoints")
     if grids is not None and grids != [list(pair) for pair in pinpoints]:
         raise pixels.wrong("image_grid_pinpoints", "the same pairs in the same order as in config.json, or none")
-    mean = pixels.channels("image_mean", CLIP_MEAN, least=0, most=1)  # also the color that fills up to a square
+    mean = pixels.channels("image_mean", CLIP_MEAN, least=0, most=1)  # also the padding color
     return mean, pixels.channels("image_std", CLIP_STD, least=1e-4, most=1e4)
 
 
 def _is_square(size: Any, side: int) -> bool:
-    """Whether transformers reads `size` as side x side pixels."""
+    """Returns whether transformers interprets `size` as side x side pixels."""
     if isinstance(size, Mapping):
         given = {name: value for name, value in size.items() if value is not None}
         return given in ({"height": side, "width": side}, {"shortest_edge": side})
@@ -109,7 +109,7 @@ def _is_square(size: Any, side: int) -> bool:
 
 
 def write_preprocessor(arch: Architecture) -> dict[str, Any]:
-    """For transformers' LlavaOnevisionImageProcessor (and its PIL twin), and for our own VisorProcessor."""
+    """Returns the fields for transformers' LlavaOnevisionImageProcessor (also the PIL one) and for VisorProcessor."""
     return {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "do_convert_rgb": True,

@@ -1,10 +1,10 @@
-"""Reads a model in Hugging Face's format: everything is checked first, then it streams into sharded arrays.
+"""Reads a model in Hugging Face's format: validates everything first, then streams it into sharded arrays.
 
 In: a folder with `config.json`, safetensors (one file, or shards and their index) and `tokenizer.json`: a
-LLaVA-OneVision checkpoint in the hub's layout or as transformers saves it, or a folder that our own export wrote. Out:
-its `Architecture`, and the parameter tree. Files are read as data; no code that lies beside them is run.
+LLaVA-OneVision checkpoint in the hub's layout or as transformers saves it, or a folder that our export wrote. Out: its
+`Architecture` and the parameter tree. Files are read as data; no code in the folder is run.
 
-Only slices of tensors are read, those that a device is to hold, so that the host never holds a second copy of them all.
+Each device reads only the slices that it holds, so the host never keeps a second copy of all weights.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ from visor_jax.tree import unflatten
 
 DTYPES = ("F32", "BF16", "F16")
 KIND_FIELDS = frozenset({"model_type", "architectures", "text_config", "mm_projector_type", "mm_vision_tower"})
-# What a checkpoint may hold beside the model: norms and heads whose output nobody reads, tables that are recomputed.
+# Tensors that a checkpoint may hold and the model does not use: unused norms and heads, tables that are recomputed.
 UNREAD = re.compile(r".*(vision_model\.(post_layernorm|head)\.|rotary_emb\.|position_ids$)")
-_FINITE_BYTES = 1 << 26  # looked at in one go
-_SHOWN = 3  # tensors that a message names of each kind of fault
+_FINITE_BYTES = 1 << 26  # checked at a time
+_SHOWN = 3  # tensors that a message names per kind of problem
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder as its headers tell it.
+    """A folder's configuration and tensor headers.
 
     Attributes:
-      arch: of what is stored: plan "dense" for LLaVA-OneVision, "visor" for our own exports.
-      tensors: `key_map.Entry.key` -> where it lies.
-      image_token_id: the token that stands for a picture.
-      stage: of training that the weights come from, as our own exports tell; elsewhere "base".
-      viable_budgets, has_policy, system: what our own exports add; empty, False and None elsewhere.
+      folder: the folder.
+      arch: the stored model's: plan "dense" for LLaVA-OneVision, "visor" for our exports.
+      tensors: location of each tensor, by `keys.Entry.key`.
+      image_token_id: the placeholder token of a picture.
+      stage: training stage of the weights, as our exports record it; otherwise "base".
+      viable_budgets, has_policy, system: recorded by our exports; otherwise empty, False and None.
     """
 
     folder: Path
@@ -69,24 +70,24 @@ class Checkpoint:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder's `config.json` is that of a model, and not that of a workdir.
+    """Returns whether a folder holds a model in Hugging Face's format, by its `config.json`; a workdir does not.
 
     Raises:
-      RequestError: there is a `config.json` and it cannot be read.
+      RequestError: `config.json` exists and cannot be read.
     """
     file = as_path(path) / "config.json"
     if not os.path.lexists(file):
         return os.path.lexists(file.with_name("adapter_config.json"))
-    found = read_json(file)
-    return isinstance(found, dict) and not KIND_FIELDS.isdisjoint(found)
+    config = read_json(file)
+    return isinstance(config, dict) and not KIND_FIELDS.isdisjoint(config)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
-    """Read the JSON files and the headers of the safetensors; no tensor is read.
+    """Reads the JSON files and the headers of the safetensors; no tensor is read.
 
     Raises:
-      RequestError: a file is missing or damaged, the model is of another kind, or the sizes in `config.json` are not
-        those of the tensors.
+      RequestError: a file is missing or damaged, the kind of model is not supported, or the sizes in `config.json`
+        differ from those of the tensors.
     """
     folder = as_path(folder)
     if not folder.is_dir():
@@ -101,11 +102,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     return checkpoint
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
+# --- validation -------------------------------------------------------------------------------------------------------
 
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
-    """Compare each size that `config.json` tells with a tensor's header, before anything is computed from the sizes."""
+    """Compares each size in `config.json` with a tensor's header, before anything is computed from the sizes."""
     arch, tensors = checkpoint.arch, checkpoint.tensors
     text, vision, last = arch.text, arch.vision, arch.text.num_layers - 1
     layer, tower = "model.language_model.layers.0", "model.vision_tower.vision_model"
@@ -127,21 +128,21 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
             "model.routing.fc1.weight": (arch.policy.hidden_size, text.hidden_size),
             "model.routing.fc2.weight": (arch.policy.max_budgets, arch.policy.hidden_size),
         }
-    other = [_other_shape(tensors[key], shape) for key, shape in expected.items() if key in tensors]
+    other = [_shape_problem(tensors[key], shape) for key, shape in expected.items() if key in tensors]
     _refuse(checkpoint.folder, [], [], [problem for problem in other if problem])
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """See that every tensor is there, of its shape, of floating point and finite, and that nothing is left over.
+    """Checks names, shapes, floating-point dtypes and finiteness of all tensors, and that no others exist.
 
     Raises:
-      RequestError: with what is wrong, the first few tensors of each kind by name.
+      RequestError: a tensor is wrong, missing or unexpected; the message names the first few of each kind.
     """
     arch, tensors = checkpoint.arch, checkpoint.tensors
     shapes, other = abstract_params(arch), []
     wanted = {entry.key: torch_shape(shapes, entry, arch) for entry in entries(arch)}
     missing = [key for key in wanted if key not in tensors]
-    unexpected = [shown(tensors[key].name) for key in tensors if key not in wanted and not _unread(key, arch)]
+    unexpected = [shown(tensors[key].name) for key in tensors if key not in wanted and not _is_unread(key, arch)]
     if "lm_head.weight" in missing:
         missing.remove("lm_head.weight")
         other.append(
@@ -150,25 +151,25 @@ def check(checkpoint: Checkpoint) -> None:
         )
     for key in wanted.keys() & tensors.keys():
         stored = tensors[key]
-        if wrong := _other_shape(stored, wanted[key]):
-            other.append(wrong)
+        if problem := _shape_problem(stored, wanted[key]):
+            other.append(problem)
         elif stored.dtype not in DTYPES:
             other.append(f"{shown(stored.name)} is {stored.dtype}, expected one of {', '.join(DTYPES)}")
         elif not _is_finite(stored):
             other.append(f"{shown(stored.name)} holds NaN or Inf")
     table = tensors.get("model.language_model.embed_tokens.weight")
     tied = tensors.get("lm_head.weight") if arch.text.tie_word_embeddings else None
-    if not (missing or unexpected or other) and table is not None and tied is not None and not _same(tied, table):
+    if not (missing or unexpected or other) and table is not None and tied is not None and not _equal(tied, table):
         other.append(f"{tied.name} differs from the embeddings, to which config.json ties it")
     _refuse(checkpoint.folder, missing, unexpected, sorted(other))
 
 
-def _other_shape(stored: Stored, expected: tuple[int, ...]) -> str:
+def _shape_problem(stored: Stored, expected: tuple[int, ...]) -> str:
     return "" if stored.shape == expected else f"{shown(stored.name)} has shape {stored.shape}, expected {expected}"
 
 
 def _refuse(folder: Path, missing: list[str], unexpected: list[str], other: list[str]) -> None:
-    """One line for all that is wrong, if anything is."""
+    """Raises one RequestError for all problems, if there are any."""
     count = len(missing) + len(unexpected) + len(other)
     verb = {True: "is", False: "are"}
     parts = [f"{listed(missing, _SHOWN)} {verb[len(missing) == 1]} missing"] if missing else []
@@ -179,10 +180,10 @@ def _refuse(folder: Path, missing: list[str], unexpected: list[str], other: list
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: ChatTokenizer) -> None:
-    """See that every token has its row in the embeddings, and that both mean the same token by a picture.
+    """Checks that every token has a row in the embeddings, and that both agree on the picture's placeholder token.
 
     Raises:
-      RequestError: if not; the message names both.
+      RequestError: one of them does not hold; the message names both values.
     """
     rows, picture = checkpoint.arch.text.vocab_size, checkpoint.image_token_id
     if tokenizer.vocab_size > rows:
@@ -197,14 +198,15 @@ def check_tokenizer(checkpoint: Checkpoint, tokenizer: ChatTokenizer) -> None:
         )
 
 
-def _unread(key: str, arch: Architecture) -> bool:
+def _is_unread(key: str, arch: Architecture) -> bool:
+    """Returns whether a tensor may exist that the model does not use."""
     layer = re.search(r"vision_model\.encoder\.layers\.(\d+)\.", key)
     tied = arch.text.tie_word_embeddings and key == "lm_head.weight"
     return tied or UNREAD.match(key) is not None or (layer is not None and int(layer[1]) >= arch.vision.num_layers)
 
 
 def _pieces(stored: Stored) -> Iterator[np.ndarray]:
-    """A tensor in bands of rows."""
+    """Yields a tensor in blocks of rows, up to `_FINITE_BYTES` each."""
     with safe_open(stored.file, "numpy") as opened:
         view = opened.get_slice(stored.name)
         if not stored.shape:
@@ -212,16 +214,16 @@ def _pieces(stored: Stored) -> Iterator[np.ndarray]:
             return
         rows = max(1, _FINITE_BYTES // max(4 * int(np.prod(stored.shape[1:])), 1))
         for start in range(0, stored.shape[0], rows):
-            yield view[start : min(start + rows, stored.shape[0])]  # it refuses what is past the end
+            yield view[start : min(start + rows, stored.shape[0])]  # safetensors rejects a slice past the end
 
 
 def _is_finite(stored: Stored) -> bool:
     return all(np.isfinite(piece.astype(np.float32)).all() for piece in _pieces(stored))
 
 
-def _same(one: Stored, other: Stored) -> bool:
-    return one.shape == other.shape and all(
-        np.array_equal(a, b) for a, b in zip(_pieces(one), _pieces(other), strict=True)
+def _equal(first: Stored, second: Stored) -> bool:
+    return first.shape == second.shape and all(
+        np.array_equal(a, b) for a, b in zip(_pieces(first), _pieces(second), strict=True)
     )
 
 
@@ -229,36 +231,36 @@ def _same(one: Stored, other: Stored) -> bool:
 
 
 def read_params(checkpoint: Checkpoint, mesh: Mesh, dtype: Any = np.float32) -> Params:
-    """The parameter tree of what is stored, every array in its sharding on `mesh`."""
+    """Reads the stored parameters as a tree, every array in its sharding on `mesh` and of `dtype`."""
     shapes = abstract_params(checkpoint.arch)
-    places, groups = param_shardings(shapes, mesh), dict[tuple[str, ...], list[Entry]]()
+    shardings, groups = param_shardings(shapes, mesh), dict[tuple[str, ...], list[Entry]]()
     for entry in entries(checkpoint.arch):
         groups.setdefault(entry.path, []).append(entry)
-    found = {}
+    arrays = {}
     for path, group in groups.items():
         shape = leaf(shapes, group[0]).shape
         read = partial(_read_leaf, checkpoint, group, shape, np.dtype(dtype))
-        found["/".join(path)] = jax.make_array_from_callback(shape, leaf(places, group[0]), read)
-    return unflatten(found)
+        arrays["/".join(path)] = jax.make_array_from_callback(shape, leaf(shardings, group[0]), read)
+    return unflatten(arrays)
 
 
 def _read_leaf(
     checkpoint: Checkpoint, group: list[Entry], shape: tuple[int, ...], dtype: np.dtype, where: tuple[slice, ...] | None
 ) -> np.ndarray:
-    """The part `where` of one array of the tree, from one tensor or, where layers are stacked, from one for each."""
+    """Reads the slice `where` of one array of the tree: from one tensor, or from one per layer for stacked layers."""
     where = (slice(None),) * len(shape) if where is None else where
     if group[0].index is None:
         return _read_part(checkpoint, group[0], where, dtype)
     layers = group[where[0]]
     sizes = [len(range(*part.indices(size))) for part, size in zip(where, shape, strict=True)]
-    found = np.empty(sizes, dtype)
+    stacked = np.empty(sizes, dtype)
     for number, entry in enumerate(layers):
-        found[number] = _read_part(checkpoint, entry, where[1:], dtype)
-    return found
+        stacked[number] = _read_part(checkpoint, entry, where[1:], dtype)
+    return stacked
 
 
 def _read_part(checkpoint: Checkpoint, entry: Entry, where: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """A part, in the tree's coordinates, of the tensor of one entry."""
+    """Reads the slice `where`, in the tree's coordinates, of the tensor of one entry."""
     stored = checkpoint.tensors[entry.key]
     with safe_open(stored.file, "numpy") as opened:
         if entry.layout == "transposed":

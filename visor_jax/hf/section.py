@@ -1,7 +1,7 @@
-"""Objects of JSON files from outside, each field checked before it is believed.
+"""Validated access to the fields of JSON configuration files.
 
-In: the path of a file. Out: a `Section`, whose methods give fields of one type and range and raise `RequestError`, with
-the file, the field, its value and what is expected, for every other.
+In: the path of a file. Out: a `Section`, whose methods check type and range of a field. A wrong value is a
+`RequestError` with the file, the field, its value and the expected values.
 """
 
 from __future__ import annotations
@@ -22,64 +22,74 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A file that holds one JSON object; raises RequestError."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise RequestError(f"{path}: holds {type(found).__name__}, expected an object")
-    return found
+    """Reads a file that holds one JSON object; raises RequestError."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RequestError(f"{path}: holds {type(value).__name__}, expected an object")
+    return value
 
 
 @dataclass(frozen=True)
 class Section:
-    """An object of a configuration file; `where` is the file and, with a dot behind it, the object's name.
+    """One object of a configuration file.
 
-    A field without a default must be there; null is as good as absent. Each method raises RequestError.
+    A field without a default is required; null counts as missing. The methods raise RequestError.
+
+    Attributes:
+      values: the object's fields.
+      where: prefix of messages: the file and the dotted name of the object, "config.json: text_config.".
     """
 
     values: Mapping[str, Any]
     where: str
 
     def wrong(self, name: str, expected: str) -> RequestError:
+        """Returns the error for a wrong value of a field."""
         return RequestError(f"{self.where}{name}={_SHORT.repr(self.values.get(name))}: expected {expected}")
 
     def get(self, name: str, default: Any = None) -> Any:
-        found = self.values.get(name)
-        found = default if found is None else found
-        if found is None:
+        """Returns a field of any type."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if value is None:
             raise RequestError(
                 f"{self.where}{name}: missing; expected a whole configuration, as transformers writes it"
             )
-        return found
+        return value
 
     def section(self, name: str, default: Mapping[str, Any] | None = None) -> Section:
-        found = self.get(name, default)
-        if not isinstance(found, Mapping):
+        """Returns a nested object."""
+        value = self.get(name, default)
+        if not isinstance(value, Mapping):
             raise self.wrong(name, "an object")
-        return Section(found, f"{self.where}{name}.")
+        return Section(value, f"{self.where}{name}.")
 
     def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_WIDTH) -> int:
-        found = self.get(name, default)
-        if type(found) is not int or not least <= found <= most:
+        """Returns an integer from `least` to `most`."""
+        value = self.get(name, default)
+        if type(value) is not int or not least <= value <= most:
             raise self.wrong(name, f"a whole number from {least} to {most}")
-        return found
+        return value
 
     def positive(self, name: str, default: float | None = None) -> float:
-        found = self.get(name, default)
-        if type(found) not in (int, float) or not 0 < found < math.inf:
+        """Returns a positive finite number."""
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.wrong(name, "a positive number")
-        return float(found)
+        return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        found = self.get(name, default)
-        if not isinstance(found, bool):
+        """Returns a boolean."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
             raise self.wrong(name, "true or false")
-        return found
+        return value
 
     def channels(self, name: str, default: Sequence[float], *, least: float, most: float) -> tuple[float, float, float]:
-        """A number from `least` to `most` for each of red, green and blue."""
-        found = self.get(name, list(default))
-        is_list = isinstance(found, list) and len(found) == 3
-        if not (is_list and all(type(x) in (int, float) and least <= x <= most for x in found)):
+        """Returns three numbers from `least` to `most`, for red, green and blue."""
+        value = self.get(name, list(default))
+        is_list = isinstance(value, list) and len(value) == 3
+        if not (is_list and all(type(x) in (int, float) and least <= x <= most for x in value)):
             raise self.wrong(name, f"three numbers from {least:g} to {most:g}")
-        red, green, blue = map(float, found)
+        red, green, blue = map(float, value)
         return red, green, blue
