@@ -1,1 +1,1 @@
-"""Exports: a trained model as a Hugging Face folder with its own PyTorch module, and the proof that both agree."""
+"""Exports a trained model as a Hugging Face folder with a PyTorch module, and verifies that both agree."""

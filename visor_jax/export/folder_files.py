@@ -1,7 +1,7 @@
-"""The small files of an exported folder: configuration, preprocessor, tokenizer, chat template.
+"""Builds the small files of an exported folder: configuration, preprocessor, tokenizer, chat template.
 
-In: a model. Out: names and contents. Everything is written from the architecture and the
-tokenizer that the model was trained with; nothing is copied from a folder of someone else's.
+In: a model. Out: file names and contents. All of them are derived from the architecture and the tokenizer that the
+model was trained with; nothing is copied from the base model's folder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from visor_jax.export.parity import ExportedModel
 from visor_jax.hf.config import PROCESSOR, write_config
 from visor_jax.hf.preprocessor import write_preprocessor
 
-# What torch_model/chat_visor.py does, for tools that render templates. Pictures come first, one a line, unless the text
-# says by <image> where they stand; a single one comes first in any case. SYSTEM is the trained system turn's text.
+# The format of torch_model/chat_visor.py, for tools that render templates. Pictures come first, one per line, unless
+# <image> in the text gives their positions; a single picture always comes first. SYSTEM is the trained system text.
 CHAT_TEMPLATE = """\
 {%- if messages[0]['role'] != 'system' and SYSTEM -%}
 {{- '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' -}}
@@ -50,12 +50,14 @@ CHAT_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Files:
+    """Contents by file name."""
+
     json_files: dict[str, Any]
     text_files: dict[str, str]
 
 
 def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
-    """Every file but weights, code, model card and proof."""
+    """Builds every file except weights, code, model card and parity.json."""
     arch, tokenizer = model.arch, model.tokenizer
     template = CHAT_TEMPLATE.replace("SYSTEM", json.dumps(model.system or "", ensure_ascii=False))
     generation = {
@@ -88,13 +90,14 @@ def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
 
 
 def processor_class(arch: Architecture) -> dict[str, Any]:
-    """What AutoProcessor takes: our own class for a VISOR plan, by remote code; transformers' for a dense one."""
+    """Returns the processor class for AutoProcessor: ours (remote code) for a VISOR plan, else transformers'."""
     if arch.plan == "dense":
         return {"processor_class": "LlavaOnevisionProcessor"}
     return {"processor_class": "VisorProcessor", "auto_map": {"AutoProcessor": PROCESSOR}}
 
 
 def processor_config(arch: Architecture) -> dict[str, Any]:
+    """Returns the fields of processor_config.json except the class."""
     return {
         "image_token": "<image>",
         "num_image_tokens": arch.vision.patches_per_tile,
@@ -104,6 +107,7 @@ def processor_config(arch: Architecture) -> dict[str, Any]:
 
 
 def tokenizer_config(arch: Architecture) -> dict[str, Any]:
+    """Returns the fields of tokenizer_config.json except the processor class."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -116,4 +120,5 @@ def tokenizer_config(arch: Architecture) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as sorted, indented JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The model card of an exported folder: README.md with the metadata that hubs read.
+"""Writes the model card of an exported folder: README.md with metadata for the hub.
 
-In: a model, its proof, and what is known about it (`About`). Out: the card's text. The metadata (license, base model,
-languages, tags, library, pipeline, metrics) are written by huggingface_hub, which also reads those of a base model.
+In: a model, its parity result, and further facts (`About`). Out: the card's text. huggingface_hub formats the metadata
+(license, base model, languages, tags, library, pipeline, metrics) and parses that of a base model.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
 from visor_jax.files.read_write import read_json, read_regular
 from visor_jax.workdir.folder import Workdir
 
-OWN_LICENSE = "apache-2.0"  # of weights that no base model has a say in
+OWN_LICENSE = "apache-2.0"  # of weights without a base model
 MAX_CARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class About:
-    """What a card says beside what the model itself tells.
+    """Facts for a model card that the model itself does not hold.
 
     Attributes:
-      license: the weights' license, as hubs spell it.
-      base_model: id on the hub of the model that the weights come from; "": none.
+      license: the weights' license, as the hub spells it.
+      base_model: hub id of the model that the weights come from; "" for none.
       languages: two-letter codes.
-      evaluation: what `visor evaluate` wrote of this stage, or empty.
+      evaluation: result of `visor evaluate` for this stage, or empty.
     """
 
     license: str = OWN_LICENSE
@@ -43,7 +43,7 @@ class About:
 
 
 def about_stage(settings: Mapping[str, Any], workdir: Workdir, stage: str) -> About:
-    """What a workdir, and the `export` fields of its configuration, tell about the model of one of its stages."""
+    """Collects the facts about one stage's model from a workdir and the configuration's `export` fields."""
     folders = [workdir.stage(name) for name in TRAINED_STAGES]
     records = [read_json(folder.path / "complete.json") for folder in folders if folder.is_complete()]
     imported = next((record for record in records if record.get("imported")), None)
@@ -54,41 +54,41 @@ def about_stage(settings: Mapping[str, Any], workdir: Workdir, stage: str) -> Ab
 
 
 def about(settings: Mapping[str, Any], origin: Mapping[str, str], evaluation: Mapping[str, Any]) -> About:
-    """Of a configuration's `export` fields, of what an import recorded (`origin_of`), and of an evaluation.
+    """Combines the configuration's `export` fields, the origin that an import recorded, and an evaluation.
 
-    A field that was set wins; an empty one takes what the base model says.
+    A field that is set takes precedence; an empty one is taken from the base model (`origin_of`).
     """
     base_model = settings.get("base_model") or origin.get("base_model", "")
-    told = settings.get("license") or origin.get("license")
-    license_id = told or ("unknown" if base_model else OWN_LICENSE)
+    license_id = settings.get("license") or origin.get("license")
+    license_id = license_id or ("unknown" if base_model else OWN_LICENSE)
     return About(license_id, base_model, tuple(settings.get("languages", ("en",))), evaluation)
 
 
 def origin_of(folder: Path) -> dict[str, str]:
-    """`base_model` and `license` of a checkpoint's folder, as far as it tells them.
+    """Returns `base_model` and `license` of a checkpoint's folder, as far as they are known.
 
-    The model's id follows from where a hub's cache keeps it (`models--OWNER--NAME/snapshots/...`); the license by the
-    metadata of its README.md.
+    The model's id comes from its path in the hub's cache (`models--OWNER--NAME/snapshots/...`), or from the metadata of
+    its README.md, which also gives the license.
     """
-    found = {}
+    origin = {}
     repository = next((part for part in folder.absolute().parts if part.startswith("models--")), "")
     if repository:
-        found["base_model"] = "/".join(repository.split("--")[1:])
+        origin["base_model"] = "/".join(repository.split("--")[1:])
     metadata = card_metadata(folder / "README.md")
     if isinstance(metadata.get("license"), str):
-        found["license"] = metadata["license"]
-    if "base_model" not in found and isinstance(metadata.get("base_model"), str):
-        found["base_model"] = metadata["base_model"]
-    return found
+        origin["license"] = metadata["license"]
+    if "base_model" not in origin and isinstance(metadata.get("base_model"), str):
+        origin["base_model"] = metadata["base_model"]
+    return origin
 
 
 def card_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; empty where there is no card, or none that can be read."""
+    """Returns the metadata of a model card; empty if the card is missing or cannot be parsed."""
     from huggingface_hub import ModelCard
 
     try:
         return ModelCard(read_regular(path, MAX_CARD_BYTES).decode("utf-8")).data.to_dict()
-    except Exception:  # somebody else's YAML: a card that says nothing is no reason to refuse its model
+    except Exception:  # a broken card is no reason to reject its model
         return {}
 
 
@@ -97,9 +97,9 @@ def card_metadata(path: Path) -> dict[str, Any]:
 VISOR_CARD = """\
 # VISOR
 
-A LLaVA-OneVision style vision-language model that looks on request (VISOR, arXiv 2603.23495): its decoder keeps every
-visual token, but only few layers touch them, and for each question a policy decides how many. Exported by visor_jax
-after training stage `{stage}`, weights in {dtype}, license of the weights: {license}.
+A LLaVA-OneVision style vision-language model with an adaptive visual budget (VISOR, arXiv 2603.23495): the decoder
+keeps every visual token, but only few layers process them, and a policy decides how many for each question. Exported by
+visor_jax after training stage `{stage}`, weights in {dtype}, license of the weights: {license}.
 
 ```python
 from transformers import pipeline
@@ -135,7 +135,7 @@ processor = VisorProcessor.from_pretrained(DIR)
 Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>` id for each visual token,
 `pixel_values`, `image_sizes`, `batch_num_images`, `attention_mask`, `labels`) and `budget`:
 
-- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 makes it dearer, below 0 cheaper;
+- `"auto"`: the policy decides for each prompt{auto}; `dial=` above 0 makes it more expensive, below 0 cheaper;
 - `"full"`, `"empty"`, or `"0b101"`: one bit for each of the {num_slots} slots, leftmost first;
 - `"3"`: the best viable budget with three slots on;
 - a list with one of these for each prompt.
@@ -144,8 +144,8 @@ Inputs are those of transformers' LLaVA-OneVision (`input_ids` with one `<image>
 
 ## Budgets
 
-Decoder GFLOPs for a prompt of {num_visual} visual and {num_text} text tokens, by formula (causal attention at half, the
-vision tower not counted). A dense decoder of this size takes {dense:.4g}.
+Decoder GFLOPs for a prompt of {num_visual} visual and {num_text} text tokens, by formula (causal attention counts half,
+the vision tower is excluded). A dense decoder of this size needs {dense:.4g}.
 
 | budget | slots on | decoder GFLOPs | cheaper than dense |
 | --- | --- | --- | --- |
@@ -166,8 +166,8 @@ model = LlavaOnevisionForConditionalGeneration.from_pretrained(DIR)
 
 """
 NO_GRIDS = """\
-**Pictures are never cut into tiles here** (`image_grid_pinpoints` is empty). transformers cuts the picture of every
-prompt that has only one, unless `batch_num_images` counts it with others: give prompts in pairs with
+**This model does not split pictures into tiles** (`image_grid_pinpoints` is empty). transformers splits the picture of
+every prompt that has only one, unless `batch_num_images` groups it with others: pass prompts in pairs with
 `batch_num_images=[2]`, one tile `[3, S, S]` for each picture.
 
 """
@@ -185,23 +185,23 @@ decoder alone and end to end, with the vision tower.
 PROOF = """\
 ## Agreement with the JAX model
 
-Measured while exporting, on this folder as loaded back (`parity.json`): logits differ by at most
+Measured during the export, on this folder after loading it (`parity.json`): logits differ by at most
 {difference:.2g} (allowed {bound:g}) and {new_tokens} greedy tokens are {equal}, over {comparisons} pairs of prompt and
-budget{auto}. Both were computed in float64{rounded}; in float32, rounding alone makes {float32:.2g} of difference.
+budget{auto}. Both were computed in float64{rounded}; in float32, rounding alone causes a difference of {float32:.2g}.
 
-Pictures were resized by Pillow, as in training. transformers' torchvision backend resizes them a little differently
-(median 1 to 2 gray levels of 255, at worst 27), so with its processor the logits are not quite these.
+Pictures were resized by Pillow, as in training. transformers' torchvision backend resizes slightly differently (median
+1 to 2 gray levels of 255, at most 27), so its logits deviate slightly.
 """
 
 
 def write_card(path: Path, model: ExportedModel, proof: Parity, known: About, *, stage: str, dtype: str) -> None:
-    """README.md: what this is, how to load it, what a budget costs, how good it is, and how well it agrees."""
+    """Writes README.md: description, loading, cost per budget, accuracy, and agreement with the JAX model."""
     arch = model.arch
     visor = arch.plan == "visor"
     shared = {"stage": stage, "dtype": dtype, "license": known.license}
     if visor:
         default, auto = (
-            ("auto", " (the default)") if model.has_policy else ("full", " (not here: it was not trained yet)")
+            ("auto", " (the default)") if model.has_policy else ("full", " (not here: the policy is not trained yet)")
         )
         text = VISOR_CARD.format(**shared, default=default, auto=auto, num_slots=arch.num_slots, **_costs(model))
     else:
@@ -215,14 +215,14 @@ def write_card(path: Path, model: ExportedModel, proof: Parity, known: About, *,
         new_tokens=NEW_TOKENS,
         equal="equal" if proof.greedy_tokens_equal else "not equal",
         comparisons=len(proof.comparisons),
-        auto=", `auto` with its routes among them" if visor and model.has_policy else "",
-        rounded=" from the weights as rounded" if dtype == "bfloat16" else "",
+        auto=", including `auto` with its routes" if visor and model.has_policy else "",
+        rounded=" from the rounded weights" if dtype == "bfloat16" else "",
     )
     path.write_text(f"---\n{metadata(arch, known)}\n---\n\n{text}", encoding="utf-8")
 
 
 def metadata(arch: Architecture, known: About) -> str:
-    """The card's metadata as YAML."""
+    """Returns the card's metadata as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -239,22 +239,24 @@ def metadata(arch: Architecture, known: About) -> str:
                     metric_value=_accuracy(row),
                 )
             )
-    own = ["visor", "custom_code"] if arch.plan == "visor" else ["llava_onevision"]
-    given: dict[str, Any] = {"eval_results": results, "model_name": "VISOR", "metrics": ["accuracy"]} if results else {}
+    tags = ["visor", "custom_code"] if arch.plan == "visor" else ["llava_onevision"]
+    scores: dict[str, Any] = (
+        {"eval_results": results, "model_name": "VISOR", "metrics": ["accuracy"]} if results else {}
+    )
     card = ModelCardData(
         license=known.license,
         base_model=known.base_model or None,
         language=list(known.languages),
         library_name="transformers",
         pipeline_tag="image-text-to-text",
-        tags=[*own, "vision-language-model", "visor_jax"],
-        **given,
+        tags=[*tags, "vision-language-model", "visor_jax"],
+        **scores,
     )
     return card.to_yaml()
 
 
 def _accuracy(row: Mapping[str, Any]) -> float:
-    """Mean over the tasks of one budget's row."""
+    """Returns the mean over the tasks of one budget's row."""
     return round(sum(row["tasks"].values()) / len(row["tasks"]), 4)
 
 
@@ -275,7 +277,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 
 
 def _costs(model: ExportedModel, num_text: int = 60) -> dict[str, Any]:
-    """The table of budgets, for one picture of a tile's size."""
+    """Builds the table of budgets, for one picture of a tile's size and `num_text` text tokens."""
     arch = model.arch
     num_visual = visual_token_count((arch.vision.tile_size, arch.vision.tile_size), arch)
     dense = dense_decoder_flops(arch, num_visual, num_text)

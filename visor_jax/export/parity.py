@@ -1,15 +1,14 @@
-"""The proof of an export: the PyTorch model, loaded back from the written folder, against the JAX model.
+"""Compares an exported folder, loaded as a PyTorch model, with the JAX model.
 
-In: a model and the folder. Out: a `Parity`: for each prompt, for every viable budget and for "auto", the largest
-difference between logits and whether 64 greedy tokens are equal, and the largest difference between routes. PyTorch
-prepares its inputs by the folder's own files and decodes with its cache; JAX reads the whole sequence at once. The JAX
-model's greedy tokens are found without decoding: its best token behind every prefix that PyTorch wrote must be the one
-that PyTorch wrote next.
+In: a model and the folder. Out: a `Parity`: for each prompt and every viable budget and "auto", the largest difference
+between logits, whether 64 greedy tokens are equal, and the largest difference between routes. PyTorch prepares inputs
+from the folder's files and decodes with its cache; JAX runs the whole sequence at once. The greedy tokens are equal if
+JAX's best token after every prefix that PyTorch generated is the token that PyTorch generated next.
 
-PyTorch writes its tokens in float32, as users run it. Logits and routes are compared in float64 on both sides: what
-then differs is a mistake, where in float32 a trained model's sharp attention makes rounding alone reach 3e-5 at logits
-of 17. What float32 loses is written down beside it. Weights stored in bfloat16 are compared as rounded: rounding is
-the format's, no error of the export.
+PyTorch generates in float32, as users run it. Logits and routes are compared in float64 on both sides, so that any
+difference is a defect; in float32, rounding alone reaches 3e-5 at logits of 17 in a trained model with sharp attention.
+The float32 difference is recorded as well. A bfloat16 export is compared with the rounded weights, because the rounding
+belongs to the format.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SEED = 0
 
 
 class ExportedModel(Protocol):
-    """What an export needs of a model; `visor_jax.loading.Visor` has it."""
+    """The interface that an export needs; `visor_jax.loading.Visor` implements it."""
 
     params: Any  # nested dict of arrays
     arch: Architecture
@@ -53,19 +52,21 @@ class ExportedModel(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
+    """A prompt of the comparison; `routed`: also compare the budget "auto"."""
+
     name: str
     images: list[Image.Image]
     question: str
-    routed: bool = False  # "auto" is compared too
+    routed: bool = False
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt under one budget."""
+    """Differences for one prompt under one budget."""
 
     prompt: str
     budget: str
-    used: str  # the budget that "auto" became, else the same
+    used: str  # the budget that "auto" selected, else `budget`
     max_logit_difference: float
     greedy_tokens_equal: bool
     float32_logit_difference: float = 0.0
@@ -75,26 +76,26 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Parity:
-    """All comparisons of an export, and the bound that they must keep."""
+    """All comparisons of an export, and the largest difference that is allowed."""
 
     bound: float
     comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def max_logit_difference(self) -> float:
-        return max(own.max_logit_difference for own in self.comparisons)
+        return max(c.max_logit_difference for c in self.comparisons)
 
     @property
     def max_route_difference(self) -> float:
-        return max(own.max_route_difference for own in self.comparisons)
+        return max(c.max_route_difference for c in self.comparisons)
 
     @property
     def greedy_tokens_equal(self) -> bool:
-        return all(own.greedy_tokens_equal for own in self.comparisons)
+        return all(c.greedy_tokens_equal for c in self.comparisons)
 
     @property
     def float32_logit_difference(self) -> float:
-        return max(own.float32_logit_difference for own in self.comparisons)
+        return max(c.float32_logit_difference for c in self.comparisons)
 
     @property
     def holds(self) -> bool:
@@ -102,17 +103,17 @@ class Parity:
             self.max_logit_difference <= self.bound
             and self.max_route_difference <= self.bound
             and self.greedy_tokens_equal
-            and all(own.routes_equal for own in self.comparisons)
+            and all(c.routes_equal for c in self.comparisons)
         )
 
     def why_not(self) -> str:
-        """One line on the worst comparison."""
+        """Describes the worst comparison in one line."""
         worst = max(
             self.comparisons,
-            key=lambda own: (
-                not own.routes_equal,
-                not own.greedy_tokens_equal,
-                max(own.max_logit_difference, own.max_route_difference),
+            key=lambda c: (
+                not c.routes_equal,
+                not c.greedy_tokens_equal,
+                max(c.max_logit_difference, c.max_route_difference),
             ),
         )
         tokens, routes = ("equal" if same else "differ" for same in (worst.greedy_tokens_equal, worst.routes_equal))
@@ -131,13 +132,13 @@ class Parity:
             "new_tokens": NEW_TOKENS,
             "computed_in": "float64",
             "float32_logit_difference": self.float32_logit_difference,
-            "budgets": sorted({own.budget for own in self.comparisons}),
-            "comparisons": [vars(own) for own in self.comparisons],
+            "budgets": sorted({c.budget for c in self.comparisons}),
+            "comparisons": [vars(c) for c in self.comparisons],
         }
 
 
 def sample_prompts(arch: Architecture) -> list[Prompt]:
-    """One picture of an odd shape, and two pictures: noise, the same every time."""
+    """Returns two prompts of fixed noise: one picture with an unusual shape, and two pictures."""
     rng, tile = np.random.default_rng(SEED), arch.vision.tile_size
 
     def picture(height: int, width: int) -> Image.Image:
@@ -159,17 +160,17 @@ def sample_prompts(arch: Architecture) -> list[Prompt]:
 
 
 def is_small(params: Mapping[str, Any]) -> bool:
-    """Below 0.1 billion parameters."""
+    """Returns whether the model has fewer than 0.1 billion parameters."""
     import jax
 
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)) < 100_000_000
 
 
 def compare(model: ExportedModel, folder: Path) -> Parity:
-    """Every comparison of a model with what its exported folder loads as.
+    """Compares a model with its exported folder, for all prompts and budgets.
 
     Raises:
-      RunError: the folder does not load completely, or its processor encodes a prompt otherwise.
+      RunError: the folder does not load completely, or its processor encodes a prompt differently.
     """
     import jax
 
@@ -194,7 +195,7 @@ def compare(model: ExportedModel, folder: Path) -> Parity:
 
 
 def in_float64(model: ExportedModel) -> ExportedModel:
-    """The same model with float64 weights; it computes in float64 inside `jax.enable_x64(True)`."""
+    """Returns the model with float64 weights; it computes in float64 inside `jax.enable_x64(True)`."""
     import jax
     import jax.numpy as jnp
 
@@ -210,17 +211,23 @@ def compare_one(
     answer: ExportedAnswer,
     exact: ExportedAnswer,
 ) -> Comparison:
-    """One prompt under one budget: logits at every text token and behind each of 64 greedy ones, tokens, route.
+    """Compares one prompt under one budget: logits at every text token and 64 greedy ones, tokens and route.
 
-    `model` computes in float64; `answer` is PyTorch's in float32, `exact` the same tokens in float64.
+    Args:
+      model: computes in float64.
+      prompt: the prompt.
+      token_ids: its tokens, one placeholder per picture.
+      budget: a budget's name, "auto" or "dense".
+      answer: PyTorch's in float32.
+      exact: PyTorch's in float64, for the same tokens.
     """
     used, routes_equal, route_difference = budget, True, 0.0
     if budget == "auto":
         route = model.route(prompt.images, prompt.question)
         used, routes_equal = budget_name(answer.bits), model.viable_budgets[int(np.argmax(route))] == answer.bits
         route_difference = float(np.max(np.abs(route - exact.route)))
-    asked = "full" if model.arch.plan == "dense" else used
-    expected = model.logits([*token_ids, *answer.tokens[:-1]], prompt.images, asked)
+    jax_budget = "full" if model.arch.plan == "dense" else used
+    expected = model.logits([*token_ids, *answer.tokens[:-1]], prompt.images, jax_budget)
     best = greedy(expected[-NEW_TOKENS:], model.tokenizer.image_token_id)
     return Comparison(
         prompt=prompt.name,
@@ -235,7 +242,7 @@ def compare_one(
 
 
 def greedy(logits: np.ndarray, image_token_id: int) -> np.ndarray:
-    """The best token at each position; a picture's placeholder, which nobody may say, is never it."""
+    """Returns the best token at each position [T]; the picture's placeholder is never generated."""
     logits = logits.copy()
     logits[:, image_token_id] = -np.inf
     return logits.argmax(axis=-1)
@@ -246,7 +253,7 @@ def greedy(logits: np.ndarray, image_token_id: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ExportedAnswer:
-    """`logits` [prompt's text tokens + 63, V]; `tokens` are 64; `bits` and `route` as the model decided."""
+    """PyTorch's answer: `logits` [the prompt's text tokens + 63, V], 64 `tokens`, chosen `bits` and `route`."""
 
     logits: np.ndarray
     tokens: list[int]
@@ -256,25 +263,25 @@ class ExportedAnswer:
 
 @dataclass(frozen=True)
 class Exported:
-    """The folder's model and processor."""
+    """The model and processor of an exported folder."""
 
     model: Any
     processor: Any
     arch: Architecture
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The processor's token ids, one placeholder for each picture."""
+        """Returns the processor's token ids with one placeholder per picture."""
         sizes = [(image.height, image.width) for image in prompt.images]
         ids, placeholder = self.processor.prompt_ids(prompt.question, sizes), self.processor.config.image_token_index
         lengths = [self.processor.num_visual_tokens(size, len(sizes)) for size in sizes]
-        found: list[int] = []
+        token_ids: list[int] = []
         while ids:
-            found.append(ids[0])
+            token_ids.append(ids[0])
             ids = ids[lengths.pop(0) if ids[0] == placeholder else 1 :]
-        return found
+        return token_ids
 
     def in_float64(self) -> Exported:
-        """A copy that computes in float64, from the pixels on."""
+        """Returns a copy that computes in float64, including the pixels."""
         processor = copy.copy(self.processor)
         processor.dtype = np.dtype(np.float64)
         return dataclasses.replace(self, model=copy.deepcopy(self.model).double(), processor=processor)
@@ -282,7 +289,7 @@ class Exported:
     def answers(
         self, prompt: Prompt, budgets: Sequence[str], tokens_of: Sequence[list[int]] | None = None
     ) -> list[ExportedAnswer]:
-        """Prefill and 63 cached steps for all budgets in one batch: greedily, or along the tokens that are given."""
+        """Runs prefill and 63 cached steps for all budgets in one batch, greedily or with the tokens in `tokens_of`."""
         import torch
 
         visor, placeholder = self.arch.plan == "visor", self.processor.config.image_token_index
@@ -293,10 +300,10 @@ class Exported:
             rows = [first.logits.numpy()[:, is_text]]
             tokens = [greedy(rows[0][:, -1], placeholder)]
             while len(tokens) < NEW_TOKENS:
-                written = tokens[-1]
+                previous = tokens[-1]
                 if tokens_of is not None:
-                    written = np.resize([own[len(tokens) - 1] for own in tokens_of], len(written))  # copies too
-                step = torch.from_numpy(written)[:, None]
+                    previous = np.resize([ids[len(tokens) - 1] for ids in tokens_of], len(previous))  # copies too
+                step = torch.from_numpy(previous)[:, None]
                 name = "cache" if "cache" in output else "past_key_values"  # the latter before transformers 5.24
                 output = self.model(input_ids=step, use_cache=True, **{name: output[name]})
                 rows.append(output.logits.numpy())
@@ -314,10 +321,10 @@ class Exported:
         ]
 
     def copies(self, inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
-        """`count` copies of a prompt as one batch; one more where the stock class needs two.
+        """Returns `count` copies of a prompt as one batch, or two copies for a dense model without grids.
 
-        It cuts every picture that is alone in its prompt into tiles, which a model without grids does not. Counted as
-        two pictures of one group, they stay whole.
+        The stock class splits a prompt's only picture into tiles, which a model without grids does not. Two copies that
+        form one group of pictures are not split.
         """
         import torch
 
@@ -328,7 +335,7 @@ class Exported:
 
 @contextlib.contextmanager
 def few_threads(small: bool) -> Iterator[None]:
-    """One torch thread for a small model: on tensors so small more of them only wait for each other."""
+    """Limits torch to one thread for a small model; more threads only wait for each other on small tensors."""
     import torch
 
     before = torch.get_num_threads()
@@ -340,10 +347,10 @@ def few_threads(small: bool) -> Iterator[None]:
 
 
 def load_exported(folder: Path, arch: Architecture) -> Exported:
-    """What a user gets from the folder, in float32.
+    """Loads the folder in float32, as users do.
 
     Raises:
-      RunError: a weight is missing or has no place.
+      RunError: a weight is missing or unexpected.
     """
     import torch
     from transformers import LlavaOnevisionForConditionalGeneration

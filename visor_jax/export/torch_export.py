@@ -1,4 +1,4 @@
-"""Writes a model as a Hugging Face folder, proves that the PyTorch model in it agrees, and only then puts it in place.
+"""Writes a model as a Hugging Face folder and moves it into place once the PyTorch model in it matches the JAX model.
 
 In: a loaded model (`visor_jax.loading.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded
 above `max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A
@@ -42,7 +42,7 @@ MODULE_FILES = (
     "tiles_visor.py",
     "vision_visor.py",
 )
-Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> its shape, and how to get it
+Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> (shape, its array, lazily)
 
 
 def export(
@@ -55,24 +55,24 @@ def export(
     force: bool = False,
     about: About | None = None,
 ) -> dict[str, Any]:
-    """Write `model` to the folder `out`, which appears whole and proven, or not at all.
+    """Exports `model` to the folder `out`, which appears complete and verified, or not at all.
 
     Args:
-      model: what to export; its parameters, architecture, tokenizer, viable budgets, system text.
+      model: the model to export: parameters, architecture, tokenizer, viable budgets, system text.
       out: a folder that does not exist yet or is empty.
-      stage: which training stage the weights come from, for the model card and the proof.
+      stage: training stage of the weights, for the model card and parity.json.
       dtype: of the stored weights, "float32" or "bfloat16".
-      max_shard_bytes: a safetensors file holds at most this much, or a single tensor.
-      force: replace what stands in `out`.
-      about: license, base model and more for the model card; None: our own weights.
+      max_shard_bytes: maximum size of a safetensors file, except for a single larger tensor.
+      force: replace an earlier export in `out`.
+      about: license, base model and more for the model card; None: weights without a base model.
 
     Returns:
       {"out", "max_logit_difference", "greedy_tokens_equal"}.
 
     Raises:
-      RequestError: `out` is in the way, `dtype` is unknown, visual tokens are packed, or torch and transformers are not
+      RequestError: `out` is not empty, `dtype` is unknown, visual tokens are packed, or torch or transformers is not
         installed.
-      RunError: the exported model does not agree with this one, or the disk does not take it.
+      RunError: the exported model does not match this one, or the disk is full.
     """
     if dtype not in DTYPES:
         raise RequestError(f"dtype: {dtype!r}; expected {' or '.join(DTYPES)}")
@@ -86,15 +86,15 @@ def export(
     for needed in ("torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
             raise RequestError(f"export: needs {needed}; install it with: pip install 'visor_jax[torch]'")
-    made_from = getattr(model, "fingerprint", "")
+    fingerprint = getattr(model, "fingerprint", "")
     if dtype == "bfloat16":
         model = rounded(model)
-    with _beside(out) as folder:
+    with _temporary_folder(out) as folder:
         write_folder(folder, model, stage=stage, dtype=dtype, max_shard_bytes=max_shard_bytes)
         proof = compare(model, folder)
-        told = {"stage": stage, "model": made_from, "dtype": dtype, "proven_with": proven_with(), **proof.as_json()}
-        told["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-        folder_files.write_json(folder / "parity.json", told)
+        record = {"stage": stage, "model": fingerprint, "dtype": dtype, "proven_with": proven_with(), **proof.as_json()}
+        record["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+        folder_files.write_json(folder / "parity.json", record)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
         write_card(folder / "README.md", model, proof, about or About(), stage=stage, dtype=dtype)
@@ -102,7 +102,7 @@ def export(
 
 
 def proven_with() -> dict[str, str]:
-    """What the proof was made with: how pictures were resized, and versions."""
+    """Returns the library versions and the image backend of the comparison."""
     import PIL
     import torch
     import transformers
@@ -112,7 +112,7 @@ def proven_with() -> dict[str, str]:
 
 
 def rounded(model: ExportedModel) -> ExportedModel:
-    """The model with its weights rounded to bfloat16 (and kept in float32): what such an export is compared with."""
+    """Returns the model with weights rounded to bfloat16, kept in float32; a bfloat16 export is compared with it."""
     import jax
     import jax.numpy as jnp
 
@@ -120,6 +120,7 @@ def rounded(model: ExportedModel) -> ExportedModel:
 
 
 def summary(out: Path, proof: Parity) -> dict[str, Any]:
+    """Returns the result of the export command."""
     return {
         "out": str(out),
         "max_logit_difference": proof.max_logit_difference,
@@ -128,7 +129,7 @@ def summary(out: Path, proof: Parity) -> dict[str, Any]:
 
 
 def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, max_shard_bytes: int) -> None:
-    """Everything that loading needs, unproven."""
+    """Writes every file that loading needs, without the comparison and the model card."""
     arch = model.arch
     files = folder_files.describe(model, stage=stage, dtype=dtype)
     for name, value in files.json_files.items():
@@ -147,18 +148,21 @@ def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, 
 
 
 def visor_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
-    """Every tensor of our own PyTorch module."""
+    """Returns every tensor of our PyTorch module, by its key."""
 
-    def lazily(entry: key_map.Entry) -> Callable[[], np.ndarray]:
+    def read_lazily(entry: key_map.Entry) -> Callable[[], np.ndarray]:
         return lambda: key_map.to_torch(params, entry, arch)
 
-    return {entry.key: (key_map.torch_shape(params, entry, arch), lazily(entry)) for entry in key_map.entries(arch)}
+    return {
+        entry.key: (key_map.torch_shape(params, entry, arch), read_lazily(entry)) for entry in key_map.entries(arch)
+    }
 
 
 def stock_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
-    """Every tensor of transformers' LLaVA-OneVision, under the hub's names.
+    """Returns every tensor of transformers' LLaVA-OneVision, by the hub's names.
 
-    Its tower has a last norm, whose output is never read, and attention in every layer: a patch-local one's adds 0.
+    Its tower has a final norm whose output is unused (written as identity), and attention in every layer; a patch-local
+    tower has none, so zeros are written.
     """
     tensors = {key_map.hub_key(key): tensor for key, tensor in visor_tensors(params, arch).items()}
     size, tower = arch.vision.hidden_size, "vision_tower.vision_model"
@@ -179,7 +183,7 @@ def _constant(shape: tuple[int, ...], value: float) -> tuple[tuple[int, ...], Ca
 
 
 def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_bytes: int) -> None:
-    """The weights, file by file, so that one file's worth of them is in memory at a time.
+    """Writes the weights shard by shard; only one shard is in memory at a time.
 
     Raises:
       RunError: a weight is not finite in `dtype`.
@@ -208,10 +212,10 @@ def write_safetensors(folder: Path, tensors: Tensors, dtype: str, max_shard_byte
 
 
 def _save(shard: dict[str, Any], file: Path) -> None:
-    """One file of weights, to be read by whoever may read the files beside it; the library makes it the owner's alone.
+    """Writes one file of weights with the default mode; safetensors alone would make it readable by the owner only.
 
     Raises:
-      OSError: it cannot be written; the library tells the system's error by its number, in a sentence.
+      OSError: the file cannot be written; safetensors reports the system's error number in its message.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -227,7 +231,7 @@ def _save(shard: dict[str, Any], file: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), os.fspath(file)) from error
 
 
-# --- whole or not at all ----------------------------------------------------------------------------------------------
+# --- destination ------------------------------------------------------------------------------------------------------
 
 
 def _check_destination(out: Path, force: bool) -> None:
@@ -243,8 +247,8 @@ def _check_destination(out: Path, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it when the block ends well, and vanishes otherwise."""
+def _temporary_folder(out: Path) -> Iterator[Path]:
+    """Yields a new folder next to `out` that replaces it if the block succeeds and is removed otherwise."""
     try:
         with folder_beside(out, replace=True) as folder:
             yield folder

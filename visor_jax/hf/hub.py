@@ -93,10 +93,8 @@ def _refuse(name: str, repo: str, hub: str, error: Exception) -> None:
     if isinstance(error, errors.HfHubHTTPError):
         raise RunError(f"{name}: {hub} answers {error.response.status_code}; try again later") from error
     cache = constants.HF_HUB_CACHE
-    from_network = type(error).__module__.partition(".")[0] in (
-        "httpx",
-        "httpx2",
-    )  # depends on the version of huggingface_hub
+    # The HTTP library depends on the version of huggingface_hub.
+    from_network = type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
     if from_network or isinstance(error, errors.LocalEntryNotFoundError | ConnectionError):
         reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{hub} cannot be reached"
         raise RequestError(
