@@ -7,12 +7,25 @@ Being frozen and hashable, an `Architecture` is a static argument of every compi
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
+from functools import cached_property
 
 # Sizes that no model of this kind exceeds: what is larger is a slip or a damaged file, and nothing is computed from it.
 MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024, 4096, 255
 MAX_VOCABULARY = 1 << 22  # also of intermediate sizes
 MAX_TILE, MAX_PINPOINT, MAX_PINPOINTS = 4096, 1 << 16, 1000  # pixels a side, and how many pinpoints
+
+
+class LayerKind(enum.StrEnum):
+    """What a decoder layer does with the visual tokens (method.md section 3)."""
+
+    TEXT = "text"
+    CROSS = "cross"
+    SELF = "self"
+
+
+PATTERN = (LayerKind.TEXT, LayerKind.CROSS, LayerKind.SELF)  # of the paper: what a super-block consists of
 
 
 @dataclass(frozen=True)
@@ -101,26 +114,101 @@ class PolicyArchitecture:
 
 
 @dataclass(frozen=True)
+class LayerPlace:
+    """One decoder layer: its kind in a VISOR plan, and where the parameter tree holds it.
+
+    Attributes:
+      kind: in a dense plan every layer runs as self-attention, whatever this says.
+      path: of its parameters: "head", "tail", or in a super-block "blocks/self" or, where a super-block has several
+        layers of its kind, "blocks/self/layer_0".
+      index: its place in the arrays at `path`, which are stacked.
+      cross: the path of its cross-attention, stacked alike; "" where it has none.
+    """
+
+    kind: LayerKind
+    path: str
+    index: int
+    cross: str = ""
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the parameter tree and the arithmetic of a model."""
+    """Everything that decides the parameter tree and the arithmetic of a model.
+
+    Attributes:
+      plan: "visor" (text-only, cross-attention and optional self-attention layers) or "dense" (self-attention
+        everywhere, nothing optional).
+      pattern: the kinds of the layers of a super-block, in order; every "self" is an optional slot. Super-blocks are
+        repeated as often as they fit; the layers left over at the end are text-only.
+      head_layers: text-only layers before the first super-block.
+    """
 
     text: TextArchitecture
     vision: VisionArchitecture
     cross: CrossAttentionArchitecture
     policy: PolicyArchitecture
     anyres: AnyResArchitecture = field(default_factory=AnyResArchitecture)
-    plan: str = "visor"  # "visor": super-blocks of text-only, cross-attention, optional self-attention; "dense"
+    plan: str = "visor"
     bidirectional_vision: bool = False
+    pattern: tuple[LayerKind | str, ...] = PATTERN
+    head_layers: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "pattern", tuple(LayerKind(kind) for kind in self.pattern))
+        missing = [kind.value for kind in (LayerKind.CROSS, LayerKind.SELF) if kind not in self.pattern]
+        if missing:
+            raise ValueError(f"pattern={self.pattern}: it has no {' and no '.join(map(repr, missing))} layer")
+
+    @property
+    def num_head_layers(self) -> int:
+        """`head_layers`, or fewer where a dense model has not as many layers."""
+        return min(self.head_layers, self.text.num_layers)
 
     @property
     def num_blocks(self) -> int:
-        """Super-blocks of three layers; the optional self-attention slots of a VISOR plan."""
-        return self.text.num_layers // 3
+        """How many whole super-blocks follow the head layers."""
+        return (self.text.num_layers - self.num_head_layers) // len(self.pattern)
+
+    @property
+    def slots_per_block(self) -> int:
+        return self.pattern.count(LayerKind.SELF)
 
     @property
     def num_slots(self) -> int:
-        return self.num_blocks if self.plan == "visor" else 0
+        """The optional self-attention layers of a VISOR plan."""
+        return self.num_blocks * self.slots_per_block if self.plan == "visor" else 0
 
     @property
     def num_tail_layers(self) -> int:
-        return self.text.num_layers % 3
+        return self.text.num_layers - self.num_head_layers - self.num_blocks * len(self.pattern)
+
+    @property
+    def shared_layers(self) -> range:
+        """The layers before the first slot, which every budget runs alike; a dense plan has as many."""
+        return range(min(self.num_head_layers + self.pattern.index(LayerKind.SELF), self.text.num_layers))
+
+    @cached_property
+    def block(self) -> tuple[LayerPlace, ...]:
+        """The layers of the first super-block; those of the others have the same paths."""
+        return _block(tuple(LayerKind(kind) for kind in self.pattern))
+
+    @cached_property
+    def layers(self) -> tuple[LayerPlace, ...]:
+        """Every decoder layer, in order."""
+        head = [LayerPlace(LayerKind.TEXT, "head", i) for i in range(self.num_head_layers)]
+        blocks = [
+            LayerPlace(place.kind, place.path, index, place.cross)
+            for index in range(self.num_blocks)
+            for place in self.block
+        ]
+        return (*head, *blocks, *(LayerPlace(LayerKind.TEXT, "tail", i) for i in range(self.num_tail_layers)))
+
+
+def _block(pattern: tuple[LayerKind, ...]) -> tuple[LayerPlace, ...]:
+    """A super-block's layers under their names: the kind alone where it stands once, else numbered."""
+    found = []
+    for place, kind in enumerate(pattern):
+        name = "" if pattern.count(kind) == 1 else f"/layer_{pattern[:place].count(kind)}"
+        cross = f"blocks/cross_attention{name}" if kind is LayerKind.CROSS else ""
+        found.append(LayerPlace(kind, f"blocks/{kind}{name}", 0, cross))
+    return tuple(found)

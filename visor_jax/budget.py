@@ -6,13 +6,12 @@ the bits of a budget, one for each optional layer. What a budget costs is in `vi
 
 from __future__ import annotations
 
-import enum
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import PATTERN, Architecture, LayerKind
 from visor_jax.errors import RequestError, nearest
 
 Bits = tuple[bool, ...]
@@ -23,14 +22,6 @@ EXPECTED = "expected auto, full, empty, a number of slots such as 3, or one bit 
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
-
-
-class LayerKind(enum.Enum):
-    """What a decoder layer does with the visual tokens (method.md section 3)."""
-
-    TEXT = "text"
-    CROSS = "cross"
-    SELF = "self"
 
 
 @dataclass(frozen=True)
@@ -46,11 +37,13 @@ class Plan:
             raise ValueError(f"slots must be self-attention layers, layers {wrong} are not")
 
     @classmethod
-    def visor(cls, num_layers: int) -> Plan:
-        """Super-blocks of text-only, cross-attention and optional self-attention; what is left over is text-only."""
-        blocks, rest = divmod(num_layers, 3)
-        kinds = (LayerKind.TEXT, LayerKind.CROSS, LayerKind.SELF) * blocks + (LayerKind.TEXT,) * rest
-        return cls(kinds, tuple(range(2, 3 * blocks, 3)))
+    def visor(cls, num_layers: int, pattern: Sequence[LayerKind | str] = PATTERN, head_layers: int = 0) -> Plan:
+        """Text-only layers first, then super-blocks of `pattern`; what is left over at the end is text-only."""
+        blocks = (num_layers - head_layers) // len(pattern)
+        head, unit = (LayerKind.TEXT,) * head_layers, tuple(LayerKind(kind) for kind in pattern)
+        kinds = (*head, *unit * blocks)
+        slots = tuple(i for i, kind in enumerate(kinds) if kind is LayerKind.SELF)
+        return cls((*kinds, *(LayerKind.TEXT,) * (num_layers - len(kinds))), slots)
 
     @classmethod
     def dense(cls, num_layers: int) -> Plan:
@@ -59,8 +52,9 @@ class Plan:
 
     @classmethod
     def of(cls, architecture: Architecture) -> Plan:
-        make = cls.visor if architecture.plan == "visor" else cls.dense
-        return make(architecture.text.num_layers)
+        if architecture.plan == "dense":
+            return cls.dense(architecture.text.num_layers)
+        return cls.visor(architecture.text.num_layers, architecture.pattern, architecture.num_head_layers)
 
     @property
     def cross(self) -> tuple[int, ...]:

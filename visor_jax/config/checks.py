@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from visor_jax.architecture import LayerKind
+from visor_jax.budget import MAX_SLOTS
 from visor_jax.config.schema import STAGES, TRAINED_STAGES, parse_grids
 from visor_jax.errors import RequestError, nearest
 
@@ -55,13 +57,43 @@ def _check_model(model: Any) -> None:
         )
     if cross.kernel_size % 2 == 0:
         raise RequestError(f"model.cross.kernel_size={cross.kernel_size}: expected an odd number, with a centre")
-    slots = text.num_layers // 3
-    if model.plan == "visor" and slots < 1:
-        raise RequestError(f"model.text.num_layers={text.num_layers}: expected at least 3 with model.plan='visor'")
-    if model.plan == "visor" and model.policy.max_budgets < slots + 1:
+    _check_pattern(model)
+
+
+def _check_pattern(model: Any) -> None:
+    """The layers hold the pattern at least once, a VISOR plan has slots, and the policy has room for their budgets."""
+    pattern, head, layers = model.pattern, model.head_layers, model.text.num_layers
+    kinds = [kind.value for kind in LayerKind]
+    for kind in pattern:
+        if kind not in kinds:
+            hint = nearest(kind, kinds)
+            raise RequestError(
+                f"model.pattern={pattern}: {kind!r} is no kind of layer; expected 'text', 'cross' or 'self'"
+                + (f"; {hint}" if hint else "")
+            )
+    for kind, what in ((LayerKind.CROSS, "cross-attention"), (LayerKind.SELF, "optional self-attention")):
+        if kind not in pattern:
+            raise RequestError(f"model.pattern={pattern}: expected at least one {kind.value!r}, a layer of {what}")
+    if head > layers:
+        raise RequestError(f"model.head_layers={head}: expected at most model.text.num_layers={layers}")
+    if model.plan == "dense":
+        return
+    blocks = (layers - head) // len(pattern)
+    slots = blocks * pattern.count(LayerKind.SELF)
+    if blocks < 1:
+        raise RequestError(
+            f"model.text.num_layers={layers}: expected at least {head + len(pattern)} with model.plan='visor', which"
+            f" are model.head_layers={head} and the {len(pattern)} of model.pattern"
+        )
+    if slots > MAX_SLOTS:
+        raise RequestError(
+            f"model.pattern={pattern}: makes {slots} slots of model.text.num_layers={layers}; expected at most"
+            f" {MAX_SLOTS}, so fewer 'self' or fewer layers"
+        )
+    if model.policy.max_budgets < slots + 1:
         raise RequestError(
             f"model.policy.max_budgets={model.policy.max_budgets}: expected at least {slots + 1}, a budget for"
-            f" each count of the {slots} slots of model.text.num_layers={text.num_layers}"
+            f" each count of the {slots} slots of model.text.num_layers={layers}"
         )
 
 

@@ -255,6 +255,8 @@ def architecture(config: Config, stage: str = "") -> Architecture:
         ),
         plan="dense" if stage == "dense" else model.plan,
         bidirectional_vision=model.bidirectional_vision,
+        pattern=tuple(model.pattern),
+        head_layers=model.head_layers,
     )
 
 

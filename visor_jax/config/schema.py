@@ -190,6 +190,11 @@ _TRAIN = {
 
 _MODEL = {
     "plan": Field("visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")),
+    "pattern": Field(
+        tuple(kind.value for kind in most.PATTERN),
+        "kinds of the layers of a super-block, in order: 'text', 'cross', 'self'; every 'self' is an optional slot",
+    ),
+    "head_layers": Field(0, "text-only layers before the first super-block", within(0, most.MAX_LAYERS)),
     "dtype": Field("float32", "of activations", one_of("float32", "bfloat16")),
     "bidirectional_vision": Field(False, "visual tokens see each other both ways"),
     "text.vocab_size": Field(
@@ -198,7 +203,7 @@ _MODEL = {
     "text.hidden_size": Field(64, "", within(1, most.MAX_WIDTH)),
     "text.intermediate_size": Field(192, "", within(1, most.MAX_VOCABULARY)),
     "text.num_layers": Field(
-        9, "a third of them, rounded down, are optional self-attention slots", within(1, most.MAX_LAYERS)
+        9, "in super-blocks of model.pattern; those left over at the end are text-only", within(1, most.MAX_LAYERS)
     ),
     "text.num_heads": Field(4, "", within(1, most.MAX_HEADS)),
     "text.num_kv_heads": Field(4, "", within(1, most.MAX_HEADS)),
