@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Num
 
 from visor_jax.kernels.attention.api import SMALL
 
@@ -63,9 +63,7 @@ def as_it_came(x: Array, order: Order) -> Array:
 
 
 @jax.custom_vjp
-def rearranged(
-    x: Float[Array, "B N ..."], index: Int[Array, "B N"], inverse: Int[Array, "B N"]
-) -> Float[Array, "B N ..."]:
+def rearranged(x: Num[Array, "B N ..."], index: Int[Array, "B N"], inverse: Int[Array, "B N"]) -> Num[Array, "B N ..."]:
     """Rows of `x` at `index`, whose gradient is a gather too: rows at `inverse`, not a scatter."""
     del inverse
     index = index.reshape(*index.shape, *[1] * (x.ndim - 2))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from visor_jax.errors import RunError
 
@@ -79,7 +80,7 @@ class BadSteps:
         self.in_row, self.total = (n if isinstance(n, int) and n >= 0 else 0 for n in counts)
 
 
-def keep_if_finite(finite: jax.Array, new: TreeT, old: TreeT) -> TreeT:
+def keep_if_finite(finite: Bool[Array, ""], new: TreeT, old: TreeT) -> TreeT:
     """`new` where `finite` (boolean scalar), else `old`, bit for bit; for use inside the jitted step.
 
     Unlike `optax.apply_if_finite` it never applies a bad update, however many there were before.

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
@@ -196,9 +197,9 @@ def update_step(
     loss_fn: Loss,
     tx: optax.GradientTransformation,
     state: State,
-    batch: dict[str, jax.Array],
-    budget: jax.Array,
-    learning_rate: jax.Array,
+    batch: dict[str, Shaped[Array, "..."]],
+    budget: Bool[Array, " slots"],
+    learning_rate: Float[Array, ""],
 ) -> tuple[State, dict[str, jax.Array]]:
     """One optimiser step; where the loss or a gradient is not finite, everything keeps its old value."""
 

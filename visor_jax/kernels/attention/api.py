@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     refusal: Refusal = lambda q, k, mask: None
     partitioned: bool = False
 
-    def reason(self, q: Array, k: Array, mask: AttentionMask) -> str | None:
+    def reason(self, q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
         if self.platforms is not None and platform() not in self.platforms:
             return f"it runs on {' or '.join(self.platforms)}, and this is computed on {platform()}"
         return self.refusal(q, k, mask) if self.partitioned else self.refusal(*on_one_device(q, k), mask)
@@ -125,7 +125,7 @@ def attention(
     return over_mesh(entry.run, q, k, v, mask)
 
 
-def choose(q: Array, k: Array, mask: AttentionMask) -> Implementation:
+def choose(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> Implementation:
     """The first line of `CHOICE` that holds for these arrays on this platform."""
     queries, logits, here = q.shape[1], q.shape[1] * k.shape[1], platform()
     for platforms, most, least, name in CHOICE:
@@ -146,7 +146,7 @@ def platform() -> str:
     return default if isinstance(default, str) else default.platform
 
 
-def on_one_device(q: Array, k: Array) -> tuple[Any, Any]:
+def on_one_device(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"]) -> tuple[Any, Any]:
     """Shapes of what `over_mesh` gives one device of queries and keys."""
     sizes, heads = mesh.free_axes(), mesh.split_axis(k.shape[2])
     samples = math.prod(sizes[axis] for axis in mesh.sample_axes(q.shape[0]))
@@ -159,7 +159,13 @@ def on_one_device(q: Array, k: Array) -> tuple[Any, Any]:
     return part(q), part(k)
 
 
-def over_mesh(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
+def over_mesh(
+    run: Callable[..., Array],
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    mask: AttentionMask,
+) -> Array:
     """`run` on each device's samples and heads; what an axis of the mesh does not divide stays whole."""
     samples = mesh.sample_axes(q.shape[0])
     of_arrays = PartitionSpec(samples, None, mesh.split_axis(k.shape[2]))

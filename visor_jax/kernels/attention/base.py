@@ -85,7 +85,7 @@ def attention(
     return jnp.where(sees[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype)
 
 
-def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K G*T D"]:
+def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K R D"]:
     """Widened, with the G query heads of each KV head laid out as rows, so that one matrix product serves them all."""
     batch, length, num_heads, head_dim = x.shape
     group = num_heads // num_kv_heads
@@ -93,7 +93,7 @@ def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K G*T
     return grouped.transpose(0, 2, 3, 1, 4).reshape(batch, num_kv_heads, group * length, head_dim)
 
 
-def unfold(x: Float[Array, "B K G*T D"], shape: tuple[int, ...]) -> Float[Array, "B T H D"]:
+def unfold(x: Float[Array, "B K R D"], shape: tuple[int, ...]) -> Float[Array, "B T H D"]:
     """The inverse of `fold`; `shape` is (B, T, H, D)."""
     batch, length, num_heads, head_dim = shape
     grouped = x.reshape(batch, x.shape[1], num_heads // x.shape[1], length, head_dim)
@@ -105,7 +105,7 @@ def heads_first(x: Float[Array, "B S K D"]) -> Float[Array, "B K S D"]:
     return widened(x).swapaxes(1, 2)
 
 
-def mask_logits(logits: Float[Array, "B K G*T S"], allowed: Bool[Array, "B T S"]) -> Float[Array, "B K G*T S"]:
+def mask_logits(logits: Float[Array, "B K R S"], allowed: Bool[Array, "B T S"]) -> Float[Array, "B K R S"]:
     """`MASKED_LOGIT` wherever the query may not see the key, in every head."""
     batch, kv_heads, num_rows, keys = logits.shape
     length = allowed.shape[1]
@@ -113,7 +113,9 @@ def mask_logits(logits: Float[Array, "B K G*T S"], allowed: Bool[Array, "B T S"]
     return jnp.where(allowed[:, None, None], grouped, MASKED_LOGIT).reshape(logits.shape)
 
 
-def validate(q: Array, k: Array, v: Array, mask: AttentionMask) -> None:
+def validate(
+    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
+) -> None:
     """The one place where the arguments of every implementation are checked; raises ValueError."""
     if not isinstance(mask, AttentionMask):
         raise ValueError(f"mask must be an AttentionMask, got {type(mask).__name__}")

@@ -30,14 +30,16 @@ SPLASH_BLOCK = 128  # splash's blocks divide the lengths, which are padded to mu
 Dense = Callable[[Array, Array, Array, Array], Array]  # (q, k, v, allowed [B,1,Tq,Tk]) -> [B,Tq,H,D]
 
 
-def cudnn(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+def cudnn(
+    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], *, mask: AttentionMask
+) -> Float[Array, "B Tq H D"]:
     """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
     if reason := cudnn_refusal(q, k, mask):
         raise ValueError(f"cudnn cannot serve: {reason}")
     return by_lengths(functools.partial(fused, implementation="cudnn"), *even(q, k, v, mask))[:, : q.shape[1]]
 
 
-def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+def cudnn_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     del mask
     if q.dtype not in HALVES:
         return f"q has dtype {q.dtype}; it serves bfloat16 and float16"
@@ -46,7 +48,9 @@ def cudnn_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
     return None
 
 
-def even(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[Array, Array, Array, AttentionMask]:
+def even(
+    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
+) -> tuple[Array, Array, Array, AttentionMask]:
     """Odd lengths with one token of padding more: cuDNN's backward pass with a mask wants even ones."""
 
     def padded(x: Array) -> Array:
@@ -62,12 +66,22 @@ def even(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[Array, Arra
     return padded(q), padded(k), padded(v), mask
 
 
-def fused(q: Array, k: Array, v: Array, allowed: Array | None = None, *, implementation: Any, **how: Any) -> Array:
+def fused(
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    allowed: Bool[Array, "..."] | None = None,
+    *,
+    implementation: Any,
+    **how: Any,
+) -> Array:
     """`jax.nn.dot_product_attention`, whose "xla" stands in for "cudnn" where there is no GPU."""
     return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation, **how)
 
 
-def tokamax(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+def tokamax(
+    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], *, mask: AttentionMask
+) -> Float[Array, "B Tq H D"]:
     """tokamax's choice for the platform; raises ValueError where `tokamax_refusal` has a reason."""
     if reason := tokamax_refusal(q, k, mask):
         raise ValueError(f"tokamax cannot serve: {reason}")
@@ -77,7 +91,7 @@ def tokamax(q: Array, k: Array, v: Array, *, mask: AttentionMask) -> Float[Array
     return by_array(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
 
 
-def tokamax_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+def tokamax_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     del q, k, mask
     if importlib.util.find_spec("tokamax") is None:
         return "the package tokamax is not installed: pip install tokamax"
@@ -110,7 +124,13 @@ def lengths_of(mask: AttentionMask) -> Lengths:
     return Lengths(queries, keys, say_all)
 
 
-def by_lengths(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
+def by_lengths(
+    run: Callable[..., Array],
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    mask: AttentionMask,
+) -> Array:
     """The contract around a function that knows lengths; by the whole array where they do not say all."""
     validate(q, k, v, mask)
     lengths = lengths_of(mask)
@@ -131,7 +151,13 @@ def by_lengths(run: Callable[..., Array], q: Array, k: Array, v: Array, mask: At
     return jax.lax.cond(lengths.say_all, short, whole, q, k, v)
 
 
-def by_array(run: Dense, q: Array, k: Array, v: Array, mask: AttentionMask) -> Float[Array, "B Tq H D"]:
+def by_array(
+    run: Dense,
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    mask: AttentionMask,
+) -> Float[Array, "B Tq H D"]:
     """The contract around a function that only knows an array of queries by keys: zeros, and nothing from NaN."""
     validate(q, k, v, mask)
     allowed = mask.as_array()
@@ -142,7 +168,14 @@ def by_array(run: Dense, q: Array, k: Array, v: Array, mask: AttentionMask) -> F
     return jnp.where(sees, run(q, k, v, allowed[:, None]), 0)
 
 
-def splash(q: Array, k: Array, v: Array, *, mask: AttentionMask, interpret: bool = False) -> Float[Array, "B Tq H D"]:
+def splash(
+    q: Float[Array, "B Tq H D"],
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    *,
+    mask: AttentionMask,
+    interpret: bool = False,
+) -> Float[Array, "B Tq H D"]:
     """Splash attention by segments; raises ValueError where `splash_refusal` has a reason.
 
     It does not scale: queries are scaled before, and rounded to their dtype once more than elsewhere.
@@ -169,7 +202,7 @@ def splash(q: Array, k: Array, v: Array, *, mask: AttentionMask, interpret: bool
     return jnp.where(sees, out.swapaxes(1, 2)[:, : q.shape[1], :, : q.shape[3]], 0).astype(q.dtype)
 
 
-def splash_refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+def splash_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     if mask.causal:
         return "the mask is causal by positions that are known at run time only; its masks are fixed ahead"
     if q.dtype not in (jnp.float32, jnp.bfloat16):

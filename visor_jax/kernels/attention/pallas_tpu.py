@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from visor_jax.kernels.attention.base import AttentionMask, validate
 from visor_jax.kernels.attention.blocks import Visits, block_kinds, prepared, visits
@@ -75,7 +75,9 @@ def attention(
     return _attention(q, k, v, mask, tiles, interpret)
 
 
-def refusal(q: Array, k: Array, mask: AttentionMask, tiles: Tiles | None = None) -> str | None:
+def refusal(
+    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask, tiles: Tiles | None = None
+) -> str | None:
     """Why these kernels cannot serve such arrays, or None where they can."""
     del mask
     if q.dtype not in (jnp.float32, jnp.bfloat16):
@@ -184,7 +186,14 @@ class Call(NamedTuple):
     interpret: Interpret
 
     @classmethod
-    def of(cls, q: Array, k: Array, mask: AttentionMask, tiles: Tiles, interpret: Interpret) -> Call:
+    def of(
+        cls,
+        q: Float[Array, "B Tq H D"],
+        k: Float[Array, "B Tk K D"],
+        mask: AttentionMask,
+        tiles: Tiles,
+        interpret: Interpret,
+    ) -> Call:
         batch, _, num_heads, head_dim = q.shape
         mask = prepared(mask, tiles.queries, tiles.keys)
         return cls(
@@ -204,29 +213,29 @@ class Call(NamedTuple):
     def rows(self) -> int:
         return self.group * self.tiles.queries
 
-    def q_layout(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B K G n*bq D"]:
+    def q_layout(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B K G Tq_padded D"]:
         batch, length, num_heads, head_dim = x.shape
         more = (self.q_blocks * self.tiles.queries - length, self.head_dim - head_dim)
         x = jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
         x = x.reshape(batch, x.shape[1], self.kv_heads, num_heads // self.kv_heads, self.head_dim)
         return x.transpose(0, 2, 3, 1, 4)
 
-    def from_q_layout(self, x: Float[Array, "B K G n*bq D"], shape: tuple[int, ...]) -> Float[Array, "B Tq H D"]:
+    def from_q_layout(self, x: Float[Array, "B K G Tq_padded D"], shape: tuple[int, ...]) -> Float[Array, "B Tq H D"]:
         batch, length, num_heads, head_dim = shape
         return x[:, :, :, :length, :head_dim].transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
 
-    def kv_layout(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B K m*bk D"]:
+    def kv_layout(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B K Tk_padded D"]:
         more = (self.kv_blocks * self.tiles.keys - x.shape[1], self.head_dim - x.shape[3])
         return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
 
-    def from_kv_layout(self, x: Float[Array, "B K m*bk D"], shape: tuple[int, ...]) -> Float[Array, "B Tk K D"]:
+    def from_kv_layout(self, x: Float[Array, "B K Tk_padded D"], shape: tuple[int, ...]) -> Float[Array, "B Tk K D"]:
         return x[:, :, : shape[1], : shape[3]].swapaxes(1, 2)
 
     def run(
         self,
         kernel: Callable[..., None],
         order: Visits,
-        operands: tuple[Array, ...],
+        operands: tuple[Num[Array, "..."], ...],
         *,
         inner: str,
         results: tuple[str, ...],
@@ -268,7 +277,7 @@ class Call(NamedTuple):
         )(*order, *self.ids(), *operands)
 
     def ids(self) -> tuple[Array, Array]:
-        """Segments and positions of queries [B,2,n*bq] and of keys [B,2,m*bk]."""
+        """Segments and positions of queries [B,2,Tq_padded] and of keys [B,2,Tk_padded]."""
         mask = self.mask
         return jnp.stack([mask.q_segments, mask.q_positions], 1), jnp.stack([mask.kv_segments, mask.kv_positions], 1)
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from visor_jax.kernels.attention.base import AttentionMask, unfold, validate
 from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, prepared
@@ -76,7 +76,7 @@ def attention(
     return _attention(q, k, v, mask, tiles or Tiles(), interpret)
 
 
-def refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     """Why these kernels cannot serve such arrays, or None where they can."""
     del k, mask
     if q.dtype not in DTYPES:
@@ -136,7 +136,7 @@ def _split(
     mask, more = prepared(mask, 1, part), -k.shape[1] % part
     parts = mask.kv_segments.shape[1] // part
 
-    def parted(x: Array) -> Float[Array, "B*S C ..."]:
+    def parted(x: Array) -> Float[Array, "BS C ..."]:
         return x.reshape(batch * parts, part, *x.shape[2:])
 
     def for_all(x: Array) -> Array:
@@ -203,26 +203,34 @@ class Call(NamedTuple):
     interpret: bool
 
     @classmethod
-    def of(cls, q: Array, k: Array, mask: AttentionMask, queries: int, keys: int, interpret: bool) -> Call:
+    def of(
+        cls,
+        q: Float[Array, "B Tq H D"],
+        k: Float[Array, "B Tk K D"],
+        mask: AttentionMask,
+        queries: int,
+        keys: int,
+        interpret: bool,
+    ) -> Call:
         sizes = Sizes(q.shape[2] // k.shape[2], queries, keys, q.shape[3] ** -0.5, mask.causal)
         head_dim = next(size for size in HEAD_DIMS if size >= q.shape[3])
         return cls(prepared(mask, queries, keys), sizes, head_dim, interpret)
 
-    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B n*bq H D"]:
+    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B Tq_padded H D"]:
         return self._padded(x, self.mask.q_segments.shape[1])
 
-    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B m*bk K D"]:
+    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B Tk_padded K D"]:
         return self._padded(x, self.mask.kv_segments.shape[1])
 
     def _padded(self, x: Array, length: int) -> Array:
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, self.head_dim - x.shape[3])))
 
     def ids(self) -> tuple[Array, ...]:
-        """Segments and positions of queries [B,n*bq] and of keys [B,m*bk]."""
+        """Segments and positions of queries [B,Tq_padded] and of keys [B,Tk_padded]."""
         mask = self.mask
         return mask.q_segments, mask.q_positions, mask.kv_segments, mask.kv_positions
 
-    def work(self, *, by_keys: bool) -> Int[Array, "B n 1+m"]:
+    def work(self, *, by_keys: bool) -> Int[Array, "B n visits"]:
         """For each outer block, how many inner blocks have work, and which: those first, in order."""
         kinds = block_kinds(self.mask, self.sizes.queries, self.sizes.keys)
         idle = (kinds.swapaxes(1, 2) if by_keys else kinds) == NOTHING
@@ -232,8 +240,8 @@ class Call(NamedTuple):
     def run(
         self,
         kernel: Callable[..., None],
-        work: Int[Array, "B n 1+m"],
-        arrays: tuple[Array, ...],
+        work: Int[Array, "B n visits"],
+        arrays: tuple[Num[Array, "..."], ...],
         results: tuple[jax.ShapeDtypeStruct, ...],
         *,
         outer: str,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention import xla_chunked
 from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate
@@ -40,7 +40,7 @@ def attention(
     return _attention(q, k, v, mask)
 
 
-def refusal(q: Array, k: Array, mask: AttentionMask) -> str | None:
+def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     del k, mask
     if q.shape[1] > MOST_QUERIES:
         return f"there are {q.shape[1]} queries; it serves up to {MOST_QUERIES}"
@@ -104,7 +104,12 @@ def pairs_with_work(mask: AttentionMask, size: int) -> tuple[Array, Array, int]:
 
 
 def at(
-    sample: Array, start: Array, size: int, k: Array, v: Array, mask: AttentionMask
+    sample: Int[Array, ""],
+    start: Int[Array, ""],
+    size: int,
+    k: Float[Array, "B Tk K D"],
+    v: Float[Array, "B Tk K D"],
+    mask: AttentionMask,
 ) -> tuple[Float[Array, "C K D"], Float[Array, "C K D"], Bool[Array, "Tq C"]]:
     """Keys and values of `size` keys of a sample from `start` on, and which of its queries may see them."""
 

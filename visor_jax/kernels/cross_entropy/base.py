@@ -53,7 +53,9 @@ def in_vocabulary(losses: Float[Array, " N"], labels: Int[Array, " N"], head: Fl
     return jnp.where((labels >= 0) & (labels < head.shape[1]), losses, jnp.nan)
 
 
-def validate(hidden: Array, head: Array, labels: Array, weights: Array) -> None:
+def validate(
+    hidden: Float[Array, "N D"], head: Float[Array, "D V"], labels: Int[Array, " N"], weights: Float[Array, " N"]
+) -> None:
     """The one place where the arguments of every implementation are checked; raises ValueError."""
     for name, x, axes in (("hidden", hidden, 2), ("head", head, 2), ("labels", labels, 1), ("weights", weights, 1)):
         if not hasattr(x, "shape"):

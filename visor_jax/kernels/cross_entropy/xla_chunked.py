@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from visor_jax.kernels import mesh
 from visor_jax.kernels.cross_entropy.base import in_vocabulary, validate
@@ -86,7 +86,9 @@ _unweighted.defvjp(_forward, _backward)
 # --- one device's rows and words --------------------------------------------------------------------------------------
 
 
-def forward_part(hidden: Array, head: Array, labels: Array, *, words: str | None) -> tuple[Array, Array, Array]:
+def forward_part(
+    hidden: Float[Array, "N D"], head: Float[Array, "D V"], labels: Int[Array, " N"], *, words: str | None
+) -> tuple[Array, Array, Array]:
     """Log-sum-exp, label logit and likeliest word of each row; `words` is the axis over which the vocabulary lies."""
     first = first_word(head, words)
 
@@ -107,9 +109,16 @@ def forward_part(hidden: Array, head: Array, labels: Array, *, words: str | None
 
 
 def backward_part(
-    hidden: Array, head: Array, labels: Array, log_sum: Array, slope: Array, grad: Array, *,
-    rows: tuple[str, ...], words: str | None,
-) -> tuple[Array, Array]:  # fmt: skip
+    hidden: Float[Array, "N D"],
+    head: Float[Array, "D V"],
+    labels: Int[Array, " N"],
+    log_sum: Float[Array, " N"],
+    slope: Float[Array, " N"],
+    grad: Float[Array, " N"],
+    *,
+    rows: tuple[str, ...],
+    words: str | None,
+) -> tuple[Float[Array, "N D"], Float[Array, "D V"]]:
     """Gradients of this device's rows and words."""
     first = first_word(head, words)
 
@@ -127,33 +136,33 @@ def backward_part(
     return grad_hidden.astype(hidden.dtype), across(jax.lax.psum, grad_head, rows).astype(head.dtype)
 
 
-def in_chunks(x: Float[Array, "N ..."]) -> Float[Array, "n C ..."]:
+def in_chunks(x: Num[Array, "N ..."]) -> Num[Array, "n C ..."]:
     """Rows in chunks, the last one filled with zeros."""
     size = min(CHUNK, max(x.shape[0], 1))
     x = jnp.pad(x, [(0, -x.shape[0] % size)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def product(x: Array, y: Array) -> Array:
+def product(x: Float[Array, "M K"], y: Float[Array, "K N"]) -> Array:
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
-def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], first: Array | int) -> Bool[Array, "C V"]:
+def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], first: Int[Array, ""] | int) -> Bool[Array, "C V"]:
     return first + jnp.arange(logits.shape[1]) == labels[:, None]
 
 
 # --- the mesh ---------------------------------------------------------------------------------------------------------
 
 
-def axes_of(hidden: Array, head: Array) -> tuple[tuple[str, ...], str | None]:
+def axes_of(hidden: Float[Array, "N D"], head: Float[Array, "D V"]) -> tuple[tuple[str, ...], str | None]:
     """The axes of the ambient mesh over which rows and words lie."""
     return mesh.sample_axes(hidden.shape[0]), mesh.split_axis(head.shape[1])
 
 
-def first_word(head: Array, words: str | None) -> Array | int:
+def first_word(head: Float[Array, "D V"], words: str | None) -> Array | int:
     """The number of the first word of this device's part of the vocabulary."""
     return 0 if words is None else jax.lax.axis_index(words) * head.shape[1]
 
 
-def across(collective: Callable[..., Array], x: Array, axes: tuple[str, ...] | str | None) -> Array:
+def across(collective: Callable[..., Array], x: Num[Array, "..."], axes: tuple[str, ...] | str | None) -> Array:
     return collective(x, axes) if axes else x

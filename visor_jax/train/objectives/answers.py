@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
@@ -72,7 +72,7 @@ def answer_loss(
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
 
 
-def turn_correct(correct: Array, turn_index: Array, num_turns: int) -> Array:
+def turn_correct(correct: Bool[Array, "B T"], turn_index: Int[Array, "B Nt"], num_turns: int) -> Array:
     """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
     turn = turn_index[:, 1:, None] == jnp.arange(num_turns)
     return jnp.all(correct[..., None] | ~turn, axis=1)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
@@ -209,7 +209,9 @@ def refine(
     return visual, text
 
 
-def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> tuple[Array, Array]:
+def naming_loss(
+    features: Float[Array, "B P D"], table: Float[Array, "V D"], tokens: Int[Array, "F C"], labels: Int[Array, "B P"]
+) -> tuple[Array, Array]:
     """Cross-entropy [B, P] of naming `labels` through rows of the embedding table, and correctness [B, P].
 
     `tokens` [forms, classes] are the token ids of each class's name in each of its written forms (with and without a
@@ -220,7 +222,9 @@ def naming_loss(features: Array, table: Array, tokens: Array, labels: Array) -> 
     return jnp.mean(losses, axis=-1), jnp.all(jnp.argmax(scores, axis=-1) == labels[..., None], axis=-1)
 
 
-def words_loss(text: Float[Array, "B T D"], table: Array, tokens: Array) -> tuple[Array, Array]:
+def words_loss(
+    text: Float[Array, "B T D"], table: Float[Array, "V D"], tokens: Int[Array, "B T"]
+) -> tuple[Array, Array]:
     """Mean cross-entropy of every text token naming itself through the embedding table, and accuracy."""
     scores = unit_rms(text) @ table.T / NAMING_TEMPERATURE
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, tokens)
@@ -236,7 +240,13 @@ RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "
 SAID = {"digit": 0.8, "colour": 0.4}
 
 
-def relation_scores(features: Array, relation: str, names: Array, table: Array, speaks: Array) -> Float[Array, "B P C"]:
+def relation_scores(
+    features: Float[Array, "B P D"],
+    relation: str,
+    names: Int[Array, "F C"],
+    table: Float[Array, "V D"],
+    speaks: Float[Array, "B P"],
+) -> Float[Array, "B P C"]:
     """Scores of a relation's classes along each name's own direction plus a frozen random one of this relation.
 
     The name makes what is told ready to be said, in patches that `speaks` [B, P] marks; the random part tells one
@@ -249,7 +259,9 @@ def relation_scores(features: Array, relation: str, names: Array, table: Array, 
     return features @ own.T + speaks[..., None] * in_words
 
 
-def relation_loss(scores: Array, labels: Array, counts: Array) -> tuple[Array, Array]:
+def relation_loss(
+    scores: Float[Array, "B P C"], labels: Int[Array, "B P"], counts: Float[Array, "B P"]
+) -> tuple[Array, Array]:
     """Mean cross-entropy of a relation's labels where `counts` [B, P] is not 0, and accuracy where there is a relation.
 
     Patches with something to tell and patches with nothing weigh half each, however rare the former are.
@@ -260,11 +272,11 @@ def relation_loss(scores: Array, labels: Array, counts: Array) -> tuple[Array, A
     return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, tells)
 
 
-def masked_mean(x: Array, mask: Array) -> Array:
+def masked_mean(x: Shaped[Array, "..."], mask: Shaped[Array, "..."]) -> Array:
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Array) -> tuple[Array, Metrics]:
+def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Array, "F C"]) -> tuple[Array, Metrics]:
     """Reading and answering in words: the decoder on conversations without their pictures.
 
     It answers blindly, which teaches what an answer looks like. And where the answer begins it holds the name asked
@@ -332,5 +344,5 @@ def base_loss(
     return loss, metrics
 
 
-def unit_rms(x: Array) -> Array:
+def unit_rms(x: Float[Array, "... D"]) -> Array:
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
