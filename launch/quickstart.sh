@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to an adaptive model: installs into .venv, then runs every stage of configs/glyphs_mini.py, evaluation,
-# report and PyTorch export on the CPU. Safe to run again: what is installed stays, what is complete is skipped.
+# Trains an adaptive model from scratch: installs into .venv, then runs every stage of configs/glyphs_mini.py, evaluation,
+# report and PyTorch export on the CPU. Safe to run again: it skips installed packages and complete stages.
 #
 # usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (WORKDIR: runs/glyphs_mini beside this folder)
 set -euo pipefail
@@ -22,7 +22,8 @@ done
 
 set_up_environment
 export JAX_PLATFORMS=cpu
-# XLA allocates a step's memory anew in every step. Kept by the process, in large pages, a step takes about two thirds.
+# XLA allocates the memory of a step again in every step. If the process keeps it, in large pages, a step takes about two
+# thirds of the time.
 keep=4000000000
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$keep:glibc.malloc.trim_threshold=$keep}"
 exec "$environment/bin/python" -P -m visor_jax run --config="$repository/configs/glyphs_mini.py" \

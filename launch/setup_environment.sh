@@ -1,7 +1,7 @@
-# Sourced by quickstart.sh and test.sh. Makes .venv beside this folder if there is none and installs requirements.txt and
-# the package into it, once per version of these files: the stamp in .venv says what it holds.
+# Sourced by quickstart.sh and test.sh. Makes .venv in the repository if it is missing, and installs requirements.txt and
+# the package into it once per version of these files; a stamp in .venv holds their checksum.
 #
-# Gives: repository, environment (absolute paths), set_up_environment, and set_up_layer for another version of
+# Defines: repository, environment (absolute paths), set_up_environment, and set_up_layer for another version of
 # transformers on top. Needs: Python 3.11 or 3.12, and nothing else.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -10,7 +10,7 @@ environment=$repository/.venv
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "$(basename -- "$0"): $*"; exit 1; }
 
-# A name on PATH may be a shim that does not run: what counts is what it answers.
+# Runs the interpreter, because a name on PATH may be a shim that does not work.
 is_python() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }
 
 find_python() {
@@ -22,7 +22,7 @@ find_python() {
     "on PATH; on Debian: apt-get install python3.11-venv"
 }
 
-# Leaves an environment that works alone, finishes one whose making was cut short, and never deletes one.
+# Keeps an environment that works, completes one that was interrupted, and never deletes one.
 make_environment() {
   local inside=$environment/bin/python python
   if is_python "$inside"; then
@@ -35,7 +35,7 @@ make_environment() {
   if "$python" -c 'import ensurepip' >/dev/null 2>&1; then
     "$python" -m venv "$environment"
   elif "$python" -m pip --version >/dev/null 2>&1; then
-    # Debian ships ensurepip in a package of its own; the system's pip can put one into the environment too.
+    # Debian ships ensurepip in a separate package; the system's pip can install pip into the environment too.
     "$python" -m venv --without-pip "$environment"
     "$python" -m pip --python "$inside" install --quiet pip
   else
@@ -44,12 +44,12 @@ make_environment() {
   fi
 }
 
-# What the environment should hold: the two files, and where the package lies.
+# Prints the expected stamp: the checksum of the two files and of the repository's path.
 wanted() { { cat -- "$repository/requirements.txt" "$repository/pyproject.toml"; printf '%s' "$repository"; } | sha256sum; }
 
 set_up_environment() {
   local stamp=$environment/installed.sha256
-  # Two scripts at once take turns. The lock is let go before anything long runs.
+  # Two scripts that start together take turns installing. The lock is released before anything else runs.
   exec 9<"$repository/requirements.txt"
   if command -v flock >/dev/null; then flock 9; fi
   make_environment
@@ -66,9 +66,8 @@ set_up_environment() {
 
 purelib() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-# Makes .venv-transformers-VERSION (its path is then in layer): an environment that sees all of .venv, with that version
-# of transformers and what only its tests need in front. pip leaves .venv as it is: it uninstalls in its own environment
-# only.
+# Makes .venv-transformers-VERSION and sets `layer` to its path: an environment that sees all of .venv, with this version of
+# transformers and the packages of its tests in front. pip does not change .venv: it uninstalls in its own environment only.
 set_up_layer() {
   local version=$1
   layer=$repository/.venv-transformers-$version

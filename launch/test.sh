@@ -2,9 +2,9 @@
 # Installs into .venv like quickstart.sh, then runs the formatter's check, the linter, the type checker and the tests.
 # Everything runs, also after a failure; the exit status is 1 if anything failed.
 #
-# With --transformers=VERSION only the tests of the export run (or those in tests/ that are named), under that version of
-# transformers, in an environment of its own on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from
-# a checkout of its repository.
+# With --transformers=VERSION only the tests of the export run (or the named ones in tests/), under this version of
+# transformers, in a separate environment on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from a
+# checkout of its repository.
 #
 # usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]      (--all: the slow tests too)
 set -euo pipefail

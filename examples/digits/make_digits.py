@@ -1,18 +1,18 @@
-"""Real scans as a data set of your own: scikit-learn's handwritten digits as PNG files and LLaVA JSON.
+"""Makes a data set of real scans: scikit-learn's handwritten digits as PNG files and LLaVA JSON.
 
     python examples/digits/make_digits.py OUT
 
 writes 1,797 pictures of 72x72 pixels and `OUT/train.json` (1,257 conversations), `OUT/validation.json` (240) and
-`OUT/test.json` (300); no scan is in two of them. Train on them with
+`OUT/test.json` (300); no scan is in two of them. To train on them:
 
     --config.data.source=llava --config.data.root=OUT '--config.data.path={split}.json'
 
-Nothing is downloaded: the scans come with scikit-learn (`sklearn.datasets.load_digits`, from
-the UCI set "Optical Recognition of Handwritten Digits"). They are 8x8 pixels of 17 grey levels; here they become black
-ink on white paper, enlarged bicubically to 64x64 and centred.
+Nothing is downloaded: the scans come with scikit-learn (`sklearn.datasets.load_digits`, from the UCI set "Optical
+Recognition of Handwritten Digits"). They have 8x8 pixels of 17 gray levels; this script makes them black ink on white
+paper, enlarged bicubically to 64x64 and centered.
 
-The files are what `data.source=llava` expects of any data set: picture names relative to the folder, one question and
-one answer a scan, all ten digits, `data_source` as the name under which accuracy is counted.
+The files have the layout that `data.source=llava` expects: picture names relative to the folder, one question and one
+answer per scan, all ten digits, and `data_source`, the name for which accuracy is reported.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def make_record(number: int, digit: int) -> dict[str, object]:
 
 
 def write_digits(out: Path) -> None:
-    """Writes the pictures and one JSON file a split under `out`."""
+    """Writes the pictures and one JSON file per split under `out`."""
     pixels, digits = load_digits(return_X_y=True)  # float [1797, 64], int [1797]
     (out / "images").mkdir(parents=True, exist_ok=True)
     for number, levels in enumerate(pixels.reshape(-1, 8, 8)):
