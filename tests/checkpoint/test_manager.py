@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from visor_jax.checkpoint import manager as module
-from visor_jax.checkpoint.manager import Checkpoints, find
+from visor_jax.checkpoint.manager import Checkpoints, find_newest
 from visor_jax.checkpoint.manifest import Manifest
 from visor_jax.checkpoint.restoring import restore_params
 from visor_jax.errors import RequestError, RunError
@@ -74,7 +74,7 @@ def copied(saved, tmp_path) -> Path:
 def test_state_and_meta_come_back_exactly(saved):
     with opened(saved) as checkpoints:
         assert checkpoints.latest() == 2
-        assert checkpoints.passed_over == []
+        assert checkpoints.skipped == []
         assert checkpoints.meta(2) == {"position": 20}
         assert_trees_equal(checkpoints.restore(2, jax.eval_shape(make_state)), make_state(2))
 
@@ -140,7 +140,7 @@ def test_restore_params_of_a_stage_that_never_ran_says_so(tmp_path):
 
 
 def newest(folder: Path) -> Manifest:
-    manifest = find(folder).manifest
+    manifest = find_newest(folder).manifest
     assert manifest is not None
     return manifest
 
@@ -168,11 +168,11 @@ def test_damage_to_any_file_is_noticed_and_the_older_step_used(saved, tmp_path, 
         folder = shutil.copytree(saved, tmp_path / str(number))
         damage(folder / name)
         caplog.clear()
-        found = find(folder)
+        found = find_newest(folder)
         assert found.manifest is not None and found.manifest.step == 1, f"{name} was damaged"
-        assert [step for step, _ in found.passed_over] == [2]
+        assert [step for step, _ in found.skipped] == [2]
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-        assert len(warnings) == 1 and "passed over" in warnings[0], warnings
+        assert len(warnings) == 1 and "skipped" in warnings[0], warnings
 
 
 def test_a_flipped_bit_in_the_arrays_is_named(copied):
@@ -180,7 +180,7 @@ def test_a_flipped_bit_in_the_arrays_is_named(copied):
     flip(largest)
     with opened(copied) as checkpoints:
         assert checkpoints.latest() == 1
-        ((step, reason),) = checkpoints.passed_over
+        ((step, reason),) = checkpoints.skipped
         assert step == 2 and largest.name in reason and "checksum" in reason
         assert_trees_equal(checkpoints.restore(1, make_state()), make_state(1))
 
@@ -194,7 +194,7 @@ def test_what_only_looks_like_a_step_is_ignored(copied, tmp_path):
     (copied / "notes").mkdir()
     with opened(copied) as checkpoints:
         assert checkpoints.latest() == 2
-        assert [step for step, _ in checkpoints.passed_over] == [99999999999, 5, 4, 3]
+        assert [step for step, _ in checkpoints.skipped] == [99999999999, 5, 4, 3]
 
 
 def test_a_step_under_another_number_is_not_believed(copied):
@@ -214,8 +214,8 @@ def test_a_link_in_a_step_is_not_followed(copied, tmp_path):
     shutil.copy(target, outside)
     target.unlink()
     target.symlink_to(outside)
-    found = find(copied)
-    assert found.manifest and found.manifest.step == 1 and "symbolic link" in found.passed_over[0][1]
+    found = find_newest(copied)
+    assert found.manifest and found.manifest.step == 1 and "symbolic link" in found.skipped[0][1]
 
 
 def test_saves_cut_short_are_cleaned_up_at_the_start(copied):
@@ -225,7 +225,7 @@ def test_saves_cut_short_are_cleaned_up_at_the_start(copied):
         assert checkpoints.latest() == 2
 
 
-def test_all_steps_damaged_is_an_error_and_nothing_is_started_anew(copied):
+def test_all_steps_damaged_is_an_error_and_nothing_restarts(copied):
     for step in ("1", "2"):
         flip(copied / step / "manifest.json")
     with opened(copied) as checkpoints, pytest.raises(RunError, match=r"step 2.*step 1"):
@@ -234,7 +234,7 @@ def test_all_steps_damaged_is_an_error_and_nothing_is_started_anew(copied):
         restore_params(copied, None)
 
 
-def test_a_first_save_cut_short_starts_anew(tmp_path):
+def test_an_interrupted_first_save_starts_again(tmp_path):
     (tmp_path / "10" / "arrays").mkdir(parents=True)
     with opened(tmp_path) as checkpoints:
         assert checkpoints.latest() is None
@@ -280,7 +280,7 @@ def test_another_dataset_is_refused(saved):
         checkpoints.latest()
 
 
-def test_another_format_is_refused_not_passed_over(copied, monkeypatch):
+def test_another_format_is_refused_not_skipped(copied, monkeypatch):
     monkeypatch.setattr("visor_jax.checkpoint.manifest.READS", (3,))
     with opened(copied) as checkpoints, pytest.raises(RequestError, match="format 2; this version reads 3"):
         checkpoints.latest()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import visor_jax.errors
-from visor_jax.checkpoint.manager import Checkpoints, find
+from visor_jax.checkpoint.manager import Checkpoints, find_newest
 from visor_jax.checkpoint.restoring import restore_params
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -31,7 +31,7 @@ def opened(folder: Path) -> Checkpoints:
 
 def newest(folder: Path) -> int:
     """The step that would be resumed from."""
-    manifest = find(folder).manifest
+    manifest = find_newest(folder).manifest
     assert manifest is not None
     return manifest.step
 
@@ -180,8 +180,8 @@ TWO_PROCESSES = """
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_saves_one_step_of_both_and_both_resume(tmp_path):
     steps = [0]
-    for signalled in (1, 0):
-        for status, text in run_two_processes(tmp_path, signalled):
+    for signaled in (1, 0):
+        for status, text in run_two_processes(tmp_path, signaled):
             assert status == 143 and f"stopped at {newest(tmp_path)}" in text and "went on" not in text, text
         steps.append(newest(tmp_path))
     assert steps[0] < steps[1] < steps[2]
@@ -192,15 +192,15 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_of_both_and_both_resume(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signalled", [0, 1])
-def test_sigterm_to_one_of_two_processes_that_compile_ends_it_at_once(tmp_path, signalled):
+def test_sigterm_to_one_of_two_processes_that_compile_ends_it_at_once(tmp_path, signaled):
     """JAX's notifier, which would keep the signal until a step has ended, hears of it from the first step on only."""
     began = time.monotonic()
-    statuses = run_two_processes(tmp_path, signalled, compiling_step=1)
-    assert statuses[signalled][0] == 143 and "nothing to save" in statuses[signalled][1]
-    assert find(tmp_path).manifest is None and time.monotonic() - began < 100
+    statuses = run_two_processes(tmp_path, signaled, compiling_step=1)
+    assert statuses[signaled][0] == 143 and "nothing to save" in statuses[signaled][1]
+    assert find_newest(tmp_path).manifest is None and time.monotonic() - began < 100
 
 
-def run_two_processes(folder: Path, signalled: int, compiling_step: int = 0) -> list[tuple[int, str]]:
+def run_two_processes(folder: Path, signaled: int, compiling_step: int = 0) -> list[tuple[int, str]]:
     """Start both, send SIGTERM to one of them when they step (or compile), and see how they end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -211,13 +211,13 @@ def run_two_processes(folder: Path, signalled: int, compiling_step: int = 0) -> 
         for process in processes:
             ready = "compiling\n" if compiling_step else "ready\n"
             assert process.stdout is not None and ready in process.stdout, "ended before it was ready"
-        processes[signalled].send_signal(signal.SIGTERM)
+        processes[signaled].send_signal(signal.SIGTERM)
         if not compiling_step:
             return [finish(process) for process in processes]
-        ended = finish(processes[signalled])
-        processes[1 - signalled].kill()  # it would wait for its peer until the coordinator gives up
-        other = finish(processes[1 - signalled])
-        return [ended, other] if signalled == 0 else [other, ended]
+        ended = finish(processes[signaled])
+        processes[1 - signaled].kill()  # it would wait for its peer until the coordinator gives up
+        other = finish(processes[1 - signaled])
+        return [ended, other] if signaled == 0 else [other, ended]
     finally:
         for process in processes:
             process.kill()

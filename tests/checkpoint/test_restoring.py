@@ -20,7 +20,7 @@ import pytest
 from visor_jax.checkpoint import manifest as manifests
 from visor_jax.checkpoint.arrays import describe_tree, load
 from visor_jax.checkpoint.manager import Checkpoints
-from visor_jax.checkpoint.restoring import find, restore_complete, restore_params
+from visor_jax.checkpoint.restoring import find_newest, restore_complete, restore_params
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import write_json
 from visor_jax.workdir.folder import Workdir
@@ -182,9 +182,9 @@ def test_damage_is_never_loaded(saved: Path, tmp_path: Path, monkeypatch: pytest
         with pytest.raises(expected):
             restore_params(folder, None)
         return
-    found = find(folder)
+    found = find_newest(folder)
     assert found.manifest is not None and found.manifest.step == (1 if expected == OLDER else 2), found
-    assert (2 in dict(found.passed_over)) == (expected == OLDER)
+    assert (2 in dict(found.skipped)) == (expected == OLDER)
 
 
 def test_the_older_step_that_is_used_is_what_was_saved_as_it(saved: Path, tmp_path: Path) -> None:

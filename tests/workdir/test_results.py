@@ -247,10 +247,10 @@ def test_a_file_that_somebody_changed_is_refused_by_name(run: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", [*spoil("goodput.json"), "goodput.json: text", "goodput.json: below 0"])
-def test_training_counts_its_time_anew(run: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+def test_training_counts_its_time_again(run: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     REFUSED[name](run)
     assert Goodput(run / "goodput.json").seconds == {}
-    assert "counting begins anew" in caplog.text
+    assert "counting starts again" in caplog.text
 
 
 ROWS = {
@@ -271,7 +271,7 @@ def test_a_line_that_no_stage_writes_is_left_out(run: Path, caplog: pytest.LogCa
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], ROWS[name], lines[2]]) + "\n")
     assert [row["step"] for row in read_rows(path)] == [1, 3]
-    assert "line 2 is damaged and left out" in caplog.text
+    assert "line 2 is damaged and skipped" in caplog.text
     assert drop_rows(path, 3) == 0.1
 
 

@@ -1,4 +1,4 @@
-"""Signals and hangs: SIGTERM ends a command at once or after the step, SIGINT is never swallowed, a hang is 134."""
+"""Signals and hangs: SIGTERM ends a command at once or after the step, SIGINT is never suppressed, a hang is 134."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROOT = Path(visor_jax.errors.__file__).parents[1]
 
 
 def start(script: str, **environment: str) -> subprocess.Popen[str]:
-    """A Python process that runs `script`; it prints "ready" when it may be signalled."""
+    """A Python process that runs `script`; it prints "ready" when it may be signaled."""
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def signalled(script: str, *numbers: signal.Signals) -> tuple[int, str, str]:
+def signaled(script: str, *numbers: signal.Signals) -> tuple[int, str, str]:
     """Run `script`, send it the signals once it is ready; its exit status, stdout after that and stderr."""
     process = start(script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -98,7 +98,7 @@ UNINTERRUPTIBLE = """
 def test_sigterm_while_there_is_nothing_to_save_ends_the_process_whatever_runs():
     script = UNINTERRUPTIBLE.format(hang_seconds=600, then="compile()")
     began = time.monotonic()
-    status, _, err = signalled(script, signal.SIGTERM)
+    status, _, err = signaled(script, signal.SIGTERM)
     assert status == 143 and "nothing to save" in err
     assert "Traceback" not in err and time.monotonic() - began < 40
 
@@ -114,7 +114,7 @@ def test_what_has_to_be_done_before_an_exit_at_once_is_done(tmp_path):
             print("ready", flush=True)
             time.sleep(60)
     """
-    assert signalled(script, signal.SIGTERM)[0] == 143
+    assert signaled(script, signal.SIGTERM)[0] == 143
     assert not (tmp_path / "lock.json").exists(), "nobody has to wait for a run that ended"
 
 
@@ -158,7 +158,7 @@ def test_outside_the_main_thread_nothing_is_touched():
 # --- SIGINT and SIGUSR1 -----------------------------------------------------------------------------------------------
 
 
-def test_a_swallowed_interrupt_comes_back_at_the_next_beat():
+def test_a_suppressed_interrupt_is_raised_at_the_next_beat():
     with pytest.raises(KeyboardInterrupt), supervised(), watched(600):
         try:
             os.kill(os.getpid(), signal.SIGINT)
@@ -182,7 +182,7 @@ def test_an_interrupt_that_nobody_hears_ends_a_watched_command():
                 except BaseException:
                     pass
     """
-    assert signalled(script, signal.SIGINT)[0] == 130
+    assert signaled(script, signal.SIGINT)[0] == 130
 
 
 def test_who_handles_interrupts_goes_on():
@@ -199,7 +199,7 @@ def test_who_handles_interrupts_goes_on():
                 time.sleep(1)
                 print("next question")
     """
-    assert signalled(script, signal.SIGINT)[:2] == (0, "next question\n")
+    assert signaled(script, signal.SIGINT)[:2] == (0, "next question\n")
 
 
 def test_sigusr1_dumps_stacks_and_goes_on():

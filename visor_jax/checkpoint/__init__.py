@@ -1,1 +1,1 @@
-"""Checkpoints of a stage: saving steps, their manifests, and reading them back onto any mesh."""
+"""Saves checkpoints with manifests, and restores them onto any mesh."""

@@ -1,10 +1,9 @@
-"""A tree of arrays on disk: the only file that knows Orbax.
+"""Saves and loads trees of arrays with Orbax; no other file uses it.
 
 In: trees with named top-level items ({"params": ..., "opt_state": ...}). Out: a folder with one folder for each item in
 Orbax's format, so that an item can be read alone. Each holds nested dicts named by an array's path in the tree,
-whatever containers the tree is made of: so the names on disk are those of the parameters and do not depend on Optax's
-or JAX's types. Reading checks names, shapes and dtypes first (Orbax casts without a word) and places the arrays on any
-mesh.
+whatever the tree's containers: the names on disk are those of the parameters and do not depend on Optax's or JAX's
+types. Reading first checks names, shapes and dtypes (Orbax casts silently) and places the arrays on any mesh.
 """
 
 from __future__ import annotations
@@ -23,36 +22,37 @@ from visor_jax.errors import RequestError
 from visor_jax.tree import flatten, unflatten
 
 UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished writing
-# Of a file of arrays: until it is full, what goes into it is held in memory; and where memory is short. There arrays
-# are encoded in chunks, too.
+# Target size of a file of arrays, whose content is held in memory until the file is full; the smaller sizes are used
+# when memory is short, and arrays are then encoded in chunks.
 FILE_BYTES, SHORT_FILE_BYTES, CHUNK_BYTES = 128 * 2**20, 32 * 2**20, 16 * 2**20
 _SHOWN = 6  # problems named in a message
 
 
 class ArraySaver:
-    """Writes trees in the background, one at a time. After an error it is of no more use: close it, make another.
+    """Writes trees in the background, one at a time. After an error, close it and create another one.
 
-    `copied_bytes` bounds what is copied at once (at least the largest array): `start` then returns late, and little
-    memory is taken. None: everything is copied first.
+    Args:
+      copied_bytes: maximum number of bytes copied at once (at least the largest array); `start` then takes longer and
+        uses little memory. None copies everything first.
     """
 
     def __init__(self, copied_bytes: int | None = None) -> None:
-        # Shardings are those of the run that restores, so none are stored.
+        # The restoring run chooses the shardings, so none are stored.
         arrays = type_handlers.ArrayHandler(array_metadata_store=None, enable_write_sharding_file=False)
         self._registry = type_handlers.create_type_handler_registry((jax.Array, arrays))
         self._chunk_bytes, self._file_bytes = None, FILE_BYTES
         self._limits: dict[str, Any] = {}
         if copied_bytes is not None:
             self._chunk_bytes, self._file_bytes = CHUNK_BYTES, SHORT_FILE_BYTES
-            gigabytes = (copied_bytes + 1) / 1e9  # a limit is what must not be reached
+            gigabytes = (copied_bytes + 1) / 1e9  # Orbax requires fewer bytes than the limit
             self._limits = {"save_concurrent_gb": gigabytes, "save_device_host_concurrent_gb": gigabytes}
-            # Arrays of priority would be copied whatever the limit.
+            # Orbax ignores the limit for prioritized arrays.
             self._limits["is_prioritized_key_fn"] = lambda path: False
         self._items: frozenset[str] = frozenset()
         self._orbax: ocp.AsyncCheckpointer | None = None
 
     def start(self, place: Path, tree: Mapping[str, Any]) -> None:
-        """Begin to write `tree` into the new `place`; returns when its arrays are copied and may be overwritten."""
+        """Starts writing `tree` into the new `place`; returns once its arrays are copied and may be overwritten."""
         requests = {}
         for item, inner in tree.items():
             if not jax.tree.leaves(inner):
@@ -67,7 +67,7 @@ class ArraySaver:
         self._writer(requests).save(str(place), args=ocp.args.Composite(**requests))
 
     def _writer(self, items: Iterable[str]) -> ocp.AsyncCheckpointer:
-        """The writer for these items; another one only where the items are others than before."""
+        """Returns a writer for these items; reuses the previous one if the items are the same."""
         if self._orbax is None or self._items != frozenset(items):
             self.close()
             self._items = frozenset(items)
@@ -79,11 +79,12 @@ class ArraySaver:
         return self._orbax
 
     def wait(self) -> None:
-        """Return when it is written; raises what went wrong."""
+        """Waits until the tree is written; raises the error of a failed write."""
         if self._orbax is not None:
             self._orbax.wait_until_finished()
 
     def close(self) -> None:
+        """Waits and releases Orbax's threads."""
         if self._orbax is not None:
             self._orbax.close()
             self._orbax = None
@@ -92,20 +93,20 @@ class ArraySaver:
 def load(
     place: Path, saved: Mapping[str, list[Any]], abstract: Mapping[str, Any], folders: Mapping[str, Path] | None = None
 ) -> Any:
-    """Read the arrays that `abstract` names; files of other items are not opened.
+    """Reads the arrays in `abstract`; files of other items are not opened.
 
     Args:
-      place: what to call it in messages.
-      saved: path -> [shape, dtype name] of what it holds; may hold other top-level entries than `abstract`.
-      abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the shardings that are wanted; the first
-        local device where there is none.
-      folders: where the arrays of each item lie; none, where an earlier version wrote all of them into `place`.
+      place: the folder's name in messages.
+      saved: path -> [shape, dtype name] of the stored arrays; may hold other top-level entries than `abstract`.
+      abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the wanted shardings; a leaf without one
+        goes to the first local device.
+      folders: folder of each item; None or empty if an earlier version wrote all items into `place`.
 
     Returns:
       A tree like `abstract`, of arrays.
 
     Raises:
-      RequestError: names, shapes or dtypes differ; says which.
+      RequestError: names, shapes or dtypes differ.
     """
     wanted = flatten(abstract)
     check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, wanted)
@@ -122,7 +123,7 @@ def load(
 
 
 def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of one folder in Orbax's format, by path."""
+    """Reads the arrays of one folder in Orbax's format, by path."""
     if not wanted:
         return {}
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -136,19 +137,20 @@ def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def items_of(tree: Iterable[str]) -> list[str]:
-    """The top-level items of a tree's paths: each has a folder of its own."""
+    """Returns the top-level items of a tree's paths; each is stored in its own folder."""
     return sorted({path.partition("/")[0] for path in tree})
 
 
 def describe_tree(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """path -> [shape, dtype name] of every array."""
+    """Returns path -> [shape, dtype name] of every array."""
     return {name: [list(np.shape(leaf)), jnp.result_type(leaf).name] for name, leaf in flatten(tree).items()}
 
 
 def check_tree(place: Path, saved: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> None:
-    """
+    """Compares the names, shapes and dtypes of stored and wanted arrays.
+
     Raises:
-      RequestError: they differ; says in what.
+      RequestError: they differ; the message names the first differences.
     """
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - saved.keys())]
     problems += [f"{name} is not expected" for name in sorted(saved.keys() - wanted.keys())]

@@ -1,8 +1,8 @@
-"""Checkpoints that prove themselves: saving in the background, and finding the newest step that can be trusted.
+"""Saves checkpoints in the background, verifies them, and finds the newest valid step.
 
-In: a folder, whose state it is (`identity`), pytrees of arrays. Out: `<folder>/<step>/`: `arrays/` (Orbax),
-`manifest.json` and, last of all, `commit.json` (`visor_jax.checkpoint.manifest`). A step whose manifest does not hold
-is skipped with a warning, and the next older one is taken.
+In: a folder, the run's `identity`, pytrees of arrays. Out: `<folder>/<step>/` with `arrays/` (Orbax), `manifest.json`
+and, written last, `commit.json` (`visor_jax.checkpoint.manifest`). A step that fails verification is skipped with a
+warning, and the next older one is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from jax.experimental import multihost_utils
 
 from visor_jax.checkpoint.arrays import UNFINISHED_MARK, ArraySaver, describe_tree, items_of
 from visor_jax.checkpoint.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
-from visor_jax.checkpoint.restoring import ADDED, ARRAYS, all_damaged, find, foreign, read_arrays, rooted, steps_in
+from visor_jax.checkpoint.restoring import (
+    ADDED,
+    ARRAYS,
+    all_damaged,
+    find_newest,
+    foreign,
+    read_arrays,
+    rooted,
+    steps_in,
+)
 from visor_jax.errors import RequestError, RunError
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.provenance import differing_fields, plain
@@ -32,13 +41,16 @@ from visor_jax.workdir.provenance import differing_fields, plain
 log = logging.getLogger(__name__)
 
 SAVE_ATTEMPTS = 3  # failed saves in a row that end the run
-_NONE, _REFUSED, _FAILED = -1, -2, -3  # what process 0 tells the others instead of a step
+_NONE, _REFUSED, _FAILED = -1, -2, -3  # broadcast by process 0 instead of a step
 
 
 class Checkpoints:
-    """One stage's checkpoints. With several processes, all of them make the same calls.
+    """The checkpoints of one stage. With several processes, all of them make the same calls.
 
-    As a context manager it waits for the last save at the end of its block; an error in the block is not hidden by it.
+    As a context manager it waits for the last save at the end of its block; an error in the block is re-raised.
+
+    Attributes:
+      skipped: (step, reason) of the damaged or unfinished steps that `latest` skipped.
     """
 
     def __init__(
@@ -52,21 +64,21 @@ class Checkpoints:
     ) -> None:
         """
         Args:
-          folder: made if need be; rests of saves that were cut short are removed from it.
-          identity: JSON values that say whose state this is; must equal those of a step to resume it.
-          keep: how many good steps to keep, 1 or more.
-          retry_seconds: how long to wait after a failed save.
+          folder: created if missing; interrupted saves in it are removed.
+          identity: JSON values that identify the run's state; must equal those of a step to resume it.
+          keep: number of valid steps to keep, at least 1.
+          retry_seconds: delay after a failed save.
           copied_bytes: see `ArraySaver`.
         """
         self._folder, self._identity, self._keep = rooted(folder), plain(identity), keep
         self._retry_seconds = retry_seconds
         self._copied_bytes = copied_bytes
         self._saver, self._worker = ArraySaver(copied_bytes), ThreadPoolExecutor(1, "checkpoint")
-        self._pending: tuple[int, Future[None]] | None = None  # a save on its way
-        self._failures, self._failed_at = 0, 0.0  # in a row
+        self._pending: tuple[int, Future[None]] | None = None  # the save in progress
+        self._failures, self._failed_at = 0, 0.0  # consecutive
         self._saved: set[int] = set()  # by this process
-        self._manifests: dict[int, Manifest] = {}  # of steps that this process has written or examined
-        self.passed_over: list[tuple[int, str]] = []
+        self._manifests: dict[int, Manifest] = {}  # of steps that this process has written or verified
+        self.skipped: list[tuple[int, str]] = []
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
             _clean(self._folder)
@@ -90,16 +102,16 @@ class Checkpoints:
     def save(
         self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any] | None = None, *, wait: bool = False
     ) -> None:
-        """Save `state` as `step`; returns when the arrays are copied, so that the next step may overwrite them.
+        """Saves `state` as `step`; returns once the arrays are copied, so that the next step may overwrite them.
 
         Args:
-          step: optimiser steps done; a step that is already saved is left as it is.
+          step: number of optimizer steps done; a step that is already saved is not written again.
           state: {"params": tree, "opt_state": tree, ...} of arrays.
-          meta: small JSON values to keep beside them (`meta` gives them back).
-          wait: return only when the step is on disk and counts.
+          meta: small JSON values to store with the arrays (`meta` returns them).
+          wait: return only once the step is committed on disk.
 
         Raises:
-          RunError: this save, or the earlier one it had to wait for, was one failure in a row too many.
+          RunError: this save, or the earlier one it had to wait for, was the last of `SAVE_ATTEMPTS` failures in a row.
         """
         self._settle()
         while step not in self._saved:
@@ -110,7 +122,7 @@ class Checkpoints:
                 time.sleep(self._retry_seconds)
 
     def poll(self) -> bool:
-        """To be asked at every step: whether a save has failed and is to be made again now. Costs nothing.
+        """Returns whether a save failed and should be repeated now; cheap, to be called at every step.
 
         Raises:
           RunError: too many saves in a row have failed.
@@ -122,17 +134,17 @@ class Checkpoints:
         return self._failures > 0 and time.monotonic() - self._failed_at >= self._retry_seconds
 
     def wait(self) -> None:
-        """Return when everything is on disk.
+        """Waits until everything is on disk.
 
         Raises:
-          RunError: the last save failed, so that what was to be kept is not.
+          RunError: the last save failed.
         """
         self._settle()
         if self._failures:
             raise RunError(f"{self._folder}: the last checkpoint could not be saved (see above)")
 
     def close(self) -> None:
-        """`wait`, then let go of the threads."""
+        """Waits, then stops the background threads."""
         try:
             self.wait()
         finally:
@@ -140,7 +152,7 @@ class Checkpoints:
             self._saver.close()
 
     def _begin(self, step: int, state: Mapping[str, Any], meta: dict[str, Any]) -> Future[None]:
-        """Copy the arrays and go on in the background; whatever goes wrong is in the result."""
+        """Copies the arrays and continues in the background; the future holds any error."""
         tree = describe_tree(state)
         place = self._folder / str(step)
         fault_point("save_begin", step)
@@ -156,7 +168,7 @@ class Checkpoints:
         return self._worker.submit(self._finish, self._saver, step, meta, tree)
 
     def _finish(self, saver: ArraySaver, step: int, meta: dict[str, Any], tree: dict[str, list[Any]]) -> None:
-        """In the background: wait for the arrays, prove the step, drop old ones."""
+        """Runs in the background: waits for the arrays, commits the step, removes old ones."""
         saver.wait()
         if jax.process_index() != 0:
             return
@@ -171,10 +183,11 @@ class Checkpoints:
             log.warning("%s: an old checkpoint cannot be removed: %s", self._folder, error)
 
     def _settle(self) -> bool:
-        """Wait for the save on its way and deal with how it ends; whether nothing failed.
+        """Waits for the save in progress and returns whether it succeeded.
 
         Raises:
-          RunError: that was one failure in a row too many, or several processes cannot agree on a retry.
+          RunError: it was the last of `SAVE_ATTEMPTS` failures in a row, or there are several processes, which cannot
+            agree on a retry.
         """
         if self._pending is None:
             return True
@@ -188,13 +201,13 @@ class Checkpoints:
         message = f"{self._folder / str(step)}: saving failed ({self._failures} in a row): {_one_line(error)}"
         log.error("%s", message)
         self._discard(step)
-        # A failure is seen by the process that had it; the others must not go on as if it were saved.
+        # Only the failing process knows of the failure; the others must not continue as if the step were saved.
         if self._failures >= SAVE_ATTEMPTS or jax.process_count() > 1:
             raise RunError(message) from error
         return False
 
     def _discard(self, step: int) -> None:
-        """Free what a failed save has written, and start afresh with Orbax, which is of no use after an error."""
+        """Removes the files of a failed save and creates a new saver, because Orbax cannot continue after an error."""
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             self._saver.close()
         self._saver = ArraySaver(self._copied_bytes)
@@ -205,16 +218,16 @@ class Checkpoints:
                 log.warning("%s: the rests of step %d cannot be removed: %s", self._folder, step, error)
 
     def _drop_old(self) -> None:
-        """Keep the newest `keep` good steps, and whatever is newer than those; remove older ones."""
+        """Removes steps older than the newest `keep` valid ones."""
         kept = 0
         for step in steps_in(self._folder):
             if kept < self._keep:
-                kept += self._is_good(step)
+                kept += self._is_valid(step)
             else:
                 self._manifests.pop(step, None)
                 remove_step(self._folder / str(step))
 
-    def _is_good(self, step: int) -> bool:
+    def _is_valid(self, step: int) -> bool:
         if step not in self._manifests:
             try:
                 self._manifests[step] = examine(self._folder / str(step))
@@ -225,11 +238,11 @@ class Checkpoints:
     # --- restoring ----------------------------------------------------------------------------------------------------
 
     def latest(self) -> int | None:
-        """The newest step that proves itself; None where nothing was ever saved. See `passed_over` for the others.
+        """Returns the newest valid step, or None if nothing was saved; sets `skipped`.
 
         Raises:
-          RequestError: that step is of another configuration, dataset or format; names what differs.
-          RunError: there are saved steps, and every one is damaged.
+          RequestError: the step belongs to another configuration, dataset or format; the message names the difference.
+          RunError: every saved step is damaged.
         """
         self._settle()
         if jax.process_count() == 1:
@@ -251,32 +264,33 @@ class Checkpoints:
         return None if answer == _NONE else answer
 
     def _find_latest(self) -> int | None:
-        found = find(self._folder)
-        self.passed_over = found.passed_over
-        if found.manifest is None:
-            if found.damaged:
-                raise all_damaged(self._folder, found)
+        search = find_newest(self._folder)
+        self.skipped = search.skipped
+        if search.manifest is None:
+            if search.damaged:
+                raise all_damaged(self._folder, search)
             return None
-        self._check_identity(found.manifest)
-        self._manifests[found.manifest.step] = found.manifest
-        return found.manifest.step
+        self._check_identity(search.manifest)
+        self._manifests[search.manifest.step] = search.manifest
+        return search.manifest.step
 
     def meta(self, step: int) -> dict[str, Any]:
-        """The small values that were saved with `step`."""
+        """Returns the `meta` values that were saved with `step`."""
         return self._manifest(step).meta
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-        """The state saved as `step`, on any mesh.
+        """Restores the state saved as `step` onto any mesh.
 
         Args:
-          step: one that `latest` has named.
-          abstract: the tree that is wanted: arrays, or `jax.ShapeDtypeStruct`s, with the shardings they are to have.
+          step: a step that `latest` returned.
+          abstract: tree of arrays or `jax.ShapeDtypeStruct`s with the wanted shardings.
 
         Returns:
           A tree like `abstract`, of arrays.
 
         Raises:
-          RequestError: the saved state has other parameters, shapes or dtypes (they are named), or is not this run's.
+          RequestError: the saved state has other parameters, shapes or dtypes (the message names them), or belongs to
+            another run.
         """
         manifest = self._manifest(step)
         self._check_identity(manifest)
@@ -292,14 +306,14 @@ class Checkpoints:
 
     def _check_identity(self, manifest: Manifest) -> None:
         theirs = manifest.identity
-        # What an earlier version did not write down is not compared.
+        # Fields that an earlier version did not record are not compared.
         theirs = {**{name: self._identity[name] for name in ADDED if name in self._identity}, **theirs}
         if differences := differing_fields(theirs, self._identity):
             raise foreign(self._folder / str(manifest.step), differences)
 
 
 def remove_step(place: Path) -> None:
-    """Remove a step's folder; the marker goes first, so that a half removed step does not count."""
+    """Removes a step's folder; the commit marker goes first, so that a partly removed step is not valid."""
     if not place.exists():
         return
     (place / COMMIT).unlink(missing_ok=True)
@@ -310,11 +324,11 @@ def remove_step(place: Path) -> None:
         shutil.rmtree(place)
 
 
-# --- inside -----------------------------------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _clean(folder: Path) -> None:
-    """Remove saves that a kill cut short (known by Orbax's unfinished folder in them); anything else stays."""
+    """Removes interrupted saves, which contain an unfinished folder of Orbax; keeps everything else."""
     for step in steps_in(folder):
         place = folder / str(step)
         if is_link(place) or not place.is_dir() or (place / COMMIT).exists():
@@ -325,6 +339,6 @@ def _clean(folder: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """An error's kind and the beginning of its message (tensorstore's run over many lines)."""
+    """Returns an error's type and the beginning of its message; tensorstore's messages have many lines."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"

@@ -1,9 +1,9 @@
-"""The proof that travels with each checkpoint step: what it holds, and that it is still what was written.
+"""Writes and verifies the manifest of a checkpoint step.
 
-Orbax restores flipped bits without a word, takes an empty folder for the newest step, and casts dtypes silently. So
-when Orbax is done with a step, `seal` writes `manifest.json` (size and sha256 of every file, the tree with shapes and
-dtypes, whose state it is, the small values beside the arrays) and, last, `commit.json` with the manifest's own sha256.
-A step counts if and only if `examine` finds all of that in order.
+Orbax restores corrupted data without an error, accepts an empty folder as the newest step, and casts dtypes silently.
+Therefore, when Orbax has finished a step, `seal` writes `manifest.json` (size and sha256 of every file, the tree with
+shapes and dtypes, the run's identity, small values) and then `commit.json` with the manifest's sha256. A step is valid
+if and only if `examine` succeeds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from visor_jax.files.read_write import open_regular, parse_json, read_regular, w
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import MAX_MANIFEST_BYTES
 
-FORMAT = 2  # 1 had the arrays of all items in the same files
+FORMAT = 2  # in format 1 all items share files
 READS = (1, 2)
 MAX_BYTES = {"manifest.json": MAX_MANIFEST_BYTES, "commit.json": 2**12}
 MANIFEST, COMMIT = "manifest.json", "commit.json"
@@ -33,16 +33,17 @@ _HASH_THREADS = 8  # hashlib releases the interpreter, so large checkpoints are 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a step holds.
+    """The content of a step.
 
     Attributes:
-      step: optimiser steps done.
-      identity: whose state it is (configuration fields, stage, data); must agree to be resumed.
-      meta: small JSON values saved beside the arrays.
+      format: version of the layout.
+      step: number of optimizer steps done.
+      identity: the run's configuration fields, stage and data; must match to resume.
+      meta: small JSON values saved with the arrays.
       tree: path of an array ("params/...") -> [shape, dtype name].
       files: path inside the step's folder -> {"size", "sha256"}.
-      items: top-level entry of the tree ("params") -> the folder that holds its arrays and nothing else, so that it can
-        be checked and read alone. {} in format 1, where all entries share files.
+      items: top-level entry of the tree ("params") -> the folder that holds only its arrays, so that it can be verified
+        and read alone. {} in format 1, where all entries share files.
     """
 
     format: int
@@ -54,7 +55,7 @@ class Manifest:
     items: dict[str, str] = field(default_factory=dict)
 
     def files_of(self, items: Iterable[str] | None) -> dict[str, dict[str, Any]]:
-        """The files that have to be in order for some items to be read: theirs, and those that belong to no item."""
+        """Returns the files needed to read some items: their own, and those that belong to no item; None for all."""
         if items is None or not self.items:
             return self.files
         others = tuple(f"{folder}/" for item, folder in self.items.items() if item not in items)
@@ -62,11 +63,11 @@ class Manifest:
 
 
 class Unfinished(Exception):
-    """The step was never committed: a save that was cut short, or a folder that is no checkpoint."""
+    """The step was never committed: an interrupted save, or a folder that is not a checkpoint."""
 
 
 class Damaged(Exception):
-    """The step was committed and is not what was written."""
+    """The step was committed, and its content has changed since."""
 
 
 def seal(
@@ -78,7 +79,7 @@ def seal(
     tree: Mapping[str, list[Any]],
     items: Mapping[str, str],
 ) -> None:
-    """Make the written step in `folder` count: checksum its files, write the manifest, then the commit marker."""
+    """Commits the step in `folder`: computes checksums, writes the manifest, then the commit marker."""
     names = sorted(_files(folder))
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         sums = pool.map(lambda name: _checksum(folder / name, to_disk=True), names)
@@ -93,17 +94,17 @@ def seal(
 
 
 def examine(folder: Path, items: Iterable[str] | None = None) -> Manifest:
-    """Read a step's manifest and check files against it: all of them, or those of some items of the tree.
+    """Reads a step's manifest and verifies all files, or those of some items of the tree.
 
     Raises:
-      Unfinished, Damaged: the step does not count; the message says why.
-      RequestError: it is whole, but of a format that this version does not read.
+      Unfinished, Damaged: the step is not valid; the message gives the reason.
+      RequestError: the step has a format that this version does not read.
     """
     manifest = read_manifest(folder)
-    found = set(_files(folder)) - {MANIFEST, COMMIT}
-    if missing := sorted(manifest.files.keys() - found):
+    present = set(_files(folder)) - {MANIFEST, COMMIT}
+    if missing := sorted(manifest.files.keys() - present):
         raise Damaged(f"{missing[0]} is missing")
-    if unknown := sorted(found - manifest.files.keys()):
+    if unknown := sorted(present - manifest.files.keys()):
         raise Damaged(f"{unknown[0]} is not in its manifest")
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         for reason in pool.map(lambda item: _difference(folder, *item), manifest.files_of(items).items()):
@@ -113,9 +114,10 @@ def examine(folder: Path, items: Iterable[str] | None = None) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A step's manifest, itself checked against the commit marker; the other files are not looked at.
+    """Reads a step's manifest and verifies it against the commit marker; ignores the other files.
 
-    Raises: as `examine`.
+    Raises:
+      Unfinished, Damaged, RequestError: as `examine`.
     """
     if is_link(folder):
         raise Unfinished("is a symbolic link")
@@ -141,18 +143,19 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _parsed(data: bytes, name: str) -> dict[str, Any]:
     try:
-        found = parse_json(data)
+        value = parse_json(data)
     except ValueError as error:
         raise Damaged(f"{name} cannot be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise Damaged(f"{name} holds no object")
-    return found
+    return value
 
 
 def _check_fields(record: Mapping[str, Any]) -> None:
-    """
+    """Checks that a manifest has exactly the fields and types that `seal` writes.
+
     Raises:
-      Damaged: a field is missing, unknown, or not what `seal` writes.
+      Damaged: a field is missing, unknown, or of another type.
     """
     known = {field.name for field in fields(Manifest)} - ({"items"} if record["format"] == 1 else set())
     if different := sorted(record.keys() ^ known):
@@ -171,7 +174,7 @@ def _check_fields(record: Mapping[str, Any]) -> None:
 
 
 def _is_array(entry: Any) -> bool:
-    """Whether an entry of the tree is [shape, name of a dtype]."""
+    """Returns whether an entry of the tree is [shape, dtype name]."""
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], list) and isinstance(entry[1], str)):
         return False
     return all(type(size) is int and 0 <= size < 2**48 for size in entry[0])
@@ -186,31 +189,31 @@ def _is_file(item: tuple[str, Any]) -> bool:
 
 
 def _are_items(items: Any, tree: Any) -> bool:
-    """Whether every top-level entry of the tree, and nothing else, has a folder."""
+    """Returns whether `items` has a folder for exactly the top-level entries of the tree."""
     if not (isinstance(items, dict) and isinstance(tree, dict)):
         return False
     return items.keys() == {path.partition("/")[0] for path in tree} and all(map(_is_inside, items.values()))
 
 
 def _is_inside(name: Any) -> bool:
-    """Whether a path stays inside the step's folder."""
+    """Returns whether a path stays inside the step's folder."""
     return isinstance(name, str) and all(part not in ("", "..") for part in name.split("/"))
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths, relative to `folder`, of all files below it; "/" between parts."""
+    """Yields the paths of all files below `folder`, relative to it, with "/" separators."""
     for entry in folder.iterdir():
         if is_link(entry):
-            # A link may lead out of the checkpoint, and tensorstore would follow it.
+            # Tensorstore would follow a link, which may lead out of the checkpoint.
             raise Damaged(f"{entry.name} is a symbolic link")
         if entry.is_dir():
             yield from (f"{entry.name}/{name}" for name in _files(entry))
-        elif not entry.name.startswith("."):  # what file systems leave behind
+        elif not entry.name.startswith("."):  # file systems may leave hidden files
             yield entry.name
 
 
 def _difference(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
-    """In what a file differs from its manifest; "" when in nothing."""
+    """Describes how a file differs from its manifest; "" if it does not."""
     try:
         size, digest = _checksum(folder / name)
     except OSError as error:
@@ -221,7 +224,7 @@ def _difference(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
 
 
 def _checksum(path: Path, *, to_disk: bool = False) -> tuple[int, str]:
-    """(size, sha256) of a file; `to_disk` also flushes it, so that nothing is committed before it is stored."""
+    """Returns (size, sha256) of a file; `to_disk` also flushes it, because a commit requires stored data."""
     digest, size = hashlib.sha256(), 0
     with open_regular(path) if _is_local(path) else path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -233,10 +236,10 @@ def _checksum(path: Path, *, to_disk: bool = False) -> tuple[int, str]:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file's bytes; None where there is none.
+    """Returns a file's bytes, or None if it does not exist.
 
     Raises:
-      Damaged: it is there and cannot be read.
+      Damaged: the file exists and cannot be read.
     """
     try:
         return read_regular(path, MAX_BYTES[path.name])
@@ -251,5 +254,5 @@ def _is_local(path: Path) -> bool:
 
 
 def is_link(path: Path) -> bool:
-    """Whether a path is a symbolic link; buckets have none."""
+    """Returns whether a path is a symbolic link; buckets have none."""
     return _is_local(path) and path.is_symlink()

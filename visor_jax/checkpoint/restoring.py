@@ -1,9 +1,9 @@
-"""Reading checkpoints: the newest step that proves itself, and the one step that a complete stage names.
+"""Restores checkpoints: the newest valid step, or the step that a complete stage names.
 
-In: a folder of steps, as `visor_jax.checkpoint.manager` writes it. Out: a manifest that holds, or arrays on any mesh. A
-run that goes on takes the newest good step. Whoever takes a *complete* stage (the next stage, generate, evaluate,
-export) gets the step that its `complete.json` names, of this run and no other, or an error that says why not: an older
-step is another model.
+In: a folder of steps, as `visor_jax.checkpoint.manager` writes it. Out: a verified manifest, or arrays on any mesh. A
+resumed run takes the newest valid step. A consumer of a *complete* stage (the next stage, generate, evaluate, export)
+gets the step named in its `complete.json`, which must belong to this run, or an error; an older step would be another
+model.
 """
 
 from __future__ import annotations
@@ -33,59 +33,65 @@ ADDED = ("inputs", "pictures")  # fields of an identity that format 1 did not ha
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in a checkpoint folder: the newest good step, and the newer ones that were passed over and why."""
+class NewestStep:
+    """The newest valid step of a checkpoint folder, and the newer ones that were skipped.
+
+    Attributes:
+      manifest: of the step; None if there is no valid one.
+      skipped: (step, reason) of the newer steps.
+      damaged: whether one of the skipped steps had been committed.
+    """
 
     manifest: Manifest | None
-    passed_over: list[tuple[int, str]] = field(default_factory=list)
-    damaged: bool = False  # whether one of those passed over had once been committed
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    damaged: bool = False
 
 
-# --- the newest good step ---------------------------------------------------------------------------------------------
+# --- the newest valid step --------------------------------------------------------------------------------------------
 
 
-def find(folder: Path) -> Found:
-    """Look for the newest step that proves itself, reading every byte of it; those passed over are logged, and why."""
-    passed: list[tuple[int, str]] = []
+def find_newest(folder: Path) -> NewestStep:
+    """Finds the newest valid step, verifying every byte of it; skips invalid steps with a warning."""
+    skipped: list[tuple[int, str]] = []
     damaged = False
     for step in steps_in(folder):
         try:
             manifest = examine(folder / str(step))
         except (Unfinished, Damaged) as error:
             damaged = damaged or isinstance(error, Damaged)
-            passed.append((step, str(error)))
-            log.warning("checkpoint %s passed over: %s", folder / str(step), error)
+            skipped.append((step, str(error)))
+            log.warning("checkpoint %s skipped: %s", folder / str(step), error)
             continue
-        return Found(manifest, passed, damaged)
-    return Found(None, passed, damaged)
+        return NewestStep(manifest, skipped, damaged)
+    return NewestStep(None, skipped, damaged)
 
 
 def restore_params(folder: Path, abstract: Any, shardings: Any = None) -> Any:
-    """The parameters of the newest good step, whatever run it is of.
+    """Restores the parameters of the newest valid step of any run.
 
     Args:
       folder: a stage's `checkpoints/`.
-      abstract: tree of arrays or `jax.ShapeDtypeStruct`s; None for everything that was saved, as nested dicts.
-      shardings: tree like `abstract`; None for its own shardings, or for the first local device where it has none.
+      abstract: tree of arrays or `jax.ShapeDtypeStruct`s; None restores everything, as nested dicts.
+      shardings: tree like `abstract`; None uses the shardings in `abstract`, or the first local device.
 
     Raises:
-      RequestError: nothing was saved there, or other parameters, shapes or dtypes (they are named).
+      RequestError: nothing was saved, or parameters, shapes or dtypes differ (the message names them).
       RunError: every saved step is damaged.
     """
     folder = rooted(folder)
-    found = find(folder)
-    if found.manifest is None:
-        if found.damaged:
-            raise all_damaged(folder, found)
+    search = find_newest(folder)
+    if search.manifest is None:
+        if search.damaged:
+            raise all_damaged(folder, search)
         raise RequestError(f"{folder}: holds no finished checkpoint; expected that its stage has been run")
-    return _params(folder / str(found.manifest.step), found.manifest, abstract, shardings)
+    return _params(folder / str(search.manifest.step), search.manifest, abstract, shardings)
 
 
 # --- a complete stage -------------------------------------------------------------------------------------------------
 
 
 def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any = None) -> Any:
-    """The parameters that a complete stage ended with; only their files are read and checked.
+    """Restores the final parameters of a complete stage; reads and verifies only their files.
 
     Args:
       workdir: the run that the stage belongs to.
@@ -93,7 +99,7 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
       abstract, shardings: as in `restore_params`.
 
     Raises:
-      RequestError: the stage is not complete, or what lies there is another run's, stage's or dataset's.
+      RequestError: the stage is not complete, or the checkpoint belongs to another run, stage or dataset.
       RunError: the step that `complete.json` names is damaged or missing.
     """
     folder = workdir.stage(stage)
@@ -105,9 +111,10 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
 
 
 def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) -> Manifest:
-    """The manifest of the step that a stage's `complete.json` names, with its files (or some items') checked.
+    """Returns the manifest of the step that a stage's `complete.json` names, after verifying the files of `items`.
 
-    Raises: as `restore_complete`.
+    Raises:
+      RequestError, RunError: as `restore_complete`.
     """
     if not folder.is_complete():
         raise RequestError(f"{folder.path}: stage {folder.path.name!r} is not complete; run it first")
@@ -129,12 +136,12 @@ def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) 
 
 
 def _is_of_earlier_version(complete: Complete, place: Path) -> bool:
-    """Whether a `complete.json` without the manifest's sha256 is one, and not an edited one: it names the last step."""
+    """Returns whether an earlier version wrote a `complete.json` without sha256: it names the last step."""
     return not complete.manifest_sha256 and complete.step == steps_in(place.parent)[0]
 
 
 def identity_of(folder: StageFolder) -> dict[str, Any] | None:
-    """Whose state a complete stage is, by its manifest; None where that cannot be read: loading it will say why."""
+    """Returns the identity in a complete stage's manifest; None if it cannot be read (loading reports the reason)."""
     try:
         place = rooted(folder.path / "checkpoints") / str(folder.complete().step)
         return read_manifest(place).identity
@@ -143,7 +150,7 @@ def identity_of(folder: StageFolder) -> dict[str, Any] | None:
 
 
 def foreign(place: Path, differences: list[tuple[str, Any, Any]]) -> RequestError:
-    """The error for a step that is not this run's."""
+    """Returns the error for a step of another run."""
     named = [(name.removeprefix("config."), a, b) for name, a, b in differences if name != "config_hash"]
     return RequestError(
         f"{place}: saved by another configuration or dataset: {describe_differences(named or differences)};"
@@ -155,7 +162,7 @@ def foreign(place: Path, differences: list[tuple[str, Any, Any]]) -> RequestErro
 
 
 def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a step that `abstract` names: a tree like it."""
+    """Reads the arrays of a step as a tree like `abstract`."""
     folders = {item: place / folder for item, folder in manifest.items.items()}
     return cast(dict[str, Any], load(place / ARRAYS, manifest.tree, abstract, folders))
 
@@ -174,20 +181,21 @@ def _params(place: Path, manifest: Manifest, abstract: Any, shardings: Any) -> A
 
 
 def rooted(folder: Path) -> Path:
-    """Orbax wants absolute paths; a bucket's always are."""
+    """Returns an absolute path, as Orbax requires; bucket paths are absolute already."""
     path = as_path(folder)
     return path if "://" in os.fspath(path) else path.absolute()
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Every entry named like a step, newest first, whatever it is."""
+    """Returns the numbers of all entries named like a step, newest first; their content is not checked."""
     if not folder.is_dir():
         return []
     names = (entry.name for entry in folder.iterdir())
-    # Longer numbers than Python reads are no steps either.
+    # Python limits the length of integers that it parses.
     return sorted((int(n) for n in names if n.isdecimal() and len(n) < 20 and str(int(n)) == n), reverse=True)
 
 
-def all_damaged(folder: Path, found: Found) -> RunError:
-    reasons = "; ".join(f"step {step}: {reason}" for step, reason in found.passed_over)
-    return RunError(f"{folder}: no step can be trusted ({reasons}); remove the folder to start anew")
+def all_damaged(folder: Path, search: NewestStep) -> RunError:
+    """Returns the error for a folder without a valid step."""
+    reasons = "; ".join(f"step {step}: {reason}" for step, reason in search.skipped)
+    return RunError(f"{folder}: no step can be trusted ({reasons}); remove the folder to start again")

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and what watches over the process that writes it."""
+"""A run's files on disk, and the supervision of the process that writes them."""

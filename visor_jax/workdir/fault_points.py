@@ -1,8 +1,8 @@
-"""Where tests interrupt a process: named points in the code that do nothing unless the environment names them.
+"""Named points in the code at which tests interrupt the process; they do nothing unless the environment names them.
 
-`VISOR_TEST_KILL_AT=NAME` (any step) or `NAME:STEP` (that step) sends SIGKILL to this process. `VISOR_TEST_SIGNAL` says
-what is sent instead: names of signals between commas, or "hang", which stops there for an hour;
-`VISOR_TEST_DELAY=SECONDS` sends them that much later, from another thread. Standard library only.
+`VISOR_TEST_KILL_AT=NAME` (any step) or `NAME:STEP` (that step) sends SIGKILL to this process. `VISOR_TEST_SIGNAL`
+replaces the signal: comma-separated signal names, or "hang", which sleeps for an hour. `VISOR_TEST_DELAY=SECONDS` sends
+the signals after a delay, from another thread. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import time
 
 
 def fault_point(name: str, step: int = 0) -> None:
-    """Interrupt the process if the environment names this point."""
-    wanted = os.environ.get("VISOR_TEST_KILL_AT")
-    if not wanted or wanted not in (name, f"{name}:{step}"):
+    """Interrupts the process if the environment names this point."""
+    target = os.environ.get("VISOR_TEST_KILL_AT")
+    if not target or target not in (name, f"{name}:{step}"):
         return
-    what = os.environ.get("VISOR_TEST_SIGNAL", "SIGKILL")
-    if what == "hang":
+    signals = os.environ.get("VISOR_TEST_SIGNAL", "SIGKILL")
+    if signals == "hang":
         time.sleep(3600)
     if delay := float(os.environ.get("VISOR_TEST_DELAY", 0)):
-        threading.Timer(delay, _send, (what,)).start()
+        threading.Timer(delay, _send, (signals,)).start()
     else:
-        _send(what)
+        _send(signals)
 
 
 def _send(names: str) -> None:

@@ -1,9 +1,9 @@
-"""The workdir: where a run keeps what it makes, and how files get there whole or not at all.
+"""The workdir: the folder that holds a run's files.
 
 In: a path (local, or a bucket such as `gs://...`) and a resolved configuration. Out: `config.json` (configuration,
-versions, git revision) and one folder per stage; how its files are read and written is in `visor_jax.files.read_write`.
+versions, git revision) and one folder per stage. `visor_jax.files.read_write` reads and writes the files.
 
-A workdir belongs to one configuration: `Workdir.claim` refuses another one, naming the fields that differ.
+A workdir belongs to one configuration: `Workdir.claim` rejects another one and names the fields that differ.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from visor_jax.workdir.provenance import (
 )
 
 FORMAT = 1
-# Counts the changes to what is drawn at random (starts, pictures, orders, budgets): a run is only gone on with by a
-# version of the same number. 1: up to 0.1.0; 2: one key and one range of pictures for each consumer.
+# Version of the random numbers (initial weights, pictures, orders, budgets): a run can only be resumed by a version of
+# the package with the same number. 1: up to 0.1.0; 2: one key and one range of pictures for each consumer.
 RANDOM_NUMBERS = 2
 MAX_MANIFEST_BYTES = 2**26
-MAX_STEP = 2**53  # the largest whole number that every reader of JSON keeps exactly
+MAX_STEP = 2**53  # the largest integer that every JSON reader represents exactly
 OFFLINE = ("search", "label")  # sections of the configuration that no trained stage reads
 
 SPLIT_OF = {"search": "validation", "evaluate": "test"}  # other stages read the training split
@@ -55,11 +55,11 @@ SPLIT_OF = {"search": "validation", "evaluate": "test"}  # other stages read the
 
 @dataclass(frozen=True)
 class Complete:
-    """What a stage's `complete.json` says.
+    """The content of a stage's `complete.json`.
 
     Attributes:
-      step: the step that is the stage's result: this one is loaded, or none.
-      manifest_sha256: of that step's manifest, so of all that is in it; "" where an earlier version wrote the file.
+      step: the step that is the stage's result; no other step is loaded.
+      manifest_sha256: of that step's manifest, which covers all its files; "" if an earlier version wrote the file.
     """
 
     step: int
@@ -67,32 +67,33 @@ class Complete:
 
 
 class StageFolder:
-    """One stage's folder: `checkpoints/`, `metrics.jsonl`, TensorBoard events, `complete.json` when it is done."""
+    """One stage's folder: `checkpoints/`, `metrics.jsonl`, TensorBoard events, and `complete.json` at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def is_complete(self) -> bool:
+        """Returns whether the stage has a `complete.json`."""
         return (self.path / "complete.json").exists()
 
     def mark_complete(self, facts: Mapping[str, Any]) -> None:
-        """Write `complete.json`.
+        """Writes `complete.json`.
 
         Args:
-          facts: what is known of the stage, with its last `step`, whose checkpoint has been saved.
+          facts: fields to write, with the last `step`, whose checkpoint has been saved.
         """
         digest = self.committed(facts["step"])
         write_json(self.path / "complete.json", {**facts, **({"manifest_sha256": digest} if digest else {})})
 
     def complete(self) -> Complete:
-        """What `complete.json` says.
+        """Reads `complete.json`.
 
         Raises:
-          RequestError: there is none, or it is not what training writes.
+          RequestError: the file is missing or invalid.
         """
         path = self.path / "complete.json"
-        found = read_json(path)
-        record = found if isinstance(found, dict) else {}
+        value = read_json(path)
+        record = value if isinstance(value, dict) else {}
         step, digest = record.get("step"), record.get("manifest_sha256", "")
         if type(step) is not int or not 0 <= step <= MAX_STEP:
             raise RequestError(
@@ -104,18 +105,18 @@ class StageFolder:
         return Complete(step, digest)
 
     def committed(self, step: int) -> str:
-        """sha256 of a step's manifest, as its commit marker has it; "" where there is none to be read."""
+        """Returns the sha256 of a step's manifest from its commit marker; "" if the marker cannot be read."""
         try:
             commit = read_json(self.path / "checkpoints" / str(step) / "commit.json", max_bytes=2**12)
         except RequestError:
             return ""
-        found = commit.get("manifest_sha256") if isinstance(commit, dict) else None
-        return found if isinstance(found, str) else ""
+        digest = commit.get("manifest_sha256") if isinstance(commit, dict) else None
+        return digest if isinstance(digest, str) else ""
 
     def fingerprint(self) -> str:
-        """sha256 of what the complete stage was made of (its identity) and of its step; "" where there is none.
+        """Returns the sha256 of a complete stage's identity and step; "" if they cannot be read.
 
-        Runs of the same configuration, data and seed have the same, as they have the same parameters.
+        Runs of the same configuration, data and seed have the same fingerprint and the same parameters.
         """
         try:
             step = self.complete().step
@@ -127,7 +128,7 @@ class StageFolder:
 
 
 class Workdir:
-    """A run's folder. Making one touches nothing; `create` and `claim` do."""
+    """A run's folder. The constructor does not access the disk; `create` and `claim` do."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """
@@ -140,13 +141,14 @@ class Workdir:
         self.path = as_path(text)
 
     def stage(self, name: str) -> StageFolder:
+        """Returns the folder of a stage."""
         return StageFolder(self.path / name)
 
     def create(self) -> None:
-        """Make the folder and see that it can be written.
+        """Creates the folder and checks that it is writable.
 
         Raises:
-          RequestError: it is a file, or may not be written.
+          RequestError: the path is a file, or not writable.
           RunError: the disk is full.
         """
         probe = self.path / ".writable"
@@ -158,16 +160,16 @@ class Workdir:
             raise unwritable(f"--workdir={self.path}", error) from error
 
     def lock(self) -> WorkdirLock:
-        """A context manager that keeps other runs out; several processes of one run: process 0 only."""
+        """Returns a context manager that excludes other runs; of several processes only process 0 takes it."""
         return WorkdirLock(self.path / "lock.json")
 
     def claim(self, config: Any) -> None:
-        """Write `config.json`, or see that the one there is of this configuration (several processes: process 0 only).
+        """Writes `config.json`, after checking that an existing one has the same configuration (only in process 0).
 
         Raises:
           RequestError: the folder holds another configuration, or a `config.json` that cannot be read.
         """
-        mine, data, drawn_as = plain(config), None, self.random_numbers()
+        mine, data, random_numbers = plain(config), None, self.random_numbers()
         if (self.path / "config.json").exists():
             record = self.record()
             theirs, data = record["config"], record.get("data")
@@ -178,20 +180,20 @@ class Workdir:
                     " expected the same configuration or another folder"
                 )
         if "stage" in mine:
-            mine["stage"] = ""  # asked for anew each time
-        made_with = {"versions": versions(), "git_revision": git_revision(), "format": FORMAT}
-        made_with["random_numbers"] = drawn_as
-        write_json(self.path / "config.json", {"config": mine, **({"data": data} if data else {}), **made_with})
+            mine["stage"] = ""  # chosen at each call
+        provenance = {"versions": versions(), "git_revision": git_revision(), "format": FORMAT}
+        provenance["random_numbers"] = random_numbers
+        write_json(self.path / "config.json", {"config": mine, **({"data": data} if data else {}), **provenance})
 
     def claim_data(self, config: Any, pictures: str = "") -> None:
-        """Write down which data this workdir learns from, or see that they are the ones it began with.
+        """Records the training data of this workdir, after checking that they match those recorded before.
 
         Args:
-          config: the configuration that names them.
+          config: the configuration that names the data.
           pictures: their fingerprint (`visor_jax.data.fingerprint`); "" for generated data.
 
         Raises:
-          RequestError: the data have changed since; says which file.
+          RequestError: the data have changed; the message names the file.
         """
         record, tree = self.record(), plain(config)
         theirs, mine = record.get("data") or {}, {"pictures": pictures, "tokenizer": tokenizer_checksum(tree)}
@@ -208,11 +210,11 @@ class Workdir:
 
     @contextlib.contextmanager
     def claimed(self, config: Any) -> Iterator[None]:
-        """`claim` for a block of work; where its request turns out to be wrong, the `config.json` before stays."""
+        """Claims the workdir for a block of work; a RequestError in the block restores the previous `config.json`."""
         path = self.path / "config.json"
         before = None
         if path.exists():
-            self.record()  # what cannot be read is named before anything is done with it
+            self.record()  # raises before anything is written if the file is invalid
             before = read_regular(path, MAX_JSON_BYTES)
         self.claim(config)
         try:
@@ -223,10 +225,10 @@ class Workdir:
             raise
 
     def record(self) -> dict[str, Any]:
-        """The content of `config.json`: the configuration, the data's checksums, versions.
+        """Reads `config.json`: the configuration, checksums of the data, versions.
 
         Raises:
-          RequestError: there is none, it is damaged, or another format.
+          RequestError: the file is missing, damaged or of another format.
         """
         path = self.path / "config.json"
         record = read_json(path)
@@ -240,7 +242,7 @@ class Workdir:
         return record
 
     def random_numbers(self) -> int:
-        """The `RANDOM_NUMBERS` of the version that began this workdir; this version's where nothing is begun yet.
+        """Returns the `RANDOM_NUMBERS` of the version that started this workdir; this version's if it is new.
 
         Raises:
           RequestError: `config.json` cannot be read.
@@ -250,40 +252,41 @@ class Workdir:
         return self.record().get("random_numbers", 1)
 
     def check_random_numbers(self) -> None:
-        """To be called before anything of the run is computed.
+        """Checks the version of the random numbers; to be called before the run computes anything.
 
         Raises:
-          RequestError: the workdir was begun by a version that draws other random numbers.
+          RequestError: the workdir was started by a version that draws other random numbers.
         """
-        if (drawn_as := self.random_numbers()) != RANDOM_NUMBERS:
+        if (theirs := self.random_numbers()) != RANDOM_NUMBERS:
             raise RequestError(
                 f"--workdir: {self.path} is unfinished, and was begun by a version that draws other random numbers"
-                f" (random_numbers is {drawn_as} there and {RANDOM_NUMBERS} here); finish it with that version,"
+                f" (random_numbers is {theirs} there and {RANDOM_NUMBERS} here); finish it with that version,"
                 " or start in another folder"
             )
 
     def config(self) -> dict[str, Any]:
-        """The configuration this workdir was made with, as plain JSON values.
+        """Returns the configuration of this workdir as plain JSON values.
 
-        Raises: as `record`.
+        Raises:
+          RequestError: as `record`.
         """
         return self.record()["config"]
 
     def identity(self, config: Any, stage: str, *, model: str = "", pictures: str | None = None) -> dict[str, Any]:
-        """What a checkpoint of `stage`, or a result of a pass, must agree with to be used.
+        """Returns the identity that a checkpoint of `stage`, or a result of a pass, must match to be used.
 
         Args:
           config: the run's configuration.
           stage: a stage, or "evaluate".
-          model: "evaluate": the stage whose model is evaluated.
-          pictures: "evaluate": fingerprint of the pictures asked about; None: of those the run learns from.
+          model: for "evaluate": the stage whose model is evaluated.
+          pictures: for "evaluate": fingerprint of its pictures; None: of the training pictures.
 
         Returns:
           {"stage", "config": {dotted field: value}, "config_hash", "data", "tokenizer", "pictures", "inputs"}: the
-          fields that shape the result, checksums of the files it is made from ("" for those that it does not read:
-          generated data and their tokenizer are told by their fields alone), and which results of earlier stages went
-          in ("start": fingerprint of the stage it goes on from; "viable": names of budgets; "labels": sha256 of
-          `labels.npz`). And "random_numbers", but for the first version, which wrote none.
+          fields that affect the result, checksums of the files that it reads ("" for files that it does not read;
+          generated data and their tokenizer are identified by their fields alone), and the results of earlier stages
+          that it uses ("start": fingerprint of the stage that it starts from; "viable": names of budgets; "labels":
+          sha256 of `labels.npz`). Also "random_numbers", except for its first version.
         """
         tree = plain(config)
         fields = stage_fields(tree, stage)
@@ -295,37 +298,37 @@ class Workdir:
             "pictures": known.get("pictures", "") if pictures is None else pictures,
         }
         inputs = self._inputs(tree, stage, model)
-        drawn_as = self.random_numbers()
-        drawn = {} if drawn_as == 1 else {"random_numbers": drawn_as}
+        random_numbers = self.random_numbers()
+        drawn = {} if random_numbers == 1 else {"random_numbers": random_numbers}
         return {"stage": stage, "config_hash": digest, "config": fields, **data, "inputs": inputs, **drawn}
 
     def differences(
         self, stage: str, identity: Mapping[str, Any], *, inputs: Iterable[str] = ("viable",), model: str = ""
     ) -> list[tuple[str, Any, Any]]:
-        """In what a saved identity is not that of `stage` of this workdir: (field, its value, this workdir's).
+        """Lists where a saved identity differs from that of `stage` in this workdir: (field, saved value, this value).
 
-        Data are compared with what `claim_data` wrote down: the files need not be at hand. Of what went in (see
-        `identity`) `inputs` are compared, as far as they are there now: where a model went on from may have been
-        removed or made again since, but its routes must mean the present viable budgets. What an earlier version did
-        not write down is not compared.
+        Data are compared with the record of `claim_data`, so the files need not exist. Of the results of earlier stages
+        (see `identity`) only `inputs` are compared, if they exist now: the stage that a model started from may have
+        been removed or trained again, but its routes must refer to the present viable budgets. Fields that an earlier
+        version did not record are not compared.
         """
         tree, known = self.config(), self._known_data()
         mine = {"stage": stage, "tokenizer": known.get("tokenizer")}
-        mine |= {"pictures": None if stage == "evaluate" else known.get("pictures")}  # those of another split
+        mine |= {"pictures": None if stage == "evaluate" else known.get("pictures")}  # evaluation reads another split
         mine |= {"data": known.get(SPLIT_OF.get(stage, "train"))}
         present, saved = self._inputs(tree, stage, model), identity.get("inputs") or {}
         mine |= {name: present.get(name) for name in inputs}
         theirs = {**identity, **{name: saved.get(name) for name in inputs}}
         both = [name for name in mine if mine[name] and theirs.get(name)]
-        found = differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both})
-        return found + differing_fields(identity["config"], stage_fields(tree, stage), default_fields())
+        differences = differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both})
+        return differences + differing_fields(identity["config"], stage_fields(tree, stage), default_fields())
 
     def _known_data(self) -> dict[str, str]:
-        """What `claim_data` wrote down; {} where it did not."""
+        """Returns the record of `claim_data`; {} if there is none."""
         return (self.record().get("data") or {}) if (self.path / "config.json").exists() else {}
 
     def _inputs(self, tree: Mapping[str, Any], stage: str, model: str = "") -> dict[str, Any]:
-        """What `stage` takes from earlier ones, as far as it is there: see `identity`."""
+        """Returns the results of earlier stages that `stage` uses and that exist; see `identity`."""
         settings = {**tree.get("train", {}), **tree.get("stage_overrides", {}).get(stage, {})}
         start = {"search": "full", "label": "universal", "evaluate": model}.get(stage, settings.get("init_from", ""))
         learns_routes = settings.get("objective") == "policy"
@@ -335,15 +338,15 @@ class Workdir:
             inputs["start"] = folder.fingerprint()
         if stage in ("label", "evaluate") or learns_routes or settings.get("budgets") == "viable":
             path = self.path / "search" / "viable.json"
-            found = read_json(path) if path.exists() else {}
-            inputs["viable"] = found.get("viable") if isinstance(found, dict) else None
+            search = read_json(path) if path.exists() else {}
+            inputs["viable"] = search.get("viable") if isinstance(search, dict) else None
         if learns_routes:
             inputs["labels"] = file_sha256(self.path / "labels" / "labels.npz")
         return inputs
 
 
 def stage_fields(tree: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """{dotted name: value} of the fields of a configuration that shape the result of `stage`."""
+    """Returns {dotted name: value} of the configuration fields that affect the result of `stage`."""
     fields = {}
     for name, value in flat_fields(tree):
         top, _, rest = name.partition(".")

@@ -1,7 +1,7 @@
-"""Where a run's time goes: seconds by kind (compile, step, data_wait, save, label, eval, ...) in `goodput.json`.
+"""Records a run's time by kind (compile, step, data_wait, save, label, eval, ...) in `goodput.json`.
 
-In: blocks of code timed by name. Out: a JSON object {name: seconds} that grows over restarts and stages of one workdir.
-A name's time counts once: what is timed inside another block is taken off the outer one.
+In: blocks of code timed by name. Out: a JSON object {name: seconds}, accumulated over restarts and stages of a workdir.
+Time counts once: the time of a nested block is subtracted from the outer one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ItemT = TypeVar("ItemT")
 
 
 class Goodput:
-    """Adds to the seconds already in `path`; `write` puts the sums there. Not for use from several threads."""
+    """Accumulates seconds on top of those in `path`; `write` saves the sums. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,23 +33,24 @@ class Goodput:
 
     @property
     def seconds(self) -> dict[str, float]:
+        """Returns the seconds by name."""
         return dict(self._seconds)
 
     @contextlib.contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Count the block's seconds, less those of blocks timed inside it, as `name`'s."""
-        began = time.perf_counter()
+        """Adds the block's seconds, without those of nested timed blocks, to `name`."""
+        start = time.perf_counter()
         self._inner.append(0.0)
         try:
             yield
         finally:
-            took = time.perf_counter() - began
-            self._seconds[name] += took - self._inner.pop()
+            elapsed = time.perf_counter() - start
+            self._seconds[name] += elapsed - self._inner.pop()
             if self._inner:
-                self._inner[-1] += took
+                self._inner[-1] += elapsed
 
     def waits(self, name: str, items: Iterable[ItemT]) -> Iterator[ItemT]:
-        """The same items; the time spent waiting for each is `name`'s."""
+        """Yields the same items; adds the time spent waiting for each to `name`."""
         iterator = iter(items)
         while True:
             try:
@@ -60,21 +61,22 @@ class Goodput:
             yield item
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere (for example those of steps that a kill threw away)."""
+        """Adds seconds that were measured elsewhere (for example of steps lost by a kill)."""
         self._seconds[name] += seconds
 
     def write(self) -> None:
+        """Saves the sums, rounded to milliseconds."""
         write_json(self._path, {name: round(seconds, 3) for name, seconds in sorted(self._seconds.items())})
 
 
 def _read(path: Path) -> dict[str, float]:
-    """What earlier runs counted; a damaged file is no reason not to train: it is made anew, with a warning."""
+    """Reads the sums of earlier runs; a damaged file is replaced with a warning, because training can continue."""
     if not path.exists():
         return {}
     try:
-        found = read_json(path)
-        check_shape(found, each(AMOUNT), path)
+        seconds = read_json(path)
+        check_shape(seconds, each(AMOUNT), path)
     except RequestError as error:
-        log.warning("%s (counting begins anew)", error)
+        log.warning("%s (counting starts again)", error)
         return {}
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in seconds.items()}

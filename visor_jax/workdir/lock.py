@@ -1,9 +1,9 @@
-"""One run per workdir: a lock that names its holder and that a dead run cannot keep.
+"""Locks a workdir for one run; the lock names its holder and is released when the holder dies.
 
 In: the path of the lock file. Out: a context manager; inside it, no other run of this workdir is alive. On the same
-machine the holder's process is looked up; a lock of another machine counts as held while its heartbeat moves, which is
-watched for a while and so needs no agreement between clocks (a preempted run comes back on another machine, its lock
-still lying there).
+machine the holder's process is looked up. A lock from another machine is held while its heartbeat changes; the waiting
+run observes it for a while, so clocks need not agree. A preempted run that resumes on another machine can therefore
+take over its old lock.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 10.0
 MAX_BYTES = 2**16  # of a lock file
-WATCH_SECONDS = 35.0  # three beats and a little: longer than a busy file system delays one
+WATCH_SECONDS = 35.0  # three beats and a margin for a slow file system
 
 
 class WorkdirLock:
-    """Held from `with` to the end of its block; released also when the process is killed."""
+    """Holds the lock from `with` to the end of its block; a killed process loses it too."""
 
     def __init__(self, path: Path, *, beat_seconds: float = BEAT_SECONDS, watch_seconds: float = WATCH_SECONDS) -> None:
         self._path = path
@@ -46,22 +46,23 @@ class WorkdirLock:
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """
+        """Acquires the lock.
+
         Raises:
-          RequestError: another live run holds the lock; names its machine and process.
+          RequestError: another live run holds the lock; the message names its machine and process.
         """
-        seen = None
+        last_holder = None
         while True:
             with self._guard():
                 holder = self._read()
                 if holder is None:
                     self._write()
                     break
-                if holder == seen or is_gone(holder):
+                if holder == last_holder or is_gone(holder):
                     log.warning("%s: taken over from a dead run (%s)", self._path, describe(holder))
                     self._write()
                     break
-            if seen is not None or is_local(holder):
+            if last_holder is not None or is_local(holder):
                 raise RequestError(
                     f"--workdir: {self._path.parent} is in use by another run ({describe(holder)});"
                     f" expected a folder of its own, or {self._path.name} removed once that run is surely dead"
@@ -69,7 +70,7 @@ class WorkdirLock:
             log.warning(
                 "%s: held by %s; watching %.0f s for a sign of life", self._path, describe(holder), self._watch_seconds
             )
-            seen = holder
+            last_holder = holder
             time.sleep(self._watch_seconds)
         before_exit(self._leave)
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
@@ -88,7 +89,7 @@ class WorkdirLock:
                 self._path.unlink(missing_ok=True)
 
     def _leave(self) -> None:
-        """Give the lock back where the process is ended at once: the guard is not waited for."""
+        """Releases the lock before an immediate exit, without waiting for the guard."""
         if self._is_mine():
             self._path.unlink(missing_ok=True)
 
@@ -104,7 +105,7 @@ class WorkdirLock:
                 log.warning("%s: heartbeat not written: %s", self._path, error)
                 continue
             if not mine:
-                # This machine was away for so long that another run took over: two writers would ruin the workdir.
+                # This machine stalled for so long that another run took over; two writers would corrupt the workdir.
                 log.critical("%s: lost to another run; aborting", self._path)
                 os._exit(ABORTED)
 
@@ -113,10 +114,10 @@ class WorkdirLock:
         return holder is not None and holder.get("token") == self._me["token"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The holder; None where there is no lock, or one that no run can have written.
+        """Returns the holder; None if there is no lock file or its content is invalid.
 
         Raises:
-          RequestError: there is something else in its place: a folder, a device, a file of megabytes.
+          RequestError: the path is a folder, a device or a file that is too large.
         """
         try:
             holder = parse_json(read_regular(self._path, MAX_BYTES))
@@ -135,7 +136,7 @@ class WorkdirLock:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Look and write as one act, where the file system can lock (buckets cannot: there the heartbeat decides)."""
+        """Makes reading and writing atomic if the file system supports locks; on buckets only the heartbeat decides."""
         if "://" in os.fspath(self._path):
             yield
             return
@@ -153,20 +154,20 @@ class WorkdirLock:
 
 
 def this_process() -> dict[str, Any]:
-    """Machine, boot, process and its start: together they name one process for ever."""
+    """Returns machine, boot, process id and start time, which together identify a process uniquely."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
 
 
 def is_local(holder: dict[str, Any]) -> bool:
-    """Whether the holder's process id can be looked up here: same machine, same boot, same container."""
+    """Returns whether the holder's process id can be looked up here: same machine, boot and container."""
     return holder["host"] == socket.gethostname() and holder.get("boot") == _boot()
 
 
 def is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the holder certainly lives no more: it ran here, and its process is not there.
+    """Returns whether the holder is certainly dead: it ran here, and its process does not exist.
 
-    A process id alone would not do: it is given out again, in a restarted container often to the next run.
+    The start time is compared too, because process ids are reused, often by the next run in a restarted container.
     """
     if not is_local(holder):
         return False
@@ -175,11 +176,12 @@ def is_gone(holder: dict[str, Any]) -> bool:
 
 
 def describe(holder: dict[str, Any]) -> str:
+    """Returns the holder's machine and process for a message."""
     return f"host {holder['host']}, process {holder['pid']}"
 
 
 def _boot() -> str:
-    """This boot of the kernel and, within it, this container's world of process ids."""
+    """Returns the ids of this boot and of this container's process namespace."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -187,11 +189,11 @@ def _boot() -> str:
 
 
 def _started(pid: object) -> str | None:
-    """When a process of this machine started (kernel ticks); "" where /proc does not say; None when it is not there."""
+    """Returns a local process's start time (kernel ticks); "" if /proc does not give it; None if it does not exist."""
     if not isinstance(pid, int):
         return None
     try:
-        # The second field, the program's name, may hold spaces and brackets: count from its closing one.
+        # The second field, the program's name, may contain spaces and brackets, so count from the last bracket.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         pass

@@ -1,6 +1,6 @@
-"""`metrics.jsonl` read back: one JSON object per step, each step once, also after a kill and a resume.
+"""Reads `metrics.jsonl` (one JSON object per step) and removes the rows of steps that a kill discarded.
 
-In: the path of a stage's `metrics.jsonl`. Out: its rows; or the file without the rows of steps that a kill threw away.
+In: the path of a stage's `metrics.jsonl`. Out: its rows, each step once; or the file without the discarded steps.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ ROW = {
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    """Returns the rows of a `metrics.jsonl`; skips an incomplete last line."""
     return [row for row, _ in _rows(path)]
 
 
 def drop_rows(path: Path, first_step: int) -> float:
-    """Rewrite `metrics.jsonl` without the rows of `first_step` and later, in one atomic act.
+    """Atomically rewrites `metrics.jsonl` without the rows of `first_step` and later.
 
     Returns:
-      The seconds that the dropped steps had taken.
+      The seconds of the dropped steps.
     """
     if not path.exists():
         return 0.0
@@ -53,19 +53,19 @@ def drop_rows(path: Path, first_step: int) -> float:
 
 
 def _rows(path: Path) -> list[tuple[dict[str, Any], bytes]]:
-    """(row, line) of every whole line; of a step that stands twice, the later one."""
+    """Returns (row, line) of every complete line; of duplicate steps the later one."""
     rows: dict[int, tuple[dict[str, Any], bytes]] = {}
     for number, line in enumerate(_content(path).splitlines(keepends=True), start=1):
         row = _whole_row(line)
         if row is None:
-            log.warning("%s: line %d is damaged and left out", path, number)
+            log.warning("%s: line %d is damaged and skipped", path, number)
         else:
             rows[row["step"]] = (row, line)
     return [rows[step] for step in sorted(rows)]
 
 
 def _whole_row(line: bytes) -> dict[str, Any] | None:
-    """The row that a line holds; None where it was cut short or is no row."""
+    """Parses a line; None if it is incomplete or not a row."""
     try:
         row = parse_json(line)
         check_shape(row, ROW, "a line")
@@ -76,9 +76,10 @@ def _whole_row(line: bytes) -> dict[str, Any] | None:
 
 
 def _content(path: Path) -> bytes:
-    """
+    """Reads the file.
+
     Raises:
-      RequestError: it cannot be read, or is no such file.
+      RequestError: it is missing or cannot be read.
     """
     try:
         return read_regular(path, MAX_BYTES)

@@ -1,8 +1,8 @@
-"""Whose a file of a workdir is: configurations as plain values, in what two differ, and what a run was made with.
+"""Identifies the origin of a workdir's files: compares configurations, computes checksums, records versions.
 
-Ground floor: no JAX import. A workdir's `config.json`, the manifest of every checkpoint and every result carry an
-*identity*: the fields that shape them, checksums of the data, and which results of earlier stages went in. Whoever
-reads one compares.
+Imports no JAX. A workdir's `config.json`, the manifest of every checkpoint and every result carry an *identity*: the
+configuration fields that affect them, checksums of the data, and the results of earlier stages that they use. Every
+reader compares it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from visor_jax.files.read_write import as_path
 
 PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
 
-# What may differ between two runs in one workdir: it changes neither the model nor the losses, only where and how
-# the run is carried out (or is asked for anew each time, as the stage and the evaluation are).
+# Fields that may differ between two runs in one workdir: they do not affect the model or the losses, only where and how
+# the run is executed, or they are chosen at each call, such as the stage and the evaluation.
 FREE_FIELDS = (
     "name",
     "stage",
@@ -46,13 +46,13 @@ FREE_FIELDS = (
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as JSON gives it back: dicts, lists, numbers, strings, booleans, None."""
+    """Returns a configuration as plain JSON values: dicts, lists, numbers, strings, booleans, None."""
     tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     return json.loads(json.dumps(tree))
 
 
 def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field of a nested configuration."""
+    """Yields (dotted name, value) of every field of a nested configuration."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from flat_fields(value, f"{prefix}{key}.")
@@ -61,15 +61,16 @@ def flat_fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def is_free(field: str) -> bool:
+    """Returns whether a field may differ between two runs in one workdir."""
     return any(fnmatch(field, pattern) for pattern in FREE_FIELDS)
 
 
 def differing_fields(
     theirs: Mapping[str, Any], mine: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Any, Any]]:
-    """(dotted name, their value, my value) wherever two configurations differ.
+    """Returns (dotted name, their value, my value) for every field in which two configurations differ.
 
-    A field that one of them lacks has its value in `defaults`; without one it reads "(none)".
+    A field that one of them lacks has its value in `defaults`, or else "(none)".
     """
     left, right = ({**(defaults or {}), **dict(flat_fields(tree))} for tree in (theirs, mine))
     names = sorted(left.keys() | right.keys())
@@ -79,14 +80,14 @@ def differing_fields(
 
 @functools.cache
 def default_fields() -> dict[str, Any]:
-    """{dotted name: value} of the default configuration: what a field is worth where an older version had none."""
+    """Returns {dotted name: value} of the default configuration, for fields that an older version did not have."""
     from visor_jax.config import default_config
 
     return dict(flat_fields(plain(default_config())))
 
 
 def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5) -> str:
-    """One line: "model.text.num_layers is 6 there and 8 here, ..."."""
+    """Describes differences in one line: "model.text.num_layers is 6 there and 8 here, ..."."""
     parts = [f"{name} is {short(a)} there and {short(b)} here" for name, a, b in differences[:shown]]
     if len(differences) > shown:
         parts.append(f"and {len(differences) - shown} more")
@@ -94,22 +95,22 @@ def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5
 
 
 def annotations_checksum(config: Mapping[str, Any], split: str) -> str:
-    """sha256 of the file that holds the records of a split; "" for generated data."""
+    """Returns the sha256 of the file with the records of a split; "" for generated data."""
     data = config.get("data", {})
     path = data.get("path", "").replace("{split}", split)
     return file_sha256(os.path.join(data.get("root") or "", path)) if path else ""
 
 
 def tokenizer_checksum(config: Mapping[str, Any]) -> str:
-    """sha256 of the tokenizer's file; "" for that of the generated data, which comes with the package."""
+    """Returns the sha256 of the tokenizer's file; "" for the generated data's, which is part of the package."""
     return file_sha256(config.get("tokenizer", {}).get("path", ""))
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """sha256 of a file; "" where there is none.
+    """Returns the sha256 of a file; "" if it does not exist.
 
     Raises:
-      RequestError: it is there and cannot be read.
+      RequestError: the file exists and cannot be read.
     """
     file = as_path(path)
     if not os.fspath(path) or not file.is_file():
@@ -128,18 +129,18 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the installed packages' versions."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of the installed packages."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def git_revision() -> str:
-    """The commit this package runs from, "-dirty" when files were changed; "" outside a checkout."""
+    """Returns the commit that this package runs from, with "-dirty" for changed files; "" outside a checkout."""
     here = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -147,7 +148,7 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        # A virtual environment may lie inside somebody else's checkout: only one that tracks this file counts.
+        # A virtual environment may be inside another project's checkout, so require one that tracks this file.
         git("ls-files", "--error-unmatch", here.name)
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

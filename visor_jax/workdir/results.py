@@ -1,7 +1,7 @@
-"""What search and label leave in a workdir, read strictly: as it was written, of this run, or refused by name.
+"""Reads and validates the results of search and label in a workdir.
 
-In: a workdir. Out: the viable budgets, and the arrays of the labels. Each result carries the identity of what it was
-made of (`Workdir.identity`); one that an earlier version wrote carries none, and its shape alone is checked.
+In: a workdir. Out: the viable budgets, and the arrays of the labels. Each result carries the identity of its inputs
+(`Workdir.identity`), which must match this run. Results of an earlier version carry none; only their shape is checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from visor_jax.workdir.provenance import describe_differences
 
 MAX_SLOTS = 64
 MAX_NPZ_BYTES = 2**28
-MOST_INDEX = 2**53  # of a record or a turn
+MAX_INDEX = 2**53  # of a record or a turn
 ARRAYS = {
     "budgets": ("U", 1),
     "label": ("iu", 1),
@@ -38,31 +38,31 @@ MADE_OF_OTHERS = "the labels were made of other data: remove labels/ and run the
 
 
 def read_viable(workdir: Workdir, num_slots: int | None = None) -> list[Bits]:
-    """The viable budgets of a workdir, cheapest first.
+    """Reads the viable budgets of a workdir, cheapest first.
 
     Args:
       workdir: the run.
-      num_slots: of its model; None takes the file's word.
+      num_slots: of its model; None accepts the value in the file.
 
     Raises:
-      RequestError: the search has not run, the file does not hold what it wrote, or it is another run's.
+      RequestError: the search has not run, or the file is invalid or of another run.
     """
     path = workdir.path / "search" / "viable.json"
     if not path.exists():
         raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
-    found = read_json(path)
-    slots = found.get("num_slots") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or type(slots) is not int or not 0 <= slots <= MAX_SLOTS:
+    result = read_json(path)
+    slots = result.get("num_slots") if isinstance(result, dict) else None
+    if not isinstance(result, dict) or type(slots) is not int or not 0 <= slots <= MAX_SLOTS:
         raise RequestError(f"{path}: num_slots={slots!r}: expected a whole number, as the search writes it")
     if num_slots is not None and slots != num_slots:
         raise RequestError(f"{path}: num_slots={slots}: the model has {num_slots}; expected this run's own search")
-    budgets = parse_budgets(found.get("viable") or None, slots, where=f"{path}: viable")
+    budgets = parse_budgets(result.get("viable") or None, slots, where=f"{path}: viable")
     counts = [sum(bits) for bits in budgets]
     if len(set(budgets)) < len(budgets) or counts != sorted(counts) or counts[-1] != slots:
         raise RequestError(
-            f"{path}: viable={found['viable']}: expected different budgets, cheapest first, up to all {slots} slots"
+            f"{path}: viable={result['viable']}: expected different budgets, cheapest first, up to all {slots} slots"
         )
-    check_made_of(workdir, "search", found.get("identity"), path)
+    check_made_of(workdir, "search", result.get("identity"), path)
     return budgets
 
 
@@ -70,7 +70,7 @@ def read_viable(workdir: Workdir, num_slots: int | None = None) -> list[Bits]:
 class Labels:
     """Pseudo-labels: `label[i]` indexes `budgets` (the viable ones, cheapest first) for question `ids[i]`.
 
-    `picture_index[i]` and `turn[i]` find the question again in the source; `log_likelihood` is [N, budgets].
+    `picture_index[i]` and `turn[i]` locate the question in the source; `log_likelihood` is [N, budgets].
     """
 
     budgets: list[Bits]
@@ -81,11 +81,11 @@ class Labels:
 
     @classmethod
     def read(cls, workdir: Workdir) -> Labels:
-        """The labels of a workdir.
+        """Reads the labels of a workdir.
 
         Raises:
-          RequestError: the label stage has not run, the file does not hold what it wrote, or it was made of something
-            else than what lies there now: other viable budgets, another model, other data.
+          RequestError: the label stage has not run, the file is invalid, or it belongs to other viable budgets, another
+            model or other data.
         """
         path = workdir.path / "labels" / "labels.npz"
         if not path.exists():
@@ -111,7 +111,7 @@ class Labels:
         return labels
 
     def problem(self) -> str:
-        """What no label stage writes; "" where there is nothing."""
+        """Describes the first invalid array; "" if all are valid."""
         count, num_budgets = len(self.label), len(self.budgets)
         if not count:
             return "holds no label"
@@ -121,30 +121,31 @@ class Labels:
             return f"{count} labels of {len(self.picture_index)} pictures and {len(self.turn)} turns"
         for name, values, most in (
             ("label", self.label, num_budgets - 1),
-            ("picture_index", self.picture_index, MOST_INDEX),
-            ("turn", self.turn, MOST_INDEX),
+            ("picture_index", self.picture_index, MAX_INDEX),
+            ("turn", self.turn, MAX_INDEX),
         ):
             if values.min() < 0 or values.max() > most:
                 return f"{name} goes from {values.min()} to {values.max()}, expected from 0 to {most}"
         return "" if np.isfinite(self.log_likelihood).all() else "log_likelihood is not finite"
 
     def only(self, rows: np.ndarray) -> Labels:
-        """Those of some questions, told by booleans or indices."""
+        """Returns the labels of some questions, selected by booleans or indices."""
         arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
         return Labels(self.budgets, *(array[rows] for array in arrays))
 
 
 def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, model: str = "") -> None:
-    """
+    """Checks that a result was made from the present inputs of the workdir.
+
     Args:
-      workdir: the run that `path` lies in.
-      stage: the pass that made it.
-      identity: what the file says it was made of; None where an earlier version wrote it.
+      workdir: the run.
+      stage: the pass that made the result.
+      identity: of its inputs, as recorded in the file; None if an earlier version wrote it.
       path: for the message.
-      model: "evaluate": the stage whose model was evaluated.
+      model: for "evaluate": the stage whose model was evaluated.
 
     Raises:
-      RequestError: it was made of something else than what lies there now; names what differs.
+      RequestError: the inputs differ; the message names the differences.
     """
     if identity is None:
         return
@@ -159,16 +160,16 @@ def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, mo
 def read_npz(
     path: Path, kinds: Mapping[str, tuple[str, int]], may_lack: tuple[str, ...] = (), *, again: str
 ) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed `.npz` file; sizes are checked against the file before anything is allocated.
+    """Reads the arrays of an uncompressed `.npz` file; checks sizes against the file before allocating anything.
 
     Args:
       path: the file.
-      kinds: name -> (kinds of dtype as `numpy.dtype.kind` calls them, number of dimensions).
+      kinds: name -> (allowed `numpy.dtype.kind` characters, number of dimensions).
       may_lack: names that may be missing.
-      again: how such a file is made, for messages.
+      again: how to make the file again, for messages.
 
     Raises:
-      RequestError: it cannot be read, or an array is missing, or is of another kind; says which.
+      RequestError: the file cannot be read, or an array is missing or has another dtype or shape.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(read_regular(path, MAX_NPZ_BYTES))) as archive:
@@ -178,14 +179,15 @@ def read_npz(
     except KeyError as error:
         raise RequestError(f"{path}: damaged ({error.args[0]} is missing); remove it and {again}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        told = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RequestError(f"{path}: damaged ({told}); remove it and {again}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RequestError(f"{path}: damaged ({reason}); remove it and {again}") from error
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str, dimensions: int) -> np.ndarray:
-    """
+    """Reads one array.
+
     Raises:
-      ValueError: its header does not fit its bytes, or it is an array of another kind.
+      ValueError: its header does not match its size, or it has another dtype or number of dimensions.
     """
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed")

@@ -1,14 +1,14 @@
-"""What watches over a command from its first line to its last: signals that stop it, and a watchdog that ends a hang.
+"""Supervises a command: handles the signals that stop it, and aborts it when it hangs.
 
-`supervised` gives the one `Stop` of this process. SIGTERM ends the process with 143 at once while there is nothing to
-save (start-up, imports, compilation, search, evaluation); where a stage holds it back (`Stop.hold`), the loop asks
-`should_stop` after each step, saves, and exits 143. SIGINT is a `KeyboardInterrupt`, and cannot be swallowed by a
-library in a command that is watched. SIGUSR1 dumps all stacks and goes on.
+`supervised` returns the one `Stop` of this process. SIGTERM ends the process with 143 immediately while there is
+nothing to save (start-up, imports, compilation, search, evaluation). Once a stage defers it (`Stop.hold`), the loop
+calls `should_stop` after each step, saves, and exits 143. SIGINT raises `KeyboardInterrupt`; if a library suppresses
+it, a watched command ends anyway. SIGUSR1 dumps all stacks and continues.
 
-`watched` aborts the process with 134 where no `beat` came for `train.hang_seconds`. Whatever a command does in a long
-loop calls `beat` once per natural unit: a step, a sample, a batch, a file.
+`watched` aborts the process with 134 if `beat` is not called for `train.hang_seconds`. Every long loop of a command
+calls `beat` once per unit of work: a step, a sample, a batch, a file.
 
-Standard library only, so that the entry point has it before anything else is imported.
+Standard library only, so that the entry point can use it before importing anything else.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 3.0  # how long a watched command may take to end after SIGINT while nothing is being saved
-LEAVE_SECONDS = 2.0  # how long what is done before an exit at once (giving back the lock) may take
+GRACE_SECONDS = 3.0  # time limit for a watched command to end after SIGINT, unless it is saving
+LEAVE_SECONDS = 2.0  # time limit for the actions before an immediate exit (releasing the lock)
 _POLL_SECONDS = 1.0
-_STDERR = 2  # the file descriptor: `sys.stderr` may have been replaced by something that has none
+_STDERR = 2  # the file descriptor, because a replaced `sys.stderr` may have none
 
 
 class Stop:
     """The signals of one command.
 
-    Python runs a signal's handler only between two instructions of the main thread, so not while XLA compiles. A thread
-    therefore reads the interpreter's wakeup descriptor and acts at once, whatever the main thread is in.
+    Python runs a signal handler only between two instructions of the main thread, so not while XLA compiles. Therefore
+    a thread reads the interpreter's wakeup descriptor and reacts immediately.
 
-    With several processes JAX's preemption notifier makes all of them stop after the same step. It is a C handler that
-    `jax.distributed.initialize` puts in the place of ours. `take_sigterm` puts ours back and remembers the notifier,
-    which is told of SIGTERM only while the signal is held back: so a process that compiles ends at once as well.
+    With several processes, JAX's preemption notifier makes all of them stop after the same step. It is a C handler that
+    `jax.distributed.initialize` installs in place of ours. `take_sigterm` restores ours and keeps the notifier, which
+    is called on SIGTERM only while the signal is deferred, so that a process that is compiling also ends immediately.
 
     Attributes:
-      interrupted: SIGINT has come.
+      interrupted: whether SIGINT was received.
     """
 
     def __init__(self) -> None:
         self.interrupted = False
-        self._received = False  # SIGTERM has come
-        self._held = False  # a stage has steps that are to be saved first
-        self._starting = False  # nothing has begun yet: SIGINT too ends the process at once
-        self._ending = False  # SIGTERM is being obeyed
+        self._received = False  # SIGTERM was received
+        self._held = False  # SIGTERM is deferred until a stage has saved
+        self._starting = False  # during start-up SIGINT also ends the process immediately
+        self._ending = False  # the process is ending because of SIGTERM
         self._ended = False
-        self._points = 0  # sync points passed, over all stages: JAX wants numbers that only grow
+        self._points = 0  # sync points over all stages; JAX requires increasing numbers
         self._notifier: Callable[[int], None] | None = None
         self._trampoline: int | None = None
         self._before_exit: list[Callable[[], None]] = []
 
-    # --- what the loop asks -------------------------------------------------------------------------------------------
+    # --- interface of the loop ----------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """From here on SIGTERM waits for `should_stop`: a step of the stage has ended, and there is a state to save."""
+        """Defers SIGTERM to `should_stop`, once a step of the stage has ended and there is state to save."""
         self._held = True
 
     def should_stop(self) -> bool:
-        """Whether to save and stop now; with several processes all of them must ask at every step."""
+        """Returns whether to save and stop now; with several processes all of them must call it at every step."""
         if self.interrupted:
-            raise KeyboardInterrupt  # it was swallowed on the way
+            raise KeyboardInterrupt  # a library suppressed the first one
         if _process_count() == 1:
             return self._received
         from jax.experimental import multihost_utils
@@ -80,37 +80,37 @@ class Stop:
 
     @contextlib.contextmanager
     def until_complete(self, stage: str) -> Iterator[None]:
-        """Around a stage that may `hold` the signal: where its block ends well, a signal held back is obeyed now.
+        """Wraps a stage that may `hold` the signal; a deferred signal takes effect once the block succeeds.
 
         Raises:
-          SystemExit: 143; the stage is complete, and no other one is to begin.
+          SystemExit: 143; the stage is complete, and no other one may start.
         """
         self.take_sigterm()
         try:
             yield
             self._ending = _any_process(self._received)
         except BaseException:
-            self._ending = self._received  # the block is ending anyway, and may take its time
+            self._ending = self._received  # the block is ending anyway; let it finish
             raise
         finally:
             self._held = False
-        # Read once more: before the line above the signal was kept, after it the process ends by itself.
+        # Read again: the signal may have arrived between the line in `try` and the release above.
         if self._ending or self._received:
             log.warning("%s: complete; stopped by SIGTERM", stage)
             raise SystemExit(STOPPED)
 
     def before_exit(self, action: Callable[[], None]) -> None:
-        """Have `action` done before the process is ended at once; it must be quick and may run in any thread."""
+        """Registers an action to run before an immediate exit; it must be quick and may run in any thread."""
         self._before_exit.append(action)
 
     def started(self) -> None:
-        """There may be something to clean up from here on: SIGINT is a `KeyboardInterrupt`, no exit at once."""
+        """Ends the start-up phase: from now on SIGINT raises `KeyboardInterrupt`, so that the command can clean up."""
         self._starting = False
 
     # --- receiving ----------------------------------------------------------------------------------------------------
 
     def take_sigterm(self) -> None:
-        """Own SIGTERM, also where `jax.distributed.initialize` has given it to JAX's notifier in the meantime."""
+        """Reinstalls our SIGTERM handler, which `jax.distributed.initialize` may have replaced by JAX's notifier."""
         if self._trampoline is None or threading.current_thread() is not threading.main_thread():
             return
         handler = _set_c_handler(None)
@@ -118,23 +118,23 @@ class Stop:
         self._adopt(handler)
 
     def _adopt(self, handler: int) -> None:
-        """Remember a C handler of SIGTERM that is not Python's."""
+        """Keeps a C handler of SIGTERM that is not Python's."""
         if handler > 1 and handler != self._trampoline:  # 0 and 1: the default action, ignored
             import ctypes
 
             self._notifier = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._received = True  # the listener does the rest
+        self._received = True  # the listener reacts
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
-        if self._starting:  # extension modules that are being imported print or swallow a KeyboardInterrupt
+        if self._starting:  # extension modules print or suppress a KeyboardInterrupt during import
             os._exit(INTERRUPTED)
         raise KeyboardInterrupt
 
     def _listen(self, reading: int) -> None:
-        """In a thread: hear of signals at once."""
+        """Runs in a thread and reacts to signals immediately."""
         while received := os.read(reading, 1):
             if received[0] == signal.SIGTERM:
                 self._received = True
@@ -150,17 +150,17 @@ class Stop:
         os.close(reading)
 
     def _may_insist(self) -> bool:
-        """Whether SIGINT may end the process by force: not in a command that handles it, nor while a stage saves."""
+        """Returns whether SIGINT may force an exit: not in a command that handles it, nor while a stage saves."""
         return _watchdog is not None and not self._held and not self._ended
 
     def _insist(self) -> None:
-        """A `KeyboardInterrupt` may be swallowed, or wait for a compilation: end the process all the same."""
+        """Ends the process if `KeyboardInterrupt` was suppressed or is delayed by a compilation."""
         time.sleep(GRACE_SECONDS)
         if self._may_insist():
             self._exit(INTERRUPTED, "interrupted")
 
     def _exit(self, status: int, message: str) -> NoReturn:
-        """End the process now, from a thread of its own; nothing that hangs can hold it up."""
+        """Ends the process now; the exit actions run in a separate thread with a time limit."""
         leaving = threading.Thread(target=self._leave, args=(message,), daemon=True)
         leaving.start()
         leaving.join(LEAVE_SECONDS)
@@ -174,7 +174,7 @@ class Stop:
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """Own SIGTERM, SIGINT and SIGUSR1 inside the block; outside, they are as they were."""
+        """Handles SIGTERM, SIGINT and SIGUSR1 inside the block and restores the previous handlers."""
         faulthandler.register(signal.SIGUSR1, file=_STDERR, all_threads=True, chain=False)
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -184,7 +184,7 @@ class Stop:
         signal.signal(signal.SIGINT, self._on_sigint)
         handler = _set_c_handler(None)
         signal.signal(signal.SIGTERM, self._on_sigterm)
-        self._trampoline = _set_c_handler(None)  # what Python puts there for any handler of its own
+        self._trampoline = _set_c_handler(None)  # the C handler that Python installs for all its handlers
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._adopt(handler)
         try:
@@ -194,7 +194,7 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
             signal.set_wakeup_fd(wakeup)
-            os.close(writing)  # ends the listener, which closes the other end
+            os.close(writing)  # ends the listener, which closes the reading end
             faulthandler.unregister(signal.SIGUSR1)
 
 
@@ -203,12 +203,12 @@ _stop: Stop | None = None
 
 @contextlib.contextmanager
 def supervised(*, starting: bool = False) -> Iterator[Stop]:
-    """The process's `Stop`: the one there is already, else a new one that owns the signals inside the block.
+    """Yields the process's `Stop`: the existing one, or a new one that handles the signals inside the block.
 
-    Outside the main thread, which alone may set handlers, it never stops anything.
+    Only the main thread may set handlers; in another thread the `Stop` has no effect.
 
     Args:
-      starting: until `Stop.started`, SIGINT ends the process at once with 130.
+      starting: until `Stop.started`, SIGINT ends the process immediately with 130.
     """
     global _stop
     if _stop is not None:
@@ -227,7 +227,7 @@ def supervised(*, starting: bool = False) -> Iterator[Stop]:
 
 
 def _in_a_forked_child() -> None:
-    """A child shares the wakeup pipe: a signal sent to it must not be taken for one of ours."""
+    """Resets the handlers in a child, which shares the wakeup pipe, so that its signals are not mistaken for ours."""
     if _stop is not None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -237,18 +237,18 @@ os.register_at_fork(after_in_child=_in_a_forked_child)
 
 
 def was_interrupted() -> bool:
-    """Whether SIGINT has come during this command."""
+    """Returns whether SIGINT was received during this command."""
     return _stop is not None and _stop.interrupted
 
 
 def before_exit(action: Callable[[], None]) -> None:
-    """Have `action` done before this process is ended at once; it must be quick and may run in any thread."""
+    """Registers an action to run before an immediate exit; it must be quick and may run in any thread."""
     if _stop is not None:
         _stop.before_exit(action)
 
 
 def _set_c_handler(handler: int | None) -> int:
-    """Replace the handler of SIGTERM below Python's by an address (None: the default action); the one before."""
+    """Sets the C handler of SIGTERM to an address (None: the default action) and returns the previous one."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -257,13 +257,13 @@ def _set_c_handler(handler: int | None) -> int:
 
 
 def _process_count() -> int:
-    """Processes of this run; 1 while JAX is not even imported."""
+    """Returns the number of processes of this run; 1 before JAX is imported."""
     jax = sys.modules.get("jax")
     return 1 if jax is None else jax.process_count()
 
 
 def _any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process; with several, all of them must ask."""
+    """Returns whether the flag is set in any process; with several, all of them must call it."""
     if _process_count() == 1:
         return flag
     import numpy as np
@@ -276,10 +276,10 @@ def _any_process(flag: bool) -> bool:
 
 
 class Watchdog:
-    """Aborts the process with 134, after dumping all stacks, when no `beat` came for `hang_seconds`.
+    """Dumps all stacks and aborts the process with 134 if `beat` is not called for `hang_seconds`.
 
-    A peer that is stuck in Python keeps its heartbeat to the coordinator, so JAX waits for it for ever; only the lack
-    of progress tells. Compilation counts too: `hang_seconds` must be longer. 0 turns the watchdog off.
+    A peer that is stuck in Python still sends heartbeats to the coordinator, so JAX would wait for it forever; only the
+    lack of progress reveals it. `hang_seconds` must exceed the time of a compilation. 0 turns the watchdog off.
     """
 
     def __init__(self, hang_seconds: float) -> None:
@@ -289,20 +289,22 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
+        """Starts the watching thread."""
         self._thread.start()
 
     def end(self) -> None:
+        """Stops the watching thread."""
         self._ended.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Say that the command has made progress."""
+        """Reports progress."""
         self._last = time.monotonic()
 
     @contextlib.contextmanager
     def limited_to(self, hang_seconds: float) -> Iterator[None]:
-        """Another limit inside the block: that of a stage."""
+        """Uses another limit inside the block, such as that of a stage."""
         before, self._limit = self._limit, float(hang_seconds)
         self.beat()
         try:
@@ -320,8 +322,8 @@ class Watchdog:
                 self._abort(limit)
             wait = min(left, _POLL_SECONDS)
             if limit > 0:
-                # Should a call hang without releasing the interpreter, this thread stands still as well: then the
-                # C-level timer ends the process (its exit status is 1, which cannot be chosen).
+                # If a call hangs without releasing the interpreter, this thread stops as well. Then the C-level timer
+                # ends the process; its exit status is always 1.
                 faulthandler.dump_traceback_later(left + limit, file=_STDERR, exit=True)
             else:
                 faulthandler.cancel_dump_traceback_later()
@@ -337,10 +339,10 @@ _watchdog: Watchdog | None = None
 
 @contextlib.contextmanager
 def watched(hang_seconds: float) -> Iterator[None]:
-    """Abort with 134 where no `beat` comes for `hang_seconds` inside the block; an inner block has a limit of its own.
+    """Aborts with 134 if `beat` is not called for `hang_seconds` inside the block; an inner block has its own limit.
 
     Raises:
-      KeyboardInterrupt: SIGINT came and was swallowed on the way.
+      KeyboardInterrupt: SIGINT was received, and a library suppressed the first KeyboardInterrupt.
     """
     global _watchdog
     if _stop is not None:
@@ -360,15 +362,15 @@ def watched(hang_seconds: float) -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Whether a command that takes long is at its work."""
+    """Returns whether the process is inside `watched`."""
     return _watchdog is not None
 
 
 def beat() -> None:
-    """Say that the command has made progress: a step, a sample, a batch, a file. Costs nothing, works everywhere.
+    """Reports progress: a step, a sample, a batch, a file. Cheap; has no effect outside `watched`.
 
     Raises:
-      KeyboardInterrupt: SIGINT came and was swallowed on the way (in a watched command, in its main thread).
+      KeyboardInterrupt: SIGINT was received, and a library suppressed the first KeyboardInterrupt (main thread only).
     """
     if _watchdog is None:
         return
