@@ -1,7 +1,7 @@
-"""The two ways in which what was asked does not come about, and how their messages are worded.
+"""The two kinds of expected errors, and helpers for their messages.
 
-Ground floor: standard library only. `visor_jax.commands.command_line` turns them into exit status and one line on
-stderr, and an `OSError` too (`of_system`); everything else that is raised is a defect of ours and keeps its traceback.
+Standard library only. `visor_jax.commands.command_line` turns them, and an `OSError` (`of_system`), into an exit status
+and one line on stderr. Any other exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-STOPPED = 143  # exit status after SIGTERM (128 + 15): stopped after saving, unfinished, to be started again
+STOPPED = 143  # exit status after SIGTERM (128 + 15): saved and stopped; run it again to continue
 INTERRUPTED = 130  # exit status after SIGINT (128 + 2): stopped from the keyboard
 ABORTED = 134  # exit status of watchdogs (128 + SIGABRT)
 
 
 class RequestError(Exception):
-    """The request is wrong: exit status 2. The message names field or file, its value, and what is expected."""
+    """The request is wrong: exit status 2. The message names field or file, its value, and the expected values."""
 
 
 class RunError(Exception):
-    """The request was right and running it failed: exit status 1.
+    """A valid request failed while running: exit status 1.
 
-    `result` is what the command found all the same; `--json` prints it as it would have been printed.
+    Attributes:
+      result: the command's result despite the failure, which `--json` prints; or None.
     """
 
     def __init__(self, message: str = "", result: dict[str, Any] | None = None) -> None:
@@ -34,8 +35,8 @@ class RunError(Exception):
         self.result = result
 
 
-# What the system answers when a request cannot be met as it was asked, whenever it is tried: such a path does not
-# exist, may not be read or written, is something else, or has too long a name. Anything else ran out while running.
+# System errors that make the request wrong: the path does not exist, is not accessible, is of another kind, or has too
+# long a name. All other system errors are failures while running.
 NEVER = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.EINVAL),
@@ -43,14 +44,14 @@ NEVER = {
 
 
 def unwritable(place: str, error: OSError) -> RequestError | RunError:
-    """What to raise where `place` cannot be written: if it never could be, the request is wrong; a full disk is not."""
+    """Returns the error for an unwritable `place`: RunError for a full disk, RequestError for a wrong path."""
     return (RequestError if error.errno in NEVER else RunError)(f"{place}: cannot be written: {_reason(error)}")
 
 
 def of_system(error: OSError) -> RequestError | RunError | None:
-    """The one line for an error of the operating system that nobody has worded; None where it names no path.
+    """Converts an error of the operating system; None if it names no path.
 
-    Errors without a path that say that something ran out (`ENOSPC` of a write, `EMFILE`) are worded without one.
+    An exhausted resource (`ENOSPC`, `EMFILE`, ...) is converted even without a path.
     """
     if error.filename is None:
         exhausted = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -64,10 +65,10 @@ def _reason(error: OSError) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal or a log line: what is not a visible character or a space is written as its escape.
+    """Escapes every character of `text` that is neither visible nor a space, for a terminal or a log line.
 
-    So names that come with data can neither steer a terminal nor begin a line of their own, and every character can be
-    encoded. Letters of all scripts stay.
+    Names from data can then neither control a terminal nor start a new line, and every character can be encoded.
+    Letters of all scripts stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -79,28 +80,28 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`printable`, with every run of white space as one space: a message as one line, whatever it quotes."""
+    """Applies `printable` and replaces every run of white space by one space, so that a message has one line."""
     return printable(" ".join(text.split()))
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Which of `known` was probably meant.
+    """Suggests known names similar to `name`.
 
     Args:
-      name: what was given.
-      known: the names there are.
-      prefix: what they all begin with, such as "--": it makes none nearer than another.
+      name: the name that was given.
+      known: the valid names.
+      prefix: common prefix, such as "--", which is ignored in the comparison.
 
     Returns:
-      "did you mean 'x'?", with at most three names, best first; "" where nothing is near.
+      "did you mean 'x'?", with at most three names, best first; "" if none is similar.
     """
     by_folded = {candidate.removeprefix(prefix).casefold(): candidate for candidate in known}
-    asked = name.removeprefix(prefix).casefold()
-    found = [repr(by_folded[near]) for near in difflib.get_close_matches(asked, by_folded, n=3)]
-    return f"did you mean {' or '.join(found)}?" if found else ""
+    folded = name.removeprefix(prefix).casefold()
+    matches = [repr(by_folded[match]) for match in difflib.get_close_matches(folded, by_folded, n=3)]
+    return f"did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def short(value: Any) -> str:
-    """A value for a message: the beginning of its JSON."""
+    """Returns the beginning of a value's JSON, for a message."""
     text = value if value == "(none)" else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

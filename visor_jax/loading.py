@@ -1,4 +1,4 @@
-"""The Python interface: load a trained model, ask it questions, get answers with receipts.
+"""The Python interface: loads a trained model, which answers questions and reports their cost.
 
     import visor_jax
     model = visor_jax.load("runs/glyphs_mini")
@@ -6,7 +6,7 @@
     for piece in model.stream(image, "Describe the picture.", temperature=0.7, seed=1):
         print(piece, end="", flush=True)
 
-What a loaded model does is `visor_jax.generate.visor.Visor`; here stands where it comes from.
+`visor_jax.generate.visor.Visor` is the loaded model; this module reads it from disk.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from visor_jax.workdir.results import read_viable
 __all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # the newest complete one is loaded
+MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # newest first
 
 
 def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
-    """A model from a workdir (its newest complete stage), one stage's folder, a Hugging Face folder, or the hub.
+    """Loads a model from a workdir (its newest complete stage), one stage's folder, a Hugging Face folder, or the hub.
 
     Args:
-      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, what `visor export` wrote, or, where there is no
-        such folder, a model's name on the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION` (`export.hub`).
-      plan: "dense" or "visor"; None is the plan of what lies there. A dense checkpoint may be asked for as "visor": it
-        is given new layers, as `visor import` does. Otherwise it must be the model's own plan.
+      path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, an export of `visor export`, or, if no such
+        folder exists, a model's name on the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION` (`visor_jax.hf.hub`).
+      plan: "dense" or "visor"; None uses the stored plan. "visor" adds new layers to a dense checkpoint, as `visor
+        import` does; otherwise the plan must be the stored one.
       dtype: of the parameters; None is float32.
 
     Raises:
-      RequestError: if there is no such model there, or it cannot have this plan.
+      RequestError: the path holds no model, or the model does not support the plan.
     """
     if plan not in (None, "dense", "visor"):
         raise RequestError(f"plan={plan!r}: expected 'dense' or 'visor'")
@@ -66,9 +66,9 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
     if stage is None:
         stage = next((s for s in MODEL_STAGES if workdir.stage(s).is_complete()), None)
     if stage is None:
-        what = "no complete stage" if path.is_dir() else "no such folder"
+        problem = "no complete stage" if path.is_dir() else "no such folder"
         raise RequestError(
-            f"{path}: {what}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
+            f"{path}: {problem}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
             f" Face's format, with the config.json of a model{'' if path.is_dir() else hub.hint(path)}"
         )
     model = load_stage(workdir, stage, dtype)
@@ -78,7 +78,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
 
 
 def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
-    """The model that one complete stage of a workdir left."""
+    """Loads the model of one complete stage of a workdir."""
     config = from_dict(workdir.config())
     arch = architecture(config, stage)
     params = restore_complete(workdir, stage, abstract_params(arch))
@@ -102,7 +102,7 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
 
 
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
-    """A model from a folder in Hugging Face's format, on the first device."""
+    """Loads a model from a folder in Hugging Face's format onto the first device."""
     checkpoint = open_checkpoint(folder)
     tokenizer, ends = load_tokenizer(folder), stop_tokens(folder)
     check_tokenizer(checkpoint, tokenizer)
@@ -131,7 +131,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
 
 
 def check_dtype(dtype: Any) -> None:
-    """RequestError for anything but None, a name of `DTYPES`, or what JAX takes for one."""
+    """Raises RequestError unless `dtype` is None, a name in `DTYPES`, or converts to one of them in JAX."""
     try:
         known = dtype is None or jnp.dtype(dtype).name in DTYPES
     except TypeError:
@@ -141,12 +141,12 @@ def check_dtype(dtype: Any) -> None:
 
 
 def stop_tokens(folder: Path) -> list[int]:
-    """The `eos_token_id` of a checkpoint's `generation_config.json`: where transformers ends an answer, we do."""
+    """Returns the `eos_token_id`s of a checkpoint's `generation_config.json`, which end answers in transformers too."""
     file = folder / "generation_config.json"
     if not file.exists():
         return []
-    found = read_object(file).get("eos_token_id")
-    ids = [] if found is None else found if isinstance(found, list) else [found]
+    value = read_object(file).get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(type(id) is int and id >= 0 for id in ids):
-        raise RequestError(f"{file}: eos_token_id={str(found)[:80]}: expected a token id or a list of them")
+        raise RequestError(f"{file}: eos_token_id={str(value)[:80]}: expected a token id or a list of them")
     return ids

@@ -191,7 +191,7 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_of_both_and_both_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("signaled", [0, 1])
 def test_sigterm_to_one_of_two_processes_that_compile_ends_it_at_once(tmp_path, signaled):
     """JAX's notifier, which would keep the signal until a step has ended, hears of it from the first step on only."""
     began = time.monotonic()

@@ -1,1 +1,1 @@
-"""Files as the package reads and writes them: whole or not at all, of bounded size, of the expected shape."""
+"""Reads and writes files: atomic writes, bounded sizes, validated content."""

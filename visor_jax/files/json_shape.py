@@ -1,8 +1,8 @@
-"""The shape that a JSON value has to have before anything is made of it.
+"""Validates the structure of JSON values.
 
-Ground floor: no JAX import. In: a value that a file held, and a description of what is expected. Out: nothing, or a
+Imports no JAX. In: a value read from a file, and a description of the expected structure. Out: nothing, or a
 `RequestError` that names file and field. A description is a kind (`TEXT`, `NUMBER`, ...), a dict of fields, `each(...)`
-for an object with any names, `list_of(...)`, or `optional(...)` around one of them.
+for an object with arbitrary names, `list_of(...)`, or `optional(...)` around one of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 from visor_jax.errors import RequestError, short
 
-LARGEST = 1e18  # of any number that the package writes
+LARGEST = 1e18  # bound of every number that the package writes
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Values that `holds` accepts, and how a message calls them."""
+    """The values that `holds` accepts, and their description in messages."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -35,14 +35,14 @@ class Optional:
 
 @dataclass(frozen=True)
 class Each:
-    """An object of which every value has a shape."""
+    """An object whose values all have a shape."""
 
     inner: Shape
 
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of which every item has a shape."""
+    """A list whose items all have a shape."""
 
     inner: Shape
 
@@ -60,21 +60,22 @@ FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 NUMBER = Kind(_is_number, "a finite number")
 AMOUNT = Kind(lambda value: _is_number(value) and value >= 0, "a number of at least 0")
 COST = Kind(lambda value: _is_number(value) and value > 0, "a number above 0")
-# Means of fractions round a little past their ends.
+# Rounding moves means of fractions slightly past the ends.
 FRACTION = Kind(lambda value: _is_number(value) and -1e-6 <= value <= 1 + 1e-6, "a number from 0 to 1")
 COUNT = Kind(lambda value: type(value) is int and 0 <= value < 2**53, "a whole number of at least 0")
 
 
 def check_shape(value: Any, shape: Shape, file: str | Path, field: str = "") -> None:
-    """
+    """Checks a value against a shape.
+
     Args:
-      value: what was read.
-      shape: what it has to be; fields that it does not name may hold anything.
-      file: whose content it is, for the message.
-      field: where in the file it stands.
+      value: the value.
+      shape: the expected structure; other fields may hold anything.
+      file: its file, for the message.
+      field: its dotted name in the file, for the message.
 
     Raises:
-      RequestError: it is something else; names file, field, value and what is expected.
+      RequestError: the value has another structure; the message names file, field, value and expectation.
     """
     if isinstance(shape, Optional):
         if value is not None:

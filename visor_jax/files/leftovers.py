@@ -1,8 +1,8 @@
-"""What killed processes left behind: unfinished files and folders beside their places, and how they are told.
+"""Removes the unfinished files and folders of killed processes.
 
-In: a folder. Out: nothing that a dead process of this machine was still writing. Whatever is written whole or not at
-all is written beside its place under `temporary_name`, which says by which process of which machine. So a file of a
-live process, or of another machine that shares the file system, is never touched.
+In: a folder. Out: the folder without the temporary files of dead processes of this machine. Atomic writes go to a
+`temporary_name` next to the target, which contains process id and host name. Files of live processes, or of other
+machines on a shared file system, are never removed.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _BEGAN = time.time()
 
 
 def temporary_name(name: str, kind: str) -> str:
-    """Under which name this process writes what is to become `name`.
+    """Returns the name under which this process writes the future `name`.
 
     Args:
       name: of a file or folder.
-      kind: "tmp" for files, "partial" for folders, "old" for what is being replaced.
+      kind: "tmp" for files, "partial" for folders, "old" for a folder that is being replaced.
     """
     return f".{name}.{os.getpid()}@{socket.gethostname()}.{kind}"
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what dead processes of this machine left anywhere below a local folder; for the holder of its lock."""
+    """Removes the leftovers of dead processes of this machine below a local folder; only for the holder of its lock."""
     if "://" in os.fspath(folder):
         return
-    found = list(_leftovers(folder))
-    for path in found:
+    leftovers = list(_leftovers(folder))
+    for path in leftovers:
         _remove(path)
-    if found:
-        shown = ", ".join(str(path.relative_to(folder)) for path in found[:3])
-        log.info("%s: removed %d leftovers of killed processes (%s)", folder, len(found), shown)
+    if leftovers:
+        shown = ", ".join(str(path.relative_to(folder)) for path in leftovers[:3])
+        log.info("%s: removed %d leftovers of killed processes (%s)", folder, len(leftovers), shown)
 
 
 def remove_leftovers_of(target: Path) -> None:
-    """Remove what dead processes of this machine left of one file or folder, beside it."""
+    """Removes the leftovers of dead processes of this machine for one file or folder."""
     for path in list(_matching(target.parent, os.listdir(target.parent))):
         if _parts(path.name)["name"] == target.name:
             _remove(path)
@@ -53,9 +53,9 @@ def remove_leftovers_of(target: Path) -> None:
 
 def _leftovers(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=lambda _: None):
-        found = list(_matching(Path(place), [*folders, *files]))
-        yield from found
-        folders[:] = sorted(set(folders) - {path.name for path in found})
+        leftovers = list(_matching(Path(place), [*folders, *files]))
+        yield from leftovers
+        folders[:] = sorted(set(folders) - {path.name for path in leftovers})
 
 
 def _matching(place: Path, names: list[str]) -> Iterator[Path]:
@@ -70,12 +70,12 @@ def _parts(name: str) -> dict[str, str | None]:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether the process that was writing `path` ran on this machine and is no more."""
+    """Returns whether the process that wrote `path` ran on this machine and no longer exists."""
     parts = _parts(path.name)
     if parts["host"] not in (None, socket.gethostname()):
         return False
     pid = int(parts["pid"] or 0)
-    if pid == os.getpid():  # given out again, as in a container that was started anew
+    if pid == os.getpid():  # the id was reused, as in a restarted container
         try:
             return path.lstat().st_mtime < _BEGAN - 1
         except OSError:
@@ -90,7 +90,7 @@ def _is_dead(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove one; a folder that was being replaced when its process was killed is put back instead."""
+    """Removes a leftover; restores a folder instead if its process was killed while replacing it."""
     parts = _parts(path.name)
     place = path.with_name(str(parts["name"]))
     try:

@@ -1,9 +1,8 @@
-"""Files as the package reads and writes them: read only when regular and of bounded size, written whole or not at all.
+"""Reads regular files of bounded size, and writes files atomically.
 
-Ground floor: no JAX import. In: a path, local or a bucket's (`gs://...`). Whatever reads a file that somebody else may
-have made goes through `open_regular`, `read_regular` or `read_json`: a FIFO or a device never blocks the reader, a
-file larger than the caller expects is refused before it is read, and JSON that is nested too deeply or holds a number
-of thousands of digits is refused like any other that cannot be parsed.
+Imports no JAX. In: a path, local or in a bucket (`gs://...`). All reads of untrusted files use `open_regular`,
+`read_regular` or `read_json`: a FIFO or a device never blocks the reader, a file that is too large is rejected before
+it is read, and JSON that is nested too deeply or contains a number with thousands of digits is rejected as unparsable.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from typing import Any, BinaryIO, cast
 from visor_jax.errors import RequestError
 from visor_jax.files.leftovers import remove_leftovers_of, temporary_name
 
-MAX_JSON_BYTES = 16 * 2**20  # of one JSON file where the caller names no other limit
-MAX_TOKENIZER_BYTES = 64 * 2**20  # of a tokenizer.json; those of 250,000 tokens have 35 MB
+MAX_JSON_BYTES = 16 * 2**20  # default limit for a JSON file
+MAX_TOKENIZER_BYTES = 64 * 2**20  # of a tokenizer.json; one with 250,000 tokens has 35 MB
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> BinaryIO:
-    """Open a local file for reading if it is a regular one of bounded size; links are followed.
+    """Opens a regular local file of bounded size for reading; follows links.
 
     Args:
-      path: what to open.
-      max_bytes: the largest size that is accepted; None for any.
+      path: the file.
+      max_bytes: maximum size; None for any.
 
     Returns:
       The open file; close it, or use it in a `with` block.
 
     Raises:
-      OSError: it cannot be opened, is no regular file (`errno.EINVAL`, IsADirectoryError for a folder) or is larger
-        than `max_bytes` (`errno.EFBIG`). `strerror` says which, in words for a person.
+      OSError: the file cannot be opened, is not regular (`errno.EINVAL`; IsADirectoryError for a folder) or is larger
+        than `max_bytes` (`errno.EFBIG`). `strerror` describes the reason.
     """
-    # Without O_NONBLOCK the open of a FIFO waits for a writer.
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         info = os.fstat(handle)
@@ -61,10 +60,10 @@ def open_regular(path: str | os.PathLike[str], max_bytes: int | None = None) -> 
 
 
 def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
-    """The bytes of a regular file, or of a bucket's object, of at most `max_bytes`.
+    """Reads a regular file or a bucket's object of at most `max_bytes`.
 
     Raises:
-      OSError: as `open_regular`; also where the file turns out to hold more than its size says.
+      OSError: as `open_regular`; also if the file holds more bytes than its reported size.
     """
     place = as_path(path)
     if "://" in os.fspath(place):
@@ -73,18 +72,18 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
             raise _too_large(path, size, max_bytes)
         return place.read_bytes()
     with open_regular(place, max_bytes) as file:
-        data = file.read(max_bytes + 1)  # files in /proc say 0 and hold more
+        data = file.read(max_bytes + 1)  # files in /proc report size 0 and hold more
     if len(data) > max_bytes:
         raise _too_large(path, len(data), max_bytes)
     return data
 
 
 def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file.
+    """Reads a JSON file.
 
     Raises:
-      RequestError: it is missing, no regular file, larger than `max_bytes`, or no JSON that can be parsed; the message
-        names the file and, where there is one, the line.
+      RequestError: the file is missing, not regular, larger than `max_bytes`, or not valid JSON; the message names the
+        file and, if known, the line.
     """
     try:
         return parse_json(read_regular(path, max_bytes))
@@ -97,10 +96,10 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES) 
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value that JSON text holds; bytes are UTF-8, with or without a byte order mark.
+    """Parses JSON text; bytes are UTF-8, with or without a byte order mark.
 
     Raises:
-      ValueError: it cannot be parsed, is nested too deeply, or holds a whole number of thousands of digits.
+      ValueError: it is invalid, nested too deeply, or contains an integer with thousands of digits.
     """
     try:
         return json.loads(data.decode("utf-8-sig") if isinstance(data, bytes) else data)
@@ -116,10 +115,10 @@ def _too_large(path: str | os.PathLike[str], size: int, max_bytes: int) -> OSErr
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A local path as `pathlib.Path`, a leading `~` expanded, a bucket's as the path type that behaves like it.
+    """Returns a local path as `pathlib.Path` with `~` expanded, or a bucket's path as `etils.epath.Path`.
 
     Raises:
-      RequestError: no such kind of bucket is known, or the package that reads it is not installed.
+      RequestError: the kind of bucket is unknown, or the package that reads it is not installed.
     """
     text = os.fspath(path)
     if "://" not in text:
@@ -127,7 +126,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     _check_scheme(text.partition("://")[0])
     from etils import epath
 
-    # etils' remote paths offer pathlib's methods without being its subclass.
+    # etils' remote paths have pathlib's methods and are not a subclass.
     return cast(Path, epath.Path(text))
 
 
@@ -138,7 +137,7 @@ def _check_scheme(scheme: str) -> None:
         known = ", ".join(f"{name}://" for name in packages)
         raise RequestError(f"{scheme}://: unknown kind of bucket; expected a local path, or one of {known}")
     if importlib.util.find_spec("tensorflow") is not None:
-        return  # etils reads buckets through it
+        return  # etils reads buckets with TensorFlow
     import fsspec
 
     try:
@@ -151,7 +150,7 @@ def _check_scheme(scheme: str) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all; parent folders are made."""
+    """Writes a file atomically; creates parent folders."""
     target = as_path(path)
     if "://" in os.fspath(target):
         target.write_bytes(data)
@@ -163,17 +162,17 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        # A full disk does not say where it was met.
+        # The error of a full disk has no path.
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
 
 
 @contextlib.contextmanager
 def file_beside(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+    """Yields a new temporary file that replaces a local `target`, flushed to disk, if the block succeeds.
 
     Raises:
-      OSError: it cannot be written, or something else than a regular file is in its place: whoever may write to /dev
-        would replace a device by a file.
+      OSError: the file cannot be written, or the target exists and is not a regular file (a device in /dev must not be
+        replaced by a file).
     """
     with contextlib.suppress(FileNotFoundError):
         mode = target.stat().st_mode
@@ -196,10 +195,10 @@ def file_beside(target: Path) -> Iterator[BinaryIO]:
 
 
 def replaceable(path: str | os.PathLike[str]) -> Path:
-    """Where a new file may be put in the place of what a user names: the end of a link, never the link itself.
+    """Resolves the links of a user's output path, so that a link is never replaced by a file.
 
     Raises:
-      OSError: a device, a FIFO or the like stands there. To put a file in the place of /dev/null breaks the machine.
+      OSError: the path is a folder, a device or a FIFO; replacing /dev/null by a file would break the machine.
     """
     target = as_path(path)
     if "://" in os.fspath(target):
@@ -212,7 +211,7 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename in it survives a power cut."""
+    """Flushes a folder's entries, so that a rename in it survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -222,16 +221,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside a local `target`, which becomes it, whole and on the disk, when the block ends well.
+    """Yields a new temporary folder that becomes a local `target`, flushed to disk, if the block succeeds.
 
-    Where the block fails the folder vanishes; what a killed process left of an earlier try is removed first.
+    If the block fails, the folder is removed. Leftovers of a killed process are removed first.
 
     Args:
-      target: the folder to write; its parents are made.
-      replace: also in the place of a folder that is there already, whatever it holds.
+      target: the folder to write; its parents are created.
+      replace: also replace an existing folder.
 
     Raises:
-      OSError: it cannot be written, or something is in its place.
+      OSError: the folder cannot be written, or the target exists.
     """
     folder = target.with_name(temporary_name(target.name, "partial"))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +252,7 @@ def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def _flush(folder: Path) -> None:
-    """Bytes and names below a folder on the disk before its own name is."""
+    """Flushes all files and folders below a folder."""
     for place, _, names in os.walk(folder, topdown=False):
         for name in names:
             with open(os.path.join(place, name), "rb") as file:
@@ -262,16 +261,17 @@ def _flush(folder: Path) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON. Numbers that JSON has no name for (NaN, Inf) are written as null."""
+    """Writes `value` as indented JSON; NaN and Inf, which JSON lacks, become null."""
     write_text(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n")
 
 
 def finite_or_null(value: Any) -> Any:
-    """`value` with every float that is not finite replaced by None; tuples become lists, numpy scalars Python's."""
+    """Returns `value` with None for NaN and Inf, lists for tuples, and Python numbers for numpy scalars."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""How a trained model speaks: shapes from buckets, compiled programs, choice of the next token, text while it comes.
+"""Answers questions with a trained model: shape buckets, compiled programs, sampling, streaming.
 
-`visor_jax.generate.visor.Visor` is the front of this room; nothing here knows of workdirs or commands.
+`visor_jax.generate.visor.Visor` is the interface; nothing here depends on workdirs or commands.
 """

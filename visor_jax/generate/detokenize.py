@@ -1,27 +1,27 @@
 """Detokenizes incrementally: token ids in, whole characters out.
 
-A character may be spread over several tokens (an emoji is four bytes), and what a token says may depend on the one
-before it; so text is handed out as soon as it cannot change any more, and the pieces together are the decoded answer.
+A character may span several tokens (an emoji has four bytes), and a token's text may depend on the previous one.
+Therefore text is returned once it cannot change any more; the concatenated pieces are the decoded answer.
 """
 
 from __future__ import annotations
 
 from visor_jax.data.tokenizer import ChatTokenizer
 
-UNFINISHED = "\ufffd"  # what half a character decodes to
+UNFINISHED = "\ufffd"  # an incomplete character decodes to this
 
 
 class Characters:
-    """Collects tokens and hands out the text that they finish."""
+    """Collects tokens and returns the text that they complete."""
 
     def __init__(self, tokenizer: ChatTokenizer):
         self._tokenizer = tokenizer
-        self._recent: list[int] = []  # the tokens of the last piece, as context, and those not yet handed out
-        self._context = 0  # how many of them are such context
+        self._recent: list[int] = []  # tokens of the last piece (context), then tokens whose text is pending
+        self._context = 0  # number of context tokens
         self._known = ""  # the text of the context
 
     def add(self, token: int) -> str:
-        """The text that is final now and was not before; often "", while a character is unfinished."""
+        """Adds a token and returns the text that became final; "" while a character is incomplete."""
         self._recent.append(token)
         text = self._tokenizer.decode(self._recent)
         if text.endswith(UNFINISHED) or len(text) <= len(self._known):
@@ -33,5 +33,5 @@ class Characters:
         return piece
 
     def rest(self) -> str:
-        """What was held back, at the end of the answer."""
+        """Returns the pending text at the end of the answer."""
         return self._tokenizer.decode(self._recent)[len(self._known) :]

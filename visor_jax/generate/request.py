@@ -1,7 +1,7 @@
-"""What is asked, checked before anything is computed: pictures, question, and how the answer is to be given.
+"""Validates a question, its pictures and the settings of its answer before anything is computed.
 
-In: what a user passes. Out: an `Example` and a `Request`. Whatever is wrong is a `RequestError`, also a sample that
-training would skip.
+In: the user's arguments. Out: an `Example` and a `Request`. Every invalid argument is a `RequestError`, including a
+sample that training would skip.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ EXPECTED_PICTURE = (
 EXPECTED_FILE = f"expected a {', '.join(FORMATS)} file of at most {MAX_PIXELS:,} pixels"
 EXPECTED_HISTORY = "expected earlier turns, [(question, answer), ...]"
 EXPECTED_QUESTION = "expected (image, question) or (image, question, history)"
-CHARACTERS_PER_TOKEN = 32  # more on average is no text; such a question is refused before it is cut into tokens
+CHARACTERS_PER_TOKEN = 32  # no real text has more on average; longer questions are rejected before tokenization
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Request:
-    """How a question is to be answered.
+    """Settings of an answer.
 
     Attributes:
-      budget: its bits; None where the policy decides.
+      budget: its bits; None if the policy decides.
+      dial: shifts the policy's choice.
+      max_new_tokens: maximum length of the answer.
+      sampling: settings of token selection.
       stops: ids of the tokens that end an answer.
     """
 
@@ -83,23 +86,24 @@ def prompt_of(
     system: str | None,
     history: History = (),
 ) -> Example:
-    """A question about a picture or a video, several, or none, with the turns that were before it.
+    """Encodes a question about any number of pictures or videos, with the earlier turns of the conversation.
 
-    `<image>` in a question, an earlier one too, says where a picture belongs. Without it they all come first in the
+    `<image>` in a question, also an earlier one, marks a picture's position. Without markers all pictures precede the
     first question, as in training.
     """
     question, turns = checked_question(question), checked_history(history)
     pictures = [pixels(one, name) for name, one in each_picture(image)]
     check_length(question, turns, arch)
-    questions = [*(asked for asked, _ in turns), question]
-    if len(pictures) > 1 and not any(chat.IMAGE_MARKER in asked for asked in questions):
+    questions = [*(earlier for earlier, _ in turns), question]
+    if len(pictures) > 1 and not any(chat.IMAGE_MARKER in text for text in questions):
         questions[0] = f"{chat.IMAGE_MARKER}\n" * len(pictures) + questions[0]
-    *earlier, latest = questions
-    placed = list(zip(earlier, (answer for _, answer in turns), strict=True))
-    return usable(partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=placed))
+    *earlier_questions, latest = questions
+    marked = list(zip(earlier_questions, (answer for _, answer in turns), strict=True))
+    return usable(partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=marked))
 
 
 def checked_question(question: str) -> str:
+    """Returns the question; raises RequestError if it is not text or empty."""
     if not isinstance(question, str):
         raise RequestError(f"question: expected text, got {type(question).__name__}")
     if not question.replace(chat.IMAGE_MARKER, "").strip():
@@ -108,7 +112,7 @@ def checked_question(question: str) -> str:
 
 
 def checked_history(history: Any) -> list[tuple[str, str]]:
-    """The turns as pairs of text; raises RequestError that names the one that is none."""
+    """Returns the turns as pairs of text; raises RequestError that names an invalid turn."""
     if history is None:
         return []
     if isinstance(history, str | bytes | dict) or not isinstance(history, Iterable):
@@ -125,8 +129,8 @@ def checked_history(history: Any) -> list[tuple[str, str]]:
 
 
 def check_length(question: str, turns: Sequence[tuple[str, str]], arch: Architecture) -> None:
-    """RequestError for text that is too long by far, before time is spent on its tokens."""
-    characters = len(question) + sum(len(asked) + len(answer) for asked, answer in turns)
+    """Raises RequestError for text that is far too long, before tokenizing it."""
+    characters = len(question) + sum(len(earlier) + len(answer) for earlier, answer in turns)
     most = CHARACTERS_PER_TOKEN * arch.text.max_positions
     if characters > most:
         raise RequestError(
@@ -136,7 +140,7 @@ def check_length(question: str, turns: Sequence[tuple[str, str]], arch: Architec
 
 
 def check_fits(prompt: Example, max_new_tokens: int, arch: Architecture) -> None:
-    """RequestError for a prompt that, with its answer, has more positions than the model was made for."""
+    """Raises RequestError if a prompt and its answer exceed the model's maximum number of positions."""
     most = arch.text.max_positions
     if prompt.length + max_new_tokens > most:
         raise RequestError(
@@ -146,7 +150,7 @@ def check_fits(prompt: Example, max_new_tokens: int, arch: Architecture) -> None
 
 
 def checked_stops(stop: Any) -> list[str]:
-    """The texts that end an answer: one, several, or none."""
+    """Returns the texts that end an answer; accepts one, several, or None."""
     stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
     if not isinstance(stops, Iterable):
         raise RequestError(f"stop={stop!r}: expected texts of one token each")
@@ -158,7 +162,7 @@ def checked_stops(stop: Any) -> list[str]:
 
 
 def checked_item(item: Any) -> tuple[Pictures, str, History]:
-    """One of many questions as (image, question, history)."""
+    """Returns one item of a list of questions as (image, question, history)."""
     if not isinstance(item, tuple | list) or len(item) not in (2, 3):
         raise RequestError(f"{EXPECTED_QUESTION}, got {brief(item)}")
     image, question, *rest = item
@@ -166,7 +170,7 @@ def checked_item(item: Any) -> tuple[Pictures, str, History]:
 
 
 def tokens_of(token_ids: Sequence[int], images: Pictures, tokenizer: ChatTokenizer, arch: Architecture) -> Example:
-    """Token ids with one placeholder id per picture."""
+    """Encodes token ids that contain one placeholder id per picture."""
     pictures = [pixels(one, name) for name, one in each_picture(images)]
     most = arch.text.vocab_size
     if not all(isinstance(token, int | np.integer) and 0 <= token < most for token in token_ids):
@@ -178,7 +182,7 @@ def tokens_of(token_ids: Sequence[int], images: Pictures, tokenizer: ChatTokeniz
 
 
 def each_picture(image: Any) -> Iterable[tuple[str, Any]]:
-    """Every picture, with what messages call it: one, several in order, or none (None or an empty list)."""
+    """Yields (name for messages, picture) for one picture, several, or none (None or an empty list)."""
     if image is None:
         return []
     is_one = isinstance(image, ONE_PICTURE | dict) or hasattr(image, "__array__") or hasattr(image, "read")
@@ -188,12 +192,12 @@ def each_picture(image: Any) -> Iterable[tuple[str, Any]]:
 
 
 def pixels(image: Any, name: str = "image") -> np.ndarray:
-    """uint8 [H, W, 3] of a picture, [F, H, W, 3] of a video's frames; `name` is what messages call it.
+    """Returns a picture as uint8 [H, W, 3], or a video's frames as [F, H, W, 3]; `name` is its name in messages.
 
-    A path or bytes are read as training reads its files; a PIL image as the file that it came from.
+    Paths and bytes are decoded as in training; a PIL image like the file that it was opened from.
 
     Raises:
-      RequestError: it is none of these, there is no such file, or it cannot be decoded.
+      RequestError: the type is not supported, the file does not exist, or it cannot be decoded.
     """
     try:
         if isinstance(image, str | os.PathLike):
@@ -209,7 +213,7 @@ def pixels(image: Any, name: str = "image") -> np.ndarray:
         raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__}{hint}")
     try:
         array = np.asarray(image)
-    except Exception as error:  # somebody's __array__ may raise nearly anything
+    except Exception as error:  # a user's __array__ may raise anything
         why = f"{type(error).__name__}: {error}"
         raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {type(image).__name__} ({why})") from None
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
@@ -226,13 +230,13 @@ def _of_path(path: str | bytes, name: str) -> np.ndarray:
 
 
 def brief(value: Any) -> str:
-    """A wrong value in a message: its type, and what it looks like where that is short."""
+    """Describes a wrong value for a message: its type, and its repr if that is short."""
     shown = repr(value)
     return f"{type(value).__name__} {shown}" if len(shown) <= 60 else type(value).__name__
 
 
 def usable(make: Callable[[], Example]) -> Example:
-    """What `make` gives; a sample that cannot be used is the caller's mistake here."""
+    """Returns the result of `make`; turns SkipSample into RequestError."""
     try:
         return make()
     except SkipSample as why:
