@@ -123,7 +123,7 @@ def test_the_mix_counts_levels_alike() -> None:
     assert mixed_accuracy({"tasks": {}}, {}) is None
 
 
-def test_only_tasks_are_coloured_by_level() -> None:
+def test_only_tasks_are_colored_by_level() -> None:
     tasks = [("above", "hard"), ("digit", "easy")]
     deepest = {level: figures.to_hex(shades(1.0)) for level, shades in figures.SHADES.items()}
 

@@ -323,7 +323,7 @@ def test_a_browser_draws_it(full_run: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "page.png") as image:
         screen = np.asarray(image.convert("RGB")).astype(int)
     for pixels in (screen[:, :1200], screen[:, 1200:]):
-        for colour in ("#2463b4", "#b4471b", "#0d4439"):  # easy and hard in text and curves; full in the routes
-            wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-            assert (np.abs(pixels - wanted).max(axis=-1) < 6).sum() > 50, colour
+        for color in ("#2463b4", "#b4471b", "#0d4439"):  # easy and hard in text and curves; full in the routes
+            wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+            assert (np.abs(pixels - wanted).max(axis=-1) < 6).sum() > 50, color
         assert (pixels[:, -12:] > 200).all()  # nothing but the margin and its rules: nothing runs over the edge

@@ -1,7 +1,7 @@
-"""What a workdir holds, read for the report and checked: nothing here draws or words anything.
+"""Reads and validates the results of a workdir for the report.
 
-In: a workdir, as the stages and `visor evaluate` left it; perhaps from somebody else. Out: `Facts`, in which a part
-that was not run is None or empty. Figures are taken as they stand; the only arithmetic is the mix of levels.
+In: a workdir with the results of the stages and of `visor evaluate`, possibly from another user. Out: `Facts`, in which
+a part that was not run is None or empty. Numbers are copied; only the mix of levels is computed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from visor_jax.workdir.results import check_made_of
 
 Row = dict[str, Any]
 
-# --- the shapes of what is read ---------------------------------------------------------------------------------------
+# --- shapes of the files ----------------------------------------------------------------------------------------------
 
 _ACCURACY = optional(FRACTION)
 _LEVELS: dict[str, Shape] = {"easy": _ACCURACY, "middle": _ACCURACY, "hard": _ACCURACY}
@@ -88,7 +88,7 @@ PARITY: Shape = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One trained stage: the rows of its `metrics.jsonl`, and whether it came to its end."""
+    """One trained stage: the rows of its `metrics.jsonl`, and whether it is complete."""
 
     name: str
     rows: list[Row]
@@ -97,12 +97,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything the report says.
+    """The content of the report.
 
     Attributes:
       evaluation: `eval/test.json`.
-      pictures: name of an example's picture -> uint8 [H, W, 3]; those that cannot be read are missing.
-      stages: the stages of the configuration that train, and others found, in the method's order.
+      pictures: name of an example's picture -> uint8 [H, W, 3]; unreadable ones are missing.
+      stages: the trained stages of the configuration, and others with metrics, in the method's order.
       search: `search/viable.json`.
       labels: `labels/labels.json`.
       goodput: seconds by kind.
@@ -121,7 +121,7 @@ class Facts:
 
 
 def read_facts(workdir: Workdir) -> Facts:
-    """Read a workdir.
+    """Reads a workdir.
 
     Raises:
       RequestError: it has not been evaluated, or one of its files is damaged.
@@ -141,7 +141,7 @@ def read_facts(workdir: Workdir) -> Facts:
 
 
 def read_evaluation(workdir: Workdir) -> Row:
-    """`eval/test.json`, with at least one budget, of this run's model, data and settings."""
+    """Reads `eval/test.json`; it must have a budget and match this run's model, data and settings."""
     path = workdir.path / "eval" / "test.json"
     evaluation = read_object(path, EVALUATION)
     if evaluation is None:
@@ -154,32 +154,32 @@ def read_evaluation(workdir: Workdir) -> Row:
 
 
 def read_object(path: Path, shape: Shape) -> Row | None:
-    """A JSON object of this shape; None where there is no file.
+    """Reads a JSON object of this shape; None if the file does not exist.
 
     Raises:
-      RequestError: it is damaged, or something else; names the field.
+      RequestError: the file is damaged or has another shape; the message names the field.
     """
     if not path.exists():
         return None
     value = read_json(path)
     check_shape(value, shape, path)
-    return {name: field for name, field in value.items() if field is not None}  # null: as if it were missing
+    return {name: field for name, field in value.items() if field is not None}  # null counts as missing
 
 
 def read_stages(workdir: Workdir, record: Row | None) -> list[Stage]:
-    """The stages that were to be trained, or have been."""
-    asked = (record["config"].get("stages") or ()) if record else ()
-    found = []
+    """Reads the stages that the configuration trains, and others that have metrics."""
+    configured = (record["config"].get("stages") or ()) if record else ()
+    stages = []
     for name in TRAINED_STAGES:
         folder = workdir.stage(name)
         metrics = folder.path / "metrics.jsonl"
-        if name in asked or metrics.exists():
-            found.append(Stage(name, read_rows(metrics) if metrics.exists() else [], folder.is_complete()))
-    return found
+        if name in configured or metrics.exists():
+            stages.append(Stage(name, read_rows(metrics) if metrics.exists() else [], folder.is_complete()))
+    return stages
 
 
 def read_pictures(folder: Path, evaluation: Row) -> dict[str, np.ndarray]:
-    """The examples' pictures; a name that leads out of `folder` or to no picture is left out."""
+    """Reads the examples' pictures; skips names that lead out of `folder` or to no picture."""
     pictures = {}
     for example in evaluation.get("examples", ()):
         name = example["image"]
@@ -193,29 +193,29 @@ def read_pictures(folder: Path, evaluation: Row) -> dict[str, np.ndarray]:
     return pictures
 
 
-# --- what several parts of the report need ----------------------------------------------------------------------------
+# --- shared by several parts of the report ----------------------------------------------------------------------------
 
 
 def slots_on(name: str) -> float:
-    """How many slots a budget has on; of "full" more than of any other."""
+    """Returns the number of slots that a budget has on; infinity for "full"."""
     return {"empty": 0, "full": np.inf}.get(name, name.count("1"))
 
 
 def fixed_budgets(evaluation: Row) -> list[str]:
-    """The budgets of an evaluation but "auto", cheapest first."""
+    """Returns the budgets of an evaluation except "auto", cheapest first."""
     names = [name for name in evaluation["budgets"] if name != "auto"]
     return sorted(names, key=lambda name: (evaluation["budgets"][name]["decoder_gflops"], name))
 
 
 def all_budgets(facts: Facts) -> list[str]:
-    """Every budget that evaluation, routes or labels name, fewest slots first."""
+    """Returns every budget in evaluation, routes or labels, fewest slots first."""
     shares = [*facts.evaluation.get("routes", {}).values(), *(facts.labels or {}).get("by_task", {}).values()]
     names = {*fixed_budgets(facts.evaluation), *(name for share in shares for name in share)}
     return sorted(names, key=lambda name: (slots_on(name), name))
 
 
 def tasks_by_level(evaluation: Row) -> list[tuple[str, str]]:
-    """(task, level) of every task: easy ones, hard ones, those without a level."""
+    """Returns (task, level) of every task: easy, hard, then those without a level."""
     order = {"easy": 0, "hard": 1, "": 2}
     levels = evaluation.get("levels", {})
     tasks = dict.fromkeys(task for row in evaluation["budgets"].values() for task in row["tasks"])
@@ -223,7 +223,7 @@ def tasks_by_level(evaluation: Row) -> list[tuple[str, str]]:
 
 
 def mixed_accuracy(row: Mapping[str, Any], levels: Mapping[str, str]) -> float | None:
-    """Accuracy on the equal mix: each level counts the same, and within a level each task."""
+    """Returns the accuracy with equal weights for levels, and for the tasks of a level."""
     by_level: dict[str, list[float]] = {}
     for task, accuracy in row["tasks"].items():
         if accuracy is not None:

@@ -1,9 +1,9 @@
-"""The report's figures, drawn by matplotlib without a display. What they look like is decided here and only here.
+"""Draws the report's figures with matplotlib, without a display; contains all their styling.
 
-In: numbers as the workdir holds them. Out: SVG bytes of one figure each (and one PNG, for the README), the same bytes
-for the same numbers. Names of tasks are dataset text: they are drawn as plain text, never read as formulas.
+In: numbers from the workdir. Out: SVG bytes of one figure each (and one PNG, for the README), deterministic. Task names
+come from data sets and are drawn as plain text, never parsed as formulas.
 
-Figures are drawn about as wide as a phone and scaled up on larger screens, so that their text stays legible on both.
+Figures have about the width of a phone and are scaled up on larger screens, so that their text is legible on both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, sl
 
 INK, FAINT, RULE, PAPER = "#22252b", "#6b7280", "#e3e6ea", "#ffffff"
 LEVELS = {"easy": "#2463b4", "hard": "#b4471b", "": INK}  # as in the contact sheet of `visor data preview`
-BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#32896f", "#0d4439"])  # pale: few slots
+BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#32896f", "#0d4439"])  # light: few slots
 SHADES = {
     "easy": LinearSegmentedColormap.from_list("easy", ["#9cc3ee", "#17427a"]),
     "hard": LinearSegmentedColormap.from_list("hard", ["#f0b48f", "#d8622c", "#5f2410"]),
@@ -70,46 +70,48 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "visor_jax",
 }
 
-styled = matplotlib.rc_context(STYLE)  # a decorator of everything that draws
+styled = matplotlib.rc_context(STYLE)  # decorator of every function that draws
 
 
-def budget_colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each of these budgets, given fewest slots first."""
+def budget_colors(names: Sequence[str]) -> dict[str, str]:
+    """Returns a color for each budget; `names` are ordered by number of slots."""
     return {name: to_hex(BUDGETS(i / max(len(names) - 1, 1))) for i, name in enumerate(names)}
 
 
 def plain(name: str, longest: int = 18) -> str:
-    """Dataset text as it can be drawn: printable, one line, short."""
+    """Returns data set text for drawing: printable, one line, at most `longest` characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     return text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def figure(height: float, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `width` x `height` inches with axes side by side."""
+    """Creates a figure of `width` x `height` inches with axes side by side."""
     made = Figure(figsize=(width, height), layout="constrained")
     axes = made.subplots(1, columns, squeeze=False)
     return made, list(axes[0])
 
 
 def svg(made: Figure) -> bytes:
+    """Returns a figure as SVG without metadata."""
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     return _saved(made, format="svg", metadata=nothing)
 
 
 def png(made: Figure) -> bytes:
+    """Returns a figure as PNG without metadata."""
     return _saved(made, format="png", dpi=170, metadata={"Software": None})
 
 
 def _saved(made: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more letters
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more fonts
         made.savefig(buffer, **options)
     return buffer.getvalue()
 
 
 def flops_unit(gflops: float) -> tuple[float, str]:
-    """(factor, unit) that make of a number of GFLOP a readable one: MFLOP, GFLOP or TFLOP."""
+    """Returns (factor, unit) to show a number of GFLOP as MFLOP, GFLOP or TFLOP."""
     return (1e3, "MFLOP") if gflops < 1 else (1e-3, "TFLOP") if gflops >= 1000 else (1.0, "GFLOP")
 
 
@@ -118,7 +120,7 @@ def flops_unit(gflops: float) -> tuple[float, str]:
 
 @styled
 def cost_curve(evaluation: Row) -> bytes:
-    """Accuracy against decoder FLOPs: the fixed budgets, the dial, and where the dense decoder would stand."""
+    """Draws accuracy against decoder FLOPs: the fixed budgets, the dial, and the cost of a dense decoder."""
     made, [axes] = figure(3.7)
     draw_cost_curve(axes, evaluation)
     return svg(made)
@@ -126,7 +128,7 @@ def cost_curve(evaluation: Row) -> bytes:
 
 @styled
 def readme_picture(evaluation: Row, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> bytes:
-    """The cost curve, and beside it the routes where there are any, as PNG."""
+    """Draws the cost curve and, if there are any, the routes next to it, as PNG."""
     routes = evaluation.get("routes")
     made, axes = figure(4.0, width=10.6 if routes else 5.6, columns=2 if routes else 1)
     draw_cost_curve(axes[0], evaluation)
@@ -138,21 +140,22 @@ def readme_picture(evaluation: Row, budgets: Sequence[str], tasks: Sequence[tupl
 
 
 def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
+    """Draws accuracy against decoder FLOPs into `axes`."""
     factor, unit = flops_unit(evaluation["dense"]["decoder_gflops"])
     names = fixed_budgets(evaluation)
     costs = [evaluation["budgets"][name]["decoder_gflops"] * factor for name in names]
     dense = evaluation["dense"]["decoder_gflops"] * factor
     lowest = 100.0
     for level, series in accuracy_series(evaluation).items():
-        colour = LEVELS[level]
+        color = LEVELS[level]
         ys = [series[name] for name in names]
-        axes.plot(costs, ys, "o", mfc=PAPER, mec=colour, mew=1.5, ms=6, zorder=3)
+        axes.plot(costs, ys, "o", mfc=PAPER, mec=color, mew=1.5, ms=6, zorder=3)
         dial = [(p["decoder_gflops"] * factor, 100 * p[level or "accuracy"]) for p in evaluation.get("dial", ())]
         if dial:
-            axes.plot(*zip(*dial, strict=True), "-", color=colour, marker=".", ms=4, lw=1.4, alpha=0.75, zorder=2)
+            axes.plot(*zip(*dial, strict=True), "-", color=color, marker=".", ms=4, lw=1.4, alpha=0.75, zorder=2)
         if "auto" in series:
             auto = evaluation["budgets"]["auto"]["decoder_gflops"] * factor
-            axes.plot([auto], [series["auto"]], "D", color=colour, mec=PAPER, mew=0.8, ms=8, zorder=4)
+            axes.plot([auto], [series["auto"]], "D", color=color, mec=PAPER, mew=0.8, ms=8, zorder=4)
         lowest = min([lowest, *ys, *(y for _, y in dial)])
     name_points(axes, evaluation, names, costs)
     axes.axvline(dense, color=FAINT, lw=1.2, ls=(0, (1, 2)))
@@ -171,21 +174,21 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
 
 
 def accuracy_series(evaluation: Row) -> dict[str, dict[str, float]]:
-    """level -> budget -> accuracy in %; one series "" of the whole mix where there are no levels."""
+    """Returns level -> budget -> accuracy in %; one series "" of all tasks if there are no levels."""
     budgets = evaluation["budgets"]
-    found = {}
+    by_level = {}
     for level in ("easy", "hard"):
         values = {name: row.get(level) for name, row in budgets.items()}
         if all(value is not None for value in values.values()):
-            found[level] = {name: 100 * value for name, value in values.items()}
-    if found:
-        return found
+            by_level[level] = {name: 100 * value for name, value in values.items()}
+    if by_level:
+        return by_level
     mixed = {name: mixed_accuracy(row, evaluation.get("levels", {})) for name, row in budgets.items()}
     return {"": {name: np.nan if value is None else 100 * value for name, value in mixed.items()}}
 
 
 def name_points(axes: Axes, evaluation: Row, names: Sequence[str], costs: Sequence[float]) -> None:
-    """The fixed budgets' names under their lowest points; of many only the outermost are named."""
+    """Writes the fixed budgets' names below their lowest points; of more than eight, only the first and last."""
     series = accuracy_series(evaluation)
     shown = names if len(names) <= 8 else [names[0], names[-1]]
     same_cost: dict[float, list[str]] = {}
@@ -201,7 +204,7 @@ def name_points(axes: Axes, evaluation: Row, names: Sequence[str], costs: Sequen
 
 
 def set_cost_ticks(axes: Axes) -> None:
-    """1, 2, 5, 10, ... on the logarithmic axis, as plain numbers."""
+    """Sets ticks at 1, 1.5, 2, 3, 5, 7, 10, ... on the logarithmic axis, as plain numbers."""
     low, high = axes.get_xlim()
     decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     ticks = [d * m for d in decades for m in (1, 1.5, 2, 3, 5, 7) if low <= d * m <= high]
@@ -211,7 +214,7 @@ def set_cost_ticks(axes: Axes) -> None:
 
 
 def curve_legend(axes: Axes, evaluation: Row) -> None:
-    """Colours say the level, shapes what was done."""
+    """Draws the legend: colors for levels, markers for budgets."""
     handles, labels = [], []
     for level in accuracy_series(evaluation):
         handles += axes.plot([], [], "-", color=LEVELS[level], lw=4)
@@ -239,12 +242,12 @@ Shares = Mapping[str, Mapping[str, float]]  # task -> budget -> share or count
 
 @styled
 def shares(by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> bytes:
-    """Stacked bars: of every task the share of each budget.
+    """Draws stacked bars: the share of each budget, by task.
 
     Args:
-      by_task: what is drawn; counts become shares.
-      budgets: all of them, fewest slots first: the order of colours.
-      tasks: (task, level) in the order in which they are shown; others follow.
+      by_task: shares or counts.
+      budgets: all budgets, fewest slots first; determines the colors.
+      tasks: (task, level) in display order; other tasks follow.
     """
     made, [axes] = figure(1.0 + 0.27 * len(by_task))
     draw_shares(axes, by_task, budgets, tasks)
@@ -252,17 +255,18 @@ def shares(by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, s
 
 
 def draw_shares(axes: Axes, by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> None:
+    """Draws the stacked bars into `axes`."""
     levels = dict(tasks)
     order = [task for task, _ in tasks if task in by_task] + [task for task in by_task if task not in levels]
-    colours, ends = budget_colours(budgets), np.zeros(len(order))
+    colors, ends = budget_colors(budgets), np.zeros(len(order))
     for name in [b for b in budgets if any(shares_.get(b) for shares_ in by_task.values())]:
         widths = np.array([100 * by_task[t].get(name, 0) / max(sum(by_task[t].values()), 1e-12) for t in order])
-        axes.barh(range(len(order)), widths, left=ends, color=colours[name], height=0.74, label=name)
+        axes.barh(range(len(order)), widths, left=ends, color=colors[name], height=0.74, label=name)
         for row in np.flatnonzero(widths >= 12).tolist():
-            on_dark = is_dark(colours[name])
+            on_dark = is_dark(colors[name])
             text = PAPER if on_dark else INK
-            centre = (ends[row] + widths[row] / 2, row)
-            axes.text(*centre, f"{widths[row]:.0f}", color=text, ha="center", va="center", fontsize=8.5)
+            center = (ends[row] + widths[row] / 2, row)
+            axes.text(*center, f"{widths[row]:.0f}", color=text, ha="center", va="center", fontsize=8.5)
         ends += widths
     axes.set_yticks(range(len(order)), [plain(task or "all") for task in order])
     for tick, task in zip(axes.get_yticklabels(), order, strict=True):
@@ -274,15 +278,16 @@ def draw_shares(axes: Axes, by_task: Shares, budgets: Sequence[str], tasks: Sequ
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     handles, names = axes.get_legend_handles_labels()
-    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # the axis' label is above
+    below = axes.transAxes + ScaledTranslation(0, -0.5, axes.figure.dpi_scale_trans)  # below the axis' label
     axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=min(5, max(len(names), 1)),
         handlelength=1, handleheight=1, columnspacing=1.2, borderaxespad=0, borderpad=0,
     )  # fmt: skip
 
 
-def is_dark(colour: str) -> bool:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def is_dark(color: str) -> bool:
+    """Returns whether text on a "#rrggbb" background must be light."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
@@ -292,7 +297,7 @@ BINS = 50  # points of a curve
 
 
 class Curve(NamedTuple):
-    """A measured curve in at most `BINS` points: mean, least and largest value of each stretch of steps."""
+    """A curve of at most `BINS` points: mean, minimum and maximum over each interval of steps."""
 
     steps: np.ndarray
     mean: np.ndarray
@@ -301,24 +306,24 @@ class Curve(NamedTuple):
 
 
 def curve(rows: Sequence[Row], name: str) -> Curve:
-    """The curve of a field over stretches of equally many steps; null and what is not finite is left out."""
-    found = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
-    found = found[np.isfinite(found[:, 1])]
-    parts = np.array_split(found, min(BINS, len(found))) if len(found) else []
+    """Returns the curve of a field over intervals of equally many steps; ignores null and non-finite values."""
+    values = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
+    values = values[np.isfinite(values[:, 1])]
+    parts = np.array_split(values, min(BINS, len(values))) if len(values) else []
     points = [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts]
     return Curve(*np.array(points, float).reshape(-1, 4).T)
 
 
 @styled
 def loss_curve(stage: Stage) -> bytes:
-    """Loss against step: one line with its spread, or a line per budget where the budget changes from step to step."""
+    """Draws loss against step: one line with its range, or a line per budget if the budget varies."""
     made, [axes] = figure(2.5)
     curves = {name: curve(rows, "loss") for name, rows in by_budget(stage.rows).items()}
-    colours = budget_colours(list(curves)) if len(curves) > 1 else dict.fromkeys(curves, INK)
+    colors = budget_colors(list(curves)) if len(curves) > 1 else dict.fromkeys(curves, INK)
     for name, line in curves.items():
         if len(curves) == 1:
             axes.fill_between(line.steps, line.least, line.largest, color=FAINT, alpha=0.2, lw=0)
-        axes.plot(line.steps, line.mean, color=colours[name], label=name)
+        axes.plot(line.steps, line.mean, color=colors[name], label=name)
     values = np.concatenate([line.mean for line in curves.values()]) if curves else np.zeros(0)
     if len(values) and 0 < values.min() < values.max() / 20:
         axes.set_yscale("log")
@@ -332,7 +337,7 @@ def loss_curve(stage: Stage) -> bytes:
 
 
 def by_budget(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The steps of each budget, fewest slots first; of more than eight budgets, the steps of each number of slots."""
+    """Groups steps by budget, fewest slots first; more than eight budgets are grouped by number of slots."""
     names = sorted({row.get("budget", "") for row in rows}, key=lambda name: (slots_on(name), name))
     groups: dict[str, list[Row]] = {}
     for name in names:
@@ -346,16 +351,16 @@ ACCURACY = "accuracy/"
 
 
 def accuracies_of(stage: Stage) -> list[str]:
-    """The fields of the stage's rows that are accuracies."""
+    """Returns the accuracy fields of the stage's rows."""
     return list(dict.fromkeys(name for row in stage.rows for name in row if name.startswith(ACCURACY)))
 
 
 @styled
 def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
-    """Accuracy of each task on the steps' own batches, against step."""
+    """Draws the training accuracy of each task against step."""
     fields = accuracies_of(stage)
     named = {field.removeprefix(ACCURACY) for field in fields}
-    levels = dict(tasks) if named <= dict(tasks).keys() else {}  # else they are no tasks, and share a name by chance
+    levels = dict(tasks) if named <= dict(tasks).keys() else {}  # otherwise they are not tasks
     order = {task: place for place, (task, _) in enumerate(tasks)}
     fields.sort(key=lambda field: order.get(field.removeprefix(ACCURACY), len(order)))
     made, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))
@@ -365,15 +370,16 @@ def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
     for level, members in by_level.items():
         for place, field in enumerate(members):
             line = curve(stage.rows, field)
-            colour = SHADES[level](place / (len(members) - 1) if len(members) > 1 else 1.0)
+            color = SHADES[level](place / (len(members) - 1) if len(members) > 1 else 1.0)
             name = field.removeprefix(ACCURACY).replace("_", " ")
-            axes.plot(line.steps, 100 * line.mean, color=colour, label=plain(name), lw=1.3)
+            axes.plot(line.steps, 100 * line.mean, color=color, label=plain(name), lw=1.3)
     axes.set_ylim(-2, 102)
     finish_curve(axes, "right, %", legend=True)
     return svg(made)
 
 
 def finish_curve(axes: Axes, label: str, *, legend: bool) -> None:
+    """Adds labels and the legend to a training curve."""
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -1,8 +1,8 @@
-"""The report: one HTML page that needs nothing beside itself, and the picture of accuracy against cost for a README.
+"""Writes the report: one self-contained HTML page, and the picture of accuracy against cost for a README.
 
-In: an evaluated workdir. Out: `report/index.html` and `report/accuracy_cost.png`. Every figure on the page stands in a
-file of the workdir; what was not run is said to be so. Text from data sets is escaped by the template, pictures and
-figures are data URIs, and the page forbids itself scripts and network.
+In: an evaluated workdir. Out: `report/index.html` and `report/accuracy_cost.png`. Every number on the page comes from a
+file of the workdir; parts that were not run are marked. The template escapes text from data sets, pictures and figures
+are data URIs, and the page's security policy forbids scripts and network access.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from visor_jax.workdir.supervision import beat
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
-PICTURE = 320  # pixels: no side of an embedded picture is longer
-MAX_SUBSETS = 32  # rows of the search's table; of more only the viable ones are shown
+PICTURE = 320  # longest side of an embedded picture in pixels
+MAX_SUBSETS = 32  # maximum rows of the search table; with more, only viable ones are shown
 
 COUNTED = {
-    "step": "optimiser steps",
+    "step": "optimizer steps",
     "compile": "compiling (the first step of each start)",
     "data_wait": "waiting for data",
     "save": "saving checkpoints",
     "restore": "restoring checkpoints",
-    "init": "initialising",
+    "init": "initializing",
     "search": "searching viable budgets",
-    "label": "labelling questions",
+    "label": "labeling questions",
     "eval": "evaluating",
-    "export": "exporting, with its proof",
-    "lost": "steps that a kill threw away",
+    "export": "exporting and verifying",
+    "lost": "steps lost by a kill",
 }
 
 
 def write_report(workdir: Workdir) -> Path:
-    """Write the report of an evaluated workdir.
+    """Writes the report of an evaluated workdir.
 
     Returns:
       The path of `report/index.html`.
@@ -73,13 +73,13 @@ def write_report(workdir: Workdir) -> Path:
     html = render(facts)
     picture = figures.readme_picture(facts.evaluation, all_budgets(facts), tasks_by_level(facts.evaluation))
     write_bytes(page.parent / "accuracy_cost.png", picture)
-    # Half a surrogate pair, which JSON can carry, has no place in UTF-8.
+    # JSON can contain lone surrogates, which UTF-8 cannot encode.
     write_text(page, html.encode("utf-8", "replace").decode("utf-8"))
     return page
 
 
 def render(facts: Facts) -> str:
-    """The page's HTML."""
+    """Renders the page's HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("visor_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     evaluation, tasks, budgets = facts.evaluation, tasks_by_level(facts.evaluation), all_budgets(facts)
@@ -111,7 +111,7 @@ def render(facts: Facts) -> str:
 
 
 def percent(value: float | None) -> str:
-    """0.987 -> "98.7"; the unit stands where the number stands."""
+    """0.987 -> "98.7"; the caller adds the unit."""
     return DASH if value is None else f"{100 * value:.1f}"
 
 
@@ -125,17 +125,18 @@ def points(difference: float | None) -> str:
 
 
 def times(ratio: float) -> str:
-    """3.987 -> "3.99", 11.23 -> "11.2", each with its sign."""
+    """3.987 -> "3.99", 11.23 -> "11.2", with a multiplication sign."""
     return (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}") + TIMES
 
 
 def flops(gflops: float, largest: float) -> str:
-    """A number of GFLOP in the unit that suits the largest of its table."""
+    """Formats a number of GFLOP in the unit that suits the largest number of its table."""
     factor, _ = figures.flops_unit(largest)
     return f"{gflops * factor:,.2f}" if gflops * factor < 100 else f"{gflops * factor:,.0f}"
 
 
 def duration(seconds: float) -> str:
+    """4000.0 -> "1 h 06 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -144,28 +145,30 @@ def duration(seconds: float) -> str:
 
 
 def brief(value: Any, longest: int = 200) -> str:
+    """Returns a value's text, shortened to `longest` characters."""
     text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def data_uri(data: bytes, kind: str) -> str:
+    """Returns an image of a media type such as "png" as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def shade(accuracy: float | None) -> str:
-    """The background of an accuracy: amber where answers are guesses, white at 90 %, green near 100 %."""
+    """Returns the background of an accuracy: amber for low values, white at 90 %, green near 100 %."""
     if accuracy is None:
         return figures.PAPER
-    stops, colours = [0.0, 0.5, 0.9, 1.0], [(239, 178, 130), (250, 220, 196), (255, 255, 255), (203, 230, 220)]
-    red, green, blue = (round(float(np.interp(accuracy, stops, [c[i] for c in colours]))) for i in range(3))
+    stops, colors = [0.0, 0.5, 0.9, 1.0], [(239, 178, 130), (250, 220, 196), (255, 255, 255), (203, 230, 220)]
+    red, green, blue = (round(float(np.interp(accuracy, stops, [c[i] for c in colors]))) for i in range(3))
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-# --- the parts of the page --------------------------------------------------------------------------------------------
+# --- parts of the page ------------------------------------------------------------------------------------------------
 
 
 def headline(evaluation: Row) -> Row:
-    """What the first screen says: of "auto" against "full" where both were evaluated, else of the dearest budget."""
+    """Summarizes "auto" against "full" if both were evaluated, otherwise the most expensive budget."""
     budgets, dense, levels = evaluation["budgets"], evaluation["dense"], evaluation.get("levels", {})
     name = "auto" if "auto" in budgets else fixed_budgets(evaluation)[-1]
     row, full = budgets[name], budgets.get("full") if name == "auto" else None
@@ -189,13 +192,13 @@ def headline(evaluation: Row) -> Row:
 
 
 def is_dense(evaluation: Row) -> bool:
-    """Whether the model that was evaluated is a dense decoder itself: its only budget costs what a dense one costs."""
+    """Returns whether the evaluated model is dense: its only budget has the cost of a dense decoder."""
     costs = [row["decoder_gflops"] for row in evaluation["budgets"].values()]
     return len(costs) == 1 and math.isclose(costs[0], evaluation["dense"]["decoder_gflops"], rel_tol=1e-9)
 
 
 def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
-    """A row per task, a column per budget; then the levels' means, costs and savings."""
+    """Builds a row per task and a column per budget, then the levels' means, costs and savings."""
     names = [*fixed_budgets(evaluation), *(["auto"] if "auto" in evaluation["budgets"] else [])]
     rows = [evaluation["budgets"][name] for name in names]
 
@@ -213,17 +216,17 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
     ]
     dense = evaluation["dense"]
     costs = []
-    for field, what in (("decoder_gflops", "decoder"), ("end_to_end_gflops", "end to end")):
+    for field, label in (("decoder_gflops", "decoder"), ("end_to_end_gflops", "end to end")):
         unit = figures.flops_unit(dense[field])[1]
         values = [flops(row[field], dense[field]) for row in rows]
-        costs.append({"name": f"{what}, {unit}", "cells": values, "dense": flops(dense[field], dense[field])})
+        costs.append({"name": f"{label}, {unit}", "cells": values, "dense": flops(dense[field], dense[field])})
         savings = [times(dense[field] / row[field]) for row in rows]
-        costs.append({"name": f"saving, {what}", "cells": savings, "dense": "1" + TIMES})
+        costs.append({"name": f"saving, {label}", "cells": savings, "dense": "1" + TIMES})
     return {"budgets": names, "tasks": by_task, "means": means, "costs": costs}
 
 
 def dial_rows(evaluation: Row) -> Row | None:
-    """The dial's positions as a table."""
+    """Builds the table of the dial's positions."""
     dial = evaluation.get("dial")
     if not dial:
         return None
@@ -253,20 +256,20 @@ def shares_figure(
 
 
 def examples(facts: Facts, tasks: Sequence[tuple[str, str]], budgets: Sequence[str]) -> list[Row]:
-    """The example answers as cards, easy tasks first."""
-    colours, order = figures.budget_colours(budgets), {task: place for place, (task, _) in enumerate(tasks)}
+    """Builds the cards of the example answers, easy tasks first."""
+    colors, order = figures.budget_colors(budgets), {task: place for place, (task, _) in enumerate(tasks)}
     largest, levels = facts.evaluation["dense"]["decoder_gflops"], dict(tasks)
-    found = sorted(facts.evaluation.get("examples", ()), key=lambda e: order.get(e["task"], len(order)))
+    ordered = sorted(facts.evaluation.get("examples", ()), key=lambda e: order.get(e["task"], len(order)))
     cards = []
-    for example in found:
-        picture, colour = facts.pictures.get(example["image"]), colours.get(example["budget"], figures.FAINT)
+    for example in ordered:
+        picture, color = facts.pictures.get(example["image"]), colors.get(example["budget"], figures.FAINT)
         cards.append(
             {
                 **{name: example[name] for name in ("question", "answer", "prediction", "budget", "task")},
                 "right": example["prediction"].strip() == example["answer"].strip(),
                 "level": levels.get(example["task"], ""),
-                "colour": colour,
-                "on_dark": figures.is_dark(colour),
+                "color": color,
+                "on_dark": figures.is_dark(color),
                 "picture": picture if picture is None else data_uri(*embedded(picture)),
                 "pixelated": picture is not None and max(picture.shape[:2]) <= PICTURE // 2,
                 "flops": f"{flops(example['decoder_gflops'], largest)} {figures.flops_unit(largest)[1]}",
@@ -276,7 +279,7 @@ def examples(facts: Facts, tasks: Sequence[tuple[str, str]], budgets: Sequence[s
 
 
 def embedded(picture: np.ndarray) -> tuple[bytes, str]:
-    """A picture's file, no larger than needed: small ones exactly as they are, large ones shrunk."""
+    """Encodes a picture: small ones losslessly as PNG, large ones scaled down as JPEG; returns (bytes, type)."""
     image, buffer = Image.fromarray(picture), io.BytesIO()
     if max(image.size) <= PICTURE:
         image.save(buffer, "PNG", optimize=True)
@@ -287,7 +290,7 @@ def embedded(picture: np.ndarray) -> tuple[bytes, str]:
 
 
 def training(stage: Stage, tasks: Sequence[tuple[str, str]]) -> Row:
-    """A stage's curves; without any step there is nothing to draw."""
+    """Builds a stage's curves, if it has steps."""
     if not stage.rows:
         return {"name": stage.name, "run": False}
     drawn = figures.accuracies_of(stage)
@@ -305,7 +308,7 @@ def training(stage: Stage, tasks: Sequence[tuple[str, str]]) -> Row:
 
 
 def search_table(search: Row | None, evaluation: Row) -> Row | None:
-    """The subsets that the search evaluated; where they are many, those it kept."""
+    """Builds the table of the subsets that the search evaluated; of too many, only the viable ones."""
     if search is None:
         return None
     viable, subsets = set(search["viable"]), search["subsets"]
@@ -334,7 +337,7 @@ def search_table(search: Row | None, evaluation: Row) -> Row | None:
 
 
 def label_counts(labels: Row | None, budgets: Sequence[str]) -> list[tuple[str, int, str]]:
-    """(budget, questions, share in %) of the labels, fewest slots first."""
+    """Returns (budget, questions, share in %) of the labels, fewest slots first."""
     if labels is None:
         return []
     counts, total = labels["counts"], max(sum(labels["counts"].values()), 1)
@@ -342,7 +345,7 @@ def label_counts(labels: Row | None, budgets: Sequence[str]) -> list[tuple[str, 
 
 
 def goodput_rows(goodput: Mapping[str, float] | None) -> Row | None:
-    """Kinds of time, longest first, with what share of everything counted each took."""
+    """Returns the kinds of time, longest first, with their shares of the total."""
     total = sum((goodput or {}).values())
     if not goodput or total <= 0:
         return None
