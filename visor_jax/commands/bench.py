@@ -1,8 +1,8 @@
-"""Time a prompt's prefill under every budget, on the machine at hand.
+"""Measure the prefill time of a prompt under every budget, on this machine.
 
-With a workdir's model, the budgets are its viable ones; with a configuration alone, weights are random and the budgets
-are none, one, two, four, ... of the slots. Every budget runs as its own compiled program and in turns with the others;
-seconds are quartiles over `--rounds`, and the vision tower is not in them.
+With a workdir, the budgets are the model's viable ones; with only a configuration, weights are random and the budgets
+have zero, one, two, four, ... slots on. Every budget runs as its own compiled program, in turns with the others;
+seconds are quartiles over `--rounds` and exclude the vision tower.
 
     visor bench --config=configs/llava_ov_0p5b.py --visual=1485 --json
 """
@@ -12,17 +12,19 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-HELP = "time of a prefill under every budget"
+HELP = "measure the prefill time of every budget"
 CONFIG = "workdir"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("--visual", type=int, default=0, help="visual tokens; default: the configuration's window")
     parser.add_argument("--text", type=int, default=60, help="tokens of the prompt")
     parser.add_argument("--rounds", type=int, default=9)
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Times the prefill; returns quartiles of seconds and GFLOP by budget."""
     import jax
 
     from visor_jax.budget import by_count

@@ -1,7 +1,7 @@
 """`visor generate --chat`: a conversation in the terminal.
 
-In: lines of stdin. Out: answers on stdout while they come, receipts and mistakes on stderr, and for `--json` one object
-for each question. A mistake in a line ends nothing: it is told, and the next line is read.
+In: lines of stdin. Out: streamed answers on stdout, receipts and errors on stderr, and with `--json` one object per
+question. After an error in a line, the chat prints it and reads the next line.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from visor_jax.generate.request import pixels
 from visor_jax.generate.visor import Visor
 
 HELP = """\
-/image FILE     start anew, with this picture (without FILE: without a picture)
-/new            start anew, with the same pictures
+/image FILE     start again with this picture (without FILE: without a picture)
+/new            start again with the same pictures
 /budget NAME    auto, full, empty, a number of slots, or bits such as 0b100
-/help           this
-An empty line or Ctrl-D ends, Ctrl-C stops an answer."""
+/help           this text
+An empty line or Ctrl-D ends the chat, Ctrl-C stops an answer."""
 
 
 class Chat:
-    """A conversation: its pictures, the turns so far, and how to answer.
+    """A conversation: pictures, earlier turns, and settings of the answers.
 
     Args:
+      model: the model.
+      pictures: of the conversation.
+      history: earlier turns, (question, answer) each.
+      budget: of the answers; `/budget` changes it.
       settings: keyword arguments of `Visor.stream`.
-      quiet: answers are yielded as objects only, not printed.
+      quiet: yield answers as objects without printing them.
     """
 
     def __init__(
@@ -49,10 +53,10 @@ class Chat:
         self._budget, self._settings, self._quiet = budget, settings, quiet
 
     def run(self, question: str | None) -> Iterator[dict[str, Any]]:
-        """Answers `question`, where there is one, and then every line; yields an object for each.
+        """Answers `question`, if given, and then every line; yields an object for each.
 
-        An object holds "question" and the fields of `Answer`; of an answer that was stopped "question", "text" and
-        "stopped"; of what could not be answered "question" and "error".
+        An object holds "question" and the fields of `Answer`; for a stopped answer "question", "text" and "stopped";
+        for an error "question" and "error".
         """
         for line in self._lines(question):
             try:
@@ -61,9 +65,9 @@ class Chat:
                 else:
                     yield {"question": line, **self._ask(line)}
             except RequestError as error:
-                told = " ".join(str(error).split())
-                print(f"visor: {told}", file=sys.stderr)
-                yield {"question": line, "error": told}
+                message = " ".join(str(error).split())
+                print(f"visor: {message}", file=sys.stderr)
+                yield {"question": line, "error": message}
 
     def _lines(self, question: str | None) -> Iterator[str]:
         line = next_line() if question is None else question
@@ -72,24 +76,24 @@ class Chat:
             line = next_line()
 
     def _ask(self, question: str) -> dict[str, Any]:
-        """Asks; what is said, also up to where it is stopped, becomes a turn of the conversation."""
+        """Answers a question; the answer, even if stopped, becomes a turn of the conversation."""
         stream = self.model.stream(self.pictures, question, self._budget, history=self.history, **self._settings)
-        said: list[str] = []
+        pieces: list[str] = []
         try:
-            answer = self._tell(stream, said)
+            answer = self._print_answer(stream, pieces)
         except KeyboardInterrupt:
             answer = None
             print("(stopped)", file=sys.stderr)
-        text = "".join(said)
-        if text.strip():  # a turn without an answer is no turn
+        text = "".join(pieces)
+        if text.strip():  # an empty answer is not a turn
             self.history.append((question, text))
         return {"text": text, "stopped": True} if answer is None else dataclasses.asdict(answer)
 
-    def _tell(self, stream: AnswerStream, said: list[str]) -> Any:
+    def _print_answer(self, stream: AnswerStream, pieces: list[str]) -> Any:
         show: Callable[..., None] = (lambda *_, **__: None) if self._quiet else print
         try:
             for piece in stream:
-                said.append(piece)
+                pieces.append(piece)
                 show(piece, end="", flush=True)
         finally:
             show(flush=True)
@@ -113,8 +117,8 @@ class Chat:
 
 
 def next_line() -> str:
-    """The next line that the user types, without white space around it; "" at the end."""
-    if sys.stdin is None:  # closed by who started us
+    """Reads the user's next line, stripped; "" at the end of the input."""
+    if sys.stdin is None:  # closed by the parent process
         return ""
     try:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):

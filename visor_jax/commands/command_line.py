@@ -1,8 +1,8 @@
 """The command line of `visor`: one table from commands to modules, parsing, and the exit status.
 
-In: the arguments. Out: the exit status: 0 what was asked is complete, 1 it failed while running, 2 the request is
-wrong (one line on stderr), 143 stopped by SIGTERM after saving, 130 stopped from the keyboard. How a command module
-looks stands in `visor_jax.commands`.
+In: the arguments. Out: the exit status: 0 complete, 1 failed while running, 2 wrong request (one line on stderr),
+143 stopped by SIGTERM after saving, 130 interrupted from the keyboard. `visor_jax.commands` describes the interface of
+a command module.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 def run(argv: list[str], stop: Stop) -> int:
-    """Run one command and return its exit status; what is a defect of ours is raised and keeps its traceback.
+    """Runs one command and returns its exit status; a defect is raised with its traceback.
 
     Args:
       argv: the arguments, without the program's name.
@@ -61,19 +61,19 @@ def run(argv: list[str], stop: Stop) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
-        return 0  # whoever read our output has what they wanted
+        return 0  # the reader of our output closed it
     except Exception as error:
-        if was_interrupted():  # libraries turn a KeyboardInterrupt into errors of their own
+        if was_interrupted():  # libraries convert a KeyboardInterrupt into other errors
             return INTERRUPTED
-        told = error if isinstance(error, RequestError | RunError) else None
+        expected = error if isinstance(error, RequestError | RunError) else None
         if isinstance(error, OSError):
-            told = of_system(error)
+            expected = of_system(error)
             if error.filename == _STDOUT:
                 _drop_output()
-        if told is None:
+        if expected is None:
             raise
-        _complain(told)
-        return 2 if isinstance(told, RequestError) else 1
+        _print_error(expected)
+        return 2 if isinstance(expected, RequestError) else 1
 
 
 def _run(argv: list[str], stop: Stop) -> int:
@@ -112,7 +112,7 @@ def _run(argv: list[str], stop: Stop) -> int:
         raise
     if isinstance(result, int):
         return result
-    for row in result if isinstance(result, Iterator) else [result or {}]:  # those of a chat come while it goes on
+    for row in result if isinstance(result, Iterator) else [result or {}]:  # a chat yields its results as it runs
         if args.json:
             _print_json(row)
     return 0
@@ -130,9 +130,9 @@ _STDOUT = "standard output"
 
 
 class _Output(io.FileIO):
-    """Standard output whose errors say that they are its own: a full disk behind it is not one of our files.
+    """Standard output whose errors name it, so that they are not mistaken for errors of our files.
 
-    A reader that leaves ends a command that only tells something. One that takes long goes on: its results are files.
+    If the reader closes the pipe, a command that only prints ends; a long one continues, because its results are files.
     """
 
     def write(self, data: Any, /) -> int | None:
@@ -147,8 +147,8 @@ class _Output(io.FileIO):
             raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
-class _Complaints(io.FileIO):
-    """Standard error that never fails: where it takes nothing more, nobody can be told of it."""
+class _ErrorOutput(io.FileIO):
+    """Standard error that ignores write errors, because they cannot be reported anywhere."""
 
     def write(self, data: Any, /) -> int | None:
         with contextlib.suppress(OSError):
@@ -157,9 +157,9 @@ class _Complaints(io.FileIO):
 
 
 def own_standard_streams() -> None:
-    """Prepare the streams of a process of our own: no text is unencodable, and closed ones do no harm.
+    """Prepares the standard streams of the process: every text is encodable, and closed streams are replaced.
 
-    A closed descriptor 0 or 2 would be given to the next file that is opened, and what is said there would go into it.
+    Otherwise the next opened file would get a closed descriptor 0 or 2, and messages would be written into it.
     """
     for descriptor in (0, 2):
         try:
@@ -169,24 +169,24 @@ def own_standard_streams() -> None:
     if sys.stdout is not None:
         raw = _Output(sys.stdout.fileno(), "w", closefd=False)
         encoding = sys.stdout.encoding
-        # By lines also into a file or a pipe: an exit at once flushes nothing.
+        # Line buffering also for files and pipes, because an immediate exit does not flush.
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     if sys.stderr is not None:
-        raw, encoding = _Complaints(sys.stderr.fileno(), "w", closefd=False), sys.stderr.encoding
+        raw, encoding = _ErrorOutput(sys.stderr.fileno(), "w", closefd=False), sys.stderr.encoding
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
-    sys.unraisablehook = _say_unraisable
+    sys.unraisablehook = _log_unraisable
     logging.captureWarnings(True)
 
 
-def _say_unraisable(problem: Any) -> None:
-    """An error in a callback that nobody called, as one line; what a failed save leaves behind is told elsewhere."""
+def _log_unraisable(problem: Any) -> None:
+    """Logs an unraisable error as one line, except follow-up errors of a failed save, which is reported elsewhere."""
     if not isinstance(problem.exc_value, RuntimeError) or "Event loop is closed" not in str(problem.exc_value):
         what = f"{problem.err_msg or 'ignored'}: {type(problem.exc_value).__name__}: {problem.exc_value}"
         logging.getLogger("visor_jax").warning("%s", what)
 
 
 def _drop_output() -> None:
-    """Let go of a standard output that takes nothing more: Python's own flush at exit must not fail over it too."""
+    """Redirects a closed standard output to /dev/null, so that Python's flush at exit does not fail."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -200,7 +200,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _available() -> dict[str, str]:
-    """Command -> module, of those that are installed."""
+    """Returns command -> module of the installed commands."""
     return {name: module for name, module in COMMANDS.items() if importlib.util.find_spec(module)}
 
 
@@ -224,7 +224,7 @@ def _parser(name: str, module: ModuleType) -> _Parser:
     if _source(module) != "none":
         given = "" if _source(module) == "required" else " (else the workdir's own is taken)"
         common.add_argument("--config", metavar="FILE[:ARG]", help=f"a file with get_config(){given}")
-        # Only for the help text: fields are taken out before argparse sees the line.
+        # Only for the help text; overrides are removed before argparse parses the line.
         common.add_argument("--config.FIELD", metavar="VALUE", help="change a field, such as --config.train.steps=100")
     common.add_argument("--json", action="store_true", help="the result as one JSON object, the last line of stdout")
     module.add_arguments(parser)
@@ -244,7 +244,7 @@ def _stray(name: str, argument: str, overrides: list[str], parser: argparse.Argu
 
 
 def _refuse_unknown_flags(name: str, own: list[str], overrides: list[str], parser: argparse.ArgumentParser) -> None:
-    """Name a mistyped flag, before argparse says that the flag that was meant is missing."""
+    """Raises for a mistyped flag, before argparse reports the intended flag as missing."""
     known = {option for action in parser._actions for option in action.option_strings}
     for argument in own:
         if argument == "--":
@@ -254,7 +254,7 @@ def _refuse_unknown_flags(name: str, own: list[str], overrides: list[str], parse
 
 
 def _warn_of_repeats(arguments: list[str], parser: argparse.ArgumentParser) -> None:
-    """Of a flag given twice the last one counts; `--config.field` says so itself."""
+    """Warns of repeated flags, of which the last one counts; `--config.field` warns itself."""
     once = {o for a in parser._actions if type(a).__name__ == "_StoreAction" for o in a.option_strings}
     for flag, times in Counter(argument.partition("=")[0] for argument in arguments).items():
         if times > 1 and flag in once:
@@ -296,7 +296,7 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
     return None
 
 
-# --- what people read -------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _overview() -> str:
@@ -307,7 +307,7 @@ def _overview() -> str:
         [
             "usage: visor COMMAND [--config=FILE[:ARG]] [--workdir=DIR] [--config.FIELD=VALUE ...] [--json] ...",
             "",
-            "Vision-language models that look on request: train them, choose what they may spend, take them elsewhere.",
+            "Vision-language models with an adaptive visual budget: train, search budgets, evaluate, answer, export.",
             "",
             *lines,
             "",
@@ -316,14 +316,14 @@ def _overview() -> str:
     )
 
 
-def _complain(error: Exception) -> None:
+def _print_error(error: Exception) -> None:
     print(f"visor: {one_line(str(error))}", file=sys.stderr)
 
 
 class _OneLine(logging.Formatter):
-    """Records as one line each, whatever names they quote; the traceback of a defect of ours follows as it is.
+    """Formats each record as one line; keeps the traceback of our own defects.
 
-    Libraries log errors with their traceback that reach us as well, and are told there.
+    Tracebacks of other libraries are dropped, because their errors are raised and reported as well.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -339,12 +339,12 @@ class _OneLine(logging.Formatter):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """All but what Orbax logs, four times, of a save that fails: it raises that too, and we say it once."""
+    """Returns whether to log a record: not Orbax's four records of a failed save, which we report once."""
     return not (record.name == "absl" and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 def _set_up_logging() -> None:
-    """Ours from INFO, other libraries' from WARNING, all on stderr."""
+    """Logs our records from INFO and other libraries' from WARNING to stderr."""
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_OneLine("visor: %(message)s"))
@@ -352,5 +352,5 @@ def _set_up_logging() -> None:
         logging.getLogger().addHandler(handler)
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("visor_jax").setLevel(logging.INFO)
-    # Of a save that fails a dozen tasks remain, for each of which asyncio would log a traceback.
+    # A failed save leaves a dozen tasks, for each of which asyncio would log a traceback.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Look at a configuration's data, before or without training.
+"""Inspect a configuration's data before or without training.
 
     visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why;
         exit status 1 where training would stop; --list=FILE writes one JSON object a line about every record
@@ -48,6 +48,7 @@ ResultT = TypeVar("ResultT")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("action", choices=("check", "stats", "preview", "build"))
     parser.add_argument("--split", choices=SPLITS, default="", help="only this split")
     parser.add_argument("--samples", type=_count, metavar="N", help="at most so many samples of a split")
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Runs the action; returns its counts."""
     if args.action in ("preview", "build") and not args.out:
         raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
     if args.list is not None and (args.action != "check" or not args.list):
@@ -96,14 +98,14 @@ def _sources(config: Any, split: str) -> dict[str, Source]:
 
 
 def _of_any_size(config: Any) -> Any:
-    """The configuration without its bound on a record's pictures, to measure those beyond it too."""
+    """Returns the configuration with a large limit on a record's pictures, to measure records beyond it too."""
     changed: Any = ConfigDict(config.to_dict())
     changed.data.tiles = max(config.data.tiles, _MOST_PICTURES)
     return changed
 
 
 def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample], ResultT]) -> Iterator[ResultT]:
-    """What `use` makes of the source's samples, in order; what cannot be used is counted."""
+    """Yields the result of `use` for the source's samples, in order; counts skipped samples."""
     for index in range(min(len(source), limit or len(source))):
         skips.count_tried()
         try:
@@ -146,7 +148,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
 
 
 def _measures(example: Example) -> dict[str, int]:
-    """What is counted of one sample; the first three are sides of the window."""
+    """Returns the sizes of one sample; the first three are sides of the window."""
     return {**asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
 
 
@@ -179,7 +181,7 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
 
 
 def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str, Any]:
-    """Writes beside `out`, flushes and renames, so that the folder appears whole or not at all."""
+    """Writes the samples to the new folder `out` atomically."""
     if out.exists():
         raise RequestError(f"--out={out}: exists already; expected a new folder")
     skips = SkipLog()
@@ -197,7 +199,7 @@ def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str
 
 
 def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
-    """One conversation in LLaVA's format, its pictures written to `folder`/images."""
+    """Writes a sample's pictures to `folder`/images and returns its record in LLaVA's format."""
     images = [f"images/{name}-{number}.png" for number in range(len(sample.images))]
     for path, pixels in zip(images, sample.images, strict=True):
         Image.fromarray(pixels).save(folder / path)
@@ -213,7 +215,7 @@ def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
     if images:
         record["image"] = images if len(images) > 1 else images[0]
     tasks = {turn.task for turn in sample.turns}
-    if len(tasks) == 1 and "" not in tasks:  # the format has one name for a whole record
+    if len(tasks) == 1 and "" not in tasks:  # the format has one task name per record
         record["data_source"] = tasks.pop()
     return record
 
@@ -222,7 +224,7 @@ def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
 
 
 def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any]:
-    """Draws the first samples that can be used."""
+    """Draws the first usable samples."""
     skips = SkipLog()
     usable = (sample for source in sources.values() for sample in _usable(source, None, skips, lambda sample: sample))
     samples = list(itertools.islice(usable, count))
@@ -231,7 +233,7 @@ def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
     missing = contact_sheet(samples, out)
-    print(f"{out}: {len(samples)} samples, {skips.skipped} skipped on the way")
+    print(f"{out}: {len(samples)} samples, {skips.skipped} skipped")
     if missing:
         print(f"{len(missing)} characters are written out by name or number: no font installed here has them")
     return {"out": str(out), "samples": len(samples), "skipped": skips.by_reason()}

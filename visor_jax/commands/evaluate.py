@@ -1,6 +1,6 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
-The result is `eval/test.json`, which the report is made of. `--budget=empty,full,auto,0b100` chooses budgets,
+The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b100` selects budgets,
 `--stage=full` an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to
 `eval/partial/`. With `--data=FILE.json` (or a folder that holds one) the questions come from a file in LLaVA's format
 instead, and the result goes to `eval/of_<file's name>/`, or `partial/` in it.
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Evaluates the model; returns the content of the result file."""
     from visor_jax.commands.recipe import evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest

@@ -1,7 +1,7 @@
-"""Write a trained model as a Hugging Face folder with its PyTorch module, and prove that both agree.
+"""Export a trained model as a Hugging Face folder with a PyTorch module, and verify that both agree.
 
-The folder appears only if the PyTorch model, loaded back from it, gives the JAX model's logits and greedy tokens under
-every viable budget; `parity.json` in it holds the figures. A dense stage exports to transformers' own class.
+The folder appears only if the PyTorch model, loaded from it, gives the JAX model's logits and greedy tokens under every
+viable budget; its `parity.json` holds the differences. A dense stage exports to transformers' own class.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-HELP = "write a trained model as a Hugging Face folder for PyTorch"
+HELP = "export a trained model as a Hugging Face folder for PyTorch"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("--out", metavar="DIR", help="the folder to write (default: WORKDIR/export)")
     parser.add_argument("--stage", metavar="STAGE", help="whose weights to export (default: the newest complete stage)")
     parser.add_argument(
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Exports the model; returns the folder and the agreement with PyTorch."""
 
     from visor_jax.errors import RequestError, nearest
     from visor_jax.export.model_card import about_stage

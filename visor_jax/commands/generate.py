@@ -1,14 +1,14 @@
-"""Ask about a picture, several or none: the answer, and a receipt of what it cost.
+"""Answer a question about one picture, several or none, and print the cost of the answer.
 
-`--workdir` takes a trained run, `--model` that or a folder in Hugging Face's format. `--image` may be given several
-times, or not at all. `--budget=auto` lets the policy choose; `empty`, `full`, a number of slots or the pattern of a
+`--workdir` is a trained run, `--model` a run or a folder in Hugging Face's format. `--image` may be repeated or
+omitted. `--budget=auto` lets the policy choose; `empty`, `full`, a number of slots or the pattern of a
 viable budget such as `0b100` fix it; `--dial` shifts the policy between cheaper (below 0) and more accurate (above 0).
-`--temperature` above 0 draws tokens instead of taking the best; the same `--seed` draws the same answer. `--stream`
-prints the answer while it comes.
+`--temperature` above 0 samples tokens instead of taking the best; the same `--seed` gives the same answer. `--stream`
+prints the answer as it is generated.
 
-`--history=FILE.json` holds the turns before the question: [["a question", "its answer"], ...]. `--chat` goes on asking:
-each line of stdin is a question that follows on what was said, an empty line or Ctrl-D ends, Ctrl-C stops an answer;
-/help lists what else may be typed. With `--json` a chat prints one object for each answer.
+`--history=FILE.json` holds the earlier turns: [["a question", "its answer"], ...]. `--chat` continues the conversation:
+each line of stdin is a question, an empty line or Ctrl-D ends, Ctrl-C stops an answer; /help lists more commands. With
+`--json` a chat prints one object per answer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CONFIG = "none"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument(
         "--model",
         metavar="DIR",
@@ -33,21 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run's folder, a stage of one, a Hugging Face folder, or ORG/NAME on its hub",
     )
     parser.add_argument(
-        "--image", metavar="FILE", action="append", default=[], help="a JPEG, PNG, WebP or GIF file; may be given again"
+        "--image", metavar="FILE", action="append", default=[], help="a JPEG, PNG, WebP or GIF file; may be repeated"
     )
-    parser.add_argument("--question", metavar="TEXT", help="what to ask; with --chat the first question")
+    parser.add_argument("--question", metavar="TEXT", help="the question; with --chat the first one")
     parser.add_argument("--history", metavar="FILE", default="", help='earlier turns: [["question", "answer"], ...]')
-    parser.add_argument("--chat", action="store_true", help="go on asking: one question a line of stdin")
+    parser.add_argument("--chat", action="store_true", help="continue with one question per line of stdin")
     parser.add_argument("--budget", default="auto", help="auto, full, empty, a number of slots, or bits such as 0b100")
     parser.add_argument("--dial", type=float, default=0.0, help="the policy: below 0 cheaper, above 0 more accurate")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the best token, above 0 draws")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the best tokens of this probability")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--stream", action="store_true", help="print the answer while it comes")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the best token, above 0 samples")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the best tokens of this probability")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
+    parser.add_argument("--stream", action="store_true", help="print the answer as it is generated")
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
+    """Answers; returns the fields of `Answer`, or an iterator over the answers of a chat."""
     del config
     from visor_jax.budget import Budget
     from visor_jax.errors import RequestError
@@ -59,7 +61,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
     question: str | None = args.question
     if question is None and not args.chat:
         raise RequestError("generate: --question is missing; expected --question=TEXT, or --chat to type questions")
-    # What can be refused at once is refused before a model is loaded.
+    # Validate everything possible before loading the model.
     if question is not None:
         checked_question(question)
     sampling = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed}
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
 
     from visor_jax.scale.compiler_options import use_compile_cache
 
-    use_compile_cache(min_seconds=0)  # the same question again compiles nothing at all
+    use_compile_cache(min_seconds=0)  # repeating a question then compiles nothing
     from visor_jax.loading import load
 
     model = load(args.workdir or args.model)
@@ -89,22 +91,22 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dic
 
 
 def read_history(name: str) -> list[tuple[str, str]]:
-    """The turns that a file holds; none where no file is named."""
+    """Reads the turns in a file; [] for an empty name."""
     from visor_jax.errors import RequestError
     from visor_jax.files.read_write import as_path, read_json
     from visor_jax.generate.request import checked_history
 
     if not name:
         return []
-    found = read_json(as_path(name))
+    turns = read_json(as_path(name))
     try:
-        return checked_history(found)
+        return checked_history(turns)
     except RequestError as error:
         raise RequestError(f"--history={name}: {error}") from None
 
 
 def receipt(answer: Answer) -> str:
-    """What an answer cost, on one line."""
+    """Describes the cost of an answer in one line."""
     return (
         f"budget {answer.budget}; {answer.flops / 1e9:.4f} GFLOP ({answer.decoder_flops / 1e9:.4f} in the decoder); "
         f"{answer.cache_bytes} bytes of cache; first token after {answer.seconds_to_first_token:.2f} s, "

@@ -1,9 +1,9 @@
-"""Bring a Hugging Face checkpoint into a workdir, as the stage that training goes on from.
+"""Import a Hugging Face checkpoint into a workdir, as the stage that training starts from.
 
-A LLaVA-OneVision folder, or the name of one on the Hugging Face hub, becomes the stage `base` of a configuration of the
-same shape (configs/llava_ov_*.py); with model.plan=visor it is given cross-attention, conditional position, gates and a
-policy, and what is new is printed. A VISOR plan that `visor export` wrote comes back as the stage that it was exported
-from, a dense one as `base`. Every tensor's name, shape, dtype and values are checked before anything is written.
+A LLaVA-OneVision folder, or its name on the Hugging Face hub, becomes the stage `base` of a configuration of the same
+shape (configs/llava_ov_*.py). model.plan=visor adds cross-attention, conditional position, gates and a policy, and
+prints the new parameters. An export of a VISOR plan becomes the stage that it was exported from, a dense one `base`.
+Every tensor's name, shape, dtype and values are checked before anything is written.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-HELP = "bring a Hugging Face checkpoint into a workdir"
+HELP = "import a Hugging Face checkpoint into a workdir"
 CONFIG = "required"
 WORKDIR = "required"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument(
         "--from",
         dest="source",
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Imports the checkpoint; returns the stage and the numbers of parameters."""
     import jax
 
     from visor_jax.budget import bit_string
@@ -45,10 +47,10 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     from visor_jax.workdir.folder import Workdir
 
     source = as_path(local_folder(args.source))
-    checkpoint, asked = open_checkpoint(source), architecture(config, "base")
-    if wrong := differences(checkpoint.arch, asked):
-        raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(wrong)}")
-    if checkpoint.arch.plan == "visor" and asked.plan == "dense":
+    checkpoint, wanted = open_checkpoint(source), architecture(config, "base")
+    if problems := differences(checkpoint.arch, wanted):
+        raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(problems)}")
+    if checkpoint.arch.plan == "visor" and wanted.plan == "dense":
         raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
     workdir = Workdir(args.workdir)
     stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
@@ -58,8 +60,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     try:
         tokenizer = make_tokenizer(config)
     except RequestError as error:
-        own = source / "tokenizer.json"
-        raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={own}") from None
+        file = source / "tokenizer.json"
+        raise RequestError(f"{error}; the checkpoint's own is --config.tokenizer.path={file}") from None
     check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)
     if not config.model.text.max_positions:
@@ -70,12 +72,12 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         workdir.claim(config)
         mesh = configured_mesh(config)
         params, new = read_params(checkpoint, mesh), dict[str, int]()
-        if asked.plan != checkpoint.arch.plan:
-            params, new = add_visor_params(params, asked, mesh, start_key(config.seed, stage))
+        if wanted.plan != checkpoint.arch.plan:
+            params, new = add_visor_params(params, wanted, mesh, start_key(config.seed, stage))
         if checkpoint.viable_budgets:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
-            found = {"num_slots": asked.num_slots, "viable": names, "subsets": []}
-            write_json(workdir.path / "search" / "viable.json", found)
+            result = {"num_slots": wanted.num_slots, "viable": names, "subsets": []}
+            write_json(workdir.path / "search" / "viable.json", result)
         identity = workdir.identity(config, stage)
         largest = max(x.nbytes for x in jax.tree.leaves(params))
         place = folder.path / "checkpoints"

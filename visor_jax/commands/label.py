@@ -1,4 +1,4 @@
-"""Label a training subset: for every question the cheapest viable budget that is good enough, in `labels/`."""
+"""Label a training subset with the cheapest viable budget that is good enough for each question, in `labels/`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     del parser
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Runs the label stage; returns `labels/labels.json`."""
     from visor_jax.commands.recipe import run_stages
     from visor_jax.files.read_write import read_json
     from visor_jax.workdir.folder import Workdir

@@ -1,4 +1,4 @@
-"""What a picture costs under every budget, counted without compiling or loading anything.
+"""Compute the cost of a picture under every budget by formula, without compiling or loading anything.
 
 `visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and
 FLOPs of the tower and of the decoder per budget (for a prompt of `--text-tokens`).
@@ -12,15 +12,17 @@ from typing import Any
 
 HELP = "tiles, tokens and FLOPs of a picture"
 CONFIG = "required"
-MOST_TEXT = 10_000_000
+MAX_TEXT = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.add_argument("--image", required=True, metavar="WIDTHxHEIGHT", help="size of the picture in pixels")
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Computes the cost; returns tiles, tokens and GFLOP by budget."""
     from visor_jax.budget import budget_name, by_count
     from visor_jax.config import architecture
     from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
@@ -30,8 +32,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", args.image)
     if match is None:
         raise RequestError(f"--image={args.image}: expected WIDTHxHEIGHT in pixels, such as 1700x2200")
-    if not 1 <= args.text_tokens <= MOST_TEXT:
-        raise RequestError(f"--text-tokens={args.text_tokens}: expected 1 to {MOST_TEXT}")
+    if not 1 <= args.text_tokens <= MAX_TEXT:
+        raise RequestError(f"--text-tokens={args.text_tokens}: expected 1 to {MAX_TEXT}")
     arch, size = architecture(config), (int(match[2]), int(match[1]))
     tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
     budgets = by_count(arch.num_slots) if arch.plan == "visor" else []
@@ -46,4 +48,5 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def readable(gflops: float) -> str:
+    """Formats a number of GFLOP with its unit."""
     return f"{gflops * 1e3:,.2f} MFLOP" if gflops < 1 else f"{gflops:,.1f} GFLOP"

@@ -1,7 +1,7 @@
-"""The order of things: run the stages that are not complete, then evaluate, report, export.
+"""Runs the stages that are not complete, then evaluates, reports and exports.
 
-In: a checked configuration and a workdir. Every stage leaves a `complete.json` (or, for search and label, its result
-file), and what has one is skipped; so the same call goes on after any interruption.
+In: a validated configuration and a workdir. Every stage writes a `complete.json` (search and label: their result
+files), and complete stages are skipped, so the same call resumes after any interruption.
 """
 
 from __future__ import annotations
@@ -28,14 +28,20 @@ RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz"
 
 
 def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequence[str] = ()) -> dict[str, Any]:
-    """Bring every one of `stages` to its end, in order.
+    """Completes `stages` in order.
 
     Args:
+      config: the validated configuration.
+      path: the workdir.
+      stages: names of stages.
       also_reads: splits of the data that the caller reads afterwards.
 
+    Returns:
+      {"stages": seconds by stage}.
+
     Raises:
-      RequestError: a split of one's own data is empty that one of these stages, a later one of `config.stages` or the
-        caller will read; told before the first step.
+      RequestError: a split is empty that these stages, later ones of `config.stages` or the caller will read; raised
+        before the first step.
     """
     workdir = Workdir(path)
     workdir.create()
@@ -51,13 +57,14 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
 
 
 def is_complete(workdir: Workdir, stage: str) -> bool:
+    """Returns whether a stage has written its result."""
     if stage in RESULT_FILES:
         return all((workdir.path / file).exists() for file in RESULT_FILES[stage])
     return workdir.stage(stage).is_complete()
 
 
 def claim_data(config: Any, workdir: Workdir) -> None:
-    """See that the data are those that the workdir was begun with.
+    """Checks that the data match those recorded in the workdir; records them the first time.
 
     Raises:
       RequestError: records, tokenizer or pictures have changed.
@@ -68,9 +75,10 @@ def claim_data(config: Any, workdir: Workdir) -> None:
 
 
 def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
-    """
+    """Checks that the result of a complete stage was made from the workdir's present inputs.
+
     Raises:
-      RequestError: the result of a complete stage was made of something else than what lies in the workdir now.
+      RequestError: the inputs have changed.
     """
     from visor_jax.checkpoint.restoring import identity_of
     from visor_jax.config import architecture
@@ -85,7 +93,7 @@ def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
 
 
 def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
-    """Run one stage unless it is complete; its seconds in this call."""
+    """Runs one stage unless it is complete; returns the seconds of this call."""
     if is_complete(workdir, stage):
         check_complete(config, workdir, stage)
         print(f"{stage}: complete", flush=True)
@@ -99,8 +107,8 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
         from visor_jax.loading import load_stage
 
         with timed(workdir, stage):
-            found = search_stage(config, workdir, load_stage(workdir, "full"))
-        print("search: viable", ", ".join(bit_string(bits) for bits in found))
+            viable = search_stage(config, workdir, load_stage(workdir, "full"))
+        print("search: viable", ", ".join(bit_string(bits) for bits in viable))
     elif stage == "label":
         from visor_jax.adapt.label import label_stage
         from visor_jax.loading import load_stage
@@ -117,7 +125,7 @@ def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
 
 @contextlib.contextmanager
 def timed(workdir: Workdir, name: str) -> Iterator[None]:
-    """Count what happens here as `name` in the workdir's `goodput.json`."""
+    """Adds the time of the block to `name` in the workdir's `goodput.json`."""
     goodput = Goodput(workdir.path / "goodput.json")
     with goodput.time(name):
         yield
@@ -125,7 +133,7 @@ def timed(workdir: Workdir, name: str) -> Iterator[None]:
 
 
 def finish(config: Any, path: str) -> dict[str, Any]:
-    """Evaluate, report and export a workdir whose stages are complete; what is there already is not made again."""
+    """Evaluates, reports and exports a workdir whose stages are complete; keeps existing valid results."""
     from visor_jax.evaluate.runner import evaluate, evaluation_identity
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import export
@@ -139,7 +147,7 @@ def finish(config: Any, path: str) -> dict[str, Any]:
         if not made_of(evaluated, evaluation_identity(config, model, workdir, "test")):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
-        write_report(workdir)  # before the export too, whose proof may fail
+        write_report(workdir)  # also before the export, which may fail
         proof = exported / "parity.json"
         if not of_model(proof, model):
             with timed(workdir, "export"):
@@ -155,27 +163,27 @@ def finish(config: Any, path: str) -> dict[str, Any]:
 
 
 def made_of(result: Path, identity: dict[str, Any]) -> bool:
-    """Whether a result file is there and was made of this model, these data and these settings."""
-    found = read_json(result) if result.exists() else None
-    return isinstance(found, dict) and found.get("identity") == identity
+    """Returns whether a result file exists and was made with this model, data and settings."""
+    record = read_json(result) if result.exists() else None
+    return isinstance(record, dict) and record.get("identity") == identity
 
 
 def of_model(proof: Path, model: Any) -> bool:
-    """Whether an export's proof is there, is that of this very model, and the files it was made with lie beside it."""
-    found = read_json(proof) if proof.exists() else None
-    if not isinstance(found, dict) or (found.get("stage"), found.get("model")) != (model.stage, model.fingerprint):
+    """Returns whether an export's parity.json exists, belongs to this model, and the export's files are complete."""
+    record = read_json(proof) if proof.exists() else None
+    if not isinstance(record, dict) or (record.get("stage"), record.get("model")) != (model.stage, model.fingerprint):
         return False
-    files = found.get("files", {})  # earlier versions named none
+    files = record.get("files", {})  # earlier versions recorded none
     return isinstance(files, dict) and all(_is_whole(proof.parent / Path(name).name, files[name]) for name in files)
 
 
 def _is_whole(file: Path, size: Any) -> bool:
-    """Whether a file of an export is there, and weights have their size; settings may have been edited since."""
+    """Returns whether a file of an export exists; weights must have their size, other files may have been edited."""
     return file.is_file() and (file.suffix != ".safetensors" or file.stat().st_size == size)
 
 
 def print_summary(result: dict[str, Any], path: str) -> None:
-    """The closing table of `visor run`."""
+    """Prints the final table of `visor run`."""
     from visor_jax.evaluate.runner import print_budgets
 
     print_budgets(result["evaluation"])

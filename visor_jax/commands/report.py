@@ -15,10 +15,12 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     del parser
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Writes the report; returns its path."""
     del config
     from visor_jax.report.page import write_report
     from visor_jax.workdir.folder import Workdir
@@ -32,7 +34,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def hang_seconds(workdir: Workdir) -> float:
-    """`train.hang_seconds` of the run; the default where its configuration is not there or of an older version."""
+    """Returns `train.hang_seconds` of the run, or the default if its configuration is missing or lacks the field."""
     from visor_jax.config import default_config
     from visor_jax.errors import RequestError
 

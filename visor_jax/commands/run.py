@@ -16,10 +16,12 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     del parser
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Runs everything that is not complete; returns the evaluation and the paths of report and export."""
     from visor_jax.commands.recipe import finish, print_summary, run_stages
     from visor_jax.workdir.supervision import watched
 

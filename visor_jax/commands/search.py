@@ -12,10 +12,12 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     del parser
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Runs the search stage; returns the viable budgets."""
     from visor_jax.budget import bit_string
     from visor_jax.commands.recipe import run_stages
     from visor_jax.workdir.folder import Workdir

@@ -1,6 +1,6 @@
-"""Train one stage, from its first or its last saved step to its end: `visor train --config=... --config.stage=full`.
+"""Train one stage from the start or its last saved step: `visor train --config=... --config.stage=full`.
 
-A complete stage is left as it is. SIGTERM saves and exits 143; the same command goes on from there.
+A complete stage is skipped. SIGTERM saves and exits 143; the same command resumes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     del parser
 
 
 def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Trains `config.stage`; returns its seconds."""
     from visor_jax.commands.recipe import run_stages
 
     if not config.stage:

@@ -1,1 +1,1 @@
-"""Meshes and shardings: everything about where arrays live, and nothing about what is computed."""
+"""Meshes, shardings and compiler options."""

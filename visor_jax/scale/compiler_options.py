@@ -1,12 +1,12 @@
-"""How much XLA may do about a program, and where compiled programs are kept.
+"""Chooses XLA's compiler options, and the folder of the persistent compilation cache.
 
-In: parameters. Out: `compiler_options` for `jax.jit`. None leaves XLA at its best. On CPU, programs of a small model
-that run only a few times (a random start, answers, an export's proof) take longer to compile than they will ever run:
-they are compiled several times faster, into programs that run slower. Those of a large model leave matrix products to
-Eigen, which is a tenth faster at them than XLA's own choice.
+In: parameters. Out: `compiler_options` for `jax.jit`; None keeps XLA's defaults. On CPU, a small model's programs that
+run only a few times (initialization, answers, the comparison of an export) take longer to compile than to run; lower
+optimization compiles them several times faster into slower programs. A large model's programs use Eigen for matrix
+products, which is a tenth faster than XLA's default.
 
-Compiled programs are machine code, so they are kept where only this user can write (`use_compile_cache`), never in a
-workdir: that may come from somebody else.
+Compiled programs are machine code, so the cache is in a folder that only this user can write (`use_compile_cache`),
+never in a workdir, which may come from another user.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from visor_jax.files.read_write import as_path
 
 log = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "VISOR_COMPILE_CACHE"  # names another folder or a bucket's; empty: nothing is kept
-MIN_COMPILE_SECONDS = 0.3  # what compiles faster is not worth a file
+CACHE_VARIABLE = "VISOR_COMPILE_CACHE"  # another folder, local or in a bucket; empty disables the cache
+MIN_COMPILE_SECONDS = 0.3  # programs that compile faster are not cached
 SMALL = 5_000_000  # parameters
 QUICK: dict[str, bool | int | str] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later ones have no such option
+if jax.__version_info__ < (0, 11):  # removed in later versions
     QUICK["xla_cpu_use_fusion_emitters"] = False
 LARGE = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def options(params: Any) -> dict[str, bool | int | str] | None:
-    """Options for a program over `params` (arrays or their shapes) that is run a few times, as answers are."""
+    """Returns the options for a program over `params` (arrays or shapes) that runs only a few times."""
     if jax.default_backend() != "cpu":
         return None
     small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= SMALL
     return dict(QUICK) if small else dict(LARGE)
 
 
-# --- where compiled programs are kept ---------------------------------------------------------------------------------
+# --- compilation cache ------------------------------------------------------------------------------------------------
 
 
 def use_compile_cache(workdir: Path | None = None, min_seconds: float = MIN_COMPILE_SECONDS) -> str:
-    """Keep compiled programs from one process to the next; to be called before the first one is compiled.
+    """Enables the persistent compilation cache; to be called before the first compilation.
 
-    They lie in `$XDG_CACHE_HOME/visor_jax` (`~/.cache/visor_jax`), made with mode 0700. The environment variable
-    `VISOR_COMPILE_CACHE` names another folder, or one on a bucket (`gs://...`), so that a machine that takes over from
-    a preempted one compiles nothing anew; empty, nothing is kept. It is a variable and no field of the configuration,
-    because a workdir carries a configuration. A cache that the user has chosen through JAX itself
-    (`JAX_COMPILATION_CACHE_DIR`) stays as it is. A local folder of another user, or one that others may write to, is
-    not used: a warning says why.
+    The cache is `$XDG_CACHE_HOME/visor_jax` (`~/.cache/visor_jax`), created with mode 0700. The environment variable
+    `VISOR_COMPILE_CACHE` names another folder, also in a bucket (`gs://...`), so that a machine that replaces a
+    preempted one need not compile again; an empty value disables the cache. It is a variable and not a configuration
+    field, because a workdir contains a configuration. A cache that the user has set in JAX
+    (`JAX_COMPILATION_CACHE_DIR`) is kept. A local folder that belongs to another user or is writable by others is
+    rejected with a warning.
 
     Args:
-      workdir: a run's folder, in which earlier versions kept compiled programs; that they are ignored is logged.
-      min_seconds: a program that compiles faster is not kept.
+      workdir: a run's folder, in which earlier versions kept compiled programs; logs that they are ignored.
+      min_seconds: a program that compiles faster is not cached.
 
     Returns:
       The folder in use; "" for none.
@@ -85,7 +85,7 @@ def use_compile_cache(workdir: Path | None = None, min_seconds: float = MIN_COMP
 
 
 def _cache_folder() -> str:
-    """Where the user wants compiled programs; "" for nowhere."""
+    """Returns the cache folder that the user chose; "" to disable the cache."""
     if (named := os.environ.get(CACHE_VARIABLE)) is not None:
         return os.fspath(Path(named).expanduser().absolute()) if named and "://" not in named else named
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -93,14 +93,14 @@ def _cache_folder() -> str:
 
 
 def _private_folder(folder: str) -> str:
-    """`folder`, made where need be, once it is seen that nobody else can put programs into it.
+    """Creates the folder if needed, and checks that no other user can write to it.
 
     Raises:
-      OSError, RequestError: it cannot be made, is no folder, belongs to another user, or is open to others.
+      OSError, RequestError: it cannot be created, is not a folder, belongs to another user, or is writable by others.
     """
     if not folder or "://" in folder:
         if folder:
-            as_path(folder)  # names the package that is missing, if one is
+            as_path(folder)  # raises if a package for this bucket is missing
         return folder
     path = Path(folder)
     if any(is_workdir(parent) for parent in path.resolve().parents):

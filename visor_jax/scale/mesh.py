@@ -1,6 +1,6 @@
 """The device mesh: axes `replica`, `fsdp` and `tensor`, sized by `config.mesh`.
 
-In: the three sizes, of which one may be -1 ("what is left"). Out: a `jax.sharding.Mesh` over all devices.
+In: the three sizes, one of which may be -1 (the remaining devices). Out: a `jax.sharding.Mesh` over all devices.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ AXES = ("replica", "fsdp", "tensor")
 
 
 def configured_mesh(config: Any) -> Mesh:
-    """The mesh that a configuration asks for."""
+    """Builds the mesh of a configuration."""
     return build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
 
 
 def check_rows(name: str, rows: int, mesh: Mesh) -> None:
-    """Rows are spread over replicas and FSDP shards, each as many.
+    """Checks that replicas and FSDP shards get equally many rows.
 
     Raises:
-      RequestError: they do not divide.
+      RequestError: the number of rows is not divisible.
     """
     ways = mesh.shape["replica"] * mesh.shape["fsdp"]
     if rows % ways:
@@ -38,17 +38,17 @@ def check_rows(name: str, rows: int, mesh: Mesh) -> None:
 
 
 def scoring_mesh(config: Any) -> Mesh:
-    """The mesh that questions are asked on: the configured one; of several processes each asks on its own devices."""
+    """Builds the mesh for evaluation: the configured one, or this process's devices if there are several processes."""
     if jax.process_count() == 1:
         return configured_mesh(config)
     return build_mesh(1, -1, 1, devices=jax.local_devices())
 
 
 def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all `devices` (default: every device of every process).
+    """Builds a mesh of all `devices` (default: every device of every process).
 
     Raises:
-      RequestError: if the sizes do not multiply to the number of devices.
+      RequestError: the product of the sizes is not the number of devices.
     """
     devices = list(jax.devices()) if devices is None else list(devices)
     sizes = [replica, fsdp, tensor]
@@ -56,6 +56,6 @@ def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | No
         known = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = max(len(devices) // max(known, 1), 1)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
-        asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (replica, fsdp, tensor), strict=True))
-        raise RequestError(f"{asked}: the product must be the number of devices, {len(devices)} (one may be -1)")
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (replica, fsdp, tensor), strict=True))
+        raise RequestError(f"{given}: the product must be the number of devices, {len(devices)} (one may be -1)")
     return Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)

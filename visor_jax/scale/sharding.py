@@ -2,7 +2,7 @@
 
 A parameter's path ("blocks/self/mlp/up_proj/kernel") ends in a module name and a leaf name; `LOGICAL_AXES` gives the
 logical axes of its last dimensions, and leading (stacked) dimensions are never sharded. `RULES` maps logical axes to
-mesh axes. A dimension that a mesh axis does not divide stays whole.
+mesh axes. A dimension that is not divisible by its mesh axis is not sharded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ LOGICAL_AXES: dict[tuple[str, str], tuple[str, ...]] = {
 
 
 def logical_axes(path: str) -> tuple[str, ...]:
-    """Logical axes of the last dimensions of the parameter at `path`; KeyError for a name that the table lacks."""
+    """Returns the logical axes of the last dimensions of a parameter; KeyError for a name that is not in the table."""
     *_, parent, leaf = ("", *path.split("/"))
     for key in ((parent, leaf), ("*norm*", leaf) if "norm" in parent else None, ("*", leaf)):
         if key in LOGICAL_AXES:
@@ -71,10 +71,10 @@ def logical_axes(path: str) -> tuple[str, ...]:
 def partition_spec(
     path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES
 ) -> PartitionSpec:
-    """Where each dimension of one parameter lives.
+    """Returns the mesh axis of each dimension of one parameter.
 
     Raises:
-      ValueError: if two dimensions of the parameter fall on the same mesh axis.
+      ValueError: two dimensions of the parameter map to the same mesh axis.
     """
     axes = logical_axes(path)
     targets = [rules[axis] for axis in axes]
@@ -87,7 +87,7 @@ def partition_spec(
 
 
 def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """The sharding of every parameter (arrays or shapes) of a nested dict."""
+    """Returns the sharding of every parameter (arrays or shapes) of a nested dict."""
 
     def place(path, leaf):
         return NamedSharding(mesh, partition_spec(path_name(path), leaf.shape, mesh))
@@ -96,15 +96,16 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `replica` and `fsdp`."""
+    """Returns the sharding of a batch: rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows spread over the mesh."""
+    """Builds global arrays from this process's rows of a batch, with rows sharded over the mesh."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in arrays.items()}
