@@ -1,9 +1,8 @@
-"""`config.json` in Hugging Face's format: read with every field checked, and written for exports.
+"""Reads and validates `config.json` in Hugging Face's format, and writes it for exports.
 
-In: a folder in Hugging Face's format. Out: its `Architecture`, and what our own exports add; and back. A value of
-another type or out of range, or one that asks for what this model does not compute, is a `RequestError` that names the
-file, the field and what is expected. A field that is missing or null has transformers' default, whose older versions
-leave out what equals it.
+In: a folder in Hugging Face's format. Out: its `Architecture` and the fields that our exports add; and back. A value of
+a wrong type, out of range, or not supported by this model is a `RequestError` that names the file, the field and the
+expected values. A missing or null field has transformers' default, because older versions omit defaults.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from visor_jax.hf.preprocessor import check_processor, pixel_statistics
 from visor_jax.hf.section import Section
 
 KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
-LMMS_LAB_KINDS = ("llava", "llava_qwen", "llava_onevision_qwen")  # as the code that LLaVA was trained with names it
+LMMS_LAB_KINDS = ("llava", "llava_qwen", "llava_onevision_qwen")  # model_type in LLaVA's original code
 CONVERT = (
     "the layout of LLaVA-NeXT's own code; convert it with transformers'"
     " src/transformers/models/llava_onevision/convert_llava_onevision_weights_to_hf.py, or take the converted"
     " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
 )
 GENERATING, PROCESSOR = "modeling_visor.VisorForConditionalGeneration", "processing_visor.VisorProcessor"
-POLICY_HIDDEN_SIZE = 512  # of a policy that a dense checkpoint is given
+POLICY_HIDDEN_SIZE = 512  # of a policy that is added to a dense checkpoint
 # transformers' Qwen2Config and SiglipVisionConfig
 TEXT_DEFAULTS = {
     "vocab_size": 151_936,
@@ -65,10 +64,10 @@ DEFAULT_PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for col
 
 
 def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) -> Architecture:
-    """The architecture that `config.json` and the image processor's fields describe.
+    """Builds the architecture from `config.json` and the image processor's fields.
 
     Raises:
-      RequestError: a field is damaged, or asks for what this model does not compute.
+      RequestError: a field is invalid or not supported.
     """
     whole = Section(config, f"{folder / 'config.json'}: ")
     _check_kind(whole)
@@ -110,7 +109,7 @@ def _check_kind(config: Section) -> None:
 
 def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
     given = {name: value for name, value in section.values.items() if value is not None}
-    if "num_key_value_heads" in section.values:  # null: as many as there are heads
+    if "num_key_value_heads" in section.values:  # null means num_attention_heads
         defaults = {
             **defaults,
             "num_key_value_heads": given.get("num_attention_heads", defaults["num_attention_heads"]),
@@ -149,7 +148,7 @@ def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttention
     taps = config.whole("cross_kernel_size", 7, most=MAX_KERNEL)
     if taps % 2 == 0:
         raise config.wrong("cross_kernel_size", "an odd number")
-    # A dense model may be given these layers, as copies; those of a VISOR plan are there and have any number of heads.
+    # Layers added to a dense model are copies; those of a VISOR plan are stored and may have any number of heads.
     return CrossAttentionArchitecture(num_kv_heads=heads, kernel_size=taps, init="copy" if plan == "dense" else "zero")
 
 
@@ -171,9 +170,9 @@ def _vision(config: Section, vision: Section) -> VisionArchitecture:
 
 
 def _tower_layers(config: Section, stored: int) -> int:
-    """Layers of the tower that are run: `vision_feature_layer` counts from the end if it is negative.
+    """Returns the number of tower layers to run; a negative `vision_feature_layer` counts from the end.
 
-    A list of one layer is that layer, as in transformers, which joins the features of several: we do not.
+    A list of one layer is accepted. transformers concatenates the features of several layers, which is not supported.
     """
     layer = config.get("vision_feature_layer", -1)
     layer = layer[0] if isinstance(layer, list) and len(layer) == 1 else layer
@@ -184,25 +183,25 @@ def _tower_layers(config: Section, stored: int) -> int:
 
 
 def _pinpoints(config: Section, tile: int) -> tuple[tuple[int, int], ...]:
-    found = config.get("image_grid_pinpoints", DEFAULT_PINPOINTS)
-    pairs = isinstance(found, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in found)
-    if not (pairs and all(type(x) is int and 0 < x <= MAX_PINPOINT and x % tile == 0 for pair in found for x in pair)):
+    grid = config.get("image_grid_pinpoints", DEFAULT_PINPOINTS)
+    pairs = isinstance(grid, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in grid)
+    if not (pairs and all(type(x) is int and 0 < x <= MAX_PINPOINT and x % tile == 0 for pair in grid for x in pair)):
         missing = config.values.get("image_grid_pinpoints") is None
         default = "; it is missing, and transformers' default is multiples of 384" if missing else ""
         raise config.wrong(
             "image_grid_pinpoints", f"a list of [height, width], multiples of image_size, {tile}{default}"
         )
-    if len(found) > MAX_PINPOINTS:
+    if len(grid) > MAX_PINPOINTS:
         raise config.wrong("image_grid_pinpoints", f"at most {MAX_PINPOINTS} pairs")
-    return tuple((height, width) for height, width in found)
+    return tuple((height, width) for height, width in grid)
 
 
 def _max_tiles(config: Section) -> int:
-    found = config.get("vision_aspect_ratio", "anyres_max_9")
-    named = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", found) if isinstance(found, str) else None
-    if named is None:
+    ratio = config.get("vision_aspect_ratio", "anyres_max_9")
+    match = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", ratio) if isinstance(ratio, str) else None
+    if match is None:
         raise config.wrong("vision_aspect_ratio", "'anyres_max_' and a number, such as 'anyres_max_9'")
-    return int(named[1])
+    return int(match[1])
 
 
 def _check_supported(config: Section, text: Section, vision: Section) -> None:
@@ -221,7 +220,7 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
     for section, name, wanted in expected:
         if section.values.get(name) not in (None, wanted):
             raise section.wrong(name, f"{wanted!r}, all that this model computes")
-    for name in ("rope_parameters", "rope_scaling"):  # the second: until transformers 4
+    for name in ("rope_parameters", "rope_scaling"):  # transformers 4 uses the second
         rope = text.section(name, {})
         kind = rope.values.get("rope_type", rope.values.get("type"))
         if kind not in (None, "default") or (rope.values.get("factor") not in (None, 1, 1.0)):
@@ -236,7 +235,7 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
 
 
 def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> tuple[str, list[Bits], bool, str | None]:
-    """Stage, viable budgets, whether there is a policy, system prompt: what our own exports add."""
+    """Reads the fields that our exports add: stage, viable budgets, whether there is a policy, system prompt."""
     whole = Section(config, f"{folder / 'config.json'}: ")
     stage, names = whole.get("training_stage", "base"), whole.get("viable_budgets", [])
     system, has_policy = config.get("system_prompt"), whole.flag("has_policy", False)
@@ -253,7 +252,7 @@ def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> t
 
 
 def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
-    """The token id that stands for a picture: `image_token_index`, or `image_token_id` in newer files."""
+    """Returns the placeholder token of a picture: `image_token_index`, or `image_token_id` in newer files."""
     name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
     return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MAX_VOCABULARY)
 
@@ -271,7 +270,7 @@ def write_config(
     stage: str,
     dtype: str,
 ) -> dict[str, Any]:
-    """The content of config.json: LLaVA-OneVision's fields, and for a VISOR plan our own (`own_fields` reads them)."""
+    """Builds config.json: LLaVA-OneVision's fields, and for a VISOR plan our own, which `own_fields` reads."""
     shared = {
         "dtype": dtype,
         "image_grid_pinpoints": [list(pinpoint) for pinpoint in arch.anyres.pinpoints],
@@ -297,7 +296,7 @@ def write_config(
         "architectures": ["VisorForConditionalGeneration"],
         "auto_map": {
             "AutoConfig": "configuration_visor.VisorConfig",
-            "AutoModel": GENERATING,  # tools that know no image-text-to-text class take this one, and call generate()
+            "AutoModel": GENERATING,  # for tools without an image-text-to-text class, which call generate()
             "AutoModelForImageTextToText": GENERATING,
             "AutoProcessor": PROCESSOR,
         },
@@ -316,6 +315,7 @@ def write_config(
 
 
 def text_config(arch: Architecture) -> dict[str, Any]:
+    """Builds the fields of transformers' Qwen2Config."""
     text = arch.text
     return {
         "model_type": "qwen2",
@@ -335,6 +335,7 @@ def text_config(arch: Architecture) -> dict[str, Any]:
 
 
 def vision_config(arch: Architecture) -> dict[str, Any]:
+    """Builds the fields of transformers' SiglipVisionConfig."""
     vision = arch.vision
     return {
         "model_type": "siglip_vision_model",

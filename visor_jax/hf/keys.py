@@ -1,12 +1,11 @@
-"""Names and layouts: the parameter tree <-> the keys of a PyTorch checkpoint, one table for both directions.
+"""Maps the parameter tree to the keys of a PyTorch checkpoint and back, with one table for both directions.
 
-In: an `Architecture`. Out: one `Entry` per PyTorch tensor, which tells where in the tree it lives (a path, and an index
-where layers are stacked) and how the two layouts differ. `to_torch` and `from_torch` go through the entries one tensor
-at a time, so that nobody has to hold two copies of a large model.
+In: an `Architecture`. Out: one `Entry` per PyTorch tensor with its path in the tree (and the index of a stacked layer)
+and its layout. `to_torch` and `from_torch` convert one tensor at a time, so that a large model is never copied whole.
 
-Keys are those of transformers' `LlavaOnevisionForConditionalGeneration` in memory wherever the same thing exists there
-(`model.language_model.layers.N...`), with SigLIP's under `vision_model`; `hub_key` gives the names of the files on the
-hub (`language_model.model.layers.N...`), and `canonical_key` maps every known spelling back.
+Keys are those of transformers' `LlavaOnevisionForConditionalGeneration` in memory, where they exist
+(`model.language_model.layers.N...`), with SigLIP's under `vision_model`. `hub_key` returns the names in files on the
+hub (`language_model.model.layers.N...`), and `canonical_key` normalizes every known spelling.
 """
 
 from __future__ import annotations
@@ -60,10 +59,14 @@ SIGLIP_LAYER = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One PyTorch tensor: its key, its place in the parameter tree, and how its layout differs from there.
+    """One PyTorch tensor and its counterpart in the parameter tree.
 
-    `layout`: "same"; "transposed" ([in, out] there, [out, in] here); "patches" ([row * column * channel, out] there, a
-    convolution [out, channel, row, column] here); "taps" ([taps, D] there, a depthwise convolution [D, 1, taps] here).
+    Attributes:
+      key: in PyTorch.
+      path: in the tree.
+      index: of the stacked layer, or None.
+      layout: tree -> PyTorch: "same"; "transposed" ([in, out] -> [out, in]); "patches" ([row * column * channel, out]
+        -> convolution [out, channel, row, column]); "taps" ([taps, D] -> depthwise convolution [D, 1, taps]).
     """
 
     key: str
@@ -73,7 +76,7 @@ class Entry:
 
 
 def entries(architecture: Architecture) -> list[Entry]:
-    """Every tensor of a model of this architecture, in the order of a forward pass."""
+    """Returns every tensor of a model, in the order of a forward pass."""
     tower = "model.vision_tower.vision_model"
     found = [
         _entry(f"{tower}.embeddings.patch_embedding.weight", "vision/patch_embedding/kernel", layout="patches"),
@@ -131,19 +134,19 @@ def _stacked(table: tuple[tuple[str, str, str], ...], key: str, path: str, index
 
 
 def leaf(params: Mapping[str, Any], entry: Entry) -> Any:
-    """The entry's array in the parameter tree, still stacked where layers are.
+    """Returns the entry's array in the parameter tree; layers remain stacked.
 
     Raises:
       KeyError: the tree has no such path.
     """
-    found: Any = params
+    node: Any = params
     for name in entry.path:
-        found = found[name]
-    return found
+        node = node[name]
+    return node
 
 
 def torch_shape(params: Mapping[str, Any], entry: Entry, architecture: Architecture) -> tuple[int, ...]:
-    """The tensor's shape in PyTorch, from a tree of arrays or of `ShapeDtypeStruct`s."""
+    """Returns the tensor's shape in PyTorch, from a tree of arrays or of `ShapeDtypeStruct`s."""
     shape = tuple(leaf(params, entry).shape[0 if entry.index is None else 1 :])
     if entry.layout == "transposed":
         return shape[::-1]
@@ -156,7 +159,7 @@ def torch_shape(params: Mapping[str, Any], entry: Entry, architecture: Architect
 
 
 def to_torch(params: Mapping[str, Any], entry: Entry, architecture: Architecture) -> np.ndarray:
-    """The tensor as PyTorch wants it: a contiguous float32 array."""
+    """Returns the tensor in PyTorch's layout, as a contiguous float32 array."""
     array = leaf(params, entry)
     array = np.asarray(array if entry.index is None else array[entry.index]).astype(np.float32)
     if entry.layout == "transposed":
@@ -170,7 +173,7 @@ def to_torch(params: Mapping[str, Any], entry: Entry, architecture: Architecture
 
 
 def from_torch(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """One layer's array as the parameter tree holds it; the inverse of `to_torch` (without stacking)."""
+    """Returns one layer's array in the tree's layout; the inverse of `to_torch`, without stacking."""
     if entry.layout == "transposed":
         array = array.T
     elif entry.layout == "taps":
@@ -184,7 +187,7 @@ def from_torch(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def hub_key(key: str) -> str:
-    """The name on the hub of a key that LLaVA-OneVision has too."""
+    """Returns the name on the hub of a key that LLaVA-OneVision has too."""
     key = key.removeprefix("model.")
     if key.startswith("lm_head."):
         return f"language_model.{key}"
@@ -195,19 +198,19 @@ _WRAPPERS = r"_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"  # torc
 
 
 def unwrapped(key: str) -> str:
-    """The key of a tensor without the names that wrappers of a whole PyTorch model put into it.
+    """Removes the names that PyTorch's wrappers add to a tensor's key.
 
-    DistributedDataParallel and DeepSpeed put `module.` in front, PEFT `base_model.model.`; torch.compile, FSDP and
-    activation checkpointing also wrap parts.
+    DistributedDataParallel and DeepSpeed prepend `module.`, PEFT `base_model.model.`; torch.compile, FSDP and
+    activation checkpointing also wrap submodules.
     """
     key = re.sub(rf"(?<![^.])(?:{_WRAPPERS})\.", "", key)
     return re.sub(r"^(?:module\.)*(?:base_model\.model\.)?(?:module\.)*", "", key)
 
 
 def canonical_key(key: str) -> str:
-    """The `Entry.key` of a tensor that some version of transformers wrote: hub layout, or in memory, old or new.
+    """Returns the `Entry.key` of a tensor written by any version of transformers, in the hub or in-memory layout.
 
-    Names of wrappers (`unwrapped`) are left out.
+    Removes the names of wrappers (`unwrapped`).
     """
     key = unwrapped(key)
     if key.startswith("language_model.lm_head."):

@@ -113,7 +113,7 @@ class VisorCache(Cache):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: the next tokens are the first ones again, and their budgets are chosen anew."""
+        """Clears the cache; the next tokens start a new sequence with newly chosen budgets."""
         self.budgets: Tensor | None = None  # bool [B, slots]; None until decided
         self.order: Tensor | None = None  # int64 [B, S] of all columns; `PADDING` where padded; None while empty
         self.text_order: Tensor | None = None  # the same of T

@@ -90,7 +90,7 @@ class VisorModel(VisorPreTrainedModel):
         """The visual tokens [length, D] of each picture in `pooler_output`; the tower's in `last_hidden_state`.
 
         Args:
-            pixel_values: normalised tiles [pictures, tiles, 3, S, S], padded to the picture with most tiles, or
+            pixel_values: normalized tiles [pictures, tiles, 3, S, S], padded to the picture with most tiles, or
                 [all tiles, 3, S, S].
             image_sizes: int [pictures, 2], (height, width) of the pictures as they were.
             batch_num_images: how many pictures each prompt with pictures holds; None: one each. Only the picture of
@@ -324,7 +324,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
             labels: int [B, S], -100 where there is no target; "auto" then routes on what comes before the first one.
             budget: which slots are on; "auto", "full", "empty", 3, "0b101", one boolean a slot, or a list (or a bool
                 tensor [B, slots]) with one budget for each sample. Behind a cache the cache's budgets hold.
-            dial: shifts "auto": above 0 towards dearer budgets, below 0 towards cheaper ones.
+            dial: shifts "auto": above 0 towards more expensive budgets, below 0 towards cheaper ones.
             past_key_values, cache: two names of one argument, the cache of the tokens so far.
             use_cache: whether the output holds the cache; None: as `config.use_cache`, not with labels or in training.
             logits_to_keep: logits of this many last columns only, 0 for all; or the columns themselves.

@@ -1,4 +1,4 @@
-"""Pictures as normalised tiles, as transformers' PIL backend of LLaVA-OneVision makes them, without torchvision.
+"""Pictures as normalized tiles, as transformers' PIL backend of LLaVA-OneVision makes them, without torchvision.
 
 In: PIL pictures, paths, URLs, encoded bytes, base64 text or uint8 arrays. Out: float tiles [n, 3, S, S] for each
 picture of one prompt.
@@ -42,7 +42,7 @@ class Tiler:
         self.config, self.image_mean, self.image_std = config, tuple(image_mean), tuple(image_std)
 
     def __call__(self, pictures: Sequence[Image.Image], dtype: np.dtype) -> list[np.ndarray]:
-        """Normalised tiles [n, 3, S, S] of each of one prompt's pictures, which are RGB and upright.
+        """Normalized tiles [n, 3, S, S] of each of one prompt's pictures, which are RGB and upright.
 
         Only the picture of a prompt that has no other is cut into several.
         """
@@ -55,15 +55,15 @@ class Tiler:
                 cut.append([_resized(self._squared(picture), (tile, tile))])
             else:
                 cut.append([_resized(picture, (tile, tile))])
-        return [self._normalised(own, dtype) for own in cut]
+        return [self._normalized(own, dtype) for own in cut]
 
-    def _normalised(self, tiles: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
+    def _normalized(self, tiles: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
         values = np.stack([np.asarray(tile) for tile in tiles]).astype(dtype) / 255
         mean, std = (np.asarray(channels, dtype) for channels in (self.image_mean, self.image_std))
         return ((values - mean) / std).transpose(0, 3, 1, 2)
 
     def _crops(self, picture: Image.Image) -> list[Image.Image]:
-        """The picture resized into its best grid, centred on black and cut row by row."""
+        """The picture resized into its best grid, centered on black and cut row by row."""
         tile, size = self.config.tile_size, (picture.height, picture.width)
         height, width = best_pinpoint(size, self.config.image_grid_pinpoints)
         by_height, by_width = height / size[0], width / size[1]
@@ -77,7 +77,7 @@ class Tiler:
         return [canvas.crop((left, top, left + tile, top + tile)) for left, top in corners]
 
     def _squared(self, picture: Image.Image) -> Image.Image:
-        """The picture centred on a square in the mean color."""
+        """The picture centered on a square in the mean color."""
         side = max(picture.size)
         red, green, blue = (int(mean * 255) for mean in self.image_mean)
         canvas = Image.new("RGB", (side, side), (red, green, blue))

@@ -1,6 +1,6 @@
 """The SigLIP tower, the connector, and the AnyRes stitching of tiles into visual tokens, in PyTorch.
 
-In: normalised tiles [tiles, 3, S, S] and the pictures' sizes. Out: for each picture its visual tokens [length, D].
+In: normalized tiles [tiles, 3, S, S] and the pictures' sizes. Out: for each picture its visual tokens [length, D].
 The arithmetic and the parameter names are those of transformers' LLaVA-OneVision, so that its checkpoints and its
 processor fit. This file travels inside every export; it needs torch and transformers only.
 """
