@@ -43,7 +43,7 @@ def start(script: str, *arguments: object, **environment: str) -> subprocess.Pop
         from pathlib import Path
         import jax, jax.numpy as jnp, numpy as np
         from visor_jax.errors import RunError
-        from visor_jax.checkpoint.manager import Checkpoints, find
+        from visor_jax.checkpoint.manager import Checkpoints, find_newest
         folder = Path(sys.argv[1])
         def opened():
             return Checkpoints(folder, identity={"stage": "full"}, keep=1, retry_seconds=0.0)
