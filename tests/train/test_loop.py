@@ -22,7 +22,7 @@ from PIL import Image
 
 import visor_jax.errors
 from visor_jax.checkpoint.arrays import load
-from visor_jax.checkpoint.manager import find
+from visor_jax.checkpoint.manager import find_newest
 from visor_jax.checkpoint.manifest import read_manifest
 from visor_jax.checkpoint.restoring import restore_params
 from visor_jax.commands.recipe import run_stages
@@ -216,7 +216,7 @@ def test_kill_9_then_the_last_good_checkpoint_is_used(
     config, workdir = begin_again(tiny_copy, "policy")
     done = in_a_process(tiny_copy, VISOR_TEST_KILL_AT=place)
     assert done.returncode == -9, done.stderr
-    last = find(workdir.stage("policy").path / "checkpoints").manifest
+    last = find_newest(workdir.stage("policy").path / "checkpoints").manifest
     # A save goes on in the background: a kill in a later step may still have cut it short, never another one's step.
     assert last is None or str(last.step) == saved
     caplog.set_level("INFO", logger="visor_jax")
