@@ -62,7 +62,7 @@ def test_nothing_is_imported_before_signals_are_owned() -> None:
 
 
 class Case(NamedTuple):
-    """A signal at a point of a command on a workdir in which `again` is to be done anew; `left` says what is right."""
+    """A signal at a point of a command on a workdir in which `again` is repeated; `left` says what is right."""
 
     command: str
     again: str

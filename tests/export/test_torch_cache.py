@@ -163,7 +163,7 @@ def test_tokens_taken_back_leave_no_trace(visor, tiny, side):
     assert torch.equal(found, expected)
 
 
-def test_pictures_are_not_cut_into_and_a_reset_starts_anew(visor, tiny):
+def test_pictures_are_not_cut_into_and_a_reset_starts_again(visor, tiny):
     inputs = tiny.prompt(visor, [(20, 30)], after=3)
     output = visor(**inputs, budget="full")
     cache, end = output.past_key_values, int((inputs["input_ids"] == tiny.IMAGE).nonzero()[-1, 1]) + 1

@@ -106,7 +106,7 @@ class Visor:
 
     @property
     def params(self) -> Params:
-        """The parameters: arrays in the tree of `model.visor.init_params`, stacked anew once a question was asked."""
+        """The parameters: arrays in the tree of `model.visor.init_params`, stacked again after the first question."""
         return self._engine.params
 
     def with_params(self, params: Params) -> Visor:

@@ -20,7 +20,7 @@ def random_tiles(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_pixels_are_normalised_per_channel() -> None:
+def test_pixels_are_normalized_per_channel() -> None:
     anyres = AnyResArchitecture(image_mean=(0.1, 0.5, 0.9), image_std=(0.5, 0.25, 1.0))
     tiles = random_tiles((2, 3, 8, 8, 3))
     expected = (tiles / 255 - np.array(anyres.image_mean)) / np.array(anyres.image_std)
