@@ -11,7 +11,7 @@ import pytest
 import visor_jax.errors
 
 PACKAGE = Path(visor_jax.errors.__file__).parent
-# Functions of *_kernels.py run inside Pallas kernels, on references and blocks.
+# Functions of modules whose names end in _kernels run inside Pallas kernels, on references and blocks.
 MODULES = sorted(
     path.relative_to(PACKAGE)
     for room in ("kernels", "train")
