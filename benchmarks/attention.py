@@ -1,16 +1,17 @@
-"""What attention costs: every implementation that the platform has, interleaved, at the models' shapes.
+"""Times attention: every implementation that the platform has, in turn, at the models' shapes.
 
     python benchmarks/attention.py [--platform=cpu|gpu] [--repeats 15] [--shrink 1]
 
-On the CPU, float32, forward and with gradients: text over 7,290 visual keys, the last queries of the joint stream and
-all of them, by the plain reference (for the whole stream, whose logits take 3 GB, forward only), the chunked loop, and
-torch's SDPA where torch is installed; and a decoding step over full and ragged caches. The goal is at least 2.5 times
-the reference's speed. On a GPU: bfloat16 at the shapes of the 0.5B and 7B models: our kernels, cuDNN, tokamax where it
-is installed, the loops, in TFLOP/s; and our kernels' time against the share of samples whose slot is off.
+On the CPU, float32, forward and with gradients: text over 7,290 visual keys, the last queries of the joint stream, and
+the whole stream. The contenders are the plain reference (forward only for the whole stream, whose logits take 3 GB),
+the chunked loop, and torch's SDPA where torch is installed. A decoding step is timed over full and ragged caches. The
+goal is at least 2.5 times the reference's speed. On a GPU, bfloat16 at the shapes of the 0.5B and 7B models: our
+kernels, cuDNN, tokamax where it is installed, and the loops, in TFLOP/s; and the time of our kernels against the share
+of samples whose slot is off.
 
-All contenders run in turn in every round, so that a change of load hits all alike; medians with quartiles, and ratios
-to the first contender within the same round. `--shrink N` divides all lengths, to see that everything runs. Out:
-`benchmarks/results/attention_PLATFORM.json` (or `--out`).
+All contenders run in turn in every round, so that a change of load affects all alike. Results are medians with
+quartiles, and ratios to the first contender within the same round. `--shrink N` divides all lengths, for a quick check.
+Out: `benchmarks/results/attention_PLATFORM.json` (or `--out`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Shape(NamedTuple):
 
     @property
     def flops(self) -> float:
-        """Of the forward pass; the queries are the last of the stream, and causal ones see what comes before them."""
+        """Returns the forward pass's FLOPs; queries are the last of the stream, causal ones attend backward."""
         seen = self.keys - (self.queries - 1) / 2 if self.causal else self.keys
         logits = self.heads * self.queries * seen * sum(self.held_by_sample())
         return 4 * logits * self.head_dim
@@ -55,7 +56,7 @@ class Shape(NamedTuple):
 
     @property
     def logits_bytes(self) -> float:
-        """In float32, of all heads."""
+        """Returns the bytes of the logits of all heads in float32."""
         return 4.0 * self.batch * self.heads * self.queries * self.keys
 
     def shrunk(self, by: int) -> Shape:
@@ -92,7 +93,7 @@ MEMORY = 12e9  # bytes that the plain reference may take
 
 
 def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Array, ...], AttentionMask]:
-    """Random q, k, v, and a mask in which the queries are the last of the stream; the share `off` of samples is off."""
+    """Returns random q, k, v, and a mask; its queries are the last of the stream; a share `off` of samples is off."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (shape.batch, shape.queries, shape.heads, shape.head_dim), dtype)
     k, v = (jax.random.normal(x, (shape.batch, shape.keys, shape.kv_heads, shape.head_dim), dtype) for x in keys[1:])
@@ -105,7 +106,7 @@ def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Arr
 
 
 def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bool, off: float = 0.0) -> Run:
-    """One call of an implementation, waiting for its result; raises ValueError where it cannot serve."""
+    """Calls an implementation once and waits for its result; raises ValueError if it does not support the shape."""
     arrays, mask = arrays_of(shape, dtype, off)
 
     def forward(q, k, v, mask):
@@ -122,7 +123,7 @@ def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bo
 
 
 def torch_run(shape: Shape, *, gradients: bool) -> Run:
-    """torch's scaled dot-product attention in float32 on the CPU; its threads do not spin while others compute."""
+    """Runs torch's scaled dot-product attention in float32 on the CPU; its threads do not spin while others compute."""
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     import torch
 
@@ -144,7 +145,7 @@ def torch_run(shape: Shape, *, gradients: bool) -> Run:
 
 
 def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[str, Run], dict[str, str]]:
-    """Who runs, and why the others do not."""
+    """Returns the contenders that run, and for each of the others why it does not."""
     dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
@@ -169,7 +170,7 @@ def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[st
 
 
 def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of every contender in every round: the second of two runs in its turn."""
+    """Returns the seconds of every contender in every round: the second of two runs in its turn."""
     return harness.interleaved({name: harness.timed(run, settle=True) for name, run in runs.items()}, repeats)
 
 
@@ -179,7 +180,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def summary(seconds: dict[str, np.ndarray], flops: float) -> dict[str, Any]:
-    """Per contender: seconds, TFLOP/s at the median, and the first contender's time over its own, by round."""
+    """Returns per contender seconds, TFLOP/s at the median, and the first contender's time over its own, by round."""
     first = next(iter(seconds.values()))
     return {
         name: {
@@ -205,7 +206,7 @@ def measure(platform: str, shapes: dict[str, Shape], repeats: int) -> dict[str, 
 
 
 def measure_shares(shapes: dict[str, Shape], repeats: int) -> dict[str, Any]:
-    """Our kernel's time, forward and backward, against the share of samples that are off; speed relative to none."""
+    """Times our kernel, forward and backward, by the share of samples that are off; speed is relative to none off."""
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
         runs = {str(off): jax_run("pallas_gpu", shape, jnp.bfloat16, gradients=True, off=off) for off in SHARES_OFF}

@@ -1,9 +1,9 @@
-"""What a user would run instead: the dense twin, and the dense twin on visual tokens packed by four.
+"""Trains and evaluates two baselines: the dense twin, and the dense twin on visual tokens packed by four.
 
     python benchmarks/baselines.py --visor runs/glyphs_mini [--runs runs/baselines]
 
 In: a finished run of `configs/glyphs_mini.py`. Both twins (`configs/glyphs_dense.py`) are trained with its seed, on as
-many samples as its stages warmup, full and universal had together. Out: `benchmarks/results/baselines.json`, the table
+many samples as its stages warmup, full and universal together. Out: `benchmarks/results/baselines.json`, the table
 `docs/baselines.md` and the picture `docs/baselines.png`: accuracy on easy and hard questions against decoder FLOPs. A
 twin that is complete under `--runs` is not trained again.
 """
@@ -25,7 +25,7 @@ from visor_jax.workdir.metrics_log import read_rows
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = harness.RESULTS / "baselines.json"
 TABLE, PICTURE = ROOT / "docs" / "baselines.md", ROOT / "docs" / "baselines.png"
-ADAPTIVE = ("warmup", "full", "universal")  # what the dense stage takes the place of
+ADAPTIVE = ("warmup", "full", "universal")  # the dense stage replaces these
 TWINS = {"dense": "s", "dense, 4 visual tokens packed into 1": "^"}  # name -> marker
 
 
@@ -35,7 +35,7 @@ def visor(command: str, config: str, workdir: Path, *options: str) -> None:
 
 
 def run_twins(runs: Path, seed: int) -> dict[str, dict[str, Any]]:
-    """Train and evaluate what is not there yet; name -> evaluation and training figures."""
+    """Trains and evaluates the twins that are missing; returns name -> evaluation and training figures."""
     dense, packed = runs / "dense", runs / "packed"
     config, seeded = "configs/glyphs_dense.py", f"--config.seed={seed}"
     for workdir, of, stages in ((dense, config, ("base", "dense")), (packed, f"{config}:{dense}", ("dense",))):
@@ -47,7 +47,7 @@ def run_twins(runs: Path, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def measured(workdir: Path, stages: tuple[str, ...]) -> dict[str, Any]:
-    """A run's evaluation, and how many conversations its stages on questions were trained on."""
+    """Returns a run's evaluation, and the number of conversations that its stages on questions trained on."""
     evaluation = json.loads((workdir / "eval" / "test.json").read_text())
     evaluation.pop("examples", None)
     config = json.loads((workdir / "config.json").read_text())["config"]
@@ -60,7 +60,7 @@ def measured(workdir: Path, stages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def table(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> str:
-    """Markdown: one row for each way of answering."""
+    """Returns the Markdown page: one row per way of answering."""
     budgets = adaptive["evaluation"]["budgets"]
     rows = [(f"VISOR, {name}", row, adaptive) for name, row in budgets.items()]
     rows += [(name, twin["evaluation"]["budgets"]["full"], twin) for name, twin in twins.items()]
@@ -69,8 +69,8 @@ def table(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> str:
         "",
         "Made by `python benchmarks/baselines.py --visor RUN`, RUN being a run of `configs/glyphs_mini.py` with seed",
         f"{adaptive['seed']}. Same pretraining, as many training conversations, test split. VISOR's budgets are one",
-        "model, trained once. The dense twin spends more FLOPs on every conversation, but its pretraining made nothing",
-        "for it: this is what the same samples give, not what a dense model can learn from more.",
+        "model, trained once. The dense twin spends more FLOPs on every conversation, but its pretraining was not made",
+        "for it: the table shows what the same samples give, not what a dense model can learn from more.",
         "",
         "| | easy % | hard % | decoder MFLOP | of dense | conversations |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -87,7 +87,7 @@ def table(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> str:
 
 @figures.styled
 def draw(adaptive: dict[str, Any], twins: dict[str, dict[str, Any]]) -> bytes:
-    """VISOR's cost curve with the two twins in it, as PNG."""
+    """Draws VISOR's cost curve and the two twins as PNG."""
     made, [axes] = figures.figure(4.2, width=6.4)
     figures.draw_cost_curve(axes, adaptive["evaluation"])
     if legend := axes.get_legend():

@@ -1,9 +1,9 @@
-"""What a slot that is off costs: time of one training step and one forward pass against the number of slots on.
+"""Shows what a slot that is off costs: times one training step and one forward pass by the number of slots that are on.
 
     python benchmarks/budgets.py [--layers 24] [--visual 512] [--repeats 15]
 
-One compiled program each, budgets interleaved in every round so that a change of load hits all alike; medians with
-quartiles, as ratios to the empty budget of the same round. Out: `benchmarks/results/budgets.json`.
+Each is one compiled program. All budgets run in every round, so that a change of load affects all alike; results are
+medians with quartiles, as ratios to the empty budget of the same round. Out: `benchmarks/results/budgets.json`.
 """
 
 from __future__ import annotations

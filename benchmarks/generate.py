@@ -1,13 +1,13 @@
-"""Long answers: tokens per second and cache bytes per budget, against the dense plan.
+"""Times long answers: tokens per second and cache bytes per budget, against the dense plan.
 
     python benchmarks/generate.py --config configs/llava_ov_0p5b.py --visual 7290
     python benchmarks/generate.py --tiny --visual 9 --lengths 4,40 --repeats 2
 
-Budgets of 0, 1, 2, 4 and 8 slots, and the dense plan of the same shape, decode behind the same prompt with
-random weights and a cache of random keys and values: the speed at the n-th new token is that of the `--steps` steps
-from there on, so that nobody waits for 8,192 tokens of ten models. In every round each goes once, in an order drawn
-anew; medians with quartiles, and `over_dense` within a round. Cache bytes are those of the sample by the formula of
-`visor_jax.budget`, and as held, padded to buckets. Out: `benchmarks/results/generate.json`.
+Budgets of 0, 1, 2, 4 and 8 slots, and the dense plan of the same shape, decode after the same prompt with random
+weights and a cache of random keys and values. The speed at the n-th new token is measured over the `--steps` steps from
+there on, which avoids decoding 8,192 tokens with ten models. In every round each runs once, in random order; results
+are medians with quartiles, and `over_dense` within a round. Cache bytes are given by the formula of `visor_jax.cost`,
+and as held, padded to buckets. Out: `benchmarks/results/generate.json`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from visor_jax.testing import tiny_architecture
 
 RESULT = harness.RESULTS / "generate.json"
 SLOTS = (0, 1, 2, 4, 8)  # of the budgets that are measured
-Run = Callable[[int], float]  # seconds of one step at so many new tokens
+Run = Callable[[int], float]  # number of new tokens -> seconds of one step
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -72,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--config", help="of the model")
-    size.add_argument("--tiny", action="store_true", help="a model of four layers, to see that this runs")
+    size.add_argument("--config", help="configuration of the model")
+    size.add_argument("--tiny", action="store_true", help="a model of four layers, for a quick check")
     parser.add_argument("--visual", type=int, default=7290, help="visual tokens of the prompt")
     parser.add_argument("--text", type=int, default=60, help="text tokens of the prompt")
-    parser.add_argument("--lengths", default="64,1024,8192", help="new tokens at which to look")
-    parser.add_argument("--steps", type=int, default=4, help="that are timed there")
-    parser.add_argument("--rows", type=int, default=1, help="the same prompt so many times in a batch")
+    parser.add_argument("--lengths", default="64,1024,8192", help="new tokens at which speed is measured")
+    parser.add_argument("--steps", type=int, default=4, help="decoding steps timed at each length")
+    parser.add_argument("--rows", type=int, default=1, help="copies of the prompt in a batch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -89,7 +89,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Namespace) -> Run:
-    """One budget's decoding step, as `generate.engine` compiles it."""
+    """Compiles one budget's decoding step as `generate.engine` does."""
     function = partial(decode, bits=bits, arch=arch, forbidden=0)
     step = jax.jit(function, donate_argnums=2, compiler_options=compiling.options(params))
     shapes = cache(partial(cache_shapes, params, arch, bits, args=args))  # traced once for each length
@@ -107,13 +107,13 @@ def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Name
 
 
 def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[Window, int]:
-    """The prompt's bucket, and how many text tokens there is room for when the `length`-th token comes."""
+    """Returns the prompt's bucket, and the room for text tokens in the cache at the `length`-th new token."""
     window = window_of(Window(1, args.visual, args.text))
     return window, cache_bucket(max(args.text + length + args.steps, window.text + 1))
 
 
 def cache_shapes(params: Params, arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> Cache:
-    """Shapes of the cache that a prefill makes, with room for the `length`-th new token."""
+    """Returns the shapes of the cache that a prefill makes, with room for the `length`-th new token."""
     window, capacity = held(arch, length, args)
     tokens, batch = random_prompt(arch, window.visual, window.text, params["embed_tokens"]["embedding"].dtype)
     tokens, batch = jax.tree.map(lambda x: jnp.repeat(x, args.rows, axis=0), (tokens, batch))
@@ -126,7 +126,7 @@ def cache_shapes(params: Params, arch: Architecture, bits: Bits, length: int, ar
 
 
 def filled(shapes: Cache, length: int, args: argparse.Namespace) -> Cache:
-    """The cache before the `length`-th new token, of random keys and values."""
+    """Returns a cache of random keys and values, as it is before the `length`-th new token."""
     layers, cross = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), shapes[:2])
     seen = (jnp.arange(shapes.visual_segments.shape[1]) < args.visual).astype(jnp.int32)
     tokens = jnp.full((args.rows,), args.text + length - 1, jnp.int32)
@@ -135,7 +135,7 @@ def filled(shapes: Cache, length: int, args: argparse.Namespace) -> Cache:
 
 
 def key(name: str, length: int) -> str:
-    """The contender that measures one plan at one length."""
+    """Returns the name of the contender that measures one plan at one length."""
     return f"{name}|{length}"
 
 
@@ -143,7 +143,7 @@ def key(name: str, length: int) -> str:
 
 
 def row_of(name: str, length: int, times: dict[str, np.ndarray]) -> dict[str, Any]:
-    """One budget's figures at one length over the rounds."""
+    """Returns one budget's figures at one length over the rounds."""
     own, dense = times[key(name, length)], times[key("dense", length)]
     return {"tokens_per_second": spread(1 / own), "over_dense": spread(dense / own)}
 
@@ -154,7 +154,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def bytes_of(arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> dict[str, int]:
-    """The cache of one sample after `length` new tokens: its own tokens', and as it is held."""
+    """Returns the cache bytes of one sample after `length` new tokens: by formula, and as held."""
     itemsize, tokens = np.dtype(args.dtype).itemsize, args.text + length - 1  # the last token is not fed back
     window, capacity = held(arch, length, args)
     return {

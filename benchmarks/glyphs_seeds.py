@@ -1,11 +1,11 @@
-"""The effect on several seeds: run the whole default job for each, and put its figures in one table.
+"""Runs the whole default job for several seeds and puts their figures in one table.
 
     python benchmarks/glyphs_seeds.py --seeds 1 2 3 4 5 --runs runs/seeds [--jobs 2]
 
-In: nothing but the configuration `configs/glyphs_mini.py`. Out: `benchmarks/results/glyphs_seeds.json` (every seed's
+In: the configuration `configs/glyphs_mini.py`. Out: `benchmarks/results/glyphs_seeds.json` (every seed's
 `eval/test.json` and its figures) and `docs/glyphs_seeds.md`, the table, with the targets that each figure met. A seed
-that is complete under `--runs` is not run again; no seed that was asked for is left out. With `--jobs 2` two seeds run
-side by side, each on half of the cores, which takes about two thirds of the time of one after the other.
+that is complete under `--runs` is not run again; the table has every seed of `--seeds`. With `--jobs 2` two seeds run
+at the same time, each on half of the cores, which takes about two thirds of the time of one after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LADDER = ("follow2", "follow3")  # the tasks that must gain from a second slot
 
 
 def run_seed(seed: int, runs: Path, cores: set[int]) -> dict[str, Any]:
-    """One seed's whole job, on some cores; its evaluation."""
+    """Runs one seed's whole job on the given cores; returns its evaluation."""
     workdir = runs / str(seed)
     if not (workdir / "export" / "parity.json").exists():
         command = [sys.executable, "-m", "visor_jax", "run", "--config=configs/glyphs_mini.py", f"--workdir={workdir}"]
@@ -51,7 +51,7 @@ def run_seed(seed: int, runs: Path, cores: set[int]) -> dict[str, Any]:
 
 
 def run_seeds(seeds: Sequence[int], runs: Path, jobs: int) -> list[dict[str, Any]]:
-    """Every seed's result, `jobs` at a time, each job on its share of the cores."""
+    """Returns every seed's result; runs `jobs` at a time, each on its share of the cores."""
     runs.mkdir(parents=True, exist_ok=True)
     cores, shares = sorted(os.sched_getaffinity(0)), Queue()
     for job in range(jobs):
@@ -69,7 +69,7 @@ def run_seeds(seeds: Sequence[int], runs: Path, jobs: int) -> list[dict[str, Any
 
 
 def ladder_gain(budgets: dict[str, Any], task: str) -> float:
-    """Points that the best budget of two slots gains over the best of one, on one task."""
+    """Returns the points that the best budget of two slots gains over the best of one, on one task."""
 
     def best(count: int) -> float:
         return max(row["tasks"][task] for name, row in budgets.items() if name.count("1") == count and name != "auto")
@@ -78,7 +78,7 @@ def ladder_gain(budgets: dict[str, Any], task: str) -> float:
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
-    """What the targets are about, in percent and points."""
+    """Returns the figures that have targets, in percent and points."""
     evaluation = result["evaluation"]
     budgets, levels, routes = evaluation["budgets"], evaluation["levels"], evaluation["routes"]
     fixed = {name: row for name, row in budgets.items() if name != "auto"}
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeds")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds side by side")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds that run at the same time")
     args = parser.parse_args()
     results = run_seeds(args.seeds, args.runs.resolve(), args.jobs)
     rows = [figures(result) for result in results]

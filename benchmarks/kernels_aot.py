@@ -1,14 +1,14 @@
-"""The TPU kernels through the real compilers, without a TPU: every shape of the models, forward and backward.
+"""Compiles the TPU kernels with the real compilers, without a TPU: every shape of the models, forward and backward.
 
     python benchmarks/kernels_aot.py [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1] [--cases 0p5b_joint ...]
     python benchmarks/kernels_aot.py --decoder   # the whole decoder and its gradient, on all chips of a topology
 
-Needs `pip install libtpu` (extra `aot`), best into an environment of its own: where libtpu is installed, `import jax`
+Needs `pip install libtpu` (extra `aot`), preferably in a separate environment: where libtpu is installed, `import jax`
 looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
-whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM beside arguments and
-results, the scoped VMEM bytes of each kernel, and the collectives; null where XLA cannot write the program down. Only
-the decoder has collectives, for its gradients (it is LLaVA-OneVision-0.5B's, one sample of 8,192 tokens a chip, budget
-at run time, remat). What the file has of other topologies and cases stays. Exit status 1 if any program does not
+whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM besides arguments and
+results, the scoped VMEM bytes of each kernel, and the collectives; null where XLA cannot print the program. Only the
+decoder has collectives, for its gradients (LLaVA-OneVision-0.5B's decoder, one sample of 8,192 tokens per chip, budget
+at run time, remat). Results of other topologies and cases in the file are kept. Exit status 1 if any program does not
 compile.
 """
 
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before JAX is imported: no TPU is to be looked for, and these words describe the machine that is compiled for.
+# Set before JAX is imported: they keep libtpu from looking for a TPU, and describe the machine to compile for.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-16"
@@ -75,7 +75,7 @@ CASES = {
 
 
 def arguments(case: Case, sharding: NamedSharding) -> tuple[Any, Any, AttentionMask]:
-    """Queries, keys (which are the values too) and mask, as shapes on the topology's first device."""
+    """Returns queries, keys (also used as values) and mask, as shapes on the topology's first device."""
 
     def made():
         q_ids = jnp.zeros((case.batch, case.queries), jnp.int32)
@@ -105,7 +105,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {"forward": forward, "backward": backw
 
 
 def compile_one(program: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """What the compiler says of one program."""
+    """Compiles one program; returns the compiler's figures, or its message."""
     start = time.perf_counter()
     try:
         compiled = jax.jit(program).lower(*arguments).compile()
@@ -123,7 +123,7 @@ def compile_one(program: Callable[..., Any], arguments: tuple[Any, ...]) -> dict
 
 
 def program_text(compiled: Any) -> str:
-    """The compiled program; empty where XLA cannot write it down (asynchronous operations of some topologies)."""
+    """Returns the compiled program's text; empty if XLA cannot print it (some asynchronous operations)."""
     try:
         return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError as error:
@@ -132,7 +132,7 @@ def program_text(compiled: Any) -> str:
 
 
 def compile_decoder(mesh: Mesh) -> dict[str, Any]:
-    """The decoder and its gradient with one sample on each chip and whole parameters on all of them."""
+    """Compiles the decoder and its gradient with one sample per chip and all parameters on every chip."""
     arch = architecture(load_config(ROOT / "configs" / "llava_ov_0p5b.py"))
     whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("fsdp"))
 
@@ -157,7 +157,7 @@ def compile_decoder(mesh: Mesh) -> dict[str, Any]:
 
 
 def scoped_memory(text: str) -> dict[str, int]:
-    """Scoped VMEM bytes of each of our kernels, as the compiled program states them."""
+    """Returns the scoped VMEM bytes of each of our kernels, as the compiled program states them."""
     found: dict[str, int] = {}
     for line in text.splitlines():
         kernel = re.search(r"attention_(\w+_kernel)", line)
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 def compiled_kernels(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and results of these cases' programs on one chip."""
+    """Yields names and results of these cases' programs on one chip."""
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
     for name in cases:
         for kind, program in PROGRAMS.items():
@@ -195,13 +195,13 @@ def compiled_kernels(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[t
 
 
 def compiled_decoder(devices: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and result of the decoder's gradient on all chips."""
+    """Yields name and result of the decoder's gradient on all chips."""
     mesh = Mesh(np.array(devices).reshape(1, -1, 1), ("replica", "fsdp", "tensor"))
     yield "0p5b_decoder_gradient", compile_decoder(mesh)
 
 
 def write(out: Path, programs: dict[str, Any]) -> None:
-    """The whole report, after every program: compiling takes long, and what is done stays."""
+    """Writes the whole report after every program, because compiling takes long and finished results should be kept."""
     report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
     harness.save({**report, "programs": programs}, out)
 

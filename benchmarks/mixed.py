@@ -1,13 +1,13 @@
-"""Mixed batches, some samples of which have a slot on: what each way of leaving out the others costs.
+"""Times mixed batches, in which only some samples have a slot on, for each way of skipping the others.
 
     python benchmarks/mixed.py [--config configs/llava_ov_0p5b.py] [--rows 8] [--visual 729] [--repeats 7]
 
 One self-attention slot of the configured decoder (layer weights random), forward and backward, over a batch in which 0
-to all samples have it on. Ways: `masked`, every row through the layer, kernels skip what is off; `compacted`, the rows
-that are on brought together (what the model does); `recomputed`, the same with `train.remat`; `grouped`, a batch for
-each budget, made on the host; `any`, all rows as soon as one is on, nothing skipped. Interleaved in every round;
-seconds are medians, `over_grouped` is the ratio within a round with quartiles; `temporary_bytes` is what the program of
-a way needs beside arguments and results. Out: `benchmarks/results/mixed_PLATFORM.json`.
+to all samples have it on. Ways: `masked`, all rows go through the layer and kernels skip rows that are off;
+`compacted`, rows that are on are sorted to the front (the model's way); `recomputed`, the same with `train.remat`;
+`grouped`, the host makes one batch per budget; `any`, all rows are computed if any is on. All ways run in every round;
+seconds are medians, `over_grouped` is the ratio within a round with quartiles; `temporary_bytes` is the memory that a
+way's program needs besides arguments and results. Out: `benchmarks/results/mixed_PLATFORM.json`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def chosen(arch: Architecture, args: argparse.Namespace) -> str:
-    """The implementation of attention that the joint layer gets; a plain "xla" skips nothing."""
+    """Returns the implementation of attention that the joint layer uses; a plain "xla" skips nothing."""
     found: list[str] = []
 
     def ask() -> None:
@@ -75,8 +75,10 @@ def chosen(arch: Architecture, args: argparse.Namespace) -> str:
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "llava_ov_0p5b.py"), help="of the model")
-    parser.add_argument("--tiny", action="store_true", help="a very small layer, to see that this runs")
+    parser.add_argument(
+        "--config", default=str(ROOT / "configs" / "llava_ov_0p5b.py"), help="configuration of the model"
+    )
+    parser.add_argument("--tiny", action="store_true", help="a very small layer, for a quick check")
     parser.add_argument("--rows", type=int, default=8, help="samples in the batch")
     parser.add_argument("--visual", type=int, default=729, help="visual tokens of each")
     parser.add_argument("--text", type=int, default=64, help="text tokens of each")
@@ -101,7 +103,7 @@ def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: 
 
 
 def with_gradients(slot: Slot) -> Any:
-    """(params, V, T, stream, on) -> gradients by parameters, V and T of the sum of squares of what comes out."""
+    """Returns (params, V, T, stream, on) -> gradients of the outputs' sum of squares by parameters, V and T."""
 
     def loss(params, visual, text, stream, on):
         return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in slot(params, visual, text, on, stream))
@@ -110,7 +112,7 @@ def with_gradients(slot: Slot) -> Any:
 
 
 def programs(arch: Architecture) -> dict[str, Any]:
-    """The slot for all rows, for none, for some by masks, and for some brought together; each with its gradients."""
+    """Returns the slot with its gradients, for all rows, no rows, some rows by masks, and some rows by compaction."""
 
     def joint(params, visual, text, on, stream):
         return joint_layer(params, visual, text, stream, arch)[:2]
@@ -133,7 +135,7 @@ def programs(arch: Architecture) -> dict[str, Any]:
 def measured(
     made: Mapping[str, Any], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
 ) -> dict[str, Any]:
-    """Way -> median seconds, and the quartiles of its time over that of `grouped` in the same round."""
+    """Returns way -> median seconds, and the quartiles of its time over that of `grouped` in the same round."""
     whole = (params, *inputs, jnp.asarray(on))
     parts = [
         partial(made[name], params, *jax.tree.map(lambda x, rows=rows: x[rows], inputs), None)

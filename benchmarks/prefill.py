@@ -1,11 +1,11 @@
-"""What a user would pick instead, side by side: transformers' dense prefill against ours under every budget.
+"""Compares transformers' dense prefill with ours under every budget.
 
     python benchmarks/prefill.py [--rounds 3] [--visual 1485 2929 7290] [--text 60] [--device cpu|gpu]
 
 Two processes at the true LLaVA-OneVision-0.5B shape with random weights, one with PyTorch and one with JAX, take turns:
-each runs one case while the other waits for its input, in an order drawn anew every round. A case is one prompt's
-prefill with its cache, up to the logits of the first new token; or the vision tower over one tile. Ratios are taken
-within a round; "end to end" adds, within the round, as many towers' seconds as the picture has tiles. Out:
+each runs one case while the other waits for its input, in random order in every round. A case is one prompt's prefill
+with its cache, up to the logits of the first new token, or the vision tower over one tile. Ratios are taken within a
+round; "end to end" adds, within the round, the tower's seconds once per tile of the picture. Out:
 `benchmarks/results/prefill_<device>.json`, `docs/prefill_<device>.md` and the picture `docs/prefill_<device>.png`.
 """
 
@@ -36,7 +36,7 @@ Case = tuple[str, int]  # (what runs, visual tokens); ("tower", 1) is one tile
 
 
 def tiles_of(visual: int) -> int:
-    """Tiles of the picture that makes so many visual tokens: known sizes of `data.anyres`, else the paper's count."""
+    """Returns the tiles for so many visual tokens: known sizes of `data.anyres`, or the paper's count."""
     return {1485: 2, 2929: 5, 7290: 16}.get(visual, -(-visual // 729))
 
 
@@ -44,7 +44,7 @@ def tiles_of(visual: int) -> int:
 
 
 def serve(cases: Callable[[Case], Callable[[], Any]]) -> None:
-    """Answers each line [what, visual] on stdin with the seconds of one run; a case is prepared when it comes first."""
+    """Answers each line [what, visual] on stdin with the seconds of one run; prepares a case on first request."""
     prepared: dict[Case, Callable[[], Any]] = {}
     print("ready", flush=True)
     for line in sys.stdin:
@@ -56,7 +56,7 @@ def serve(cases: Callable[[Case], Callable[[], Any]]) -> None:
 
 
 def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
-    """transformers with its fastest attention."""
+    """Returns transformers' cases, with its fastest attention."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
@@ -103,7 +103,7 @@ def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]
 
 
 def tiny(arch: Any) -> Any:
-    """Small widths, to see that this runs."""
+    """Returns an architecture of small widths, for a quick check."""
     text = dataclasses.replace(arch.text, num_layers=24, hidden_size=64, intermediate_size=96, vocab_size=500)
     text = dataclasses.replace(text, num_heads=4, num_kv_heads=2, head_dim=16)
     vision = dataclasses.replace(arch.vision, num_layers=1, hidden_size=32, intermediate_size=48, num_heads=2)
@@ -111,7 +111,7 @@ def tiny(arch: Any) -> Any:
 
 
 def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
-    """Ours, each budget as its own specialised program."""
+    """Returns our cases, each budget as its own specialized program."""
     import jax
     import jax.numpy as jnp
 
@@ -148,14 +148,14 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     return case
 
 
-# --- the one that asks ------------------------------------------------------------------------------------------------
+# --- the driver -------------------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """One framework in a process of its own."""
+    """Runs one framework in a separate process."""
 
     def __init__(self, kind: str, arguments: Sequence[str]):
-        passive = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # who waits, waits without spinning
+        passive = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # threads wait without spinning
         command = [sys.executable, str(Path(__file__).resolve()), f"--worker={kind}", *arguments]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **passive}, cwd=ROOT
@@ -177,7 +177,7 @@ class Worker:
 
 
 def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, float]]:
-    """One dict a round: "<whose>|<what>|<visual>" -> seconds."""
+    """Returns one dict per round: "<framework>|<what>|<visual>" -> seconds."""
     workers = {kind: Worker(kind, arguments) for kind in ("torch", "jax")}
     ours = ["dense", *(f"{slots} slots" for slots in SLOTS)]
     cases = [("torch", ("tower", 1)), ("jax", ("tower", 1))]
@@ -191,7 +191,7 @@ def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[st
 
 
 def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]:
-    """For each way: median seconds, and how many times faster than transformers, decoder only and end to end."""
+    """Returns per way median seconds, and times faster than transformers, decoder only and end to end."""
     tiles, found = tiles_of(visual), []
     ways = [
         (THEIRS, "torch", "dense"),
@@ -222,7 +222,7 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "",
         f"Made by `python benchmarks/prefill.py --rounds {args.rounds} --device {args.device}`: LLaVA-OneVision-0.5B's",
         f"shape, random weights, {args.text} text tokens, cache included. Times faster than transformers' dense",
-        "prefill (sdpa attention) in the same round: median, and least to most. End to end adds the tower once a tile.",
+        "prefill (sdpa attention) in the same round: median, and least to most. End to end adds one tower per tile.",
         "",
         "| visual tokens | | seconds | times faster, decoder | times faster, end to end |",
         "| ---: | --- | ---: | ---: | ---: |",
@@ -238,7 +238,7 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
-    """Seconds against visual tokens, one line for each way, as PNG."""
+    """Draws seconds against visual tokens, one line per way, as PNG."""
     from visor_jax.report import figures
 
     made, [axes] = figures.figure(4.2, width=7.4)
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--tiny", action="store_true", help="small widths, to see that this runs")
+    parser.add_argument("--tiny", action="store_true", help="small widths, for a quick check")
     parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
     parser.add_argument("--worker", choices=("torch", "jax"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -1,13 +1,12 @@
-"""What one program for all budgets costs: the dynamic decoder's time over that of the program made for one budget.
+"""Times the decoder that takes the budget as an input against the program specialized to one budget.
 
     python benchmarks/specialize.py --config configs/llava_ov_0p5b.py --visual 2929 --dtype bfloat16
     python benchmarks/specialize.py --tiny
 
-For every budget of a model with up to four slots, for one of each number of slots otherwise (`--every`: all). Both
-programs run in turn in every round, so that a change of load hits both alike (the special one with its layers held
-apart, as answers hold them); the overhead is the median over rounds of
-the ratio of their times, with quartiles, and the largest difference of their outputs stands beside it. Out:
-`benchmarks/results/specialize.json`.
+Runs every budget of a model with up to four slots, otherwise one of each number of slots (`--every`: all). Both
+programs run in turn in every round, so that a change of load affects both alike; the specialized one holds its layers
+unstacked, as generation does. The overhead is the median over rounds of the ratio of their times, with quartiles,
+reported with the largest difference of their outputs. Out: `benchmarks/results/specialize.json`.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--config", help="of the model")
-    size.add_argument("--tiny", action="store_true", help="a model of four layers, to see that this runs")
+    size.add_argument("--config", help="configuration of the model")
+    size.add_argument("--tiny", action="store_true", help="a model of four layers, for a quick check")
     parser.add_argument("--visual", type=int, default=64, help="visual tokens")
     parser.add_argument("--text", type=int, default=64, help="text tokens")
     parser.add_argument("--dtype", default="float32")
@@ -79,12 +78,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(arch: Architecture, every: bool) -> list[Bits]:
-    """The budgets to measure, cheapest first."""
+    """Returns the budgets to measure, cheapest first."""
     return all_subsets(arch.num_slots) if every or arch.num_slots <= 4 else by_count(arch.num_slots)
 
 
 def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tuple[jax.Array, jax.Array, Stream]:
-    """One sample: V [1, visual, D], then T [1, text, D]."""
+    """Returns one sample: V [1, visual, D] and T [1, text, D]."""
     keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
     v, t = (jax.random.normal(k, (1, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
     positions, ones = jnp.arange(visual + text)[None], jnp.ones((1, visual + text), jnp.int32)
@@ -95,7 +94,7 @@ def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tup
 def compared(
     dynamic: Callable[..., Any], special: Callable[..., Any], inputs: tuple[Any, ...], bits: Bits, repeats: int
 ) -> dict[str, Any]:
-    """Both programs under one budget: seconds and their ratio over the rounds, and how far their outputs differ."""
+    """Returns both programs' seconds under one budget, the ratio per round, and how far the outputs differ."""
     runs = {"dynamic": lambda: dynamic(*inputs, jnp.asarray(bits, bool)), "specialised": lambda: special(*inputs)}
     ours, theirs = (jax.block_until_ready(run()) for run in runs.values())
     difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(ours, theirs, strict=True))

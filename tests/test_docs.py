@@ -20,7 +20,7 @@ FOLDERS = ("visor_jax", "tests", "docs", "configs", "benchmarks", "launch", "exa
 PAGES = (".md", ".sh", ".j2")
 
 # A path or file name with one of these endings; data files are not listed, because most of them are outputs of a run.
-FILE = re.compile(r"(?<![\w./$}-])((?:[\w-]+/)*[\w-]+\.(?:py|md|sh|j2|toml))\b(?!/)")
+FILE = re.compile(r"(?<![\w./$}*-])((?:[\w-]+/)*[\w-]+\.(?:py|md|sh|j2|toml))\b(?!/)")
 FOLDER = re.compile(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/(?:[\w-]+/)*)(?![\w<*{{])")
 MODULE = re.compile(r"(?<![\w./-])visor_jax((?:\.[A-Za-z_]\w*)+)")
 CODE = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\([^`]*\))?`")
