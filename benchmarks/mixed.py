@@ -28,7 +28,8 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.kernels.attention import AttentionMask, api
-from visor_jax.model.decoder import at, mixed_self_attention
+from visor_jax.model.decoder import at
+from visor_jax.model.mixed import mixed_self_attention
 from visor_jax.model.stream import Stream, ordered
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.testing import random_params, tiny_architecture

@@ -26,7 +26,8 @@ from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
-from visor_jax.model.decoder import at, mixed_self_attention
+from visor_jax.model.decoder import at
+from visor_jax.model.mixed import mixed_self_attention
 from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
 from visor_jax.scale.compiler_options import QUICK
 

@@ -15,9 +15,10 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.model import decoder
-from visor_jax.model.decoder import at, decode, mixed_self_attention, part_size, run_layers, specialize
+from visor_jax.model import mixed
+from visor_jax.model.decoder import at, decode, run_layers, specialize
 from visor_jax.model.layers import Params
+from visor_jax.model.mixed import mixed_self_attention, part_size
 from visor_jax.model.super_block import cross_layer, joint_layer, text_layer
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
@@ -257,7 +258,7 @@ def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, mon
         jax.debug.callback(lambda: computed.append(visual.shape[0]))
         return joint_layer(params, visual, *rest)
 
-    monkeypatch.setattr(decoder, "joint_layer", counted)
+    monkeypatch.setattr(mixed, "joint_layer", counted)
     slot = functools.partial(mixed_self_attention, arch=arch)
     jaxpr = jax.make_jaxpr(slot)(layer, *several[:2], jnp.ones(rows, bool), several[2]).jaxpr
     for inside, sizes, _ in products(jaxpr):

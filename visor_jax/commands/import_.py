@@ -9,6 +9,7 @@ Every tensor's name, shape, dtype and values are checked before anything is writ
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     source = as_path(local_folder(args.source))
     checkpoint, wanted = open_checkpoint(source), architecture(config, "base")
+    if checkpoint.arch.plan == "dense":  # its layers are named as the plan that is asked for will name them
+        as_wanted = dataclasses.replace(checkpoint.arch, pattern=wanted.pattern, head_layers=wanted.head_layers)
+        checkpoint = dataclasses.replace(checkpoint, arch=as_wanted)
     if problems := differences(checkpoint.arch, wanted):
         raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(problems)}")
     if checkpoint.arch.plan == "visor" and wanted.plan == "dense":

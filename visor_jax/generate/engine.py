@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Example, Window, make_prompt_batch
 from visor_jax.generate.buckets import batch_bucket, cache_bucket, joined, window_of
@@ -175,8 +175,10 @@ def in_window(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefi
         return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
 
     of_visual, of_text = partial(to, sizes[0]), partial(to, sizes[1])
-    kinds = {"text": of_text, "cross": of_visual, "self": of_visual}
-    recorded = {kind: jax.tree.map(kinds[kind], layers) for kind, layers in recorded.items()}
+    recorded = {
+        kind: jax.tree.map(of_text if kind == LayerKind.TEXT else of_visual, layers)
+        for kind, layers in recorded.items()
+    }
     positions = {"routing_position": stream["routing_position"]}
     visuals = {name: of_visual(x) for name, x in stream.items() if name.startswith("visual_")}
     texts = {name: of_text(x) for name, x in stream.items() if name.startswith("text_")}

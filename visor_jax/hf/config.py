@@ -21,19 +21,21 @@ from visor_jax.architecture import (
     MAX_PINPOINTS,
     MAX_TILE,
     MAX_VOCABULARY,
+    PATTERN,
     AnyResArchitecture,
     Architecture,
     CrossAttentionArchitecture,
+    LayerKind,
     PolicyArchitecture,
     TextArchitecture,
     VisionArchitecture,
 )
-from visor_jax.budget import Bits, bit_string, parse_budgets
+from visor_jax.budget import MAX_SLOTS, Bits, bit_string, parse_budgets
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.hf.preprocessor import check_processor, pixel_statistics
 from visor_jax.hf.section import Section
 
-KINDS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
+PLANS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
 LMMS_LAB_KINDS = ("llava", "llava_qwen", "llava_onevision_qwen")  # model_type in LLaVA's original code
 CONVERT = (
     "the layout of LLaVA-NeXT's own code; convert it with transformers'"
@@ -78,11 +80,10 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
     _check_supported(whole, text, vision)
     ties = [section.flag("tie_word_embeddings", False) for section in (text, whole)]
     decoder, tower = _text(text, any(ties)), _vision(whole, vision)
-    plan = whole.get("plan", KINDS[whole.values["model_type"]])
+    plan = whole.get("plan", PLANS[whole.values["model_type"]])
     if plan not in ("dense", "visor"):
         raise whole.wrong("plan", "'dense' or 'visor'")
-    if plan == "visor" and decoder.num_layers < 3:
-        raise text.wrong("num_hidden_layers", "at least 3 with plan 'visor'")
+    pattern, head_layers = _pattern(whole, text, decoder.num_layers, plan)
     check_processor(folder, whole, tower.patches_per_tile)
     pinpoints = _pinpoints(whole, tower.tile_size)
     mean, std = pixel_statistics(pixels, tower.tile_size, pinpoints)
@@ -96,15 +97,36 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
         anyres=AnyResArchitecture(pinpoints, _max_tiles(whole), mean, std),
         plan=plan,
         bidirectional_vision=whole.flag("bidirectional_vision", False),
+        pattern=pattern,
+        head_layers=head_layers,
     )
+
+
+def _pattern(config: Section, text: Section, layers: int, plan: str) -> tuple[tuple[LayerKind, ...], int]:
+    """`layer_pattern` and `head_layers` of a VISOR plan; exports leave them out where they are the usual ones."""
+    if plan == "dense":
+        return PATTERN, 0
+    found, kinds = config.get("layer_pattern", list(PATTERN)), [kind.value for kind in LayerKind]
+    if not (isinstance(found, list) and 0 < len(found) <= MAX_LAYERS and all(kind in kinds for kind in found)):
+        raise config.wrong("layer_pattern", "a list of 'text', 'cross' and 'self'")
+    pattern = tuple(LayerKind(kind) for kind in found)
+    if not {LayerKind.CROSS, LayerKind.SELF} <= set(pattern):
+        raise config.wrong("layer_pattern", "at least one 'cross' and one 'self'")
+    head_layers = config.whole("head_layers", 0, least=0, most=MAX_LAYERS)
+    if layers < head_layers + len(pattern):
+        raise text.wrong("num_hidden_layers", f"at least {head_layers + len(pattern)} with plan 'visor'")
+    slots = (layers - head_layers) // len(pattern) * pattern.count(LayerKind.SELF)
+    if pattern != PATTERN and slots > MAX_SLOTS:
+        raise config.wrong("layer_pattern", f"at most {MAX_SLOTS} slots, not {slots}")
+    return pattern, head_layers
 
 
 def _check_kind(config: Section) -> None:
     kind = config.values.get("model_type")
     if kind in LMMS_LAB_KINDS or any(name in config.values for name in ("mm_projector_type", "mm_vision_tower")):
         raise config.wrong("model_type", f"'llava_onevision'; if this is a LLaVA-OneVision, it is in {CONVERT}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise config.wrong("model_type", " or ".join(map(repr, KINDS)))
+    if not isinstance(kind, str) or kind not in PLANS:
+        raise config.wrong("model_type", " or ".join(map(repr, PLANS)))
 
 
 def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
@@ -310,6 +332,8 @@ def write_config(
         "policy_hidden_size": arch.policy.hidden_size,
         "policy_max_budgets": arch.policy.max_budgets,
         "viable_budgets": [bit_string(bits) for bits in viable_budgets],
+        **({} if arch.pattern == PATTERN else {"layer_pattern": [str(kind) for kind in arch.pattern]}),
+        **({"head_layers": arch.head_layers} if arch.head_layers else {}),
         **shared,
     }
 

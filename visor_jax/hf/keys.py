@@ -10,6 +10,7 @@ hub (`language_model.model.layers.N...`), and `canonical_key` normalizes every k
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 
-KINDS = ("text", "cross", "self")  # the stacked layers of a super-block: decoder layer 3 * block + index
 QWEN2_LAYER = (  # (path in the tree, key in PyTorch, layout)
     ("input_layernorm/scale", "input_layernorm.weight", "same"),
     ("post_attention_layernorm/scale", "post_attention_layernorm.weight", "same"),
@@ -103,14 +103,12 @@ def entries(architecture: Architecture) -> list[Entry]:
 
 
 def _decoder_entries(architecture: Architecture) -> Iterator[Entry]:
-    for layer in range(architecture.text.num_layers):
-        block, kind = divmod(layer, 3)
-        in_block = block < architecture.num_blocks
-        path, index = (f"blocks/{KINDS[kind]}", block) if in_block else ("tail", layer - 3 * architecture.num_blocks)
-        yield from _stacked(QWEN2_LAYER, f"model.language_model.layers.{layer}", path, index)
-        if in_block and KINDS[kind] == "cross" and architecture.plan == "visor":
-            prefix = f"model.language_model.cross_attention.{block}"
-            yield from _stacked(CROSS_ATTENTION, prefix, "blocks/cross_attention", block)
+    crosses = itertools.count()
+    for layer, place in enumerate(architecture.layers):
+        yield from _stacked(QWEN2_LAYER, f"model.language_model.layers.{layer}", place.path, place.index)
+        if place.cross and architecture.plan == "visor":
+            prefix = f"model.language_model.cross_attention.{next(crosses)}"
+            yield from _stacked(CROSS_ATTENTION, prefix, place.cross, place.index)
 
 
 def _routing_entries() -> Iterator[Entry]:

@@ -54,6 +54,11 @@ def differences(stored: Architecture, wanted: Architecture) -> list[str]:
         ("text", "vision", "anyres") if stored.plan == "dense" else ("text", "vision", "anyres", "cross", "policy")
     )
     lines = []
+    for name in ("pattern", "head_layers"):
+        if stored.plan == "visor" and getattr(stored, name) != getattr(wanted, name):
+            lines.append(
+                f"model.{name} is {_value(getattr(stored, name))} there and {_value(getattr(wanted, name))} here"
+            )
     for section in sections:
         theirs, ours = getattr(stored, section), getattr(wanted, section)
         for name in vars(theirs):
@@ -62,3 +67,7 @@ def differences(stored: Architecture, wanted: Architecture) -> list[str]:
             if not is_irrelevant and getattr(theirs, name) != getattr(ours, name):
                 lines.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
     return lines
+
+
+def _value(setting: int | tuple[str, ...]) -> str:
+    return ",".join(setting) if isinstance(setting, tuple) else str(setting)

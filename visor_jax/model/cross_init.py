@@ -18,7 +18,8 @@ from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
 from visor_jax.model.keys import frozen_key
-from visor_jax.model.layers import Params, copying_pair, orthonormal
+from visor_jax.model.layers import Params, copying_pair, inside, orthonormal
+from visor_jax.tree import flatten, unflatten
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
 ASKED_SEED = 97
@@ -38,14 +39,18 @@ def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Par
     starts = {"copy": copied, "match": matched}
     if arch.cross.init not in starts:
         return params
-    new = {**params["blocks"]["cross_attention"], **starts[arch.cross.init](params, arch, key)}
-    return {**params, "blocks": {**params["blocks"], "cross_attention": new}}
+    flat = flatten(params)
+    for number, place in enumerate(place for place in arch.block if place.cross):
+        own = key if number == 0 else jax.random.fold_in(key, number)
+        new = starts[arch.cross.init](inside(params["blocks"], place.path), arch, own)
+        flat.update({f"{place.cross}/{path}": leaf for path, leaf in flatten(new).items()})
+    return unflatten(flat)
 
 
-def copied(params: Params, arch: Architecture, key: Array) -> Params:
-    """The projections of the layer that cross-attention stands before."""
+def copied(layer: Params, arch: Architecture, key: Array) -> Params:
+    """The projections of the layer `layer` that cross-attention stands before, stacked over super-blocks."""
     del key
-    own = params["blocks"]["cross"]["self_attn"]
+    own = layer["self_attn"]
     repeats = arch.cross.num_kv_heads // arch.text.num_kv_heads
 
     def widen(x):
@@ -56,9 +61,9 @@ def copied(params: Params, arch: Architecture, key: Array) -> Params:
     return {**copies, **{name: jax.tree.map(widen, own[name]) for name in ("k_proj", "v_proj")}}
 
 
-def matched(params: Params, arch: Architecture, key: Array) -> Params:
+def matched(layer: Params, arch: Architecture, key: Array) -> Params:
     """Keys as the first query head of their group; the output hands on the values as they are."""
-    del params
+    del layer
     text, kv_heads = arch.text, arch.cross.num_kv_heads
     sizes = (text.hidden_size, kv_heads, text.num_heads, text.head_dim)
     keys = jax.random.split(key, (2, arch.num_blocks))

@@ -1,4 +1,4 @@
-"""The decoder: super-blocks of a text-only, a cross-attention and an optional self-attention layer (docs/method.md).
+"""The decoder: text-only layers first, super-blocks of `Architecture.pattern`, what is left over (docs/method.md).
 
 Visual tokens V [B, Nv, D] and text tokens T [B, Nt, D] travel as two arrays; where they stand in the dense sequence is
 told by their position ids, so nothing is ever interleaved. Two ways of running the same layers:
@@ -12,7 +12,6 @@ told by their position ids, so nothing is ever interleaved. Two ways of running 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,18 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from visor_jax.architecture import Architecture, TextArchitecture
+from visor_jax.architecture import Architecture, LayerPlace, TextArchitecture
 from visor_jax.budget import LayerKind, Plan
-from visor_jax.kernels.mesh import free_axes, sample_axes
 from visor_jax.model.encoders.siglip import stacked
-from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, recency_bias, scan_layers
+from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, inside, recency_bias, scan_layers
+from visor_jax.model.mixed import optional_self_attention
 from visor_jax.model.stream import Stream, ordered
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
-
-KINDS = ("text", "cross", "self")  # the three layers of a super-block, in order
-PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot is on are computed
 
 Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
 
@@ -40,16 +36,30 @@ Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
 
 
 class Blocks(nnx.Module):
-    """All super-blocks, every parameter stacked over them."""
+    """All super-blocks, every parameter stacked over them, under the names of `Architecture.block`."""
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
-        for kind in KINDS:
+        for place in arch.block:
             layers = stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs)
-            if kind != "self":  # near in the stream is not near in a picture
+            if place.kind is not LayerKind.SELF:  # near in the stream is not near in a picture
                 start_with_recency(layers.self_attn, arch.text)
+            self._put(place.path, layers)
+        for place in arch.block if arch.plan == "visor" else ():
+            if place.cross:
+                self._put(place.cross, stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs))
+
+    def _put(self, path: str, layers: nnx.Module) -> None:
+        _, kind, *rest = path.split("/")
+        if not rest:
             setattr(self, kind, layers)
-        if arch.plan == "visor":
-            self.cross_attention = stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs)
+            return
+        if not hasattr(self, kind):
+            setattr(self, kind, Siblings())
+        setattr(getattr(self, kind), rest[0], layers)
+
+
+class Siblings(nnx.Module):
+    """The layers of one kind in a super-block that has several: `layer_0`, `layer_1` and so on."""
 
 
 def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
@@ -63,111 +73,29 @@ def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> Non
 # --- one program for all budgets --------------------------------------------------------------------------------------
 
 
-def optional_self_attention(
-    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
-) -> tuple[Array, Array]:
-    """The slot of a super-block at run time: `on` is one boolean, or one per sample [B]."""
-    if on.ndim:
-        return mixed_self_attention(params, visual, text, on, stream, arch, remat=remat)
-    return joint_or_alone(params, visual, text, on, None, stream, arch, remat)
-
-
-def joint_or_alone(
-    params: Params,
-    visual: Array,
-    text: Array,
-    on: Bool[Array, ""],
-    active: Bool[Array, " B"] | None,
-    stream: Stream,
-    arch: Architecture,
-    remat: bool,
-) -> tuple[Array, Array]:
-    """[V; T] through the layer, of the samples that are active, where `on`; else T alone."""
-
-    def joint(visual: Array, text: Array) -> tuple[Array, Array]:
-        return joint_layer(params, visual, text, stream, arch, active)[:2]
-
-    # What a branch keeps for the backward pass is room that the other one fills with zeros: recomputed, there is none.
-    kept = jax.checkpoint if remat else lambda branch: branch
-    return jax.lax.cond(on, kept(joint), kept(text_alone(params, stream, arch)), visual, text)
-
-
-def text_alone(params: Params, stream: Stream, arch: Architecture) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """(V, T) -> V as it is, and T through the layer."""
-    return lambda visual, text: (visual, text_layer(params, text, stream, arch.text)[0])
-
-
-def mixed_self_attention(
-    params: Params,
-    visual: Array,
-    text: Array,
-    active: Bool[Array, " B"],
-    stream: Stream,
-    arch: Architecture,
-    *,
-    remat: bool = False,
-) -> tuple[Array, Array]:
-    """The slot in a batch of which some samples have it on: these are brought together, the others' V is left alone.
-
-    Where none is on, T alone goes through the layer at once. Else the samples that are on come first, and the batch is
-    gone through in equal parts (`part_size`): a part goes through the joint layer as soon as one of its samples is on,
-    so that projections and MLP skip the rest as the attention kernels do. Where a mesh splits the batch, each device
-    sorts its own samples, and a part is some of every device's.
-    """
-    if active.shape[0] == 0:
-        return visual, text
-    devices = math.prod(free_axes()[axis] for axis in sample_axes(visual.shape[0]))
-    own = active.reshape(devices, -1)
-    order = jnp.argsort(~own, axis=1, stable=True)
-    in_parts = partial(parted, order=order, size=part_size(own.shape[1]))
-
-    def of_part(_, part: tuple[Array, Array, Array, Stream]):
-        visual, text, active, stream = part
-        return None, joint_or_alone(params, visual, text, jnp.any(active), active, stream, arch, remat)
-
-    def some(visual: Array, text: Array) -> tuple[Array, Array]:
-        parts = jax.tree.map(in_parts, (visual, text, active, stream))
-        _, found = jax.lax.scan(of_part, None, parts)
-        return jax.tree.map(partial(unparted, order=order), found)
-
-    none = text_alone(params, stream, arch)
-    # Each part is recomputed already where that is asked for.
-    return jax.lax.cond(jnp.any(active), some, jax.checkpoint(none) if remat else none, visual, text)
-
-
-def part_size(samples: int) -> int:
-    """Samples of a part of a mixed batch: the most that make `PARTS` equal parts, or more where they do not divide."""
-    return next(size for size in range(-(-samples // PARTS), 0, -1) if samples % size == 0)
-
-
-def parted(x: Array, order: Int[Array, "devices own"], size: int) -> Array:
-    """[B, ...] in the order of each device, as parts [own / size, devices * size, ...]."""
-    devices, own = order.shape
-    sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, own, *x.shape[1:]), order)
-    parts = sorted_.reshape(devices, own // size, size, *x.shape[1:]).swapaxes(0, 1)
-    return parts.reshape(own // size, devices * size, *x.shape[1:])
-
-
-def unparted(parts: Array, order: Int[Array, "devices own"]) -> Array:
-    """The inverse of `parted`."""
-    devices, own = order.shape
-    count, rows, *rest = parts.shape
-    sorted_ = parts.reshape(count, devices, rows // devices, *rest).swapaxes(0, 1).reshape(devices, own, *rest)
-    back = jnp.argsort(order, axis=1)
-    return jax.vmap(lambda x, back: x[back])(sorted_, back).reshape(devices * own, *rest)
-
-
 def super_block(
     params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
 ) -> tuple[Array, Array]:
-    """One super-block of the plan; the unit that is scanned."""
-    if arch.plan == "dense":
-        for kind in KINDS:
-            visual, text, _ = joint_layer(params[kind], visual, text, stream, arch)
-        return visual, text
-    text, _ = text_layer(params["text"], text, stream, arch.text)
-    text, _, _ = cross_layer(params["cross_attention"], params["cross"], visual, text, stream, arch.text)
-    return optional_self_attention(params["self"], visual, text, on, stream, arch, remat=remat)
+    """One super-block of the plan, the unit that is scanned: `params` are its own, `on` [slots of it] or [.., B]."""
+    slots = iter(range(arch.slots_per_block))
+    for place in arch.block:
+        layer = inside(params, place.path)
+        if arch.plan == "dense":
+            visual, text, _ = joint_layer(layer, visual, text, stream, arch)
+        elif place.kind is LayerKind.SELF:
+            visual, text = optional_self_attention(layer, visual, text, on[next(slots)], stream, arch, remat=remat)
+        elif place.kind is LayerKind.CROSS:
+            text, _, _ = cross_layer(inside(params, place.cross), layer, visual, text, stream, arch.text)
+        else:
+            text, _ = text_layer(layer, text, stream, arch.text)
+    return visual, text
+
+
+def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks slots *B"]:
+    """A budget [slots] or [B, slots] as super-blocks see it: their own slots, samples last."""
+    on = jnp.asarray(budget, bool)
+    on = on.reshape(*on.shape[:-1], arch.num_blocks, arch.slots_per_block)
+    return jnp.moveaxis(on, (-2, -1), (0, 1))
 
 
 def decode(
@@ -183,20 +111,21 @@ def decode(
     """V and T after the last layer (before the final norm), for a budget given at run time.
 
     Args:
-      params: the whole model's parameters, or at least `blocks` and `tail`.
+      params: the whole model's parameters, or at least `head`, `blocks` and `tail` where it has them.
       budget: booleans [slots] or [B, slots]; ignored by a dense plan.
       remat: recompute each super-block in the backward pass instead of keeping its activations.
 
     Raises:
       ValueError: a budget of another shape.
     """
-    on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((arch.num_blocks,), bool)
-    if on.shape not in ((arch.num_blocks,), (visual.shape[0], arch.num_blocks)):
+    slots = arch.num_blocks * arch.slots_per_block
+    on = jnp.asarray(budget, bool) if arch.plan == "visor" else jnp.zeros((slots,), bool)
+    if on.shape not in ((slots,), (visual.shape[0], slots)):
         raise ValueError(
-            f"budget must have shape [slots] {(arch.num_blocks,)} or [samples, slots]"
-            f" {(visual.shape[0], arch.num_blocks)}, got {on.shape}"
+            f"budget must have shape [slots] {(slots,)} or [samples, slots] {(visual.shape[0], slots)}, got {on.shape}"
         )
     stream = ordered(stream)
+    visual, text = run_outside(params, "head", arch.num_head_layers, visual, text, stream, arch)
 
     def body(state, block):
         (block_params, block_on), (visual, text) = block, state
@@ -204,14 +133,16 @@ def decode(
 
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
         body = jax.checkpoint(body) if remat else body
-        (visual, text), _ = scan_layers(body, (visual, text), (params["blocks"], jnp.moveaxis(on, -1, 0)))
-    return run_tail(params, visual, text, stream, arch)
+        (visual, text), _ = scan_layers(body, (visual, text), (params["blocks"], by_block(on, arch)))
+    return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
 
 
-def run_tail(params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture) -> tuple[Array, Array]:
-    """The one or two layers left over when the depth is not divisible by three."""
-    for i in range(arch.num_tail_layers):
-        layer = at(params["tail"], i)
+def run_outside(
+    params: Params, stack: str, count: int, visual: Array, text: Array, stream: Stream, arch: Architecture
+) -> tuple[Array, Array]:
+    """The layers before ("head") or after ("tail") the super-blocks: text-only, but in a dense plan."""
+    for i in range(count):
+        layer = at(params[stack], i)
         if arch.plan == "dense":
             visual, text, _ = joint_layer(layer, visual, text, stream, arch)
         else:
@@ -225,7 +156,7 @@ Record = Callable[[str, KeysValues], None]
 """Called with "text", "cross" or "self" and a layer's keys and values, layer by layer, where a cache is being built."""
 
 
-STACKS = ("blocks", "tail")
+STACKS = ("head", "blocks", "tail")
 
 
 def apart(params: Params) -> Params:
@@ -250,11 +181,18 @@ def together(params: Params) -> Params:
     return {name: stack(x) if isinstance(x, tuple) else x for name, x in params.items()}
 
 
-def layer_at(params: Params, index: int, arch: Architecture) -> Params:
-    """The parameters of decoder layer `index`."""
-    block, place = divmod(index, 3)
-    tail = index - 3 * arch.num_blocks
-    return at(params["tail"], tail) if tail >= 0 else at(params["blocks"], block)[KINDS[place]]
+def layer_at(params: Params, place: LayerPlace) -> Params:
+    """The parameters of one decoder layer."""
+    return _at_path(params, place.path, place.index)
+
+
+def cross_at(params: Params, place: LayerPlace) -> Params:
+    """The parameters of the cross-attention of a decoder layer that has one."""
+    return _at_path(params, place.cross, place.index)
+
+
+def _at_path(params: Params, path: str, index: int) -> Params:
+    return inside(at(params[path.split("/")[0]], index), path)
 
 
 def at(layers: Params | tuple[Params, ...], index: int) -> Params:
@@ -282,15 +220,15 @@ def run_layers(
     count, kinds, stream = visual.shape[1], Plan.of(arch).under(bits), ordered(stream)
     last_reader = max((index for index, kind in enumerate(kinds) if kind is not LayerKind.TEXT), default=None)
     for index in range(len(kinds)) if layers is None else layers:
-        layer = layer_at(params, index, arch)
+        place = arch.layers[index]
+        layer = layer_at(params, place)
         if kinds[index] is LayerKind.SELF:
             keep = keep_visual or index != last_reader
             visual, text, both = joint_layer(layer, visual, text, stream, arch, keep_visual=keep)
             seen, own = (jax.tree.map(lambda x, part=part: x[:, part], both) for part in np.s_[:count, count:])
             record("self", seen)
         elif kinds[index] is LayerKind.CROSS:
-            cross = at(params["blocks"], index // 3)["cross_attention"]
-            text, own, seen = cross_layer(cross, layer, visual, text, stream, arch.text)
+            text, own, seen = cross_layer(cross_at(params, place), layer, visual, text, stream, arch.text)
             record("cross", seen)
         else:
             text, own = text_layer(layer, text, stream, arch.text)

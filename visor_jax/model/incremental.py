@@ -21,13 +21,11 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.precision import widened
-from visor_jax.model.decoder import KINDS, Record, at, layer_at, run_layers
+from visor_jax.model.decoder import Record, cross_at, layer_at, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.super_block import KeysValues, cross_attention
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
-
-PREFIX_LAYERS = range(2)  # what comes before the first optional self-attention layer
 
 
 class Cache(NamedTuple):
@@ -56,7 +54,7 @@ class Prefix(NamedTuple):
 
 def recorder() -> tuple[dict[str, list[KeysValues]], Record]:
     """What the layers give to keep, by kind, and the function that takes it from them."""
-    recorded: dict[str, list[KeysValues]] = {kind: [] for kind in KINDS}
+    recorded: dict[str, list[KeysValues]] = {kind.value: [] for kind in LayerKind}
 
     def record(kind: str, keys_values: KeysValues) -> None:
         recorded[kind].append(keys_values)
@@ -83,7 +81,7 @@ def prefill_prefix(
         stream,
         [False] * arch.num_slots,
         arch,
-        layers=PREFIX_LAYERS[: arch.text.num_layers],
+        layers=arch.shared_layers,
         record=record,
     )
     recorded["text"] = [(keys[:, :count], values[:, :count]) for keys, values in recorded["text"]]
@@ -98,10 +96,10 @@ def prefill_rest(
 ) -> tuple[Float[Array, "B V"], Cache]:
     """The remaining layers: logits of the first new token, and the cache, with room for `capacity` text tokens."""
     recorded, record = recorder()
-    for kind in KINDS:
-        recorded[kind].extend(prefix.recorded[kind])
+    for kind, held in prefix.recorded.items():
+        recorded[kind].extend(held)
     stream = stream_of(batch)
-    layers = range(len(PREFIX_LAYERS), arch.text.num_layers)
+    layers = range(arch.shared_layers.stop, arch.text.num_layers)
     _, text = run_layers(
         params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record, keep_visual=False
     )
@@ -135,11 +133,11 @@ def decode_step(
     of_both = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
     crosses, layers = iter(cache.cross), []
     for index, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
-        layer = layer_at(params, index, arch)
+        place = arch.layers[index]
+        layer = layer_at(params, place)
         if kind is LayerKind.CROSS:
-            cross = at(params["blocks"], index // 3)["cross_attention"]
             segments = jnp.ones_like(cache.positions)[:, None]
-            x = cross_attention(cross, x, next(crosses), segments, cache.visual_segments, arch.text)
+            x = cross_attention(cross_at(params, place), x, next(crosses), segments, cache.visual_segments, arch.text)
         query, key, value = project_qkv(layer, x, rope, arch.text)
         slot = keys.shape[1] - room + cache.lengths
         keys, values = keys.at[rows, slot].set(key[:, 0]), values.at[rows, slot].set(value[:, 0])

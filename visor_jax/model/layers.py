@@ -68,6 +68,13 @@ class LayerNorm(nnx.Module):
 UNROLLED = 4
 
 
+def inside(block: Params, path: str) -> Params:
+    """The part of a super-block's parameters, stacked or not, at a path of the whole tree ("blocks/self")."""
+    for name in path.split("/")[1:]:
+        block = block[name]
+    return block
+
+
 def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked: Any) -> tuple[Any, Any]:
     """`lax.scan` over stacked layers, unrolled where there are no more than `UNROLLED` of them.
 

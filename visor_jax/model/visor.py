@@ -19,12 +19,11 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
-from visor_jax.model.decoder import Blocks, Budget, at, decode
+from visor_jax.model.decoder import Blocks, Budget, decode, run_layers
 from visor_jax.model.encoders.siglip import VisionTower, stacked, tower
 from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
 from visor_jax.model.policy import Routing, policy_logits
 from visor_jax.model.stream import Stream
-from visor_jax.model.super_block import cross_layer, text_layer
 
 Batch = Mapping[str, Any]  # the arrays of visor_jax.data.collate.Batch, NumPy's or JAX's
 
@@ -40,6 +39,8 @@ class Visor(nnx.Module):
             jax.random.normal(rngs.params(), (text.hidden_size,), jnp.float32) * text.hidden_size**-0.5
         )
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, std=text.embedding_init, rngs=rngs)
+        if arch.num_head_layers:
+            self.head = stacked(lambda r: Qwen2Layer(text, rngs=r), arch.num_head_layers, rngs)
         if arch.num_blocks:
             self.blocks = Blocks(arch, rngs=rngs)
         if arch.num_tail_layers:
@@ -132,9 +133,8 @@ def routing_hidden(params: Params, visual: Array, batch: Batch, arch: Architectu
 
 def before_first_slot(params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture) -> Array:
     """T at the entry of the first optional self-attention layer, which is the same for every budget."""
-    first = at(params["blocks"], 0)
-    text, _ = text_layer(first["text"], text, stream, arch.text)
-    return cross_layer(first["cross_attention"], first["cross"], visual, text, stream, arch.text)[0]
+    off = (False,) * arch.num_slots
+    return run_layers(params, visual, text, stream, off, arch, layers=arch.shared_layers)[1]
 
 
 def route(params: Params, visual: Array, batch: Batch, num_viable: int, arch: Architecture) -> Float[Array, "B M"]:

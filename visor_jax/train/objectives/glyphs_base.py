@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Shaped
 
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import budget_name
 from visor_jax.config import architecture, stage_config
 from visor_jax.data.anyres import visual_layout
@@ -32,9 +32,9 @@ from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
-from visor_jax.model.decoder import KINDS, Budget
+from visor_jax.model.decoder import Budget, at, by_block
 from visor_jax.model.keys import frozen_key
-from visor_jax.model.layers import Params, rms_norm, scan_layers
+from visor_jax.model.layers import Params, inside, rms_norm, scan_layers
 from visor_jax.model.stream import Stream
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.model.visor import Batch, embed, encode, head, stream_of
@@ -199,13 +199,22 @@ def refine(
     """Visual and text tokens after the self-attention slots of `budget`, in order."""
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
 
-    def slot(state, block):
-        layer, on = block
-        return jax.lax.cond(
-            on, lambda v, t: joint_layer(layer, v, t, stream, arch)[:2], lambda v, t: (v, t), *state
-        ), None
+    paths = [place.path for place in arch.block if place.kind is LayerKind.SELF]
 
-    (visual, text), _ = scan_layers(slot, (visual, text), (params["blocks"]["self"], jnp.asarray(budget, bool)))
+    def slots(state, block):
+        layers, on = block
+        for number, path in enumerate(paths):
+            layer = inside(layers, path)
+            state = jax.lax.cond(
+                on[number],
+                lambda v, t, layer=layer: joint_layer(layer, v, t, stream, arch)[:2],
+                lambda v, t: (v, t),
+                *state,
+            )
+        return state, None
+
+    own = {LayerKind.SELF.value: params["blocks"][LayerKind.SELF]}
+    (visual, text), _ = scan_layers(slots, (visual, text), (own, by_block(budget, arch)))
     return visual, text
 
 
@@ -281,18 +290,27 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Ar
 
     It answers blindly, which teaches what an answer looks like. And where the answer begins it holds the name asked
     about (`batch["asked"]` [B, T], 1 + index into `names` [2, classes], 0 elsewhere) when it comes to cross-attention,
-    so that text finds the patches that say that name; but for the first super-block, where the routing token reads.
+    so that text finds the patches that say that name; but not before the first slot, where the routing token reads.
     """
     tokens, positions, segments = (batch[f"reading_{name}"] for name in ("tokens", "positions", "segments"))
     stream = Stream(positions, segments, positions, segments, segments)  # of the text; no visual token is looked at
 
     def block(text, layers):
-        asked = text_layer(layers["text"], text, stream, arch.text)[0]
-        text = text_layer(layers["cross"], asked, stream, arch.text)[0]
-        return text_layer(layers["self"], text, stream, arch.text)[0], asked
+        asked = []  # text at the entry of each cross-attention
+        for place in arch.block:
+            if place.cross:
+                asked.append(text)
+            text = text_layer(inside(layers, place.path), text, stream, arch.text)[0]
+        return text, asked
 
-    text, asked = scan_layers(block, embed(params, tokens), {kind: params["blocks"][kind] for kind in KINDS})
-    asked = asked[min(1, arch.num_blocks - 1) :]
+    text = embed(params, tokens)
+    for index in range(arch.num_head_layers):
+        text = text_layer(at(params["head"], index), text, stream, arch.text)[0]
+    own = {kind: params["blocks"][kind] for kind in sorted({*arch.pattern})}
+    text, asked = scan_layers(block, text, own)
+    asked = asked[0] if len(asked) == 1 else jnp.stack(asked, axis=1).reshape(-1, *asked[0].shape[1:])
+    early = sum(bool(arch.layers[index].cross) for index in arch.shared_layers)
+    asked = asked[min(early, len(asked) - 1) :]
     table, mask = params["embed_tokens"]["embedding"], (batch["asked"] > 0).astype(jnp.float32)
     told = unit_rms(asked) @ asked_rotation(arch.text.hidden_size)
     held, right = jax.vmap(lambda x: naming_loss(x, table, names, jnp.maximum(batch["asked"] - 1, 0)))(told)
