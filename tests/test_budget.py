@@ -38,7 +38,7 @@ from visor_jax.model.decoder import specialize
 from visor_jax.model.encoders.siglip import tower
 from visor_jax.model.stream import Stream
 from visor_jax.model.visor import abstract_params
-from visor_jax.testing import tiny_architecture
+from visor_jax.testing import other_plan, tiny_architecture
 
 OV_0P5B = Architecture(
     text=TextArchitecture(151_936, 896, 4864, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64),
@@ -157,16 +157,18 @@ def prefill(architecture: Architecture, bits: Sequence[bool], capacity: int, *, 
 
 
 architectures = st.builds(
-    lambda layers, plan, cross_heads, both_ways: tiny_architecture(
+    lambda layers, plan, cross_heads, both_ways, pattern: tiny_architecture(
         layers,
+        **pattern,
         plan=plan,
         cross=CrossAttentionArchitecture(num_kv_heads=cross_heads),
         bidirectional_vision=both_ways,
     ),
-    st.integers(3, 8),
+    st.integers(4, 8),
     st.sampled_from(["visor", "dense"]),
     st.sampled_from([2, 4]),
     st.booleans(),
+    st.sampled_from([{}, {"pattern": ("text", "self", "cross"), "head_layers": 1}]),
 )
 
 
@@ -312,6 +314,27 @@ def test_what_three_does_not_divide_is_text_only(num_layers):
     assert len(plan.kinds) == num_layers
     assert len(plan.cross) == len(plan.slots) == num_layers // 3
     assert all(kind is LayerKind.TEXT for kind in plan.kinds[num_layers // 3 * 3 :])
+
+
+def test_another_pattern_repeats_after_its_head_layers():
+    plan = Plan.of(other_plan())
+    unit = ["text", "self", "text", "cross"]
+    assert [str(kind) for kind in plan.kinds] == ["text", "text", *unit, *unit, "text"]
+    assert plan.slots == (3, 7) and plan.cross == (5, 9)
+    assert other_plan().shared_layers == range(3)
+    paths = [place.path for place in other_plan().layers[1:5]]
+    assert paths == ["head", "blocks/text/layer_0", "blocks/self", "blocks/text/layer_1"]
+
+
+@pytest.mark.parametrize("bits", all_subsets(2), ids=bit_string)
+def test_formulas_of_another_pattern_equal_the_programs(bits):
+    architecture = other_plan()
+    assert decoder_flops(architecture, bits, 7, 5, num_logits=0, causal_half=False) - 2 * conditional_position_flops(
+        architecture, 7
+    ) == pytest.approx(counted(specialize(bits, architecture), *decoder_specs(architecture, 7, 5)), rel=1e-9)
+    params, visual, _, _ = decoder_specs(architecture, 7, 5)
+    _, cache, _ = jax.eval_shape(prefill(architecture, bits, 9), params, visual, prompt_specs(7, 5))
+    assert caches.cache_size(cache) == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
 
 
 def test_dense_plan_has_nothing_optional():

@@ -37,6 +37,7 @@ VARIANTS = {
         cross=dataclasses.replace(TINY.cross, num_kv_heads=4),
         anyres=dataclasses.replace(TINY.anyres, image_mean=(0.4, 0.5, 0.6), image_std=(0.2, 0.3, 0.4)),
     ),
+    "another pattern": testing.other_plan(),
     "dense": testing.tiny_architecture(7, plan="dense"),
 }
 PICTURES = [[(11, 16)], [(8, 8), (3, 20)], [], [(16, 16)]]  # of each prompt; the last one's tokens are shrunk

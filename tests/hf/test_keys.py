@@ -31,6 +31,7 @@ def variant(plan="visor", num_layers=7, tied=False, patch_local=False):
 VARIANTS = {
     "visor": variant(),
     "visor, no layer over, tied, patch-local": variant(num_layers=6, tied=True, patch_local=True),
+    "another pattern": testing.other_plan(),
     "dense, two layers over": variant("dense", num_layers=8),
     "dense, tied, patch-local": variant("dense", tied=True, patch_local=True),
 }

@@ -15,6 +15,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import architecture
 from visor_jax.data.chat import encode_prompt
 from visor_jax.export import torch_export
+from visor_jax.files.read_write import read_json
 from visor_jax.loading import Visor, load
 
 QUESTION = "Which digit is below A?"
@@ -81,11 +82,22 @@ def test_a_dense_plan_comes_back_as_the_stock_model(saved: dict[str, Path], tmp_
     same(ours, theirs, ["full"])
 
 
-def test_cross_attention_of_fewer_heads_than_the_decoder_comes_back(tmp_path: Path) -> None:
+OTHER_PLAN = {
+    "model.pattern": ("text", "self", "text", "cross"),
+    "model.head_layers": 2,
+    "model.text.num_layers": 11,
+}
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["usual pattern", "another pattern"])
+def test_cross_attention_of_fewer_heads_than_the_decoder_comes_back(tmp_path: Path, other: bool) -> None:
     """`cross.init` says how training starts, not what is stored."""
     changes = {"model.cross.num_kv_heads": 1, "model.cross.init": "zero"}
-    arch = architecture(testing.tiny_config(changes), "full")
+    arch = architecture(testing.tiny_config({**changes, **OTHER_PLAN} if other else changes), "full")
     viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
     model = Visor(testing.random_params(arch), arch, testing.glyphs_tokenizer(), viable)
     torch_export.write_folder(tmp_path, model, stage="full", dtype="float32", max_shard_bytes=10**9)
+    stored = read_json(tmp_path / "config.json")
+    assert ({"layer_pattern", "head_layers"} <= stored.keys()) == other
+    assert load(tmp_path).arch.layers == arch.layers
     same(model, load(tmp_path), ["full", "empty"])

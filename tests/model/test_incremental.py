@@ -21,6 +21,7 @@ from visor_jax.model.visor import encode, logits, route
 
 VISOR = testing.tiny_architecture(7)
 DENSE = testing.tiny_architecture(4, plan="dense")
+OTHER = testing.other_plan()
 BITS = list(itertools.product((False, True), repeat=2))
 # One picture, one more after a longer text, two pictures, none: prompts of 8, 9, 6 and 3 text tokens in one batch.
 ROWS = ((3, 5), (7, 2), (2, 1, 3), (3,))
@@ -74,7 +75,10 @@ def prefilled(arch: Architecture, bits: tuple[bool, ...], *, routed: bool = Fals
     return rest(params(arch), prefix, prompts)
 
 
-@pytest.mark.parametrize(("arch", "bits"), [*((VISOR, bits) for bits in BITS), (DENSE, ())])
+EVERY_BUDGET = [*((arch, bits) for arch in (VISOR, OTHER) for bits in BITS), (DENSE, ())]
+
+
+@pytest.mark.parametrize(("arch", "bits"), EVERY_BUDGET)
 def test_every_step_equals_the_full_forward_pass(arch: Architecture, bits: tuple[bool, ...]) -> None:
     prompts, full = streams(arch)
     expected = np.asarray(full_program(arch)(params(arch), full, np.array(bits, bool)))
@@ -91,12 +95,13 @@ def test_every_step_equals_the_full_forward_pass(arch: Architecture, bits: tuple
     assert found.dtype == np.float32
 
 
-def test_the_prefix_scores_the_route_and_is_the_same_without_the_routing_token() -> None:
-    prompts, _ = streams(VISOR)
-    routed, scores = prefix_program(VISOR, True)(params(VISOR), prompts)
-    plain, none = prefix_program(VISOR, False)(params(VISOR), prompts)
+@pytest.mark.parametrize("arch", [VISOR, OTHER], ids=["visor", "other"])
+def test_the_prefix_scores_the_route_and_is_the_same_without_the_routing_token(arch: Architecture) -> None:
+    prompts, _ = streams(arch)
+    routed, scores = prefix_program(arch, True)(params(arch), prompts)
+    plain, none = prefix_program(arch, False)(params(arch), prompts)
     assert none is None
-    expected = testing.quick_jit(lambda p, b: route(p, encode(p, b, VISOR), b, 5, VISOR))(params(VISOR), prompts)
+    expected = testing.quick_jit(lambda p, b: route(p, encode(p, b, arch), b, 5, arch))(params(arch), prompts)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     real = prompts["text_segments"] > 0
     np.testing.assert_allclose(routed.text[real], plain.text[real], atol=1e-5)
@@ -105,7 +110,7 @@ def test_the_prefix_scores_the_route_and_is_the_same_without_the_routing_token()
     assert shapes == jax.tree.map(np.shape, plain.recorded), "the routing token is not kept"
 
 
-@pytest.mark.parametrize(("arch", "bits"), [*((VISOR, bits) for bits in BITS), (DENSE, ())])
+@pytest.mark.parametrize(("arch", "bits"), EVERY_BUDGET)
 def test_the_cache_keeps_visual_keys_only_where_they_are_read_again(arch: Architecture, bits: tuple[bool, ...]) -> None:
     """Its bytes are those of the formula in `visor_jax.budget`."""
     prompts, _ = streams(arch)

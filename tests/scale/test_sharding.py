@@ -134,6 +134,14 @@ def test_the_table_as_it_stands_never_collides() -> None:
         partition_spec(path, leaf.shape, mesh(2, 2, 2))
 
 
+def test_a_super_block_of_another_pattern_is_split_alike() -> None:
+    shardings = param_shardings(abstract_params(testing.other_plan()), mesh(1, 4, 2))
+    specs = {path: tuple(found.spec) for path, found in flatten(shardings).items()}
+    for path in ("head", "tail", "blocks/self", "blocks/cross", "blocks/text/layer_0", "blocks/text/layer_1"):
+        assert specs[f"{path}/mlp/up_proj/kernel"] == (None, "fsdp", "tensor")
+        assert specs[f"{path}/self_attn/o_proj/kernel"] == (None, "tensor", "fsdp")
+
+
 def test_an_unknown_parameter_names_itself_and_the_file_to_mend() -> None:
     with pytest.raises(KeyError, match=r"blocks/self/adapter/kernel.*sharding\.py"):
         logical_axes("blocks/self/adapter/kernel")

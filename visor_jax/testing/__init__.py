@@ -25,13 +25,14 @@ from visor_jax.testing.data import (
     random_prompts,
     window_of,
 )
-from visor_jax.testing.models import fresh_params, quick_jit, random_params, tiny_architecture
+from visor_jax.testing.models import fresh_params, other_plan, quick_jit, random_params, tiny_architecture
 
 __all__ = [
     "IMAGE_TOKEN",
     "decoder_inputs",
     "fresh_params",
     "glyphs_tokenizer",
+    "other_plan",
     "questions_of",
     "quick_jit",
     "random_batch",

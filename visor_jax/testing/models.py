@@ -52,6 +52,14 @@ def tiny_architecture(num_layers: int = 7, **changes: Any) -> Architecture:
     return dataclasses.replace(TINY, **{"text": text, **changes})
 
 
+def other_plan(**changes: Any) -> Architecture:
+    """A tiny model of another pattern than the paper's: two text-only layers, two super-blocks of four, one layer over.
+
+    Cross-attention is every fourth layer and comes after the slot, and a super-block has two text-only layers.
+    """
+    return tiny_architecture(11, **{"pattern": ("text", "self", "text", "cross"), "head_layers": 2, **changes})
+
+
 def fresh_params(arch: Architecture, seed: int = 0) -> Params:
     """The parameters that training starts from: `visor_jax.model.visor.init_params`, compiled."""
     return _INIT(arch, jax.random.key(seed))

@@ -109,7 +109,7 @@ class VisorCache(Cache):
 
     def __init__(self, config: VisorConfig):
         super().__init__(layers=[])
-        self.num_slots = config.num_slots
+        self.slots = config.slots
         self.reset()
 
     def reset(self) -> None:
@@ -118,7 +118,7 @@ class VisorCache(Cache):
         self.order: Tensor | None = None  # int64 [B, S] of all columns; `PADDING` where padded; None while empty
         self.text_order: Tensor | None = None  # the same of T
         self.parts: dict[tuple[int, str], KeysValues] = {}
-        self.visual: dict[int, KeysValues] = {}  # of the cross-attention layers, by super-block
+        self.visual: dict[int, KeysValues] = {}  # of the cross-attention layers, by their number
         self.visual_columns: Tensor | None = None  # int64 [B, Nv], where visual tokens stand; -1 where padded
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ class VisorCache(Cache):
         if self.order is None or self.text_order is None:
             self.order, self.text_order = layout.order, layout.text_order
             self.visual_columns = torch.where(layout.visual_valid, layout.visual_index, -1)
-            if not self.num_slots:
+            if not self.slots:
                 self.budgets = layout.order.new_zeros((len(layout.order), 0), dtype=torch.bool)
         else:
             self.order = torch.cat([self.order, layout.order], dim=1)
@@ -200,7 +200,7 @@ class VisorCache(Cache):
         other = "text" if kind == "joint" else "joint"
         if (layer, other) not in self.parts or self.budgets is None:
             return samples  # the part holds all samples
-        on = self.budgets[:, layer // 3]
+        on = self.budgets[:, self.slots[layer]]
         held = on if kind == "joint" else ~on
         return (held.long().cumsum(0) - 1)[samples[held[samples]]]
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig, Qwen2Config, SiglipVisionConfig
 
 Bits = tuple[bool, ...]
+PATTERN = ("text", "cross", "self")
 
 
 class VisorConfig(PretrainedConfig):
@@ -25,8 +26,11 @@ class VisorConfig(PretrainedConfig):
         image_grid_pinpoints: grids (height, width) in pixels that a single picture may be cut into; empty: every
             picture is one tile.
         vision_aspect_ratio: "anyres_max_N": a stitched picture of more than N tiles' worth of tokens is shrunk to it.
-        plan: "visor" (super-blocks of a text-only, a cross-attention and an optional self-attention layer), or "dense"
+        plan: "visor" (super-blocks of text-only, cross-attention and optional self-attention layers), or "dense"
             (every layer is a self-attention layer over all tokens, as in LLaVA-OneVision).
+        layer_pattern: kinds of the layers of a super-block ("text", "cross", "self"), in order; every "self" is a slot.
+            Super-blocks are repeated as often as they fit, and what is left over is text-only. None: text, cross, self.
+        head_layers: text-only layers before the first super-block.
         bidirectional_vision: in self-attention layers, the tokens of a picture see each other both ways.
         cross_num_key_value_heads: key/value heads of the cross-attention layers.
         cross_kernel_size: taps of the conditional position's depthwise convolution.
@@ -51,6 +55,8 @@ class VisorConfig(PretrainedConfig):
         image_grid_pinpoints: Sequence[Sequence[int]] = (),
         vision_aspect_ratio: str = "anyres_max_9",
         plan: str = "visor",
+        layer_pattern: Sequence[str] | None = None,
+        head_layers: int = 0,
         bidirectional_vision: bool = False,
         cross_num_key_value_heads: int | None = None,
         cross_kernel_size: int = 7,
@@ -74,6 +80,12 @@ class VisorConfig(PretrainedConfig):
         self.image_grid_pinpoints = [list(pinpoint) for pinpoint in image_grid_pinpoints]
         self.vision_aspect_ratio = vision_aspect_ratio
         self.plan = plan
+        self.layer_pattern = list(PATTERN if layer_pattern is None else layer_pattern)
+        if set(self.layer_pattern) - set(PATTERN) or not {"cross", "self"} <= set(self.layer_pattern):
+            raise ValueError(
+                f"layer_pattern: {self.layer_pattern}; expected 'text', 'cross' and 'self', the last two at least once"
+            )
+        self.head_layers = head_layers
         self.bidirectional_vision = bidirectional_vision
         self.cross_num_key_value_heads = cross_num_key_value_heads or self.num_key_value_heads
         self.cross_kernel_size = cross_kernel_size
@@ -87,9 +99,38 @@ class VisorConfig(PretrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
 
     @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """What each layer is: "text", "cross", or "self"; in a VISOR plan a "self" layer is a slot."""
+        layers = self.text_config.num_hidden_layers
+        if self.plan == "dense":
+            return ("self",) * layers
+        blocks = (layers - self.head_layers) // len(self.layer_pattern)
+        kinds = ["text"] * self.head_layers + self.layer_pattern * blocks
+        return (*kinds, *["text"] * (layers - len(kinds)))
+
+    @property
+    def slots(self) -> dict[int, int]:
+        """The number of each optional layer's slot, by the layer's index."""
+        return {} if self.plan == "dense" else self._numbered("self")
+
+    @property
+    def crosses(self) -> dict[int, int]:
+        """The number of each cross-attention, by the index of the layer that it stands before."""
+        return self._numbered("cross")
+
+    def _numbered(self, kind: str) -> dict[int, int]:
+        found = [index for index, own in enumerate(self.layer_kinds) if own == kind]
+        return {index: number for number, index in enumerate(found)}
+
+    @property
     def num_slots(self) -> int:
-        """Optional self-attention layers: one for every three layers of a VISOR plan."""
-        return self.text_config.num_hidden_layers // 3 if self.plan == "visor" else 0
+        """Optional self-attention layers: one bit of a budget each."""
+        return len(self.slots)
+
+    @property
+    def shared_layers(self) -> range:
+        """The layers before the first slot, which every budget runs alike."""
+        return range(min(self.slots, default=0))
 
     @property
     def max_tiles(self) -> int:
@@ -200,7 +241,7 @@ class VisorConfig(PretrainedConfig):
         keys = num_visual * (
             4.0 * size * self.cross_num_key_value_heads * self.head_dim + 2.0 * self.cross_kernel_size * size
         )
-        return total + self.num_slots * (4.0 * num_text * heads * (size + num_visual) + keys)
+        return total + len(self.crosses) * (4.0 * num_text * heads * (size + num_visual) + keys)
 
 
 def _one_side(size: int | Sequence[int]) -> int:

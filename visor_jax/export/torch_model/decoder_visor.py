@@ -185,23 +185,25 @@ class Routing(nn.Module):
 class Decoder(nn.Module):
     """All layers, the token embeddings and the final norm."""
 
-    cross_attention: nn.ModuleList  # one for each super-block of a "visor" plan
+    cross_attention: nn.ModuleList  # one for each "cross" layer of a "visor" plan
 
     def __init__(self, config: VisorConfig):
         super().__init__()
         text = config.text_config
-        self.config = config
+        self.config, self.slots, self.crosses = config, config.slots, config.crosses
+        self.shared_layers = config.shared_layers
         self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(text.num_hidden_layers))
         self.norm = VisorRMSNorm(text.hidden_size, text.rms_norm_eps)
         if config.plan == "visor":
-            self.cross_attention = nn.ModuleList(CrossAttention(config) for _ in range(config.num_slots))
+            self.cross_attention = nn.ModuleList(CrossAttention(config) for _ in config.crosses)
 
     def layer(self, index: int) -> DecoderLayer:
         return cast(DecoderLayer, self.layers[index])
 
-    def cross(self, block: int) -> CrossAttention:
-        return cast(CrossAttention, self.cross_attention[block])
+    def cross(self, index: int) -> CrossAttention:
+        """The cross-attention of layer `index`."""
+        return cast(CrossAttention, self.cross_attention[self.crosses[index]])
 
     def begin(
         self, text: Tensor, visual: Tensor, layout: Layout, cache: VisorCache, hidden_states: bool = False
@@ -228,17 +230,17 @@ class Decoder(nn.Module):
         """Take the batch through some of the layers; those with a slot need the cache's budgets to be decided."""
         dense, cache = self.config.plan == "dense", state.cache
         for index in layers:
-            block, kind = divmod(index, 3)
-            slots = not dense and block < self.config.num_slots
             if state.hidden_states is not None:  # what is handed out is what the layer reads, for gradients' sake
                 state.hidden_states.append(state.layout.merge(state.visual, state.text))
                 state.visual, state.text = state.layout.split(state.hidden_states[-1])
-            if slots and kind == 1:
-                past = cache.visual.get(block, ())
-                state.text, *pair = self.cross(block)(state.text, state.visual, cache.visual_valid, *past)
+            if index in self.crosses:
+                number = self.crosses[index]
+                past = cache.visual.get(number, ())
+                state.text, *pair = self.cross(index)(state.text, state.visual, cache.visual_valid, *past)
                 if self.keeps_layer(index):
-                    cache.visual[block] = pair[0], pair[1]
-            on = cache.budgets[:, block] if slots and kind == 2 and cache.budgets is not None else dense
+                    cache.visual[number] = pair[0], pair[1]
+            slot = self.slots.get(index)
+            on = dense if slot is None or cache.budgets is None else cache.budgets[:, slot]
             for part, rows in parts_of(on):
                 self.run_part(state, index, part, rows)
 
@@ -268,11 +270,11 @@ class Decoder(nn.Module):
         return any(self.layer(index).gradient_checkpointing for index in range(len(self.layers)))
 
     def keeps_layer(self, index: int) -> bool:
-        """Its keys and values stay in the cache; the routing token needs those of the first two layers at once."""
-        return index < 2 or not self.checkpoints
+        """Its keys and values stay in the cache; the routing token needs those before the first slot at once."""
+        return index in self.shared_layers or not self.checkpoints
 
     def routing_hidden(self, token: Tensor, state: State, prompt_length: Tensor) -> Tensor:
-        """The routing token's hidden state [B, D] at the entry of the first slot, after layers 0 and 1 have run.
+        """The routing token's hidden state [B, D] at the entry of the first slot, after the layers before it have run.
 
         It stands right behind its sample's prompt of `prompt_length` [B] tokens, and sees those.
         """
@@ -281,9 +283,11 @@ class Decoder(nn.Module):
         cos, sin = rotary(order, self.config, state.text.dtype)
         view = View(cos, sin, (cache.text_order < order)[:, None], causal=False)
         hidden = token.to(state.text.dtype).expand(len(order), 1, -1)
-        hidden, *_ = self.layer(0)(hidden, view, *cache.parts[0, "text"], True)
-        hidden, *_ = self.cross(0)(hidden, state.visual, cache.visual_valid, *cache.visual[0])
-        hidden, *_ = self.layer(1)(hidden, view, *cache.parts[1, "text"], True)
+        for index in self.shared_layers:
+            if index in self.crosses:
+                past = cache.visual[self.crosses[index]]
+                hidden, *_ = self.cross(index)(hidden, state.visual, cache.visual_valid, *past)
+            hidden, *_ = self.layer(index)(hidden, view, *cache.parts[index, "text"], True)
         return hidden[:, 0]
 
 

@@ -169,12 +169,13 @@ class VisorModel(VisorPreTrainedModel):
         visual = self._visual_tokens(layout, text, pixel_values, image_sizes, batch_num_images)
 
         state = self.language_model.begin(text, visual, layout, held, bool(output_hidden_states))
-        self.language_model.run(state, range(2))
+        self.language_model.run(state, self.language_model.shared_layers)
         scores = None
         if held.budgets is None:
             lengths = new.sum(1) if prompt_length is None else prompt_length
             held.budgets, scores = self._decide(budget, dial, state, lengths)
-        self.language_model.run(state, range(2, len(self.language_model.layers)))
+        first = self.language_model.shared_layers.stop
+        self.language_model.run(state, range(first, len(self.language_model.layers)))
         if self.config.plan == "dense":
             hidden = layout.merge(state.visual, state.text)
         else:

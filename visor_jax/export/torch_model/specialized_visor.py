@@ -57,12 +57,11 @@ class Specialized(nn.Module):
             return () if past is None else (next(before), next(before))
 
         for index in range(len(self.decoder.layers)):
-            block, kind = divmod(index, 3)
-            if kind == 1 and block < len(self.bits):
-                text, *new = self.decoder.cross(block)(text, visual, None, *pair())
+            if index in self.decoder.crosses:
+                text, *new = self.decoder.cross(index)(text, visual, None, *pair())
                 cache += new
             layer = self.decoder.layer(index)
-            if kind == 2 and block < len(self.bits) and self.bits[block]:
+            if index in self.decoder.slots and self.bits[self.decoder.slots[index]]:
                 both = text if layout is None else layout.merge(visual, text)
                 both, *new = layer(both, views["joint"], *pair())
                 visual, text = (visual, both) if layout is None else layout.split(both)
@@ -129,8 +128,7 @@ class Step(Specialized):
         """Of its arguments: every layer's own keys and values grow, those of visual tokens do not."""
         lengths: list[dict[int, Any] | None] = []
         for index in range(len(self.decoder.layers)):
-            block, kind = divmod(index, 3)
-            if kind == 1 and block < len(self.bits):
+            if index in self.decoder.crosses:
                 lengths += [None, None]
             lengths += [{2: torch.export.Dim.AUTO}] * 2
         return {"input_ids": None, "position": None, "cache": lengths}
