@@ -105,6 +105,45 @@ def test_scan_equals_unrolled_values_and_gradients(bits, inputs, scanned) -> Non
     assert all(np.any(np.asarray(x)) for x in jax.tree.leaves(expected[1]))
 
 
+def other_by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.Array]:
+    """`testing.other_plan`, written down: two text-only layers, two super-blocks of four, one layer over."""
+    for index in range(2):
+        text = TEXT_LAYER(at(params["head"], index), text, stream)
+    for block, on in enumerate(bits):
+        layers = at(params["blocks"], block)
+        text = TEXT_LAYER(layers["text"]["layer_0"], text, stream)
+        if on:
+            visual, text = JOINT_LAYER(layers["self"], visual, text, stream)
+        else:
+            text = TEXT_LAYER(layers["self"], text, stream)
+        text = TEXT_LAYER(layers["text"]["layer_1"], text, stream)
+        text = CROSS_LAYER(layers["cross_attention"], layers["cross"], visual, text, stream)
+    return visual, TEXT_LAYER(at(params["tail"], 0), text, stream)
+
+
+def test_another_pattern_scans_as_it_is_written_down() -> None:
+    arch = testing.other_plan()
+    inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
+    scan = testing.quick_jit(lambda p, v, t, s, on: decode(p, v, t, s, on, arch))
+    expected = {bits: other_by_hand(*inputs, bits) for bits in EVERY_BUDGET}
+    for bits in EVERY_BUDGET:
+        assert_close(scan(*inputs, np.array(bits)), expected[bits])
+        assert_close(testing.quick_jit(specialize(bits, arch))(*inputs), expected[bits])
+    found = scan(*inputs, np.array([(False, True), (True, False)]))
+    for row, bits in enumerate([(False, True), (True, False)]):
+        assert_close(jax.tree.map(lambda x, row=row: x[row], found), tuple(x[row] for x in expected[bits]))
+
+
+@pytest.mark.parametrize("pattern", [("self", "cross"), ("cross", "self", "self"), ("cross", "text", "cross", "self")])
+def test_slots_and_cross_attention_may_stand_anywhere(pattern) -> None:
+    """Several of a kind in a super-block, and a slot in front of everything: the scan is the layers one by one."""
+    arch = testing.tiny_architecture(2 * len(pattern), pattern=pattern)
+    inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
+    bits = tuple(slot % 2 == 0 for slot in range(arch.num_slots))
+    expected = testing.quick_jit(specialize(bits, arch))(*inputs)
+    assert_close(testing.quick_jit(lambda *x: decode(*x, np.array(bits), arch))(*inputs), expected)
+
+
 def test_rematerialisation_changes_nothing_but_memory() -> None:
     arch, on = testing.tiny_architecture(3), np.array([True])
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))

@@ -271,7 +271,7 @@ class Decoder(nn.Module):
 
     def keeps_layer(self, index: int) -> bool:
         """Its keys and values stay in the cache; the routing token needs those before the first slot at once."""
-        return index in self.shared_layers or not self.checkpoints
+        return index < self.shared_layers.stop or not self.checkpoints
 
     def routing_hidden(self, token: Tensor, state: State, prompt_length: Tensor) -> Tensor:
         """The routing token's hidden state [B, D] at the entry of the first slot, after the layers before it have run.
