@@ -334,7 +334,8 @@ def test_formulas_of_another_pattern_equal_the_programs(bits):
     ) == pytest.approx(counted(specialize(bits, architecture), *decoder_specs(architecture, 7, 5)), rel=1e-9)
     params, visual, _, _ = decoder_specs(architecture, 7, 5)
     _, cache, _ = jax.eval_shape(prefill(architecture, bits, 9), params, visual, prompt_specs(7, 5))
-    assert caches.cache_size(cache) == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))
+    assert held == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
 
 
 def test_dense_plan_has_nothing_optional():
