@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visor_jax.__main__ import main
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.commands import recipe as stages
 from visor_jax.commands.recipe import evaluation_data, is_complete, run_stages
@@ -42,6 +43,16 @@ def test_stages_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Monke
     config = tiny_config()
     run_stages(config, str(tmp_path / "run"), config.stages)
     assert ran == ["base", "warmup", "full", "search", "universal", "label", "policy"]
+
+
+@pytest.mark.slow
+def test_another_pattern_goes_through_every_stage_and_is_exported(tmp_path: Path) -> None:
+    """Trained, searched, labeled; the PyTorch module agrees (the export proves it), and is read back."""
+    other = {"model.pattern": ("text", "self", "text", "cross"), "model.head_layers": 2, "model.text.num_layers": 11}
+    config, workdir = tiny_config(other), tmp_path / "run"
+    run_stages(config, str(workdir), config.stages)
+    assert main(["export", f"--workdir={workdir}"]) == 0
+    assert load(workdir / "export").arch.layers == load(workdir).arch.layers
 
 
 @pytest.mark.parametrize(

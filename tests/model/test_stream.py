@@ -46,7 +46,7 @@ def test_segments_then_positions_and_padding_last(first, second):
     segments, positions = ids[:, :, 0], ids[:, :, 1]
     halves = positions[:, :15], segments[:, :15], positions[:, 15:], segments[:, 15:], segments[:, 15:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SMALL", 0)
+        patch.setattr(module, "PLAIN_LOGITS", 0)
         order = ordered(Stream(*halves)).order
     assert order is not None
     for row, found in zip((first, second), np.asarray(order.tokens), strict=True):
@@ -77,7 +77,7 @@ def test_the_decoder_gives_the_same_with_gradients(budget, both_ways, monkeypatc
         return testing.quick_jit(gradient)({"blocks": params["blocks"]}, *inputs)
 
     expected = run()
-    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "PLAIN_LOGITS", 0)
     for x, y in zip(jax.tree.leaves(run()), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5 * max(1.0, float(np.max(np.abs(y)))), rtol=0)
 
@@ -94,7 +94,7 @@ def test_what_a_cache_keeps_is_as_it_came(monkeypatch):
         return testing.quick_jit(run)(*inputs)
 
     expected = kept()
-    monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(module, "PLAIN_LOGITS", 0)
     assert "sort[" in str(jax.make_jaxpr(lambda *x: run_layers(*x, (True,), arch))(*inputs))
     for x, y in zip(jax.tree.leaves(kept()), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)

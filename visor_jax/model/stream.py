@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Num
 
-from visor_jax.kernels.attention.api import SMALL
+from visor_jax.kernels.attention.api import PLAIN_LOGITS
 
 
 class Order(NamedTuple):
@@ -43,7 +43,7 @@ class Stream(NamedTuple):
 def ordered(stream: Stream) -> Stream:
     """With its `order`, but where it is so short that attention computes every logit anyway."""
     segments = jnp.concatenate([stream.visual_segments, stream.text_segments], axis=1)
-    if segments.shape[1] ** 2 <= SMALL:
+    if segments.shape[1] ** 2 <= PLAIN_LOGITS:
         return stream
     positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)
     padding_last = jnp.where(segments == 0, jnp.iinfo(segments.dtype).max, segments)

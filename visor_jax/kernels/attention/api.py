@@ -70,7 +70,7 @@ class Choice(NamedTuple):
     name: Implementation
 
 
-SMALL = 512 * 512  # logits of one head: so many stay in cache, and one plain einsum beats a loop
+PLAIN_LOGITS = 512 * 512  # logits of one head: so many stay in cache, and one plain einsum beats a loop
 
 # The first line that holds, and whose implementation can serve, is taken. Large logits need not be kept. A single query
 # is a decoding step. (A GPU waits for the host at every turn of a loop of unknown length, so that it does not decode by
@@ -79,9 +79,9 @@ SMALL = 512 * 512  # logits of one head: so many stay in cache, and one plain ei
 # name, also for float32, which cuDNN does not serve.)
 CHOICE = (
     Choice(("cpu", "tpu"), 1, 2048, "xla_decode"),
-    Choice(("tpu",), math.inf, SMALL + 1, "pallas_tpu"),
-    Choice(("gpu",), math.inf, SMALL + 1, "cudnn"),
-    Choice(ANY, math.inf, SMALL + 1, "xla_chunked"),
+    Choice(("tpu",), math.inf, PLAIN_LOGITS + 1, "pallas_tpu"),
+    Choice(("gpu",), math.inf, PLAIN_LOGITS + 1, "cudnn"),
+    Choice(ANY, math.inf, PLAIN_LOGITS + 1, "xla_chunked"),
     Choice(ANY, math.inf, 0, "xla"),
 )
 
