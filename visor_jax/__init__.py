@@ -1,7 +1,7 @@
 """visor_jax: vision-language models that decide, sample by sample, in how many layers they look at the picture.
 
     import visor_jax
-    model = visor_jax.load("runs/glyphs_mini")
+    model = visor_jax.load("runs/mini")
     print(model.answer(image, "Which digit is above A?"))
 
 `load` and `Visor` import JAX when first used; `Plan` and `Budget` never do. All are imported when first used, so that

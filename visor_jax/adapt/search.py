@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
 from visor_jax.data.questions import single_questions
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.sources import source_kind
 from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import level_means, mean_decoder_flops, task_accuracies
 from visor_jax.files.read_write import write_json, write_text
@@ -56,12 +57,13 @@ def search_stage(config: Any, workdir: Workdir, model: Visor) -> list[Bits]:
     batches = questions.batches(config.evaluate.batch_size)  # read anew for every call of `evaluate`
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
-        scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=config.model.dtype)
+        dtype, levels = config.model.dtype, source_kind(config).levels
+        scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=dtype, levels=levels)
         return summarise(scores, model.arch)
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)
-    write_results(workdir, found, kept, model.arch, skips.by_reason(), identity)
+    write_results(workdir, found, kept, model.arch, skips.by_reason(), identity, source_kind(config).levels)
     return [subset.bits for subset in kept]
 
 
@@ -128,6 +130,7 @@ def write_results(
     arch: Architecture,
     skipped: dict[str, int],
     identity: dict[str, Any],
+    levels: Mapping[str, str],
 ) -> None:
     rows = [
         {
@@ -136,7 +139,7 @@ def write_results(
             "accuracy": s.accuracy,
             "loss": s.loss,
             "decoder_gflops": s.flops / 1e9,
-            **level_means(s.tasks),
+            **level_means(s.tasks, levels),
             "tasks": s.tasks,
         }
         for s in sorted(found, key=lambda s: (s.count, s.bits))

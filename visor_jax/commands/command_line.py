@@ -278,9 +278,12 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
             raise RequestError(f"{name}: unexpected argument {overrides[0]!r}; {name} takes no configuration")
         return None
     from visor_jax.config import apply_overrides, from_dict, load_config
+    from visor_jax.data.sources import check_source
 
     if path is not None:
-        return load_config(path, overrides, workdir=args.workdir or "")
+        config = load_config(path, overrides, workdir=args.workdir or "")
+        check_source(config)
+        return config
     if source == "required":
         raise RequestError(f"{name}: --config is missing; expected a file with get_config(), as in configs/")
     if args.workdir is not None:
@@ -288,7 +291,9 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
 
         workdir = Workdir(args.workdir)
         if source == "workdir" or (workdir.path / "config.json").exists():
-            return apply_overrides(from_dict(workdir.config()), overrides)
+            config = apply_overrides(from_dict(workdir.config()), overrides)
+            check_source(config)
+            return config
     if source == "workdir":
         raise RequestError(f"{name}: expected --workdir=DIR, a run's folder, or --config=FILE")
     if overrides:

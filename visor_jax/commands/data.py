@@ -30,7 +30,8 @@ from visor_jax.data.from_config import make_source, make_tokenizer, sample_encod
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.sources.llava import SPLIT_MARK, SPLITS, WHOLE, data_file
+from visor_jax.data.source_kind import SPLITS
+from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError, printable, unwritable
 from visor_jax.files.read_write import as_path, folder_beside, replaceable
 
@@ -63,7 +64,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     if args.list is not None and (args.action != "check" or not args.list):
         raise RequestError(f"data {args.action}: --list={args.list} belongs to data check; expected --list=FILE there")
     sources = _sources(_of_any_size(config) if args.action == "stats" else config, args.split)
-    limit = args.samples or (GENERATED_SAMPLES if config.data.source == "glyphs" else None)
+    limit = args.samples or (GENERATED_SAMPLES if source_kind(config).endless else None)
     if args.action == "check":
         return check(config, sources, limit, whole=not args.split, listing=args.list)
     if args.action == "stats":
@@ -84,16 +85,7 @@ def _count(text: str) -> int:
 
 def _sources(config: Any, split: str) -> dict[str, Source]:
     """The configured source by split; where nobody asked for a split of a single file, the file as a whole."""
-    data = config.data
-    if split:
-        names: Sequence[str] = [split]
-    elif data.source != "llava":
-        names = SPLITS
-    elif SPLIT_MARK not in data.path:
-        names = [WHOLE]
-    else:
-        files = {name: data_file(data, name) for name in SPLITS}
-        names = [name for name, file in files.items() if file.exists()] or SPLITS[:1]
+    names = [split] if split else source_kind(config).stored_splits(config)
     return {name: make_source(config, name) for name in names}
 
 

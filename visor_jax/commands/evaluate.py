@@ -19,7 +19,7 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--benchmark", default="", help="glyphs, or llava with --data")
+    parser.add_argument("--benchmark", default="", help="another data source, by the name that data.source gives it")
     parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
     parser.add_argument("--budget", default="", help="names between commas; default: all viable ones and auto")
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")

@@ -15,7 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from visor_jax.config import validate
-from visor_jax.data.sources.llava import check_splits, split_read_by
+from visor_jax.data.source_kind import split_read_by
+from visor_jax.data.sources import SOURCES, check_source, source_kind
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
@@ -43,13 +44,14 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
       RequestError: a split is empty that these stages, later ones of `config.stages` or the caller will read; raised
         before the first step.
     """
+    check_source(config)
     workdir = Workdir(path)
     workdir.create()
     with supervised(), watched(config.train.hang_seconds), workdir.lock(), workdir.claimed(config):
         use_compile_cache(workdir.path)
         pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
         if pending:
-            check_splits(config, {*map(split_read_by, pending), *also_reads})
+            source_kind(config).check_splits(config, {*map(split_read_by, pending), *also_reads})
         if not all(is_complete(workdir, stage) for stage in stages):
             claim_data(config, workdir)
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
@@ -194,26 +196,38 @@ def print_summary(result: dict[str, Any], path: str) -> None:
 
 def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     """The configuration with another source of questions: `--benchmark`, `--data`."""
-    if benchmark not in ("", "glyphs", "llava"):
-        raise RequestError(f"--benchmark={benchmark}: expected glyphs, or llava with --data=FILE.json")
-    if benchmark == "glyphs" and data:
-        raise RequestError(f"--benchmark=glyphs: is generated and takes no --data={data}; expected --benchmark=llava")
-    if not data and benchmark in ("", config.data.source):
+    reading = [name for name, kind in SOURCES.items() if kind.from_file is not None]
+    with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
+    if benchmark and benchmark not in SOURCES:
+        generated = ", ".join(name for name in SOURCES if name not in reading)
+        raise RequestError(f"--benchmark={benchmark}: expected {generated}, or {with_file}")
+    name = benchmark or (reading[0] if data else config.data.source)
+    if data and name not in reading:
+        raise RequestError(
+            f"--benchmark={name}: is generated and takes no --data={data}; expected --benchmark={reading[0]}"
+        )
+    if not data and name == config.data.source:
         return config
     changed: Any = ConfigDict(config.to_dict())
     changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
-    if benchmark == "glyphs":
-        changed.data.source = "glyphs"
-        return validate(changed)
-    if not data:
-        raise RequestError("--benchmark=llava: needs --data=FILE.json, questions in LLaVA's format")
+    changed.data.source = name
+    if from_file := SOURCES[name].from_file:
+        if not data:
+            raise RequestError(f"--benchmark={name}: needs --data=FILE.json, questions in LLaVA's format")
+        changed.data.update(from_file(_question_file(data)))
+    changed = validate(changed)
+    check_source(changed)
+    return changed
+
+
+def _question_file(data: str) -> Path:
+    """The file that `--data` names, or the only one in the folder that it names."""
     file = as_path(data)
-    if file.is_dir():
-        found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
-        if len(found) != 1:
-            raise RequestError(
-                f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(found)}"
-            )
-        file = found[0]
-    changed.data.update(source="llava", root=str(file.parent), path=file.name, test_fraction=0.0)
-    return validate(changed)
+    if not file.is_dir():
+        return file
+    found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
+    if len(found) != 1:
+        raise RequestError(
+            f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(found)}"
+        )
+    return found[0]

@@ -116,15 +116,7 @@ def _check_window(config: Any) -> None:
 
 
 def _check_data(config: Any) -> None:
-    if config.data.source == "llava" and not config.data.path:
-        raise RequestError("data.path='': expected the JSON file that data.source='llava' reads, relative to data.root")
     asked = {config.stage, *config.stages}
-    if "base" in asked and config.data.source != "glyphs":
-        where = "stage" if config.stage == "base" else "stages"
-        raise RequestError(
-            f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
-            " expected data.source='glyphs', or no 'base'"
-        )
     if "base" in asked and config.model.anyres.packing != 1:
         raise RequestError(
             f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' teaches single patches; expected 1,"

@@ -35,6 +35,8 @@ from visor_jax.architecture import (
 )
 from visor_jax.config.checks import check_together
 from visor_jax.config.schema import (
+    ASSETS,
+    BUILT_IN,
     OFFLINE_STAGES,
     SCHEMA,
     STAGE_DEFAULTS,
@@ -53,7 +55,6 @@ log = logging.getLogger(__name__)
 
 Config: TypeAlias = Any  # a ConfigDict, whose fields are the schema's: no type checker knows them
 
-ASSETS = Path(__file__).parent.parent / "data" / "assets"
 MOST_DEFAULT_POSITIONS = 32_768  # as Qwen2 has
 
 
@@ -273,8 +274,8 @@ def default_max_positions(config: Config) -> int:
 
 
 def tokenizer_file(path: str) -> Path:
-    """The file that `tokenizer.path` means: "glyphs" is the one that comes with the package."""
-    return ASSETS / "glyphs" / "tokenizer.json" if path == "glyphs" else as_path(path)
+    """The file that `tokenizer.path` names: a tokenizer that comes with the package, or a path."""
+    return ASSETS / path / "tokenizer.json" if path in BUILT_IN else as_path(path)
 
 
 def to_json(config: Config) -> str:

@@ -13,9 +13,14 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from visor_jax import architecture as most
+
+ASSETS = Path(__file__).parents[1] / "data" / "assets"
+# Names of the tokenizers that come with the package. The first is that of the generated data set of the same name.
+BUILT_IN = tuple(sorted(file.parent.name for file in ASSETS.glob("*/tokenizer.json")))
 
 STAGES = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy")
 OFFLINE_STAGES = ("search", "label")  # passes that evaluate; they train nothing
@@ -247,11 +252,11 @@ _MODEL = {
 }
 
 _DATA = {
-    "source": Field("glyphs", "the generated data set, or a JSON file in LLaVA's format", one_of("glyphs", "llava")),
+    "source": Field(BUILT_IN[0], "a name from the table in visor_jax/data/sources", not_empty()),
     "root": Field("", "source llava: folder under which pictures and the JSON file lie"),
     "path": Field("", "source llava: the JSON or JSON-lines file below data.root; {split} stands for a split"),
     "test_fraction": Field(0.1, "source llava: of the records, for each of validation and test", within(0, 0.45)),
-    "scenes": Field((), "source glyphs: (scene, whole weight) pairs; empty: all alike", WEIGHTS, element=(str, int)),
+    "scenes": Field((), "generated data: (scene, whole weight) pairs; empty: all alike", WEIGHTS, element=(str, int)),
     "turns_per_picture": Field(4, "questions in one conversation", at_least(1)),
     "batch_size": Field(32, "conversations a step, over all devices", at_least(1)),
     "tiles": Field(1, "window: tiles in a row of the batch", at_least(1)),
@@ -263,7 +268,7 @@ _DATA = {
 }
 
 _REST = {
-    "tokenizer.path": Field("glyphs", "'glyphs', or the path of a tokenizer.json", not_empty()),
+    "tokenizer.path": Field(BUILT_IN[0], "a built-in tokenizer's name, or the path of a tokenizer.json", not_empty()),
     "tokenizer.system": Field("", "text of the system turn; empty: none"),
     "loss.targets": Field(
         "answer", "the answer and its end, or what LLaVA's code trains on", one_of("answer", "llava")

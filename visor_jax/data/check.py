@@ -18,7 +18,8 @@ from visor_jax.data.collate import Example
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_window
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.sources.llava import SPLIT_MARK, SPLITS, LlavaSource, split_read_by
+from visor_jax.data.source_kind import SPLITS, RecordSource, split_read_by
+from visor_jax.data.sources import source_kind
 from visor_jax.errors import RunError, printable, unwritable
 from visor_jax.files.read_write import file_beside, replaceable
 
@@ -100,7 +101,7 @@ def _check_source(
 ) -> _Found:
     found = _Found()
     for index in range(min(len(source), limit or len(source))):
-        belongs = source.splits_of(index) if isinstance(source, LlavaSource) and name not in SPLITS else (name,)
+        belongs = source.splits_of(index) if isinstance(source, RecordSource) and name not in SPLITS else (name,)
         found.skips.count_tried()
         found.tried.update(belongs)
         try:
@@ -124,12 +125,12 @@ def _encoded(encode: Callable[[Sample], Example], sample: Sample, source: Source
 
 
 def _place(source: Source, index: int) -> str:
-    return source.place(index) if isinstance(source, LlavaSource) else f"{source.name}[{index}]"
+    return source.place(index) if isinstance(source, RecordSource) else f"{source.name}[{index}]"
 
 
 def _entry(source: Source, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
     """What the listing says of one record. Without a reason it can be used; lengths are known only then."""
-    id, pictures = source.record_facts(index) if isinstance(source, LlavaSource) else (None, None)
+    id, pictures = source.record_facts(index) if isinstance(source, RecordSource) else (None, None)
     entry: Entry = {
         "place": _place(source, index),
         "id": id,
@@ -176,7 +177,7 @@ def _facts(source: Source, found: _Found) -> dict[str, Any]:
         "usable": found.skips.tried - skipped.total(),
         "without_picture": found.without_picture,
         "skipped": dict(skipped),
-        "duplicate_ids": source.duplicate_ids() if isinstance(source, LlavaSource) else 0,
+        "duplicate_ids": source.duplicate_ids() if isinstance(source, RecordSource) else 0,
     }
 
 
@@ -195,17 +196,19 @@ def _print_split(name: str, facts: dict[str, Any]) -> None:
 
 def _problems(config: Any, sources: Mapping[str, Source], found: Mapping[str, _Found], *, complete: bool) -> list[str]:
     """What is wrong with the splits that the configured stages and the evaluation after them read."""
-    if config.data.source != "llava":
+    kind = source_kind(config)
+    if kind.endless:
         return []
     tried = sum((one.tried for one in found.values()), Counter())
     usable = sum((one.usable for one in found.values()), Counter())
     read = [split for split in SPLITS if split in {*map(split_read_by, config.stages), "test"}]
-    if SPLIT_MARK in config.data.path:
+    files, whole = kind.split_files(config), [one for one in sources.values() if isinstance(one, RecordSource)]
+    if files or not whole:
         missing = [split for split in read if split not in sources]
-        problems = [f"split {split!r}: no file {config.data.path.replace(SPLIT_MARK, split)}" for split in missing]
+        problems = [f"split {split!r}: no file {files.get(split, '')}" for split in missing]
         read = [split for split in read if split in sources]
     else:
-        (source,) = (one for one in sources.values() if isinstance(one, LlavaSource))
+        source = whole[0]
         members = Counter(split for index in range(len(source)) for split in source.splits_of(index))
         if config.data.test_fraction:
             print("splits: " + ", ".join(f"{split} {members[split]}" for split in SPLITS))

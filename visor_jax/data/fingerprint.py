@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.data.from_config import make_source
-from visor_jax.data.sources.llava import LlavaSource
+from visor_jax.data.source_kind import RecordSource
 from visor_jax.files.read_write import open_regular
 
 RECORDS = 256
@@ -20,16 +20,16 @@ MAX_BYTES = 2**20  # of each picture
 
 
 def fingerprint_of_split(config: Any, split: str) -> str:
-    """`picture_fingerprint` of the configured data's split; "" for generated data.
+    """`picture_fingerprint` of the configured data's split; "" for a source without records.
 
     Raises:
       RequestError: the data cannot be read.
     """
     source = make_source(config, split)
-    return picture_fingerprint(source) if isinstance(source, LlavaSource) else ""
+    return picture_fingerprint(source) if isinstance(source, RecordSource) else ""
 
 
-def picture_fingerprint(source: LlavaSource) -> str:
+def picture_fingerprint(source: RecordSource) -> str:
     """sha256 over a sample of the pictures; where one cannot be read, over that."""
     digest = hashlib.sha256()
     for index in sampled(len(source)):

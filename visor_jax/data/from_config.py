@@ -13,12 +13,9 @@ from typing import Any
 from visor_jax.config import architecture
 from visor_jax.data.collate import Example, Window, encode_example
 from visor_jax.data.draws import Within, index_range
-from visor_jax.data.glyphs.source import TASKS, Glyphs
 from visor_jax.data.sample import Sample, Source
-from visor_jax.data.sources.llava import LlavaSource
+from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
-
-EVALUATION_CARDS = 8  # the most that a picture holds: the hard end of the generated data
 
 
 def make_tokenizer(config: Any) -> ChatTokenizer:
@@ -44,27 +41,22 @@ def sample_encoder(config: Any, tokenizer: ChatTokenizer, window: Window) -> Cal
 
 def make_source(config: Any, split: str) -> Source:
     """The configured source of conversations for "train", "validation" or "test"."""
-    data = config.data
-    if data.source == "glyphs":
-        return glyphs_source(config, split, scenes=dict(data.scenes) or None, turns_per_picture=data.turns_per_picture)
-    return LlavaSource.from_config(config, split)
+    return source_kind(config).open(config, split)
 
 
 def stage_source(config: Any, stage: str) -> Source:
-    """What a stage trains on: the training records; of the endless generated data, a range that is this stage's own."""
+    """What a stage trains on: the training records; of an endless source, a range that is this stage's own."""
     source = make_source(config, "train")
-    return Within(source, index_range(stage)[1]) if config.data.source == "glyphs" else source
-
-
-def glyphs_source(config: Any, split: str, **asked: Any) -> Glyphs:
-    """Generated pictures of the size that the model takes, asked about as `Glyphs` is told."""
-    grid = config.model.vision.tile_size // config.model.vision.patch_size
-    return Glyphs(split=split, seed=config.seed, grid=grid, **asked)
+    return Within(source, index_range(stage)[1]) if source_kind(config).endless else source
 
 
 def label_source(config: Any) -> Source:
-    """What labels are made on: the training records; of the generated data, pictures that ask about one task each."""
-    if config.data.source != "glyphs":
-        return make_source(config, "train")
-    turns = config.data.turns_per_picture
-    return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=turns)
+    """What labels are made on."""
+    for_labels = source_kind(config).for_labels
+    return make_source(config, "train") if for_labels is None else for_labels(config)
+
+
+def evaluation_source(config: Any, split: str) -> Source:
+    """What search and evaluate ask about."""
+    for_evaluation = source_kind(config).for_evaluation
+    return make_source(config, split) if for_evaluation is None else for_evaluation(config, split)

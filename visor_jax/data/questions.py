@@ -23,10 +23,10 @@ import grain
 from visor_jax.config import architecture
 from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
-from visor_jax.data.from_config import EVALUATION_CARDS, glyphs_source, label_source, make_source
-from visor_jax.data.glyphs.source import TASKS
+from visor_jax.data.from_config import evaluation_source, label_source
 from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.workdir.supervision import beat
@@ -277,16 +277,12 @@ def split_turns(sample: Sample) -> list[Sample]:
 
 
 def single_questions(config: Any, split: str, count: int, skips: SkipLog | None = None) -> Questions:
-    """`count` single questions of a split: of the generated data an equal mix of all tasks at the hard end.
+    """`count` single questions of a split, as its source draws them for evaluation.
 
     Raises:
       RequestError: the split has no question, as far as can be told without opening a picture.
     """
-    if config.data.source == "glyphs":
-        found = glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
-    else:
-        found = make_source(config, split)
-    questions = Questions(config, found, count, skips=skips)
+    questions = Questions(config, evaluation_source(config, split), count, skips=skips)
     if not questions.plan():
         raise RequestError(f"data: split {split!r} has no usable question")
     return questions
@@ -295,11 +291,11 @@ def single_questions(config: Any, split: str, count: int, skips: SkipLog | None 
 def label_questions(config: Any, skips: SkipLog | None = None) -> Questions:
     """The questions of the training subset, about `label.samples` of them.
 
-    Generated tasks are asked about equally often, so that the policy meets each as often as the others.
+    An endless source is read in a range of its own, its tasks equally often, so that the policy meets each as often as
+    the others.
     """
-    count, source = config.label.samples, label_source(config)
-    if config.data.source != "glyphs":
+    count, source, kind = config.label.samples, label_source(config), source_kind(config)
+    if not kind.endless:
         return Questions(config, source, count, skips=skips)
-    return Questions(
-        config, source, count, first=index_range("label")[1].start, per_task=-(-count // len(TASKS)), skips=skips
-    )
+    first, per_task = index_range("label")[1].start, -(-count // max(len(kind.levels), 1))
+    return Questions(config, source, count, first=first, per_task=per_task, skips=skips)

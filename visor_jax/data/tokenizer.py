@@ -1,7 +1,8 @@
 """Reads a tokenizer.json and encodes text with it, so that text can never forge a chat token.
 
-In: "glyphs", a tokenizer.json, or a folder that holds one. Out: a `ChatTokenizer`. The file is read as data by the
-`tokenizers` library: no code comes with it, and a file that cannot be used is refused by name (`RequestError`).
+In: the name of a built-in tokenizer, a tokenizer.json, or a folder that holds one. Out: a `ChatTokenizer`. The file is
+read as data by the `tokenizers` library: no code comes with it, and a file that cannot be used is refused by name
+(`RequestError`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from visor_jax.config import tokenizer_file
+from visor_jax.config.schema import BUILT_IN
 from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
-from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_regular
+from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, parse_json, read_regular
 
-GLYPHS_FOLDER = Path(__file__).parent / "assets" / "glyphs"
 # Padding, start and end of a chat turn, and the place of one picture.
 CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 _CACHED_TEXTS = 8192  # generated questions repeat; texts that do not are pushed out soon
@@ -90,18 +92,20 @@ class ChatTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> ChatTokenizer:
-    """Loads "glyphs" (the tokenizer of the generated data set), a tokenizer.json, or a folder with one.
+    """Loads a tokenizer that comes with the package (by its name), a tokenizer.json, or a folder with one.
 
     Raises:
       RequestError: there is no such file, it is no tokenizer, or it lacks one of `CHAT_TOKENS`.
     """
-    file = GLYPHS_FOLDER if str(path) == "glyphs" else as_path(path)
+    file = tokenizer_file(str(path))
     if file.is_dir():
         file = file / "tokenizer.json"
     try:
         text = read_regular(file, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
-        raise RequestError(f"tokenizer: no file {file}; expected a tokenizer.json or 'glyphs'") from None
+        raise RequestError(
+            f"tokenizer: no file {file}; expected a tokenizer.json or {' or '.join(map(repr, BUILT_IN))}"
+        ) from None
     except UnicodeDecodeError as error:
         raise RequestError(f"tokenizer: cannot read {file}: {error}") from None
     except OSError as error:

@@ -23,10 +23,10 @@ from rich.text import Text
 
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.fingerprint import fingerprint_of_split
-from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.sample import IMAGE_MARKER
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
@@ -60,7 +60,8 @@ def evaluate(
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
     batches = questions.batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
-    scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=model.has_policy)
+    levels, routed = source_kind(config).levels, model.has_policy
+    scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=routed, levels=levels)
     result = {
         "benchmark": config.data.source,
         "split": split,
@@ -68,7 +69,7 @@ def evaluate(
         "identity": evaluation_identity(config, model, workdir, split),
         "skipped": skips.by_reason(),
         "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
-        "levels": {task: TASKS[task].level for task in sorted(set(scores.tasks)) if task in TASKS},
+        "levels": {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels},
         "dense": dense_row(model.arch, scores),
     }
     if model.has_policy:
@@ -127,7 +128,7 @@ def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
 def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
     row = dial_rows(model, scores, dial)
     picked, everyone = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
-    accuracy = float(np.sum(scores.correct[picked, everyone] * level_weights(scores.tasks)))
+    accuracy = float(np.sum(scores.correct[picked, everyone] * level_weights(scores.tasks, scores.levels)))
     return {"accuracy": accuracy, **{k: row[k] for k in ("easy", "hard", "decoder_gflops", "end_to_end_gflops")}}
 
 

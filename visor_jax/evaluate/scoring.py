@@ -11,7 +11,7 @@ the reference's own prefix, so one teacher-forced pass decides it; `tests/evalua
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import jax
@@ -45,6 +45,7 @@ class Scores:
       tasks, ids: of each sample.
       num_visual, num_prompt: visual slots and prompt tokens of each sample, without padding.
       num_tiles: tiles of each sample.
+      levels: task -> "easy" or "hard", for the tasks that have a level.
     """
 
     budgets: list[Bits]
@@ -56,6 +57,7 @@ class Scores:
     num_visual: Int[np.ndarray, " N"]
     num_prompt: Int[np.ndarray, " N"]
     num_tiles: Int[np.ndarray, " N"]
+    levels: Mapping[str, str] = field(default_factory=dict)
 
 
 def score(
@@ -67,6 +69,7 @@ def score(
     mesh: Mesh,
     dtype: str = "float32",
     routed: bool = False,
+    levels: Mapping[str, str] | None = None,
 ) -> Scores:
     """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out.
 
@@ -106,6 +109,7 @@ def score(
         num_visual=all_sizes[:, 0],
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
+        levels=levels or {},
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, tower_flops
-from visor_jax.data.glyphs.source import TASKS
 from visor_jax.evaluate.scoring import Scores
 
 
@@ -19,20 +18,19 @@ def task_accuracies(correct: np.ndarray, tasks: Sequence[str]) -> dict[str, floa
     return {str(name): float(np.mean(correct[names == name])) for name in sorted(set(names))}
 
 
-def level_means(accuracies: dict[str, float]) -> dict[str, float | None]:
-    """Mean accuracy over the easy and over the hard tasks; None where a data set has no such level."""
+def level_means(accuracies: dict[str, float], levels: Mapping[str, str]) -> dict[str, float | None]:
+    """Mean accuracy over the easy and over the hard tasks; None where `levels` (task -> level) has no such level."""
     means: dict[str, float | None] = {}
     for level in ("easy", "hard"):
-        found = [value for task, value in accuracies.items() if task in TASKS and TASKS[task].level == level]
+        found = [value for task, value in accuracies.items() if levels.get(task) == level]
         means[level] = float(np.mean(found)) if found else None
     return means
 
 
-def level_weights(tasks: Sequence[str]) -> np.ndarray:
+def level_weights(tasks: Sequence[str], levels: Mapping[str, str]) -> np.ndarray:
     """Weights [N] of the equal mix: easy and hard count half each, and within a level every task counts the same."""
-    levels = [TASKS[task].level if task in TASKS else "" for task in tasks]
-    keys = list(zip(levels, tasks, strict=True))
-    tasks_in_level = {level: len({key for key in keys if key[0] == level}) for level in set(levels)}
+    keys = [(levels.get(task, ""), task) for task in tasks]
+    tasks_in_level = {level: len({key for key in keys if key[0] == level}) for level, _ in set(keys)}
     samples_in_task = {key: keys.count(key) for key in set(keys)}
     weights = np.array([1.0 / (tasks_in_level[level] * samples_in_task[level, task]) for level, task in keys])
     return weights / weights.sum()
@@ -51,16 +49,16 @@ def per_sample(scores: Scores, count) -> np.ndarray:
 
 
 def mean_decoder_flops(arch: Architecture, bits: Bits, scores: Scores) -> float:
-    return float(np.sum(per_sample_flops(arch, bits, scores) * level_weights(scores.tasks)))
+    return float(np.sum(per_sample_flops(arch, bits, scores) * level_weights(scores.tasks, scores.levels)))
 
 
 def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: np.ndarray) -> dict:
     """One entry of `evaluate --json`'s "budgets": accuracies in [0, 1], GFLOPs per sample on the equal mix."""
-    weights = level_weights(scores.tasks)
+    weights = level_weights(scores.tasks, scores.levels)
     tower = np.array([tower_flops(arch, int(n)) for n in scores.num_tiles])
     tasks = task_accuracies(correct, scores.tasks)
     return {
-        **level_means(tasks),
+        **level_means(tasks, scores.levels),
         "tasks": tasks,
         "decoder_gflops": float(np.sum(flops * weights)) / 1e9,
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,
@@ -70,7 +68,7 @@ def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: n
 
 def dense_row(arch: Architecture, scores: Scores) -> dict[str, float]:
     """What a dense decoder of the same shape would cost on the same samples, GFLOPs per sample."""
-    weights = level_weights(scores.tasks)
+    weights = level_weights(scores.tasks, scores.levels)
     flops = per_sample(scores, lambda v, t: dense_decoder_flops(arch, v, t))
     tower = np.array([tower_flops(arch, int(n)) for n in scores.num_tiles])
     return {

@@ -105,7 +105,7 @@ def png(made: Figure) -> bytes:
 def _saved(made: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has more fonts
+        warnings.filterwarnings("ignore", message=".* missing from font")  # the browser has more fonts
         made.savefig(buffer, **options)
     return buffer.getvalue()
 

@@ -27,7 +27,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
       RequestError: the changed configuration makes no sense.
     """
     config = default_config()
-    config.name = "tiny"
+    config.name, config.tokenizer.path = "tiny", "glyphs"
     config.model.text.update(
         hidden_size=32, intermediate_size=48, num_layers=6, num_heads=2, num_kv_heads=2, head_dim=16,
         rope_theta=30.0, tie_word_embeddings=True,
@@ -37,7 +37,9 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
         patch_local=True,
     )  # fmt: skip
     config.model.policy.update(hidden_size=16, max_budgets=8)
-    config.data.update(turns_per_picture=2, batch_size=4, visual_length=GRID * GRID + 1, text_length=64)
+    config.data.update(
+        source="glyphs", turns_per_picture=2, batch_size=4, visual_length=GRID * GRID + 1, text_length=64
+    )
     config.train.update(steps=steps, learning_rate=2e-2, schedule="constant", checkpoint_every=2, hang_seconds=600.0)
     config.stage_overrides.policy.update(learning_rate=1e-2)
     config.search.update(samples=16)

@@ -319,5 +319,3 @@ def test_splits_that_would_be_empty_are_told(open_source: Open, tmp_path: Path) 
     check_splits(config, {"train"})
     with pytest.raises(RequestError, match="split 'validation' has no usable record"):
         check_splits(config, {"train", "validation"})
-    data.source = "glyphs"
-    check_splits(config, {"test"})

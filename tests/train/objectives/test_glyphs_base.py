@@ -13,8 +13,9 @@ import pytest
 from visor_jax import testing
 from visor_jax.config import architecture
 from visor_jax.data.collate import encode_example
-from visor_jax.data.from_config import glyphs_source, make_tokenizer
+from visor_jax.data.from_config import make_tokenizer
 from visor_jax.data.glyphs import render as glyphs_render
+from visor_jax.data.glyphs.kind import glyphs_source
 from visor_jax.data.glyphs.source import TASKS
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config

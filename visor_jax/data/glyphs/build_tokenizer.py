@@ -17,9 +17,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from visor_jax.config.schema import ASSETS
 from visor_jax.data.glyphs.render import ARROWS, BACKGROUNDS, COLOURS, DIGITS, EMPTY, LETTERS, SHAPES
 from visor_jax.data.glyphs.words import PHRASINGS
-from visor_jax.data.tokenizer import CHAT_TOKENS, GLYPHS_FOLDER
+from visor_jax.data.tokenizer import CHAT_TOKENS
 
 MAX_VOCABULARY = 512
 ROLES = ("system", "user", "assistant")
@@ -100,5 +101,5 @@ def write(folder: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else GLYPHS_FOLDER
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else ASSETS / "glyphs"
     print(f"{target}: {write(target).get_vocab_size()} tokens")

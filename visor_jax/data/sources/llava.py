@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from visor_jax.data.json_records import BadLine, read_records
 from visor_jax.data.picture_paths import plain_name, resolve_under
 from visor_jax.data.records import Record, named_pictures, parse_record, record_id
 from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample
+from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 
-SPLITS = ("train", "validation", "test")
 WHOLE = "all"  # beside the splits: every record of the file
 SPLIT_MARK = "{split}"
 
@@ -206,11 +206,6 @@ def data_file(data: Any, split: str) -> Path:
     return as_path(name) if name.startswith("~") else as_path(data.root) / name
 
 
-def split_read_by(stage: str) -> str:
-    """The split that a stage learns from or asks about; "test" is read by the evaluation after all stages."""
-    return "validation" if stage == "search" else "train"
-
-
 def check_splits(config: Any, splits: Collection[str]) -> None:
     """See that each of `splits` has records, so that none is found empty after hours of training.
 
@@ -220,8 +215,6 @@ def check_splits(config: Any, splits: Collection[str]) -> None:
     Raises:
         RequestError: one is empty, or its file cannot be read.
     """
-    if config.data.source != "llava":
-        return
     if SPLIT_MARK in config.data.path:
         for split in sorted({*splits} - {"train"}):
             source = LlavaSource.from_config(config, split)
@@ -248,3 +241,39 @@ def _require_usable(source: LlavaSource, split: str, indices: Iterable[int]) -> 
         else:
             return
     raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {why}")
+
+
+def _check(config: Any) -> None:
+    data = config.data
+    if not data.path:
+        raise RequestError(
+            f"data.path='': expected the JSON file that data.source={data.source!r} reads, relative to data.root"
+        )
+
+
+def _split_files(config: Any) -> Mapping[str, str]:
+    """{split: file name}, where `data.path` names a file for each split."""
+    path = config.data.path
+    return {split: path.replace(SPLIT_MARK, split) for split in SPLITS} if SPLIT_MARK in path else {}
+
+
+def _stored_splits(config: Any) -> Sequence[str]:
+    """The splits whose files exist, or the first one; a single file is read as a whole."""
+    if SPLIT_MARK not in config.data.path:
+        return [WHOLE]
+    return [split for split in SPLITS if data_file(config.data, split).exists()] or SPLITS[:1]
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    """Fields of `config.data` that evaluate on all of one file."""
+    return {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
+
+
+RECORDS = SourceKind(
+    open=LlavaSource.from_config,
+    check=_check,
+    check_splits=check_splits,
+    stored_splits=_stored_splits,
+    split_files=_split_files,
+    from_file=_from_file,
+)

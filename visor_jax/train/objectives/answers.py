@@ -17,6 +17,7 @@ from visor_jax.data.collate import make_batch
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_window
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.sources import source_kind
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.likelihood import answer_tokens
@@ -39,7 +40,7 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
 
     def steps(done: int, total: int) -> Iterator[Step]:
         pipeline = make_pipeline(
-            [Part(stage_source(config, stage), shuffle=config.data.source != "glyphs")],
+            [Part(stage_source(config, stage), shuffle=not source_kind(config).endless)],
             encode,
             collate,
             batch_size=settings.batch_size,
