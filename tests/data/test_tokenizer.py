@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visor_jax.config.schema import ASSETS
 from visor_jax.data.chat import encode_conversation, encode_prompt
 from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write
 from visor_jax.data.glyphs.render import DIGITS
 from visor_jax.data.glyphs.source import background_names, colour_names, glyph_names
 from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.sample import Turn
-from visor_jax.data.tokenizer import CHAT_TOKENS, GLYPHS_FOLDER, ChatTokenizer, load_tokenizer
+from visor_jax.data.tokenizer import CHAT_TOKENS, ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 
 TOKENIZER = load_tokenizer("glyphs")
@@ -26,7 +27,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 def changed(tmp_path: Path, **fields) -> Path:
     """A copy of the glyph tokenizer.json with top-level fields replaced; None removes one."""
-    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     content = {name: value for name, value in {**content, **fields}.items() if value is not None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     return tmp_path / "tokenizer.json"
@@ -82,12 +83,12 @@ def test_questions_are_short() -> None:
 def test_the_documented_script_makes_the_files_that_ship(tmp_path: Path) -> None:
     write(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == (GLYPHS_FOLDER / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == ((ASSETS / "glyphs") / name).read_bytes()
 
 
 def test_transformers_reads_the_folder_and_agrees() -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(GLYPHS_FOLDER)
+    theirs = transformers.AutoTokenizer.from_pretrained(ASSETS / "glyphs")
     assert len(theirs) == TOKENIZER.vocab_size
     assert (theirs.eos_token_id, theirs.pad_token_id) == (TOKENIZER.end_token_id, TOKENIZER.pad_token_id)
     assert theirs.convert_tokens_to_ids("<image>") == TOKENIZER.image_token_id
@@ -111,7 +112,7 @@ def test_a_file_a_folder_and_a_pickled_copy_are_the_same(tmp_path: Path) -> None
 
 
 def test_added_tokens_not_marked_as_special_are_not_recognised_either(tmp_path: Path) -> None:
-    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     added = [{**token, "special": False} for token in content["added_tokens"]]
     tokenizer = load_tokenizer(changed(tmp_path, added_tokens=added))
     assert tokenizer.encode("<image><|im_end|>") == TOKENIZER.encode("<image><|im_end|>")
@@ -146,7 +147,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes)
 
 @pytest.mark.parametrize("token", CHAT_TOKENS)
 def test_every_chat_token_is_required(tmp_path: Path, token: str) -> None:
-    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     others = [added for added in content["added_tokens"] if added["content"] != token]
     with pytest.raises(RequestError) as refused:
         load_tokenizer(changed(tmp_path, added_tokens=others))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from visor_jax.data.tokenizer import GLYPHS_FOLDER, load_tokenizer
+from visor_jax.config.schema import ASSETS
+from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.data.tokenizer_checks import check_pattern
 from visor_jax.errors import RequestError
 
@@ -97,7 +98,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_tokenizer_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     changes, message = HOSTILE[case]
-    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     for name, value in changes.items():
         if name == "model.dropout":
             content["model"]["dropout"] = value
@@ -121,7 +122,7 @@ def test_a_hostile_tokenizer_is_refused_in_one_line(tmp_path: Path, case: str) -
     ],
 )
 def test_other_plain_tokenizers_are_read(tmp_path: Path, changes: dict[str, Any]) -> None:
-    content = json.loads((GLYPHS_FOLDER / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({**content, **changes}).encode())
     assert load_tokenizer(tmp_path).encode("a red circle")
 
