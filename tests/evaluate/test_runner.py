@@ -14,6 +14,7 @@ from visor_jax.budget import Budget
 from visor_jax.commands.recipe import evaluation_data
 from visor_jax.config import from_dict
 from visor_jax.data.questions import single_questions
+from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
 from visor_jax.evaluate.scoring import score
@@ -53,7 +54,9 @@ def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
     accuracies = task_accuracies(scores.correct[picked, np.arange(22)], scores.tasks)
     auto = result["budgets"]["auto"]
     assert auto["tasks"] == pytest.approx(accuracies)
-    assert {level: auto[level] for level in ("easy", "hard")} == pytest.approx(level_means(accuracies, scores.levels))
+    assert {level: auto[level] for level in ("easy", "hard")} == pytest.approx(
+        level_means(accuracies, source_kind(config).levels)
+    )
     assert all(sum(shares.values()) == pytest.approx(1) for shares in result["routes"].values())
     cheapest, dearest = (result["budgets"][name]["decoder_gflops"] for name in ("empty", "full"))
     assert cheapest < auto["decoder_gflops"] <= dearest * 1.5, "a budget's FLOPs and the policy's own"

@@ -175,9 +175,9 @@ def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeyp
 
 @given(st.lists(st.sampled_from(["bg", "digit", "card", "above", "follow3", "mine"]), min_size=1, max_size=30))
 def test_in_the_equal_mix_levels_and_their_tasks_weigh_the_same(tasks: list[str]) -> None:
-    by_task = {task: weights[[t == task for t in tasks]].sum() for task in set(tasks)}
     levels = {"bg": "easy", "digit": "easy", "card": "hard", "above": "hard", "follow3": "hard"}
     weights = level_weights(tasks, levels)
+    by_task = {task: weights[[t == task for t in tasks]].sum() for task in set(tasks)}
     by_level: dict[str, list[float]] = {}
     for task, weight in by_task.items():
         by_level.setdefault(levels.get(task, ""), []).append(weight)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import validate
 from visor_jax.data.source_kind import split_read_by
-from visor_jax.data.sources import SOURCES, check_source, source_kind
+from visor_jax.data.sources import SOURCES, check_source, named_kind, source_kind
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
@@ -196,7 +196,7 @@ def print_summary(result: dict[str, Any], path: str) -> None:
 
 def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     """The configuration with another source of questions: `--benchmark`, `--data`."""
-    reading = [name for name, kind in SOURCES.items() if kind.from_file is not None]
+    reading = [name for name in SOURCES if named_kind(name).from_file is not None]
     with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
     if benchmark and benchmark not in SOURCES:
         generated = ", ".join(name for name in SOURCES if name not in reading)
@@ -211,7 +211,7 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
     changed: Any = ConfigDict(config.to_dict())
     changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
     changed.data.source = name
-    if from_file := SOURCES[name].from_file:
+    if from_file := named_kind(name).from_file:
         if not data:
             raise RequestError(f"--benchmark={name}: needs --data=FILE.json, questions in LLaVA's format")
         changed.data.update(from_file(_question_file(data)))

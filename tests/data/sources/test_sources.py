@@ -1,27 +1,29 @@
-"""The table of data sources: what it refuses, and that one line adds a source to every pass."""
+"""The table of sources: what it refuses, and that one more source needs one file and one line."""
 
 from __future__ import annotations
 
+import re
+import sys
+import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from visor_jax import testing
-from visor_jax.adapt.label import label_stage
-from visor_jax.adapt.search import search_stage
-from visor_jax.config import apply_overrides, default_config
-from visor_jax.data.from_config import make_source
-from visor_jax.data.sample import Sample, Turn
-from visor_jax.data.source_kind import SourceKind
+import visor_jax
+from visor_jax.__main__ import main
+from visor_jax.commands.recipe import evaluation_data, run_stages
+from visor_jax.config import apply_overrides, default_config, from_dict
 from visor_jax.data.sources import SOURCES, check_source
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate
-from visor_jax.loading import load, load_stage
+from visor_jax.files.read_write import read_json
+from visor_jax.loading import load
 from visor_jax.testing import tiny_config
-from visor_jax.train.loop import train
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels
+
+PACKAGE = Path(visor_jax.__file__).parent
+DOCS = PACKAGE.parent / "docs" / "your_data.md"
 
 
 @pytest.mark.parametrize(
@@ -42,47 +44,66 @@ def test_what_does_not_fit_a_source_is_refused(overrides: list[str], message: st
         check_source(config)
 
 
-class Squares:
-    """Twelve pictures, each with an easy and a hard question."""
-
-    name = "squares"
-
-    def __init__(self, split: str) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        picture = testing.random_picture(24, 24, seed=index)
-        turns = (Turn("Which digit is above A?", "4", "plain"), Turn("What colour is A?", "red", "deep"))
-        return Sample(f"{self.split}/{index}", (picture,), turns, self.name)
+@pytest.fixture
+def third(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The example of docs/your_data.md as a module, and its line in the table."""
+    (code,) = re.findall(r"```python\n(# shades\.py\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    module = types.ModuleType("shades")
+    monkeypatch.setitem(sys.modules, "shades", module)
+    exec(compile(code, "shades.py", "exec"), vars(module))
+    monkeypatch.setitem(SOURCES, "shades", "shades")
+    return "shades"
 
 
-@pytest.mark.usefixtures("quick")
-def test_one_line_adds_a_source_to_every_pass(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    levels = {"plain": "easy", "deep": "hard"}
-    monkeypatch.setitem(SOURCES, "squares", SourceKind(open=lambda config, split: Squares(split), levels=levels))
-    changes: dict[str, Any] = {"data.source": "squares", "stages": ("full", "search", "universal", "label", "policy")}
-    changes |= {"stage_overrides.full.init_from": str(tiny_copy / "base")}
-    changes |= {f"{part}.samples": 6 for part in ("search", "label", "evaluate")}
-    config = tiny_config(changes, steps=2)
+def test_a_third_source_trains_searches_labels_and_evaluates(third: str, tmp_path: Path) -> None:
+    stages = ("warmup", "full", "search", "universal", "label", "policy")
+    config = tiny_config(
+        {"data.source": third, "stages": stages, "stage_overrides.warmup.init_from": "", "label.samples": 8},
+        steps=2,
+    )
     check_source(config)
-    assert make_source(config, "test")[0].id == "test/0"
+    run_stages(config, str(tmp_path / "run"), stages)
+    workdir = Workdir(tmp_path / "run")
+    assert len(Labels.read(workdir).label) == 8
+    subsets = read_json(workdir.path / "search" / "viable.json")["subsets"]
+    assert all(row["easy"] is not None and row["hard"] is not None for row in subsets)
+    result = evaluate(from_dict(workdir.config()), load(workdir.path), workdir)
+    assert result["benchmark"] == third
+    assert result["levels"] == {"brightness": "easy", "sides": "hard"}
+    full = result["budgets"]["full"]
+    assert full["easy"] is not None and full["hard"] is not None and set(full["tasks"]) == {"brightness", "sides"}
 
-    path = tiny_copy.parent / "squares"
-    workdir = Workdir(path)
-    workdir.create()
-    workdir.claim(config)
-    train(config, "full", workdir)
-    search_stage(config, workdir, load_stage(workdir, "full"))
-    train(config, "universal", workdir)
-    labels = label_stage(config, workdir, load_stage(workdir, "universal"))
-    assert len(labels.label) == 6 and len(Labels.read(workdir).label) == 6
-    train(config, "policy", workdir)
-    result = evaluate(config, load(path), workdir)
-    assert result["benchmark"] == "squares" and result["levels"] == levels
-    assert all(row["easy"] is not None and row["hard"] is not None for row in result["budgets"].values())
-    assert (path / "full" / "metrics.jsonl").read_text().count("accuracy/deep") == 2
+
+def test_a_third_source_is_a_benchmark(third: str) -> None:
+    changed = evaluation_data(tiny_config(), third, "")
+    assert changed.data.source == third
+    with pytest.raises(RequestError, match="takes no --data=x"):
+        evaluation_data(tiny_config(), third, "x.json")
+    with pytest.raises(RequestError, match=r"expected glyphs, shades, or llava with --data=FILE\.json"):
+        evaluation_data(tiny_config(), "docvqa", "")
+
+
+def test_commands_refuse_an_unknown_source_before_anything_is_created(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PACKAGE.parent / "configs" / "glyphs_mini.py"
+    workdir = tmp_path / "run"
+    assert main(["run", f"--config={config}", f"--workdir={workdir}", "--config.data.source=glyfs"]) == 2
+    complaint = capsys.readouterr().err
+    assert "data.source='glyfs': expected one of 'glyphs', 'llava'; did you mean 'glyphs'?" in complaint
+    assert not workdir.exists()
+
+
+def test_only_the_table_names_a_source() -> None:
+    """Beside the table a source is named in its own files, its objective, and `testing/`."""
+    own = re.compile(r"^(data/glyphs/|data/sources/(__init__|llava)\.py|train/objectives/glyphs_base\.py|testing/)")
+    lines = []
+    for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.j2")]):
+        place = path.relative_to(PACKAGE).as_posix()
+        if own.match(place):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            compared = re.search(r"data\.source\s*(==|!=|in\b)|isinstance\(.*LlavaSource", line)
+            if re.search("glyph", line, re.IGNORECASE) or compared:
+                lines.append(f"{place}:{number}: {line.strip()}")
+    assert len(lines) == 1 and lines[0].startswith("train/objectives/__init__.py"), "\n".join(lines)

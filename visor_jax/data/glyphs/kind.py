@@ -34,7 +34,7 @@ def _for_evaluation(config: Any, split: str) -> Glyphs:
     return glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
 
 
-GENERATED = SourceKind(
+SOURCE = SourceKind(
     open=_conversations,
     endless=True,
     levels={name: task.level for name, task in TASKS.items()},

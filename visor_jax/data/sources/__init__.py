@@ -5,21 +5,26 @@ In: a configuration. Out: the `SourceKind` that its `data.source` names.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-from visor_jax.data.glyphs.kind import GENERATED
 from visor_jax.data.source_kind import SourceKind
-from visor_jax.data.sources.llava import RECORDS
 from visor_jax.errors import RequestError, nearest
 
-SOURCES: dict[str, SourceKind] = {
-    "glyphs": GENERATED,
-    "llava": RECORDS,
+# name -> the module whose `SOURCE` describes it; imported when first asked for
+SOURCES: dict[str, str] = {
+    "glyphs": "visor_jax.data.glyphs.kind",
+    "llava": "visor_jax.data.sources.llava",
 }
 
 
+def named_kind(name: str) -> SourceKind:
+    """The source of one row of the table."""
+    return importlib.import_module(SOURCES[name]).SOURCE
+
+
 def source_kind(config: Any) -> SourceKind:
-    """The row that `config.data.source` names.
+    """The source that `config.data.source` names.
 
     Raises:
       RequestError: there is none of this name.
@@ -30,7 +35,7 @@ def source_kind(config: Any) -> SourceKind:
         raise RequestError(
             f"data.source={name!r}: expected one of {', '.join(map(repr, SOURCES))}" + (f"; {hint}" if hint else "")
         )
-    return SOURCES[name]
+    return named_kind(name)
 
 
 def check_source(config: Any) -> None:
@@ -43,7 +48,7 @@ def check_source(config: Any) -> None:
     kind.check(config)
     if "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
         where = "stage" if config.stage == "base" else "stages"
-        able = " or ".join(repr(name) for name, other in SOURCES.items() if other.has_patch_labels)
+        able = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
         raise RequestError(
             f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
             f" expected data.source={able}, or no 'base'"

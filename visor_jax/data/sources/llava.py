@@ -269,7 +269,7 @@ def _from_file(file: Path) -> dict[str, Any]:
     return {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
 
 
-RECORDS = SourceKind(
+SOURCE = SourceKind(
     open=LlavaSource.from_config,
     check=_check,
     check_splits=check_splits,
