@@ -14,7 +14,7 @@ PACKAGE = Path(visor_jax.errors.__file__).parent
 # Functions of modules whose names end in _kernels run inside Pallas kernels, on references and blocks.
 MODULES = sorted(
     path.relative_to(PACKAGE)
-    for room in ("kernels", "train")
+    for room in ("kernels", "model", "train")
     for path in (PACKAGE / room).rglob("*.py")
     if not path.stem.endswith("_kernels")
 )

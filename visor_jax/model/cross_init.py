@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
 from visor_jax.model.keys import frozen_key
@@ -34,7 +34,7 @@ def asked_rotation(size: int) -> Array:
     return orthonormal(frozen_key(ASKED_SEED), size, size)
 
 
-def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Params:
+def start_cross_attention(params: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
     """`params` with cross-attention as `arch.cross.init` wants it; the gate has its value already."""
     starts = {"copy": copied, "match": matched}
     if arch.cross.init not in starts:
@@ -47,7 +47,7 @@ def start_cross_attention(params: Params, arch: Architecture, key: Array) -> Par
     return unflatten(flat)
 
 
-def copied(layer: Params, arch: Architecture, key: Array) -> Params:
+def copied(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
     """The projections of the layer `layer` that cross-attention stands before, stacked over super-blocks."""
     del key
     own = layer["self_attn"]
@@ -61,7 +61,7 @@ def copied(layer: Params, arch: Architecture, key: Array) -> Params:
     return {**copies, **{name: jax.tree.map(widen, own[name]) for name in ("k_proj", "v_proj")}}
 
 
-def matched(layer: Params, arch: Architecture, key: Array) -> Params:
+def matched(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
     """Keys as the first query head of their group; the output hands on the values as they are."""
     del layer
     text, kv_heads = arch.text, arch.cross.num_kv_heads

@@ -74,8 +74,15 @@ def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> Non
 
 
 def super_block(
-    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
-) -> tuple[Array, Array]:
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    on: Bool[Array, "slots *B"],
+    stream: Stream,
+    arch: Architecture,
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """One super-block of the plan, the unit that is scanned: `params` are its own, `on` [slots of it] or [.., B]."""
     slots = iter(range(arch.slots_per_block))
     for place in arch.block:
@@ -138,8 +145,14 @@ def decode(
 
 
 def run_outside(
-    params: Params, stack: str, count: int, visual: Array, text: Array, stream: Stream, arch: Architecture
-) -> tuple[Array, Array]:
+    params: Params,
+    stack: str,
+    count: int,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    stream: Stream,
+    arch: Architecture,
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """The layers before ("head") or after ("tail") the super-blocks: text-only, but in a dense plan."""
     for i in range(count):
         layer = at(params[stack], i)
@@ -202,8 +215,8 @@ def at(layers: Params | tuple[Params, ...], index: int) -> Params:
 
 def run_layers(
     params: Params,
-    visual: Array,
-    text: Array,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
     stream: Stream,
     bits: Sequence[bool],
     arch: Architecture,
@@ -211,7 +224,7 @@ def run_layers(
     layers: range | None = None,
     record: Record = lambda kind, keys_values: None,
     keep_visual: bool = True,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """Decoder layers `layers` (default: all) one after the other, with a budget known while tracing.
 
     Of a self-attention layer's keys and values, `record` gets the text half as "text" and the visual half as "self".

@@ -63,7 +63,7 @@ def recorder() -> tuple[dict[str, list[KeysValues]], Record]:
 
 
 def prefill_prefix(
-    params: Params, visual: Array, batch: Batch, num_viable: int, arch: Architecture, *, routed: bool
+    params: Params, visual: Float[Array, "B Nv D"], batch: Batch, num_viable: int, arch: Architecture, *, routed: bool
 ) -> tuple[Prefix, Float[Array, "B M"] | None]:
     """The first layers, which every budget shares; with `routed`, also the policy's scores.
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from visor_jax.architecture import TextArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
@@ -84,7 +84,7 @@ def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked
     return jax.lax.scan(body, state, stacked, unroll=count <= UNROLLED)
 
 
-def orthonormal(key: Array, rows: int, columns: int) -> Float[Array, "rows columns"]:
+def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "rows columns"]:
     """Random orthonormal columns, uniform up to signs: a product of Householder reflections (Stewart, 1980).
 
     Not `jnp.linalg.qr`: on CPU a batched factorisation waits in JAX's thread pool for work that it gives to the same
@@ -101,7 +101,7 @@ def orthonormal(key: Array, rows: int, columns: int) -> Float[Array, "rows colum
 
 
 def copying_pair(
-    key: Array, size: int, num_kv_heads: int, num_heads: int, head_dim: int
+    key: PRNGKeyArray, size: int, num_kv_heads: int, num_heads: int, head_dim: int
 ) -> tuple[Float[Array, "D C"], Float[Array, "H D"]]:
     """Value and output kernels of a random attention that hands on what it attends to, as it is.
 

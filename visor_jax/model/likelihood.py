@@ -17,7 +17,13 @@ from visor_jax.model.visor import Batch, head, hidden_states
 
 
 def answer_tokens(
-    params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    batch: Batch,
+    budget: Budget,
+    arch: Architecture,
+    *,
+    remat: bool = False,
 ) -> tuple[Float[Array, "B T"], Array, Array]:
     """Loss, correctness (greedy) and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
     hidden = hidden_states(params, visual, batch, budget, arch, remat=remat)[:, :-1]

@@ -12,7 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import free_axes, sample_axes
@@ -24,8 +24,15 @@ PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot 
 
 
 def optional_self_attention(
-    params: Params, visual: Array, text: Array, on: Array, stream: Stream, arch: Architecture, *, remat: bool = False
-) -> tuple[Array, Array]:
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    on: Bool[Array, "*B"],
+    stream: Stream,
+    arch: Architecture,
+    *,
+    remat: bool = False,
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """A slot at run time: `on` is one boolean, or one per sample [B]."""
     if on.ndim:
         return mixed_self_attention(params, visual, text, on, stream, arch, remat=remat)
@@ -34,14 +41,14 @@ def optional_self_attention(
 
 def joint_or_alone(
     params: Params,
-    visual: Array,
-    text: Array,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
     on: Bool[Array, ""],
     active: Bool[Array, " B"] | None,
     stream: Stream,
     arch: Architecture,
     remat: bool,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """[V; T] through the layer, of the samples that are active, where `on`; else T alone."""
 
     def joint(visual: Array, text: Array) -> tuple[Array, Array]:
@@ -59,14 +66,14 @@ def text_alone(params: Params, stream: Stream, arch: Architecture) -> Callable[[
 
 def mixed_self_attention(
     params: Params,
-    visual: Array,
-    text: Array,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
     active: Bool[Array, " B"],
     stream: Stream,
     arch: Architecture,
     *,
     remat: bool = False,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """The slot in a batch of which some samples have it on: these are brought together, the others' V is left alone.
 
     Where none is on, T alone goes through the layer at once. Else the samples that are on come first, and the batch is
@@ -100,7 +107,7 @@ def part_size(samples: int) -> int:
     return next(size for size in range(-(-samples // PARTS), 0, -1) if samples % size == 0)
 
 
-def parted(x: Array, order: Int[Array, "devices own"], size: int) -> Array:
+def parted(x: Shaped[Array, "B ..."], order: Int[Array, "devices own"], size: int) -> Array:
     """[B, ...] in the order of each device, as parts [own / size, devices * size, ...]."""
     devices, own = order.shape
     sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, own, *x.shape[1:]), order)
@@ -108,7 +115,7 @@ def parted(x: Array, order: Int[Array, "devices own"], size: int) -> Array:
     return parts.reshape(own // size, devices * size, *x.shape[1:])
 
 
-def unparted(parts: Array, order: Int[Array, "devices own"]) -> Array:
+def unparted(parts: Shaped[Array, "parts rows ..."], order: Int[Array, "devices own"]) -> Array:
     """The inverse of `parted`."""
     devices, own = order.shape
     count, rows, *rest = parts.shape

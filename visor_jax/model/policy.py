@@ -34,7 +34,9 @@ def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, 
     return jnp.where(jnp.arange(scores.shape[-1]) < num_viable, scores, -jnp.inf)
 
 
-def choose(logits: Float[Array, "B M"], costs: Float[Array, "*B viable"], dial: float | Array = 0.0) -> Array:
+def choose(
+    logits: Float[Array, "B M"], costs: Float[Array, "*B viable"], dial: float | Float[Array, ""] = 0.0
+) -> Array:
     """Index of each sample's budget.
 
     `costs` are those of the viable budgets, for all samples alike or for each. `dial` shifts the trade between cost and

@@ -52,12 +52,12 @@ def ordered(stream: Stream) -> Stream:
     return stream._replace(order=Order(tokens, jnp.argsort(tokens, axis=1)))
 
 
-def in_order(x: Array, order: Order) -> Array:
+def in_order(x: Num[Array, "B N ..."], order: Order) -> Array:
     """Rows [B, Nv+Nt, ...] of [V; T] in order of position."""
     return rearranged(x, order.tokens, order.places)
 
 
-def as_it_came(x: Array, order: Order) -> Array:
+def as_it_came(x: Num[Array, "B N ..."], order: Order) -> Array:
     """The inverse of `in_order`."""
     return rearranged(x, order.places, order.tokens)
 

@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
@@ -62,7 +62,9 @@ class ConditionalPosition(nnx.Module):
 # --- the three kinds --------------------------------------------------------------------------------------------------
 
 
-def text_layer(params: Params, text: Array, stream: Stream, arch: TextArchitecture) -> tuple[Array, KeysValues]:
+def text_layer(
+    params: Params, text: Float[Array, "B Nt D"], stream: Stream, arch: TextArchitecture
+) -> tuple[Array, KeysValues]:
     """T = TL(T): the pretrained layer over the text alone."""
     rope = rotary(stream.text_positions, arch)
     return qwen2_layer(params, text, rope, text_mask(stream), arch)
@@ -75,11 +77,11 @@ def text_mask(stream: Stream) -> AttentionMask:
 
 def joint_layer(
     params: Params,
-    visual: Array,
-    text: Array,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
     stream: Stream,
     arch: Architecture,
-    active: Array | None = None,
+    active: Bool[Array, " B"] | None = None,
     *,
     keep_visual: bool = True,
 ) -> tuple[Array, Array, KeysValues]:
@@ -107,7 +109,7 @@ def joint_layer(
     return changed, both[:, count:], keys_values
 
 
-def joint_mask(stream: Stream, arch: Architecture, active: Array | None) -> AttentionMask:
+def joint_mask(stream: Stream, arch: Architecture, active: Bool[Array, " B"] | None) -> AttentionMask:
     """Who sees whom in [V; T]; V of a sample that is not active has no part in it."""
     segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
     ends = image_ends(stream.visual_positions, segments) if arch.bidirectional_vision else stream.visual_positions
@@ -145,7 +147,9 @@ def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segment
     return total
 
 
-def cross_keys_values(params: Params, visual: Array, segments: Array, arch: TextArchitecture) -> KeysValues:
+def cross_keys_values(
+    params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"], arch: TextArchitecture
+) -> KeysValues:
     """What text will read of V in one cross-attention layer: keys and values [B, Nv, K, E], without positions."""
     visual = conditional_position(params["conditional_position"], visual, segments)
     visual = rms_norm(params["visual_norm"], visual, arch.rms_norm_eps)
@@ -155,10 +159,10 @@ def cross_keys_values(params: Params, visual: Array, segments: Array, arch: Text
 
 def cross_attention(
     params: Params,
-    text: Array,
+    text: Float[Array, "B Nt D"],
     keys_values: KeysValues,
-    text_segments: Array,
-    visual_segments: Array,
+    text_segments: Int[Array, "B Nt"],
+    visual_segments: Int[Array, "B Nv"],
     arch: TextArchitecture,
 ) -> Float[Array, "B Nt D"]:
     """T + gate * CrossAttn(T, V): every text token may read every visual token of its segment."""
@@ -171,7 +175,12 @@ def cross_attention(
 
 
 def cross_layer(
-    cross: Params, layer: Params, visual: Array, text: Array, stream: Stream, arch: TextArchitecture
+    cross: Params,
+    layer: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    stream: Stream,
+    arch: TextArchitecture,
 ) -> tuple[Array, KeysValues, KeysValues]:
     """T = TL(T + CrossAttn(T, V)); also the layer's text keys and values and its visual ones."""
     seen = cross_keys_values(cross, visual, stream.visual_segments, arch)

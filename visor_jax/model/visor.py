@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.precision import widened
@@ -52,7 +52,7 @@ class Visor(nnx.Module):
             self.routing = Routing(arch, rngs=rngs)
 
 
-def init_params(arch: Architecture, key: Array) -> Params:
+def init_params(arch: Architecture, key: PRNGKeyArray) -> Params:
     """Random parameters; how cross-attention starts is told by `cross.init` (`visor_jax.model.cross_init`)."""
     weights, cross = jax.random.split(key)
     params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=weights))))
@@ -81,7 +81,13 @@ def stream_of(batch: Batch) -> Stream:
 
 
 def hidden_states(
-    params: Params, visual: Array, batch: Batch, budget: Budget, arch: Architecture, *, remat: bool = False
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    batch: Batch,
+    budget: Budget,
+    arch: Architecture,
+    *,
+    remat: bool = False,
 ) -> Float[Array, "B Nt D"]:
     """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget."""
     text = embed(params, batch["text_tokens"])
@@ -118,7 +124,9 @@ def with_routing_token(
     return jnp.concatenate([text, token], axis=1), stream
 
 
-def routing_hidden(params: Params, visual: Array, batch: Batch, arch: Architecture) -> Float[Array, "B D"]:
+def routing_hidden(
+    params: Params, visual: Float[Array, "B Nv D"], batch: Batch, arch: Architecture
+) -> Float[Array, "B D"]:
     """The routing token's hidden state at the entry of the first optional self-attention layer.
 
     `batch` holds one sample a row; its `routing_position` [B] are the position ids right after the prompts. Tokens at
@@ -131,13 +139,17 @@ def routing_hidden(params: Params, visual: Array, batch: Batch, arch: Architectu
     return before_first_slot(params, visual, text, stream, arch)[:, -1]
 
 
-def before_first_slot(params: Params, visual: Array, text: Array, stream: Stream, arch: Architecture) -> Array:
+def before_first_slot(
+    params: Params, visual: Float[Array, "B Nv D"], text: Float[Array, "B Nt D"], stream: Stream, arch: Architecture
+) -> Array:
     """T at the entry of the first optional self-attention layer, which is the same for every budget."""
     off = (False,) * arch.num_slots
     return run_layers(params, visual, text, stream, off, arch, layers=arch.shared_layers)[1]
 
 
-def route(params: Params, visual: Array, batch: Batch, num_viable: int, arch: Architecture) -> Float[Array, "B M"]:
+def route(
+    params: Params, visual: Float[Array, "B Nv D"], batch: Batch, num_viable: int, arch: Architecture
+) -> Float[Array, "B M"]:
     """The policy's scores over budgets, minus infinity past the viable ones."""
     hidden = routing_hidden(params, visual, batch, arch)
     return policy_logits(params["routing"], hidden, num_viable, arch.text.rms_norm_eps)
