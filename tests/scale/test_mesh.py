@@ -5,13 +5,14 @@ from __future__ import annotations
 import jax
 import pytest
 
+from visor_jax.architecture import MESH_AXES
 from visor_jax.errors import RequestError
-from visor_jax.scale.mesh import AXES, build_mesh, check_rows
+from visor_jax.scale.mesh import build_mesh, check_rows
 
 
 def test_the_remaining_devices_go_to_minus_one() -> None:
     assert dict(build_mesh(1, -1, 1).shape) == {"replica": 1, "fsdp": jax.device_count(), "tensor": 1}
-    assert build_mesh(-1, 1, 1).axis_names == AXES
+    assert build_mesh(-1, 1, 1).axis_names == MESH_AXES
 
 
 @pytest.mark.parametrize(
@@ -27,14 +28,14 @@ def test_the_remaining_devices_go_to_minus_one() -> None:
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(sizes: tuple[int, int, int]) -> None:
-    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     with pytest.raises(RequestError) as error:
         build_mesh(*sizes)
     assert asked in str(error.value) and str(jax.device_count()) in str(error.value)
 
 
 def test_rows_that_the_devices_cannot_share_are_refused() -> None:
-    mesh = jax.sharding.AbstractMesh((2, 4, 1), AXES)
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), MESH_AXES)
     check_rows("batch_size", 16, mesh)
     with pytest.raises(RequestError, match="batch_size=14: expected a multiple of 8"):
         check_rows("batch_size", 14, mesh)

@@ -15,11 +15,10 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from visor_jax import testing
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import MESH_AXES, Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params
-from visor_jax.scale.mesh import AXES
 from visor_jax.scale.sharding import RULES, logical_axes, param_shardings, partition_spec
 from visor_jax.tree import flatten, path_name
 
@@ -37,7 +36,7 @@ def true_params(name: str, plan: str) -> Params:
 
 
 def mesh(replica: int, fsdp: int, tensor: int) -> AbstractMesh:
-    return AbstractMesh((replica, fsdp, tensor), AXES)
+    return AbstractMesh((replica, fsdp, tensor), MESH_AXES)
 
 
 def size(tree: Any) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from visor_jax.architecture import LayerKind
+from visor_jax.architecture import MESH_AXES, LayerKind
 from visor_jax.budget import MAX_SLOTS
 from visor_jax.config.schema import STAGES, TRAINED_STAGES, parse_grids
 from visor_jax.errors import RequestError, nearest
@@ -139,7 +139,7 @@ def _check_plan(config: Any) -> None:
 
 def _check_mesh(config: Any) -> None:
     mesh = config.mesh
-    sizes = {name: mesh[name] for name in ("replica", "fsdp", "tensor")}
+    sizes = {name: mesh[name] for name in MESH_AXES}
     if list(sizes.values()).count(-1) > 1:
         asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
         raise RequestError(f"{asked}: expected -1 (all devices that are left) at most once")

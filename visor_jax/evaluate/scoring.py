@@ -28,6 +28,7 @@ from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
+from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import param_shardings, place_batch
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import beat
@@ -127,8 +128,7 @@ def routing(arch: Architecture, num_budgets: int) -> Callable:
 
 def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
     """A batch with rows of padding behind, so that every device of the mesh gets as many."""
-    over = mesh.shape["replica"] * mesh.shape["fsdp"]
-    extra = -len(arrays["loss_mask"]) % over
+    extra = -len(arrays["loss_mask"]) % row_shards(mesh)
     return {name: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)) for name, x in arrays.items()}
 
 

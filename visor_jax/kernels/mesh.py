@@ -12,8 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import AxisType
 
-# The mesh of this project (docs/architecture.md): samples lie over the first two, heads and vocabulary over the last.
-SAMPLE_AXES, SPLIT_AXIS = ("replica", "fsdp"), "tensor"
+from visor_jax.architecture import FSDP, REPLICA, TENSOR
+
+SAMPLE_AXES, SPLIT_AXIS = (REPLICA, FSDP), TENSOR
 
 
 def free_axes() -> dict[str, int]:

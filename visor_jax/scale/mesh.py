@@ -13,14 +13,18 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
+from visor_jax.architecture import FSDP, MESH_AXES, REPLICA
 from visor_jax.errors import RequestError
-
-AXES = ("replica", "fsdp", "tensor")
 
 
 def configured_mesh(config: Any) -> Mesh:
     """Builds the mesh of a configuration."""
     return build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Number of parts that the rows of a batch are split into: replicas times FSDP shards."""
+    return mesh.shape[REPLICA] * mesh.shape[FSDP]
 
 
 def check_rows(name: str, rows: int, mesh: Mesh) -> None:
@@ -29,7 +33,7 @@ def check_rows(name: str, rows: int, mesh: Mesh) -> None:
     Raises:
       RequestError: the number of rows is not divisible.
     """
-    ways = mesh.shape["replica"] * mesh.shape["fsdp"]
+    ways = row_shards(mesh)
     if rows % ways:
         raise RequestError(
             f"{name}={rows}: expected a multiple of {ways}, over which the rows are spread on these"
@@ -56,6 +60,6 @@ def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | No
         known = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = max(len(devices) // max(known, 1), 1)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
-        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, (replica, fsdp, tensor), strict=True))
+        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, (replica, fsdp, tensor), strict=True))
         raise RequestError(f"{given}: the product must be the number of devices, {len(devices)} (one may be -1)")
-    return Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), AXES)
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), MESH_AXES)

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from visor_jax.architecture import FSDP, REPLICA, TENSOR
 from visor_jax.tree import path_name
 
 RULES: dict[str, str | None] = {
-    "embed": "fsdp",  # hidden size of tower, connector and decoder
-    "heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
+    "embed": FSDP,  # hidden size of tower, connector and decoder
+    "heads": TENSOR,
+    "mlp": TENSOR,
+    "vocab": TENSOR,
     "whole": None,
 }
 
@@ -97,7 +98,7 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: rows over `replica` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec((REPLICA, FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.budget import Bits, bit_string, parse_budgets
+from visor_jax.budget import MAX_SLOTS, Bits, bit_string, parse_budgets
 from visor_jax.errors import RequestError, short
 from visor_jax.files.json_shape import TEXT, check_shape, optional
 from visor_jax.files.read_write import parse_json, read_json, read_regular
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import describe_differences
 
-MAX_SLOTS = 64
 MAX_NPZ_BYTES = 2**28
 MAX_INDEX = 2**53  # of a record or a turn
 ARRAYS = {
