@@ -41,6 +41,7 @@ FOREIGN = {
     "getrusage",
     "image_b",
     "jax_default_matmul_precision",
+    "shades.py",  # the example of docs/your_data.md
     "utils.py",
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -16,7 +16,7 @@ MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024
 MAX_VOCABULARY = 1 << 22  # also of intermediate sizes
 MAX_TILE, MAX_PINPOINT, MAX_PINPOINTS = 4096, 1 << 16, 1000  # pixels a side, and how many pinpoints
 
-# The axes of the device mesh, named here once: samples are split over the first two, heads and vocabulary over the last.
+# Axes of the device mesh, named here once: samples are split over the first two, heads and vocabulary over the last.
 MESH_AXES = REPLICA, FSDP, TENSOR = ("replica", "fsdp", "tensor")
 
 

@@ -1,6 +1,6 @@
 """Run every stage of a configuration in order, then evaluate, report and export; what is complete is skipped.
 
-`visor run --config=configs/EXPERIMENT.py --workdir=runs/EXPERIMENT` is the whole product on one line: at the end
+`visor run --config=FILE --workdir=DIR` is the whole product on one line: at the end
 stand `eval/test.json`, `report/index.html` and `export/`. SIGTERM saves and exits 143; the same command goes on.
 """
 
