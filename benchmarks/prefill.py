@@ -45,13 +45,13 @@ def tiles_of(visual: int) -> int:
 
 def serve(cases: Callable[[Case], Callable[[], Any]]) -> None:
     """Answers each line [what, visual] on stdin with the seconds of one run; prepares a case on first request."""
-    prepared: dict[Case, Callable[[], Any]] = {}
+    pad_mask: dict[Case, Callable[[], Any]] = {}
     print("ready", flush=True)
     for line in sys.stdin:
         what, visual = json.loads(line)
-        run = prepared.get((what, visual))
+        run = pad_mask.get((what, visual))
         if run is None:
-            run = prepared[what, visual] = cases((what, visual))
+            run = pad_mask[what, visual] = cases((what, visual))
         print(harness.seconds(run), flush=True)
 
 

@@ -94,9 +94,9 @@ def cross_entropy_report() -> dict[str, Any]:
     for sizes in MESHES:
         parts: set[tuple[int, int]] = set()
 
-        def seen(hidden, head, labels, *, words, parts=parts):
+        def seen(hidden, head, labels, *, vocab_axis, parts=parts):
             parts.add((hidden.shape[0], head.shape[1]))
-            return forward_part(hidden, head, labels, words=words)
+            return forward_part(hidden, head, labels, vocab_axis=vocab_axis)
 
         xla_chunked.forward_part = seen
         with a_mesh(sizes):

@@ -1,7 +1,7 @@
-"""How kernels meet a mesh: which axes of the ambient one (`jax.set_mesh`) may split samples, and which heads or words.
+"""Splits kernels over the ambient mesh (`jax.set_mesh`): which axes split samples, and which heads or the vocabulary.
 
-XLA's partitioner does not look into kernels and loops; under a mesh they run inside `jax.shard_map` on each device's
-part. An axis whose size does not divide what it would split leaves it whole.
+XLA does not partition kernels and loops; under a mesh they run inside `jax.shard_map` on each device's part. An axis
+splits a dimension only if its size divides it.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ def free_axes() -> dict[str, int]:
 
 
 def is_split() -> bool:
-    """Whether there is more than one device to split work over."""
+    """Whether the free axes hold more than one device."""
     return any(size > 1 for size in free_axes().values())
 
 
 def sample_axes(count: int) -> tuple[str, ...]:
-    """The axes over which `count` samples or rows lie."""
-    taken, parts = [], 1
+    """The axes that split `count` samples or rows."""
+    axes, num_parts = [], 1
     for name, size in free_axes().items():
-        if name in SAMPLE_AXES and size > 1 and count % (parts * size) == 0:
-            taken, parts = [*taken, name], parts * size
-    return tuple(taken)
+        if name in SAMPLE_AXES and size > 1 and count % (num_parts * size) == 0:
+            axes, num_parts = [*axes, name], num_parts * size
+    return tuple(axes)
 
 
 def split_axis(count: int) -> str | None:
-    """The axis over which `count` heads or words lie, or None."""
+    """The axis that splits `count` heads or token ids, or None."""
     size = free_axes().get(SPLIT_AXIS, 1)
     return SPLIT_AXIS if size > 1 and count % size == 0 else None
 
 
 def on_each_device(part: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`part` on what each device holds; itself where there is nothing to split."""
+    """`part` run on each device's arrays by `jax.shard_map`; `part` itself on a single device."""
     if not is_split():
         return part
     return jax.shard_map(part, in_specs=in_specs, out_specs=out_specs, axis_names=set(free_axes()), check_vma=False)

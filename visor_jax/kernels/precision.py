@@ -1,4 +1,4 @@
-"""The precision that sums are taken in: at least float32, whatever the dtype of the operands.
+"""The precision of sums: at least float32, for operands of any floating-point dtype.
 
 In: arrays of any floating-point dtype. Out: the same values in float32 or wider.
 """
@@ -10,5 +10,5 @@ from jaxtyping import Array, Float
 
 
 def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """In float32, or in float64 where `x` is: the precision in which sums and softmax are computed."""
+    """`x` in float32, or in float64 if it is float64 already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

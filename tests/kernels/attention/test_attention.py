@@ -27,7 +27,7 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def in_the_place_of_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, *, mask: AttentionMask) -> jax.Array:
-    return library.by_lengths(functools.partial(library.fused, implementation="xla"), q, k, v, mask)
+    return library.with_lengths(functools.partial(library.fused, implementation="xla"), q, k, v, mask)
 
 
 # Every implementation that can run here: kernels interpreted, in small blocks that divide no length.
@@ -63,7 +63,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
     monkeypatch.setattr(xla_chunked, "ROWS", 5 * HEADS)
     monkeypatch.setattr(xla_decode, "CHUNK", 8)
-    monkeypatch.setattr(xla_decode, "MOST_QUERIES", 19)
+    monkeypatch.setattr(xla_decode, "MAX_QUERIES", 19)
 
 
 # --- the definition, in float64 ---------------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ def expected(inputs: Inputs, mask: AttentionMask) -> Arrays:
     q, k, v, grad = inputs
     group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
     allowed = written_out(mask)
-    sees, seen = np.any(allowed, axis=2)[..., None, None], np.any(allowed, axis=1)[..., None, None]
-    q, grad = (np.where(sees, x, 0).astype(np.float64) for x in (q, grad))
-    k, v = (np.repeat(np.where(seen, x, 0).astype(np.float64), group, axis=2) for x in (k, v))
+    query_valid, key_used = np.any(allowed, axis=2)[..., None, None], np.any(allowed, axis=1)[..., None, None]
+    q, grad = (np.where(query_valid, x, 0).astype(np.float64) for x in (q, grad))
+    k, v = (np.repeat(np.where(key_used, x, 0).astype(np.float64), group, axis=2) for x in (k, v))
     logits = np.where(allowed[:, None], np.einsum("bihd,bjhd->bhij", q, k) * scale, -1e300)
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-1e300)) * allowed[:, None]
     weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-300)
@@ -267,12 +267,12 @@ def test_what_takes_no_part_may_hold_nan_and_is_exactly_zero(case, implementatio
 
 def check_what_takes_no_part(mask: AttentionMask, inputs: Inputs, implementation: str, tolerance: float = 2e-6) -> None:
     allowed = written_out(mask)
-    blind, unseen = ~allowed.any(axis=2), ~allowed.any(axis=1)
-    for x, idle in zip(inputs, (blind, unseen, unseen, blind), strict=True):
+    no_keys, key_unused = ~allowed.any(axis=2), ~allowed.any(axis=1)
+    for x, idle in zip(inputs, (no_keys, key_unused, key_unused, no_keys), strict=True):
         x[idle] = np.nan
     found = computed(inputs, mask, implementation)
     agree(found, expected(inputs, mask), tolerance)
-    for x, idle in zip(found, (blind, blind, unseen, unseen), strict=True):
+    for x, idle in zip(found, (no_keys, no_keys, key_unused, key_unused), strict=True):
         assert not np.any(x[idle])
 
 

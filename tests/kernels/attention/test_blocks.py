@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from visor_jax.kernels.attention import AttentionMask
-from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, prepared, visits
+from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, pad_mask, visits
 
 Q_BLOCK, KV_BLOCK = 4, 8
 
@@ -27,7 +27,7 @@ def in_blocks(mask: AttentionMask) -> np.ndarray:
 
 
 def kinds_of(mask: AttentionMask) -> np.ndarray:
-    return np.asarray(block_kinds(prepared(mask, Q_BLOCK, KV_BLOCK), Q_BLOCK, KV_BLOCK))
+    return np.asarray(block_kinds(pad_mask(mask, Q_BLOCK, KV_BLOCK), Q_BLOCK, KV_BLOCK))
 
 
 def integers(length: int, low: int, high: int) -> st.SearchStrategy[np.ndarray]:

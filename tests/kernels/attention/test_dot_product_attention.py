@@ -26,7 +26,7 @@ def mask_of(q: tuple[Row, Row], kv: tuple[Row, Row], *, causal: bool, active: bo
     return AttentionMask(q_positions, kv_positions, q_segments, kv_segments, flags, causal)
 
 
-def by_lengths(mask: AttentionMask) -> np.ndarray:
+def with_lengths(mask: AttentionMask) -> np.ndarray:
     """Who sees whom as cuDNN is told it."""
     lengths = library.lengths_of(mask)
     query, key = np.arange(mask.q_segments.shape[1])[:, None], np.arange(mask.kv_segments.shape[1])
@@ -58,11 +58,11 @@ PADDED = ([2] * 4 + [0] * 2, [3, 4, 8, 9, 0, 0])  # text around a picture that l
 )
 def test_what_lengths_say(q, kv, causal, said):
     mask = mask_of(q, kv, causal=causal)
-    assert bool(library.lengths_of(mask).say_all) == said
+    assert bool(library.lengths_of(mask).suffice) == said
     if said:
-        np.testing.assert_array_equal(by_lengths(mask), mask.as_array())
+        np.testing.assert_array_equal(with_lengths(mask), mask.as_array())
     off = dataclasses.replace(mask, active=jnp.array([False]))
-    assert library.lengths_of(off).queries == 0 and not np.any(by_lengths(off))
+    assert library.lengths_of(off).queries == 0 and not np.any(with_lengths(off))
 
 
 segments = st.lists(st.integers(0, 1), min_size=4, max_size=4)
@@ -74,20 +74,20 @@ leading = segments.map(lambda row: sorted(row, reverse=True))  # or hardly any w
 @given(leading | segments, leading | segments, places, places | st.none(), st.booleans(), st.booleans() | st.none())
 def test_lengths_never_say_more_than_the_mask(q, kv, q_places, kv_places, causal, active):
     mask = mask_of((q, q_places), (kv, q_places if kv_places is None else kv_places), causal=causal, active=active)
-    if library.lengths_of(mask).say_all:
-        np.testing.assert_array_equal(by_lengths(mask), mask.as_array())
+    if library.lengths_of(mask).suffice:
+        np.testing.assert_array_equal(with_lengths(mask), mask.as_array())
 
 
 def test_odd_lengths_get_one_token_of_padding():
     mask = mask_of(([1] * 5, [*range(5)]), ([1] * 5, [*range(5)]), causal=True, active=True)
-    q, k, v, padded = library.even(*(jnp.ones((1, 5, 2, 8)) * x for x in (1, 2, 3)), mask)
+    q, k, v, padded = library.pad_to_even(*(jnp.ones((1, 5, 2, 8)) * x for x in (1, 2, 3)), mask)
     assert q.shape == k.shape == v.shape == (1, 6, 2, 8)
     np.testing.assert_array_equal(padded.as_array()[:, :5, :5], mask.as_array())
     assert not np.any(padded.as_array()[:, 5]) and not np.any(padded.as_array()[:, :, 5])
-    assert padded.active is not None and library.even(q, k, v, padded)[0].shape == q.shape
+    assert padded.active is not None and library.pad_to_even(q, k, v, padded)[0].shape == q.shape
 
 
-def test_no_array_of_queries_by_keys_where_lengths_say_all():
+def test_no_array_of_queries_by_keys_where_lengths_suffice():
     """Both ways are in the program; a batch takes one of them."""
     seen: list[str] = []
 
@@ -98,7 +98,7 @@ def test_no_array_of_queries_by_keys_where_lengths_say_all():
     q = jnp.ones((1, 6, 2, 8))
     for row in (PADDED, ([1] * 3 + [2] * 3, [*range(6)])):
         jax.block_until_ready(
-            jax.jit(lambda mask: library.by_lengths(run, q, q, q, mask))(mask_of(row, row, causal=True))
+            jax.jit(lambda mask: library.with_lengths(run, q, q, q, mask))(mask_of(row, row, causal=True))
         )
     jax.effects_barrier()
     assert seen == ["lengths", "array"]

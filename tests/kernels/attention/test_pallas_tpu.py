@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from visor_jax.kernels.attention import AttentionMask, base
 from visor_jax.kernels.attention import pallas_tpu as tpu
 from visor_jax.kernels.attention import pallas_tpu_kernels as tpu_kernels
-from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, prepared
+from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, pad_mask
 from visor_jax.scale.compiler_options import QUICK
 
 TILES = tpu.Tiles(8, 8)
@@ -61,7 +61,7 @@ def test_as_many_blocks_are_computed_as_the_mask_has(monkeypatch):
     run = functools.partial(tpu.attention, tiles=TILES, interpret=True)
     jax.block_until_ready(value_and_gradients(run, MASK)(*arrays()))
     jax.effects_barrier()
-    blocks = int(np.sum(np.asarray(block_kinds(prepared(MASK, 8, 8), 8, 8)) != NOTHING))
+    blocks = int(np.sum(np.asarray(block_kinds(pad_mask(MASK, 8, 8), 8, 8)) != NOTHING))
     assert blocks == 6 + 0 + 2  # the lower triangle of 3 x 3, nothing, two segments of a block each
     assert seen["recomputed"] == 2 * KV_HEADS * blocks, "once for the gradient of q, once for those of k and v"
     assert seen["masked_logits"] == 3 * KV_HEADS * blocks, "and once in the forward pass"

@@ -85,7 +85,7 @@ def copies_the_cache(equation) -> bool:
 
 @pytest.mark.parametrize(("length", "part"), [(8832, 192), (8192, 256), (300, 256), (320, 256), (7 * 64, 256)])
 def test_parts_leave_no_padding_where_they_need_not(length, part):
-    assert gpu.part_of(length, gpu.Tiles()) == part
+    assert gpu.chunk_size_for(length, gpu.Tiles()) == part
 
 
 def test_a_program_visits_the_blocks_with_work_and_no_other():

@@ -16,13 +16,13 @@ LENGTH, CHUNK = 30, 8
 def visited(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The first key of each chunk that is read while it runs."""
     monkeypatch.setattr(xla_decode, "CHUNK", CHUNK)
-    one_part, found = xla_decode.one_part, []
+    attend_chunk, found = xla_decode.attend_chunk, []
 
-    def told(q, keys, values, allowed):
+    def recorded(q, keys, values, allowed):
         jax.debug.callback(lambda keys: found.append(keys[0, 0].astype(int).tolist()), keys)
-        return one_part(q, keys, values, allowed)
+        return attend_chunk(q, keys, values, allowed)
 
-    monkeypatch.setattr(xla_decode, "one_part", told)
+    monkeypatch.setattr(xla_decode, "attend_chunk", recorded)
     return found
 
 

@@ -56,11 +56,11 @@ def expected(inputs: Inputs, z_loss: float = 0.0) -> tuple[np.ndarray, ...]:
     hidden = np.where(counted[:, None], hidden, 0).astype(np.float64)
     labels = np.where(counted, labels, 0)
     logits = hidden @ head.astype(np.float64)
-    peak = logits.max(axis=1, keepdims=True)
-    totals = peak + np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
-    logs = logits - totals
-    losses = (z_loss * totals[:, 0] ** 2 - logs[np.arange(len(labels)), labels]) * weights
-    dlogits = (np.exp(logs) * (1 + 2 * z_loss * totals) - np.eye(head.shape[1])[labels]) * (weights * grad)[:, None]
+    max_logit = logits.max(axis=1, keepdims=True)
+    log_sums = max_logit + np.log(np.exp(logits - max_logit).sum(axis=1, keepdims=True))
+    logs = logits - log_sums
+    losses = (z_loss * log_sums[:, 0] ** 2 - logs[np.arange(len(labels)), labels]) * weights
+    dlogits = (np.exp(logs) * (1 + 2 * z_loss * log_sums) - np.eye(head.shape[1])[labels]) * (weights * grad)[:, None]
     return losses, (logits.argmax(axis=1) == labels) & counted, dlogits @ head.T, hidden.T @ dlogits
 
 
@@ -127,7 +127,7 @@ def test_the_first_of_equal_logits_counts(implementation):
 
 def test_many_logits_are_not_kept(monkeypatch):
     """The automatic choice, and that no array of rows by words is in the chunked program."""
-    monkeypatch.setattr(api, "MOST_LOGITS", ROWS * VOCABULARY - 1)
+    monkeypatch.setattr(api, "MAX_LOGITS", ROWS * VOCABULARY - 1)
     inputs = random_inputs()
 
     def loss(hidden, head):
@@ -135,7 +135,7 @@ def test_many_logits_are_not_kept(monkeypatch):
         return jnp.sum(losses)
 
     assert f"f32[{ROWS},{VOCABULARY}]" not in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(inputs.hidden, inputs.head))
-    monkeypatch.setattr(api, "MOST_LOGITS", ROWS * VOCABULARY)
+    monkeypatch.setattr(api, "MAX_LOGITS", ROWS * VOCABULARY)
     assert f"f32[{ROWS},{VOCABULARY}]" in str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(inputs.hidden, inputs.head))
 
 

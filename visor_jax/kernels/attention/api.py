@@ -1,8 +1,8 @@
-"""Which implementation of attention runs: the caller's choice, or one readable table.
+"""Chooses the implementation of attention: by name, or by the first matching row of one table.
 
-In: the arguments of `base.attention` and the name of an implementation, or None. Out: what `base.attention` promises.
-Under a mesh (`jax.set_mesh`) kernels and loops run on each device's samples and heads, and what they can serve is asked
-of these; XLA splits the rest itself.
+In: the arguments of `base.attention` and the name of an implementation, or None. Out: as `base.attention`.
+Under a mesh (`jax.set_mesh`) kernels and loops run on each device's samples and heads, and `refusal` is called with the
+shapes of one device; XLA partitions the reference itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Refusal = Callable[[Array, Array, AttentionMask], str | None]
 class Entry(NamedTuple):
     """An implementation: the function, the platforms it runs on (None: all), and why it cannot serve (q, k, mask).
 
-    One that is `partitioned` is split over a mesh by XLA; the others run on each device's part.
+    XLA partitions an entry that is `partitioned` over a mesh; the others run on each device's part.
     """
 
     run: Callable[..., Array]
@@ -59,24 +59,24 @@ ANY = ("cpu", "gpu", "tpu")
 
 
 class Choice(NamedTuple):
-    """A line of the table: on these platforms, for at most so many queries and at least so many logits, take `name`.
+    """A row of the table: on these platforms, for at most `max_queries` and at least `min_logits`, take `name`.
 
-    Logits are counted of one head of one sample: queries times keys.
+    Logits are those of one head of one sample: queries times keys.
     """
 
     platforms: tuple[str, ...]
-    most_queries: float
-    least_logits: int
+    max_queries: float
+    min_logits: int
     name: Implementation
 
 
-PLAIN_LOGITS = 512 * 512  # logits of one head: so many stay in cache, and one plain einsum beats a loop
+PLAIN_LOGITS = 512 * 512  # logits of one head: up to this many stay in cache, and one plain einsum beats a loop
 
-# The first line that holds, and whose implementation can serve, is taken. Large logits need not be kept. A single query
-# is a decoding step. (A GPU waits for the host at every turn of a loop of unknown length, so that it does not decode by
-# `xla_decode`. On a CPU that one loses a third of a millisecond on a single full cache and gains wherever there is room
-# left or lengths differ. cuDNN leads until `pallas_gpu` has been measured to be faster; till then that one is taken by
-# name, also for float32, which cuDNN does not serve.)
+# `choose` takes the first row that matches and whose implementation can serve. Large logits need not be kept. A single
+# query is a decoding step. GPUs do not use `xla_decode`: they wait for the host at every iteration of a loop of unknown
+# length. On a CPU it loses a third of a millisecond on a single full cache and gains wherever the cache has free room
+# or lengths differ. cuDNN comes first on GPUs until `pallas_gpu` is measured to be faster; until then `pallas_gpu` runs
+# only by name, also for float32, which cuDNN does not serve.
 CHOICE = (
     Choice(("cpu", "tpu"), 1, 2048, "xla_decode"),
     Choice(("tpu",), math.inf, PLAIN_LOGITS + 1, "pallas_tpu"),
@@ -94,16 +94,15 @@ def attention(
     mask: AttentionMask,
     implementation: Implementation | None = None,
 ) -> Float[Array, "B Tq H D"]:
-    """Attention of `q` over `k` and `v` where `mask` lets it see; the contract is `base.attention`'s.
+    """Attention of `q` over `k` and `v` where `mask` allows it; the contract is `base.attention`'s.
 
     Args:
       q: queries [B,Tq,H,D], floating point.
       k, v: keys and values [B,Tk,K,D] of the same dtype; H is a multiple of K.
-      mask: who sees whom; see `AttentionMask`.
+      mask: which key each query may see; see `AttentionMask`.
       implementation: a name of `IMPLEMENTATIONS`; None takes the one that `CHOICE` names for these arrays.
 
-    Gradients are reverse-mode and of first order: what is chosen for small arrays has others too, the loops and kernels
-    for large ones have not.
+    Gradients are reverse-mode and of first order; only "xla", the choice for small arrays, supports others too.
 
     Returns:
       [B,Tq,H,D] in the dtype of q; exactly 0, with zero gradients, for a query that may see nothing.
@@ -126,17 +125,17 @@ def attention(
 
 
 def choose(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> Implementation:
-    """The first line of `CHOICE` that holds for these arrays on this platform."""
+    """The first row of `CHOICE` that matches these arrays on this platform and can serve them."""
     queries, logits, here = q.shape[1], q.shape[1] * k.shape[1], platform()
-    for platforms, most, least, name in CHOICE:
-        holds = here in platforms and queries <= most and logits >= least
-        if holds and IMPLEMENTATIONS[name].reason(q, k, mask) is None:
+    for platforms, max_queries, min_logits, name in CHOICE:
+        matches = here in platforms and queries <= max_queries and logits >= min_logits
+        if matches and IMPLEMENTATIONS[name].reason(q, k, mask) is None:
             return name
     raise ValueError(f"no implementation of attention serves platform {here!r}; known are {', '.join(ANY)}")
 
 
 def platform() -> str:
-    """Where what is being traced will run: on the devices of the ambient mesh, else on JAX's default ones."""
+    """The platform that the traced program runs on: the ambient mesh's devices, else JAX's default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return device.platform
@@ -147,7 +146,7 @@ def platform() -> str:
 
 
 def on_one_device(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"]) -> tuple[Any, Any]:
-    """Shapes of what `over_mesh` gives one device of queries and keys."""
+    """Shapes of the queries and keys that `over_mesh` gives one device."""
     sizes, heads = mesh.free_axes(), mesh.split_axis(k.shape[2])
     samples = math.prod(sizes[axis] for axis in mesh.sample_axes(q.shape[0]))
 
@@ -166,7 +165,7 @@ def over_mesh(
     v: Float[Array, "B Tk K D"],
     mask: AttentionMask,
 ) -> Array:
-    """`run` on each device's samples and heads; what an axis of the mesh does not divide stays whole."""
+    """`run` on each device's samples and heads; a dimension that an axis does not divide is not split."""
     samples = mesh.sample_axes(q.shape[0])
     of_arrays = PartitionSpec(samples, None, mesh.split_axis(k.shape[2]))
     of_mask = jax.tree.map(lambda _: PartitionSpec(samples), mask)

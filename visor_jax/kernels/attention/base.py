@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.precision import widened
 
-# Stands for minus infinity: finite, so that a row in which everything is masked makes no NaN.
+# Replaces minus infinity: finite, so that a row in which everything is masked makes no NaN.
 MASKED_LOGIT = -1e30
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
@@ -33,7 +33,7 @@ class AttentionMask:
       q_positions, kv_positions: int [B,Tq], [B,Tk]. Read only when causal.
       q_segments, kv_segments: int [B,Tq], [B,Tk].
       active: bool [B], or None when every sample is active.
-      causal: static; whether positions restrict what is seen.
+      causal: static; whether positions restrict which keys are seen.
     """
 
     q_positions: Int[Array, "B Tq"]
@@ -64,8 +64,8 @@ def attention(
 
     Products and softmax are accumulated in float32 (float64 for float64); on TPUs and GPUs XLA rounds float32 operands
     as `jax_default_matmul_precision` says, while our kernels take them whole. A query that may see nothing gets exactly
-    0 and gives exactly zero gradients. Rows that take no part (a query that sees nothing, a key that no query of its
-    sample sees) may hold anything, NaN included: they reach no output and no gradient. Logits are to be well within
+    0 and gives exactly zero gradients. Unused rows (a query that sees nothing, a key that no query of its sample
+    sees) may hold anything, NaN included: they reach no output and no gradient. Logits must lie well within
     `MASKED_LOGIT` and its negative.
 
     Raises:
@@ -73,20 +73,20 @@ def attention(
     """
     validate(q, k, v, mask)
     allowed = mask.as_array()
-    sees, seen = jnp.any(allowed, axis=2), jnp.any(allowed, axis=1)
-    # 0 * NaN is NaN: what takes no part is replaced before it is multiplied, not after.
-    rows = fold(jnp.where(sees[:, :, None, None], q, 0), k.shape[2]) * q.shape[3] ** -0.5  # [B,K,G*Tq,D]
-    k, v = (heads_first(jnp.where(seen[:, :, None, None], x, 0)) for x in (k, v))  # [B,K,Tk,D]
+    query_valid, key_used = jnp.any(allowed, axis=2), jnp.any(allowed, axis=1)
+    # 0 * NaN is NaN: unused rows are replaced before the product, not after.
+    rows = fold(jnp.where(query_valid[:, :, None, None], q, 0), k.shape[2]) * q.shape[3] ** -0.5  # [B,K,G*Tq,D]
+    k, v = (heads_first(jnp.where(key_used[:, :, None, None], x, 0)) for x in (k, v))  # [B,K,Tk,D]
 
     logits = mask_logits(jnp.einsum("BKRD,BKSD->BKRS", rows, k), allowed)
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=MASKED_LOGIT)))
     # Dividing after the product touches [Tq,D] numbers where dividing the weights would touch [Tq,Tk].
     out = jnp.einsum("BKRS,BKSD->BKRD", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
-    return jnp.where(sees[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype)
+    return jnp.where(query_valid[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype)
 
 
 def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K R D"]:
-    """Widened, with the G query heads of each KV head laid out as rows, so that one matrix product serves them all."""
+    """Widened queries; the G query heads of each KV head become rows of one matrix."""
     batch, length, num_heads, head_dim = x.shape
     group = num_heads // num_kv_heads
     grouped = widened(x).reshape(batch, length, num_kv_heads, group, head_dim)
@@ -116,7 +116,7 @@ def mask_logits(logits: Float[Array, "B K R S"], allowed: Bool[Array, "B T S"]) 
 def validate(
     q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
 ) -> None:
-    """The one place where the arguments of every implementation are checked; raises ValueError."""
+    """Checks the arguments of every implementation; raises ValueError."""
     if not isinstance(mask, AttentionMask):
         raise ValueError(f"mask must be an AttentionMask, got {type(mask).__name__}")
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -156,7 +156,7 @@ def _validate_integers(name: str, x: Array, shape: tuple[int, int]) -> None:
         raise ValueError(f"mask.{name} must be an array, got {type(x).__name__}")
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"mask.{name} must be integers, got {x.dtype}")
-    if not jnp.can_cast(x.dtype, jnp.int32):  # in which kernels compare them
+    if not jnp.can_cast(x.dtype, jnp.int32):  # kernels compare int32
         raise ValueError(f"mask.{name} must be int32 or narrower, got {x.dtype}")
     if x.shape != shape:
         raise ValueError(f"mask.{name} must have shape {shape}, got {x.shape}")

@@ -1,8 +1,8 @@
-"""Which blocks of queries see which blocks of keys, told from the bounds of their positions and segments.
+"""Which blocks of queries see which blocks of keys, from the bounds of their positions and segments.
 
 In: an `AttentionMask` and two block lengths. Out: small integer tables [B, blocks of queries, blocks of keys] that the
-Pallas kernels read as scalars, so that a block in which nothing is visible is neither fetched nor computed. No array of
-queries by keys is made.
+Pallas kernels read as scalars, so that a block in which nothing is visible is neither fetched nor computed. They
+never build an array of queries by keys.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Bounds(NamedTuple):
 def block_kinds(mask: AttentionMask, q_block: int, kv_block: int) -> Int[Array, "B n m"]:
     """NOTHING, SOME or ALL for every block of `q_block` queries against every block of `kv_block` keys.
 
-    NOTHING and ALL are certain; SOME may turn out to be either, where blocks mix segments or positions overlap. Lengths
-    are multiples of the blocks and every sample is active (see `prepared`).
+    NOTHING and ALL are exact; SOME may contain nothing or everything, where blocks mix segments or positions overlap.
+    Lengths are multiples of the blocks and every sample is active (see `pad_mask`).
     """
     q = bounds(mask.q_segments, mask.q_positions, q_block)
     kv = bounds(mask.kv_segments, mask.kv_positions, kv_block)
@@ -68,9 +68,9 @@ def bounds(segments: Int[Array, "B T"], positions: Int[Array, "B T"], block: int
 class Visits(NamedTuple):
     """The steps of a grid (batch, rows, columns), column by column, as scalars that a kernel and its index maps read.
 
-    `cells` [B*n*m]: at each step, 4 times the column to hold in memory plus the kind of the block. Where nothing is to
-    be computed the column is the one that is already there, so that nothing is fetched. `rows` [B*n]: the same for
-    what is read once a row.
+    `cells` [B*n*m]: at each step, 4 times the column to hold in memory plus the kind of the block. A step
+    without work keeps the column that is already in memory, so that nothing is fetched. `rows` [B*n]: the same for
+    arrays that are read once per row.
     """
 
     rows: Int[Array, " B*n"]
@@ -89,7 +89,7 @@ def visits(kinds: Int[Array, "B n m"]) -> Visits:
     return Visits((last_of_row // columns).reshape(-1), (held % columns * 4 + flat).reshape(-1))
 
 
-def prepared(mask: AttentionMask, q_block: int, kv_block: int) -> AttentionMask:
+def pad_mask(mask: AttentionMask, q_block: int, kv_block: int) -> AttentionMask:
     """The same mask in int32 at lengths that are multiples of the blocks, with `active` folded into the segments."""
 
     def padded(x: Array, block: int) -> Array:

@@ -1,9 +1,9 @@
-"""Attention by the libraries that JAX users know: cuDNN, splash and tokamax, held to the same contract.
+"""Attention by cuDNN, splash and tokamax, under the contract of `base.attention`.
 
-In and out: as `base.attention`. They are baselines to compare with and a second opinion; cuDNN is the default on GPU
-where it can serve. cuDNN gets lengths and "causal" where they say all that the mask says, which is seen while it runs:
-then it skips what is masked. Otherwise it gets the mask as an array of queries by keys, as tokamax always does, which
-kernels read and do not skip; splash gets segments. Each has a function that says why it cannot serve.
+In and out: as `base.attention`. They are baselines to compare with; cuDNN is the default on GPUs where it can serve.
+cuDNN gets lengths and "causal", and skips masked blocks, when these describe the whole mask, which is checked at run
+time. Otherwise it gets the mask as an array of queries by keys, as tokamax always does, and skips nothing; splash gets
+segments. `*_refusal` returns why an implementation cannot serve.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention.base import AttentionMask, validate
-from visor_jax.kernels.attention.blocks import prepared
+from visor_jax.kernels.attention.blocks import pad_mask
 from visor_jax.kernels.precision import widened
 
 HALVES = (jnp.bfloat16, jnp.float16)
@@ -36,7 +36,7 @@ def cudnn(
     """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
     if reason := cudnn_refusal(q, k, mask):
         raise ValueError(f"cudnn cannot serve: {reason}")
-    return by_lengths(functools.partial(fused, implementation="cudnn"), *even(q, k, v, mask))[:, : q.shape[1]]
+    return with_lengths(functools.partial(fused, implementation="cudnn"), *pad_to_even(q, k, v, mask))[:, : q.shape[1]]
 
 
 def cudnn_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
@@ -48,10 +48,10 @@ def cudnn_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask
     return None
 
 
-def even(
+def pad_to_even(
     q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
 ) -> tuple[Array, Array, Array, AttentionMask]:
-    """Odd lengths with one token of padding more: cuDNN's backward pass with a mask wants even ones."""
+    """Pads odd lengths by one token: cuDNN's backward pass with a mask requires even lengths."""
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, [(0, x.shape[1] % 2 if axis == 1 else 0) for axis in range(x.ndim)])
@@ -73,10 +73,10 @@ def fused(
     allowed: Bool[Array, "..."] | None = None,
     *,
     implementation: Any,
-    **how: Any,
+    **kwargs: Any,
 ) -> Array:
-    """`jax.nn.dot_product_attention`, whose "xla" stands in for "cudnn" where there is no GPU."""
-    return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation, **how)
+    """`jax.nn.dot_product_attention`, by "cudnn" or, for tests without a GPU, "xla"."""
+    return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation, **kwargs)
 
 
 def tokamax(
@@ -88,7 +88,7 @@ def tokamax(
     library = importlib.import_module("tokamax")
     if not flags.FLAGS.is_parsed():  # it reads absl's flags, which few programs parse
         flags.FLAGS.mark_as_parsed()
-    return by_array(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
+    return with_dense_mask(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
 
 
 def tokamax_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
@@ -99,73 +99,82 @@ def tokamax_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], ma
 
 
 class Lengths(NamedTuple):
-    """How many queries and keys of each sample take part, and whether this (with "causal") is all that a mask says."""
+    """Number of real queries and keys of each sample, and whether these (with "causal") describe the whole mask."""
 
     queries: Int[Array, " B"]
     keys: Int[Array, " B"]
-    say_all: Bool[Array, ""]
+    suffice: Bool[Array, ""]
 
 
 def lengths_of(mask: AttentionMask) -> Lengths:
-    """Real tokens lead, are of one segment, and, where it is causal, queries and keys stand at the same positions."""
+    """The lengths of a mask.
+
+    They suffice if real tokens come first and share one segment and, for a causal mask, queries and keys have the same
+    rising positions.
+    """
     on = True if mask.active is None else mask.active[:, None]
     q, kv = (jnp.where(on, x, 0) for x in (mask.q_segments, mask.kv_segments))
     queries, keys = (jnp.sum(x != 0, axis=1, dtype=jnp.int32) for x in (q, kv))
     q_leads, kv_leads = (jnp.arange(x.shape[1]) < n[:, None] for x, n in ((q, queries), (kv, keys)))
-    own = jnp.max(kv, axis=1, keepdims=True, initial=0)
-    say_all = jnp.all(q == jnp.where(q_leads, own, 0)) & jnp.all(kv == jnp.where(kv_leads, own, 0))
+    segment = jnp.max(kv, axis=1, keepdims=True, initial=0)
+    suffice = jnp.all(q == jnp.where(q_leads, segment, 0)) & jnp.all(kv == jnp.where(kv_leads, segment, 0))
     if mask.causal and q.shape != kv.shape:
-        say_all = jnp.array(False)
+        suffice = jnp.array(False)
     elif mask.causal:
         rises = mask.kv_positions[:, 1:] > mask.kv_positions[:, :-1]
         same = mask.q_positions == mask.kv_positions
         read = kv_leads | q_leads  # a query's position counts too, past the last key
-        say_all &= jnp.all(rises | ~read[:, 1:]) & jnp.all(same | ~q_leads)
-    return Lengths(queries, keys, say_all)
+        suffice &= jnp.all(rises | ~read[:, 1:]) & jnp.all(same | ~q_leads)
+    return Lengths(queries, keys, suffice)
 
 
-def by_lengths(
+def with_lengths(
     run: Callable[..., Array],
     q: Float[Array, "B Tq H D"],
     k: Float[Array, "B Tk K D"],
     v: Float[Array, "B Tk K D"],
     mask: AttentionMask,
 ) -> Array:
-    """The contract around a function that knows lengths; by the whole array where they do not say all."""
+    """Runs a function that takes lengths, or the dense mask where lengths do not suffice; keeps `base.attention`'s
+    contract."""
     validate(q, k, v, mask)
     lengths = lengths_of(mask)
 
     def short(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
-        sees = (jnp.arange(q.shape[1]) < lengths.queries[:, None]) & (lengths.keys > 0)[:, None]
+        query_valid = (jnp.arange(q.shape[1]) < lengths.queries[:, None]) & (lengths.keys > 0)[:, None]
         last = jnp.minimum(lengths.keys, lengths.queries) if mask.causal else lengths.keys
-        seen = (jnp.arange(k.shape[1]) < last[:, None]) & (lengths.queries > 0)[:, None]
-        sees, seen = sees[..., None, None], seen[..., None, None]
-        how = {"query_seq_lengths": lengths.queries, "key_value_seq_lengths": lengths.keys}
-        how = {name: jnp.maximum(x, 1) for name, x in how.items()}  # of none there is no softmax
-        out = run(*(jnp.where(*x, 0) for x in ((sees, q), (seen, k), (seen, v))), is_causal=mask.causal, **how)
-        return jnp.where(sees, out, 0)
+        key_used = (jnp.arange(k.shape[1]) < last[:, None]) & (lengths.queries > 0)[:, None]
+        query_valid, key_used = query_valid[..., None, None], key_used[..., None, None]
+        kwargs = {"query_seq_lengths": lengths.queries, "key_value_seq_lengths": lengths.keys}
+        kwargs = {name: jnp.maximum(x, 1) for name, x in kwargs.items()}  # a softmax over no key is NaN
+        out = run(
+            *(jnp.where(*x, 0) for x in ((query_valid, q), (key_used, k), (key_used, v))),
+            is_causal=mask.causal,
+            **kwargs,
+        )
+        return jnp.where(query_valid, out, 0)
 
     def whole(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
-        return by_array(run, q, k, v, mask)
+        return with_dense_mask(run, q, k, v, mask)
 
-    return jax.lax.cond(lengths.say_all, short, whole, q, k, v)
+    return jax.lax.cond(lengths.suffice, short, whole, q, k, v)
 
 
-def by_array(
+def with_dense_mask(
     run: Dense,
     q: Float[Array, "B Tq H D"],
     k: Float[Array, "B Tk K D"],
     v: Float[Array, "B Tk K D"],
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
-    """The contract around a function that only knows an array of queries by keys: zeros, and nothing from NaN."""
+    """Runs a function that takes an array of queries by keys; keeps `base.attention`'s contract on zeros and NaN."""
     validate(q, k, v, mask)
     allowed = mask.as_array()
-    sees, seen = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
-    q, k, v = jnp.where(sees, q, 0), jnp.where(seen, k, 0), jnp.where(seen, v, 0)
-    # A row without any key has no softmax. It reads zeros and real values instead, and what it read is dropped.
-    allowed = allowed | ~sees[..., 0]
-    return jnp.where(sees, run(q, k, v, allowed[:, None]), 0)
+    query_valid, key_used = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
+    q, k, v = jnp.where(query_valid, q, 0), jnp.where(key_used, k, 0), jnp.where(key_used, v, 0)
+    # A softmax over no key is NaN: such a query attends to every key instead, and its output is replaced by 0.
+    allowed = allowed | ~query_valid[..., 0]
+    return jnp.where(query_valid, run(q, k, v, allowed[:, None]), 0)
 
 
 def splash(
@@ -178,28 +187,28 @@ def splash(
 ) -> Float[Array, "B Tq H D"]:
     """Splash attention by segments; raises ValueError where `splash_refusal` has a reason.
 
-    It does not scale: queries are scaled before, and rounded to their dtype once more than elsewhere.
+    Splash does not scale logits: queries are scaled first, which rounds them to their dtype once more than elsewhere.
     """
     validate(q, k, v, mask)
     if reason := splash_refusal(q, k, mask):
         raise ValueError(f"splash cannot serve: {reason}")
     allowed = mask.as_array()
-    sees, seen = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
-    mask = prepared(mask, SPLASH_BLOCK, SPLASH_BLOCK)
+    query_valid, key_used = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
+    mask = pad_mask(mask, SPLASH_BLOCK, SPLASH_BLOCK)
     lengths = (mask.q_segments.shape[1], mask.kv_segments.shape[1])
 
-    def laid_out(x: Array, length: int) -> Float[Array, "B H T D"]:
-        more = (length - x.shape[1], -x.shape[3] % SPLASH_BLOCK)
-        return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
+    def pad_heads_first(x: Array, length: int) -> Float[Array, "B H T D"]:
+        padding = (length - x.shape[1], -x.shape[3] % SPLASH_BLOCK)
+        return jnp.pad(x, ((0, 0), (0, padding[0]), (0, 0), (0, padding[1]))).swapaxes(1, 2)
 
-    scaled = (widened(jnp.where(sees, q, 0)) * q.shape[3] ** -0.5).astype(q.dtype)
-    keys, values = (laid_out(jnp.where(seen, x, 0), lengths[1]) for x in (k, v))
+    scaled = (widened(jnp.where(query_valid, q, 0)) * q.shape[3] ** -0.5).astype(q.dtype)
+    keys, values = (pad_heads_first(jnp.where(key_used, x, 0), lengths[1]) for x in (k, v))
     heads = splash_attention.MultiHeadMask([splash_attention.FullMask(lengths) for _ in range(q.shape[2])])
     kernel = splash_attention.make_splash_mha_single_device(heads, interpret=interpret)
-    # Segment 0 matches itself here; what such a query reads is dropped, and so it gives nothing back.
+    # In splash segment 0 matches itself; outputs of padding queries are dropped, so that they give no gradient.
     ids = splash_attention.SegmentIds(mask.q_segments, mask.kv_segments)
-    out = jnp.asarray(jax.vmap(kernel)(laid_out(scaled, lengths[0]), keys, values, segment_ids=ids))
-    return jnp.where(sees, out.swapaxes(1, 2)[:, : q.shape[1], :, : q.shape[3]], 0).astype(q.dtype)
+    out = jnp.asarray(jax.vmap(kernel)(pad_heads_first(scaled, lengths[0]), keys, values, segment_ids=ids))
+    return jnp.where(query_valid, out.swapaxes(1, 2)[:, : q.shape[1], :, : q.shape[3]], 0).astype(q.dtype)
 
 
 def splash_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:

@@ -1,12 +1,12 @@
-"""Attention as Pallas TPU kernels, forward and backward, that neither fetch nor compute blocks in which all is masked.
+"""Attention as Pallas TPU kernels, forward and backward, that neither fetch nor compute fully masked blocks.
 
 In and out: as `base.attention`, in float32 or bfloat16. Three kernels over a grid (batch, KV head, block, block): the
-output, the gradient of q, and the gradients of k and v. Which blocks have work comes as scalars ahead of the grid
-(`blocks.visits`): index maps stay where they are over the others. The query heads of one KV head are rows of one matrix
-product, and logits are computed transposed, [keys, rows]: sums and peaks of a query run over sublanes, and a row's
-numbers lie along lanes, dense.
+output, the gradient of q, and the gradients of k and v. Prefetched scalars (`blocks.visits`) say which blocks have
+work; over other blocks index maps do not move. The query heads of one KV head are rows of one matrix product, and
+logits are computed transposed, [keys, rows]: sums and maxima of a query run over sublanes, and per-row numbers are
+dense along lanes.
 
-Sums and softmax are in float32. The operands of bfloat16 products are bfloat16, the weights among them, as the matrix
+Sums and softmax are in float32. The operands of bfloat16 products are bfloat16, including the weights, as the matrix
 unit takes them; float32 products are exact. Lengths and head dims are padded inside.
 """
 
@@ -25,20 +25,20 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Num
 
 from visor_jax.kernels.attention.base import AttentionMask, validate
-from visor_jax.kernels.attention.blocks import Visits, block_kinds, prepared, visits
+from visor_jax.kernels.attention.blocks import Visits, block_kinds, pad_mask, visits
 from visor_jax.kernels.attention.pallas_tpu_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
 
 LANES = 128
-ROWS = 1024  # aimed at for one matrix product: queries of a block times the heads that share its keys
+ROWS = 1024  # target for one matrix product: queries of a block times the heads that share its keys
 KEYS = 512
-HEAD_DIMS = (64, 128, 256)  # what the kernels run at; others are padded to the next
-MOST_CELLS = 128 * 1024  # pairs of blocks in the table, four bytes each, which lies in scalar memory
-MOST_HEADS = 16  # that share a KV head: their logits for 128 queries must fit
+HEAD_DIMS = (64, 128, 256)  # other head dims are padded to the next of these
+MAX_CELLS = 128 * 1024  # pairs of blocks in the table, four bytes each, in scalar memory
+MAX_HEADS = 16  # that share a KV head: their logits for 128 queries must fit
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Block lengths, in queries and in keys. The hardware wants multiples of 128; interpreted, anything goes."""
+    """Block lengths, in queries and in keys. Multiples of 128 on hardware; any length when interpreted."""
 
     queries: int
     keys: int
@@ -85,17 +85,17 @@ def refusal(
     if q.shape[3] > HEAD_DIMS[-1]:
         return f"q has head_dim {q.shape[3]}; it serves up to {HEAD_DIMS[-1]}"
     group = q.shape[2] // k.shape[2]
-    if group > MOST_HEADS:
-        return f"{group} query heads share a KV head; it serves up to {MOST_HEADS}"
+    if group > MAX_HEADS:
+        return f"{group} query heads share a KV head; it serves up to {MAX_HEADS}"
     tiles = tiles or default_tiles(q.shape[1], k.shape[1], group)
     cells = q.shape[0] * -(-q.shape[1] // tiles.queries) * -(-k.shape[1] // tiles.keys)
-    if cells > MOST_CELLS:
-        return f"{cells} pairs of blocks; its table in scalar memory holds {MOST_CELLS}: split the batch"
+    if cells > MAX_CELLS:
+        return f"{cells} pairs of blocks; its table in scalar memory holds {MAX_CELLS}: split the batch"
     return None
 
 
 def default_tiles(q_length: int, kv_length: int, group: int) -> Tiles:
-    """Blocks of about `ROWS` rows and `KEYS` keys, or less where there is less."""
+    """Blocks of about `ROWS` rows and `KEYS` keys, or fewer for shorter arrays."""
 
     def whole(length: int) -> int:
         return -(-length // LANES) * LANES
@@ -134,8 +134,8 @@ def _backward(tiles: Tiles, interpret: Interpret, saved, grad: Array):
     call = Call.of(q, k, mask, tiles, interpret)
     kinds = block_kinds(call.mask, tiles.queries, tiles.keys)
     # 0 * NaN is NaN: a query that sees nothing is replaced before it is multiplied.
-    sees = (log_sum != jnp.inf)[..., None]
-    rows, grad_rows = (jnp.where(sees, call.q_layout(x), 0) for x in (q, grad.astype(q.dtype)))
+    query_valid = (log_sum != jnp.inf)[..., None]
+    rows, grad_rows = (jnp.where(query_valid, call.q_layout(x), 0) for x in (q, grad.astype(q.dtype)))
     delta = jnp.sum(grad_rows.astype(jnp.float32) * call.q_layout(out).astype(jnp.float32), axis=-1)
     operands = (rows, call.kv_layout(k), call.kv_layout(v), grad_rows, log_sum, delta)
     keys_shape = (call.tiles.keys, call.head_dim)
@@ -172,7 +172,7 @@ _attention.defvjp(_forward, _backward)
 
 
 class Call(NamedTuple):
-    """What the three kernels of one call share: padded sizes, the mask at those sizes, how to lay out and to run."""
+    """Shared by the three kernels of one call: padded sizes, the mask at these sizes, layouts, and how to run."""
 
     batch: int
     kv_heads: int
@@ -195,7 +195,7 @@ class Call(NamedTuple):
         interpret: Interpret,
     ) -> Call:
         batch, _, num_heads, head_dim = q.shape
-        mask = prepared(mask, tiles.queries, tiles.keys)
+        mask = pad_mask(mask, tiles.queries, tiles.keys)
         return cls(
             batch,
             k.shape[2],
@@ -282,7 +282,7 @@ class Call(NamedTuple):
         return jnp.stack([mask.q_segments, mask.q_positions], 1), jnp.stack([mask.kv_segments, mask.kv_positions], 1)
 
     def spec(self, kind: str, inner_blocks: int, *, by_keys: bool, result: bool = False) -> pl.BlockSpec:
-        """The block of one argument. What is read stays where it is over steps without work; what is written moves."""
+        """The block of one argument. Inputs keep their block over steps without work; results move at every step."""
 
         def outer(b, i, j, rows, cells):
             del j, cells

@@ -1,9 +1,9 @@
-"""The bodies of the Pallas TPU attention kernels; `tpu` lays out their arguments and runs them.
+"""The bodies of the Pallas TPU attention kernels; `pallas_tpu` lays out their arguments and runs them.
 
-Each meets one block of queries and one block of keys at a time, over a grid (batch, KV head, outer block, inner block),
-and gathers in scratch memory over the inner blocks. The query heads of one KV head are rows of one matrix product.
-Logits are computed transposed, [keys, rows]: sums and peaks of a query run over sublanes, and a row's numbers lie along
-lanes, dense. Shapes: R rows (heads x queries of a block), C keys of a block, D head dim.
+Each handles one block of queries and one block of keys per step of a grid (batch, KV head, outer block, inner block),
+and accumulates in scratch memory over the inner blocks. The query heads of one KV head are rows of one matrix product.
+Logits are computed transposed, [keys, rows]: sums and maxima of a query run over sublanes, and per-row numbers are
+dense along lanes. Shapes: R rows (heads x queries of a block), C keys of a block, D head dim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visor_jax.kernels.attention.blocks import ALL, SOME
 
 
 class Sizes(NamedTuple):
-    """What a kernel knows while it is traced."""
+    """Static sizes of a kernel."""
 
     group: int  # query heads that share a KV head
     queries: int  # of a block
@@ -31,37 +31,39 @@ class Sizes(NamedTuple):
     causal: bool
 
 
-def forward_kernel(rows, cells, q_ids, kv_ids, q, k, v, out, log_sum, peak, total, acc, *, sizes: Sizes) -> None:
+def forward_kernel(
+    rows, cells, q_ids, kv_ids, q, k, v, out, log_sum, running_max, denominator, acc, *, sizes: Sizes
+) -> None:
     """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
 
     @pl.when(pl.program_id(3) == 0)
     def _():
-        peak[...] = jnp.full_like(peak, MASKED_LOGIT)
-        total[...] = jnp.zeros_like(total)
+        running_max[...] = jnp.full_like(running_max, MASKED_LOGIT)
+        denominator[...] = jnp.zeros_like(denominator)
         acc[...] = jnp.zeros_like(acc)
 
     def step(masked: bool) -> None:
-        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        keys, values, allowed = load_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
         logits = masked_logits(matrix(q), keys, allowed, sizes)
-        new_peak = jnp.maximum(peak[...], jnp.max(logits, axis=0, keepdims=True))
-        # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees scales
-        # this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 at the end.
-        weights = jnp.exp(logits - new_peak)
-        shrink = jnp.exp(peak[...] - new_peak)
-        total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
+        new_max = jnp.maximum(running_max[...], jnp.max(logits, axis=0, keepdims=True))
+        # Until a row sees a key, its maximum is MASKED_LOGIT and its sums are meaningless. Its first key scales them by
+        # exp(MASKED_LOGIT - max) = 0; a row that never sees one is set to 0 at the end.
+        weights = jnp.exp(logits - new_max)
+        shrink = jnp.exp(running_max[...] - new_max)
+        denominator[...] = denominator[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
         acc[...] = acc[...] * shrink + product(values, weights.astype(values.dtype), 0, 0)  # [D,R]
-        peak[...] = new_peak
+        running_max[...] = new_max
 
-    where_there_is_work(cells, sizes, step)
+    where_visible(cells, sizes, step)
 
     @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
     def _():
-        sees = ~(peak[...] <= MASKED_LOGIT / 2)  # a row that met NaN has seen something
-        sums = jnp.where(sees, total[...], 1)
-        found = jnp.where(sees, acc[...] / sums, 0).T  # [R,D]
-        out[...] = found.astype(out.dtype).reshape(out.shape)
+        query_valid = ~(running_max[...] <= MASKED_LOGIT / 2)  # NaN counts as valid: such a row has seen a key
+        divisor = jnp.where(query_valid, denominator[...], 1)
+        output = jnp.where(query_valid, acc[...] / divisor, 0).T  # [R,D]
+        out[...] = output.astype(out.dtype).reshape(out.shape)
         # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
-        logs = jnp.where(sees, peak[...] + jnp.log(sums), jnp.inf)
+        logs = jnp.where(query_valid, running_max[...] + jnp.log(divisor), jnp.inf)
         for g in range(sizes.group):
             log_sum[0, 0, g : g + 1, :] = logs[:, g * sizes.queries : (g + 1) * sizes.queries]
 
@@ -74,11 +76,11 @@ def grad_q_kernel(rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, gra
         acc[...] = jnp.zeros_like(acc)
 
     def step(masked: bool) -> None:
-        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        keys, values, allowed = load_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
         _, grad_logits = recomputed(q, keys, values, grad, log_sum, delta, allowed, sizes)
         acc[...] += product(grad_logits.astype(keys.dtype), keys, 0, 0)  # [R,D]
 
-    where_there_is_work(cells, sizes, step)
+    where_visible(cells, sizes, step)
 
     @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
     def _():
@@ -96,12 +98,12 @@ def grad_kv_kernel(
         acc_v[...] = jnp.zeros_like(acc_v)
 
     def step(masked: bool) -> None:
-        keys, values, allowed = seen_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
+        keys, values, allowed = load_keys(q_ids, kv_ids, k, v, sizes, masked=masked)
         weights, grad_logits = recomputed(q, keys, values, grad, log_sum, delta, allowed, sizes)
         acc_v[...] += product(weights.astype(values.dtype), matrix(grad), 1, 0)  # [C,D]
         acc_k[...] += product(grad_logits.astype(keys.dtype), matrix(q), 1, 0)
 
-    where_there_is_work(cells, sizes, step)
+    where_visible(cells, sizes, step)
 
     @pl.when(pl.program_id(3) == sizes.inner_blocks - 1)
     def _():
@@ -109,7 +111,7 @@ def grad_kv_kernel(
         grad_v[0, 0] = acc_v[...].astype(grad_v.dtype)
 
 
-def where_there_is_work(cells, sizes: Sizes, step: Callable[[bool], None]) -> None:
+def where_visible(cells, sizes: Sizes, step: Callable[[bool], None]) -> None:
     """Runs `step` (with masking or without) unless nothing is visible in this block."""
     row = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
     kind = cells[row * sizes.inner_blocks + pl.program_id(3)] & 3
@@ -117,8 +119,8 @@ def where_there_is_work(cells, sizes: Sizes, step: Callable[[bool], None]) -> No
     pl.when(kind == ALL)(functools.partial(step, False))
 
 
-def seen_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array, Array, Array | None]:
-    """Keys and values [C,D] of the block, 0 where no query of the block sees them; who sees whom [C,bq] if masked."""
+def load_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array, Array, Array | None]:
+    """Keys and values [C,D] of the block, 0 where no query of the block sees them; and `allowed` [C,bq] if masked."""
     keys, values = k[0, 0], v[0, 0]
     if not masked:
         return keys, values, None
@@ -127,13 +129,13 @@ def seen_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array
     allowed = (segments == q_ids[0, 0:1]) & (segments != 0)
     if sizes.causal:
         allowed &= positions <= q_ids[0, 1:2]
-    # 0 * NaN is NaN: what takes no part is replaced before it is multiplied.
-    seen = jnp.max(allowed.astype(jnp.float32), axis=1, keepdims=True) > 0
-    return jnp.where(seen, keys, jnp.zeros_like(keys)), jnp.where(seen, values, jnp.zeros_like(values)), allowed
+    # 0 * NaN is NaN: unused keys are replaced before the product.
+    key_used = jnp.max(allowed.astype(jnp.float32), axis=1, keepdims=True) > 0
+    return jnp.where(key_used, keys, jnp.zeros_like(keys)), jnp.where(key_used, values, jnp.zeros_like(values)), allowed
 
 
 def masked_logits(rows: Array, keys: Array, allowed: Array | None, sizes: Sizes) -> Float[Array, "C R"]:
-    """Scaled logits of every row against the keys, `MASKED_LOGIT` where a query may not see; the heads lie side by side
+    """Scaled logits of every row against the keys, `MASKED_LOGIT` where a query may not see; heads are concatenated
     along the rows."""
     logits = product(keys, rows, 1, 1) * sizes.scale
     if allowed is None:
@@ -143,7 +145,7 @@ def masked_logits(rows: Array, keys: Array, allowed: Array | None, sizes: Sizes)
 
 
 def recomputed(q, keys: Array, values: Array, grad, log_sum, delta, allowed: Array | None, sizes: Sizes):
-    """Weights and gradient of the unscaled logits, both [C,R], from what the forward pass kept."""
+    """Weights and gradient of the unscaled logits, both [C,R], from the saved log-sum-exp."""
     logits = masked_logits(matrix(q), keys, allowed, sizes)
     weights = jnp.exp(logits - along_lanes(log_sum))
     grad_weights = product(values, matrix(grad), 1, 1)

@@ -1,14 +1,14 @@
-"""Attention as Pallas GPU kernels (Triton), forward and backward, that loop only over blocks in which something shows.
+"""Attention as Pallas GPU kernels (Triton), forward and backward, that loop only over blocks with visible keys.
 
 In and out: as `base.attention`, in float32, bfloat16 or float16, on NVIDIA GPUs from compute capability 8.0 on. One
 program per block of queries of one head (output, gradient of q) or block of keys of one KV head (gradients of k and v).
-Each reads how many blocks of the other side have work and which (`blocks.block_kinds`, compacted), and meets no other.
+Each reads how many blocks of the other side have work and which (`blocks.block_kinds`, compacted) and visits these.
 
-Where queries are few (a decoding step), keys are split: each part is a sample of its own to the kernel, all query heads
-of a KV head are rows of one block, and the parts are put together by their log-sum-exp.
+With few queries (a decoding step) keys are split into chunks. The kernel treats each chunk as a separate sample; all
+query heads of a KV head are rows of one block; the chunks' outputs are merged by their log-sum-exp.
 
-Sums and softmax are in float32. The operands of half precision products are half precision, the weights among them.
-Arrays are read as they lie, never transposed. Lengths and head dims are padded inside, head dims to a power of two.
+Sums and softmax are in float32. The operands of half precision products are half precision, including the weights.
+Arrays are read in their own layout, never transposed. Lengths are padded inside, head dims to a power of two.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num
 
 from visor_jax.kernels.attention.base import AttentionMask, unfold, validate
-from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, prepared
-from visor_jax.kernels.attention.merge_partials import put_together
+from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, pad_mask
+from visor_jax.kernels.attention.merge_partials import merge_partials
 from visor_jax.kernels.attention.pallas_triton_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -39,7 +39,7 @@ HEAD_DIMS = (16, 32, 64, 128, 256)
 class Tiles:
     """Block lengths in queries and in keys, powers of two of at least 16 on hardware; forward and backward.
 
-    Where all heads of the queries fit into one block, keys are split into parts of at most `split`.
+    If all query heads of a KV head fit into one block, keys are split into chunks of at most `split`.
     """
 
     queries: int = 64
@@ -87,7 +87,7 @@ def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: Atte
 
 
 def device_refusal() -> str | None:
-    """Why these kernels cannot run on the GPU that is here, or None where they can or no GPU is here to ask."""
+    """Why these kernels cannot run on this machine's GPU; None where they can, or without a GPU."""
     if jax.default_backend() != "gpu":
         return None
     capability = float(getattr(jax.local_devices()[0], "compute_capability", "0"))
@@ -103,8 +103,8 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, 
 
 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool):
-    few = q.shape[1] * (q.shape[2] // k.shape[2]) <= tiles.queries and k.shape[1] > tiles.split
-    out, log_sum = (_split if few else _whole)(q, k, v, mask, tiles, interpret)
+    few_queries = q.shape[1] * (q.shape[2] // k.shape[2]) <= tiles.queries and k.shape[1] > tiles.split
+    out, log_sum = (_split if few_queries else _whole)(q, k, v, mask, tiles, interpret)
     out = out.astype(q.dtype)
     return out, (q, k, v, mask, out, log_sum)
 
@@ -129,40 +129,40 @@ def _whole(
 def _split(
     q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool
 ) -> tuple[Float[Array, "B Tq H D"], Float[Array, "B H Tq"]]:
-    """The same in float32, for few queries: a program for each part of the keys and each KV head."""
+    """As `_whole` in float32, for few queries: one program per chunk of keys and KV head."""
     batch, q_length, num_heads, head_dim = q.shape
-    kv_heads, part = k.shape[2], part_of(k.shape[1], tiles)
+    kv_heads, chunk_size = k.shape[2], chunk_size_for(k.shape[1], tiles)
     group = num_heads // kv_heads
-    mask, more = prepared(mask, 1, part), -k.shape[1] % part
-    parts = mask.kv_segments.shape[1] // part
+    mask, padding = pad_mask(mask, 1, chunk_size), -k.shape[1] % chunk_size
+    num_chunks = mask.kv_segments.shape[1] // chunk_size
 
-    def parted(x: Array) -> Float[Array, "BS C ..."]:
-        return x.reshape(batch * parts, part, *x.shape[2:])
+    def split_chunks(x: Array) -> Float[Array, "BS C ..."]:
+        return x.reshape(batch * num_chunks, chunk_size, *x.shape[2:])
 
-    def for_all(x: Array) -> Array:
-        return jnp.repeat(x, parts, axis=0)
+    def repeat_per_chunk(x: Array) -> Array:
+        return jnp.repeat(x, num_chunks, axis=0)
 
     rows = q.reshape(batch, q_length, kv_heads, group, head_dim).transpose(0, 3, 1, 2, 4)
-    keys, values = (parted(jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))) for x in (k, v))
-    part_mask = AttentionMask(
-        q_positions=for_all(jnp.tile(mask.q_positions, (1, group))),
-        kv_positions=parted(mask.kv_positions),
-        q_segments=for_all(jnp.tile(mask.q_segments, (1, group))),
-        kv_segments=parted(mask.kv_segments),
+    keys, values = (split_chunks(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))) for x in (k, v))
+    chunk_mask = AttentionMask(
+        q_positions=repeat_per_chunk(jnp.tile(mask.q_positions, (1, group))),
+        kv_positions=split_chunks(mask.kv_positions),
+        q_segments=repeat_per_chunk(jnp.tile(mask.q_segments, (1, group))),
+        kv_segments=split_chunks(mask.kv_segments),
         causal=mask.causal,
     )
-    rows = for_all(rows.reshape(batch, group * q_length, kv_heads, head_dim))
+    rows = repeat_per_chunk(rows.reshape(batch, group * q_length, kv_heads, head_dim))
     tiles = dataclasses.replace(tiles, queries=min(tiles.queries, max(16, pl.next_power_of_2(rows.shape[1]))))
-    outs, log_sums = _whole(rows, keys, values, part_mask, tiles, interpret, jnp.float32)
-    outs = outs.swapaxes(1, 2).reshape(batch, parts, kv_heads, group * q_length, head_dim)
-    out, log_sum = put_together(outs, log_sums.reshape(outs.shape[:4]))
+    outs, log_sums = _whole(rows, keys, values, chunk_mask, tiles, interpret, jnp.float32)
+    outs = outs.swapaxes(1, 2).reshape(batch, num_chunks, kv_heads, group * q_length, head_dim)
+    out, log_sum = merge_partials(outs, log_sums.reshape(outs.shape[:4]))
     return unfold(out, q.shape), log_sum.reshape(batch, num_heads, q_length)
 
 
-def part_of(length: int, tiles: Tiles) -> int:
-    """Keys of a part: blocks of keys, at most `tiles.split`, without padding if more than half of that allows it."""
-    most = max(1, tiles.split // tiles.keys)
-    blocks = next((n for n in range(most, most // 2, -1) if length % (n * tiles.keys) == 0), most)
+def chunk_size_for(length: int, tiles: Tiles) -> int:
+    """Keys per chunk: a multiple of `tiles.keys` up to `tiles.split`, or more than half of it if that avoids padding."""
+    max_blocks = max(1, tiles.split // tiles.keys)
+    blocks = next((n for n in range(max_blocks, max_blocks // 2, -1) if length % (n * tiles.keys) == 0), max_blocks)
     return blocks * tiles.keys
 
 
@@ -170,11 +170,11 @@ def _backward(tiles: Tiles, interpret: bool, saved, grad: Array):
     q, k, v, mask, out, log_sum = saved
     call = Call.of(q, k, mask, tiles.grad_queries, tiles.grad_keys, interpret)
     # 0 * NaN is NaN: a query that sees nothing is replaced before it is multiplied.
-    sees = (log_sum != jnp.inf).swapaxes(1, 2)[..., None]
-    rows, grad_rows = (call.queries(jnp.where(sees, x, 0)) for x in (q, grad.astype(q.dtype)))
+    query_valid = (log_sum != jnp.inf).swapaxes(1, 2)[..., None]
+    rows, grad_rows = (call.queries(jnp.where(query_valid, x, 0)) for x in (q, grad.astype(q.dtype)))
     delta = jnp.sum(grad_rows.astype(jnp.float32) * call.queries(out).astype(jnp.float32), axis=-1).swapaxes(1, 2)
-    more = call.mask.q_segments.shape[1] - q.shape[1]
-    log_sum = jnp.pad(log_sum, ((0, 0), (0, 0), (0, more)), constant_values=jnp.inf)
+    padding = call.mask.q_segments.shape[1] - q.shape[1]
+    log_sum = jnp.pad(log_sum, ((0, 0), (0, 0), (0, padding)), constant_values=jnp.inf)
     arrays = (*call.ids(), rows, call.keys(k), call.keys(v), grad_rows, log_sum, delta)
     like_keys = jax.ShapeDtypeStruct(arrays[5].shape, k.dtype)
     (grad_q,) = call.run(
@@ -195,7 +195,7 @@ _attention.defvjp(_forward, _backward)
 
 
 class Call(NamedTuple):
-    """What the kernels of one pass share: the mask at padded lengths, block lengths, how to pad and to run."""
+    """Shared by the kernels of one pass: the mask at padded lengths, block lengths, padding, and how to run."""
 
     mask: AttentionMask
     sizes: Sizes
@@ -214,7 +214,7 @@ class Call(NamedTuple):
     ) -> Call:
         sizes = Sizes(q.shape[2] // k.shape[2], queries, keys, q.shape[3] ** -0.5, mask.causal)
         head_dim = next(size for size in HEAD_DIMS if size >= q.shape[3])
-        return cls(prepared(mask, queries, keys), sizes, head_dim, interpret)
+        return cls(pad_mask(mask, queries, keys), sizes, head_dim, interpret)
 
     def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B Tq_padded H D"]:
         return self._padded(x, self.mask.q_segments.shape[1])
@@ -231,7 +231,7 @@ class Call(NamedTuple):
         return mask.q_segments, mask.q_positions, mask.kv_segments, mask.kv_positions
 
     def work(self, *, by_keys: bool) -> Int[Array, "B n visits"]:
-        """For each outer block, how many inner blocks have work, and which: those first, in order."""
+        """Per outer block: the count of inner blocks with work, then all inner blocks, those with work first."""
         kinds = block_kinds(self.mask, self.sizes.queries, self.sizes.keys)
         idle = (kinds.swapaxes(1, 2) if by_keys else kinds) == NOTHING
         order = jnp.argsort(idle, axis=2, stable=True).astype(jnp.int32)
@@ -272,10 +272,10 @@ class Call(NamedTuple):
         )(work, *arrays)
 
     def spec(self, kind: str, shape: tuple[int, ...], outer: str) -> pl.BlockSpec:
-        """What a program can reach of ids [B,L], rows [B,L,heads,D] or numbers of rows [B,heads,L]: a sample's, whole.
+        """The part of ids [B,L], rows [B,L,heads,D] or per-row numbers [B,heads,L] that a program can read: one sample.
 
-        Of the heads it reaches its own; a block of keys reaches the group of query heads that share them, a block of
-        queries the KV head that it shares.
+        It reads its own head; a block of keys reads the group of query heads that share them, a block of queries the KV
+        head that it shares.
         """
         if kind == "ids":
             return pl.BlockSpec((None, shape[1]), lambda i, h, b: (b, 0))

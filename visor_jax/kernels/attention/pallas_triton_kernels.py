@@ -1,7 +1,7 @@
-"""The bodies of the Pallas GPU attention kernels; `gpu` lays out their arguments and runs them.
+"""The bodies of the Pallas GPU attention kernels; `pallas_triton` lays out their arguments and runs them.
 
-A program holds one block of one side and loops over the blocks of the other that have work: `work` [1+m] is their count
-and their numbers. Shapes: R queries of a block, C keys of a block, D head dim.
+A program holds one block of one side and loops over the blocks of the other that have work: `work` [1+m] holds their
+count and their indices. Shapes: R queries of a block, C keys of a block, D head dim.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visor_jax.kernels.attention.base import MASKED_LOGIT
 
 
 class Sizes(NamedTuple):
-    """What a kernel knows while it is traced."""
+    """Static sizes of a kernel."""
 
     group: int  # query heads that share a KV head
     queries: int  # of a block
@@ -34,27 +34,27 @@ def forward_kernel(
     ids, rows = (q_segments[here], q_positions[here]), q[here, :]
 
     def step(n, carry):
-        peak, total, acc = carry
+        running_max, denominator, acc = carry
         there = pl.ds(work[1 + n] * sizes.keys, sizes.keys)
         allowed = may_see(ids, (kv_segments[there], kv_positions[there]), sizes)
         logits = masked_logits(rows, k[there, :], allowed, sizes)
-        new_peak = jnp.maximum(peak, jnp.max(logits, axis=1))
-        # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees scales
-        # this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 at the end.
-        weights = jnp.exp(logits - new_peak[:, None])
-        shrink = jnp.exp(peak - new_peak)
+        new_max = jnp.maximum(running_max, jnp.max(logits, axis=1))
+        # Until a row sees a key, its maximum is MASKED_LOGIT and its sums are meaningless. Its first key scales them by
+        # exp(MASKED_LOGIT - max) = 0; a row that never sees one is set to 0 at the end.
+        weights = jnp.exp(logits - new_max[:, None])
+        shrink = jnp.exp(running_max - new_max)
         values = where_seen(v[there, :], allowed)
         acc = acc * shrink[:, None] + product(weights.astype(values.dtype), values, 1, 0)
-        return new_peak, total * shrink + jnp.sum(weights, axis=1), acc
+        return new_max, denominator * shrink + jnp.sum(weights, axis=1), acc
 
     zeros = jnp.zeros(sizes.queries, jnp.float32)
     start = (zeros + MASKED_LOGIT, zeros, jnp.zeros(rows.shape, jnp.float32))
-    peak, total, acc = jax.lax.fori_loop(0, work[0], step, start)
-    blind = peak <= MASKED_LOGIT / 2  # a row that met NaN has seen something
-    total = jnp.where(blind, 1.0, total)
-    out[...] = jnp.where(blind[:, None], 0.0, acc / total[:, None]).astype(out.dtype)
+    running_max, denominator, acc = jax.lax.fori_loop(0, work[0], step, start)
+    no_keys = running_max <= MASKED_LOGIT / 2  # NaN is not "no keys": such a row has seen a key
+    denominator = jnp.where(no_keys, 1.0, denominator)
+    out[...] = jnp.where(no_keys[:, None], 0.0, acc / denominator[:, None]).astype(out.dtype)
     # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
-    log_sum[...] = jnp.where(blind, jnp.inf, peak + jnp.log(total))
+    log_sum[...] = jnp.where(no_keys, jnp.inf, running_max + jnp.log(denominator))
 
 
 def grad_q_kernel(
@@ -105,7 +105,7 @@ def grad_kv_kernel(
 
 
 def may_see(queries: tuple[Array, Array], keys: tuple[Array, Array], sizes: Sizes) -> Bool[Array, "R C"]:
-    """Who sees whom, from the segments and positions of either side."""
+    """Whether each query may see each key, from segments and positions."""
     allowed = (queries[0][:, None] == keys[0][None, :]) & (keys[0] != 0)[None, :]
     if sizes.causal:
         allowed &= keys[1][None, :] <= queries[1][:, None]
@@ -114,8 +114,8 @@ def may_see(queries: tuple[Array, Array], keys: tuple[Array, Array], sizes: Size
 
 def where_seen(x: Float[Array, "C D"], allowed: Bool[Array, "R C"]) -> Float[Array, "C D"]:
     """0 in keys or values that no query of the block sees: 0 * NaN is NaN, so they are replaced before the product."""
-    seen = jnp.max(allowed.astype(jnp.int32), axis=0) > 0
-    return jnp.where(seen[:, None], x, jnp.zeros_like(x))
+    key_used = jnp.max(allowed.astype(jnp.int32), axis=0) > 0
+    return jnp.where(key_used[:, None], x, jnp.zeros_like(x))
 
 
 def masked_logits(rows: Array, keys: Array, allowed: Array, sizes: Sizes) -> Float[Array, "R C"]:
@@ -123,7 +123,7 @@ def masked_logits(rows: Array, keys: Array, allowed: Array, sizes: Sizes) -> Flo
 
 
 def recomputed(rows, keys, values, grad_rows, log_sum, delta, allowed, sizes: Sizes) -> tuple[Array, Array]:
-    """Weights and gradient of the unscaled logits, both [R,C], from what the forward pass kept."""
+    """Weights and gradient of the unscaled logits, both [R,C], from the saved log-sum-exp."""
     weights = jnp.exp(masked_logits(rows, keys, allowed, sizes) - log_sum[:, None])
     grad_weights = product(grad_rows, values, 1, 1)
     return weights, weights * (grad_weights - delta[:, None])

@@ -1,10 +1,10 @@
-"""Attention in plain XLA without an array of queries by keys: blocks of queries meet chunks of keys one at a time.
+"""Attention in plain XLA without an array of queries by keys: one block of queries and one chunk of keys at a time.
 
-In and out: as `base.attention`. For each block of queries a loop with a running softmax goes over the chunks in which
-it sees something, and over no others: first those seen whole, which need no mask, then the rest. Grouped queries are
+In and out: as `base.attention`. For each block of queries a loop with a running softmax visits only the chunks in which
+it sees something: first fully visible chunks, which need no mask, then the rest. Grouped queries are
 folded into rows, so that a step is one matrix product per KV head. The backward pass recomputes each step's weights
-from the saved log-sum-exp: memory is that of one step, forward and backward. Lengths need not divide: what is missing
-of a block is padding inside.
+from the saved log-sum-exp: memory is that of one step, forward and backward. The last
+block and chunk are padded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from visor_jax.kernels.attention.base import (
     unfold,
     validate,
 )
-from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, prepared
+from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, pad_mask
 
 # Rows of logits in a step, all heads counted, and keys: 8 MiB in float32 stay in a CPU's cache.
 ROWS, CHUNK = 2048, 1024
@@ -66,7 +66,8 @@ class _Keys(NamedTuple):
 
 
 class _Visits(NamedTuple):
-    """The chunks [B,n,m] that each block of queries meets, and how many of them: seen whole, then all [B,n]."""
+    """Chunks in the order [B,n,m] in which each block of queries visits them; counts [B,n] of fully visible and of all
+    visited chunks."""
 
     order: Array
     whole: Array
@@ -88,31 +89,33 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
 
 
 def _forward_sample(queries: _Queries, keys: _Keys, visits: _Visits, causal: bool) -> tuple[Array, Array]:
-    """Of one sample: the output as rows [n,K,R,D], and the log-sum-exp [n,K,R], plus infinity where nothing is seen."""
+    """One sample's output as rows [n,K,R,D] and log-sum-exp [n,K,R], plus infinity where nothing is seen."""
 
     def of_block(block: tuple[_Queries, _Visits]) -> tuple[Array, Array]:
         rows = block[0].rows
 
         def step(chunk: Array, keys: _Keys, allowed: Array | None, carry):
             del chunk
-            peak, total, acc, sees = carry
+            running_max, denominator, acc, query_valid = carry
             logits = _logits(rows, keys, allowed)
-            new_peak = jnp.maximum(peak, jnp.max(logits, axis=-1))
-            # A row that has seen nothing yet stands at MASKED_LOGIT and gathers rubbish. The first key that it sees
-            # scales this by exp(MASKED_LOGIT - peak) = 0; a row that never sees one is set to 0 below.
-            weights = jnp.exp(logits - new_peak[..., None])
-            shrink = jnp.exp(peak - new_peak)
-            total = total * shrink + jnp.sum(weights, axis=-1)
+            new_max = jnp.maximum(running_max, jnp.max(logits, axis=-1))
+            # Until a row sees a key, its maximum is MASKED_LOGIT and its sums are meaningless. Its first key scales
+            # them by exp(MASKED_LOGIT - max) = 0; a row that never sees one is set to 0 below.
+            weights = jnp.exp(logits - new_max[..., None])
+            shrink = jnp.exp(running_max - new_max)
+            denominator = denominator * shrink + jnp.sum(weights, axis=-1)
             acc = acc * shrink[..., None] + jnp.einsum("KRC,KCD->KRD", weights, keys.v)
-            return new_peak, total, acc, sees | (True if allowed is None else jnp.any(allowed, axis=1))
+            return new_max, denominator, acc, query_valid | (True if allowed is None else jnp.any(allowed, axis=1))
 
         zeros = jnp.zeros(rows.shape[:2], rows.dtype)
         start = (zeros + MASKED_LOGIT, zeros, jnp.zeros_like(rows), jnp.zeros(block[0].positions.shape, bool))
-        peak, total, acc, sees = _over_chunks(step, start, *block, keys, causal)
-        sees = jnp.tile(sees, rows.shape[1] // sees.shape[0])  # [R]
-        total = jnp.where(sees, total, 1)
+        running_max, denominator, acc, query_valid = _over_chunks(step, start, *block, keys, causal)
+        query_valid = jnp.tile(query_valid, rows.shape[1] // query_valid.shape[0])  # [R]
+        denominator = jnp.where(query_valid, denominator, 1)
         # Plus infinity makes every recomputed weight of a row that sees nothing exactly 0.
-        return jnp.where(sees[:, None], acc / total[..., None], 0), jnp.where(sees, peak + jnp.log(total), jnp.inf)
+        return jnp.where(query_valid[:, None], acc / denominator[..., None], 0), jnp.where(
+            query_valid, running_max + jnp.log(denominator), jnp.inf
+        )
 
     return jax.lax.map(of_block, (queries, visits))
 
@@ -123,9 +126,9 @@ def _backward(saved, grad: Array):
     if out is None:
         return jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v), no_gradient
     queries, keys, visits = _blocks(q, k, v, mask)
-    sees = (log_sum != jnp.inf)[..., None]
-    queries = queries._replace(rows=jnp.where(sees, queries.rows, 0))
-    grad_rows = jnp.where(sees, _block_rows(grad, k.shape[2]), 0)
+    query_valid = (log_sum != jnp.inf)[..., None]
+    queries = queries._replace(rows=jnp.where(query_valid, queries.rows, 0))
+    grad_rows = jnp.where(query_valid, _block_rows(grad, k.shape[2]), 0)
     delta = jnp.sum(grad_rows * out, axis=-1)  # [B,n,K,R]
     backward = partial(_backward_sample, causal=mask.causal)
     samples = (queries, grad_rows, log_sum, delta, keys, visits)
@@ -142,7 +145,7 @@ def _backward(saved, grad: Array):
 def _backward_sample(
     queries: _Queries, grad_rows: Array, log_sum: Array, delta: Array, keys: _Keys, visits: _Visits, causal: bool
 ) -> tuple[Array, Array, Array]:
-    """Of one sample: the gradients of its rows [n,K,R,D], keys and values [m,K,C,D]."""
+    """One sample's gradients of rows [n,K,R,D], keys and values [m,K,C,D]."""
 
     def of_block(grads_kv: tuple[Array, Array], block):
         queries, grad_rows, log_sum, delta, visits = block
@@ -174,7 +177,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _over_chunks(step: Any, start: Any, queries: _Queries, visits: _Visits, keys: _Keys, causal: bool) -> Any:
-    """`step(index, keys, who sees whom [T,C] or None for all, carry)` over the chunks that the block meets."""
+    """Runs `step(index, keys, allowed, carry)` over the chunks that the block visits; `allowed` is [T,C], or None for a
+    fully visible chunk."""
 
     def whole(n, carry):
         chunk = visits.order[n]
@@ -187,9 +191,9 @@ def _over_chunks(step: Any, start: Any, queries: _Queries, visits: _Visits, keys
         q_positions, kv_positions, q_segments, kv_segments = (x[None] for x in block)
         mask = AttentionMask(q_positions, kv_positions, q_segments, kv_segments, None, causal)
         allowed = mask.as_array()[0]
-        # What none of these queries sees may hold NaN, and 0 * NaN is NaN.
-        seen = jnp.any(allowed, axis=0)[:, None]
-        of_chunk = of_chunk._replace(k=jnp.where(seen, of_chunk.k, 0), v=jnp.where(seen, of_chunk.v, 0))
+        # Keys that none of these queries sees may hold NaN, and 0 * NaN is NaN.
+        key_used = jnp.any(allowed, axis=0)[:, None]
+        of_chunk = of_chunk._replace(k=jnp.where(key_used, of_chunk.k, 0), v=jnp.where(key_used, of_chunk.v, 0))
         return step(chunk, of_chunk, allowed, carry)
 
     carry = jax.lax.fori_loop(0, visits.whole, whole, start)
@@ -215,8 +219,8 @@ def _transposed_logits(rows: Array, keys: _Keys, allowed: Array | None) -> Array
 
 
 def _blocks(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[_Queries, _Keys, _Visits]:
-    q_block, chunk = _even(q.shape[1], max(1, ROWS // q.shape[2])), _even(k.shape[1], CHUNK)
-    padded = prepared(mask, q_block, chunk)
+    q_block, chunk = _balanced(q.shape[1], max(1, ROWS // q.shape[2])), _balanced(k.shape[1], CHUNK)
+    padded = pad_mask(mask, q_block, chunk)
     rows = _block_rows(q, k.shape[2]) * q.shape[3] ** -0.5
     q_positions, q_segments = (x.reshape(x.shape[0], -1, q_block) for x in (padded.q_positions, padded.q_segments))
     kv_positions, kv_segments = (x.reshape(x.shape[0], -1, chunk) for x in (padded.kv_positions, padded.kv_segments))
@@ -227,15 +231,15 @@ def _blocks(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[_Queries
     return queries, keys, visits
 
 
-def _even(length: int, most: int) -> int:
-    """The block of at most `most` (and at least 1) that leaves the least padding over as few blocks."""
-    return -(-length // -(-length // most))
+def _balanced(length: int, limit: int) -> int:
+    """The smallest block length that covers `length` in the fewest blocks of at most `limit` tokens."""
+    return -(-length // -(-length // limit))
 
 
 def _block_rows(x: Array, kv_heads: int) -> Array:
     """[B,T,H,D] as rows [B,n,K,G*T,D], widened; the last block is padded with zeros."""
     batch, length, *heads = x.shape
-    block = _even(length, max(1, ROWS // heads[0]))
+    block = _balanced(length, max(1, ROWS // heads[0]))
     x = jnp.pad(x, ((0, 0), (0, -length % block), (0, 0), (0, 0))).reshape(-1, block, *heads)
     rows = fold(x, kv_heads)
     return rows.reshape(batch, -1, *rows.shape[1:])

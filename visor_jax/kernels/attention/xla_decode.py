@@ -1,9 +1,9 @@
-"""Attention of a few queries over a long cache, in plain XLA: only stretches of keys that are seen are read.
+"""Attention of a few queries over a long cache, in plain XLA: reads only chunks of keys that some query sees.
 
-In and out: as `base.attention`. Each sample's keys are split into chunks. A loop goes over the pairs of sample and
-chunk in which something is visible (a cache is mostly room for what may still come), so that ragged lengths cost what
-they hold, not what the longest holds; a chunk is read in the layout and dtype of the cache, of which no copy is made.
-The parts of a sample are put together at the end. The backward pass is `xla_chunked`'s.
+In and out: as `base.attention`. Each sample's keys are split into chunks. A loop visits the pairs of sample and
+chunk in which some key is visible, so that the free room of a cache costs nothing and each sample costs its own length,
+not the longest one. Chunks are read in the layout and dtype of the cache, without a copy. The chunks' outputs are
+merged at the end. The backward pass is `xla_chunked`'s.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention import xla_chunked
 from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate
-from visor_jax.kernels.attention.merge_partials import put_together
+from visor_jax.kernels.attention.merge_partials import merge_partials
 from visor_jax.kernels.precision import widened
 
 CHUNK = 1024
-MOST_QUERIES = 16
+MAX_QUERIES = 16
 
 
 def attention(
@@ -29,7 +29,7 @@ def attention(
     *,
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
-    """`base.attention` for up to `MOST_QUERIES` queries; reverse-mode gradients only.
+    """`base.attention` for up to `MAX_QUERIES` queries; reverse-mode gradients only.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype, or too many queries; the message names it.
@@ -42,37 +42,37 @@ def attention(
 
 def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
     del k, mask
-    if q.shape[1] > MOST_QUERIES:
-        return f"there are {q.shape[1]} queries; it serves up to {MOST_QUERIES}"
+    if q.shape[1] > MAX_QUERIES:
+        return f"there are {q.shape[1]} queries; it serves up to {MAX_QUERIES}"
     return None
 
 
 @jax.custom_vjp
 def _attention(q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
     batch, q_length, num_heads, head_dim = q.shape
-    kv_heads, size = k.shape[2], min(CHUNK, k.shape[1])
+    kv_heads, chunk_size = k.shape[2], min(CHUNK, k.shape[1])
     if 0 in (q.size, k.size):
         return jnp.zeros_like(q)
     grouped = q.reshape(batch, q_length, kv_heads, num_heads // kv_heads, head_dim)
-    pairs, count, chunks = pairs_with_work(mask, size)
+    order, num_visible, num_chunks = chunks_with_work(mask, chunk_size)
 
-    def step(n, parts):
-        sample, chunk = pairs[n] // chunks, pairs[n] % chunks
-        # The last chunk may reach back into the one before it: what that one has is masked here.
-        start = jnp.minimum(chunk * size, k.shape[1] - size)
-        keys, values, allowed = at(sample, start, size, k, v, mask)
-        allowed &= start + jnp.arange(size) >= chunk * size
-        part = one_part(grouped[sample], keys, values, allowed)
-        return jax.tree.map(lambda parts, part: parts.at[sample, chunk].set(part), parts, part)
+    def step(n, partials):
+        sample, chunk = order[n] // num_chunks, order[n] % num_chunks
+        # The last chunk may overlap the one before it: keys that both hold are masked here.
+        start = jnp.minimum(chunk * chunk_size, k.shape[1] - chunk_size)
+        keys, values, allowed = read_chunk(sample, start, chunk_size, k, v, mask)
+        allowed &= start + jnp.arange(chunk_size) >= chunk * chunk_size
+        partial = attend_chunk(grouped[sample], keys, values, allowed)
+        return jax.tree.map(lambda xs, x: xs.at[sample, chunk].set(x), partials, partial)
 
-    shape = (batch, chunks, kv_heads, num_heads // kv_heads * q_length)
+    shape = (batch, num_chunks, kv_heads, num_heads // kv_heads * q_length)
     wide = widened(q[:0]).dtype
-    parts = (jnp.zeros((*shape, head_dim), wide), jnp.full(shape, jnp.inf, wide))
-    out, _ = put_together(*jax.lax.fori_loop(0, count, step, parts))
+    partials = (jnp.zeros((*shape, head_dim), wide), jnp.full(shape, jnp.inf, wide))
+    out, _ = merge_partials(*jax.lax.fori_loop(0, num_visible, step, partials))
     return unfold(out, q.shape).astype(q.dtype)
 
 
-def one_part(
+def attend_chunk(
     q: Float[Array, "Tq K G D"],
     keys: Float[Array, "C K D"],
     values: Float[Array, "C K D"],
@@ -81,42 +81,42 @@ def one_part(
     """Output and log-sum-exp of all query heads over one chunk; R = G*Tq, rows as in `base.fold`."""
     kv_heads, head_dim = keys.shape[1:]
     wide = widened(q[:0]).dtype
-    seen, sees = jnp.any(allowed, axis=0)[:, None, None], jnp.any(allowed, axis=1)
-    keys, values = jnp.where(seen, keys, 0), jnp.where(seen, values, 0)
+    key_used, query_valid = jnp.any(allowed, axis=0)[:, None, None], jnp.any(allowed, axis=1)
+    keys, values = jnp.where(key_used, keys, 0), jnp.where(key_used, values, 0)
     logits = jnp.einsum("TKGD,CKD->KGTC", q, keys, preferred_element_type=wide) * head_dim**-0.5
     logits = jnp.where(allowed, logits, MASKED_LOGIT)
-    peak = jnp.max(logits, axis=-1)
-    weights = jnp.exp(logits - peak[..., None])
-    total = jnp.sum(weights, axis=-1)  # [K,G,Tq]
-    read = jnp.einsum("KGTC,CKD->KGTD", weights, values, preferred_element_type=wide)
-    out = jnp.where(sees[:, None], read / total[..., None], 0)
-    log_sum = jnp.where(sees, peak + jnp.log(total), jnp.inf)
+    max_logit = jnp.max(logits, axis=-1)
+    weights = jnp.exp(logits - max_logit[..., None])
+    denominator = jnp.sum(weights, axis=-1)  # [K,G,Tq]
+    weighted = jnp.einsum("KGTC,CKD->KGTD", weights, values, preferred_element_type=wide)
+    out = jnp.where(query_valid[:, None], weighted / denominator[..., None], 0)
+    log_sum = jnp.where(query_valid, max_logit + jnp.log(denominator), jnp.inf)
     return out.reshape(kv_heads, -1, head_dim), log_sum.reshape(kv_heads, -1)
 
 
-def pairs_with_work(mask: AttentionMask, size: int) -> tuple[Array, Array, int]:
-    """The pairs of sample and chunk of `size` keys in which some query sees a key, those first, as sample * m + chunk;
-    their count; and m, the chunks of a sample."""
-    seen = jnp.any(mask.as_array(), axis=1)
-    seen = jnp.pad(seen, ((0, 0), (0, -seen.shape[1] % size))).reshape(seen.shape[0], -1, size)
-    idle = ~jnp.any(seen, axis=2)
+def chunks_with_work(mask: AttentionMask, chunk_size: int) -> tuple[Array, Array, int]:
+    """Pairs sample * m + chunk, those in which some query sees a key first; the count of these; and m, the chunks per
+    sample."""
+    key_used = jnp.any(mask.as_array(), axis=1)
+    padded = jnp.pad(key_used, ((0, 0), (0, -key_used.shape[1] % chunk_size)))
+    idle = ~jnp.any(padded.reshape(padded.shape[0], -1, chunk_size), axis=2)
     return jnp.argsort(idle.reshape(-1), stable=True), jnp.sum(~idle), idle.shape[1]
 
 
-def at(
+def read_chunk(
     sample: Int[Array, ""],
     start: Int[Array, ""],
-    size: int,
+    chunk_size: int,
     k: Float[Array, "B Tk K D"],
     v: Float[Array, "B Tk K D"],
     mask: AttentionMask,
 ) -> tuple[Float[Array, "C K D"], Float[Array, "C K D"], Bool[Array, "Tq C"]]:
-    """Keys and values of `size` keys of a sample from `start` on, and which of its queries may see them."""
+    """Keys and values of `chunk_size` keys of a sample from `start` on, and which of its queries may see them."""
 
     def keys(x: Array) -> Array:
-        return jax.lax.dynamic_slice(x, (sample, start, *[0] * (x.ndim - 2)), (1, size, *x.shape[2:]))
+        return jax.lax.dynamic_slice(x, (sample, start, *[0] * (x.ndim - 2)), (1, chunk_size, *x.shape[2:]))
 
-    part = AttentionMask(
+    chunk_mask = AttentionMask(
         q_positions=mask.q_positions[sample][None],
         kv_positions=keys(mask.kv_positions),
         q_segments=mask.q_segments[sample][None],
@@ -124,7 +124,7 @@ def at(
         active=None if mask.active is None else mask.active[sample][None],
         causal=mask.causal,
     )
-    return keys(k)[0], keys(v)[0], part.as_array()[0]
+    return keys(k)[0], keys(v)[0], chunk_mask.as_array()[0]
 
 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):

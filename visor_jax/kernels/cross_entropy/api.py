@@ -1,6 +1,6 @@
-"""Which implementation of cross-entropy runs: the caller's choice, or the size of the logits.
+"""Chooses the implementation of cross-entropy: by name, or by the number of logits.
 
-In: the arguments of `base.cross_entropy` and the name of an implementation, or None. Out: what it promises.
+In: the arguments of `base.cross_entropy` and the name of an implementation, or None. Out: as `base.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array]]] = {
     "xla_chunked": xla_chunked.cross_entropy,
 }
 
-# Up to so many logits they are kept, which saves computing them twice; more are computed in chunks and thrown away.
-MOST_LOGITS = 2**24
+# Up to this many logits are kept, which saves computing them twice; more are computed in chunks and discarded.
+MAX_LOGITS = 2**24
 
 
 def cross_entropy(
@@ -34,15 +34,15 @@ def cross_entropy(
     z_loss: float = 0.0,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    """Weighted losses by row, and which labels were the most likely; see `base.cross_entropy`.
+    """Weighted loss of each row, and whether its label is the most likely token; see `base.cross_entropy`.
 
     Args:
       hidden: hidden states [N,D], floating point.
       head: the head's kernel [D,V], floating point.
       labels: target ids [N], integers in [0, V) wherever the weight is not 0.
       weights: weight of each row [N], floating point; 0 for a row that does not count.
-      z_loss: weight of the squared log of the softmax's total, which keeps logits near 0; not negative.
-      implementation: a name of `IMPLEMENTATIONS`; None takes "xla" up to `MOST_LOGITS` logits, then "xla_chunked".
+      z_loss: weight of the squared log of the softmax's denominator, which keeps logits near 0; not negative.
+      implementation: a name of `IMPLEMENTATIONS`; None takes "xla" up to `MAX_LOGITS` logits, then "xla_chunked".
 
     Raises:
       ValueError: an argument of the wrong shape or dtype, or an implementation that does not exist. A forced
@@ -51,11 +51,11 @@ def cross_entropy(
     base.validate(hidden, head, labels, weights)
     name = implementation
     if name is None:
-        name = "xla" if hidden.shape[0] * head.shape[1] <= MOST_LOGITS else "xla_chunked"
+        name = "xla" if hidden.shape[0] * head.shape[1] <= MAX_LOGITS else "xla_chunked"
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
     if not isinstance(z_loss, int | float | np.integer | np.floating):
-        raise ValueError(f"z_loss must be a number of Python's or NumPy's, which is fixed, got {type(z_loss).__name__}")
+        raise ValueError(f"z_loss must be a Python or NumPy number, fixed at trace time, got {type(z_loss).__name__}")
     if not 0 <= z_loss < math.inf:
         raise ValueError(f"z_loss must be 0 or more, and finite, got {z_loss}")
     return IMPLEMENTATIONS[name](hidden, head, labels, weights, z_loss=float(z_loss))

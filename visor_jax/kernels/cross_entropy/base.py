@@ -1,7 +1,7 @@
 """Weighted cross-entropy over a vocabulary: the contract, its validation, and the plain XLA reference.
 
-In: hidden states, the head's kernel, and per row a label and a weight. Out: each row's weighted loss, so that whoever
-sums may sum by sample, by shard or over everything. The reference keeps the logits [N,V].
+In: hidden states, the head's kernel, and per row a label and a weight. Out: each row's weighted loss; callers
+sum by sample, by shard or over everything. The reference keeps the logits [N,V].
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
-    """Loss of `labels` under softmax(hidden @ head), in float32, plus `z_loss` times the squared log of its total.
+    """Loss of `labels` under softmax(hidden @ head), in float32, plus `z_loss` times the squared log of its
+    denominator.
 
     On TPUs and GPUs XLA rounds float32 operands of products as `jax_default_matmul_precision` says.
 
-    A row of weight 0 counts nothing: it gives exactly zero gradients, its label may be any integer and its hidden
-    state may hold anything. In the others a label outside of [0, V) makes the loss NaN.
+    A row of weight 0 does not count: it gives exactly zero gradients, its label may be any integer and its hidden
+    state may hold anything. In other rows a label outside of [0, V) makes the loss NaN.
 
     Returns:
       weighted losses, float32 [N]; and per row whether the label has the largest logit, bool [N] (the first of equals
@@ -49,14 +50,14 @@ def cross_entropy(
 
 
 def in_vocabulary(losses: Float[Array, " N"], labels: Int[Array, " N"], head: Float[Array, "D V"]) -> Array:
-    """NaN where the label is no word."""
+    """`losses`, NaN where the label is not in [0, V)."""
     return jnp.where((labels >= 0) & (labels < head.shape[1]), losses, jnp.nan)
 
 
 def validate(
     hidden: Float[Array, "N D"], head: Float[Array, "D V"], labels: Int[Array, " N"], weights: Float[Array, " N"]
 ) -> None:
-    """The one place where the arguments of every implementation are checked; raises ValueError."""
+    """Checks the arguments of every implementation; raises ValueError."""
     for name, x, axes in (("hidden", hidden, 2), ("head", head, 2), ("labels", labels, 1), ("weights", weights, 1)):
         if not hasattr(x, "shape"):
             raise ValueError(f"{name} must be an array, got {type(x).__name__}")
@@ -65,7 +66,7 @@ def validate(
     if head.shape[0] != hidden.shape[1]:
         raise ValueError(f"head must have {hidden.shape[1]} rows as hidden has columns, got shape {head.shape}")
     if head.shape[1] == 0:
-        raise ValueError(f"head must have at least one column, a word, got shape {head.shape}")
+        raise ValueError(f"head must have at least one column, one per token id, got shape {head.shape}")
     for name, x in (("labels", labels), ("weights", weights)):
         if x.shape != hidden.shape[:1]:
             raise ValueError(f"{name} must have shape {hidden.shape[:1]}, one per row of hidden, got {x.shape}")
