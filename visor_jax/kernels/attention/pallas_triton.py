@@ -160,7 +160,7 @@ def _split(
 
 
 def chunk_size_for(length: int, tiles: Tiles) -> int:
-    """Keys per chunk: a multiple of `tiles.keys` up to `tiles.split`, or more than half of it if that avoids padding."""
+    """Keys per chunk: a multiple of `tiles.keys` up to `tiles.split`, or over half of it if that avoids padding."""
     max_blocks = max(1, tiles.split // tiles.keys)
     blocks = next((n for n in range(max_blocks, max_blocks // 2, -1) if length % (n * tiles.keys) == 0), max_blocks)
     return blocks * tiles.keys
