@@ -66,7 +66,8 @@ def room_of(path: Path) -> str:
 def test_an_import_goes_down_or_stays_in_its_room(path: Path) -> None:
     room = room_of(path)
     if path.parts[:2] == ("export", "torch_model"):  # copied into exported folders, where nothing of ours is installed
-        assert {to for _, to in imported(path)} <= {"export"}
+        pieces = {"data"} if path.name == "template_visor.py" else set()  # an export puts data/chat_template.py there
+        assert {to for _, to in imported(path)} <= {"export", *pieces}
     wrong = [
         f"line {line} imports {to}"
         for line, to in imported(path)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.data.chat import encode_conversation, encode_prompt
+from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.sample import SkipSample, Turn
-from visor_jax.data.tokenizer import CHAT_TOKENS, load_tokenizer
+from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 
 TOKENIZER = load_tokenizer("glyphs")

@@ -16,9 +16,10 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from visor_jax.data.chat import encode_conversation, encode_prompt
+from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.glyphs.build_tokenizer import build
 from visor_jax.data.sample import Turn
-from visor_jax.data.tokenizer import CHAT_TOKENS, ChatTokenizer, load_tokenizer
+from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.generate.detokenize import Characters
 
 FOUND = importlib.util.find_spec("dashscope")  # it is looked for, not imported

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.records import Record, parse_record
-from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+from visor_jax.data.sample import SkipSample, Turn
 
 ASK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
 PLAIN = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from visor_jax.config.schema import ASSETS
 from visor_jax.data.chat import encode_conversation, encode_prompt
+from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write
 from visor_jax.data.glyphs.render import DIGITS
 from visor_jax.data.glyphs.source import background_names, colour_names, glyph_names
 from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.sample import Turn
-from visor_jax.data.tokenizer import CHAT_TOKENS, ChatTokenizer, load_tokenizer
+from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 
 TOKENIZER = load_tokenizer("glyphs")

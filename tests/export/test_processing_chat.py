@@ -1,8 +1,11 @@
 """The exported processor against our own preprocessing: token ids and pixels, of questions and of conversations."""
 
+import ast
 import base64
 import io
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jinja2
@@ -14,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from visor_jax import testing
+from visor_jax.data import chat_template
 from visor_jax.data.chat import encode_conversation
 from visor_jax.data.sample import Turn
 from visor_jax.export import folder_files
-from visor_jax.export.torch_model import VisorProcessor
+from visor_jax.export.torch_model import VisorProcessor, template_visor
 from visor_jax.generate.request import prompt_of
 from visor_jax.loading import Visor
 
@@ -258,3 +262,23 @@ def test_batches_of_conversations(pair):
     expected = pair.processor(text=texts, images=[[Image.new("RGB", (9, 9))], []])
     assert all(torch.equal(inputs[name], value) for name, value in expected.items())
     assert texts[1].startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
+
+
+def test_a_folder_holds_the_one_statement_of_the_template():
+    """Encoders and templates are made of the same pieces, which a folder holds as template_visor.py."""
+    assert all(getattr(template_visor, name) is getattr(chat_template, name) for name in template_visor.__all__)
+    literals = re.compile(r"<\|(im_start|im_end|endoftext)\|>|\bassistant\\n")
+    package = Path(chat_template.__file__).parents[1]
+    holders = {
+        str(path.relative_to(package)) for path in package.rglob("*.py") if literals.search(code_of(path.read_text()))
+    }
+    assert holders == {"data/chat_template.py"}
+
+
+def code_of(source: str) -> str:
+    """A module without its docstrings and comments."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from visor_jax import testing
 from visor_jax.budget import all_subsets
 from visor_jax.commands import export as command
+from visor_jax.data import chat_template
 from visor_jax.errors import RequestError, RunError
 from visor_jax.export import torch_export
 from visor_jax.export.parity import NEW_TOKENS, Comparison, Parity, compare
@@ -124,6 +126,7 @@ def test_the_travelling_files_import_nothing_of_ours(exported):
     out, _ = exported
     files = sorted(path.name for path in out.glob("*.py"))
     assert files == sorted(torch_export.MODULE_FILES)
+    assert (out / "template_visor.py").read_bytes() == Path(chat_template.__file__).read_bytes()
     for name in files:
         text = (out / name).read_text()
         imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]

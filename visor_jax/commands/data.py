@@ -24,11 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.check import check
 from visor_jax.data.collate import Example, Window
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_window
 from visor_jax.data.preview import contact_sheet
-from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source
+from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import source_kind
@@ -197,7 +198,7 @@ def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
         Image.fromarray(pixels).save(folder / path)
     questions = [turn.question for turn in sample.turns]
     if not any(IMAGE_MARKER in question for question in questions):
-        questions[0] = f"{IMAGE_MARKER}\n" * len(images) + questions[0]
+        questions[0] = images_before(questions[0], len(images))
     conversation = []
     for question, turn in zip(questions, sample.turns, strict=True):
         conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]

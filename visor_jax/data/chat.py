@@ -1,8 +1,4 @@
-"""Conversations as token ids, in the qwen_1_5 template, with a mask of what the model learns to say.
-
-    <|im_start|>system\\nS<|im_end|>\\n          only if there is a system text
-    <|im_start|>user\\n<image>\\nQ<|im_end|>\\n
-    <|im_start|>assistant\\nA<|im_end|>\\n       the last two once per turn
+"""Conversations as token ids, in the template of `chat_template`, with a mask of what the model learns to say.
 
 In: a tokenizer and turns. Out: ids with exactly one `<image>` id per picture (the model's side replaces it by the
 picture's visual tokens) and a target mask. Chat tokens only ever come from the template: those that someone wrote
@@ -14,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+from visor_jax.data.chat_template import (
+    ASSISTANT,
+    IMAGE_MARKER,
+    NEWLINE,
+    SYSTEM,
+    USER,
+    header,
+    image_first,
+    images_before,
+)
+from visor_jax.data.sample import SkipSample, Turn
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 
@@ -104,34 +110,34 @@ class _Encoder:
         self.target_mask: list[bool] = []
         self._tokenizer = tokenizer
         self._whole_turn = targets == "llava"
-        structure = {*tokenizer.encode("\n"), tokenizer.start_token_id, tokenizer.end_token_id}
+        structure = {*tokenizer.encode(NEWLINE), tokenizer.start_token_id, tokenizer.end_token_id}
         self._always = structure if self._whole_turn else set()
 
     def system(self, text: str | None) -> None:
         """The system turn, if there is a text for it."""
         if text:
-            self._read(f"system\n{text}")
+            self._read(header(SYSTEM) + text)
 
     def question(self, question: str) -> None:
         """The user's turn, with a picture at every marker."""
-        self._read(*f"user\n{question}".split(IMAGE_MARKER))
+        self._read(*(header(USER) + question).split(IMAGE_MARKER))
 
     def header(self) -> None:
         """What an answer follows. It is encoded apart from the answer, as it is when the model answers."""
-        self._add([self._tokenizer.start_token_id, *self._tokenizer.encode("assistant\n")], self._whole_turn)
+        self._add([self._tokenizer.start_token_id, *self._tokenizer.encode(header(ASSISTANT))], self._whole_turn)
 
     def answer(self, answer: str) -> None:
         """The assistant's turn."""
         self.header()
         self._add([*self._tokenizer.encode(answer), self._tokenizer.end_token_id], True)
-        self._add(self._tokenizer.encode("\n"), self._whole_turn)
+        self._add(self._tokenizer.encode(NEWLINE), self._whole_turn)
 
     def _read(self, text: str, *after_images: str) -> None:
         """A turn that is read, not said. What stands between special tokens is encoded whole, as transformers does."""
         ids = [self._tokenizer.start_token_id, *self._tokenizer.encode(text)]
         for piece in after_images:
             ids += [self._tokenizer.image_token_id, *self._tokenizer.encode(piece)]
-        self._add([*ids, self._tokenizer.end_token_id, *self._tokenizer.encode("\n")], False)
+        self._add([*ids, self._tokenizer.end_token_id, *self._tokenizer.encode(NEWLINE)], False)
 
     def _add(self, ids: list[int], target: bool) -> None:
         self.token_ids += ids
@@ -154,11 +160,7 @@ def _place_images(questions: list[str], answers: list[str], num_images: int) -> 
             raise SkipSample("bad_text", f"half a surrogate pair in {text[:60]!a}") from None
     markers = sum(text.count(IMAGE_MARKER) for text in (*questions, *answers))
     if markers == 0 and num_images == 1:
-        questions, markers = [f"{IMAGE_MARKER}\n{questions[0]}", *questions[1:]], 1
+        questions, markers = [images_before(questions[0], 1), *questions[1:]], 1
     if markers != num_images:
         raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers for {num_images} pictures")
-    return [_marker_first(question) if question.count(IMAGE_MARKER) == 1 else question for question in questions]
-
-
-def _marker_first(question: str) -> str:
-    return f"{IMAGE_MARKER}\n{question.replace(IMAGE_MARKER, '').strip()}".strip()
+    return [image_first(question) if question.count(IMAGE_MARKER) == 1 else question for question in questions]

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.preview_text import TextPainter
-from visor_jax.data.sample import IMAGE_MARKER, Sample, Turn
+from visor_jax.data.sample import Sample, Turn
 from visor_jax.files.read_write import write_bytes
 
 PICTURE = 288  # pixels: no side of a picture is longer

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import grain
 
 from visor_jax.config import architecture
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
-from visor_jax.data.sample import IMAGE_MARKER, Sample, SkipSample, Source, outline
+from visor_jax.data.sample import Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
@@ -264,7 +265,7 @@ def split_turns(sample: Sample) -> list[Sample]:
     single = []
     for number, turn in enumerate(sample.turns):
         shown = sum(markers[: number + 1])
-        question = f"{IMAGE_MARKER}\n" * (shown - markers[number]) + turn.question
+        question = images_before(turn.question, shown - markers[number])
         single.append(
             dataclasses.replace(
                 sample,

@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visor_jax.data.sample import IMAGE_MARKER, SkipSample, Turn
+from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.sample import SkipSample, Turn
 
 MAX_CHARACTERS = 1_000_000  # of one conversation; no window holds that many
 

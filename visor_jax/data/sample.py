@@ -11,8 +11,6 @@ from typing import Protocol
 
 import numpy as np
 
-IMAGE_MARKER = "<image>"  # stands for one picture inside a question's text
-
 
 @dataclass(frozen=True)
 class Turn:

@@ -17,12 +17,11 @@ from tokenizers import Tokenizer
 
 from visor_jax.config import tokenizer_file
 from visor_jax.config.schema import BUILT_IN
+from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, parse_json, read_regular
 
-# Padding, start and end of a chat turn, and the place of one picture.
-CHAT_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 _CACHED_TEXTS = 8192  # generated questions repeat; texts that do not are pushed out soon
 
 

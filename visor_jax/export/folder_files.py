@@ -12,40 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.architecture import Architecture
+from visor_jax.data import chat_template
 from visor_jax.export.parity import ExportedModel
 from visor_jax.hf.config import PROCESSOR, write_config
 from visor_jax.hf.preprocessor import write_preprocessor
-
-# The format of torch_model/chat_visor.py, for tools that render templates. Pictures come first, one per line, unless
-# <image> in the text gives their positions; a single picture always comes first. SYSTEM is the trained system text.
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' and SYSTEM -%}
-{{- '<|im_start|>system\\n' + SYSTEM + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- set turn = namespace(text='') -%}
-{%- if message['content'] is string -%}
-{%- set turn.text = message['content'] -%}
-{%- else -%}
-{%- for part in message['content'] if part['type'] == 'text' -%}
-{%- set turn.text = turn.text + part['text'] -%}
-{%- endfor -%}
-{%- if '<image>' not in turn.text -%}
-{%- for part in message['content'] if part['type'] in ['image', 'image_url'] -%}
-{%- set turn.text = '<image>\\n' + turn.text -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endif -%}
-{%- if message['role'] == 'user' and turn.text.count('<image>') == 1 -%}
-{%- set turn.text = ('<image>\\n' + turn.text.replace('<image>', '').strip()).strip() -%}
-{%- endif -%}
-{%- if message['role'] == 'assistant' -%}{%- set turn.text = turn.text.strip() -%}{%- endif -%}
-{%- if message['role'] != 'system' or turn.text -%}
-{{- '<|im_start|>' + message['role'] + '\\n' + turn.text + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +29,7 @@ class Files:
 def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
     """Builds every file except weights, code, model card and parity.json."""
     arch, tokenizer = model.arch, model.tokenizer
-    template = CHAT_TEMPLATE.replace("SYSTEM", json.dumps(model.system or "", ensure_ascii=False))
+    template = chat_template.write_jinja(json.dumps(model.system or "", ensure_ascii=False))
     generation = {
         "do_sample": False,
         "eos_token_id": tokenizer.end_token_id,
@@ -99,7 +69,7 @@ def processor_class(arch: Architecture) -> dict[str, Any]:
 def processor_config(arch: Architecture) -> dict[str, Any]:
     """Returns the fields of processor_config.json except the class."""
     return {
-        "image_token": "<image>",
+        "image_token": chat_template.IMAGE_MARKER,
         "num_image_tokens": arch.vision.patches_per_tile,
         "vision_aspect_ratio": f"anyres_max_{arch.anyres.max_tiles}",
         "vision_feature_select_strategy": "full",
@@ -111,10 +81,10 @@ def tokenizer_config(arch: Architecture) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "image_token": "<image>",
+        "eos_token": chat_template.END,
+        "image_token": chat_template.IMAGE_MARKER,
         "model_max_length": arch.text.max_positions,
-        "pad_token": "<|endoftext|>",
+        "pad_token": chat_template.PAD,
         "padding_side": "left",
     }
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
+from visor_jax.data import chat_template
 from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files
 from visor_jax.export.model_card import About, write_card
@@ -39,6 +40,7 @@ MODULE_FILES = (
     "modeling_visor.py",
     "processing_visor.py",
     "specialized_visor.py",
+    "template_visor.py",
     "tiles_visor.py",
     "vision_visor.py",
 )
@@ -141,7 +143,8 @@ def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, 
     if arch.plan == "visor":
         source = Path(__file__).parent / "torch_model"
         for name in MODULE_FILES:
-            shutil.copyfile(source / name, folder / name)
+            file = Path(chat_template.__file__) if name == "template_visor.py" else source / name
+            shutil.copyfile(file, folder / name)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

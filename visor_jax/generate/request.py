@@ -22,7 +22,6 @@ from PIL import Image
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.config.schema import MAX_PIXELS
-from visor_jax.data import chat
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.sample import SkipSample
@@ -95,8 +94,8 @@ def prompt_of(
     pictures = [pixels(one, name) for name, one in each_picture(image)]
     check_length(question, turns, arch)
     questions = [*(earlier for earlier, _ in turns), question]
-    if len(pictures) > 1 and not any(chat.IMAGE_MARKER in text for text in questions):
-        questions[0] = f"{chat.IMAGE_MARKER}\n" * len(pictures) + questions[0]
+    if len(pictures) > 1 and not any(IMAGE_MARKER in text for text in questions):
+        questions[0] = images_before(questions[0], len(pictures))
     *earlier_questions, latest = questions
     marked = list(zip(earlier_questions, (answer for _, answer in turns), strict=True))
     return usable(partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=marked))
@@ -106,7 +105,7 @@ def checked_question(question: str) -> str:
     """Returns the question; raises RequestError if it is not text or empty."""
     if not isinstance(question, str):
         raise RequestError(f"question: expected text, got {type(question).__name__}")
-    if not question.replace(chat.IMAGE_MARKER, "").strip():
+    if not question.replace(IMAGE_MARKER, "").strip():
         raise RequestError("question: is empty; ask something about the picture")
     return question
 
@@ -123,8 +122,8 @@ def checked_history(history: Any) -> list[tuple[str, str]]:
             raise RequestError(f"history[{number}]: {EXPECTED_HISTORY}, got {brief(turn)}")
         if not turn[1].strip():
             raise RequestError(f"history[{number}]: its answer is empty; leave the turn out")
-        if chat.IMAGE_MARKER in turn[1]:
-            raise RequestError(f"history[{number}]: {chat.IMAGE_MARKER} stands in an answer; expected it in questions")
+        if IMAGE_MARKER in turn[1]:
+            raise RequestError(f"history[{number}]: {IMAGE_MARKER} stands in an answer; expected it in questions")
     return [(question, answer) for question, answer in turns]
 
 
@@ -240,5 +239,5 @@ def usable(make: Callable[[], Example]) -> Example:
     try:
         return make()
     except SkipSample as why:
-        hint = f"; put one {chat.IMAGE_MARKER} for each picture, or none at all" if why.reason == "image_count" else ""
+        hint = f"; put one {IMAGE_MARKER} for each picture, or none at all" if why.reason == "image_count" else ""
         raise RequestError(f"{why}{hint}") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.architecture import Architecture
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.errors import RequestError
 from visor_jax.hf.section import Section, read_object
 
@@ -54,7 +55,7 @@ def check_processor(folder: Path, config: Section, patches_per_tile: int) -> Non
         "vision_aspect_ratio": (config.get("vision_aspect_ratio", "anyres_max_9"), "as in config.json"),
         "vision_feature_select_strategy": ("full", "all that this model computes"),
         "num_image_tokens": (patches_per_tile, "the patches of one tile of config.json"),
-        "image_token": ("<image>", "the token that this package replaces by a picture"),
+        "image_token": (IMAGE_MARKER, "the token that this package replaces by a picture"),
     }
     for name, (wanted, why) in expected.items():
         if processor.values.get(name) not in (None, wanted):

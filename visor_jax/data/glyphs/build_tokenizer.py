@@ -18,20 +18,20 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from visor_jax.config.schema import ASSETS
+from visor_jax.data.chat_template import ASSISTANT, CHAT_TOKENS, SYSTEM, USER, fill
 from visor_jax.data.glyphs.render import ARROWS, BACKGROUNDS, COLOURS, DIGITS, EMPTY, LETTERS, SHAPES
 from visor_jax.data.glyphs.words import PHRASINGS
-from visor_jax.data.tokenizer import CHAT_TOKENS
 
 MAX_VOCABULARY = 512
-ROLES = ("system", "user", "assistant")
+ROLES = (SYSTEM, USER, ASSISTANT)
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHAT_TEMPLATE = (
+CHAT_TEMPLATE = fill(
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{{ '$start' + message['role'] + '$newline' + message['content'] + '$end' + '$newline' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '$start$assistant$newline' }}{% endif %}"
 )
 
 

@@ -1,8 +1,4 @@
-"""Conversations as token ids, in the chat template that the model was trained with.
-
-    <|im_start|>system\\nS<|im_end|>\\n          only if there is a system text
-    <|im_start|>user\\n<image>\\nQ<|im_end|>\\n
-    <|im_start|>assistant\\nA<|im_end|>\\n       the last two once per turn
+"""Conversations as token ids, in the chat template that the model was trained with (template_visor.py).
 
 In: questions, messages as `apply_chat_template` takes them, or a prompt that a chat template rendered, and the number
 of visual tokens of each picture. Out: token ids, each picture as its run of placeholders. In questions and messages,
@@ -21,9 +17,21 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-IMAGE_MARKER = "<image>"  # in a text: where a picture stands
-START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-CHAT_TOKENS = (START, END, PAD, IMAGE_MARKER)
+from .template_visor import (
+    ASSISTANT,
+    CHAT_TOKENS,
+    END,
+    IMAGE_MARKER,
+    NEWLINE,
+    PAD,
+    START,
+    SYSTEM,
+    USER,
+    header,
+    image_first,
+    images_before,
+)
+
 SOURCES = ("image", "url", "path", "base64")  # keys of a message's picture that say where it is
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, CHAT_TOKENS)) + ")")
 
@@ -83,20 +91,20 @@ class ChatEncoder:
         if markers != len(lengths):
             raise ValueError(f"images: {len(lengths)} pictures for {markers} {IMAGE_MARKER} markers")
         turns, ids, said, pictures = list(messages), [], [], iter(lengths)
-        if system and not (turns and turns[0].role == "system"):
-            turns = [Message("system", system, ()), *turns]
+        if system and not (turns and turns[0].role == SYSTEM):
+            turns = [Message(SYSTEM, system, ()), *turns]
         for number, message in enumerate(turns, 1):
-            if message.role == "system" and not message.text:
+            if message.role == SYSTEM and not message.text:
                 continue
-            is_answer = message.role == "assistant"
-            header, body = self._turn(message, pictures)
-            rest = [self.end_id, *self.encode("\n")]
+            is_answer = message.role == ASSISTANT
+            before, body = self._turn(message, pictures)
+            rest = [self.end_id, *self.encode(NEWLINE)]
             if continue_final_message and number == len(turns):
                 rest = []
-            ids += [*header, *body, *rest]
-            said += [False] * len(header) + [is_answer] * (len(body) + bool(rest)) + [False] * (len(rest) - 1)
+            ids += [*before, *body, *rest]
+            said += [False] * len(before) + [is_answer] * (len(body) + bool(rest)) + [False] * (len(rest) - 1)
         if add_generation_prompt:
-            ids += [self.start_id, *self.encode("assistant\n")]
+            ids += [self.start_id, *self.encode(header(ASSISTANT))]
             said += [False] * (len(ids) - len(said))
         return Encoded(ids, said)
 
@@ -117,8 +125,8 @@ class ChatEncoder:
                 ids += [self.image_id] * next(pictures)
             elif piece in special:
                 ids.append(special[piece])
-            elif before == START and piece.startswith("assistant\n"):
-                ids += self.encode("assistant\n") + self.encode(piece.removeprefix("assistant\n"))
+            elif before == START and piece.startswith(header(ASSISTANT)):
+                ids += self.encode(header(ASSISTANT)) + self.encode(piece.removeprefix(header(ASSISTANT)))
             else:
                 ids += self.encode(piece)
         return ids
@@ -140,12 +148,12 @@ class ChatEncoder:
         An answer is encoded apart from its header, as it is when the model writes it, and without white space around
         it; all else together with its header.
         """
-        if message.role == "assistant":
+        if message.role == ASSISTANT:
             if IMAGE_MARKER in message.text:
                 raise ValueError(f"messages: an assistant's text has a {IMAGE_MARKER} marker; pictures are the user's")
-            return [self.start_id, *self.encode("assistant\n")], self.encode(message.text.strip())
+            return [self.start_id, *self.encode(header(ASSISTANT))], self.encode(message.text.strip())
         first, *others = message.text.split(IMAGE_MARKER)
-        ids = self.encode(f"{message.role}\n{first}")
+        ids = self.encode(header(message.role) + first)
         for piece in others:
             ids += [self.image_id] * next(pictures) + self.encode(piece)
         return [self.start_id], ids
@@ -173,11 +181,11 @@ def place_images(question: str, num_images: int) -> str:
         ValueError: there are markers, but not as many as pictures.
     """
     if IMAGE_MARKER not in question:
-        question = f"{IMAGE_MARKER}\n" * num_images + question
+        question = images_before(question, num_images)
     if question.count(IMAGE_MARKER) != num_images:
         raise ValueError(f"question: {question.count(IMAGE_MARKER)} {IMAGE_MARKER} markers, {num_images} pictures")
     if num_images == 1:
-        return f"{IMAGE_MARKER}\n{question.replace(IMAGE_MARKER, '').strip()}".strip()
+        return image_first(question)
     return question
 
 
@@ -190,7 +198,7 @@ def read_message(message: Mapping[str, Any]) -> Message:
     role, content = message["role"], message.get("content") or ""
     if isinstance(content, str):
         count = content.count(IMAGE_MARKER)
-        return Message(role, place_images(content, count) if role == "user" else content, (None,) * count)
+        return Message(role, place_images(content, count) if role == USER else content, (None,) * count)
     texts, sources = [], []
     for part in content:
         if part.get("type") == "text":
@@ -200,7 +208,7 @@ def read_message(message: Mapping[str, Any]) -> Message:
         else:
             raise ValueError(f"messages: a part of type {part.get('type')!r}; expected text, image or image_url")
     text = "".join(texts)
-    if role == "user" or sources:
+    if role == USER or sources:
         text = place_images(text, len(sources) or text.count(IMAGE_MARKER))
     return Message(role, text, tuple(sources) or (None,) * text.count(IMAGE_MARKER))
 

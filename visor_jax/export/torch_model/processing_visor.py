@@ -22,8 +22,9 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.hub import cached_file
 
-from .chat_visor import IMAGE_MARKER, ChatEncoder, Encoded, Message, place_images, read_message
+from .chat_visor import ChatEncoder, Encoded, Message, place_images, read_message
 from .configuration_visor import VisorConfig
+from .template_visor import IMAGE_MARKER
 from .tiles_visor import Tiler, is_picture, open_picture
 from .vision_visor import Size, shrunk, tile_grid, unpadded
 
@@ -31,6 +32,7 @@ NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
 FILES = (  # of a folder: all that makes inputs, here and by transformers' own classes
     "processing_visor.py",
     "chat_visor.py",
+    "template_visor.py",
     "tiles_visor.py",
     "configuration_visor.py",
     "vision_visor.py",
