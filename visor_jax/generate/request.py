@@ -22,6 +22,7 @@ from PIL import Image
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.config.schema import MAX_PIXELS
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.sample import SkipSample
