@@ -24,8 +24,8 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.budget import by_count
-from visor_jax.model.decoder import decode
-from visor_jax.model.stream import Stream
+from visor_jax.model.decoder import forward
+from visor_jax.model.stream import TokenStream
 from visor_jax.model.visor import init_params
 
 RESULT = harness.RESULTS / "budgets.json"
@@ -53,7 +53,7 @@ def main() -> None:
     visual = jax.random.normal(key, (1, args.visual, arch.text.hidden_size))
     text = jax.random.normal(key, (1, args.text, arch.text.hidden_size))
     ones = partial(jnp.ones, dtype=jnp.int32)
-    stream = Stream(
+    stream = TokenStream(
         jnp.arange(args.visual)[None],
         ones((1, args.visual)),
         args.visual + jnp.arange(args.text)[None],
@@ -62,7 +62,7 @@ def main() -> None:
     )
 
     def loss(params, budget):
-        _, out = decode(params, visual, text, stream, budget, arch)
+        _, out = forward(params, visual, text, stream, budget, arch)
         return jnp.mean(out**2)
 
     traced: Counter[str] = Counter()

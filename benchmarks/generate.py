@@ -33,7 +33,7 @@ from visor_jax.data.collate import Window
 from visor_jax.evaluate.latency import random_prompt
 from visor_jax.generate.buckets import cache_bucket, window_of
 from visor_jax.generate.engine import decode
-from visor_jax.model.decoder import apart
+from visor_jax.model.decoder import unstack_layers
 from visor_jax.model.incremental import Cache, prefill_prefix, prefill_rest
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import init_params
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parsed(argv)
     visor = tiny_architecture(4) if args.tiny else architecture(load_config(args.config, []))
     lengths = sorted(int(length) for length in args.lengths.split(","))
-    params = apart(jax.jit(lambda key: in_dtype(init_params(visor, key), args.dtype))(jax.random.key(0)))
+    params = unstack_layers(jax.jit(lambda key: in_dtype(init_params(visor, key), args.dtype))(jax.random.key(0)))
     budgets = [bits for bits in by_count(visor.num_slots) if sum(bits) in SLOTS]
     plans: dict[str, tuple[Architecture, Bits]] = {budget_name(bits): (visor, bits) for bits in budgets}
     plans["dense"] = (dataclasses.replace(visor, plan="dense"), ())

@@ -40,8 +40,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from visor_jax.config import architecture, load_config
 from visor_jax.kernels.attention import AttentionMask
 from visor_jax.kernels.attention import pallas_tpu as tpu
-from visor_jax.model.decoder import decode
-from visor_jax.model.stream import Stream
+from visor_jax.model import decoder
+from visor_jax.model.stream import TokenStream
 from visor_jax.model.visor import abstract_params
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,12 +142,12 @@ def compile_decoder(mesh: Mesh) -> dict[str, Any]:
     layers = {name: x for name, x in abstract_params(arch).items() if name in ("blocks", "tail")}
     layers = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=whole), layers)
     visual, text = (tokens(count, arch.text.hidden_size, dtype=jnp.bfloat16) for count in (VISUAL, TEXT))
-    stream = Stream(tokens(VISUAL), tokens(VISUAL), tokens(TEXT), tokens(TEXT), tokens(TEXT))
+    stream = TokenStream(tokens(VISUAL), tokens(VISUAL), tokens(TEXT), tokens(TEXT), tokens(TEXT))
     budget = jax.ShapeDtypeStruct((arch.num_slots,), jnp.bool_, sharding=whole)
 
     def gradient(layers, visual, text, stream, budget):
         def loss(layers):
-            _, out = decode(layers, visual, text, stream, budget, arch, remat=True)
+            _, out = decoder.forward(layers, visual, text, stream, budget, arch, remat=True)
             return jnp.sum(out.astype(jnp.float32) ** 2)
 
         return jax.grad(loss)(layers)

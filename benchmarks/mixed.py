@@ -28,9 +28,9 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.kernels.attention import AttentionMask, api
-from visor_jax.model.decoder import at
+from visor_jax.model.decoder import select_layer
 from visor_jax.model.mixed import mixed_self_attention
-from visor_jax.model.stream import Stream, ordered
+from visor_jax.model.stream import TokenStream, with_order
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.testing import random_params, tiny_architecture
 
@@ -41,7 +41,7 @@ Slot = Callable[..., tuple[jax.Array, jax.Array]]
 def main(argv: Sequence[str] | None = None) -> None:
     args = parsed(argv)
     arch = tiny_architecture(3) if args.tiny else one_block(architecture(load_config(args.config, [])))
-    params = at(random_params(arch)["blocks"], 0)["self"]
+    params = select_layer(random_params(arch)["blocks"], 0)["self"]
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
     inputs = random_inputs(arch, args.rows, args.visual, args.text, args.dtype)
     made, rows = programs(arch), {}
@@ -94,13 +94,15 @@ def one_block(arch: Architecture) -> Architecture:
 
 
 def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: str) -> tuple[Any, ...]:
-    """V [rows, visual, D], T [rows, text, D] and their stream, as `decode` has it."""
+    """V [rows, visual, D], T [rows, text, D] and their stream, in order of position as in `forward`."""
     keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
     v, t = (jax.random.normal(k, (rows, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
     positions = jnp.tile(jnp.arange(visual + text), (rows, 1))
     ones = jnp.ones_like(positions)
-    stream = Stream(positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:])
-    return v, t, ordered(stream)
+    stream = TokenStream(
+        positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:]
+    )
+    return v, t, with_order(stream)
 
 
 def with_gradients(slot: Slot) -> Any:

@@ -118,7 +118,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     from visor_jax.budget import by_count
     from visor_jax.config import architecture, load_config
     from visor_jax.evaluate.latency import prefill_program, random_prompt
-    from visor_jax.model.decoder import apart
+    from visor_jax.model.decoder import unstack_layers
     from visor_jax.model.encoders.siglip import tower
     from visor_jax.model.layers import in_dtype
     from visor_jax.model.visor import init_params
@@ -127,7 +127,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     arch = architecture(load_config(CONFIG, []))
     arch = tiny(arch) if args.tiny else arch
     dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
-    params = apart(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
+    params = unstack_layers(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
     options = compiling.options(params)
     look = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
 

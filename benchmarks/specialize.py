@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name, by_count
 from visor_jax.config import architecture, load_config
-from visor_jax.model.decoder import apart, decode, specialize
-from visor_jax.model.stream import Stream
+from visor_jax.model.decoder import forward, specialize, unstack_layers
+from visor_jax.model.stream import TokenStream
 from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import random_params, tiny_architecture
 
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     params = random_params(arch)
     layers = {name: params[name] for name in ("blocks", "tail") if name in params}
     layers = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), layers)
-    inputs, held = random_inputs(arch, args.visual, args.text, args.dtype), apart(layers)
+    inputs, held = random_inputs(arch, args.visual, args.text, args.dtype), unstack_layers(layers)
     options = compiling.options(params)
     traced: list[str] = []  # grows while tracing only: by one for each program that is compiled
 
     def any_budget(layers, v, t, stream, on):
         traced.append("decode")
-        return decode(layers, v, t, stream, on, arch)
+        return forward(layers, v, t, stream, on, arch)
 
     dynamic = partial(jax.jit(any_budget, compiler_options=options), layers)
     result: dict[str, Any] = {
@@ -82,12 +82,14 @@ def chosen(arch: Architecture, every: bool) -> list[Bits]:
     return all_subsets(arch.num_slots) if every or arch.num_slots <= 4 else by_count(arch.num_slots)
 
 
-def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tuple[jax.Array, jax.Array, Stream]:
+def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tuple[jax.Array, jax.Array, TokenStream]:
     """Returns one sample: V [1, visual, D] and T [1, text, D]."""
     keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
     v, t = (jax.random.normal(k, (1, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
     positions, ones = jnp.arange(visual + text)[None], jnp.ones((1, visual + text), jnp.int32)
-    stream = Stream(positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:])
+    stream = TokenStream(
+        positions[:, :visual], ones[:, :visual], positions[:, visual:], ones[:, visual:], ones[:, visual:]
+    )
     return v, t, stream
 
 

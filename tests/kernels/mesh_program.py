@@ -26,9 +26,9 @@ from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.kernels.attention import xla_chunked as chunked_attention
 from visor_jax.kernels.cross_entropy import base as plain_cross_entropy
 from visor_jax.kernels.cross_entropy import xla_chunked
-from visor_jax.model.decoder import at
+from visor_jax.model.decoder import select_layer
 from visor_jax.model.mixed import mixed_self_attention
-from visor_jax.model.stream import Stream, as_it_came, in_order, ordered
+from visor_jax.model.stream import TokenStream, sort_by_position, unsort, with_order
 from visor_jax.scale.compiler_options import QUICK
 
 MESHES = [(1, 4, 2), (2, 2, 2), (1, 1, 8)]
@@ -108,12 +108,12 @@ def cross_entropy_report() -> dict[str, Any]:
 def order_report() -> dict[str, Any]:
     """Collectives of bringing a stream whose samples are split into order, and back, with gradients."""
     ids = jnp.ones((8, 600), jnp.int32)
-    stream = Stream(ids[:, :400], ids[:, :400], ids[:, 400:], ids[:, 400:], ids[:, 400:])
+    stream = TokenStream(ids[:, :400], ids[:, :400], ids[:, 400:], ids[:, 400:], ids[:, 400:])
 
     def loss(x, stream):
-        order = ordered(stream).order
+        order = with_order(stream).order
         assert order is not None
-        return jnp.sum(as_it_came(jnp.sin(in_order(x, order)), order) ** 2)
+        return jnp.sum(unsort(jnp.sin(sort_by_position(x, order)), order) ** 2)
 
     with a_mesh((2, 4, 1)) as mesh:
         samples = NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
@@ -125,7 +125,7 @@ def order_report() -> dict[str, Any]:
 def mixed_report() -> dict[str, Any]:
     """A slot in a batch that is split, some of whose samples have it on: worst difference, and what devices send."""
     arch = testing.tiny_architecture(3)
-    layer = at(testing.random_params(arch)["blocks"], 0)["self"]
+    layer = select_layer(testing.random_params(arch)["blocks"], 0)["self"]
     visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 4),), ((2, 2),)) * 8))
     on = jnp.arange(visual.shape[0]) % 3 == 0
 

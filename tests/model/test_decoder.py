@@ -16,9 +16,9 @@ import pytest
 from visor_jax import testing
 from visor_jax.architecture import Architecture
 from visor_jax.model import mixed
-from visor_jax.model.decoder import at, decode, run_layers, specialize
+from visor_jax.model.decoder import forward, run_layers, select_layer, specialize
 from visor_jax.model.layers import Params
-from visor_jax.model.mixed import mixed_self_attention, part_size
+from visor_jax.model.mixed import chunk_size, mixed_self_attention
 from visor_jax.model.super_block import cross_layer, joint_layer, text_layer
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
@@ -37,7 +37,7 @@ def inputs() -> tuple[Any, ...]:
 def by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.Array]:
     """method.md section 3, written down: one layer after the other."""
     for block, on in enumerate(bits):
-        layers = at(params["blocks"], block)
+        layers = select_layer(params["blocks"], block)
         text = TEXT_LAYER(layers["text"], text, stream)
         text = CROSS_LAYER(layers["cross_attention"], layers["cross"], visual, text, stream)
         if on:
@@ -45,16 +45,16 @@ def by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.
         else:
             text = TEXT_LAYER(layers["self"], text, stream)
     for index in range(ARCH.num_tail_layers if "tail" in params else 0):
-        text = TEXT_LAYER(at(params["tail"], index), text, stream)
+        text = TEXT_LAYER(select_layer(params["tail"], index), text, stream)
     return visual, text
 
 
 def layer(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` and its gradient, each compiled once: whatever the budget, these few programs serve."""
-    forward = testing.quick_jit(function)
+    program = testing.quick_jit(function)
     backward = testing.quick_jit(lambda arguments, cotangents: jax.vjp(function, *arguments)[1](cotangents))
-    wrapped = jax.custom_vjp(forward)
-    wrapped.defvjp(lambda *arguments: (forward(*arguments), arguments), backward)
+    wrapped = jax.custom_vjp(program)
+    wrapped.defvjp(lambda *arguments: (program(*arguments), arguments), backward)
     return wrapped
 
 
@@ -93,7 +93,7 @@ def assert_close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
 
 @pytest.fixture(scope="module")
 def scanned() -> Callable[..., Any]:
-    return testing.quick_jit(with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH)))
+    return testing.quick_jit(with_gradients(lambda p, v, t, s, on: forward(p, v, t, s, on, ARCH)))
 
 
 @pytest.mark.parametrize("bits", EVERY_BUDGET)
@@ -108,9 +108,9 @@ def test_scan_equals_unrolled_values_and_gradients(bits, inputs, scanned) -> Non
 def other_by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.Array]:
     """`testing.other_plan`, written down: two text-only layers, two super-blocks of four, one layer over."""
     for index in range(2):
-        text = TEXT_LAYER(at(params["head"], index), text, stream)
+        text = TEXT_LAYER(select_layer(params["head"], index), text, stream)
     for block, on in enumerate(bits):
-        layers = at(params["blocks"], block)
+        layers = select_layer(params["blocks"], block)
         text = TEXT_LAYER(layers["text"]["layer_0"], text, stream)
         if on:
             visual, text = JOINT_LAYER(layers["self"], visual, text, stream)
@@ -118,13 +118,13 @@ def other_by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array
             text = TEXT_LAYER(layers["self"], text, stream)
         text = TEXT_LAYER(layers["text"]["layer_1"], text, stream)
         text = CROSS_LAYER(layers["cross_attention"], layers["cross"], visual, text, stream)
-    return visual, TEXT_LAYER(at(params["tail"], 0), text, stream)
+    return visual, TEXT_LAYER(select_layer(params["tail"], 0), text, stream)
 
 
 def test_another_pattern_scans_as_it_is_written_down() -> None:
     arch = testing.other_plan()
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
-    scan = testing.quick_jit(lambda p, v, t, s, on: decode(p, v, t, s, on, arch))
+    scan = testing.quick_jit(lambda p, v, t, s, on: forward(p, v, t, s, on, arch))
     expected = {bits: other_by_hand(*inputs, bits) for bits in EVERY_BUDGET}
     for bits in EVERY_BUDGET:
         assert_close(scan(*inputs, np.array(bits)), expected[bits])
@@ -141,17 +141,17 @@ def test_slots_and_cross_attention_may_stand_anywhere(pattern) -> None:
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
     bits = tuple(slot % 2 == 0 for slot in range(arch.num_slots))
     expected = testing.quick_jit(specialize(bits, arch))(*inputs)
-    assert_close(testing.quick_jit(lambda *x: decode(*x, np.array(bits), arch))(*inputs), expected)
+    assert_close(testing.quick_jit(lambda *x: forward(*x, np.array(bits), arch))(*inputs), expected)
 
 
 def test_rematerialisation_changes_nothing_but_memory() -> None:
     arch, on = testing.tiny_architecture(3), np.array([True])
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
     inputs = {"blocks": inputs[0]["blocks"]}, *inputs[1:]
-    remat = testing.quick_jit(with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, arch, remat=True)))
+    remat = testing.quick_jit(with_gradients(lambda p, v, t, s, on: forward(p, v, t, s, on, arch, remat=True)))
     assert_close(remat(*inputs, on), with_gradients(by_hand)(*inputs, on))
     for wanted in (False, True):
-        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: decode(*x, arch, remat=w))(*inputs, on)
+        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: forward(*x, arch, remat=w))(*inputs, on)
         assert ("remat" in str(jaxpr)) == wanted
 
 
@@ -161,7 +161,7 @@ def test_budgets_per_sample_equal_one_by_one(inputs) -> None:
     batch = [jax.tree.map(lambda x: x[np.array(rows)], x) for x in streams]  # parts of two samples
     budgets = [(True, False), (False, True), (False, False), (True, True), (False, True), (False, True)]
     (visual, text), (of_params, *gradients) = testing.quick_jit(
-        with_gradients(lambda p, v, t, s, on: decode(p, v, t, s, on, ARCH))
+        with_gradients(lambda p, v, t, s, on: forward(p, v, t, s, on, ARCH))
     )(params, *batch, np.array(budgets))
 
     def one_by_one(params, visual, text, stream, _):
@@ -181,13 +181,13 @@ def test_a_budget_of_another_shape_is_refused(inputs, shape) -> None:
     with pytest.raises(
         ValueError, match=r"budget must have shape \[slots\] \(2,\) or \[samples, slots\] \(2, 2\), got"
     ):
-        decode(*inputs, np.ones(shape, bool), ARCH)
+        forward(*inputs, np.ones(shape, bool), ARCH)
 
 
 def test_a_batch_of_no_samples(inputs) -> None:
     params, *streams = inputs
     none = jax.tree.map(lambda x: x[:0], streams)
-    visual, text = decode(params, *none, np.ones((0, 2), bool), ARCH)
+    visual, text = forward(params, *none, np.ones((0, 2), bool), ARCH)
     assert visual.shape == none[0].shape and text.shape == none[1].shape
 
 
@@ -198,7 +198,7 @@ def test_one_program_serves_every_budget() -> None:
 
     def run(params, visual, text, stream, on):
         traced.append(on)
-        return decode(params, visual, text, stream, on, arch)
+        return forward(params, visual, text, stream, on, arch)
 
     program = testing.quick_jit(run)
     outputs = {bits: program(*inputs, np.array(bits)) for bits in EVERY_BUDGET}
@@ -219,7 +219,7 @@ def test_the_empty_budget_leaves_v_as_it_is(inputs, scanned) -> None:
 def test_a_dense_plan_may_be_shallower_than_a_super_block(num_layers: int) -> None:
     arch = testing.tiny_architecture(num_layers, plan="dense")
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
-    found = testing.quick_jit(lambda *x: decode(*x, (), arch))(*inputs)
+    found = testing.quick_jit(lambda *x: forward(*x, (), arch))(*inputs)
     assert_close(found, testing.quick_jit(lambda *x: run_layers(*x, (), arch))(*inputs))
 
 
@@ -266,7 +266,7 @@ def distinct() -> tuple[Architecture, int, int, tuple[Any, ...]]:
 
 def test_visual_work_of_a_slot_lives_only_in_its_branch(distinct) -> None:
     arch, num_visual, num_text, inputs = distinct
-    found = products(jax.make_jaxpr(lambda *x: decode(*x, arch))(*inputs, np.array([True, False])).jaxpr)
+    found = products(jax.make_jaxpr(lambda *x: forward(*x, arch))(*inputs, np.array([True, False])).jaxpr)
     assert {inside for inside, _, _ in found} == {(), ("off",), ("on",)}
     for inside, sizes, _ in found:
         if inside == ("on",):
@@ -278,7 +278,7 @@ def test_visual_work_of_a_slot_lives_only_in_its_branch(distinct) -> None:
 
 def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
     arch, _, _, inputs = distinct
-    jaxpr = jax.make_jaxpr(lambda *x: decode(*x, arch))(*inputs, np.array([True, False])).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *x: forward(*x, arch))(*inputs, np.array([True, False])).jaxpr
     (cond,) = [equation for equation, _, _ in equations(jaxpr) if equation.primitive.name == "cond"]
     off = cond.params["branches"][0].jaxpr
     assert off.outvars[0] in off.invars
@@ -287,7 +287,7 @@ def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
 def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, monkeypatch) -> None:
     """Rounded up to quarters of the batch; whichever rows they are, each comes out as it would alone."""
     arch, num_visual, num_text, (params, *one) = distinct
-    layer, rows = at(params["blocks"], 0)["self"], 8
+    layer, rows = select_layer(params["blocks"], 0)["self"], 8
     several = jax.tree.map(lambda x: jnp.concatenate([x] * rows), one)
     several = [x + 0.1 * random_like(x) for x in several[:2]] + several[2:]
     alone = [testing.quick_jit(run)(layer, *several) for run in (joint_alone(arch), text_alone(arch))]
@@ -315,7 +315,7 @@ def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, mon
 
 @pytest.mark.parametrize(("samples", "size"), [(1, 1), (2, 1), (4, 1), (5, 1), (6, 2), (7, 1), (8, 2), (64, 16)])
 def test_parts_of_a_mixed_batch_are_equal(samples, size) -> None:
-    assert part_size(samples) == size
+    assert chunk_size(samples) == size
 
 
 @pytest.mark.parametrize("budget", [(True, False), ((True, False), (False, True))], ids=["all", "per sample"])
@@ -324,7 +324,7 @@ def test_recomputing_changes_no_gradient(inputs, budget) -> None:
 
     def loss(layers, visual, text, stream, remat):
         return sum(
-            jnp.sum(jnp.sin(x)) for x in decode(layers, visual, text, stream, np.array(budget), ARCH, remat=remat)
+            jnp.sum(jnp.sin(x)) for x in forward(layers, visual, text, stream, np.array(budget), ARCH, remat=remat)
         )
 
     gradient = jax.jit(jax.grad(loss), static_argnums=4)
@@ -346,7 +346,7 @@ def test_the_compiler_keeps_the_branch(distinct) -> None:
     *_, inputs = distinct
     arch = testing.tiny_architecture(3)
     inputs = testing.random_params(arch), *inputs[1:]
-    optimised = jax.jit(lambda *x: decode(*x, arch), compiler_options={"xla_backend_optimization_level": 3})
+    optimised = jax.jit(lambda *x: forward(*x, arch), compiler_options={"xla_backend_optimization_level": 3})
     compiled = optimised.lower(*inputs, np.array([True])).compile()
     assert " conditional(" in compiled.as_text()
 

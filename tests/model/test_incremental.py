@@ -15,8 +15,8 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import Window, make_batch, make_prompt_batch
-from visor_jax.model.decoder import apart, together
-from visor_jax.model.incremental import Cache, capacity, decode_step, doubled, prefill_prefix, prefill_rest
+from visor_jax.model.decoder import stack_layers, unstack_layers
+from visor_jax.model.incremental import Cache, capacity, decode_step, grow_cache, prefill_prefix, prefill_rest
 from visor_jax.model.visor import encode, logits, route
 
 VISOR = testing.tiny_architecture(7)
@@ -147,7 +147,7 @@ def test_a_step_adds_one_entry_to_the_text_cache_and_touches_nothing_else() -> N
 @pytest.mark.parametrize(("arch", "bits"), [(VISOR, (False, True)), (DENSE, ())])
 def test_a_doubled_cache_holds_the_same_and_says_the_same(arch: Architecture, bits: tuple[bool, ...]) -> None:
     _, cache = prefilled(arch, bits)
-    larger = doubled(cache, bits, arch)
+    larger = grow_cache(cache, bits, arch)
     assert capacity(larger, bits, arch) == 2 * CAPACITY
     token, step = np.full(len(ROWS), 7), testing.quick_jit(partial(decode_step, bits=bits, arch=arch))
     expected, _ = step(params(arch), token, cache)
@@ -167,10 +167,10 @@ def test_a_step_adds_its_token_in_place() -> None:
 
 @pytest.mark.parametrize("arch", [VISOR, DENSE], ids=["visor", "dense"])
 def test_layers_held_apart_are_the_same_model(arch):
-    stacked, held = params(arch), apart(params(arch))
-    assert jax.tree.structure(together(held)) == jax.tree.structure(stacked)
-    jax.tree.map(np.testing.assert_array_equal, together(held), stacked)
-    assert together(stacked) == stacked and apart(held) == held
+    stacked, held = params(arch), unstack_layers(params(arch))
+    assert jax.tree.structure(stack_layers(held)) == jax.tree.structure(stacked)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(held), stacked)
+    assert stack_layers(stacked) == stacked and unstack_layers(held) == held
     bits, (batch, _) = (True,) * arch.num_slots, streams(arch)
 
     def prefill(params, batch):

@@ -12,7 +12,7 @@ from flax import nnx
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
 from visor_jax.model.cross_init import asked_rotation, start_cross_attention
-from visor_jax.model.decoder import at
+from visor_jax.model.decoder import select_layer
 from visor_jax.model.layers import orthonormal, recency_bias, rotary, rotate
 from visor_jax.model.super_block import CrossAttention, cross_attention, cross_keys_values
 from visor_jax.model.visor import abstract_params, init_params, logits
@@ -173,7 +173,7 @@ def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: in
     matched = start_cross_attention(testing.random_params(arch), arch, KEY)["blocks"]["cross_attention"]
     plain = {"conditional_position": {"kernel": np.zeros((2, 7, 32), np.float32)}, "gate": np.ones(2, np.float32)}
     plain |= {name: {"scale": np.ones((2, 32), np.float32)} for name in ("text_norm", "visual_norm")}
-    params = at({**matched, **plain}, block)
+    params = select_layer({**matched, **plain}, block)
 
     @testing.quick_jit
     def read(text, visual):

@@ -15,13 +15,13 @@ from visor_jax import testing
 from visor_jax.kernels import AttentionMask
 from visor_jax.kernels.attention.blocks import NOTHING, SOME, block_kinds, prepared
 from visor_jax.model import stream as module
-from visor_jax.model.decoder import decode, run_layers
-from visor_jax.model.stream import Stream, as_it_came, in_order, ordered, rearranged
+from visor_jax.model.decoder import forward, run_layers
+from visor_jax.model.stream import TokenStream, rearranged, sort_by_position, unsort, with_order
 
 ROWS = (((3, 4), (2, 3)), ((2, 2, 3),))  # a packed row and a row with two pictures
 
 
-def one_sample(visual: int, before: int, after: int, padding: int = 0) -> Stream:
+def one_sample(visual: int, before: int, after: int, padding: int = 0) -> TokenStream:
     """[V; padding; T] with text before and after V."""
     positions = np.r_[
         before : before + visual, np.zeros(padding, int), :before, before + visual : before + visual + after
@@ -29,10 +29,12 @@ def one_sample(visual: int, before: int, after: int, padding: int = 0) -> Stream
     segments = np.r_[np.ones(visual, int), np.zeros(padding, int), np.ones(before + after, int)]
     positions, segments = (jnp.asarray(x, jnp.int32)[None] for x in (positions, segments))
     seen = visual + padding
-    return Stream(positions[:, :seen], segments[:, :seen], positions[:, seen:], segments[:, seen:], segments[:, seen:])
+    return TokenStream(
+        positions[:, :seen], segments[:, :seen], positions[:, seen:], segments[:, seen:], segments[:, seen:]
+    )
 
 
-def whole(stream: Stream) -> tuple[jax.Array, jax.Array]:
+def whole(stream: TokenStream) -> tuple[jax.Array, jax.Array]:
     positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)
     return positions, jnp.concatenate([stream.visual_segments, stream.text_segments], axis=1)
 
@@ -47,16 +49,16 @@ def test_segments_then_positions_and_padding_last(first, second):
     halves = positions[:, :15], segments[:, :15], positions[:, 15:], segments[:, 15:], segments[:, 15:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PLAIN_LOGITS", 0)
-        order = ordered(Stream(*halves)).order
+        order = with_order(TokenStream(*halves)).order
     assert order is not None
     for row, found in zip((first, second), np.asarray(order.tokens), strict=True):
         assert found.tolist() == sorted(range(24), key=lambda i: (row[i][0] == 0, *row[i]))
-    np.testing.assert_array_equal(as_it_came(in_order(ids, order), order), ids)
+    np.testing.assert_array_equal(unsort(sort_by_position(ids, order), order), ids)
 
 
 def test_a_short_stream_stays_as_it_came():
-    assert ordered(one_sample(500, 6, 6)).order is None
-    assert ordered(one_sample(501, 6, 6)).order is not None
+    assert with_order(one_sample(500, 6, 6)).order is None
+    assert with_order(one_sample(501, 6, 6)).order is not None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_the_decoder_gives_the_same_with_gradients(budget, both_ways, monkeypatc
 
     def run() -> Any:
         def loss(params, visual, text, stream):
-            out = decode(params, visual, text, stream, on, arch, remat=True)
+            out = forward(params, visual, text, stream, on, arch, remat=True)
             return sum(jnp.vdot(x, y) for x, y in zip(out, weights, strict=True)), out
 
         gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
@@ -110,14 +112,16 @@ def test_fewer_blocks_are_visited():
         )
         return int(np.sum(kinds != NOTHING)), int(np.sum(kinds == SOME))
 
-    order = ordered(stream).order
+    order = with_order(stream).order
     assert order is not None
-    assert visited(*(in_order(x, order) for x in whole(stream))) == (16 * 17 // 2, 16), "the lower triangle alone"
+    assert visited(*(sort_by_position(x, order) for x in whole(stream))) == (16 * 17 // 2, 16), (
+        "the lower triangle alone"
+    )
     assert visited(*whole(stream))[0] == 16 * 17 // 2 + 15
 
 
 def test_the_gradient_is_a_gather():
-    order = ordered(one_sample(600, 6, 6)).order
+    order = with_order(one_sample(600, 6, 6)).order
     assert order is not None
     x = jnp.arange(612.0 * 2).reshape(1, 612, 2)
     jaxpr = jax.make_jaxpr(jax.grad(lambda x: jnp.vdot(rearranged(x, *order), x)))(x)

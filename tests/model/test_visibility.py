@@ -16,7 +16,7 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.architecture import Architecture
-from visor_jax.model.decoder import decode, run_layers
+from visor_jax.model.decoder import forward, run_layers
 
 ROWS = (((2, 3), (1, 1, 2)), ((1, 1),))  # a picture amid text; beside it, in one row, a conversation with two pictures
 ON, OFF = True, False
@@ -37,7 +37,7 @@ def influence(arch: Architecture, layers: range | None = None) -> Callable[..., 
 
     def outputs(both, bits):
         if layers is None:
-            out = decode(params, both[:, :count], both[:, count:], stream, bits, arch)
+            out = forward(params, both[:, :count], both[:, count:], stream, bits, arch)
         else:
             on = [ON] * arch.num_slots
             out = run_layers(params, both[:, :count], both[:, count:], stream, on, arch, layers=layers)
@@ -152,7 +152,7 @@ def test_without_slots_the_picture_reaches_the_text_through_cross_attention_only
     def reaches(visual, gate, on):
         cross = {**params["blocks"]["cross_attention"], "gate": gate}
         changed = {**params, "blocks": {**params["blocks"], "cross_attention": cross}}
-        return jnp.sum(jnp.sin(decode(changed, visual, text, stream, on, arch)[1]))
+        return jnp.sum(jnp.sin(forward(changed, visual, text, stream, on, arch)[1]))
 
     gradient = testing.quick_jit(jax.grad(reaches))
     closed, opened = np.zeros(1, np.float32), np.ones(1, np.float32)

@@ -12,7 +12,7 @@ import pytest
 
 from visor_jax import testing
 from visor_jax.data.collate import Batch, Example, Window, make_batch
-from visor_jax.model.decoder import decode
+from visor_jax.model.decoder import forward
 from visor_jax.model.likelihood import prompt_end
 from visor_jax.model.visor import (
     embed,
@@ -122,8 +122,8 @@ def test_the_routing_token_changes_no_answer() -> None:
     def both_ways(params, batch, on):
         visual, text, stream = encode(params, batch, ARCH), embed(params, batch["text_tokens"]), stream_of(batch)
         routed_text, routed_stream = with_routing_token(params, text, stream, batch["routing_position"])
-        plain = decode(params, visual, text, stream, on, ARCH)
-        routed = decode(params, visual, routed_text, routed_stream, on, ARCH)
+        plain = forward(params, visual, text, stream, on, ARCH)
+        routed = forward(params, visual, routed_text, routed_stream, on, ARCH)
         return plain, (routed[0], routed[1][:, :-1])
 
     program = testing.quick_jit(both_ways)

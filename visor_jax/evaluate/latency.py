@@ -19,7 +19,7 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
 from visor_jax.cost import decoder_flops
-from visor_jax.model.decoder import apart
+from visor_jax.model.decoder import unstack_layers
 from visor_jax.model.incremental import prefill_prefix, prefill_rest
 from visor_jax.model.layers import Params
 from visor_jax.scale import compiler_options as compiling
@@ -70,7 +70,7 @@ def compare_budgets(
 ) -> dict[str, dict[str, Any]]:
     """Budget name -> seconds, times faster than the costliest budget (quartiles over the rounds), decoder GFLOPs."""
     prompt = random_prompt(arch, visual, text, params["embed_tokens"]["embedding"].dtype)
-    held = apart(params)
+    held = unstack_layers(params)
     programs = [prefill_program(held, arch, bits, prompt) for bits in budgets]
     for program in programs:
         program()

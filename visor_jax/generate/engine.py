@@ -28,7 +28,7 @@ from visor_jax.generate.buckets import batch_bucket, cache_bucket, joined, windo
 from visor_jax.generate.programs import Programs
 from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.model import incremental as caches
-from visor_jax.model.decoder import apart, together
+from visor_jax.model.decoder import stack_layers, unstack_layers
 from visor_jax.model.incremental import Cache, Prefix
 from visor_jax.model.layers import Params
 from visor_jax.model.policy import choose
@@ -72,7 +72,7 @@ class Engine:
         """The model's parameters, stacked; they are held once, and unstacked from the first
         prompt on.
         """
-        return together(self._held)
+        return stack_layers(self._held)
 
     @property
     def num_parameters(self) -> int:
@@ -88,7 +88,7 @@ class Engine:
 
     def _unstacked(self) -> Params:
         with self.programs.preparing():
-            self._held = jax.block_until_ready(apart(self._held))
+            self._held = jax.block_until_ready(unstack_layers(self._held))
         return self._held
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class Engine:
         for step in range(max_new_tokens):
             if step:
                 if held == caches.capacity(cache, bits, self.arch):
-                    larger = partial(caches.doubled, bits=bits, arch=self.arch)
+                    larger = partial(caches.grow_cache, bits=bits, arch=self.arch)
                     cache, one_more = self.programs.run(("doubled", bits), larger, cache), None
                 args = self._held, token, cache, draw, np.int32(step)
                 # One program until the cache grows: to look it up takes longer than a step of a small model.
@@ -164,7 +164,7 @@ class Engine:
 
 def all_logits(params: Params, arrays: Arrays, bits: Array, *, arch: Architecture) -> Array:
     """Logits at every text token; a scan goes over stacked layers, however they are held."""
-    return logits(together(params), arrays, bits, arch)
+    return logits(stack_layers(params), arrays, bits, arch)
 
 
 def in_window(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:

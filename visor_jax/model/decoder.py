@@ -1,13 +1,13 @@
-"""The decoder: text-only layers first, super-blocks of `Architecture.pattern`, what is left over (docs/method.md).
+"""The decoder: text-only layers first, super-blocks of `Architecture.pattern`, remaining layers (docs/method.md).
 
-Visual tokens V [B, Nv, D] and text tokens T [B, Nt, D] travel as two arrays; where they stand in the dense sequence is
-told by their position ids, so nothing is ever interleaved. Two ways of running the same layers:
+Visual tokens V [B, Nv, D] and text tokens T [B, Nt, D] are two arrays; position ids give their places in the dense
+sequence, so that they are never interleaved. Two ways of running the same layers:
 
-* `decode`: one `lax.scan` over the stacked super-blocks; the budget is a run-time array of booleans, one for the whole
+* `forward`: one `lax.scan` over the stacked super-blocks; the budget is a run-time array of booleans, one for the whole
   batch ([slots]) or one per sample ([B, slots]). One compiled program serves every budget, and a slot that is off does
   no visual work (`lax.cond`).
-* `run_layers`: the layers one after the other with a budget known while tracing; what is off is not in the program.
-  `specialize(budget)` is `decode` built this way, and generation's caches (`visor_jax.model.incremental`) rest on it.
+* `run_layers`: the layers one after the other with a budget known while tracing; layers that are off are not compiled.
+  `specialize(budget)` is `forward` built this way, and generation's caches (`visor_jax.model.incremental`) use it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from visor_jax.budget import LayerKind, Plan
 from visor_jax.model.encoders.siglip import stacked
 from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, inside, recency_bias, scan_layers
 from visor_jax.model.mixed import optional_self_attention
-from visor_jax.model.stream import Stream, ordered
+from visor_jax.model.stream import TokenStream, with_order
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
 
 Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
@@ -41,7 +41,7 @@ class Blocks(nnx.Module):
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
         for place in arch.block:
             layers = stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs)
-            if place.kind is not LayerKind.SELF:  # near in the stream is not near in a picture
+            if place.kind is not LayerKind.SELF:  # visual tokens near in the stream are not near in the picture
                 start_with_recency(layers.self_attn, arch.text)
             self._put(place.path, layers)
         for place in arch.block if arch.plan == "visor" else ():
@@ -63,7 +63,9 @@ class Siblings(nnx.Module):
 
 
 def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
-    """Stacked text-only attention prefers near tokens, but in the first super-block, where the routing token reads."""
+    """Makes stacked text-only attention prefer near tokens, except in the first super-block, which the routing token
+    reads.
+    """
     for projection in (attention.q_proj, attention.k_proj):
         blocks, width = projection.bias.shape
         near = np.tile(recency_bias(arch), width // arch.head_dim)
@@ -78,12 +80,12 @@ def super_block(
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
     on: Bool[Array, "slots *B"],
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
     *,
     remat: bool = False,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """One super-block of the plan, the unit that is scanned: `params` are its own, `on` [slots of it] or [.., B]."""
+    """One super-block of the plan, the unit of the scan, with its `params` and its slots `on` [slots] or [slots, B]."""
     slots = iter(range(arch.slots_per_block))
     for place in arch.block:
         layer = inside(params, place.path)
@@ -99,17 +101,17 @@ def super_block(
 
 
 def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks slots *B"]:
-    """A budget [slots] or [B, slots] as super-blocks see it: their own slots, samples last."""
+    """A budget [slots] or [B, slots] split by super-block, samples last."""
     on = jnp.asarray(budget, bool)
     on = on.reshape(*on.shape[:-1], arch.num_blocks, arch.slots_per_block)
     return jnp.moveaxis(on, (-2, -1), (0, 1))
 
 
-def decode(
+def forward(
     params: Params,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    stream: Stream,
+    stream: TokenStream,
     budget: Budget,
     arch: Architecture,
     *,
@@ -118,7 +120,7 @@ def decode(
     """V and T after the last layer (before the final norm), for a budget given at run time.
 
     Args:
-      params: the whole model's parameters, or at least `head`, `blocks` and `tail` where it has them.
+      params: the whole model's parameters, or at least its `head`, `blocks` and `tail`.
       budget: booleans [slots] or [B, slots]; ignored by a dense plan.
       remat: recompute each super-block in the backward pass instead of keeping its activations.
 
@@ -131,7 +133,7 @@ def decode(
         raise ValueError(
             f"budget must have shape [slots] {(slots,)} or [samples, slots] {(visual.shape[0], slots)}, got {on.shape}"
         )
-    stream = ordered(stream)
+    stream = with_order(stream)
     visual, text = run_outside(params, "head", arch.num_head_layers, visual, text, stream, arch)
 
     def body(state, block):
@@ -150,12 +152,12 @@ def run_outside(
     count: int,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """The layers before ("head") or after ("tail") the super-blocks: text-only, but in a dense plan."""
+    """The layers before ("head") or after ("tail") the super-blocks: text-only, except in a dense plan."""
     for i in range(count):
-        layer = at(params[stack], i)
+        layer = select_layer(params[stack], i)
         if arch.plan == "dense":
             visual, text, _ = joint_layer(layer, visual, text, stream, arch)
         else:
@@ -166,16 +168,16 @@ def run_outside(
 # --- one program for one budget ---------------------------------------------------------------------------------------
 
 Record = Callable[[str, KeysValues], None]
-"""Called with "text", "cross" or "self" and a layer's keys and values, layer by layer, where a cache is being built."""
+"""Receives "text", "cross" or "self" and a layer's keys and values, layer by layer, to build a cache."""
 
 
 STACKS = ("head", "blocks", "tail")
 
 
-def apart(params: Params) -> Params:
-    """The model's parameters with those of each super-block and tail layer in arrays of their own, held in tuples.
+def unstack_layers(params: Params) -> Params:
+    """The model's parameters with stacked layers split into tuples of per-layer arrays.
 
-    For `run_layers` and the caches: a program that runs stacked layers one after the other first copies each out.
+    For `run_layers` and the caches: a program that runs stacked layers one after the other first copies each one.
     """
 
     def split(stack: Params) -> tuple[Params, ...]:
@@ -185,8 +187,8 @@ def apart(params: Params) -> Params:
     return {name: split(x) if name in STACKS and isinstance(x, dict) else x for name, x in params.items()}
 
 
-def together(params: Params) -> Params:
-    """The inverse of `apart`."""
+def stack_layers(params: Params) -> Params:
+    """The inverse of `unstack_layers`."""
 
     def stack(layers: tuple[Params, ...]) -> Params:
         return jax.tree.map(lambda *x: jnp.stack(x), *layers)
@@ -194,22 +196,22 @@ def together(params: Params) -> Params:
     return {name: stack(x) if isinstance(x, tuple) else x for name, x in params.items()}
 
 
-def layer_at(params: Params, place: LayerPlace) -> Params:
+def layer_params(params: Params, place: LayerPlace) -> Params:
     """The parameters of one decoder layer."""
-    return _at_path(params, place.path, place.index)
+    return _params_at(params, place.path, place.index)
 
 
-def cross_at(params: Params, place: LayerPlace) -> Params:
+def cross_params(params: Params, place: LayerPlace) -> Params:
     """The parameters of the cross-attention of a decoder layer that has one."""
-    return _at_path(params, place.cross, place.index)
+    return _params_at(params, place.cross, place.index)
 
 
-def _at_path(params: Params, path: str, index: int) -> Params:
-    return inside(at(params[path.split("/")[0]], index), path)
+def _params_at(params: Params, path: str, index: int) -> Params:
+    return inside(select_layer(params[path.split("/")[0]], index), path)
 
 
-def at(layers: Params | tuple[Params, ...], index: int) -> Params:
-    """The parameters of one of several layers, which are stacked or apart."""
+def select_layer(layers: Params | tuple[Params, ...], index: int) -> Params:
+    """The parameters of one of several layers, stacked or in a tuple."""
     return layers[index] if isinstance(layers, tuple) else jax.tree.map(lambda x: x[index], layers)
 
 
@@ -217,7 +219,7 @@ def run_layers(
     params: Params,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    stream: Stream,
+    stream: TokenStream,
     bits: Sequence[bool],
     arch: Architecture,
     *,
@@ -227,28 +229,28 @@ def run_layers(
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """Decoder layers `layers` (default: all) one after the other, with a budget known while tracing.
 
-    Of a self-attention layer's keys and values, `record` gets the text half as "text" and the visual half as "self".
-    Without `keep_visual`, V after the last layer that reads it is not computed: what is returned of it is older.
+    `record` gets the text half of a self-attention layer's keys and values as "text" and the visual half as "self".
+    Without `keep_visual`, the last layer that reads V does not update it; the returned V is the one before that layer.
     """
-    count, kinds, stream = visual.shape[1], Plan.of(arch).under(bits), ordered(stream)
+    count, kinds, stream = visual.shape[1], Plan.of(arch).under(bits), with_order(stream)
     last_reader = max((index for index, kind in enumerate(kinds) if kind is not LayerKind.TEXT), default=None)
     for index in range(len(kinds)) if layers is None else layers:
         place = arch.layers[index]
-        layer = layer_at(params, place)
+        layer = layer_params(params, place)
         if kinds[index] is LayerKind.SELF:
             keep = keep_visual or index != last_reader
             visual, text, both = joint_layer(layer, visual, text, stream, arch, keep_visual=keep)
-            seen, own = (jax.tree.map(lambda x, part=part: x[:, part], both) for part in np.s_[:count, count:])
-            record("self", seen)
+            visual_kv, text_kv = (jax.tree.map(lambda x, part=part: x[:, part], both) for part in np.s_[:count, count:])
+            record("self", visual_kv)
         elif kinds[index] is LayerKind.CROSS:
-            text, own, seen = cross_layer(cross_at(params, place), layer, visual, text, stream, arch.text)
-            record("cross", seen)
+            text, text_kv, visual_kv = cross_layer(cross_params(params, place), layer, visual, text, stream, arch.text)
+            record("cross", visual_kv)
         else:
-            text, own = text_layer(layer, text, stream, arch.text)
-        record("text", own)
+            text, text_kv = text_layer(layer, text, stream, arch.text)
+        record("text", text_kv)
     return visual, text
 
 
 def specialize(bits: Sequence[bool], arch: Architecture) -> Callable[..., tuple[Array, Array]]:
-    """`decode` for one budget only: (params, visual, text, stream) -> (V, T); what is off is not in the program."""
+    """`forward` for one budget only: (params, visual, text, stream) -> (V, T); layers that are off are not compiled."""
     return partial(run_layers, bits=tuple(bool(b) for b in bits), arch=arch)

@@ -2,10 +2,10 @@
 
 Text keys and values are kept for every layer. Visual ones are kept only where they are read again: in cross-attention
 layers, and in self-attention layers that the budget has on. A new token never touches V itself. The budget is known
-while tracing, so that a cache has exactly the arrays its budget needs; prefill runs in two programs, because the policy
+while tracing, so that a cache holds only the arrays that its budget needs; prefill runs in two programs, because the policy
 reads the routing token between them: `prefill_prefix` up to the first optional layer, `prefill_rest` after it.
 
-One sample a row (segment 1), prompts left-aligned and padded at the end; B rows, C text slots of capacity.
+One sample per row (segment 1), prompts left-aligned and padded at the end; B rows, room for C text tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.precision import widened
-from visor_jax.model.decoder import Record, cross_at, layer_at, run_layers
+from visor_jax.model.decoder import Record, cross_params, layer_params, run_layers
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.super_block import KeysValues, cross_attention
@@ -29,12 +29,11 @@ from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_to
 
 
 class Cache(NamedTuple):
-    """Keys and values of what may be read again: one pair of arrays a layer, each of its own, so that nothing is copied
-    when a token is added.
+    """Keys and values that later tokens read: a separate pair of arrays per layer, so that adding a token copies nothing.
 
-    `layers`: for every decoder layer [B, C, K, E] with C text slots; in a self-attention layer [B, Nv + C, K, E], the
-    visual slots first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text tokens
-    held, `positions` [B] is the next token's position id.
+    `layers`: for every decoder layer [B, C, K, E] with room for C text tokens; in a self-attention layer [B, Nv + C, K, E],
+    visual positions first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text tokens
+    stored, `positions` [B] is the next token's position id.
     """
 
     layers: tuple[KeysValues, ...]
@@ -45,7 +44,7 @@ class Cache(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """The state at the entry of the first optional layer: V, T, and what the first layers recorded, by kind."""
+    """The state at the entry of the first optional layer: V, T, and the first layers' keys and values by kind."""
 
     visual: Float[Array, "B Nv D"]
     text: Float[Array, "B Nt D"]
@@ -53,7 +52,7 @@ class Prefix(NamedTuple):
 
 
 def recorder() -> tuple[dict[str, list[KeysValues]], Record]:
-    """What the layers give to keep, by kind, and the function that takes it from them."""
+    """An empty record of keys and values by kind, and the function with which layers add to it."""
     recorded: dict[str, list[KeysValues]] = {kind.value: [] for kind in LayerKind}
 
     def record(kind: str, keys_values: KeysValues) -> None:
@@ -67,7 +66,7 @@ def prefill_prefix(
 ) -> tuple[Prefix, Float[Array, "B M"] | None]:
     """The first layers, which every budget shares; with `routed`, also the policy's scores.
 
-    `batch` is one of prompts: it has `routing_position` [B].
+    `batch` holds prompts, with `routing_position` [B].
     """
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
     count = text.shape[1]
@@ -107,11 +106,11 @@ def prefill_rest(
     last = jnp.take_along_axis(text, (lengths - 1)[:, None, None], axis=1)[:, 0]
     room = ((0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
     visual, layers = iter(recorded["self"]), []
-    for kind, own in zip(Plan.of(arch).under(bits), recorded["text"], strict=True):
-        own = jax.tree.map(lambda x: jnp.pad(x, room), own)
+    for kind, text_kv in zip(Plan.of(arch).under(bits), recorded["text"], strict=True):
+        text_kv = jax.tree.map(lambda x: jnp.pad(x, room), text_kv)
         if kind is LayerKind.SELF:
-            own = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), next(visual), own)
-        layers.append(own)
+            text_kv = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), next(visual), text_kv)
+        layers.append(text_kv)
     crosses = tuple(recorded["cross"])
     cache = Cache(tuple(layers), crosses, stream.visual_segments, lengths, batch["routing_position"])
     return last_logits(params, last, arch), cache
@@ -125,24 +124,26 @@ def last_logits(params: Params, hidden: Float[Array, "B D"], arch: Architecture)
 def decode_step(
     params: Params, token: Int[Array, " B"], cache: Cache, bits: Sequence[bool], arch: Architecture
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Append one token to every row: the logits of the next, and the cache that now holds it."""
+    """Appends one token to every row: returns the logits of the next token and the cache with this one."""
     x = embed(params, token[:, None])
     rope = rotary(cache.positions[:, None], arch.text)
     rows, room = jnp.arange(token.shape[0]), capacity(cache, bits, arch)
     held = jnp.arange(room)[None, :] <= cache.lengths[:, None]
-    of_both = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
+    visual_and_text = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
     crosses, layers = iter(cache.cross), []
-    for index, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
-        place = arch.layers[index]
-        layer = layer_at(params, place)
+    for number, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
+        place = arch.layers[number]
+        layer = layer_params(params, place)
         if kind is LayerKind.CROSS:
             segments = jnp.ones_like(cache.positions)[:, None]
-            x = cross_attention(cross_at(params, place), x, next(crosses), segments, cache.visual_segments, arch.text)
+            x = cross_attention(
+                cross_params(params, place), x, next(crosses), segments, cache.visual_segments, arch.text
+            )
         query, key, value = project_qkv(layer, x, rope, arch.text)
-        slot = keys.shape[1] - room + cache.lengths
-        keys, values = keys.at[rows, slot].set(key[:, 0]), values.at[rows, slot].set(value[:, 0])
+        index = keys.shape[1] - room + cache.lengths
+        keys, values = keys.at[rows, index].set(key[:, 0]), values.at[rows, index].set(value[:, 0])
         layers.append((keys, values))
-        visible = of_both if kind is LayerKind.SELF else held
+        visible = visual_and_text if kind is LayerKind.SELF else held
         x = finish_layer(layer, x, attention(query, keys, values, mask=one_query_mask(visible)), arch.text)
     cache = cache._replace(layers=tuple(layers), lengths=cache.lengths + 1, positions=cache.positions + 1)
     return last_logits(params, x[:, 0], arch), cache
@@ -154,14 +155,14 @@ def capacity(cache: Cache, bits: Sequence[bool], arch: Architecture) -> int:
     return cache.layers[0][0].shape[1] - (cache.visual_segments.shape[1] if is_joint else 0)
 
 
-def doubled(cache: Cache, bits: Sequence[bool], arch: Architecture) -> Cache:
+def grow_cache(cache: Cache, bits: Sequence[bool], arch: Architecture) -> Cache:
     """The cache with room for twice as many text tokens."""
     room = ((0, 0), (0, capacity(cache, bits, arch)), (0, 0), (0, 0))
     return cache._replace(layers=jax.tree.map(lambda x: jnp.pad(x, room), cache.layers))
 
 
 def one_query_mask(visible: Bool[Array, "B T"]) -> AttentionMask:
-    """One query a row that sees exactly the visible keys."""
+    """One query per row that sees exactly the visible keys."""
     segments = visible.astype(jnp.int32)
     zeros = jnp.zeros_like(segments)
     return AttentionMask(zeros[:, :1], zeros, jnp.ones_like(segments[:, :1]), segments, None, False)

@@ -17,10 +17,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import free_axes, sample_axes
 from visor_jax.model.layers import Params
-from visor_jax.model.stream import Stream
+from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_layer, text_layer
 
-PARTS = 4  # of a mixed batch: as many as are needed for the samples whose slot is on are computed
+NUM_CHUNKS = 4  # of a mixed batch; only chunks that hold a sample whose slot is on do visual work
 
 
 def optional_self_attention(
@@ -28,12 +28,12 @@ def optional_self_attention(
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
     on: Bool[Array, "*B"],
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
     *,
     remat: bool = False,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """A slot at run time: `on` is one boolean, or one per sample [B]."""
+    """A slot whose budget is known at run time: `on` is one boolean, or one per sample [B]."""
     if on.ndim:
         return mixed_self_attention(params, visual, text, on, stream, arch, remat=remat)
     return joint_or_alone(params, visual, text, on, None, stream, arch, remat)
@@ -45,22 +45,24 @@ def joint_or_alone(
     text: Float[Array, "B Nt D"],
     on: Bool[Array, ""],
     active: Bool[Array, " B"] | None,
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
     remat: bool,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """[V; T] through the layer, of the samples that are active, where `on`; else T alone."""
+    """Runs active samples' [V; T] through the layer if `on`, else T alone."""
 
     def joint(visual: Array, text: Array) -> tuple[Array, Array]:
         return joint_layer(params, visual, text, stream, arch, active)[:2]
 
-    # What a branch keeps for the backward pass is room that the other one fills with zeros: recomputed, there is none.
-    kept = jax.checkpoint if remat else lambda branch: branch
-    return jax.lax.cond(on, kept(joint), kept(text_alone(params, stream, arch)), visual, text)
+    # cond stores residuals of both branches; remat avoids that.
+    checkpointed = jax.checkpoint if remat else lambda branch: branch
+    return jax.lax.cond(on, checkpointed(joint), checkpointed(text_alone(params, stream, arch)), visual, text)
 
 
-def text_alone(params: Params, stream: Stream, arch: Architecture) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """(V, T) -> V as it is, and T through the layer."""
+def text_alone(
+    params: Params, stream: TokenStream, arch: Architecture
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(V, T) -> V unchanged, and T after the layer."""
     return lambda visual, text: (visual, text_layer(params, text, stream, arch.text)[0])
 
 
@@ -69,56 +71,57 @@ def mixed_self_attention(
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
     active: Bool[Array, " B"],
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
     *,
     remat: bool = False,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """The slot in a batch of which some samples have it on: these are brought together, the others' V is left alone.
+    """A slot that is on for some samples of a batch only; the V of the others does not change.
 
-    Where none is on, T alone goes through the layer at once. Else the samples that are on come first, and the batch is
-    gone through in equal parts (`part_size`): a part goes through the joint layer as soon as one of its samples is on,
-    so that projections and MLP skip the rest as the attention kernels do. Where a mesh splits the batch, each device
-    sorts its own samples, and a part is some of every device's.
+    If no sample is on, T alone goes through the layer. Otherwise the samples that are on are sorted first and the batch
+    is scanned in equal chunks (`chunk_size`): a chunk runs the joint layer if one of its samples is on, so that
+    projections and MLP skip the rest as the attention kernels do. If a mesh splits the batch, each device sorts its own
+    samples, and a chunk holds some of every device's.
     """
     if active.shape[0] == 0:
         return visual, text
     devices = math.prod(free_axes()[axis] for axis in sample_axes(visual.shape[0]))
-    own = active.reshape(devices, -1)
-    order = jnp.argsort(~own, axis=1, stable=True)
-    in_parts = partial(parted, order=order, size=part_size(own.shape[1]))
+    local_active = active.reshape(devices, -1)
+    order = jnp.argsort(~local_active, axis=1, stable=True)
+    in_chunks = partial(split_chunks, order=order, size=chunk_size(local_active.shape[1]))
 
-    def of_part(_, part: tuple[Array, Array, Array, Stream]):
-        visual, text, active, stream = part
+    def run_chunk(_, chunk: tuple[Array, Array, Array, TokenStream]):
+        visual, text, active, stream = chunk
         return None, joint_or_alone(params, visual, text, jnp.any(active), active, stream, arch, remat)
 
     def some(visual: Array, text: Array) -> tuple[Array, Array]:
-        parts = jax.tree.map(in_parts, (visual, text, active, stream))
-        _, found = jax.lax.scan(of_part, None, parts)
-        return jax.tree.map(partial(unparted, order=order), found)
+        chunks = jax.tree.map(in_chunks, (visual, text, active, stream))
+        _, results = jax.lax.scan(run_chunk, None, chunks)
+        return jax.tree.map(partial(merge_chunks, order=order), results)
 
     none = text_alone(params, stream, arch)
-    # Each part is recomputed already where that is asked for.
+    # `joint_or_alone` applies remat to each chunk itself.
     return jax.lax.cond(jnp.any(active), some, jax.checkpoint(none) if remat else none, visual, text)
 
 
-def part_size(samples: int) -> int:
-    """Samples of a part of a mixed batch: the most that make `PARTS` equal parts, or more where they do not divide."""
-    return next(size for size in range(-(-samples // PARTS), 0, -1) if samples % size == 0)
+def chunk_size(samples: int) -> int:
+    """Samples per chunk of a mixed batch: the largest divisor of `samples` that gives at least `NUM_CHUNKS` chunks."""
+    return next(size for size in range(-(-samples // NUM_CHUNKS), 0, -1) if samples % size == 0)
 
 
-def parted(x: Shaped[Array, "B ..."], order: Int[Array, "devices own"], size: int) -> Array:
-    """[B, ...] in the order of each device, as parts [own / size, devices * size, ...]."""
-    devices, own = order.shape
-    sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, own, *x.shape[1:]), order)
-    parts = sorted_.reshape(devices, own // size, size, *x.shape[1:]).swapaxes(0, 1)
-    return parts.reshape(own // size, devices * size, *x.shape[1:])
+def split_chunks(x: Shaped[Array, "B ..."], order: Int[Array, "devices own"], size: int) -> Array:
+    """[B, ...] sorted by each device's `order`, as chunks [local / size, devices * size, ...]."""
+    devices, num_local = order.shape
+    sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, num_local, *x.shape[1:]), order)
+    chunks = sorted_.reshape(devices, num_local // size, size, *x.shape[1:]).swapaxes(0, 1)
+    return chunks.reshape(num_local // size, devices * size, *x.shape[1:])
 
 
-def unparted(parts: Shaped[Array, "parts rows ..."], order: Int[Array, "devices own"]) -> Array:
-    """The inverse of `parted`."""
-    devices, own = order.shape
-    count, rows, *rest = parts.shape
-    sorted_ = parts.reshape(count, devices, rows // devices, *rest).swapaxes(0, 1).reshape(devices, own, *rest)
+def merge_chunks(chunks: Shaped[Array, "chunks rows ..."], order: Int[Array, "devices own"]) -> Array:
+    """The inverse of `split_chunks`."""
+    devices, num_local = order.shape
+    count, rows, *rest = chunks.shape
+    by_device = chunks.reshape(count, devices, rows // devices, *rest).swapaxes(0, 1)
+    sorted_ = by_device.reshape(devices, num_local, *rest)
     back = jnp.argsort(order, axis=1)
-    return jax.vmap(lambda x, back: x[back])(sorted_, back).reshape(devices * own, *rest)
+    return jax.vmap(lambda x, back: x[back])(sorted_, back).reshape(devices * num_local, *rest)

@@ -17,7 +17,7 @@ from visor_jax.model.layers import Linear, Params, RMSNorm, linear, rms_norm
 
 
 class Routing(nnx.Module):
-    """The routing token and the policy's MLP; it has `max_budgets` outputs, of which the first `viable` count."""
+    """The routing token and the policy's MLP; it has `max_budgets` outputs; the first `num_viable` are used."""
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
         size, hidden = arch.text.hidden_size, arch.policy.hidden_size
@@ -39,19 +39,20 @@ def choose(
 ) -> Array:
     """Index of each sample's budget.
 
-    `costs` are those of the viable budgets, for all samples alike or for each. `dial` shifts the trade between cost and
-    accuracy: each budget's score gains dial * log(cost / cheapest cost), and the best wins, of equals the cheaper.
+    `costs` are those of the viable budgets, shared by all samples or per sample. `dial` trades cost against accuracy:
+    each budget's score gains dial * log(cost / cheapest cost), and the best score wins; of equal scores, the cheaper
+    budget.
 
-    For every budget this works out the dial from which it beats all cheaper ones, and takes the dearest that the dial
-    has passed. That is the same budget, and since a higher dial passes more of them, it never picks a cheaper budget
-    for any sample, rounding or not.
+    Computes for every budget the dial above which it beats all cheaper ones, and chooses the most expensive budget
+    whose threshold lies below `dial`. This is the same budget; and because a higher dial passes more thresholds, it never
+    chooses a cheaper budget for any sample, whatever the rounding.
     """
-    scores, own, other = logits[..., : costs.shape[-1]], costs[..., :, None], costs[..., None, :]
-    steps = jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
-    behind = scores[..., None, :] - scores[..., :, None]  # [B, i, j]: by how much i's score is below j's
-    dearer = jnp.maximum(steps[..., :, None] - steps[..., None, :], jnp.finfo(steps.dtype).tiny)
+    scores, cost_i, cost_j = logits[..., : costs.shape[-1]], costs[..., :, None], costs[..., None, :]
+    log_costs = jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
+    score_gap = scores[..., None, :] - scores[..., :, None]  # [B, i, j]: by how much i's score is below j's
+    log_cost_gap = jnp.maximum(log_costs[..., :, None] - log_costs[..., None, :], jnp.finfo(log_costs.dtype).tiny)
     index = jnp.arange(costs.shape[-1])
-    outdone = (own == other) & ((behind > 0) | ((behind == 0) & (index[None, :] < index[:, None])))
-    passed_from = jnp.where(own > other, behind / dearer, jnp.where(outdone, jnp.inf, -jnp.inf))
-    passed = jnp.max(passed_from, axis=-1) < dial
+    dominated = (cost_i == cost_j) & ((score_gap > 0) | ((score_gap == 0) & (index[None, :] < index[:, None])))
+    threshold = jnp.where(cost_i > cost_j, score_gap / log_cost_gap, jnp.where(dominated, jnp.inf, -jnp.inf))
+    passed = jnp.max(threshold, axis=-1) < dial
     return jnp.argmax(jnp.where(passed, costs, -jnp.inf), axis=-1)

@@ -1,9 +1,9 @@
-"""Where the tokens of [V; T] stand, and the stream in order of position.
+"""Positions and segments of the tokens of [V; T], and sorting [V; T] by position.
 
-In: position and segment ids of visual and text tokens. Out: `Stream`, which every layer reads, and for the layers that
-run over both an `Order`. Attention kernels skip blocks of keys by the bounds of their positions, and text that stands
-before and after V widens the bounds of the blocks it lies in. In order of position every block is a range, and the
-fewest are visited. The index is made once for all layers.
+In: position and segment ids of visual and text tokens. Out: `TokenStream`, which every layer reads, with a
+`TokenOrder` for the layers that run over both. Attention kernels skip blocks of keys by the bounds of their positions;
+text before and after V widens the bounds of its blocks. Sorted by position every block is a range, and kernels visit
+the fewest blocks. The sort index is computed once for all layers.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from jaxtyping import Array, Int, Num
 from visor_jax.kernels.attention.api import PLAIN_LOGITS
 
 
-class Order(NamedTuple):
-    """[V; T] by segment and position, padding last: the token at each place, and the place of each token."""
+class TokenOrder(NamedTuple):
+    """[V; T] sorted by segment and position, padding last: the token at each place, and the place of each token."""
 
     tokens: Int[Array, "B Nv+Nt"]
     places: Int[Array, "B Nv+Nt"]
 
 
-class Stream(NamedTuple):
-    """Where the tokens stand: position ids in the dense sequence and segment ids (0 is padding).
+class TokenStream(NamedTuple):
+    """Position ids in the dense sequence and segment ids (0 is padding) of visual and text tokens.
 
-    `text_key_segments` are the segments under which text tokens are *seen*; a routing token has 0 there. `order` is
-    None where the layers take [V; T] as it comes.
+    `text_key_segments` are the segments of text tokens as keys; a routing token has 0 there. `order` is None if layers
+    do not sort [V; T].
     """
 
     visual_positions: Int[Array, "B Nv"]
@@ -37,11 +37,11 @@ class Stream(NamedTuple):
     text_positions: Int[Array, "B Nt"]
     text_segments: Int[Array, "B Nt"]
     text_key_segments: Int[Array, "B Nt"]
-    order: Order | None = None
+    order: TokenOrder | None = None
 
 
-def ordered(stream: Stream) -> Stream:
-    """With its `order`, but where it is so short that attention computes every logit anyway."""
+def with_order(stream: TokenStream) -> TokenStream:
+    """The stream with its `order`; unchanged if it is so short that attention computes every logit anyway."""
     segments = jnp.concatenate([stream.visual_segments, stream.text_segments], axis=1)
     if segments.shape[1] ** 2 <= PLAIN_LOGITS:
         return stream
@@ -49,16 +49,16 @@ def ordered(stream: Stream) -> Stream:
     padding_last = jnp.where(segments == 0, jnp.iinfo(segments.dtype).max, segments)
     tokens = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     tokens = jax.lax.sort((padding_last, positions, tokens), num_keys=2)[2]
-    return stream._replace(order=Order(tokens, jnp.argsort(tokens, axis=1)))
+    return stream._replace(order=TokenOrder(tokens, jnp.argsort(tokens, axis=1)))
 
 
-def in_order(x: Num[Array, "B N ..."], order: Order) -> Array:
-    """Rows [B, Nv+Nt, ...] of [V; T] in order of position."""
+def sort_by_position(x: Num[Array, "B N ..."], order: TokenOrder) -> Array:
+    """Rows [B, Nv+Nt, ...] of [V; T] sorted by position."""
     return rearranged(x, order.tokens, order.places)
 
 
-def as_it_came(x: Num[Array, "B N ..."], order: Order) -> Array:
-    """The inverse of `in_order`."""
+def unsort(x: Num[Array, "B N ..."], order: TokenOrder) -> Array:
+    """The inverse of `sort_by_position`."""
     return rearranged(x, order.places, order.tokens)
 
 

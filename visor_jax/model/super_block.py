@@ -1,8 +1,8 @@
-"""The three kinds of layer of a super-block, as functions of V, T and where they stand (docs/method.md, section 3).
+"""The three kinds of layer of a super-block, as functions of V, T and their positions (docs/method.md, section 3).
 
-In: parameters of a layer, visual tokens V [B, Nv, D], text tokens T [B, Nt, D], their `Stream`. Out: V and T after it,
-and its keys and values, which caches hold. The text-only layer and the joint one are the pretrained layer over T or
-[V; T]; cross-attention is new, and declared here.
+In: parameters of a layer, visual tokens V [B, Nv, D], text tokens T [B, Nt, D], their `TokenStream`. Out: V and T after
+the layer, and its keys and values for caches. The text-only layer and the joint one are the pretrained layer over T or
+[V; T]; cross-attention is new and declared here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from visor_jax.model.layers import (
     rotary,
     split_heads,
 )
-from visor_jax.model.stream import Stream, as_it_came, in_order
+from visor_jax.model.stream import TokenStream, sort_by_position, unsort
 
 KeysValues = tuple[Array, Array]
 
@@ -63,14 +63,14 @@ class ConditionalPosition(nnx.Module):
 
 
 def text_layer(
-    params: Params, text: Float[Array, "B Nt D"], stream: Stream, arch: TextArchitecture
+    params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, arch: TextArchitecture
 ) -> tuple[Array, KeysValues]:
-    """T = TL(T): the pretrained layer over the text alone."""
+    """T = TL(T): the pretrained layer over the text alone, and its keys and values."""
     rope = rotary(stream.text_positions, arch)
     return qwen2_layer(params, text, rope, text_mask(stream), arch)
 
 
-def text_mask(stream: Stream) -> AttentionMask:
+def text_mask(stream: TokenStream) -> AttentionMask:
     positions = stream.text_positions
     return AttentionMask(positions, positions, stream.text_segments, stream.text_key_segments, None, True)
 
@@ -79,7 +79,7 @@ def joint_layer(
     params: Params,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    stream: Stream,
+    stream: TokenStream,
     arch: Architecture,
     active: Bool[Array, " B"] | None = None,
     *,
@@ -87,30 +87,34 @@ def joint_layer(
 ) -> tuple[Array, Array, KeysValues]:
     """[V; T] = TL([V; T]); also the layer's keys and values [B, Nv + Nt, K, E].
 
-    `active` [B] marks the samples whose slot is on: for the others V stays and T sees text alone, exactly as in
-    `text_layer`. Without `keep_visual`, V is read and stays as it was: for the last layer that reads it.
+    `active` [B] marks the samples whose slot is on: for the others V does not change and T sees text alone, exactly
+    as in `text_layer`. Without `keep_visual` the layer reads V but does not update it: for the last layer that reads V.
     """
     count = visual.shape[1]
     both, mask = jnp.concatenate([visual, text], axis=1), joint_mask(stream, arch, active)
     if not keep_visual:
-        seen = dataclasses.replace(mask, q_positions=mask.q_positions[:, count:], q_segments=mask.q_segments[:, count:])
-        text, keys_values = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), seen, arch.text, count)
+        text_queries = dataclasses.replace(
+            mask, q_positions=mask.q_positions[:, count:], q_segments=mask.q_segments[:, count:]
+        )
+        text, keys_values = qwen2_layer(
+            params, both, rotary(mask.kv_positions, arch.text), text_queries, arch.text, count
+        )
         return visual, text, keys_values
     order = stream.order
     if order is not None:
-        both, mask = jax.tree.map(lambda x: in_order(x, order), (both, mask))
-    found = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), mask, arch.text)
+        both, mask = jax.tree.map(lambda x: sort_by_position(x, order), (both, mask))
+    outputs = qwen2_layer(params, both, rotary(mask.kv_positions, arch.text), mask, arch.text)
     if order is not None:
-        found = jax.tree.map(lambda x: as_it_came(x, order), found)
-    both, keys_values = found
+        outputs = jax.tree.map(lambda x: unsort(x, order), outputs)
+    both, keys_values = outputs
     changed = both[:, :count]
     if active is not None:
         changed = jnp.where(active[:, None, None], changed, visual)
     return changed, both[:, count:], keys_values
 
 
-def joint_mask(stream: Stream, arch: Architecture, active: Bool[Array, " B"] | None) -> AttentionMask:
-    """Who sees whom in [V; T]; V of a sample that is not active has no part in it."""
+def joint_mask(stream: TokenStream, arch: Architecture, active: Bool[Array, " B"] | None) -> AttentionMask:
+    """The mask of [V; T]; V of an inactive sample is padding."""
     segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
     ends = image_ends(stream.visual_positions, segments) if arch.bidirectional_vision else stream.visual_positions
 
@@ -126,7 +130,7 @@ def joint_mask(stream: Stream, arch: Architecture, active: Bool[Array, " B"] | N
 
 
 def image_ends(positions: Int[Array, "B Nv"], segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:
-    """The last position of the unbroken run of visual tokens that each belongs to: how far it sees when both ways."""
+    """The last position of each visual token's contiguous run: how far it sees under bidirectional attention."""
     breaks = (positions[:, 1:] != positions[:, :-1] + 1) | (segments[:, 1:] != segments[:, :-1])
     is_end = jnp.pad(breaks, ((0, 0), (0, 1)), constant_values=True)
     index = jnp.where(is_end, jnp.arange(positions.shape[1]), positions.shape[1])
@@ -150,7 +154,7 @@ def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segment
 def cross_keys_values(
     params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"], arch: TextArchitecture
 ) -> KeysValues:
-    """What text will read of V in one cross-attention layer: keys and values [B, Nv, K, E], without positions."""
+    """Keys and values [B, Nv, K, E] of V for one cross-attention layer, without rotary positions."""
     visual = conditional_position(params["conditional_position"], visual, segments)
     visual = rms_norm(params["visual_norm"], visual, arch.rms_norm_eps)
     key, value = (split_heads(linear(params[name], visual), arch.head_dim) for name in QKV[1:])
@@ -179,11 +183,11 @@ def cross_layer(
     layer: Params,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    stream: Stream,
+    stream: TokenStream,
     arch: TextArchitecture,
 ) -> tuple[Array, KeysValues, KeysValues]:
     """T = TL(T + CrossAttn(T, V)); also the layer's text keys and values and its visual ones."""
-    seen = cross_keys_values(cross, visual, stream.visual_segments, arch)
-    text = cross_attention(cross, text, seen, stream.text_segments, stream.visual_segments, arch)
-    text, own = text_layer(layer, text, stream, arch)
-    return text, own, seen
+    visual_kv = cross_keys_values(cross, visual, stream.visual_segments, arch)
+    text = cross_attention(cross, text, visual_kv, stream.text_segments, stream.visual_segments, arch)
+    text, text_kv = text_layer(layer, text, stream, arch)
+    return text, text_kv, visual_kv

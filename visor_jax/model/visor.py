@@ -19,11 +19,11 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.cross_init import start_cross_attention
-from visor_jax.model.decoder import Blocks, Budget, decode, run_layers
+from visor_jax.model.decoder import Blocks, Budget, forward, run_layers
 from visor_jax.model.encoders.siglip import VisionTower, stacked, tower
 from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
 from visor_jax.model.policy import Routing, policy_logits
-from visor_jax.model.stream import Stream
+from visor_jax.model.stream import TokenStream
 
 Batch = Mapping[str, Any]  # the arrays of visor_jax.data.collate.Batch, NumPy's or JAX's
 
@@ -74,10 +74,10 @@ def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
     return params["embed_tokens"]["embedding"][tokens]
 
 
-def stream_of(batch: Batch) -> Stream:
+def stream_of(batch: Batch) -> TokenStream:
     """Positions and segments of a batch, every token seen under its own segment."""
     names = ("visual_positions", "visual_segments", "text_positions", "text_segments", "text_segments")
-    return Stream(*(batch[name] for name in names))
+    return TokenStream(*(batch[name] for name in names))
 
 
 def hidden_states(
@@ -91,7 +91,7 @@ def hidden_states(
 ) -> Float[Array, "B Nt D"]:
     """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget."""
     text = embed(params, batch["text_tokens"])
-    _, text = decode(params, visual, text, stream_of(batch), budget, arch, remat=remat)
+    _, text = forward(params, visual, text, stream_of(batch), budget, arch, remat=remat)
     return rms_norm(params["norm"], text, arch.text.rms_norm_eps)
 
 
@@ -107,8 +107,8 @@ def logits(params: Params, batch: Batch, budget: Budget, arch: Architecture) -> 
 
 
 def with_routing_token(
-    params: Params, text: Float[Array, "B Nt D"], stream: Stream, positions: Int[Array, " B"]
-) -> tuple[Float[Array, "B Nt+1 D"], Stream]:
+    params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, positions: Int[Array, " B"]
+) -> tuple[Float[Array, "B Nt+1 D"], TokenStream]:
     """The text with the routing token appended at `positions`, the position ids right after each sample's prompt.
 
     It carries its sample's segment as a reader and segment 0 as a key, so that no token sees it.
@@ -140,7 +140,11 @@ def routing_hidden(
 
 
 def before_first_slot(
-    params: Params, visual: Float[Array, "B Nv D"], text: Float[Array, "B Nt D"], stream: Stream, arch: Architecture
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    stream: TokenStream,
+    arch: Architecture,
 ) -> Array:
     """T at the entry of the first optional self-attention layer, which is the same for every budget."""
     off = (False,) * arch.num_slots

@@ -18,7 +18,7 @@ from visor_jax.data.collate import Batch, Example, Window, encode_tokens, make_b
 from visor_jax.data.questions import Questions
 from visor_jax.data.sample import Sample
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
-from visor_jax.model.decoder import Stream
+from visor_jax.model.decoder import TokenStream
 from visor_jax.model.visor import stream_of
 
 IMAGE_TOKEN = 1  # the placeholder id in the token lists made here; never among the text tokens of an example
@@ -96,8 +96,8 @@ def random_prompts(
     return make_prompt_batch(examples, window_of([[example] for example in examples], spare), arch)
 
 
-def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Stream]:
-    """What `visor_jax.model.decoder.decode` takes, for a batch: random V [B, Nv, D], T [B, Nt, D], the stream."""
+def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, TokenStream]:
+    """Arguments of `visor_jax.model.decoder.forward` for a batch: random V [B, Nv, D], T [B, Nt, D], the stream."""
     rng, size = np.random.default_rng(seed), arch.text.hidden_size
     visual = rng.standard_normal((*batch.arrays["visual_segments"].shape, size), np.float32)
     text = rng.standard_normal((*batch.arrays["text_segments"].shape, size), np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from visor_jax import testing
 from visor_jax.architecture import AnyResArchitecture
 from visor_jax.model.connector import stitch
-from visor_jax.model.encoders.siglip import normalise, patchify, tower
+from visor_jax.model.encoders.siglip import normalize, patchify, tower
 
 ARCH = testing.tiny_architecture(3)
 LOCAL = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, patch_local=True))
@@ -24,7 +24,7 @@ def test_pixels_are_normalized_per_channel() -> None:
     anyres = AnyResArchitecture(image_mean=(0.1, 0.5, 0.9), image_std=(0.5, 0.25, 1.0))
     tiles = random_tiles((2, 3, 8, 8, 3))
     expected = (tiles / 255 - np.array(anyres.image_mean)) / np.array(anyres.image_std)
-    np.testing.assert_allclose(normalise(tiles, anyres), expected, atol=1e-6)
+    np.testing.assert_allclose(normalize(tiles, anyres), expected, atol=1e-6)
 
 
 def test_patches_run_row_by_row_over_row_column_channel() -> None:
@@ -57,7 +57,7 @@ def test_a_patch_local_tower_lets_no_patch_see_another_and_no_tower_mixes_tiles(
 def test_a_tower_without_layers_is_its_embedding() -> None:
     arch = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, num_layers=0))
     params, tiles = testing.random_params(arch)["vision"], random_tiles((1, 1, 8, 8, 3))
-    patches = np.asarray(patchify(normalise(tiles, arch.anyres), 4))
+    patches = np.asarray(patchify(normalize(tiles, arch.anyres), 4))
     expected = patches @ params["patch_embedding"]["kernel"] + params["patch_embedding"]["bias"]
     found = tower(params, tiles, arch.vision, arch.anyres)
     np.testing.assert_allclose(found, expected + params["position_embedding"]["embedding"], atol=1e-5)

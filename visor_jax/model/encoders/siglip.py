@@ -26,7 +26,7 @@ def stacked(make, count: int, rngs: nnx.Rngs):
     return nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
-def normalise(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
+def normalize(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
     """Pixels to (value / 255 - mean) / std, per channel."""
     mean, std = (jnp.asarray(x, float) for x in (anyres.image_mean, anyres.image_std))  # float32, or as JAX computes
     return (tiles.astype(float) / 255.0 - mean) / std
@@ -48,7 +48,7 @@ def tower(
     params: Params, tiles: UInt8[Array, "B n S S 3"], arch: VisionArchitecture, anyres: AnyResArchitecture
 ) -> Float[Array, "B n P Dv"]:
     """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype."""
-    patches = patchify(normalise(tiles, anyres), arch.patch_size)
+    patches = patchify(normalize(tiles, anyres), arch.patch_size)
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
     x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"]
     shape = x.shape

@@ -32,10 +32,10 @@ from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.cross_init import asked_rotation
-from visor_jax.model.decoder import Budget, at, by_block
+from visor_jax.model.decoder import Budget, by_block, select_layer
 from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, inside, rms_norm, scan_layers
-from visor_jax.model.stream import Stream
+from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.model.visor import Batch, embed, encode, head, stream_of
 from visor_jax.train.objectives.base import Metrics, Objective
@@ -293,7 +293,7 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Ar
     so that text finds the patches that say that name; but not before the first slot, where the routing token reads.
     """
     tokens, positions, segments = (batch[f"reading_{name}"] for name in ("tokens", "positions", "segments"))
-    stream = Stream(positions, segments, positions, segments, segments)  # of the text; no visual token is looked at
+    stream = TokenStream(positions, segments, positions, segments, segments)  # no layer here reads visual tokens
 
     def block(text, layers):
         asked = []  # text at the entry of each cross-attention
@@ -305,7 +305,7 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Ar
 
     text = embed(params, tokens)
     for index in range(arch.num_head_layers):
-        text = text_layer(at(params["head"], index), text, stream, arch.text)[0]
+        text = text_layer(select_layer(params["head"], index), text, stream, arch.text)[0]
     own = {kind: params["blocks"][kind] for kind in sorted({*arch.pattern})}
     text, asked = scan_layers(block, text, own)
     asked = asked[0] if len(asked) == 1 else jnp.stack(asked, axis=1).reshape(-1, *asked[0].shape[1:])
