@@ -13,7 +13,7 @@ from hypothesis import given
 
 from visor_jax import testing
 from visor_jax.kernels import AttentionMask
-from visor_jax.kernels.attention.blocks import NOTHING, SOME, block_kinds, prepared
+from visor_jax.kernels.attention.blocks import NOTHING, SOME, block_kinds, pad_mask
 from visor_jax.model import stream as module
 from visor_jax.model.decoder import forward, run_layers
 from visor_jax.model.stream import TokenStream, rearranged, sort_by_position, unsort, with_order
@@ -108,7 +108,7 @@ def test_fewer_blocks_are_visited():
 
     def visited(positions, segments) -> tuple[int, int]:
         kinds = np.asarray(
-            block_kinds(prepared(AttentionMask(positions, positions, segments, segments), 64, 64), 64, 64)
+            block_kinds(pad_mask(AttentionMask(positions, positions, segments, segments), 64, 64), 64, 64)
         )
         return int(np.sum(kinds != NOTHING)), int(np.sum(kinds == SOME))
 

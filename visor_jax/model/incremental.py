@@ -2,8 +2,8 @@
 
 Text keys and values are kept for every layer. Visual ones are kept only where they are read again: in cross-attention
 layers, and in self-attention layers that the budget has on. A new token never touches V itself. The budget is known
-while tracing, so that a cache holds only the arrays that its budget needs; prefill runs in two programs, because the policy
-reads the routing token between them: `prefill_prefix` up to the first optional layer, `prefill_rest` after it.
+while tracing, so that a cache holds only the arrays that its budget needs; prefill runs in two programs, because the
+policy reads the routing token between them: `prefill_prefix` up to the first optional layer, `prefill_rest` after it.
 
 One sample per row (segment 1), prompts left-aligned and padded at the end; B rows, room for C text tokens.
 """
@@ -29,11 +29,11 @@ from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_to
 
 
 class Cache(NamedTuple):
-    """Keys and values that later tokens read: a separate pair of arrays per layer, so that adding a token copies nothing.
+    """Keys and values that later tokens read, in separate arrays per layer, so that adding a token copies nothing.
 
-    `layers`: for every decoder layer [B, C, K, E] with room for C text tokens; in a self-attention layer [B, Nv + C, K, E],
-    visual positions first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text tokens
-    stored, `positions` [B] is the next token's position id.
+    `layers`: for every decoder layer [B, C, K, E] with room for C text tokens; in a self-attention layer [B, Nv + C, K,
+    E], visual positions first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text
+    tokens stored, `positions` [B] is the next token's position id.
     """
 
     layers: tuple[KeysValues, ...]

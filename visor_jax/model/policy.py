@@ -44,8 +44,8 @@ def choose(
     budget.
 
     Computes for every budget the dial above which it beats all cheaper ones, and chooses the most expensive budget
-    whose threshold lies below `dial`. This is the same budget; and because a higher dial passes more thresholds, it never
-    chooses a cheaper budget for any sample, whatever the rounding.
+    whose threshold lies below `dial`. This is the same budget; and because a higher dial passes more thresholds, it
+    never chooses a cheaper budget for any sample, whatever the rounding.
     """
     scores, cost_i, cost_j = logits[..., : costs.shape[-1]], costs[..., :, None], costs[..., None, :]
     log_costs = jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))

@@ -200,8 +200,8 @@ def test_no_rows(implementation):
         (-1.0, "0 or more"),
         (float("nan"), "0 or more"),
         (float("inf"), "0 or more"),
-        ("0.1", "a number of Python's or NumPy's, which is fixed, got str"),
-        (jnp.ones(()), "a number of Python's or NumPy's"),
+        ("0.1", "a Python or NumPy number, fixed at trace time, got str"),
+        (jnp.ones(()), "a Python or NumPy number"),
     ],
 )
 def test_refuses_such_a_z_loss(z_loss, message, implementation):
