@@ -33,7 +33,7 @@ from visor_jax.model import incremental as caches
 from visor_jax.model.connector import connector
 from visor_jax.model.decoder import specialize
 from visor_jax.model.encoders.siglip import tower
-from visor_jax.model.stream import Stream
+from visor_jax.model.stream import TokenStream
 from visor_jax.model.visor import abstract_params
 from visor_jax.testing import other_plan, tiny_architecture
 
@@ -137,7 +137,7 @@ def decoder_specs(architecture: Architecture, num_visual: int, num_text: int):
     """Arguments of a specialised decoder: parameters, V, T and the stream."""
     size = architecture.text.hidden_size
     lengths = num_visual, num_visual, num_text, num_text, num_text
-    stream = Stream(*(spec(1, length, dtype=jnp.int32) for length in lengths))
+    stream = TokenStream(*(spec(1, length, dtype=jnp.int32) for length in lengths))
     return parameter_specs(architecture), spec(1, num_visual, size), spec(1, num_text, size), stream
 
 
