@@ -29,9 +29,9 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name, by_count
 from visor_jax.config import architecture, load_config
 from visor_jax.cost import cache_bytes
-from visor_jax.data.collate import Window
+from visor_jax.data.collate import RowShape
 from visor_jax.evaluate.latency import random_prompt
-from visor_jax.generate.buckets import cache_bucket, window_of
+from visor_jax.generate.buckets import cache_bucket, row_bucket
 from visor_jax.generate.engine import decode
 from visor_jax.model.decoder import unstack_layers
 from visor_jax.model.incremental import Cache, prefill_prefix, prefill_rest
@@ -106,16 +106,16 @@ def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Name
     return run
 
 
-def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[Window, int]:
+def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[RowShape, int]:
     """Returns the prompt's bucket, and the room for text tokens in the cache at the `length`-th new token."""
-    window = window_of(Window(1, args.visual, args.text))
-    return window, cache_bucket(max(args.text + length + args.steps, window.text + 1))
+    row_shape = row_bucket(RowShape(1, args.visual, args.text))
+    return row_shape, cache_bucket(max(args.text + length + args.steps, row_shape.text + 1))
 
 
 def cache_shapes(params: Params, arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> Cache:
     """Returns the shapes of the cache that a prefill makes, with room for the `length`-th new token."""
-    window, capacity = held(arch, length, args)
-    tokens, batch = random_prompt(arch, window.visual, window.text, params["embed_tokens"]["embedding"].dtype)
+    row_shape, capacity = held(arch, length, args)
+    tokens, batch = random_prompt(arch, row_shape.visual, row_shape.text, params["embed_tokens"]["embedding"].dtype)
     tokens, batch = jax.tree.map(lambda x: jnp.repeat(x, args.rows, axis=0), (tokens, batch))
 
     def made(params, tokens, batch):
@@ -156,10 +156,10 @@ def spread(values: np.ndarray) -> dict[str, float]:
 def bytes_of(arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> dict[str, int]:
     """Returns the cache bytes of one sample after `length` new tokens: by formula, and as held."""
     itemsize, tokens = np.dtype(args.dtype).itemsize, args.text + length - 1  # the last token is not fed back
-    window, capacity = held(arch, length, args)
+    row_shape, capacity = held(arch, length, args)
     return {
         "cache_bytes": cache_bytes(arch, bits, args.visual, tokens, itemsize),
-        "held_bytes": cache_bytes(arch, bits, window.visual, capacity, itemsize),
+        "held_bytes": cache_bytes(arch, bits, row_shape.visual, capacity, itemsize),
     }
 
 

@@ -16,7 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import pytest
 from hypothesis import settings
 
-# Shared machines stall now and then: a deadline would fail a test over its neighbours.
+# Shared machines stall now and then: a deadline would fail a test over its neighbors.
 settings.register_profile("visor", deadline=None, print_blob=True)
 settings.load_profile("visor")
 

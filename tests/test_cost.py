@@ -134,7 +134,7 @@ parameter_specs = functools.cache(abstract_params)
 
 
 def decoder_specs(architecture: Architecture, num_visual: int, num_text: int):
-    """Arguments of a specialised decoder: parameters, V, T and the stream."""
+    """Arguments of a specialized decoder: parameters, V, T and the stream."""
     size = architecture.text.hidden_size
     lengths = num_visual, num_visual, num_text, num_text, num_text
     stream = TokenStream(*(spec(1, length, dtype=jnp.int32) for length in lengths))
@@ -181,7 +181,7 @@ def runs(draw) -> tuple[Architecture, tuple[bool, ...], int, int]:
 
 @settings(max_examples=10, deadline=None)
 @given(run=runs())
-def test_decoder_formula_equals_the_specialised_program(run):
+def test_decoder_formula_equals_the_specialized_program(run):
     """Matrix products are counted exactly; XLA's attention computes what causality hides, and the program no logits."""
     architecture, bits, num_visual, num_text = run
     found = counted(specialize(bits, architecture), *decoder_specs(architecture, num_visual, num_text))

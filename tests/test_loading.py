@@ -136,7 +136,7 @@ def test_pictures_as_arrays_and_in_lists_are_the_same(model: Visor, samples: lis
 def test_transparency_is_laid_over_white_as_in_training(model: Visor, samples: list[Sample]) -> None:
     image, _ = ask(samples[0])
     clear, ids = Image.new("RGBA", image.size, (0, 0, 0, 0)), [model.tokenizer.image_token_id, 5, 6]
-    white, black = (Image.new("RGB", image.size, colour) for colour in ("white", "black"))
+    white, black = (Image.new("RGB", image.size, color) for color in ("white", "black"))
     logits = [model.logits(ids, [picture], "full") for picture in (clear, white, black)]
     np.testing.assert_array_equal(logits[0], logits[1])
     assert not np.allclose(logits[0], logits[2])

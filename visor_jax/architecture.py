@@ -45,9 +45,9 @@ class TextArchitecture:
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    embedding_init: float = 0.02  # standard deviation of a random initialisation's token embeddings
-    residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialisation
-    norm_init: float = 1.0  # scale of the final norm in a random initialisation: the temperature of a tied head
+    embedding_init: float = 0.02  # standard deviation of a random initialization's token embeddings
+    residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialization
+    norm_init: float = 1.0  # scale of the final norm in a random initialization: the temperature of a tied head
     recency_init: float = 0.0  # head start of near tokens over far ones, as a logit, in random text-only attention
     max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence that may be asked about
 
@@ -88,7 +88,7 @@ class AnyResArchitecture:
 
     `pinpoints` are (height, width) in pixels; empty means that every picture is one stretched tile. `max_tiles` is the
     "9" of `anyres_max_9`: a cap on visual tokens in units of tiles, not on tiles. Mean and standard deviation are per
-    RGB channel, for values in [0, 1]. `packing` is how many neighbouring features make one visual token: 1, 2 or 4.
+    RGB channel, for values in [0, 1]. `packing` is how many neighboring features make one visual token: 1, 2 or 4.
     """
 
     pinpoints: tuple[tuple[int, int], ...] = ()

@@ -1,4 +1,4 @@
-"""Labels: the cheapest budget that is good enough, and finding each labelled question again."""
+"""Labels: the cheapest budget that is good enough, and finding each labeled question again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.files.read_write import read_json
 from visor_jax.loading import load_stage
 from visor_jax.testing import tiny_config
-from visor_jax.train.objectives.policy import LabelledExamples
+from visor_jax.train.objectives.policy import LabeledExamples
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels
 
@@ -103,9 +103,9 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
     assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 6
 
 
-def test_labelled_questions_are_found_again(tiny_run: Path) -> None:
+def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
-    asked, found = label_questions(config), LabelledExamples(config, labels)
+    asked, found = label_questions(config), LabeledExamples(config, labels)
     assert {(place.index, place.turn) for place in asked.plan()} == set(
         zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
     )
@@ -124,23 +124,23 @@ def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> 
         with pytest.raises(
             RequestError, match=r"labels\.npz: turn \d+ of record \d+ of glyphs cannot be used: .*other data"
         ):
-            LabelledExamples(config, dataclasses.replace(labels, **changed))
+            LabeledExamples(config, dataclasses.replace(labels, **changed))
 
 
-def test_pictures_that_were_not_trained_on_are_labelled() -> None:
+def test_pictures_that_were_not_trained_on_are_labeled() -> None:
     assert all(place.index >= index_range("label")[1].start for place in label_questions(tiny_config()).plan())
 
 
-def test_every_task_is_labelled_equally_often() -> None:
+def test_every_task_is_labeled_equally_often() -> None:
     config = tiny_config({"label.samples": 44})
     assert Counter(sample.turns[0].task for sample in label_questions(config)) == dict.fromkeys(TASKS, 4)
 
 
 def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     records = []
-    for number, colour in enumerate(("red", "blue", "red", "blue")):
-        Image.new("RGB", (48, 48), colour).save(tmp_path / f"{number}.png")
-        talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": colour}]
+    for number, color in enumerate(("red", "blue", "red", "blue")):
+        Image.new("RGB", (48, 48), color).save(tmp_path / f"{number}.png")
+        talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": color}]
         records.append({"id": "same", "image": f"{number}.png", "conversations": talk})
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}

@@ -156,7 +156,7 @@ def test_check_fails_where_training_would(
         result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, "--split=train")
 
 
-def test_stats_measure_records_with_more_pictures_than_the_window_has_room_for(
+def test_stats_measure_records_with_more_pictures_than_a_row_holds(
     good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk = [{"from": "human", "value": "<image><image><image>"}, {"from": "gpt", "value": "red"}]

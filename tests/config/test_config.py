@@ -265,7 +265,7 @@ def test_any_text_is_a_value_or_refused_by_name(name, text):
 
 
 @given(st.sampled_from(all_names()), st.integers(0, 40))
-def test_a_slip_of_the_finger_is_recognised(name, place):
+def test_a_typo_gets_a_suggestion(name, place):
     slip = name[: place % len(name)] + "~" + name[place % len(name) :]
     if "." not in slip[place % len(name) :]:  # the slip is in the field's own name, not in its section's
         with pytest.raises(RequestError, match="unknown field"):

@@ -58,7 +58,7 @@ def random_image(size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def reference_tiles(images: list[np.ndarray], architecture: Architecture) -> np.ndarray:
-    """transformers' tiles before rescaling and normalisation, [n, S, S, 3]."""
+    """transformers' tiles before rescaling and normalization, [n, S, S, 3]."""
     tile = architecture.vision.tile_size
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": tile, "width": tile},
@@ -246,7 +246,7 @@ def test_pinpoints_must_be_whole_tiles() -> None:
     st.sampled_from([SMALL, make_architecture(12, 4, 0)]),
 )
 @hypothesis.settings(max_examples=60, deadline=None)
-def test_packing_averages_neighbours_before_the_newlines(sizes, packing, architecture) -> None:
+def test_packing_averages_neighbors_before_the_newlines(sizes, packing, architecture) -> None:
     count, window = packing
     packed = dataclasses.replace(architecture, anyres=dataclasses.replace(architecture.anyres, packing=count))
     plain, layout = anyres.visual_layout(sizes, architecture), anyres.visual_layout(sizes, packed)

@@ -17,7 +17,7 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.data import chat, collate
-from visor_jax.data.collate import Example, Window, encode_example, encode_prompt, encode_tokens, make_batch, pack
+from visor_jax.data.collate import Example, RowShape, encode_example, encode_prompt, encode_tokens, make_batch, pack
 from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.data.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ PLAIN = Architecture(  # every picture is one tile of four patches
 TILED = dataclasses.replace(
     PLAIN, anyres=AnyResArchitecture(tuple((8 * r, 8 * c) for r in (1, 2, 3) for c in (1, 2, 3)), max_tiles=2)
 )
-ROOM = Window(tiles=12, visual=80, text=200)
+ROOM = RowShape(tiles=12, visual=80, text=200)
 IMAGE = 999  # a placeholder id
 
 
@@ -45,7 +45,7 @@ def conversation(*turns: tuple[str, str], images: tuple[np.ndarray, ...] = ()) -
 
 
 def dense(example: Example) -> list[int]:
-    """The interleaved sequence that the positions describe: token ids, and -1 for visual slots."""
+    """The interleaved sequence that the positions describe: token ids, and -1 for visual positions."""
     sequence = np.full(example.length, -2)
     sequence[example.visual_positions] = -1
     sequence[example.text_positions] = example.text_tokens
@@ -64,8 +64,8 @@ def test_positions_count_the_interleaved_sequence() -> None:
 
 def test_text_without_pictures() -> None:
     example = encode_tokens([5, 6, 7], [], IMAGE, TILED)
-    assert dense(example) == [5, 6, 7] and example.size == Window(0, 0, 3)
-    batch = make_batch([[example]], Window(1, 4, 5), TILED)
+    assert dense(example) == [5, 6, 7] and example.size == RowShape(0, 0, 3)
+    batch = make_batch([[example]], RowShape(1, 4, 5), TILED)
     assert not batch.arrays["visual_segments"].any() and batch.arrays["visual_weights"].shape == (1, 4, 4)
 
 
@@ -103,12 +103,12 @@ def test_targets_and_turns_of_a_conversation(targets: str) -> None:
 def test_too_long_is_refused_before_any_pixel_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = conversation(("Which digit?", "7"), images=(picture(24, 24),))
     size = encode_example(sample, TOKENIZER, TILED).size
-    assert size.tiles == 10 and encode_example(sample, TOKENIZER, TILED, window=size).size == size
+    assert size.tiles == 10 and encode_example(sample, TOKENIZER, TILED, row_shape=size).size == size
     monkeypatch.setattr(collate.anyres, "cut_tiles", lambda *_: pytest.fail("cut"))
     for field in ("tiles", "visual", "text"):
         small = dataclasses.replace(size, **{field: getattr(size, field) - 1})
         with pytest.raises(SkipSample) as caught:
-            encode_example(sample, TOKENIZER, TILED, window=small)
+            encode_example(sample, TOKENIZER, TILED, row_shape=small)
         assert caught.value.reason == "too_long" and str(size) in caught.value.detail
 
 
@@ -135,7 +135,7 @@ def test_a_prompt_is_the_conversation_up_to_its_first_answer() -> None:
 
 
 def features(batch_row: dict[str, np.ndarray]) -> np.ndarray:
-    """What the model would put in each visual slot, with the mean of a patch's pixels as its feature; newline is -1."""
+    """Feature of each visual position, with the mean of a patch's pixels as its feature; newline is -1."""
     tiles = batch_row["tiles"].astype(np.float64)
     patches = tiles.reshape(len(tiles), 2, 4, 2, 4, 3).mean(axis=(2, 4, 5)).reshape(-1)
     table = np.append(patches, -1.0)
@@ -217,13 +217,13 @@ def test_batch_shapes_and_types() -> None:
 def test_a_row_that_overflows_is_refused() -> None:
     example = encode_tokens([1, 2, 3], [], IMAGE, PLAIN)
     with pytest.raises(ValueError, match="does not fit"):
-        make_batch([[example, example]], Window(1, 5, 5), PLAIN)
+        make_batch([[example, example]], RowShape(1, 5, 5), PLAIN)
 
 
-def test_the_generated_data_fits_its_default_window() -> None:
+def test_the_generated_data_fits_its_default_row_shape() -> None:
     vision = VisionArchitecture(72, 8, 8, 8, 1, 1, patch_local=True)
     architecture = dataclasses.replace(PLAIN, vision=vision)
     source = Glyphs()
     for index in range(20):
-        example = encode_example(source[index], TOKENIZER, architecture, window=Window(1, 82, 128))
+        example = encode_example(source[index], TOKENIZER, architecture, row_shape=RowShape(1, 82, 128))
         assert example.size.visual == 82 and set(example.turn_index) == set(range(-1, len(example.tasks)))

@@ -13,7 +13,7 @@ from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.draws import PURPOSES, RANGE, STREAM_LENGTH, Within, generator, index_range, seed_sequence
 from visor_jax.data.from_config import label_source, stage_source
 from visor_jax.data.glyphs.source import Glyphs
-from visor_jax.data.pipeline import Part, Stream
+from visor_jax.data.pipeline import ExampleStream, Part
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.testing import tiny_config
 
@@ -40,7 +40,9 @@ class Indices:
 
 def drawn(consumer: str, batch_size: int, step: int, bad: int) -> list[int]:
     """The pictures of one step of a stage, as its stream finds them."""
-    stream = Stream([Part(Within(Indices(bad), index_range(consumer)[1]), shuffle=False)], lambda s: int(s.id), seed=0)
+    stream = ExampleStream(
+        [Part(Within(Indices(bad), index_range(consumer)[1]), shuffle=False)], lambda s: int(s.id), seed=0
+    )
     return [stream[step * batch_size + row] for row in range(min(batch_size, 3))]
 
 
@@ -60,7 +62,9 @@ def test_no_batch_size_and_no_step_lets_two_stages_share_a_picture(
 
 
 def test_the_same_pictures_come_in_the_same_order_for_every_batch_size() -> None:
-    stream = Stream([Part(Within(Indices(), index_range("full")[1]), shuffle=False)], lambda s: int(s.id), seed=0)
+    stream = ExampleStream(
+        [Part(Within(Indices(), index_range("full")[1]), shuffle=False)], lambda s: int(s.id), seed=0
+    )
     start = index_range("full")[1].start
     assert [stream[counter] for counter in range(24)] == list(range(start, start + 24))
 

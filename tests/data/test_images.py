@@ -200,7 +200,7 @@ def test_cmyk_jpeg() -> None:
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("blue", "red")]
     for format in ("PNG", "WEBP"):
         data = encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
         assert decode_image(io.BytesIO(data), LIMIT)[4, 4].tolist() == [0, 0, 255]

@@ -13,7 +13,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from visor_jax.data.pipeline import MAX_ATTEMPTS, BatchIterator, Part, Stream, make_pipeline, tallied_batches
+from visor_jax.data.pipeline import MAX_ATTEMPTS, BatchIterator, ExampleStream, Part, make_pipeline, tallied_batches
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError, RunError
@@ -64,7 +64,7 @@ def test_a_resumed_stream_equals_the_uninterrupted_one(step: int, seed: int, bat
 
 
 def test_grain_state_also_resumes() -> None:
-    dataset = tallied_batches(Stream(MIXED, name_of, seed=5), list, 4, 0, 1).map(operator.itemgetter(0))
+    dataset = tallied_batches(ExampleStream(MIXED, name_of, seed=5), list, 4, 0, 1).map(operator.itemgetter(0))
     dataset = dataset.slice(slice(0, 12))
     grain.experimental.assert_equal_output_after_checkpoint(dataset.to_iter_dataset())
 

@@ -69,7 +69,7 @@ def test_batches_are_the_same_each_time_and_the_last_is_filled_up() -> None:
 def test_rows_are_what_the_samples_alone_give() -> None:
     questions = single_questions(CONFIG, "test", 7)
     (batch,) = questions.batches(7)
-    examples = [encode_example(sample, questions._tokenizer, questions.arch, window=None) for sample in questions]
+    examples = [encode_example(sample, questions._tokenizer, questions.arch, row_shape=None) for sample in questions]
     assert batch.arrays["text_tokens"].shape[1] == -(-max(e.size.text for e in examples) // 8) * 8
     for row, example in enumerate(examples):
         used = batch.arrays["text_segments"][row] > 0

@@ -16,7 +16,7 @@ from visor_jax.data.chat import encode_conversation, encode_prompt
 from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write
 from visor_jax.data.glyphs.render import DIGITS
-from visor_jax.data.glyphs.source import background_names, colour_names, glyph_names
+from visor_jax.data.glyphs.source import background_names, color_names, glyph_names
 from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.sample import Turn
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -54,7 +54,7 @@ def test_chat_tokens_have_ids_of_their_own() -> None:
 
 
 def test_every_name_is_one_token_at_the_start_and_after_a_space() -> None:
-    names = [*glyph_names(), *colour_names(), *background_names()]
+    names = [*glyph_names(), *color_names(), *background_names()]
     bare, spaced = zip(*(TOKENIZER.word_ids(name) for name in names), strict=True)
     assert [TOKENIZER.decode([token]) for token in bare] == names
     # Qwen parts digits from the space before them.
@@ -112,7 +112,7 @@ def test_a_file_a_folder_and_a_pickled_copy_are_the_same(tmp_path: Path) -> None
         assert other.image_token_id == TOKENIZER.image_token_id
 
 
-def test_added_tokens_not_marked_as_special_are_not_recognised_either(tmp_path: Path) -> None:
+def test_added_tokens_not_marked_as_special_are_not_recognized_either(tmp_path: Path) -> None:
     content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     added = [{**token, "special": False} for token in content["added_tokens"]]
     tokenizer = load_tokenizer(changed(tmp_path, added_tokens=added))

@@ -93,7 +93,7 @@ import json, re, sys
 from pathlib import Path
 import numpy as np
 from visor_jax.testing import tiny_config
-from visor_jax.train.objectives.policy import LabelledExamples
+from visor_jax.train.objectives.policy import LabeledExamples
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels
 from tests.evaluate.test_memory import PASSES
@@ -110,7 +110,7 @@ for count in (200, 2000):
         table = np.zeros((count, 2))
         index = np.arange(count)
         labels = Labels([(False, False), (True, True)], index % 2, table, index, 0 * index)
-        examples = LabelledExamples(config, labels)
+        examples = LabeledExamples(config, labels)
         for row in range(count):
             examples.batch(np.array([row]))
     else:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from visor_jax.evaluate.metrics import (
     anls,
     multiple_choice,
-    normalise_vqa,
+    normalize_vqa,
     ocrbench,
     pope,
     relaxed_accuracy,
@@ -121,8 +121,8 @@ def test_vqa_accuracy_needs_annotators() -> None:
         ("", ""),
     ],
 )
-def test_evalai_normalisation(text: str, normal: str) -> None:
-    assert normalise_vqa(text) == normal
+def test_evalai_normalization(text: str, normal: str) -> None:
+    assert normalize_vqa(text) == normal
 
 
 @pytest.mark.parametrize(

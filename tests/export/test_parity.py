@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from visor_jax import testing
 from visor_jax.budget import all_subsets
-from visor_jax.data.collate import Window, encode_tokens, make_prompt_batch
+from visor_jax.data.collate import RowShape, encode_tokens, make_prompt_batch
 from visor_jax.export.torch_export import visor_tensors
 from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGeneration, VisorProcessor
 from visor_jax.hf.config import write_config
@@ -61,8 +61,8 @@ def case(request):
     prompts = [
         encode_tokens(own, pictures, testing.IMAGE_TOKEN, arch) for own, pictures in zip(ids, images, strict=True)
     ]
-    window = Window(*(max(getattr(p.size, name) for p in prompts) + 2 for name in ("tiles", "visual", "text")))
-    batch = make_prompt_batch(prompts, window, arch)
+    row_shape = RowShape(*(max(getattr(p.size, name) for p in prompts) + 2 for name in ("tiles", "visual", "text")))
+    batch = make_prompt_batch(prompts, row_shape, arch)
     model, inputs = torch_twin(arch, params, ids, images)
     return SimpleNamespace(arch=arch, params=params, arrays=batch.arrays, prompts=prompts, model=model, inputs=inputs)
 

@@ -122,7 +122,7 @@ def test_a_compiled_model_gives_the_same_logits(exported, budget):
         torch.testing.assert_close(compiled(**inputs, budget=budget).logits, expected, rtol=0, atol=1e-6)
 
 
-def test_the_travelling_files_import_nothing_of_ours(exported):
+def test_exported_files_do_not_import_visor_jax(exported):
     out, _ = exported
     files = sorted(path.name for path in out.glob("*.py"))
     assert files == sorted(torch_export.MODULE_FILES)

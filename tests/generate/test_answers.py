@@ -142,7 +142,7 @@ def test_greedy_answers_are_those_of_the_full_forward_pass(
         assert answer.text == TOKENIZER.decode(tokens) and answer.budget == budget
         assert answer.complete == (tokens[-1] == TOKENIZER.end_token_id)
     ((_, rows),) = spy.batches
-    assert len(rows) == 4 and len({row.window for row in rows}) > 2, "one batch, rows of several sizes"
+    assert len(rows) == 4 and len({row.row_shape for row in rows}) > 2, "one batch, rows of several sizes"
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from visor_jax import testing
 from visor_jax.data.anyres import tile_count, visual_token_count
-from visor_jax.data.collate import Window
+from visor_jax.data.collate import RowShape
 from visor_jax.generate.buckets import (
     LEAST_VISUAL,
     MAX_ROWS,
@@ -17,19 +17,19 @@ from visor_jax.generate.buckets import (
     bucket,
     cache_bucket,
     joined,
-    window_of,
+    row_bucket,
 )
 
-windows = st.builds(Window, st.integers(0, 40), st.integers(0, 9000), st.integers(1, 3000))
+row_shapes = st.builds(RowShape, st.integers(0, 40), st.integers(0, 9000), st.integers(1, 3000))
 
 
-@given(size=windows)
-def test_a_bucket_holds_its_prompt_and_little_more(size: Window) -> None:
-    window = window_of(size)
-    assert window.holds(size) and window.tiles >= 1 and window.visual >= 1
-    assert window.tiles <= max(1.25 * size.tiles, size.tiles + 1)
-    assert window.visual <= max(1.125 * size.visual, size.visual + LEAST_VISUAL)
-    assert window_of(window) == window, "a bucket is its own"
+@given(size=row_shapes)
+def test_a_bucket_holds_its_prompt_and_little_more(size: RowShape) -> None:
+    row_shape = row_bucket(size)
+    assert row_shape.holds(size) and row_shape.tiles >= 1 and row_shape.visual >= 1
+    assert row_shape.tiles <= max(1.25 * size.tiles, size.tiles + 1)
+    assert row_shape.visual <= max(1.125 * size.visual, size.visual + LEAST_VISUAL)
+    assert row_bucket(row_shape) == row_shape, "a bucket is its own"
 
 
 def test_buckets_are_few_and_the_largest_picture_has_its_own() -> None:
@@ -44,9 +44,9 @@ def test_buckets_are_few_and_the_largest_picture_has_its_own() -> None:
         288,
         7680,
     ]
-    assert len({window_of(Window(1, size, 1)).visual for size in range(1, 8833)}) < 70
-    assert window_of(Window(37, 8765, 60)) == Window(37, 8832, 64), "by contract: 37 tiles, 8,832 visual slots"
-    assert window_of(Window(37, 8833, 60)).visual > 8832
+    assert len({row_bucket(RowShape(1, size, 1)).visual for size in range(1, 8833)}) < 70
+    assert row_bucket(RowShape(37, 8765, 60)) == RowShape(37, 8832, 64), "by contract: 37 tiles, 8,832 visual positions"
+    assert row_bucket(RowShape(37, 8833, 60)).visual > 8832
 
 
 def test_no_anyres_grid_wastes_more_than_a_quarter_of_the_tower() -> None:
@@ -63,8 +63,8 @@ def test_capacities_and_rows_are_powers_of_two(tokens: int) -> None:
     assert cache_bucket(tokens) < max(2 * tokens, 65)
 
 
-@given(sizes=st.lists(windows.map(window_of), min_size=1, max_size=40))
-def test_batches_hold_every_question_once_beside_its_like(sizes: list[Window]) -> None:
+@given(sizes=st.lists(row_shapes.map(row_bucket), min_size=1, max_size=40))
+def test_batches_hold_every_question_once_beside_its_like(sizes: list[RowShape]) -> None:
     groups = batches(sizes)
     assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
     for group in groups:
@@ -76,12 +76,12 @@ def test_batches_hold_every_question_once_beside_its_like(sizes: list[Window]) -
 
 
 def test_alike_questions_share_batches() -> None:
-    assert [len(group) for group in batches([Window(1, 40, 32)] * 19)] == [8, 8, 3]
-    assert sorted(map(len, batches([Window(2, 1536, 32)] * 3 + [Window(31, 7680, 32)] * 2))) == [2, 3]
+    assert [len(group) for group in batches([RowShape(1, 40, 32)] * 19)] == [8, 8, 3]
+    assert sorted(map(len, batches([RowShape(2, 1536, 32)] * 3 + [RowShape(31, 7680, 32)] * 2))) == [2, 3]
 
 
 def test_real_pictures_fit_their_buckets() -> None:
     arch = testing.tiny_architecture(3)
     for size in ((8, 8), (16, 16), (5, 40), (40, 5)):
-        own = Window(tile_count(size, arch), visual_token_count(size, arch), 9)
-        assert window_of(own).holds(own)
+        own = RowShape(tile_count(size, arch), visual_token_count(size, arch), 9)
+        assert row_bucket(own).holds(own)

@@ -255,7 +255,7 @@ def products(jaxpr: Any) -> list[tuple[tuple[str, ...], set[int], int]]:
 
 @pytest.fixture(scope="module")
 def distinct() -> tuple[Architecture, int, int, tuple[Any, ...]]:
-    """One sample whose numbers of visual slots and text tokens are the size of nothing else in the model."""
+    """One sample whose numbers of visual positions and text tokens are the size of nothing else in the model."""
     arch = testing.tiny_architecture(7)
     batch = testing.random_batch(arch, (((6, 5),),), spare=3)
     visual, text, stream = testing.decoder_inputs(arch, batch)
@@ -346,8 +346,8 @@ def test_the_compiler_keeps_the_branch(distinct) -> None:
     *_, inputs = distinct
     arch = testing.tiny_architecture(3)
     inputs = testing.random_params(arch), *inputs[1:]
-    optimised = jax.jit(lambda *x: forward(*x, arch), compiler_options={"xla_backend_optimization_level": 3})
-    compiled = optimised.lower(*inputs, np.array([True])).compile()
+    optimized = jax.jit(lambda *x: forward(*x, arch), compiler_options={"xla_backend_optimization_level": 3})
+    compiled = optimized.lower(*inputs, np.array([True])).compile()
     assert " conditional(" in compiled.as_text()
 
 

@@ -14,7 +14,7 @@ from visor_jax import testing
 from visor_jax.architecture import Architecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.cost import cache_bytes
-from visor_jax.data.collate import Window, make_batch, make_prompt_batch
+from visor_jax.data.collate import RowShape, make_batch, make_prompt_batch
 from visor_jax.model.decoder import stack_layers, unstack_layers
 from visor_jax.model.incremental import Cache, capacity, decode_step, grow_cache, prefill_prefix, prefill_rest
 from visor_jax.model.visor import encode, logits, route
@@ -38,7 +38,7 @@ def params(arch: Architecture) -> Any:
 def streams(arch: Architecture) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A batch of prompts, and the same rows with `NEW` tokens after the prompt."""
     prompts = [testing.random_example(arch, texts, seed=seed, num_targets=0) for seed, texts in enumerate(ROWS)]
-    whole = Window(tiles=4, visual=16, text=11 + NEW)
+    whole = RowShape(tiles=4, visual=16, text=11 + NEW)
     full = make_batch([[prompt] for prompt in prompts], whole, arch).arrays
     rng = np.random.default_rng(11)
     for row, prompt in enumerate(prompts):
@@ -46,7 +46,7 @@ def streams(arch: Architecture) -> tuple[dict[str, np.ndarray], dict[str, np.nda
         full["text_tokens"][row, new] = rng.integers(2, arch.text.vocab_size, NEW)
         full["text_positions"][row, new] = prompt.length + np.arange(NEW)
         full["text_segments"][row, new] = 1
-    return make_prompt_batch(prompts, Window(tiles=4, visual=16, text=11), arch).arrays, full
+    return make_prompt_batch(prompts, RowShape(tiles=4, visual=16, text=11), arch).arrays, full
 
 
 @cache

@@ -16,7 +16,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from visor_jax import testing
 from visor_jax.architecture import AnyResArchitecture, Architecture, VisionArchitecture
 from visor_jax.data.anyres import visual_token_count
-from visor_jax.data.collate import Window, encode_tokens, make_batch
+from visor_jax.data.collate import RowShape, encode_tokens, make_batch
 from visor_jax.model.visor import logits
 from visor_jax.testing import IMAGE_TOKEN
 from visor_jax.tree import flatten
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[tuple[int, ...], ...]] = {
     "one picture and two videos": ((2, 40, 25), (37, 50), (2, 28, 28)),
 }
 VIDEO_TOKEN = 0
-WINDOW = Window(tiles=10, visual=64, text=9)
+WINDOW = RowShape(tiles=10, visual=64, text=9)
 
 
 def torch_weights(params: Any, arch: Architecture) -> dict[str, torch.Tensor]:
@@ -187,7 +187,7 @@ def reference_logits(arch: Architecture, case: str) -> np.ndarray:
 
 
 def frames_of(video: np.ndarray, arch: Architecture) -> np.ndarray:
-    """[F, 3, S, S]: each frame stretched to a tile and normalised, as LLaVA-NeXT's processor does (Pillow's pixels)."""
+    """[F, 3, S, S]: each frame stretched to a tile and normalized, as LLaVA-NeXT's processor does (Pillow's pixels)."""
     frames = [Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC) for frame in video]
     values = np.stack([np.asarray(frame) for frame in frames]).astype(np.float32) / 255
     mean, std = np.float32(arch.anyres.image_mean), np.float32(arch.anyres.image_std)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
-from visor_jax.data.collate import Batch, Example, Window, make_batch
+from visor_jax.data.collate import Batch, Example, RowShape, make_batch
 from visor_jax.model.decoder import forward
 from visor_jax.model.likelihood import prompt_end
 from visor_jax.model.visor import (
@@ -48,14 +48,14 @@ def logits_by_example(batch: Batch, budget: Any) -> list[np.ndarray]:
     return [found[row][segments[row] == s] for row in range(len(found)) for s in range(1, segments[row].max() + 1)]
 
 
-SEPARATE = Window(tiles=4, visual=16, text=9)
+SEPARATE = RowShape(tiles=4, visual=16, text=9)
 BUDGETS = [(False, False), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_packed_rows_equal_separate_rows(budget) -> None:
     one, other, two, none = examples()
-    packed = make_batch([[one, none], [two, other]], Window(tiles=7, visual=30, text=16), ARCH)
+    packed = make_batch([[one, none], [two, other]], RowShape(tiles=7, visual=30, text=16), ARCH)
     alone = logits_by_example(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget)
     for found, expected in zip(logits_by_example(packed, budget), alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -106,7 +106,7 @@ def test_pictures_matter_and_only_to_their_own_sample() -> None:
 def test_text_only_rows_need_no_visual_slots_at_all() -> None:
     """A text-only batch may have no room for pictures; its answers are those of the same rows beside pictures."""
     *_, none = examples()
-    alone = make_batch([[none]], Window(tiles=1, visual=1, text=7), ARCH)
+    alone = make_batch([[none]], RowShape(tiles=1, visual=1, text=7), ARCH)
     beside = make_batch([[e] for e in examples()], SEPARATE, ARCH)
     for budget in BUDGETS[:2]:
         (found,) = logits_by_example(alone, budget)

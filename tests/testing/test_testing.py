@@ -62,7 +62,7 @@ def test_decoder_inputs_have_the_shapes_of_the_batch() -> None:
 
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(TypeError, match="colour"):
-        testing.tiny_architecture(3, colour="red")
+        testing.tiny_architecture(3, color="red")
 
 
 def test_the_quick_compiler_computes_the_same() -> None:

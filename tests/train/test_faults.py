@@ -14,7 +14,7 @@ from visor_jax.train.faults import BadSteps, keep_if_finite
 # --- steps that are not finite ----------------------------------------------------------------------------------------
 
 
-def test_a_nan_step_changes_neither_parameters_nor_optimiser_state():
+def test_a_nan_step_changes_neither_parameters_nor_optimizer_state():
     tx = optax.adam(0.1)
 
     @jax.jit

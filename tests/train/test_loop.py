@@ -295,7 +295,7 @@ def test_a_bad_step_is_counted_not_applied_and_not_saved(
 
 
 def arrays_at(step: Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint: parameters and optimiser state."""
+    """Every array of a checkpoint: parameters and optimizer state."""
     saved = read_manifest(step).tree
     leaves = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
     tree = load(step, saved, unflatten(leaves), {item: step / "arrays" / item for item in ("params", "opt_state")})

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters train, at which rate, under which schedule."""
+"""The optimizer: which parameters train, at which rate, under which schedule."""
 
 from __future__ import annotations
 

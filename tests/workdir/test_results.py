@@ -22,7 +22,7 @@ from visor_jax.errors import RequestError
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.report.facts import read_facts
 from visor_jax.testing import tiny_config
-from visor_jax.train.objectives.policy import LabelledExamples
+from visor_jax.train.objectives.policy import LabeledExamples
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.metrics_log import drop_rows, read_rows
@@ -73,7 +73,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 def test_what_nobody_changed_is_read(run: Path) -> None:
     workdir = Workdir(run)
     assert read_viable(workdir, 2) == VIABLE
-    assert len(LabelledExamples(tiny_config(), Labels.read(workdir)).places) == 5
+    assert len(LabeledExamples(tiny_config(), Labels.read(workdir)).places) == 5
     assert read_facts(workdir).goodput == {"step": 2.5, "compile": 1.0}
     assert len(read_rows(run / "full" / "metrics.jsonl")) == 3
 
@@ -230,7 +230,7 @@ def read_all(run: Path) -> None:
     workdir = Workdir(run)
     workdir.config()
     read_viable(workdir, 2)
-    LabelledExamples(tiny_config(), Labels.read(workdir))
+    LabeledExamples(tiny_config(), Labels.read(workdir))
     read_facts(workdir)
     with workdir.lock():
         pass

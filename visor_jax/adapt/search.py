@@ -59,7 +59,7 @@ def search_stage(config: Any, workdir: Workdir, model: Visor) -> list[Bits]:
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
         dtype, levels = config.model.dtype, source_kind(config).levels
         scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=dtype, levels=levels)
-        return summarise(scores, model.arch)
+        return summarize(scores, model.arch)
 
     found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(found)
@@ -113,7 +113,7 @@ def dominates(other: Subset, subset: Subset) -> bool:
     return other.flops < subset.flops or other.accuracy > subset.accuracy or other.loss < subset.loss
 
 
-def summarise(scores: Scores, arch: Architecture) -> list[Subset]:
+def summarize(scores: Scores, arch: Architecture) -> list[Subset]:
     subsets = []
     for row, bits in enumerate(scores.budgets):
         tasks = task_accuracies(scores.correct[row], scores.tasks)

@@ -18,7 +18,7 @@ CONFIG = "workdir"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--visual", type=int, default=0, help="visual tokens; default: the configuration's window")
+    parser.add_argument("--visual", type=int, default=0, help="visual tokens; default: the configured row shape")
     parser.add_argument("--text", type=int, default=60, help="tokens of the prompt")
     parser.add_argument("--rounds", type=int, default=9)
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
         if getattr(args, name) < 1:
             raise RequestError(f"--{name}={getattr(args, name)}: expected at least 1")
     if args.visual < 0:
-        raise RequestError(f"--visual={args.visual}: expected at least 1, or 0 for the configuration's window")
+        raise RequestError(f"--visual={args.visual}: expected at least 1, or 0 for the configured row shape")
     if args.workdir:
         model = load(args.workdir)
         params, arch, budgets = model.params, model.arch, model.viable_budgets

@@ -2,7 +2,7 @@
 
     visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why;
         exit status 1 where training would stop; --list=FILE writes one JSON object a line about every record
-    visor data stats --config=configs/X.py      how long samples are, beside the window that the configuration gives
+    visor data stats --config=configs/X.py      how long samples are, and the configured row shape
     visor data preview --config=configs/X.py --out=sheet.png      a contact sheet with the questions
     visor data build --config=configs/X.py --out=DIR      samples written out as PNG files and LLaVA JSON
 
@@ -26,8 +26,8 @@ from PIL import Image
 
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.check import check
-from visor_jax.data.collate import Example, Window
-from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_window
+from visor_jax.data.collate import Example, RowShape
+from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
@@ -43,8 +43,8 @@ GENERATED_SAMPLES = 1000  # of each split of generated data, where --samples doe
 PREVIEW_SAMPLES = 12
 _BINS = 10  # of a histogram
 _BAR = 40  # characters of its longest bar
-_MOST_PICTURES = 1000  # of one record, whatever the window has room for
-_ANY_SIZE = Window(tiles=1 << 30, visual=1 << 30, text=1 << 30)
+_MOST_PICTURES = 1000  # of one record, whatever the row shape holds
+_ANY_SIZE = RowShape(tiles=1 << 30, visual=1 << 30, text=1 << 30)
 
 ResultT = TypeVar("ResultT")
 
@@ -126,7 +126,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
         raise RequestError(
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
-    room = asdict(training_window(config))
+    room = asdict(training_row_shape(config))
     lengths = {name: _summary(values, room.get(name)) for name, values in sizes.items()}
     print(f"{skips.tried - skips.skipped} samples, {skips.skipped} skipped")
     for name, summary in lengths.items():
@@ -141,7 +141,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
 
 
 def _measures(example: Example) -> dict[str, int]:
-    """Returns the sizes of one sample; the first three are sides of the window."""
+    """Returns the sizes of one sample; the first three are dimensions of the row shape."""
     return {**asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
 
 
@@ -161,7 +161,7 @@ def _summary(values: Sequence[int], room: int | None) -> dict[str, Any]:
 
 
 def _print_summary(name: str, summary: dict[str, Any]) -> None:
-    room = f"; {summary['fit']:.1%} fit in the {summary['room']} that the window has" if "room" in summary else ""
+    room = f"; {summary['fit']:.1%} fit in the configured {summary['room']}" if "room" in summary else ""
     low, high, median, p95 = summary["min"], summary["max"], summary["median"], summary["p95"]
     print(f"{name}: {low} to {high}, median {median:g}, 95 % up to {p95:g}{room}")
     counts, edges = summary["histogram"]["counts"], summary["histogram"]["edges"]

@@ -29,7 +29,7 @@ def check_together(config: Any, stages: Iterable[tuple[str, Any]]) -> None:
       RequestError: naming the first disagreement.
     """
     _check_model(config.model)
-    _check_window(config)
+    _check_row_shape(config)
     _check_data(config)
     _check_plan(config)
     _check_mesh(config)
@@ -56,7 +56,7 @@ def _check_model(model: Any) -> None:
             f"model.vision.patch_size={vision.patch_size}: expected at most model.vision.tile_size={vision.tile_size}"
         )
     if cross.kernel_size % 2 == 0:
-        raise RequestError(f"model.cross.kernel_size={cross.kernel_size}: expected an odd number, with a centre")
+        raise RequestError(f"model.cross.kernel_size={cross.kernel_size}: expected an odd number")
     _check_pattern(model)
 
 
@@ -97,7 +97,7 @@ def _check_pattern(model: Any) -> None:
         )
 
 
-def _check_window(config: Any) -> None:
+def _check_row_shape(config: Any) -> None:
     vision, packing = config.model.vision, config.model.anyres.packing
     side = vision.tile_size // vision.patch_size
     tokens = -(-side // (2 if packing == 4 else 1)) * -(-side // min(packing, 2))

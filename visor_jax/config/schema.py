@@ -26,8 +26,8 @@ STAGES = ("base", "dense", "warmup", "full", "search", "universal", "label", "po
 OFFLINE_STAGES = ("search", "label")  # passes that evaluate; they train nothing
 TRAINED_STAGES = tuple(stage for stage in STAGES if stage not in OFFLINE_STAGES)
 
-MAX_PIXELS = 89_478_485  # of a picture, unless a configuration says otherwise; Pillow's own bound for a warning
-MOST_PIXELS = 2 * MAX_PIXELS  # Pillow opens none that is larger
+DEFAULT_MAX_PIXELS = 89_478_485  # of a picture, unless a configuration says otherwise; Pillow's own bound for a warning
+PILLOW_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS  # Pillow opens none that is larger
 
 
 # Licenses as the Hugging Face hub spells them; it refuses a model card with another one.
@@ -162,9 +162,9 @@ HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole
 SEED = Rule(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
 
 _TRAIN = {
-    "steps": Field(1000, "optimiser steps", at_least(1)),
-    "objective": Field("answer", "what is minimised", one_of("answer", "base", "policy")),
-    "batch_size": Field(0, "rows a step; 0: data.batch_size", at_least(0)),
+    "steps": Field(1000, "optimizer steps", at_least(1)),
+    "objective": Field("answer", "training objective", one_of("answer", "base", "policy")),
+    "batch_size": Field(0, "rows per optimizer step over all devices; 0 inherits data.batch_size", at_least(0)),
     "learning_rate": Field(1e-3, "peak of the schedule", above(0)),
     "schedule": Field("cosine", "from the peak to the end", one_of("cosine", "linear", "constant")),
     "warmup_fraction": Field(0.03, "of the steps, from 0 up to the peak", within(0, 1)),
@@ -238,7 +238,7 @@ _MODEL = {
     "vision.patch_local": Field(False, "no attention in the tower: no patch sees another"),
     "anyres.pinpoints": Field("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS),
     "anyres.max_tiles": Field(9, "cap on a picture's visual tokens, in tiles' worth", at_least(1)),
-    "anyres.packing": Field(1, "neighbouring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS),
+    "anyres.packing": Field(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS),
     "anyres.image_mean": Field((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS, element=float),
     "anyres.image_std": Field((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS, element=float),
     "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", within(0, most.MAX_HEADS)),
@@ -259,11 +259,15 @@ _DATA = {
     "scenes": Field((), "generated data: (scene, whole weight) pairs; empty: all alike", WEIGHTS, element=(str, int)),
     "turns_per_picture": Field(4, "questions in one conversation", at_least(1)),
     "batch_size": Field(32, "conversations a step, over all devices", at_least(1)),
-    "tiles": Field(1, "window: tiles in a row of the batch", at_least(1)),
-    "visual_length": Field(128, "window: visual slots in a row of the batch", at_least(1)),
-    "text_length": Field(128, "window: text tokens in a row of the batch", at_least(1)),
+    "tiles": Field(1, "row shape: tiles per row of a batch", at_least(1)),
+    "visual_length": Field(128, "row shape: visual positions per row of a batch", at_least(1)),
+    "text_length": Field(128, "row shape: text tokens per row of a batch", at_least(1)),
     "follow_links": Field(False, "source llava: links below data.root may lead out of it"),
-    "max_image_pixels": Field(MAX_PIXELS, "of a picture; larger ones are skipped, not decoded", within(1, MOST_PIXELS)),
+    "max_image_pixels": Field(
+        DEFAULT_MAX_PIXELS,
+        "largest picture in pixels; larger ones are skipped, not decoded",
+        within(1, PILLOW_MAX_PIXELS),
+    ),
     "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
 }
 

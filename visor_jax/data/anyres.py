@@ -9,12 +9,12 @@ The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisi
 `LlavaOnevisionModel.pack_image_features`, `apply_pooling`), rounding included:
 
 - One picture in a prompt: the base tile is the picture stretched to one tile; the crops are the picture resized
-  bicubically into the best pinpoint (aspect kept, `ceil`), centred on black, cut row by row. The crops' features are
+  bicubically into the best pinpoint (aspect kept, `ceil`), centered on black, cut row by row. The crops' features are
   stitched, unpadded, shrunk bilinearly if they pass 1.1^2 * `max_tiles` tiles' worth, and each row ends in a newline.
-- Several pictures in a prompt: each is padded to a square in the mean colour and becomes one tile and one newline.
+- Several pictures in a prompt: each is padded to a square in the mean color and becomes one tile and one newline.
 - A video: each frame is stretched to one tile, its map shrunk bilinearly to half a side; one newline ends the video.
 - No pinpoints configured (not a case of transformers): each picture is one stretched tile and one newline.
-- `anyres.packing` 2 or 4 (not a case of transformers either): 1 x 2 or 2 x 2 neighbours of a map become their mean,
+- `anyres.packing` 2 or 4 (not a case of transformers either): 1 x 2 or 2 x 2 neighbors of a map become their mean,
   fewer at its right and lower edge; then come the newlines.
 """
 
@@ -41,13 +41,13 @@ _PAD_CHUNK_PIXELS = 1 << 24  # a padded square is resized in bands of at most th
 
 @dataclass(frozen=True)
 class Layout:
-    """Which features make each visual slot of one sample.
+    """Which features make each visual position of one sample.
 
     Feature index `num_tiles * patches_per_tile` is the newline; smaller ones count patches of all tiles in order.
 
     Attributes:
         num_tiles: tiles of all pictures and frames together.
-        lengths: visual slots of each picture or video; they sum to Nv.
+        lengths: visual positions of each picture or video; they sum to Nv.
         gather: int32 [Nv, K], feature indices; K is 1, or 4 where a map was shrunk, times `packing`.
         weights: float32 [Nv, K]; a slot is the weighted sum of its K features.
     """
@@ -164,7 +164,7 @@ def _packed_size(size: Size, architecture: Architecture) -> Size:
 
 
 def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
-    """The visual slots of one sample's pictures and videos, in order.
+    """The visual positions of one sample's pictures and videos, in order.
 
     Args:
         sizes: (height, width) of each picture, (frames, height, width) of each video; may be empty.
@@ -243,7 +243,7 @@ def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.n
 
 
 def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Of a map [h, w, k] the means of neighbouring features: [ceil(h / rows), ceil(w / columns), k rows columns]."""
+    """Of a map [h, w, k] the means of neighboring features: [ceil(h / rows), ceil(w / columns), k rows columns]."""
     rows, columns = PACKED[architecture.anyres.packing]
     height, width = _packed_size((gather.shape[0], gather.shape[1]), architecture)
     edge = ((0, height * rows - gather.shape[0]), (0, width * columns - gather.shape[1]), (0, 0))
@@ -294,7 +294,7 @@ def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.nd
         architecture: its `vision` and `anyres` are read.
 
     Returns:
-        uint8 [n, S, S, 3], S = `vision.tile_size`, not normalised; n may be 0.
+        uint8 [n, S, S, 3], S = `vision.tile_size`, not normalized; n may be 0.
     """
     tile = architecture.vision.tile_size
     tiles: list[np.ndarray] = []
@@ -320,7 +320,7 @@ def _resize(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _crops(image: np.ndarray, architecture: Architecture) -> list[np.ndarray]:
-    """The picture resized into its best pinpoint, centred on black and cut row by row."""
+    """The picture resized into its best pinpoint, centered on black and cut row by row."""
     tile = architecture.vision.tile_size
     height, width = best_pinpoint(image.shape[:2], architecture.anyres.pinpoints)
     scale_height, scale_width = height / image.shape[0], width / image.shape[1]
@@ -339,7 +339,7 @@ def _crops(image: np.ndarray, architecture: Architecture) -> list[np.ndarray]:
 
 
 def _squared(image: np.ndarray, architecture: Architecture) -> np.ndarray:
-    """The picture padded to a square in the mean colour, then resized to one tile.
+    """The picture padded to a square in the mean color, then resized to one tile.
 
     Pillow resizes along rows first, then along columns, rounding to uint8 in between; doing the two passes ourselves,
     the first in bands, gives the same pixels and never holds the square of a 1 x 20,000 picture in memory.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from visor_jax.data.collate import Example
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_window
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS, RecordSource, split_read_by
@@ -56,7 +56,7 @@ def check(
       RunError: training would stop; its `result` is the same object.
       RequestError: the listing cannot be written.
     """
-    encode = sample_encoder(config, make_tokenizer(config), training_window(config))
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     found: dict[str, _Found] = {}
     splits: dict[str, Any] = {}
     with _lines(listing) as write:

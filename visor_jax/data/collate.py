@@ -1,9 +1,9 @@
 """From samples to fixed-shape batches.
 
 In: a `Sample` (pictures and turns), a `ChatTokenizer` and an `Architecture`. Out: an `Example` (the same sample as
-arrays, unpadded), and from rows of examples a `Batch` of the shapes that a `Window` names.
+arrays, unpadded), and from rows of examples a `Batch` of the shapes that a `RowShape` gives.
 
-The decoder's stream is [V; T]: visual slots and text tokens are kept apart, and every slot and token carries the
+The decoder's stream is [V; T]: visual positions and text tokens are kept apart, and every slot and token carries the
 position that it has in the dense interleaved sequence (text before a picture, the picture's tokens, text after), so
 nothing is physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding.
 """
@@ -23,26 +23,26 @@ from visor_jax.data.tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True)
-class Window:
-    """What one row of a batch has room for: tiles, visual slots (Nv) and text tokens (Nt)."""
+class RowShape:
+    """Capacity of one row of a batch: tiles, visual positions (Nv) and text tokens (Nt)."""
 
     tiles: int
     visual: int
     text: int
 
-    def holds(self, size: Window) -> bool:
+    def holds(self, size: RowShape) -> bool:
         return size.tiles <= self.tiles and size.visual <= self.visual and size.text <= self.text
 
-    def __add__(self, other: Window) -> Window:
-        return Window(self.tiles + other.tiles, self.visual + other.visual, self.text + other.text)
+    def __add__(self, other: RowShape) -> RowShape:
+        return RowShape(self.tiles + other.tiles, self.visual + other.visual, self.text + other.text)
 
     def __str__(self) -> str:
-        return f"{self.tiles} tiles, {self.visual} visual slots, {self.text} text tokens"
+        return f"{self.tiles} tiles, {self.visual} visual positions, {self.text} text tokens"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as arrays, without padding; n tiles, Nv visual slots, Nt text tokens.
+    """One sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
 
     Attributes:
         id: the sample's id.
@@ -69,8 +69,8 @@ class Example:
     length: int
 
     @property
-    def size(self) -> Window:
-        return Window(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
+    def size(self) -> RowShape:
+        return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,13 @@ def encode_example(
     *,
     system: str | None = None,
     targets: str = "answer",
-    window: Window | None = None,
+    row_shape: RowShape | None = None,
 ) -> Example:
     """A sample as one training example. Its own system text counts; without one that is `system`.
 
     Raises:
         SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
-            the window), "no_target" (no token is left to learn from).
+            the row shape), "no_target" (no token is left to learn from).
     """
     encode = _conversation(sample, tokenizer, system)
     encoded = encode(targets=targets)
@@ -117,7 +117,7 @@ def encode_example(
         turn_index=_turns_of_answers(answers),
         id=sample.id,
         tasks=tuple(turn.task for turn in sample.turns),
-        window=window,
+        row_shape=row_shape,
     )
     if not example.loss_mask.any():
         raise SkipSample("no_target", "no token of this conversation is a target")
@@ -152,7 +152,7 @@ def encode_prompt(
     architecture: Architecture,
     *,
     system: str | None = None,
-    window: Window | None = None,
+    row_shape: RowShape | None = None,
     id: str = "",
     task: str = "",
     history: Sequence[tuple[str, str]] = (),
@@ -165,7 +165,9 @@ def encode_prompt(
         SkipSample: "image_count", "empty_conversation" or "too_long", as `encode_example`.
     """
     token_ids = chat.encode_prompt(tokenizer, question, len(images), system, history)
-    return encode_tokens(token_ids, images, tokenizer.image_token_id, architecture, id=id, tasks=(task,), window=window)
+    return encode_tokens(
+        token_ids, images, tokenizer.image_token_id, architecture, id=id, tasks=(task,), row_shape=row_shape
+    )
 
 
 def encode_tokens(
@@ -178,11 +180,11 @@ def encode_tokens(
     turn_index: Sequence[int] | np.ndarray | None = None,
     id: str = "",
     tasks: tuple[str, ...] = (),
-    window: Window | None = None,
+    row_shape: RowShape | None = None,
 ) -> Example:
     """Token ids with one placeholder id per picture or video, and these (uint8 [H, W, 3], [F, H, W, 3]), as an example.
 
-    The size is checked against `window` before any pixel is touched. The first token, and a token right after a
+    The size is checked against `row_shape` before any pixel is touched. The first token, and a token right after a
     picture, have no text token before them that could predict them, so they are never targets.
     """
     tokens = np.asarray(token_ids, np.int32)
@@ -190,7 +192,7 @@ def encode_tokens(
     if is_image.sum() != len(images):
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
     layout = anyres.visual_layout([image.shape[:-1] for image in images], architecture)
-    _check_fits(id, Window(layout.num_tiles, len(layout.gather), int((~is_image).sum())), window)
+    _check_fits(id, RowShape(layout.num_tiles, len(layout.gather), int((~is_image).sum())), row_shape)
 
     steps = np.ones(len(tokens), np.int64)  # how many dense positions each token takes
     steps[is_image] = layout.lengths
@@ -218,9 +220,9 @@ def encode_tokens(
     )
 
 
-def _check_fits(id: str, size: Window, window: Window | None) -> None:
-    if window is not None and not window.holds(size):
-        raise SkipSample("too_long", f"{id}: {size}; there is room for {window}")
+def _check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
+    if row_shape is not None and not row_shape.holds(size):
+        raise SkipSample("too_long", f"{id}: {size}; there is room for {row_shape}")
 
 
 def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
@@ -230,17 +232,17 @@ def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
     return np.where(mask, np.cumsum(begins) - 1, -1)
 
 
-def pack(examples: Sequence[Example], window: Window, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
+def pack(examples: Sequence[Example], row_shape: RowShape, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
     """First-fit: each example, in order, goes to the first row that still has room for it under all three limits.
 
     Returns:
         The rows (some perhaps empty), and the examples that fitted nowhere, in order. A pure function of its arguments.
     """
     rows: list[list[Example]] = [[] for _ in range(num_rows)]
-    used = [Window(0, 0, 0)] * num_rows
+    used = [RowShape(0, 0, 0)] * num_rows
     left_over: list[Example] = []
     for example in examples:
-        row = next((row for row in range(num_rows) if window.holds(used[row] + example.size)), None)
+        row = next((row for row in range(num_rows) if row_shape.holds(used[row] + example.size)), None)
         if row is None:
             left_over.append(example)
         else:
@@ -249,27 +251,27 @@ def pack(examples: Sequence[Example], window: Window, num_rows: int) -> tuple[li
     return rows, left_over
 
 
-def make_batch(rows: Sequence[Sequence[Example]], window: Window, architecture: Architecture) -> Batch:
-    """Rows of examples as one batch of the window's shapes; a row's examples become its segments 1, 2, ...
+def make_batch(rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture) -> Batch:
+    """Rows of examples as one batch of the given row shape; a row's examples become its segments 1, 2, ...
 
     Raises:
-        ValueError: a row holds more than the window has room for.
+        ValueError: a row holds more than the row shape allows.
     """
     # Frames of a video are shrunk also where no picture is.
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
-    arrays = _empty_arrays(len(rows), window, max(anyres.taps(architecture), *widest, 0), architecture)
+    arrays = _empty_arrays(len(rows), row_shape, max(anyres.taps(architecture), *widest, 0), architecture)
     patches = architecture.vision.patches_per_tile
     for row, examples in enumerate(rows):
-        used, turns = Window(0, 0, 0), 0
+        used, turns = RowShape(0, 0, 0), 0
         for segment, example in enumerate(examples, start=1):
-            if not window.holds(used + example.size):
-                raise ValueError(f"row {row} ({used + example.size}) does not fit the window ({window})")
+            if not row_shape.holds(used + example.size):
+                raise ValueError(f"row {row} ({used + example.size}) does not fit the row shape ({row_shape})")
             tiles = slice(used.tiles, used.tiles + example.size.tiles)
             visual = slice(used.visual, used.visual + example.size.visual)
             text = slice(used.text, used.text + example.size.text)
             own_newline = example.size.tiles * patches
             gather = example.visual_gather + used.tiles * patches
-            gather = np.where(example.visual_gather == own_newline, window.tiles * patches, gather)
+            gather = np.where(example.visual_gather == own_newline, row_shape.tiles * patches, gather)
             arrays["tiles"][row, tiles] = example.tiles
             arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
             arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
@@ -288,22 +290,22 @@ def make_batch(rows: Sequence[Sequence[Example]], window: Window, architecture: 
     )
 
 
-def make_prompt_batch(prompts: Sequence[Example], window: Window, architecture: Architecture) -> Batch:
+def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architecture: Architecture) -> Batch:
     """One prompt a row, with where its routing token stands.
 
     `routing_position` int32 [B] is the position id of the routing token (or of the first generated token): the last
     prompt position + 1.
     """
-    batch = make_batch([[prompt] for prompt in prompts], window, architecture)
+    batch = make_batch([[prompt] for prompt in prompts], row_shape, architecture)
     batch.arrays["routing_position"] = np.array([prompt.length for prompt in prompts], np.int32)
     return batch
 
 
-def _empty_arrays(num_rows: int, window: Window, taps: int, architecture: Architecture) -> dict[str, np.ndarray]:
+def _empty_arrays(num_rows: int, row_shape: RowShape, taps: int, architecture: Architecture) -> dict[str, np.ndarray]:
     tile = architecture.vision.tile_size
-    visual, text = (num_rows, window.visual), (num_rows, window.text)
+    visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     return {
-        "tiles": np.zeros((num_rows, window.tiles, tile, tile, 3), np.uint8),
+        "tiles": np.zeros((num_rows, row_shape.tiles, tile, tile, 3), np.uint8),
         "visual_gather": np.zeros((*visual, taps), np.int32),
         "visual_weights": np.zeros((*visual, taps), np.float32),
         "visual_positions": np.zeros(visual, np.int32),

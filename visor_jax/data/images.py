@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from visor_jax.config.schema import MOST_PIXELS
+from visor_jax.config.schema import PILLOW_MAX_PIXELS
 from visor_jax.data import image_metadata
 from visor_jax.data.picture_paths import resolve_under
 from visor_jax.data.sample import SkipSample
@@ -47,7 +47,7 @@ _FOREIGN = (
 _FREE_BYTES = 64 << 20  # a file may have so many, whatever its pixels
 _BYTES_PER_PIXEL = 4  # and so many for each pixel that is allowed, if that is more
 
-# Pillow warns of large pictures on its own, and opens none of more than `MOST_PIXELS`; below that the limit that the
+# Pillow warns about large pictures and refuses those above `PILLOW_MAX_PIXELS`; below that the limit that the
 # caller gives decides. It also warns of metadata that it cannot read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -128,7 +128,7 @@ def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise SkipSample("image_format", f"{shown} is not a {', '.join(FORMATS)} file{_kind(file)}") from None
     except Image.DecompressionBombError:
-        what = f"{shown} has more than {MOST_PIXELS} pixels; at most {max_pixels} are allowed"
+        what = f"{shown} has more than {PILLOW_MAX_PIXELS} pixels; at most {max_pixels} are allowed"
         raise SkipSample("too_many_pixels", what) from None
     except Exception as error:  # a hostile file can make a decoder raise nearly anything
         raise _broken(shown, error) from None

@@ -49,7 +49,7 @@ class Part:
     shuffle: bool = True
 
 
-class Stream(Generic[ExampleT]):
+class ExampleStream(Generic[ExampleT]):
     """The endless stream of examples: `stream[counter]` is a pure function of (seed, counter)."""
 
     def __init__(
@@ -144,7 +144,7 @@ class _Rows:
 
 
 def tallied_batches(
-    stream: Stream[ExampleT],
+    stream: ExampleStream[ExampleT],
     collate: Callable[[Sequence[ExampleT]], BatchT],
     batch_size: int,
     process_index: int,
@@ -224,5 +224,7 @@ def make_pipeline(
         RunError: more samples were skipped than `skips` allows.
     """
     skips = skips or SkipLog()
-    dataset = tallied_batches(Stream(parts, encode, seed, skips), collate, batch_size, process_index, process_count)
+    dataset = tallied_batches(
+        ExampleStream(parts, encode, seed, skips), collate, batch_size, process_index, process_count
+    )
     return BatchIterator(dataset, start_step, prefetch, skips)

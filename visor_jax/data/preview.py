@@ -35,7 +35,7 @@ _LEVELS = {"easy": "#2463b4", "hard": "#b4471b"}
 @dataclass(frozen=True)
 class _Line:
     text: str
-    colour: str
+    color: str
     indent: int = 0
     note: str = ""  # stands faintly at the right end
 
@@ -94,7 +94,7 @@ def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
     cell.paste(pictures, (0, _LINE))
     top = _LINE + pictures.height + 6
     for number, line in enumerate(lines):
-        font.draw(draw, (line.indent, top + number * _LINE), line.text, line.colour)
+        font.draw(draw, (line.indent, top + number * _LINE), line.text, line.color)
         _draw_right(draw, top + number * _LINE, line.note, _FAINT, font)
     return cell
 

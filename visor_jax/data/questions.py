@@ -22,7 +22,7 @@ import grain
 
 from visor_jax.config import architecture
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
-from visor_jax.data.collate import Batch, Example, Window, count_text, encode_example, make_batch
+from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
 from visor_jax.data.sample import Sample, SkipSample, Source, outline
@@ -90,7 +90,7 @@ class Questions:
         self._config, self._source, self._count = config, source, count
         self._first, self._per_task, self._skips = first, per_task, skips or SkipLog()
         self._tokenizer, self.arch = load_tokenizer(config.tokenizer.path), architecture(config)
-        self._limits = Window(config.data.tiles, config.data.visual_length, config.data.text_length)
+        self._limits = RowShape(config.data.tiles, config.data.visual_length, config.data.text_length)
         self._system = config.tokenizer.system or None
         self._longest = 1  # text tokens of the longest question known so far
         self._survey = self._surveyed()
@@ -181,9 +181,9 @@ class Questions:
     def batch(self, examples: Sequence[Example], num_rows: int) -> Batch:
         """Questions as a batch of `num_rows` rows, whose text is as long as the longest question of all."""
         self._longest = max(self._longest, *(example.size.text for example in examples))
-        window = dataclasses.replace(self._limits, text=text_bucket(self._longest))
+        row_shape = dataclasses.replace(self._limits, text=text_bucket(self._longest))
         rows = [[example] for example in examples]
-        return make_batch(rows + [[]] * (num_rows - len(rows)), window, self.arch)
+        return make_batch(rows + [[]] * (num_rows - len(rows)), row_shape, self.arch)
 
     def _surveyed(self) -> Iterator[Place]:
         """The places of questions, one after another, as far as can be told without opening a picture."""
@@ -231,7 +231,7 @@ class Questions:
             return _Read(place, None, why)
 
     def _encode(self, single: Sample) -> Example:
-        return encode_example(single, self._tokenizer, self.arch, system=self._system, window=self._limits)
+        return encode_example(single, self._tokenizer, self.arch, system=self._system, row_shape=self._limits)
 
     def _skip(self, index: int, why: SkipSample) -> None:
         log.warning("%s %d skipped: %s", self._source.name, index, why)
@@ -255,7 +255,7 @@ class QuestionBatches:
 
 
 def text_bucket(length: int) -> int:
-    """The text length of a window for questions of at most `length` tokens."""
+    """The text length of a batch of questions of at most `length` tokens."""
     return -(-length // TEXT_BUCKET) * TEXT_BUCKET
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.sample import SkipSample, Turn
 
-MAX_CHARACTERS = 1_000_000  # of one conversation; no window holds that many
+MAX_CHARACTERS = 1_000_000  # of one conversation; no row holds that many
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
 PICTURE_KEYS = ("image", "images")

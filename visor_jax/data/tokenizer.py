@@ -113,7 +113,7 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
 
 
 def _parse(text: str, name: str) -> Tokenizer:
-    """A tokenizer that recognises no added token in text; raises RequestError for what is no tokenizer.json."""
+    """A tokenizer that recognizes no added token in text; raises RequestError for what is no tokenizer.json."""
     try:
         content = parse_json(text)
         ours = [token for token in content["added_tokens"] if token["content"] in CHAT_TOKENS]
@@ -131,7 +131,7 @@ def _parse(text: str, name: str) -> Tokenizer:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{name}: not a tokenizer.json ({type(error).__name__}: {str(error)[:300]})") from None
-    tokenizer.encode_special_tokens = True  # "encode their text", that is: do not recognise them
+    tokenizer.encode_special_tokens = True  # "encode their text", that is: do not recognize them
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

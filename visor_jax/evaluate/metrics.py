@@ -27,7 +27,7 @@ AGREEING_ANNOTATORS = 3  # that make an answer fully right in VQA
 
 
 def anls(prediction: str, answers: str | Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity of one question: the best over its reference answers.
+    """Average normalized Levenshtein similarity of one question: the best over its reference answers.
 
     Distances are taken without regard to case and runs of white space, and divided by the longer of the two texts as
     they were given. A similarity below a half counts as 0.
@@ -35,11 +35,11 @@ def anls(prediction: str, answers: str | Sequence[str]) -> float:
     Raises:
       ValueError: there is no reference answer.
     """
-    similarity = max(1.0 - _normalised_distance(prediction, answer) for answer in _references(answers))
+    similarity = max(1.0 - _normalized_distance(prediction, answer) for answer in _references(answers))
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 
 
-def _normalised_distance(prediction: str, answer: str) -> float:
+def _normalized_distance(prediction: str, answer: str) -> float:
     longer = max(len(prediction.upper()), len(answer.upper()))  # upper case can be longer: "ß" is "SS"
     left, right = (" ".join(text.lower().split()) for text in (prediction, answer))
     return Levenshtein.distance(left, right) / longer if longer else 0.0
@@ -66,7 +66,7 @@ def _number(text: str) -> float | None:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Agreement with human annotators, ten in VQA and TextVQA, after both sides are normalised as EvalAI does it.
+    """Agreement with human annotators, ten in VQA and TextVQA, after both sides are normalized as EvalAI does it.
 
     An answer that three others gave is fully right. The mean is over leaving out each annotator in turn, so that people
     and models are scored alike; the annotators' number matters: one answer alone can never be agreed with.
@@ -77,7 +77,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     if isinstance(answers, str):
         raise TypeError("vqa_accuracy takes the answers of all annotators, one text alone scores nothing")
-    wanted, given = normalise_vqa(prediction), [normalise_vqa(answer) for answer in _references(answers)]
+    wanted, given = normalize_vqa(prediction), [normalize_vqa(answer) for answer in _references(answers)]
     matches = given.count(wanted)
     others = [matches - (answer == wanted) for answer in given]
     return sum(min(1.0, count / AGREEING_ANNOTATORS) for count in others) / len(given)
@@ -170,7 +170,7 @@ def _references(answers: str | Sequence[str]) -> Sequence[str]:
     return found
 
 
-# --- EvalAI's normalisation of short answers --------------------------------------------------------------------------
+# --- EvalAI's normalization of short answers --------------------------------------------------------------------------
 
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
@@ -192,7 +192,7 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # the one that the original turns round
 
 
-def normalise_vqa(text: str) -> str:
+def normalize_vqa(text: str) -> str:
     """A short answer in lower case, without punctuation and articles, number words as digits, apostrophes put back."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()

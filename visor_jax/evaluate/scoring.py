@@ -44,7 +44,7 @@ class Scores:
       log_likelihood: of the reference answer, summed over its tokens, natural logarithm.
       routes: the policy's scores over the budgets [N, budgets], or None where it was not asked.
       tasks, ids: of each sample.
-      num_visual, num_prompt: visual slots and prompt tokens of each sample, without padding.
+      num_visual, num_prompt: visual positions and prompt tokens of each sample, without padding.
       num_tiles: tiles of each sample.
       levels: task -> "easy" or "hard", for the tasks that have a level.
     """
@@ -141,7 +141,7 @@ def score_batch(
 
 
 def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
-    """Visual slots, prompt tokens and tiles that each row really uses; a black tile is one, a padding tile is not."""
+    """Visual positions, prompt tokens and tiles that each row uses; a black tile counts, a padding tile does not."""
     arrays = batch.arrays
     visual = (arrays["visual_segments"] > 0).sum(axis=1)
     prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
 from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
-from visor_jax.data.collate import Window
+from visor_jax.data.collate import RowShape
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Seconds:
 class PendingAnswer:
     """An unfinished answer: its tokens so far, and what it has cost."""
 
-    size: Window
+    size: RowShape
     bits: Bits
     routed: bool
     before: Seconds  # spent before the batch began

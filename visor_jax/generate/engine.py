@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import Bits
-from visor_jax.data.collate import Example, Window, make_prompt_batch
-from visor_jax.generate.buckets import batch_bucket, cache_bucket, joined, window_of
+from visor_jax.data.collate import Example, RowShape, make_prompt_batch
+from visor_jax.generate.buckets import batch_bucket, cache_bucket, joined, row_bucket
 from visor_jax.generate.programs import Programs
 from visor_jax.generate.sampling import Draw, Sampling, select
 from visor_jax.model import incremental as caches
@@ -51,7 +51,7 @@ class PrefillState:
 
     prefix: Prefix
     stream: Arrays
-    window: Window
+    row_shape: RowShape
     length: int
     scores: Float[Array, "1 M"] | None
 
@@ -95,14 +95,14 @@ class Engine:
 
     def prefill_shared(self, prompt: Example, *, routed: bool) -> PrefillState:
         """Encode the pictures and run the layers that every budget shares."""
-        window = window_of(prompt.size)
-        arrays = make_prompt_batch([prompt], window, self.arch).arrays
+        row_shape = row_bucket(prompt.size)
+        arrays = make_prompt_batch([prompt], row_shape, self.arch).arrays
         visual = self.programs.run("encode", partial(encode, arch=self.arch), self._unstacked(), arrays)
         function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
         without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
         prefix, scores = self.programs.run(("prefix", routed), function, self._held, visual, without_tiles)
         stream = {name: arrays[name] for name in STREAM}
-        return PrefillState(prefix, stream, window, prompt.size.text, scores)
+        return PrefillState(prefix, stream, row_shape, prompt.size.text, scores)
 
     def pick(self, state: PrefillState, costs: Sequence[float], dial: float) -> int:
         """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
@@ -112,7 +112,7 @@ class Engine:
 
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
         """Next-token logits at every text token; one program serves all budgets."""
-        arrays = make_prompt_batch([prompt], window_of(prompt.size), self.arch).arrays
+        arrays = make_prompt_batch([prompt], row_bucket(prompt.size), self.arch).arrays
         function = partial(all_logits, arch=self.arch)
         found = self.programs.run("logits", function, self._held, arrays, np.array(bits, bool))
         return np.asarray(found)[0, : prompt.size.text]
@@ -150,9 +150,9 @@ class Engine:
 
     def _prefill(self, rows: Sequence[PrefillState], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
         """The first token of every row, and the cache; rows of other sizes are padded to a common one first."""
-        window = joined([row.window for row in rows])
-        sizes = window.visual, window.text
-        pad = partial(in_window, sizes=sizes)
+        row_shape = joined([row.row_shape for row in rows])
+        sizes = row_shape.visual, row_shape.text
+        pad = partial(in_row_shape, sizes=sizes)
         wide = [self.programs.run(("padded", sizes), pad, (row.prefix, row.stream)) for row in rows]
         wide += [wide[0]] * (batch_bucket(len(rows)) - len(rows))
         function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
@@ -167,7 +167,7 @@ def all_logits(params: Params, arrays: Arrays, bits: Array, *, arch: Architectur
     return logits(stack_layers(params), arrays, bits, arch)
 
 
-def in_window(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:
+def in_row_shape(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:
     """One prompt's prefix and stream with the second axis of every array padded to (visual, text) slots."""
     (visual, text, recorded), stream = row
 

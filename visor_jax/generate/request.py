@@ -21,7 +21,7 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.config.schema import MAX_PIXELS
+from visor_jax.config.schema import DEFAULT_MAX_PIXELS
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
@@ -42,7 +42,7 @@ EXPECTED_PICTURE = (
     "expected a picture file's path or bytes, a PIL image, uint8 [H, W, 3], or the frames of a video, uint8"
     " [F, H, W, 3]"
 )
-EXPECTED_FILE = f"expected a {', '.join(FORMATS)} file of at most {MAX_PIXELS:,} pixels"
+EXPECTED_FILE = f"expected a {', '.join(FORMATS)} file of at most {DEFAULT_MAX_PIXELS:,} pixels"
 EXPECTED_HISTORY = "expected earlier turns, [(question, answer), ...]"
 EXPECTED_QUESTION = "expected (image, question) or (image, question, history)"
 CHARACTERS_PER_TOKEN = 32  # no real text has more on average; longer questions are rejected before tokenization
@@ -203,9 +203,9 @@ def pixels(image: Any, name: str = "image") -> np.ndarray:
         if isinstance(image, str | os.PathLike):
             return _of_path(os.fspath(image), name)
         if isinstance(image, bytes | bytearray | memoryview):
-            return decode_image(io.BytesIO(image), MAX_PIXELS, f"{len(image):,} bytes")
+            return decode_image(io.BytesIO(image), DEFAULT_MAX_PIXELS, f"{len(image):,} bytes")
         if isinstance(image, Image.Image):
-            return decode_image(image, MAX_PIXELS, type(image).__name__)
+            return decode_image(image, DEFAULT_MAX_PIXELS, type(image).__name__)
     except SkipSample as why:
         raise RequestError(f"{name}: {why}; {EXPECTED_FILE}") from None
     if not hasattr(image, "__array__"):
@@ -226,7 +226,7 @@ def _of_path(path: str | bytes, name: str) -> np.ndarray:
         path = os.fsdecode(path)
     if URL.match(path):
         raise RequestError(f"{name}={path[:200]!r}: is an address; expected a file, download it first")
-    return read_image(as_path(path), MAX_PIXELS, shown=path)
+    return read_image(as_path(path), DEFAULT_MAX_PIXELS, shown=path)
 
 
 def brief(value: Any) -> str:

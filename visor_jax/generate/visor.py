@@ -230,7 +230,7 @@ class Visor:
         answers: dict[int, Answer] = {}
         for bits in dict.fromkeys(one.bits for one in asked):
             same = [index for index, one in enumerate(asked) if one.bits == bits]
-            for group in batches([asked[index].state.window for index in same]):
+            for group in batches([asked[index].state.row_shape for index in same]):
                 members = [same[i] for i in group]
                 answers |= zip(members, self._answer_batch([asked[i] for i in members], request), strict=True)
         return [answers[index] for index in range(len(asked))]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.config.schema import MAX_PIXELS, TRAINED_STAGES
+from visor_jax.config.schema import DEFAULT_MAX_PIXELS, TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
@@ -185,9 +185,9 @@ def read_pictures(folder: Path, evaluation: Row) -> dict[str, np.ndarray]:
         name = example["image"]
         try:
             if "://" in str(folder):
-                pictures[name] = decode_image(io.BytesIO((folder / name).read_bytes()), MAX_PIXELS)
+                pictures[name] = decode_image(io.BytesIO((folder / name).read_bytes()), DEFAULT_MAX_PIXELS)
             else:
-                pictures[name] = open_under(folder, name, MAX_PIXELS)
+                pictures[name] = open_under(folder, name, DEFAULT_MAX_PIXELS)
         except (SkipSample, OSError):
             continue
     return pictures

@@ -3,7 +3,7 @@
     from visor_jax import testing
 
     arch = testing.tiny_architecture(num_layers=7)  # two super-blocks and one layer more
-    params = testing.random_params(arch)  # every parameter matters, unlike a fresh initialisation
+    params = testing.random_params(arch)  # every parameter matters, unlike a fresh initialization
     batch = testing.random_batch(arch)  # packed rows, padding, pictures in the middle of text
     logits = visor_jax.model.visor.logits(params, batch.arrays, [True, False], arch)
 

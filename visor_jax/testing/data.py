@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.data.collate import Batch, Example, Window, encode_tokens, make_batch, make_prompt_batch
+from visor_jax.data.collate import Batch, Example, RowShape, encode_tokens, make_batch, make_prompt_batch
 from visor_jax.data.questions import Questions
 from visor_jax.data.sample import Sample
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -29,7 +29,7 @@ tokens, (2, 4, 1) two pictures, (6,) no picture."""
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 [height, width, 3]: a smooth random colour field with a little noise, so that patches differ."""
+    """uint8 [height, width, 3]: a smooth random color field with a little noise, so that patches differ."""
     rng = np.random.default_rng([seed, height, width])
     y, x = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     phase, slope = rng.uniform(0, 6, 3), rng.uniform(-6, 6, (2, 3))
@@ -60,10 +60,10 @@ def random_example(
     )
 
 
-def window_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> Window:
-    """The smallest window that holds every row, with `spare` slots of padding in each stream."""
-    sizes = [sum((example.size for example in row), Window(0, 0, 0)) for row in rows]
-    return Window(
+def window_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> RowShape:
+    """The smallest row shape that holds every row, with `spare` positions of padding in each stream."""
+    sizes = [sum((example.size for example in row), RowShape(0, 0, 0)) for row in rows]
+    return RowShape(
         tiles=max(max(size.tiles for size in sizes), 1),
         visual=max(size.visual for size in sizes) + max(spare, 1),
         text=max(size.text for size in sizes) + spare,

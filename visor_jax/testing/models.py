@@ -68,7 +68,7 @@ def fresh_params(arch: Architecture, seed: int = 0) -> Params:
 def random_params(arch: Architecture, seed: int = 0) -> Params:
     """Parameters none of which is at a special value: float32 NumPy arrays in the tree of `init_params`.
 
-    A fresh initialisation has biases and conditional positions of 0, norms of 1 and cross-attention equal to its
+    A fresh initialization has biases and conditional positions of 0, norms of 1 and cross-attention equal to its
     layer's own attention, which would hide mistakes; here each is random. Activations stay of the order of 1.
     """
     rng = np.random.default_rng(seed)

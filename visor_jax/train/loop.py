@@ -63,7 +63,7 @@ Pending = tuple[Step, dict[str, jax.Array], float]  # a dispatched step, its met
 
 
 class State(NamedTuple):
-    """What a step changes: parameters by path (those that train, those that do not), optimiser state."""
+    """What a step changes: parameters by path (those that train, those that do not), optimizer state."""
 
     trainable: dict[str, Any]
     frozen: dict[str, Any]
@@ -92,7 +92,7 @@ def train_stage(config: Any, stage: str, workdir: Workdir, stop: Stop) -> None:
     check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh)
     objective = make_objective(config, stage, workdir)
 
-    # --- parameters and optimiser, in their shardings -----------------------------------------------------------------
+    # --- parameters and optimizer, in their shardings -----------------------------------------------------------------
     with goodput.time("init"):
         tx = build_optimizer(settings)
         state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
@@ -201,7 +201,7 @@ def update_step(
     budget: Bool[Array, " slots"],
     learning_rate: Float[Array, ""],
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One optimiser step; where the loss or a gradient is not finite, everything keeps its old value."""
+    """One optimizer step; where the loss or a gradient is not finite, everything keeps its old value."""
 
     def loss_of(trainable):
         return loss_fn(unflatten({**state.frozen, **trainable}), batch, budget)
@@ -265,7 +265,7 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
 
 
 def save(run: Run, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:
-    """Parameters as one nested dict, optimiser state beside it; the data position is the step itself.
+    """Parameters as one nested dict, optimizer state beside it; the data position is the step itself.
 
     The counts that the rows tell and that end a run travel along, so that they go on where they were.
     """
@@ -310,7 +310,7 @@ def record(
     """Write a finished step's metrics, once the next step has been dispatched: reading them then costs no wait."""
     step, metrics, began = pending
     values = jax.device_get(metrics)
-    row = objective.summarise(step, values)
+    row = objective.summarize(step, values)
     row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # it may have waited for the step before

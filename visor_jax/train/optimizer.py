@@ -1,7 +1,7 @@
-"""The optimiser of a stage: which parameters train, at which rates, under which schedule. Optax throughout.
+"""The optimizer of a stage: which parameters train, at which rates, under which schedule. Optax throughout.
 
 Parameters are addressed by path ("blocks/self/mlp/up_proj/kernel"); a pattern is a regular expression that matches from
-the start of a path. A stage's frozen parameters get no gradient and no optimiser state at all.
+the start of a path. A stage's frozen parameters get no gradient and no optimizer state at all.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build_optimizer(stage: Any) -> optax.GradientTransformation:
 
 
 def state_shardings(opt_state: Any, shardings: Mapping[str, Any], default: Any) -> Any:
-    """Shardings of an optimiser state: moments live where their parameter lives, the rest is replicated."""
+    """Shardings of an optimizer state: moments live where their parameter lives, the rest is replicated."""
 
     def place(path, leaf):
         owner = next((str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)), None)

@@ -27,7 +27,7 @@ from visor_jax.workdir.results import read_viable
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step's input. `number` counts from 1; `arrays` are this process's rows."""
+    """One optimizer step's input. `number` counts from 1; `arrays` are this process's rows."""
 
     number: int
     arrays: dict[str, np.ndarray]

@@ -24,7 +24,7 @@ from visor_jax.data.glyphs.source import (
     TASKS,
     Glyphs,
     background_names,
-    colour_names,
+    color_names,
     glyph_names,
     relation_grid,
 )
@@ -38,7 +38,7 @@ SCENES = tuple({about.scene: None for about in TASKS.values()})
 # --- reading a picture ------------------------------------------------------------------------------------------------
 
 T = TypeVar("T")
-Grid = dict[tuple[int, int], tuple[str, str]]  # where -> (glyph, colour); empty patches are left out
+Grid = dict[tuple[int, int], tuple[str, str]]  # where -> (glyph, color); empty patches are left out
 
 
 def quiet(offset: int) -> Any:
@@ -52,15 +52,15 @@ def quiet(offset: int) -> Any:
 
 
 def templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
-    """Every (glyph, colour, background) at every offset, and how its patch looks: float32 [N, 192]."""
+    """Every (glyph, color, background) at every offset, and how its patch looks: float32 [N, 192]."""
     labels, patches = [], []
-    count = len(glyph_names()) * len(colour_names())
-    glyphs, colours = np.divmod(np.arange(count), len(colour_names()))
+    count = len(glyph_names()) * len(color_names())
+    glyphs, colors = np.divmod(np.arange(count), len(color_names()))
     for offset, background in itertools.product(range(4), range(len(background_names()))):
-        for glyph, colour in zip(glyphs, colours, strict=True):
-            square = np.full((1, 1), glyph), np.full((1, 1), colour)
+        for glyph, color in zip(glyphs, colors, strict=True):
+            square = np.full((1, 1), glyph), np.full((1, 1), color)
             patches.append(glyphs_render.render(quiet(offset), *square, background).reshape(-1))
-            labels.append((glyph_names()[glyph], colour_names()[colour], background_names()[background]))
+            labels.append((glyph_names()[glyph], color_names()[color], background_names()[background]))
     return labels, np.array(patches, np.float32)
 
 
@@ -97,13 +97,13 @@ def solve(grid: Grid, background: str, turn: Turn) -> str:
         case "digit":
             return the_only(name for name, _ in grid.values() if name in DIGITS)
         case "shape":
-            shape, colour = the_only(glyph for glyph in grid.values() if glyph[0] in SHAPES)
-            return f"{colour} {shape}" if "Describe" in turn.question else shape
+            shape, color = the_only(glyph for glyph in grid.values() if glyph[0] in SHAPES)
+            return f"{color} {shape}" if "Describe" in turn.question else shape
         case "colour":
             return grid[find(grid, letter)][1]
         case "letter":
-            (named,) = (colour for colour in colour_names() if re.search(rf"\b{colour}\b", turn.question))
-            return the_only(name for name, colour in grid.values() if name in LETTERS and colour == named)
+            (named,) = (color for color in color_names() if re.search(rf"\b{color}\b", turn.question))
+            return the_only(name for name, color in grid.values() if name in LETTERS and color == named)
         case "card":
             row, column = find(grid, letter)
             assert grid[row - 1, column][0] in DIGITS
@@ -193,7 +193,7 @@ def test_the_generated_data_needs_no_jax() -> None:
     st.dictionaries(st.sampled_from(SCENES), st.integers(0, 4)).filter(lambda w: any(w.values())), st.integers(0, 50)
 )
 @settings(max_examples=30)
-def test_any_window_has_the_mix_that_was_asked_for(weights: dict[str, int], start: int) -> None:
+def test_every_run_of_samples_has_the_configured_mix(weights: dict[str, int], start: int) -> None:
     source = Glyphs(scenes=weights, turns_per_picture=1)
     total = sum(weights.values())
     scenes = [TASKS[source[index].turns[0].task].scene for index in range(start, start + total)]
@@ -214,7 +214,7 @@ def test_nothing_is_asked_twice_and_tasks_alternate() -> None:
     source = Glyphs()
     for index in range(100):
         turns = source[index].turns
-        about = r"\b[A-K]\b|" + "|".join(colour_names())  # what a question is about, however it is phrased
+        about = r"\b[A-K]\b|" + "|".join(color_names())  # what a question is about, however it is phrased
         facts = [(turn.task, re.findall(about, turn.question)) for turn in turns]
         assert all(facts.count(fact) == 1 for fact in facts)
         here = [task for task, about in TASKS.items() if about.scene == TASKS[turns[0].task].scene]
@@ -233,13 +233,13 @@ def test_the_number_of_cards_is_uniform_or_fixed() -> None:
         assert {cards(Glyphs(scenes={scene: 1}, cards=8), index) for index in range(6)} == {8}
 
 
-def test_chains_of_every_length_with_starts_of_their_own_colour() -> None:
+def test_chains_of_every_length_start_in_their_own_color() -> None:
     source = Glyphs(scenes={"chain": 1}, turns_per_picture=9)
     numbers = Counter()
     for index in range(60):
         sample = source[index]
         grid, _ = read(sample.images[0])
-        starts = [colour for name, colour in grid.values() if name in MOVES and colour != "white"]
+        starts = [color for name, color in grid.values() if name in MOVES and color != "white"]
         assert len(starts) == len(set(starts)) == len(sample.turns)
         assert {turn.task for turn in sample.turns} == {"follow1", "follow2", "follow3"}
         assert sum(name not in MOVES for name, _ in grid.values()) >= len(starts) + 8  # ends and loose glyphs
@@ -255,7 +255,7 @@ def test_phrasings_and_answers_all_occur() -> None:
         wordings = {re.sub(r"\b([A-K][1-8]?|\w+(?= arrow))\b", "_", turn.question) for turn in turns}
         assert len(wordings) >= 3
     answers = Counter(sample.turns[0].answer for sample in samples)
-    assert {*colour_names(), *background_names(), *DIGITS, *SHAPES} <= set(answers)
+    assert {*color_names(), *background_names(), *DIGITS, *SHAPES} <= set(answers)
     assert any(answer.startswith("plain ") for answer in answers)
 
 
@@ -266,13 +266,13 @@ def test_noise_is_as_strong_as_documented() -> None:
     assert abs(grey.mean() - 110) < 0.3 and abs(grey.std() - 6) < 0.2
     full = np.full((9, 9), glyph_names().index("square"))
     blue = [
-        glyphs_render.render(rng, full, np.full((9, 9), colour_names().index("blue")), 0)
+        glyphs_render.render(rng, full, np.full((9, 9), color_names().index("blue")), 0)
         .reshape(9, 8, 9, 8, 3)[:, 3:5, :, 3:5]
         .mean((1, 3))
         for _ in range(20)
     ]
-    colours = np.array(blue).reshape(-1, 3)[:, :2]  # blue itself would be cut at 255
-    assert np.abs(colours.mean(0) - (60, 90)).max() < 1.5 and np.abs(colours.std(0) - np.hypot(8, 3)).max() < 0.8
+    colors = np.array(blue).reshape(-1, 3)[:, :2]  # blue itself would be cut at 255
+    assert np.abs(colors.mean(0) - (60, 90)).max() < 1.5 and np.abs(colors.std(0) - np.hypot(8, 3)).max() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -313,20 +313,20 @@ def test_indices_have_bounds() -> None:
 @pytest.mark.parametrize("side", [9, 6])
 def test_relation_grid_labels_what_the_picture_shows(side: int) -> None:
     for index in range(10):
-        labelled = relation_grid(5, index, side)
-        grid, background = read(labelled.image)
-        assert background == background_names()[labelled.background]
+        labeled = relation_grid(5, index, side)
+        grid, background = read(labeled.image)
+        assert background == background_names()[labeled.background]
         for place, (row, column) in enumerate(itertools.product(range(side), range(side))):
-            glyph, colour = grid.get((row, column), ("empty", "red"))
-            assert glyph_names()[labelled.glyphs[place]] == glyph
-            assert colour_names()[labelled.colours[place]] == colour
-            assert labelled.is_arrow[place] == (glyph in MOVES)
+            glyph, color = grid.get((row, column), ("empty", "red"))
+            assert glyph_names()[labeled.glyphs[place]] == glyph
+            assert color_names()[labeled.colors[place]] == color
+            assert labeled.is_arrow[place] == (glyph in MOVES)
             at = (row, column)
             for hops in range(3):
                 down, right = MOVES.get(grid.get(at, ("empty", ""))[0], (0, 0))
                 at = at[0] + down, at[1] + right
                 assert min(at) >= 0
-                assert glyph_names()[labelled.reached[hops, place]] == grid.get(at, ("empty", ""))[0]
+                assert glyph_names()[labeled.reached[hops, place]] == grid.get(at, ("empty", ""))[0]
 
 
 def test_relation_grids_are_reproducible_and_mixed_as_documented() -> None:
@@ -338,7 +338,7 @@ def test_relation_grids_are_reproducible_and_mixed_as_documented() -> None:
     assert np.abs(share[-2:] - 0.25).max() < 0.02
     assert abs(share[0] - 0.1) < 0.015
     assert np.abs(share[1:-2] - 0.4 / 21).max() < 0.006
-    for field in ("glyphs", "colours"):
+    for field in ("glyphs", "colors"):
         value = getattr(grids[0], field)
         assert value.dtype == np.int32 and value.shape == (81,)
     assert grids[0].reached.dtype == np.int32 and grids[0].reached.shape == (3, 81)

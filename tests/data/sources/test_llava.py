@@ -268,7 +268,7 @@ def test_too_many_pictures_are_refused_before_any_is_opened(
 
 
 def test_the_pictures_of_a_record_share_one_bound_on_pixels(open_source: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visor_jax.data.sources.llava.MAX_PIXELS", 60)  # each has 24
+    monkeypatch.setattr("visor_jax.data.sources.llava.DEFAULT_MAX_PIXELS", 60)  # each has 24
     two, three = (record(image=["1.png"] * n, conversations=[human("<image>" * n), gpt("x")]) for n in (2, 3))
     source = open_source([two, three])
     source._max_image_pixels = 30

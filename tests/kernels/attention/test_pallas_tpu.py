@@ -100,7 +100,7 @@ def test_a_mask_for_each_mapped_sample():
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["eager", "on_wait"])
 def test_no_race_on_a_simulated_tpu(order):
-    """Memory, transfers and two cores as the hardware has them, uninitialised memory full of NaN."""
+    """Memory, transfers and two cores as the hardware has them, uninitialized memory full of NaN."""
     short = jax.tree.map(lambda x: x[:, :12] if x.ndim == 2 else x, MASK)
     params = pltpu.InterpretParams(
         detect_races=True, dma_execution_mode=order, uninitialized_memory="nan", num_cores_or_threads=2

@@ -1,4 +1,4 @@
-"""From pixels to visual tokens: normalisation, patches, the tower's locality, and stitching."""
+"""From pixels to visual tokens: normalization, patches, the tower's locality, and stitching."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objective "base": its labelled grids, its losses, and what it refuses."""
+"""Objective "base": its labeled grids, its losses, and what it refuses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_a_question_asks_about_stands_where_its_answer_begins(tmp_path: Pat
     """Each question's last name, however it is worded; nothing at other tokens or of questions without a name."""
     config, tokenizer = tiny_config(), make_tokenizer(tiny_config())
     names = name_tables(tokenizer)["asked"]
-    words = [*glyphs_render.LETTERS, *glyphs_render.COLOURS]
+    words = [*glyphs_render.LETTERS, *glyphs_render.COLORS]
     sources = {task: glyphs_source(config, "train", tasks=(task,), turns_per_picture=2) for task in TASKS}
     for task, source in sources.items():
         example = encode_example(source[3], tokenizer, architecture(config))

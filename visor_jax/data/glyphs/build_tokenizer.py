@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from visor_jax.config.schema import ASSETS
 from visor_jax.data.chat_template import ASSISTANT, CHAT_TOKENS, SYSTEM, USER, fill
-from visor_jax.data.glyphs.render import ARROWS, BACKGROUNDS, COLOURS, DIGITS, EMPTY, LETTERS, SHAPES
+from visor_jax.data.glyphs.render import ARROWS, BACKGROUNDS, COLORS, DIGITS, EMPTY, LETTERS, SHAPES
 from visor_jax.data.glyphs.words import PHRASINGS
 
 MAX_VOCABULARY = 512
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = fill(
 
 def corpus() -> list[str]:
     """What the tokenizer is trained on: every word that must become one token, at a text's start and after a space."""
-    words = {*LETTERS, *DIGITS, *SHAPES, *ARROWS, *COLOURS, *BACKGROUNDS, EMPTY, *ROLES}
+    words = {*LETTERS, *DIGITS, *SHAPES, *ARROWS, *COLORS, *BACKGROUNDS, EMPTY, *ROLES}
     for question, answer in (phrasing for phrasings in PHRASINGS.values() for phrasing in phrasings):
         words.update(re.findall("[A-Za-z]+", re.sub("{.*?}", " ", f"{question} {answer}")))
     return [form for word in sorted(words) for form in (word, " " + word)]

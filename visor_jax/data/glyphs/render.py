@@ -1,6 +1,6 @@
 """The alphabet of the glyph pictures, and how a grid of glyphs becomes pixels.
 
-In: integer grids (which glyph, which colour) and a random generator. Out: uint8 RGB pictures of 8-pixel patches, at
+In: integer grids (which glyph, which color) and a random generator. Out: uint8 RGB pictures of 8-pixel patches, at
 most one glyph in each, so that a tower that looks at one patch at a time sees whole glyphs and no relations.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 PATCH = 8  # pixels
-COLOUR_NOISE = 8.0  # standard deviation of a glyph's colour, in grey levels, drawn per patch and channel
+COLOR_NOISE = 8.0  # standard deviation of a glyph's color, in grey levels, drawn per patch and channel
 PIXEL_NOISE = 6.0  # standard deviation of every pixel and channel
 
 LETTERS = tuple("ABCDEFHK")
@@ -19,7 +19,7 @@ ARROWS = ("up", "left")
 EMPTY = "empty"
 GLYPHS = (EMPTY, *LETTERS, *DIGITS, *SHAPES, *ARROWS)  # a glyph's id is its place here
 
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 190, 60),
     "blue": (60, 90, 240),
@@ -34,7 +34,7 @@ FIRST_DIGIT = GLYPHS.index(DIGITS[0])
 FIRST_SHAPE = GLYPHS.index(SHAPES[0])
 UP = GLYPHS.index("up")
 LEFT = GLYPHS.index("left")
-WHITE = tuple(COLOURS).index("white")
+WHITE = tuple(COLORS).index("white")
 
 # Seven rows of five dots each.
 _FONT = {
@@ -75,19 +75,19 @@ def _dots() -> np.ndarray:
     return dots
 
 
-# Indexed [glyph * offsets + offset]; a patch's pixels in a row, so that colouring runs over long rows.
+# Indexed [glyph * offsets + offset]; a patch's pixels in a row, so that coloring runs over long rows.
 _DOTS = np.ascontiguousarray(_dots().transpose(3, 0, 1, 2)).reshape(-1, PATCH * PATCH)
-_COLOUR_VALUES = np.array(list(COLOURS.values()), np.float32)
+_COLOR_VALUES = np.array(list(COLORS.values()), np.float32)
 _BACKGROUND_VALUES = np.array(list(BACKGROUNDS.values()), np.float32)
 
 
-def render(rng: np.random.Generator, glyphs: np.ndarray, colours: np.ndarray, background: int) -> np.ndarray:
+def render(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray, background: int) -> np.ndarray:
     """Draws one picture.
 
     Args:
       rng: source of jitter and noise.
       glyphs: int [grid, grid], ids into `GLYPHS`; 0 draws nothing.
-      colours: int [grid, grid], ids into `COLOURS`; without meaning where there is no glyph.
+      colors: int [grid, grid], ids into `COLORS`; without meaning where there is no glyph.
       background: id into `BACKGROUNDS`.
 
     Returns:
@@ -98,7 +98,7 @@ def render(rng: np.random.Generator, glyphs: np.ndarray, colours: np.ndarray, ba
     offsets = rng.integers(0, len(_OFFSETS), patches)
     dots = _DOTS[glyphs.reshape(-1) * len(_OFFSETS) + offsets]  # [patches, pixels]
     paper = _BACKGROUND_VALUES[background]
-    ink = _COLOUR_VALUES[colours.reshape(-1)] + COLOUR_NOISE * rng.standard_normal((patches, 3), np.float32)
+    ink = _COLOR_VALUES[colors.reshape(-1)] + COLOR_NOISE * rng.standard_normal((patches, 3), np.float32)
     picture = PIXEL_NOISE * _noise(rng, 3 * patches * PATCH * PATCH).reshape(3, patches, PATCH * PATCH)
     picture += paper[:, None, None]
     picture += dots * (ink - paper).T[:, :, None]

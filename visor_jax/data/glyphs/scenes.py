@@ -4,7 +4,7 @@ In: a random generator, the grid's side and how many letters or cards to put in.
 facts that hold in them. Every fact is true and has one answer; a picture that cannot be completed is drawn anew.
 
 The relations of the hard scenes run upwards (or along arrows) on purpose. The model's conditional position mixes
-neighbours in a row, so a relation to the left or right could be read without any self-attention; and the decoder is
+neighbors in a row, so a relation to the left or right could be read without any self-attention; and the decoder is
 causal, so that of two patches only the lower one can learn of the other.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from visor_jax.data.glyphs.render import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     DIGITS,
     FIRST_DIGIT,
     FIRST_LETTER,
@@ -31,7 +31,7 @@ from visor_jax.data.glyphs.render import (
 MIN_GRID = 6  # the smallest side on which every scene fits
 MIN_CARDS, MAX_CARDS = 2, len(LETTERS)
 
-_COLOURS = tuple(COLOURS)
+_COLORS = tuple(COLORS)
 _BACKGROUNDS = tuple(BACKGROUNDS)
 _CHAIN_LENGTHS = (1, 2, 3)
 _MIN_CHAINS, _MAX_CHAINS = 4, 6
@@ -46,13 +46,13 @@ class Scene:
 
     Attributes:
       glyphs: int [grid, grid], glyph ids, 0 where empty.
-      colours: int [grid, grid], colour ids, without meaning where empty.
+      colors: int [grid, grid], color ids, without meaning where empty.
       background: background id.
       facts: for each task, everything that may be asked about this picture.
     """
 
     glyphs: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     background: int
     facts: Facts
 
@@ -62,37 +62,37 @@ def scatter(rng: np.random.Generator, grid: int, count: int) -> Scene:
     places = rng.permutation(grid * grid)[: count + 2]
     letters = rng.permutation(len(LETTERS))[:count]
     digit, shape, background = (_draw(rng, len(names)) for names in (DIGITS, SHAPES, BACKGROUNDS))
-    glyphs, colours = np.zeros(grid * grid, np.int64), rng.integers(0, len(COLOURS), grid * grid)
+    glyphs, colors = np.zeros(grid * grid, np.int64), rng.integers(0, len(COLORS), grid * grid)
     glyphs[places] = [*(FIRST_LETTER + letters), FIRST_DIGIT + digit, FIRST_SHAPE + shape]
-    own = colours[places[0]]  # nothing else has the first letter's colour, so that one letter can be told by colour
-    colours[places[1:]] = (own + rng.integers(1, len(COLOURS), count + 1)) % len(COLOURS)
-    names = [_COLOURS[i] for i in colours[places]]
+    own = colors[places[0]]  # nothing else has the first letter's color, so that one letter can be told by color
+    colors[places[1:]] = (own + rng.integers(1, len(COLORS), count + 1)) % len(COLORS)
+    names = [_COLORS[i] for i in colors[places]]
     facts: Facts = {
         "bg": [{"background": _BACKGROUNDS[background]}],
         "digit": [{"digit": DIGITS[digit]}],
         "shape": [{"shape": SHAPES[shape], "colour": names[count + 1]}],
         "colour": [{"letter": LETTERS[i], "colour": name} for i, name in zip(letters, names, strict=False)],
     }
-    # Only a colour that nothing else in the picture has names one letter.
+    # Only a color that nothing else in the picture has names one letter.
     facts["letter"] = [fact for fact in facts["colour"] if names.count(fact["colour"]) == 1]
-    return Scene(glyphs.reshape(grid, grid), colours.reshape(grid, grid), background, facts)
+    return Scene(glyphs.reshape(grid, grid), colors.reshape(grid, grid), background, facts)
 
 
 def cards(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Digit over white letter, all letters different: what is the colour of the digit on a letter's card?"""
+    """Digit over white letter, all letters different: what is the color of the digit on a letter's card?"""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
-    glyphs, colours, (rows, columns) = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
-    colours[rows + 1, columns] = WHITE  # a letter with a colour of its own would have two to tell
-    names = [_COLOURS[i] for i in colours[rows, columns]]
+    glyphs, colors, (rows, columns) = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
+    colors[rows + 1, columns] = WHITE  # a letter with a color of its own would have two to tell
+    names = [_COLORS[i] for i in colors[rows, columns]]
     facts = [{"letter": LETTERS[i], "colour": name} for i, name in zip(letters, names, strict=True)]
-    return Scene(glyphs, colours, _draw(rng, len(BACKGROUNDS)), {"card": facts})
+    return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), {"card": facts})
 
 
 def above(rng: np.random.Generator, grid: int, count: int) -> Scene:
     """Digit over letter, all letters different: which digit is above a letter?"""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
-    glyphs, colours, _ = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
-    return Scene(glyphs, colours, _draw(rng, len(BACKGROUNDS)), {"above": _letter_digit(letters, digits)})
+    glyphs, colors, _ = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
+    return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), {"above": _letter_digit(letters, digits)})
 
 
 def tall(rng: np.random.Generator, grid: int, count: int) -> Scene:
@@ -100,32 +100,32 @@ def tall(rng: np.random.Generator, grid: int, count: int) -> Scene:
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
     shapes = rng.integers(0, len(SHAPES), count)
     parts = (FIRST_DIGIT + digits, FIRST_SHAPE + shapes, FIRST_LETTER + letters)
-    glyphs, colours, _ = _stacks(rng, grid, parts)
-    return Scene(glyphs, colours, _draw(rng, len(BACKGROUNDS)), {"far": _letter_digit(letters, digits)})
+    glyphs, colors, _ = _stacks(rng, grid, parts)
+    return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), {"far": _letter_digit(letters, digits)})
 
 
 def chain(rng: np.random.Generator, grid: int, count: int) -> Scene:
     """Chains of one to three arrows, each ending on a digit, among loose letters and digits.
 
-    A chain's first arrow has a colour of its own; whatever else stands in the picture is white. There is at least one
+    A chain's first arrow has a color of its own; whatever else stands in the picture is white. There is at least one
     chain of each length. A sixth chain starts white, can therefore not be asked for, and only distracts. How many
     chains there are does not depend on `count`.
     """
     del count
     extra = _MIN_CHAINS + _draw(rng, _MAX_CHAINS + 1 - _MIN_CHAINS) - len(_CHAIN_LENGTHS)
     lengths = [*_CHAIN_LENGTHS, *(_CHAIN_LENGTHS[_draw(rng, len(_CHAIN_LENGTHS))] for _ in range(extra))]
-    starts = [*rng.permutation(WHITE).tolist(), WHITE][: len(lengths)]  # white is the last colour
+    starts = [*rng.permutation(WHITE).tolist(), WHITE][: len(lengths)]  # white is the last color
     while True:
-        glyphs, colours = np.zeros((grid, grid), np.int64), rng.integers(0, len(COLOURS), (grid, grid))
-        ends = [_lay_chain(rng, glyphs, colours, *chain) for chain in zip(lengths, starts, strict=True)]
+        glyphs, colors = np.zeros((grid, grid), np.int64), rng.integers(0, len(COLORS), (grid, grid))
+        ends = [_lay_chain(rng, glyphs, colors, *chain) for chain in zip(lengths, starts, strict=True)]
         if None not in ends:
             break
     facts: Facts = {f"follow{length}": [] for length in _CHAIN_LENGTHS}
     for length, start, digit in zip(lengths, starts, ends, strict=True):
         if digit is not None and start != WHITE:
-            facts[f"follow{length}"].append({"start": _COLOURS[start], "digit": DIGITS[digit]})
-    _strew(rng, glyphs, colours)
-    return Scene(glyphs, colours, _draw(rng, len(BACKGROUNDS)), facts)
+            facts[f"follow{length}"].append({"start": _COLORS[start], "digit": DIGITS[digit]})
+    _strew(rng, glyphs, colors)
+    return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), facts)
 
 
 SCENES = {"scatter": scatter, "letters": scatter, "cards": cards, "above": above, "tall": tall, "chain": chain}
@@ -141,35 +141,33 @@ def _stacks(
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Puts up cards: `parts[k][i]` is the glyph in card i's k-th patch from the top.
 
-    Returns glyphs and colours, int [grid, grid], and the rows and columns of the cards' topmost patches.
+    Returns glyphs and colors, int [grid, grid], and the rows and columns of the cards' topmost patches.
     """
     height, count = len(parts), len(parts[0])
     bands = grid // height
     places = rng.permutation(bands * grid)[:count]
     rows = places // grid * height + _draw(rng, grid - bands * height + 1)
     columns = places % grid
-    glyphs, colours = np.zeros((grid, grid), np.int64), rng.integers(0, len(COLOURS), (grid, grid))
+    glyphs, colors = np.zeros((grid, grid), np.int64), rng.integers(0, len(COLORS), (grid, grid))
     for down, part in enumerate(parts):
         glyphs[rows + down, columns] = part
-    return glyphs, colours, (rows, columns)
+    return glyphs, colors, (rows, columns)
 
 
 def _letter_digit(letters: np.ndarray, digits: np.ndarray) -> list[dict[str, str]]:
     return [{"letter": LETTERS[i], "digit": DIGITS[j]} for i, j in zip(letters, digits, strict=True)]
 
 
-def _lay_chain(
-    rng: np.random.Generator, glyphs: np.ndarray, colours: np.ndarray, length: int, start: int
-) -> int | None:
+def _lay_chain(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray, length: int, start: int) -> int | None:
     """Lays `length` arrows and a digit, in place. Returns which of `DIGITS` it is; None if no room was found."""
     path = _free_path(rng, glyphs, length)
     if path is None:
         return None
     for step, (row, column, arrow) in enumerate(path[:-1]):
-        glyphs[row, column], colours[row, column] = arrow, WHITE if step else start
+        glyphs[row, column], colors[row, column] = arrow, WHITE if step else start
     row, column, _ = path[-1]
     digit = _draw(rng, len(DIGITS))
-    glyphs[row, column], colours[row, column] = FIRST_DIGIT + digit, WHITE
+    glyphs[row, column], colors[row, column] = FIRST_DIGIT + digit, WHITE
     return digit
 
 
@@ -192,10 +190,10 @@ def _free_path(rng: np.random.Generator, glyphs: np.ndarray, length: int) -> lis
     return None
 
 
-def _strew(rng: np.random.Generator, glyphs: np.ndarray, colours: np.ndarray) -> None:
+def _strew(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray) -> None:
     """Adds loose white letters and digits to a tenth to a sixth of the patches, in place."""
     least, most = glyphs.size // 10, glyphs.size // 6
     free = rng.permutation(np.flatnonzero(glyphs == 0))[: least + _draw(rng, most + 1 - least)]
     loose = rng.integers(0, len(LETTERS) + len(DIGITS), len(free))
-    colours.reshape(-1)[free] = WHITE
-    glyphs.reshape(-1)[free] = FIRST_LETTER + loose  # letters and digits are neighbours in the alphabet
+    colors.reshape(-1)[free] = WHITE
+    glyphs.reshape(-1)[free] = FIRST_LETTER + loose  # letters and digits are neighbors in the alphabet

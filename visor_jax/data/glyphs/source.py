@@ -2,7 +2,7 @@
 
 In: a split, a seed and an index. Out: a `Sample`; nothing is stored, and the same three numbers always give the same
 sample. Easy tasks are answered by one patch, hard ones need patches to be related: this is the data set on which the
-effect of a self-attention budget can be seen in minutes on a CPU. `relation_grid` gives the labelled grids from which
+effect of a self-attention budget can be seen in minutes on a CPU. `relation_grid` gives the labeled grids from which
 the `base` stage learns what a pretrained model brings along.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visor_jax.data.draws import STREAM_LENGTH
-from visor_jax.data.glyphs.render import BACKGROUNDS, COLOURS, GLYPHS, LEFT, UP, render
+from visor_jax.data.glyphs.render import BACKGROUNDS, COLORS, GLYPHS, LEFT, UP, render
 from visor_jax.data.glyphs.scenes import MAX_CARDS, MIN_CARDS, MIN_GRID, SCENES, Facts, Scene
 from visor_jax.data.glyphs.words import PHRASINGS, TASKS, Task
 from visor_jax.data.sample import NO_PICTURE, Sample, Turn
@@ -24,7 +24,7 @@ from visor_jax.errors import RequestError, nearest
 
 __all__ = [
     "GRID", "SPLITS", "TASKS", "Glyphs", "RelationGrid", "Task",
-    "background_names", "colour_names", "glyph_names", "relation_grid",
+    "background_names", "color_names", "glyph_names", "relation_grid",
 ]  # fmt: skip
 
 GRID = 9  # patches per side
@@ -41,9 +41,9 @@ def glyph_names() -> tuple[str, ...]:
     return GLYPHS
 
 
-def colour_names() -> tuple[str, ...]:
-    """Names of the glyphs' colours in the order of their ids."""
-    return tuple(COLOURS)
+def color_names() -> tuple[str, ...]:
+    """Names of the glyphs' colors in the order of their ids."""
+    return tuple(COLORS)
 
 
 def background_names() -> tuple[str, ...]:
@@ -109,7 +109,7 @@ class Glyphs:
     def __getitem__(self, index: int) -> Sample:
         """Generates sample `index`; raises IndexError outside 0..len-1."""
         sample, rng, scene = self._drawn(index)
-        image = render(rng, scene.glyphs, scene.colours, scene.background)
+        image = render(rng, scene.glyphs, scene.colors, scene.background)
         return dataclasses.replace(sample, images=(image,))
 
     def outline(self, index: int) -> Sample:
@@ -142,7 +142,7 @@ class RelationGrid:
     Attributes:
       image: uint8 [grid * 8, grid * 8, 3].
       glyphs: int32 [N], ids into `glyph_names()`, 0 where empty.
-      colours: int32 [N], ids into `colour_names()`, 0 where empty.
+      colors: int32 [N], ids into `color_names()`, 0 where empty.
       background: id into `background_names()`.
       reached: int32 [3, N], id of the glyph reached after following arrows 1, 2, 3 times; what is no arrow stays.
       is_arrow: bool [N].
@@ -150,14 +150,14 @@ class RelationGrid:
 
     image: np.ndarray
     glyphs: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     background: int
     reached: np.ndarray
     is_arrow: np.ndarray
 
 
 def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
-    """Generates labelled grid `index` for the `base` stage, a pure function of its arguments.
+    """Generates labeled grid `index` for the `base` stage, a pure function of its arguments.
 
     A quarter of the patches are up arrows, a quarter left arrows (none points out of the picture); of the rest a fifth
     is empty and the others hold any glyph that is no arrow.
@@ -168,9 +168,9 @@ def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
     up, left = kind < 0.25, kind > 0.75
     up[0], left[:, 0] = False, False
     glyphs[up], glyphs[left] = UP, LEFT
-    colours = rng.integers(0, len(COLOURS), (grid, grid)) * (glyphs > 0)
+    colors = rng.integers(0, len(COLORS), (grid, grid)) * (glyphs > 0)
     background = int(rng.integers(len(BACKGROUNDS)))
-    image = render(rng, glyphs, colours, background)
+    image = render(rng, glyphs, colors, background)
 
     flat = glyphs.reshape(-1).astype(np.int32)
     step = np.arange(grid * grid) - grid * (flat == UP) - (flat == LEFT)
@@ -180,7 +180,7 @@ def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
     return RelationGrid(
         image=image,
         glyphs=flat,
-        colours=colours.reshape(-1).astype(np.int32),
+        colors=colors.reshape(-1).astype(np.int32),
         background=background,
         reached=flat[np.stack(reached)],
         is_arrow=(flat == UP) | (flat == LEFT),

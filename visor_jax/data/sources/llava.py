@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.config.schema import MAX_PIXELS
+from visor_jax.config.schema import DEFAULT_MAX_PIXELS
 from visor_jax.data.images import open_under
 from visor_jax.data.json_records import BadLine, read_records
 from visor_jax.data.picture_paths import plain_name, resolve_under
@@ -53,7 +53,7 @@ class LlavaSource:
             path: the JSON or JSON-lines file.
             root: the folder under which the records' picture names are looked up.
             max_image_pixels: a picture with more is skipped. The pictures of one record together may have as many, and
-                at least `MAX_PIXELS`.
+                at least `DEFAULT_MAX_PIXELS`.
             split: "train", "validation", "test", or "all".
             test_fraction: 0 gives every record to every split. Otherwise about this part of the records is "test", as
                 much again "validation", and the rest "train"; which is decided by the names of the record's pictures
@@ -177,7 +177,7 @@ class LlavaSource:
                 "too_long", f"{len(record.pictures)} pictures; data.tiles={self._max_pictures} has room for fewer"
             )
         images: list[np.ndarray] = []
-        room = max(self._max_image_pixels, MAX_PIXELS)
+        room = max(self._max_image_pixels, DEFAULT_MAX_PIXELS)
         for name in record.pictures:
             try:
                 image = open_under(self._root, name, min(self._max_image_pixels, room), self._follow_links)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, stage_config
 from visor_jax.data.collate import make_batch
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_window
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
 from visor_jax.data.pipeline import Part, make_pipeline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
@@ -30,13 +30,13 @@ from visor_jax.workdir.folder import Workdir
 def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers of the configured data source."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
-    tokenizer, window = make_tokenizer(config), training_window(config)
-    encode = sample_encoder(config, tokenizer, window)
+    tokenizer, row_shape = make_tokenizer(config), training_row_shape(config)
+    encode = sample_encoder(config, tokenizer, row_shape)
     budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
     def collate(examples):
-        return make_batch([[example] for example in examples], window, arch)
+        return make_batch([[example] for example in examples], row_shape, arch)
 
     def steps(done: int, total: int) -> Iterator[Step]:
         pipeline = make_pipeline(
@@ -52,14 +52,14 @@ def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         )
         return numbered(pipeline, done, total, budget_of, skips)
 
-    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
         row["target_tokens"] = int(metrics["target_tokens"])
         row["skipped"] = dict(step.skipped)
         return row
 
     loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
-    return Objective(loss, steps, summarise, skips)
+    return Objective(loss, steps, summarize, skips)
 
 
 def answer_loss(

@@ -24,18 +24,18 @@ Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 @dataclass(frozen=True)
 class Objective:
-    """What a stage minimises and on what.
+    """What a stage minimizes and on what.
 
     Attributes:
       loss: (params, batch, budget) -> (loss, metrics).
       steps: (steps done, total) -> the remaining steps.
-      summarise: (step, metrics on the host) -> the row to write down beside step, loss and budget.
+      summarize: (step, metrics on the host) -> the row to write down beside step, loss and budget.
       skips: counts of skipped samples, which go on where a checkpoint left them; None where none are skipped.
     """
 
     loss: Loss
     steps: Callable[[int, int], Iterator[Step]]
-    summarise: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
+    summarize: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
     skips: SkipLog | None = None
 
 

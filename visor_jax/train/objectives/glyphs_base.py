@@ -24,7 +24,7 @@ from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.collate import Example
 from visor_jax.data.draws import generator, index_range
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_window
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
 from visor_jax.data.glyphs import render as glyphs_render
 from visor_jax.data.glyphs import source as glyphs
 from visor_jax.data.glyphs.words import PHRASINGS
@@ -46,7 +46,7 @@ from visor_jax.workdir.folder import Workdir
 
 
 def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
-    """Labelled grids of the generated data set (method.md section 5.0)."""
+    """Labeled grids of the generated data set (method.md section 5.0)."""
     if config.data.source != "glyphs":
         raise RequestError(
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
@@ -59,8 +59,8 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         )
     tokenizer = make_tokenizer(config)
     names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
-    words, window = known_words(tokenizer, names), training_window(config)
-    conversations, encode = stage_source(config, stage), sample_encoder(config, tokenizer, window)
+    words, row_shape = known_words(tokenizer, names), training_row_shape(config)
+    conversations, encode = stage_source(config, stage), sample_encoder(config, tokenizer, row_shape)
     budget_of = budget_drawer(config, stage, workdir)
     seed, grids = config.seed, index_range(stage)[1]
 
@@ -69,15 +69,15 @@ def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
         indices = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
         examples = [grid_arrays(seed, grids[index], hops, prefix, words, arch) for index in indices]
-        read = [reading_arrays(encode(conversations[index]), names["asked"], window.text // 2) for index in indices]
+        read = [reading_arrays(encode(conversations[index]), names["asked"], row_shape.text // 2) for index in indices]
         arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
         return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{grids[index]}" for index in indices], [])
 
-    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
         return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in named}}
 
-    return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarise)
+    return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarize)
 
 
 def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
@@ -85,7 +85,7 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     groups = {
         "glyph": glyphs.glyph_names(),
         "digit": glyphs_render.DIGITS,
-        "colour": glyphs.colour_names(),
+        "colour": glyphs.color_names(),
         "background": glyphs.background_names(),
     }
     found = {
@@ -115,7 +115,7 @@ def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.nd
 def grid_arrays(
     seed: int, index: int, hops: int, prefix: np.ndarray, words: np.ndarray, arch: Architecture
 ) -> dict[str, np.ndarray]:
-    """One labelled grid as arrays: the picture where a conversation has it, before it `prefix` and after it some of
+    """One labeled grid as arrays: the picture where a conversation has it, before it `prefix` and after it some of
     `words` in no order; what every patch is and relates to.
     """
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
@@ -134,7 +134,7 @@ def grid_arrays(
         "text_positions": np.concatenate([positions[: len(prefix)], positions[len(prefix) + count :]]),
         "text_segments": np.ones(len(text), np.int32),
         "glyph": grid.glyphs,
-        "colour": grid.colours,
+        "colour": grid.colors,
         "background": np.full(len(grid.glyphs), grid.background, np.int32),
         "arrow": grid.is_arrow,
         "is_digit": (digit_class(grid.glyphs) > 0).astype(np.float32),
@@ -175,17 +175,17 @@ def digit_class(ids: np.ndarray) -> np.ndarray:
 
 
 def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
-    """For every patch [P], 1 + index or 0: the digit above it and two above, the colour above, the digit reached."""
+    """For every patch [P], 1 + index or 0: the digit above it and two above, the color above, the digit reached."""
     side = round(len(grid.glyphs) ** 0.5)
 
     def lifted(values: np.ndarray, rows: int) -> np.ndarray:
         return np.concatenate([np.zeros(rows * side, np.int32), values[: -rows * side]])
 
-    colours = np.where(grid.glyphs > 0, grid.colours + 1, 0).astype(np.int32)
+    colors = np.where(grid.glyphs > 0, grid.colors + 1, 0).astype(np.int32)
     return {
         "above": lifted(digit_class(grid.glyphs), 1),
         "two_above": lifted(digit_class(grid.glyphs), 2),
-        "colour_above": lifted(colours, 1),
+        "colour_above": lifted(colors, 1),
         "reached": digit_class(grid.reached[hops - 1]) * grid.is_arrow,
     }
 
@@ -325,11 +325,11 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Ar
 def base_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch
 ) -> tuple[Array, Metrics]:
-    """Name every patch's glyph, colour and background; after the slots that are on, also tell its relations.
+    """Name every patch's glyph, color and background; after the slots that are on, also tell its relations.
 
     Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
     that neither a patch nor a word of the text loses itself there. Beside the pictures the decoder learns to read
-    questions (`reading_loss`). `names` holds the token ids [2, classes] of the glyphs', digits', colours' and
+    questions (`reading_loss`). `names` holds the token ids [2, classes] of the glyphs', digits', colors' and
     backgrounds' names, and of those that questions ask about.
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
@@ -338,10 +338,10 @@ def base_loss(
 
     def name_all(features):
         glyph, right = naming_loss(features, table, names["glyph"], batch["glyph"])
-        colour, colour_right = naming_loss(features, table, names["colour"], batch["colour"])
+        color, color_right = naming_loss(features, table, names["colour"], batch["colour"])
         background, _ = naming_loss(features, table, names["background"], batch["background"])
-        found = {"named": jnp.mean(right.astype(jnp.float32)), "colour_named": masked_mean(colour_right, there)}
-        return jnp.mean(glyph) + masked_mean(colour, there) + 0.5 * jnp.mean(background), found
+        found = {"named": jnp.mean(right.astype(jnp.float32)), "colour_named": masked_mean(color_right, there)}
+        return jnp.mean(glyph) + masked_mean(color, there) + 0.5 * jnp.mean(background), found
 
     first, metrics = name_all(unit_rms(visual[:, :patches]))
     last, text = refine(params, visual, batch, budget, arch)

@@ -18,7 +18,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import architecture, stage_config
 from visor_jax.data.collate import Example, make_batch
 from visor_jax.data.draws import generator
-from visor_jax.data.from_config import label_source, training_window
+from visor_jax.data.from_config import label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
@@ -33,7 +33,7 @@ from visor_jax.workdir.supervision import beat
 
 T = TypeVar("T")
 
-KEPT_BYTES = 2**26  # of the tiles of labelled prompts
+KEPT_BYTES = 2**26  # of the tiles of labeled prompts
 RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
 
 
@@ -41,7 +41,7 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
     """The labels of `labels/`, their questions read anew from the source they were made from."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     labels = Labels.read(workdir)
-    examples = LabelledExamples(config, labels)
+    examples = LabeledExamples(config, labels)
     full = (True,) * arch.num_slots
 
     def step(number: int) -> Step:
@@ -51,15 +51,15 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
         arrays, ids = examples.batch(picked)
         return Step(number, arrays, full, budget_name(full), ids, [])
 
-    def summarise(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {"accuracy/agreement": float(metrics["agreement"])}
 
     loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
-    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarise)
+    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarize)
 
 
-class LabelledExamples:
-    """The prompts that were labelled, read anew whenever they are needed; a few of them are kept."""
+class LabeledExamples:
+    """The prompts that were labeled, read anew whenever they are needed; a few of them are kept."""
 
     def __init__(self, config: Any, labels: Labels):
         """
@@ -72,9 +72,9 @@ class LabelledExamples:
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
         self.questions = Questions(config, source, len(self.places))
         # Single questions: a conversation has room for more.
-        self.window = dataclasses.replace(training_window(config), text=text_bucket(self._longest()))
+        self.row_shape = dataclasses.replace(training_row_shape(config), text=text_bucket(self._longest()))
         self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
-        row_bytes = self.window.tiles * architecture(config).vision.tile_size ** 2 * 3
+        row_bytes = self.row_shape.tiles * architecture(config).vision.tile_size ** 2 * 3
         self.example = lru_cache(maxsize=max(KEPT_BYTES // row_bytes, 1))(self._read)
 
     def _longest(self) -> int:
@@ -97,7 +97,7 @@ class LabelledExamples:
             raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
 
     def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
-        batch = make_batch([[self.example(row)] for row in rows.tolist()], self.window, self.questions.arch)
+        batch = make_batch([[self.example(row)] for row in rows.tolist()], self.row_shape, self.questions.arch)
         first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
         positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
         arrays = {**batch.arrays, "routing_position": positions}
