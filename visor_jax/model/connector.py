@@ -1,7 +1,7 @@
 """From patch features to visual tokens: the MLP connector, and the gather that stitches AnyRes tiles.
 
-Which patch (or mixture of four patches, where the stitched map was shrunk, or newline) stands in which visual slot is
-decided once, by `visor_jax.data.anyres`; here it is only carried out.
+`visor_jax.data.anyres` computes which patch, mixture of four patches (if the stitched map was shrunk) or newline is at
+each visual position; this module applies it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def stitch(
     gather: Int[Array, "B Nv K"],
     weights: Float[Array, "B Nv K"],
 ) -> Float[Array, "B Nv D"]:
-    """Slot i is the sum over k of weights[i, k] * source[gather[i, k]]; the source is all patches, then the newline."""
+    """Visual position i is the sum over k of weights[i, k] * source[gather[i, k]]; the source is all patches, then the newline."""
     batch, _, _, size = features.shape
     source = features.reshape(batch, -1, size)
     source = jnp.concatenate([source, jnp.broadcast_to(newline, (batch, 1, size)).astype(source.dtype)], axis=1)
-    taken = jnp.take_along_axis(source[:, :, None], gather.reshape(batch, -1, 1, 1), axis=1)  # [B, Nv * K, 1, D]
-    taken = taken.reshape(*gather.shape, size)
-    return jnp.einsum("BVKD,BVK->BVD", taken, weights.astype(taken.dtype))
+    patches = jnp.take_along_axis(source[:, :, None], gather.reshape(batch, -1, 1, 1), axis=1)  # [B, Nv * K, 1, D]
+    patches = patches.reshape(*gather.shape, size)
+    return jnp.einsum("BVKD,BVK->BVD", patches, weights.astype(patches.dtype))

@@ -1,6 +1,6 @@
 """How the new cross-attention layers start (method.md section 3): as a copy, behind a closed gate, or as a match.
 
-In: freshly initialised or imported parameters. Out: the same tree with `blocks/cross_attention` filled in.
+In: freshly initialized or imported parameters. Out: the same tree with `blocks/cross_attention` filled in.
 
 * `copy`: the base layer's own attention weights; key and value heads are repeated where cross-attention has more.
 * `zero`: random weights behind a gate of tanh(0), so that the model begins as its base.
@@ -23,19 +23,19 @@ from visor_jax.tree import flatten, unflatten
 
 MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
 ASKED_SEED = 97
-ASKED_SHARPNESS = 2.0  # beside what a token is: it holds more than what it is asked about
+ASKED_SHARPNESS = 2.0  # relative to the token's own embedding
 
 
 def asked_rotation(size: int) -> Array:
-    """[D, D], orthogonal: turns the code in which text keeps what it is asked about into the words' own embeddings.
+    """[D, D], orthogonal: maps the subspace in which text keeps the object of the question to token embeddings.
 
-    In a code of its own it is not taken for what is about to be said.
+    A separate subspace keeps it from being decoded as the next token.
     """
     return orthonormal(frozen_key(ASKED_SEED), size, size)
 
 
 def start_cross_attention(params: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
-    """`params` with cross-attention as `arch.cross.init` wants it; the gate has its value already."""
+    """`params` with cross-attention initialized by `arch.cross.init`; the gate keeps its value."""
     starts = {"copy": copied, "match": matched}
     if arch.cross.init not in starts:
         return params
@@ -62,7 +62,7 @@ def copied(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
 
 
 def matched(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
-    """Keys as the first query head of their group; the output hands on the values as they are."""
+    """Keys equal the first query head of their group; the output projection inverts the value projection."""
     del layer
     text, kv_heads = arch.text, arch.cross.num_kv_heads
     sizes = (text.hidden_size, kv_heads, text.num_heads, text.head_dim)

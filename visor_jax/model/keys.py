@@ -27,5 +27,5 @@ def start_key(seed: int, stage: str) -> Array:
 
 
 def frozen_key(number: int) -> Array:
-    """The key of a random constant that is the same in every run, and no run's own, whatever its seed."""
+    """The key of a random constant that is the same in every run, whatever its seed."""
     return root_key(number, "frozen")

@@ -26,7 +26,7 @@ Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
 
 def in_dtype(params: Params, dtype: Any) -> Params:
-    """The parameters as they are computed with."""
+    """The parameters cast to `dtype`."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
@@ -87,8 +87,8 @@ def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked
 def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "rows columns"]:
     """Random orthonormal columns, uniform up to signs: a product of Householder reflections (Stewart, 1980).
 
-    Not `jnp.linalg.qr`: on CPU a batched factorisation waits in JAX's thread pool for work that it gives to the same
-    pool, so that two at once on two cores wait for ever.
+    Not `jnp.linalg.qr`: on CPU a batched factorization waits in JAX's thread pool for work that it gives to the same
+    pool, so that two at once on two cores wait forever.
     """
     corner = jnp.arange(rows) >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
     vectors = jnp.where(corner, jax.random.normal(key, (columns, rows), jnp.float32), 0.0)
@@ -197,7 +197,7 @@ def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
 
 
 def rms_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
-    """Normalised in float32, as `transformers.Qwen2RMSNorm`."""
+    """Normalized in float32, as `transformers.Qwen2RMSNorm`."""
     wide = widened(x)
     normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return params["scale"] * normal.astype(x.dtype)
@@ -246,7 +246,7 @@ def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
 def project_qkv(
     params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int = 0
 ) -> tuple[Array, ...]:
-    """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalised input."""
+    """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalized input."""
     x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
     inputs = zip(QKV, (x[:, first:], x, x), strict=True)
     query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)

@@ -53,7 +53,7 @@ class Visor(nnx.Module):
 
 
 def init_params(arch: Architecture, key: PRNGKeyArray) -> Params:
-    """Random parameters; how cross-attention starts is told by `cross.init` (`visor_jax.model.cross_init`)."""
+    """Random parameters; `cross.init` sets how cross-attention starts (`visor_jax.model.cross_init`)."""
     weights, cross = jax.random.split(key)
     params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=weights))))
     return start_cross_attention(params, arch, cross) if arch.plan == "visor" else params
@@ -129,8 +129,8 @@ def routing_hidden(
 ) -> Float[Array, "B D"]:
     """The routing token's hidden state at the entry of the first optional self-attention layer.
 
-    `batch` holds one sample a row; its `routing_position` [B] are the position ids right after the prompts. Tokens at
-    or past them (an answer that stands in the row) are hidden from it.
+    `batch` holds one sample per row; its `routing_position` [B] are the position ids right after the prompts. Tokens at
+    or past them (an answer in the same row) are hidden from it.
     """
     stream, positions = stream_of(batch), batch["routing_position"]
     prompt = stream.text_positions < positions[:, None]

@@ -52,7 +52,7 @@ def tower(
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
     x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"]
     shape = x.shape
-    x = x.reshape(-1, *shape[2:])  # every tile is a row of its own: [B * n, P, Dv]
+    x = x.reshape(-1, *shape[2:])  # one row per tile: [B * n, P, Dv]
     if "layers" in params:
         x, _ = scan_layers(lambda y, layer: (siglip_layer(layer, y, arch), None), x, params["layers"])
     return x.reshape(shape)
