@@ -32,7 +32,7 @@ def stitch(
     gather: Int[Array, "B Nv K"],
     weights: Float[Array, "B Nv K"],
 ) -> Float[Array, "B Nv D"]:
-    """Position i is the sum over k of weights[i, k] * source[gather[i, k]]; the source: all patches, then the newline."""
+    """Position i is the sum over k of weights[i, k] * source[gather[i, k]]; source: all patches, then the newline."""
     batch, _, _, size = features.shape
     source = features.reshape(batch, -1, size)
     source = jnp.concatenate([source, jnp.broadcast_to(newline, (batch, 1, size)).astype(source.dtype)], axis=1)
