@@ -11,7 +11,8 @@ import yaml
 from huggingface_hub import ModelCard, repocard
 
 from visor_jax.config import from_dict
-from visor_jax.config.schema import LICENSES
+from visor_jax.config.rules import LICENSES
+from visor_jax.config.schema import ExportConfig
 from visor_jax.errors import RequestError
 from visor_jax.export import model_card
 from visor_jax.export.model_card import About, about, about_stage, origin_of, write_card
@@ -110,7 +111,7 @@ def test_the_stand_in_refuses_what_the_hub_does(jax_model, tmp_path, hub):
     ],
 )
 def test_license_and_base_model(settings, origin, expected):
-    known = about(settings, origin, {})
+    known = about(ExportConfig(**settings), origin, {})
     assert (known.license, known.base_model) == expected
 
 
@@ -139,13 +140,13 @@ def workdir_with(path: Path, complete: dict, evaluation: dict | None = None) -> 
 
 def test_what_a_workdir_tells(tmp_path):
     own = workdir_with(tmp_path / "own", {"step": 4}, EVALUATION)
-    assert about_stage({}, own, "policy") == About(evaluation=EVALUATION)
-    assert about_stage({}, own, "full") == About()  # the figures are another stage's
+    assert about_stage(ExportConfig(), own, "policy") == About(evaluation=EVALUATION)
+    assert about_stage(ExportConfig(), own, "full") == About()  # the figures are another stage's
     imported = {"step": 0, "imported": True}
     origin = {"license": "mit", "base_model": "a/b"}
     based = workdir_with(tmp_path / "based", {**imported, "origin": origin})
-    assert about_stage({}, based, "policy") == About("mit", "a/b")
-    assert about_stage({}, workdir_with(tmp_path / "older", imported), "policy") == About("unknown")
+    assert about_stage(ExportConfig(), based, "policy") == About("mit", "a/b")
+    assert about_stage(ExportConfig(), workdir_with(tmp_path / "older", imported), "policy") == About("unknown")
 
 
 def test_unknown_licenses_are_refused_before_anything_runs():

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from visor_jax.budget import bit_string, budget_name
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.questions import Place, label_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
@@ -35,10 +36,11 @@ def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float
     return enough.argmax(axis=1)
 
 
-def label_stage(config: Any, workdir: Workdir, model: Visor) -> Labels:
+def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
     """Score every viable budget of the trained "universal" `model` on the training subset, and write down each
     question's label.
     """
+    config = as_config(config)
     viable = read_viable(workdir)
     skips = SkipLog()
     batches = label_questions(config, skips).batches(config.evaluate.batch_size)

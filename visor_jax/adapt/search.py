@@ -19,6 +19,7 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.questions import single_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
@@ -49,8 +50,9 @@ class Subset:
         return sum(self.bits)
 
 
-def search_stage(config: Any, workdir: Workdir, model: Visor) -> list[Bits]:
+def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bits]:
     """Evaluate subsets of the trained "full" `model`, write both files, return the viable budgets."""
+    config = as_config(config)
     identity = workdir.identity(config, "search")
     skips, mesh = SkipLog(), scoring_mesh(config)
     questions = single_questions(config, "validation", config.search.samples, skips)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "measure the prefill time of every budget"
 CONFIG = "workdir"
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=9)
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Times the prefill; returns quartiles of seconds and GFLOP by budget."""
     import jax
 

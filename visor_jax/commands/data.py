@@ -12,19 +12,19 @@ Without --split: all of them (`preview`: the first samples). Of generated data, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.config import Config
 from visor_jax.data.check import check
 from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Runs the action; returns its counts."""
     if args.action in ("preview", "build") and not args.out:
         raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
@@ -84,17 +84,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _sources(config: Any, split: str) -> dict[str, Source]:
+def _sources(config: Config, split: str) -> dict[str, Source]:
     """The configured source by split; where nobody asked for a split of a single file, the file as a whole."""
     names = [split] if split else source_kind(config).stored_splits(config)
     return {name: make_source(config, name) for name in names}
 
 
-def _of_any_size(config: Any) -> Any:
+def _of_any_size(config: Config) -> Config:
     """Returns the configuration with a large limit on a record's pictures, to measure records beyond it too."""
-    changed: Any = ConfigDict(config.to_dict())
-    changed.data.tiles = max(config.data.tiles, _MOST_PICTURES)
-    return changed
+    tiles = max(config.data.tiles, _MOST_PICTURES)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tiles=tiles))
 
 
 def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample], ResultT]) -> Iterator[ResultT]:
@@ -112,7 +111,7 @@ def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sa
 # --- stats ------------------------------------------------------------------------------------------------------------
 
 
-def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[str, Any]:
+def _stats(config: Config, sources: dict[str, Source], limit: int | None) -> dict[str, Any]:
     encode = sample_encoder(config, make_tokenizer(config), _ANY_SIZE)
     skips = SkipLog()
     tasks: Counter[str] = Counter()
@@ -126,7 +125,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
         raise RequestError(
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
-    room = asdict(training_row_shape(config))
+    room = dataclasses.asdict(training_row_shape(config))
     lengths = {name: _summary(values, room.get(name)) for name, values in sizes.items()}
     print(f"{skips.tried - skips.skipped} samples, {skips.skipped} skipped")
     for name, summary in lengths.items():
@@ -142,7 +141,7 @@ def _stats(config: Any, sources: dict[str, Source], limit: int | None) -> dict[s
 
 def _measures(example: Example) -> dict[str, int]:
     """Returns the sizes of one sample; the first three are dimensions of the row shape."""
-    return {**asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
+    return {**dataclasses.asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
 
 
 def _summary(values: Sequence[int], room: int | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "accuracy and cost of every budget"
 CONFIG = "workdir"
 WORKDIR = "required"
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Evaluates the model; returns the content of the result file."""
     from visor_jax.commands.recipe import evaluation_data
     from visor_jax.config import from_dict

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "export a trained model as a Hugging Face folder for PyTorch"
 CONFIG = "workdir"
 WORKDIR = "required"
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace an export that stands in DIR")
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Exports the model; returns the folder and the agreement with PyTorch."""
 
     from visor_jax.errors import RequestError, nearest

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="print the answer as it is generated")
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any] | Iterator[dict[str, Any]]:
+def main(args: argparse.Namespace, config: None) -> dict[str, Any] | Iterator[dict[str, Any]]:
     """Answers; returns the fields of `Answer`, or an iterator over the answers of a chat."""
     del config
     from visor_jax.budget import Budget

@@ -13,6 +13,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "import a Hugging Face checkpoint into a workdir"
 CONFIG = "required"
 WORKDIR = "required"
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Imports the checkpoint; returns the stage and the numbers of parameters."""
     import jax
 
@@ -69,8 +71,8 @@ def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     check_tokenizer(checkpoint, tokenizer)
     check(checkpoint)
     if not config.model.text.max_positions:
-        with config.unlocked():
-            config.model.text.max_positions = checkpoint.arch.text.max_positions
+        text = dataclasses.replace(config.model.text, max_positions=checkpoint.arch.text.max_positions)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     workdir.create()
     with workdir.lock():
         workdir.claim(config)

@@ -10,6 +10,8 @@ import argparse
 import re
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "tiles, tokens and FLOPs of a picture"
 CONFIG = "required"
 MAX_TEXT = 10_000_000
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Computes the cost; returns tiles, tokens and GFLOP by budget."""
     from visor_jax.budget import budget_name, by_count
     from visor_jax.config import architecture

@@ -7,14 +7,13 @@ files), and complete stages are skipped, so the same call resumes after any inte
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from visor_jax.config import validate
+from visor_jax.config import Config, ConfigLike, as_config, validate
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, check_source, named_kind, source_kind
 from visor_jax.errors import RequestError
@@ -28,7 +27,7 @@ from visor_jax.workdir.supervision import supervised, watched
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
 
 
-def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequence[str] = ()) -> dict[str, Any]:
+def run_stages(config: ConfigLike, path: str, stages: Sequence[str], also_reads: Sequence[str] = ()) -> dict[str, Any]:
     """Completes `stages` in order.
 
     Args:
@@ -44,6 +43,7 @@ def run_stages(config: Any, path: str, stages: Sequence[str], also_reads: Sequen
       RequestError: a split is empty that these stages, later ones of `config.stages` or the caller will read; raised
         before the first step.
     """
+    config = as_config(config)
     check_source(config)
     workdir = Workdir(path)
     workdir.create()
@@ -65,7 +65,7 @@ def is_complete(workdir: Workdir, stage: str) -> bool:
     return workdir.stage(stage).is_complete()
 
 
-def claim_data(config: Any, workdir: Workdir) -> None:
+def claim_data(config: Config, workdir: Workdir) -> None:
     """Checks that the data match those recorded in the workdir; records them the first time.
 
     Raises:
@@ -76,7 +76,7 @@ def claim_data(config: Any, workdir: Workdir) -> None:
     workdir.claim_data(config, fingerprint_of_split(config, "train"))
 
 
-def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
+def check_complete(config: Config, workdir: Workdir, stage: str) -> None:
     """Checks that the result of a complete stage was made from the workdir's present inputs.
 
     Raises:
@@ -94,7 +94,7 @@ def check_complete(config: Any, workdir: Workdir, stage: str) -> None:
         check_made_of(workdir, stage, identity_of(workdir.stage(stage)), workdir.stage(stage).path)
 
 
-def run_stage(config: Any, workdir: Workdir, stage: str) -> float:
+def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
     """Runs one stage unless it is complete; returns the seconds of this call."""
     if is_complete(workdir, stage):
         check_complete(config, workdir, stage)
@@ -134,8 +134,9 @@ def timed(workdir: Workdir, name: str) -> Iterator[None]:
     goodput.write()
 
 
-def finish(config: Any, path: str) -> dict[str, Any]:
+def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     """Evaluates, reports and exports a workdir whose stages are complete; keeps existing valid results."""
+    config = as_config(config)
     from visor_jax.evaluate.runner import evaluate, evaluation_identity
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import export
@@ -194,7 +195,7 @@ def print_summary(result: dict[str, Any], path: str) -> None:
     print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
 
 
-def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
+def evaluation_data(config: ConfigLike, benchmark: str, data: str) -> Config:
     """The configuration with another source of questions: `--benchmark`, `--data`."""
     reading = [name for name in SOURCES if named_kind(name).from_file is not None]
     with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
@@ -208,14 +209,15 @@ def evaluation_data(config: Any, benchmark: str, data: str) -> ConfigDict:
         )
     if not data and name == config.data.source:
         return config
-    changed: Any = ConfigDict(config.to_dict())
-    changed.update(stage="", stages=())  # nothing is trained here: what stages ask of their data does not matter
-    changed.data.source = name
+    data_fields: dict[str, Any] = {"source": name}
     if from_file := named_kind(name).from_file:
         if not data:
             raise RequestError(f"--benchmark={name}: needs --data=FILE.json, questions in LLaVA's format")
-        changed.data.update(from_file(_question_file(data)))
-    changed = validate(changed)
+        data_fields |= from_file(_question_file(data))
+    # Nothing is trained here: what stages ask of their data does not matter.
+    config = as_config(config)
+    asked = dataclasses.replace(config.data, **data_fields)
+    changed = validate(dataclasses.replace(config, stage="", stages=(), data=asked))
     check_source(changed)
     return changed
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: None) -> dict[str, Any]:
     """Writes the report; returns its path."""
     del config
     from visor_jax.report.page import write_report

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "all stages, evaluation, report and PyTorch export"
 CONFIG = "workdir"
 WORKDIR = "required"
@@ -20,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Runs everything that is not complete; returns the evaluation and the paths of report and export."""
     from visor_jax.commands.recipe import finish, print_summary, run_stages
     from visor_jax.workdir.supervision import watched

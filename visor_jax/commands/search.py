@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from visor_jax.config import Config
+
 HELP = "find the viable budgets"
 CONFIG = "workdir"
 WORKDIR = "required"
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Runs the search stage; returns the viable budgets."""
     from visor_jax.budget import bit_string
     from visor_jax.commands.recipe import run_stages

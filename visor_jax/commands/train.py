@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from visor_jax.config import Config
 from visor_jax.errors import RequestError
 
 HELP = "train one stage"
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     del parser
 
 
-def main(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Trains `config.stage`; returns its seconds."""
     from visor_jax.commands.recipe import run_stages
 

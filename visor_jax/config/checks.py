@@ -8,17 +8,17 @@ all devices, a scene that exists) is checked where these are known.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from visor_jax.architecture import MESH_AXES, LayerKind
 from visor_jax.budget import MAX_SLOTS
-from visor_jax.config.schema import STAGES, TRAINED_STAGES, parse_grids
+from visor_jax.config.rules import parse_grids
+from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config, ModelConfig, TrainConfig
 from visor_jax.errors import RequestError, nearest
 
 DENSE_STAGES = ("base", "dense")  # what a plan without cross-attention and routing can be trained in
 
 
-def check_together(config: Any, stages: Iterable[tuple[str, Any]]) -> None:
+def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) -> None:
     """Check everything that spans fields.
 
     Args:
@@ -37,7 +37,7 @@ def check_together(config: Any, stages: Iterable[tuple[str, Any]]) -> None:
         _check_stage(config, stage, settings)
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: ModelConfig) -> None:
     text, vision, cross = model.text, model.vision, model.cross
     _divides("model.text.num_kv_heads", text.num_kv_heads, "model.text.num_heads", text.num_heads)
     if cross.num_kv_heads:
@@ -60,7 +60,7 @@ def _check_model(model: Any) -> None:
     _check_pattern(model)
 
 
-def _check_pattern(model: Any) -> None:
+def _check_pattern(model: ModelConfig) -> None:
     """The layers hold the pattern at least once, a VISOR plan has slots, and the policy has room for their budgets."""
     pattern, head, layers = model.pattern, model.head_layers, model.text.num_layers
     kinds = [kind.value for kind in LayerKind]
@@ -97,7 +97,7 @@ def _check_pattern(model: Any) -> None:
         )
 
 
-def _check_row_shape(config: Any) -> None:
+def _check_row_shape(config: Config) -> None:
     vision, packing = config.model.vision, config.model.anyres.packing
     side = vision.tile_size // vision.patch_size
     tokens = -(-side // (2 if packing == 4 else 1)) * -(-side // min(packing, 2))
@@ -115,7 +115,7 @@ def _check_row_shape(config: Any) -> None:
         )
 
 
-def _check_data(config: Any) -> None:
+def _check_data(config: Config) -> None:
     asked = {config.stage, *config.stages}
     if "base" in asked and config.model.anyres.packing != 1:
         raise RequestError(
@@ -124,7 +124,7 @@ def _check_data(config: Any) -> None:
         )
 
 
-def _check_plan(config: Any) -> None:
+def _check_plan(config: Config) -> None:
     """A dense plan has no budgets to train for, and the stage 'dense' trains no other plan."""
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
         for stage in stages:
@@ -137,19 +137,19 @@ def _check_plan(config: Any) -> None:
                 raise RequestError(f"{name}: 'dense' needs model.plan='dense', and model.plan is 'visor'")
 
 
-def _check_mesh(config: Any) -> None:
+def _check_mesh(config: Config) -> None:
     mesh = config.mesh
-    sizes = {name: mesh[name] for name in MESH_AXES}
+    sizes = {name: getattr(mesh, name) for name in MESH_AXES}
     if list(sizes.values()).count(-1) > 1:
         asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
         raise RequestError(f"{asked}: expected -1 (all devices that are left) at most once")
     if mesh.tensor > 0:
         _divides("mesh.tensor", mesh.tensor, "model.text.num_heads", config.model.text.num_heads)
-    for section in ("data", "evaluate"):
-        _check_rows(config, f"{section}.batch_size", config[section].batch_size)
+    _check_rows(config, "data.batch_size", config.data.batch_size)
+    _check_rows(config, "evaluate.batch_size", config.evaluate.batch_size)
 
 
-def _check_rows(config: Any, name: str, rows: int) -> None:
+def _check_rows(config: Config, name: str, rows: int) -> None:
     """Rows are spread over replicas and FSDP shards; a size of -1 is known only where the devices are."""
     mesh = config.mesh
     ways = max(mesh.replica, 1) * max(mesh.fsdp, 1)
@@ -160,12 +160,12 @@ def _check_rows(config: Any, name: str, rows: int) -> None:
         )
 
 
-def _check_stage(config: Any, stage: str, settings: Any) -> None:
+def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
     _check_rows(config, _origin(config, stage, "batch_size"), settings.batch_size)
     _check_start(config, stage, settings.init_from)
 
 
-def _check_start(config: Any, stage: str, start: str) -> None:
+def _check_start(config: Config, stage: str, start: str) -> None:
     """A stage starts from random weights, from an earlier stage, or from a folder (a path has a slash)."""
     if not start or "/" in start:
         return
@@ -178,9 +178,9 @@ def _check_start(config: Any, stage: str, start: str) -> None:
         )
 
 
-def _origin(config: Any, stage: str, field: str) -> str:
+def _origin(config: Config, stage: str, field: str) -> str:
     """The name under which a stage's setting was given."""
-    return f"stage_overrides.{stage}.{field}" if field in config.stage_overrides[stage] else f"train.{field}"
+    return f"stage_overrides.{stage}.{field}" if field in config.stage_overrides.of(stage) else f"train.{field}"
 
 
 def _divides(name: str, value: int, whole_name: str, whole: int) -> None:

@@ -1,16 +1,17 @@
-"""Configurations: from a `get_config()` file, overrides and the schema to a checked `ConfigDict`, and back to JSON.
+"""Configurations: from a `get_config()` file, overrides and the schema to a checked `Config`, and back to JSON.
 
 Ground floor: no JAX import. In: `configs/X.py[:argument]` and `--config.field=value` overrides, or the JSON a workdir
-keeps. Out: a locked `ml_collections.ConfigDict` of which every field has the schema's type and makes sense by itself
-and beside the others. Every mistake is a `RequestError` of one line that names the field, its value and what is
-expected.
+keeps. Out: a frozen `Config` of which every field has its type and makes sense by itself and beside the others. Every
+mistake is a `RequestError` of one line that names the field, its value and what is expected.
 
-The fields, their defaults and meanings are the table `SCHEMA` in `visor_jax.config.schema`.
+An `ml_collections.ConfigDict` is what people write: `get_config()` starts from `default_config()` and returns one.
+`validate` makes a `Config` of it, and the rest of the package reads only that. The fields, their defaults and meanings
+are the dataclasses of `visor_jax.config.schema`.
 """
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -34,26 +35,27 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.config.checks import check_together
+from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
     ASSETS,
     BUILT_IN,
     OFFLINE_STAGES,
     SCHEMA,
-    STAGE_DEFAULTS,
     STAGES,
     TRAINED_STAGES,
-    Field,
+    Config,
+    TrainConfig,
     all_names,
+    built,
     field_of,
-    parse_grids,
-    typed,
 )
+from visor_jax.config.values import Field, from_text, typed
 from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_json, read_regular
 
 log = logging.getLogger(__name__)
 
-Config: TypeAlias = Any  # a ConfigDict, whose fields are the schema's: no type checker knows them
+ConfigLike: TypeAlias = Config | ConfigDict  # a checked configuration, or what a `get_config()` returns
 
 MOST_DEFAULT_POSITIONS = 32_768  # as Qwen2 has
 
@@ -61,18 +63,12 @@ MOST_DEFAULT_POSITIONS = 32_768  # as Qwen2 has
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
-def default_config() -> Config:
-    """Every field of the schema at its default: what a `get_config()` starts from.
+def default_config() -> Any:
+    """Every field of the schema at its default, a `ConfigDict`: what a `get_config()` starts from and changes.
 
     `config.train` holds for all stages that train; `config.stage_overrides.<stage>` holds what differs in one of them.
     """
-    config = ConfigDict(type_safe=False)  # types are the schema's business: its messages name the field
-    for name, field in SCHEMA.items():
-        _set(config, name, field.default)
-    for stage in TRAINED_STAGES:
-        for name, value in STAGE_DEFAULTS[stage].items():
-            _set(config, f"stage_overrides.{stage}.{name}", value)
-    return config
+    return _config_dict(Config())
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), workdir: str = "") -> Config:
@@ -91,8 +87,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
     return apply_overrides(config_from_file(file, argument if separator else None), overrides)
 
 
-def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Config:
-    """What `get_config()` in `file` returns, unchecked: for configurations that start from another one.
+def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Any:
+    """What `get_config()` in `file` returns, an unchecked `ConfigDict`: for configurations that start from another one.
 
     Raises:
       RequestError: no such file, or it raises; the message names the file, and the line where there is one.
@@ -127,13 +123,13 @@ def config_from_file(file: str | os.PathLike[str], argument: str | None = None) 
     return config
 
 
-def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
+def apply_overrides(config: ConfigLike, overrides: Iterable[str]) -> Config:
     """A checked copy of `config` with "--config.field=value" overrides; of a field given twice the last one counts.
 
     Raises:
       RequestError: an unknown field, a value of another type, or one that makes no sense.
     """
-    changed = ConfigDict(config.to_dict(), type_safe=False)
+    changed = _config_dict(config)
     seen: dict[str, str] = {}
     for override in overrides:
         name, separator, text = override.removeprefix("--").removeprefix("config.").partition("=")
@@ -152,29 +148,35 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Config:
 # --- checking one -----------------------------------------------------------------------------------------------------
 
 
-def validate(config: Config) -> Config:
-    """A checked, locked copy: every field known and present, of its type, sensible by itself and beside the others.
+def validate(config: ConfigLike) -> Config:
+    """The checked configuration: every field known and present, of its type, sensible by itself and beside the others.
 
     Raises:
       RequestError: naming the first field that is not.
     """
-    checked = ConfigDict(type_safe=False)
-    for stage in TRAINED_STAGES:
-        _set(checked, f"stage_overrides.{stage}", ConfigDict(type_safe=False))
-    values = dict(_leaves(config))
-    for name, value in values.items():
+    checked: dict[str, Any] = {}
+    for name, value in _leaves(_config_dict(config)):
         field = field_of(name)
         if field is None:
             raise unknown_field(name, _shown(value))
         try:
-            _set(checked, name, typed(value, field))
+            checked[name] = typed(value, field)
         except ValueError as error:
             raise _wrong(name, value, _shown(value), error) from error
     for name in SCHEMA:
-        if name not in values:
+        if name not in checked:
             raise RequestError(f"{name}: missing; expected a configuration that starts from default_config()")
-    check_together(checked, [(stage, stage_config(checked, stage)) for stage in TRAINED_STAGES])
-    return checked.lock()
+    result = built(checked)
+    check_together(result, [(stage, stage_config(result, stage)) for stage in TRAINED_STAGES])
+    return result
+
+
+def as_config(config: ConfigLike) -> Config:
+    """A `Config` as it is; of a `ConfigDict`, as a `get_config()` returns it, the checked one.
+
+    Raises: as `validate`.
+    """
+    return config if isinstance(config, Config) else validate(config)
 
 
 def unknown_field(name: str, shown: str) -> RequestError:
@@ -204,7 +206,7 @@ def unknown_field(name: str, shown: str) -> RequestError:
 # --- reading one ------------------------------------------------------------------------------------------------------
 
 
-def stage_config(config: Config, stage: str) -> Config:
+def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
     """The training settings of a stage: `config.train` with what `config.stage_overrides.<stage>` changes.
 
     `batch_size` is never 0 in it, and an `init_from` that is a path is absolute.
@@ -216,15 +218,15 @@ def stage_config(config: Config, stage: str) -> Config:
         raise RequestError(f"stage={stage!r}: trains nothing; expected one of {', '.join(TRAINED_STAGES)}")
     if stage not in TRAINED_STAGES:
         raise _request(f"stage={stage!r}", f"expected one of {', '.join(STAGES)}", nearest(stage, STAGES))
-    merged = {**config.train.to_dict(), **config.stage_overrides[stage].to_dict()}
-    settings: Config = ConfigDict(merged, type_safe=False)
-    settings.batch_size = settings.batch_size or config.data.batch_size
-    if "/" in settings.init_from and "://" not in settings.init_from:
-        settings.init_from = os.path.abspath(os.path.expanduser(settings.init_from))
-    return settings.lock()
+    config = as_config(config)
+    settings = dataclasses.replace(config.train, **config.stage_overrides.of(stage))
+    start = settings.init_from
+    if "/" in start and "://" not in start:
+        start = os.path.abspath(os.path.expanduser(start))
+    return dataclasses.replace(settings, batch_size=settings.batch_size or config.data.batch_size, init_from=start)
 
 
-def architecture(config: Config, stage: str = "") -> Architecture:
+def architecture(config: ConfigLike, stage: str = "") -> Architecture:
     """The model that `config.model` describes; a vocabulary size of 0 is read from the tokenizer's file.
 
     Stage "dense" has the dense plan, whatever the other stages have.
@@ -232,21 +234,22 @@ def architecture(config: Config, stage: str = "") -> Architecture:
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
     """
+    config = as_config(config)
     model = config.model
-    text = model.text.to_dict()
+    text = dataclasses.asdict(model.text)
     text["vocab_size"] = text["vocab_size"] or _vocabulary_size(tokenizer_file(config.tokenizer.path))
     text["max_positions"] = text["max_positions"] or default_max_positions(config)
     tile = model.vision.tile_size
     return Architecture(
         text=TextArchitecture(**text),
-        vision=VisionArchitecture(**model.vision.to_dict()),
+        vision=VisionArchitecture(**dataclasses.asdict(model.vision)),
         cross=CrossAttentionArchitecture(
             num_kv_heads=model.cross.num_kv_heads or model.text.num_kv_heads,
             init=model.cross.init,
             gate_init=model.cross.gate_init,
             kernel_size=model.cross.kernel_size,
         ),
-        policy=PolicyArchitecture(**model.policy.to_dict()),
+        policy=PolicyArchitecture(**dataclasses.asdict(model.policy)),
         anyres=AnyResArchitecture(
             pinpoints=tuple((rows * tile, columns * tile) for rows, columns in parse_grids(model.anyres.pinpoints)),
             max_tiles=model.anyres.max_tiles,
@@ -278,7 +281,7 @@ def tokenizer_file(path: str) -> Path:
     return ASSETS / path / "tokenizer.json" if path in BUILT_IN else as_path(path)
 
 
-def to_json(config: Config) -> str:
+def to_json(config: ConfigLike) -> str:
     """The configuration as an indented JSON object; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2, allow_nan=False)
 
@@ -307,7 +310,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     if not isinstance(tree, Mapping):
         raise RequestError(f"configuration: expected a JSON object, got {type(tree).__name__}")
     try:
-        config = ConfigDict(default_config().to_dict(), type_safe=False)
+        config = default_config()
         config.update(ConfigDict(dict(tree), type_safe=False))
     except (ValueError, TypeError) as error:  # a field's name holds a dot, or is no text
         raise RequestError(f"configuration: {error}") from error
@@ -317,16 +320,22 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 # --- pieces -----------------------------------------------------------------------------------------------------------
 
 
-def _set(config: Config, name: str, value: Any) -> None:
+def _config_dict(config: ConfigLike) -> ConfigDict:
+    """A copy that may be changed. Types are the schema's business: its messages name the field."""
+    return ConfigDict(config.to_dict(), type_safe=False)
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
     *sections, leaf = name.split(".")
+    node: Any = config
     for section in sections:
-        if not isinstance(config.get(section), ConfigDict):
-            config[section] = ConfigDict(type_safe=False)
-        config = config[section]
-    config[leaf] = value
+        if not isinstance(node.get(section), ConfigDict):
+            node[section] = ConfigDict(type_safe=False)
+        node = node[section]
+    node[leaf] = value
 
 
-def _leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of every field, and of every empty section that the schema does not have."""
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -339,34 +348,9 @@ def _leaves(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _parse(name: str, text: str, field: Field) -> Any:
     """An override's text as a value of the field's type."""
     try:
-        if not isinstance(field.default, tuple):
-            return typed(_parse_scalar(text, type(field.default)), field)
-        return typed(_parse_list(text, field.element), field)
+        return typed(from_text(text, field), field)
     except ValueError as error:
         raise _wrong(name, text, _given(text), error) from error
-
-
-def _parse_list(text: str, element: type | tuple[type, ...]) -> Any:
-    """A Python literal such as (1, 2) or ["a", "b"], else items between commas."""
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = None
-    if isinstance(value, list | tuple):
-        return value
-    if isinstance(element, tuple):  # pairs have no other form
-        return value if text.strip() else []
-    return [_parse_scalar(item.strip(), element) for item in text.split(",") if item.strip()]
-
-
-def _parse_scalar(text: str, kind: type) -> Any:
-    """The text as a value of `kind`; as it stands where it is none, for the type check to refuse."""
-    if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        return text
 
 
 def _wrong(name: str, value: Any, shown: str, error: ValueError) -> RequestError:

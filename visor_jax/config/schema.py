@@ -1,7 +1,8 @@
-"""Every field of a configuration: its name, default, meaning, and which values make sense.
+"""Every field of a configuration: the frozen dataclasses that `visor_jax.config.validate` returns.
 
-Ground floor: no JAX import. `SCHEMA` is the one table; `visor_jax.config` builds configurations from it, reads
-files and overrides against it, and checks what spans several fields. A field's type is that of its default.
+Ground floor: no JAX import. The fields of these classes are the only statement of what exists: name, type, default, and
+as metadata the meaning, the rule and the units. `SCHEMA` is the same by dotted name, `default_config` and the reading
+of files and overrides are made from it; `visor_jax.config.checks` checks what spans several fields.
 
 In the messages a field reads `train.steps`; on the command line it is `--config.train.steps=100`. What holds for one
 stage only stands in `stage_overrides.<stage>.<field of train>`.
@@ -9,14 +10,40 @@ stage only stands in `stage_overrides.<stage>.<field of train>`.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from visor_jax import architecture as most
+from visor_jax.config.overrides import TrainOverrides
+from visor_jax.config.rules import (
+    CHANNELS,
+    DEVIATIONS,
+    GRIDS,
+    HOPS,
+    LICENSE,
+    MESH_SIZE,
+    PACKINGS,
+    PATTERNS,
+    RATES,
+    SEED,
+    WEIGHTS,
+    Rule,
+    above,
+    at_least,
+    below_one,
+    not_empty,
+    one_of,
+    some_of,
+    within,
+)
+from visor_jax.config.values import Field, described
+
+ASSETS = Path(__file__).parents[1] / "data" / "assets"
+# Names of the tokenizers that come with the package. The first is that of the generated data set of the same name.
+BUILT_IN = tuple(sorted(file.parent.name for file in ASSETS.glob("*/tokenizer.json")))
 
 ASSETS = Path(__file__).parents[1] / "data" / "assets"
 # Names of the tokenizers that come with the package. The first is that of the generated data set of the same name.
@@ -29,308 +56,327 @@ TRAINED_STAGES = tuple(stage for stage in STAGES if stage not in OFFLINE_STAGES)
 DEFAULT_MAX_PIXELS = 89_478_485  # of a picture, unless a configuration says otherwise; Pillow's own bound for a warning
 PILLOW_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS  # Pillow opens none that is larger
 
+ValueT = TypeVar("ValueT")
 
-# Licenses as the Hugging Face hub spells them; it refuses a model card with another one.
-_LICENSES = """
-apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
-cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
-cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
-cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
-lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl osl-3.0
-postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3
-llama4 gemma unknown other
-"""
-LICENSES = tuple(_LICENSES.split())
+
+def setting(default: ValueT, meaning: str, rule: Rule | None = None, *, units: str = "") -> ValueT:
+    """A dataclass's field with its default and, as metadata, what else there is to say of it."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule, "units": units})
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Which values of a field make sense, and how a message says so."""
+class TextConfig:
+    """The text decoder."""
 
-    holds: Callable[[Any], bool]
-    expected: str
-
-
-@dataclass(frozen=True)
-class Field:
-    """One field: its default (which also gives its type), its meaning, and its rule.
-
-    `element` is the type of a tuple's elements; a tuple of types means tuples of just these.
-    """
-
-    default: Any
-    meaning: str
-    rule: Rule | None = None
-    element: type | tuple[type, ...] = str
-
-
-def at_least(low: float) -> Rule:
-    return Rule(lambda value: value >= low, f"a number of at least {low}")
-
-
-def above(low: float) -> Rule:
-    return Rule(lambda value: value > low, f"a number above {low}")
-
-
-def within(low: float, high: float) -> Rule:
-    return Rule(lambda value: low <= value <= high, f"a number from {low} to {high}")
-
-
-def below_one() -> Rule:
-    return Rule(lambda value: 0 <= value < 1, "a number from 0 to less than 1")
-
-
-def one_of(*names: str) -> Rule:
-    return Rule(lambda value: value in names, "one of " + ", ".join(repr(name) for name in names))
-
-
-def some_of(names: Iterable[str]) -> Rule:
-    """A tuple of different names in their order here."""
-    order = list(names)
-
-    def holds(value: tuple[str, ...]) -> bool:
-        return all(a in order for a in value) and list(value) == sorted(set(value), key=order.index)
-
-    return Rule(holds, "different stages in the order " + ", ".join(order))
-
-
-def not_empty() -> Rule:
-    return Rule(lambda value: len(value) > 0, "something that is not empty")
-
-
-def parse_grids(text: str) -> tuple[tuple[int, int], ...]:
-    """ "(1x1),(1x2)" as (rows, columns) pairs, in order; "(1x1),...,(6x6)" holds every grid between the two.
-
-    Raises:
-      ValueError: the text is not of this form.
-    """
-    grids: list[tuple[int, int]] = []
-    span = False
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if part == "..." and grids and not span:
-            span = True
-            continue
-        match = re.fullmatch(r"\(([1-9]\d?)x([1-9]\d?)\)", part)
-        if match is None:
-            raise ValueError(f"{part!r} is no grid")
-        rows, columns = int(match[1]), int(match[2])
-        if span:
-            first_row, first_column = grids.pop()
-            grids += [(r, c) for r in range(first_row, rows + 1) for c in range(first_column, columns + 1)]
-        else:
-            grids.append((rows, columns))
-        span = False
-    if span:
-        raise ValueError("'...' needs a grid after it")
-    return tuple(grids)
-
-
-def is_grids(text: str) -> bool:
-    try:
-        parse_grids(text)
-    except ValueError:
-        return False
-    return True
-
-
-def is_pattern(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
-
-
-MESH_SIZE = Rule(lambda value: value == -1 or value >= 1, "at least 1, or -1 for all devices that are left")
-PATTERNS = Rule(
-    lambda value: len(value) > 0 and all(map(is_pattern, value)), "one or more regular expressions of paths"
-)
-RATES = Rule(
-    lambda value: all(is_pattern(pattern) and rate >= 0 for pattern, rate in value),
-    "pairs (regular expression of paths, multiplier of at least 0)",
-)
-WEIGHTS = Rule(
-    lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
-    "pairs (scene, whole weight of at least 0), not all of them 0",
-)
-PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
-GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
-CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
-DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
-HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole numbers of at least 1")
-SEED = Rule(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
-
-_TRAIN = {
-    "steps": Field(1000, "optimizer steps", at_least(1)),
-    "objective": Field("answer", "training objective", one_of("answer", "base", "policy")),
-    "batch_size": Field(0, "rows per optimizer step over all devices; 0 inherits data.batch_size", at_least(0)),
-    "learning_rate": Field(1e-3, "peak of the schedule", above(0)),
-    "schedule": Field("cosine", "from the peak to the end", one_of("cosine", "linear", "constant")),
-    "warmup_fraction": Field(0.03, "of the steps, from 0 up to the peak", within(0, 1)),
-    "end_fraction": Field(0.0, "of the peak, at the last step", within(0, 1)),
-    "b1": Field(0.9, "Adam's decay of the mean", below_one()),
-    "b2": Field(0.999, "Adam's decay of the variance", below_one()),
-    "weight_decay": Field(0.0, "decoupled", at_least(0)),
-    "clip_norm": Field(1.0, "gradients are scaled down to this global norm", above(0)),
-    "trainable": Field((".*",), "patterns from the start of parameter paths; the rest is frozen", PATTERNS),
-    "group_rates": Field(
-        (), "(pattern, multiplier of the learning rate), first match counts", RATES, element=(str, float)
-    ),
-    "budgets": Field("full", "of each step: full, or drawn from these", one_of("full", "viable", "subsets")),
-    "init_from": Field("", "a stage, or a path to another run's stage folder; empty: random weights"),
-    "hops": Field((1, 2, 3), "objective base: length of chains to follow with 1, 2, ... slots on", HOPS, element=int),
-    "label_balance": Field(
-        0.0, "objective policy: 0 labels as they are, 1 rare budgets like common ones, above that more", within(0, 4)
-    ),
-    "label_caution": Field(
-        1.0, "objective policy: how much more labels above the cheapest budget weigh than its own", above(0)
-    ),
-    "remat": Field(False, "recompute activations in the backward pass: less memory, more time"),
-    "checkpoint_every": Field(500, "steps", at_least(1)),
-    "keep": Field(2, "checkpoints of a stage that stay on disk", at_least(1)),
-    "max_bad_steps": Field(10, "steps in a row with NaN or Inf before the run stops", at_least(1)),
-    "hang_seconds": Field(1800.0, "without a step until the watchdog aborts the process; 0: never", at_least(0)),
-}
-
-_MODEL = {
-    "plan": Field("visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")),
-    "pattern": Field(
-        tuple(kind.value for kind in most.PATTERN),
-        "kinds of the layers of a super-block, in order: 'text', 'cross', 'self'; every 'self' is an optional slot",
-    ),
-    "head_layers": Field(0, "text-only layers before the first super-block", within(0, most.MAX_LAYERS)),
-    "dtype": Field("float32", "of activations", one_of("float32", "bfloat16")),
-    "bidirectional_vision": Field(False, "visual tokens see each other both ways"),
-    "text.vocab_size": Field(
+    vocab_size: int = setting(
         0, "rows of the embedding; 0: as many as the tokenizer needs", within(0, most.MAX_VOCABULARY)
-    ),
-    "text.hidden_size": Field(64, "", within(1, most.MAX_WIDTH)),
-    "text.intermediate_size": Field(192, "", within(1, most.MAX_VOCABULARY)),
-    "text.num_layers": Field(
+    )
+    hidden_size: int = setting(64, "width of the residual stream", within(1, most.MAX_WIDTH))
+    intermediate_size: int = setting(192, "width inside an MLP", within(1, most.MAX_VOCABULARY))
+    num_layers: int = setting(
         9, "in super-blocks of model.pattern; those left over at the end are text-only", within(1, most.MAX_LAYERS)
-    ),
-    "text.num_heads": Field(4, "", within(1, most.MAX_HEADS)),
-    "text.num_kv_heads": Field(4, "", within(1, most.MAX_HEADS)),
-    "text.head_dim": Field(16, "", within(2, most.MAX_HEAD_DIM)),
-    "text.rope_theta": Field(1e6, "", above(0)),
-    "text.rms_norm_eps": Field(1e-6, "", above(0)),
-    "text.tie_word_embeddings": Field(False, ""),
-    "text.embedding_init": Field(0.02, "standard deviation of random token embeddings", above(0)),
-    "text.residual_init": Field(1.0, "gain of the projections that end a residual branch, when random", above(0)),
-    "text.norm_init": Field(1.0, "scale of the final norm, when random", above(0)),
-    "text.recency_init": Field(
+    )
+    num_heads: int = setting(4, "query heads", within(1, most.MAX_HEADS))
+    num_kv_heads: int = setting(4, "key and value heads", within(1, most.MAX_HEADS))
+    head_dim: int = setting(16, "width of one head", within(2, most.MAX_HEAD_DIM))
+    rope_theta: float = setting(1e6, "base of the rotary frequencies", above(0))
+    rms_norm_eps: float = setting(1e-6, "added to the mean square before its root", above(0))
+    tie_word_embeddings: bool = setting(False, "the output projection is the embedding table")
+    embedding_init: float = setting(0.02, "standard deviation of random token embeddings", above(0))
+    residual_init: float = setting(1.0, "gain of the projections that end a residual branch, when random", above(0))
+    norm_init: float = setting(1.0, "scale of the final norm, when random", above(0))
+    recency_init: float = setting(
         0.0, "logit by which random text-only attention begins preferring the nearest", at_least(0)
-    ),
-    "text.max_positions": Field(
+    )
+    max_positions: int = setting(
         0,
         "text tokens and visual positions of the longest prompt with its answer; 0: by the rows of training and the"
         " largest picture (config.default_max_positions)",
         within(0, most.MAX_VOCABULARY),
-    ),
-    "vision.tile_size": Field(72, "pixels a side", within(1, most.MAX_TILE)),
-    "vision.patch_size": Field(8, "pixels a side", within(1, most.MAX_TILE)),
-    "vision.hidden_size": Field(96, "", within(1, most.MAX_WIDTH)),
-    "vision.intermediate_size": Field(192, "", within(1, most.MAX_VOCABULARY)),
-    "vision.num_layers": Field(1, "encoder layers that are run", within(1, most.MAX_LAYERS)),
-    "vision.num_heads": Field(4, "", within(1, most.MAX_HEADS)),
-    "vision.layer_norm_eps": Field(1e-6, "", above(0)),
-    "vision.patch_local": Field(False, "no attention in the tower: no patch sees another"),
-    "anyres.pinpoints": Field("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS),
-    "anyres.max_tiles": Field(9, "cap on a picture's visual tokens, in tiles' worth", at_least(1)),
-    "anyres.packing": Field(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS),
-    "anyres.image_mean": Field((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS, element=float),
-    "anyres.image_std": Field((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS, element=float),
-    "cross.num_kv_heads": Field(0, "of cross-attention; 0: as the decoder's own layers", within(0, most.MAX_HEADS)),
-    "cross.init": Field("copy", "how cross-attention starts (model/cross_init.py)", one_of("copy", "zero", "match")),
-    "cross.gate_init": Field(1.0, "before tanh, with init='copy'"),
-    "cross.kernel_size": Field(7, "of the conditional position's convolution", within(1, most.MAX_KERNEL)),
-    "policy.hidden_size": Field(128, "of the routing MLP", within(1, most.MAX_WIDTH)),
-    "policy.max_budgets": Field(
+    )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower."""
+
+    tile_size: int = setting(72, "side of a square tile", within(1, most.MAX_TILE), units="pixels")
+    patch_size: int = setting(8, "side of a square patch", within(1, most.MAX_TILE), units="pixels")
+    hidden_size: int = setting(96, "width of the residual stream", within(1, most.MAX_WIDTH))
+    intermediate_size: int = setting(192, "width inside an MLP", within(1, most.MAX_VOCABULARY))
+    num_layers: int = setting(1, "encoder layers that are run", within(1, most.MAX_LAYERS))
+    num_heads: int = setting(4, "query heads", within(1, most.MAX_HEADS))
+    layer_norm_eps: float = setting(1e-6, "added to the variance before its root", above(0))
+    patch_local: bool = setting(False, "no attention in the tower: no patch sees another")
+
+
+@dataclass(frozen=True)
+class AnyResConfig:
+    """How a picture is cut into tiles and its pixels normalized."""
+
+    pinpoints: str = setting("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS)
+    max_tiles: int = setting(9, "cap on a picture's visual tokens, in tiles' worth", at_least(1))
+    packing: int = setting(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS)
+    image_mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "of values in [0, 1]", CHANNELS)
+    image_std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "of values in [0, 1]", DEVIATIONS)
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Cross-attention to the visual tokens."""
+
+    num_kv_heads: int = setting(0, "of cross-attention; 0: as the decoder's own layers", within(0, most.MAX_HEADS))
+    init: str = setting("copy", "how cross-attention starts (model/cross_init.py)", one_of("copy", "zero", "match"))
+    gate_init: float = setting(1.0, "before tanh, with init='copy'")
+    kernel_size: int = setting(7, "of the conditional position's convolution", within(1, most.MAX_KERNEL))
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The routing MLP, which chooses a budget."""
+
+    hidden_size: int = setting(128, "of the routing MLP", within(1, most.MAX_WIDTH))
+    max_budgets: int = setting(
         32, "outputs of the routing MLP: most budgets that can be viable", within(1, most.MAX_WIDTH)
-    ),
-}
+    )
 
-_DATA = {
-    "source": Field(BUILT_IN[0], "a name from the table in visor_jax/data/sources", not_empty()),
-    "root": Field("", "source llava: folder under which pictures and the JSON file lie"),
-    "path": Field("", "source llava: the JSON or JSON-lines file below data.root; {split} stands for a split"),
-    "test_fraction": Field(0.1, "source llava: of the records, for each of validation and test", within(0, 0.45)),
-    "scenes": Field((), "generated data: (scene, whole weight) pairs; empty: all alike", WEIGHTS, element=(str, int)),
-    "turns_per_picture": Field(4, "questions in one conversation", at_least(1)),
-    "batch_size": Field(32, "conversations a step, over all devices", at_least(1)),
-    "tiles": Field(1, "row shape: tiles per row of a batch", at_least(1)),
-    "visual_length": Field(128, "row shape: visual positions per row of a batch", at_least(1)),
-    "text_length": Field(128, "row shape: text tokens per row of a batch", at_least(1)),
-    "follow_links": Field(False, "source llava: links below data.root may lead out of it"),
-    "max_image_pixels": Field(
-        DEFAULT_MAX_PIXELS,
-        "largest picture in pixels; larger ones are skipped, not decoded",
-        within(1, PILLOW_MAX_PIXELS),
-    ),
-    "max_skipped_fraction": Field(0.05, "of the samples tried; past it training stops", within(0, 1)),
-}
 
-_REST = {
-    "tokenizer.path": Field(BUILT_IN[0], "a built-in tokenizer's name, or the path of a tokenizer.json", not_empty()),
-    "tokenizer.system": Field("", "text of the system turn; empty: none"),
-    "loss.targets": Field(
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model's shape: `visor_jax.config.architecture` makes an `Architecture` of it."""
+
+    plan: str = setting(
+        "visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")
+    )
+    pattern: tuple[str, ...] = setting(
+        tuple(kind.value for kind in most.PATTERN),
+        "kinds of the layers of a super-block, in order: 'text', 'cross', 'self'; every 'self' is an optional slot",
+    )
+    head_layers: int = setting(0, "text-only layers before the first super-block", within(0, most.MAX_LAYERS))
+    dtype: str = setting("float32", "of activations", one_of("float32", "bfloat16"))
+    bidirectional_vision: bool = setting(False, "visual tokens see each other both ways")
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
+    anyres: AnyResConfig = dataclasses.field(default_factory=AnyResConfig)
+    cross: CrossAttentionConfig = dataclasses.field(default_factory=CrossAttentionConfig)
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where questions come from, and the window that a row of the batch has."""
+
+    source: str = setting(BUILT_IN[0], "a name from the table in visor_jax/data/sources", not_empty())
+    root: str = setting("", "source llava: folder under which pictures and the JSON file lie")
+    path: str = setting("", "source llava: the JSON or JSON-lines file below data.root; {split} stands for a split")
+    test_fraction: float = setting(
+        0.1, "source llava: of the records, for each of validation and test", within(0, 0.45)
+    )
+    scenes: tuple[tuple[str, int], ...] = setting(
+        (), "generated data: (scene, whole weight) pairs; empty: all alike", WEIGHTS
+    )
+    turns_per_picture: int = setting(4, "questions in one conversation", at_least(1))
+    batch_size: int = setting(32, "of one step, over all devices", at_least(1), units="conversations")
+    tiles: int = setting(1, "window: a row of the batch holds so many", at_least(1), units="tiles")
+    visual_length: int = setting(128, "window: a row of the batch holds so many", at_least(1), units="visual tokens")
+    text_length: int = setting(128, "window: a row of the batch holds so many", at_least(1), units="text tokens")
+    follow_links: bool = setting(False, "source llava: links below data.root may lead out of it")
+    max_image_pixels: int = setting(
+        DEFAULT_MAX_PIXELS, "largest picture in pixels; larger ones are skipped, not decoded", within(1, PILLOW_MAX_PIXELS)
+    )
+    max_skipped_fraction: float = setting(0.05, "of the samples tried; past it training stops", within(0, 1))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of one stage; `stage_overrides` says in what a stage differs."""
+
+    steps: int = setting(1000, "of the optimizer", at_least(1), units="steps")
+    objective: str = setting("answer", "training objective", one_of("answer", "base", "policy"))
+    batch_size: int = setting(0, "of one step; 0: data.batch_size", at_least(0), units="rows")
+    learning_rate: float = setting(0.001, "peak of the schedule", above(0))
+    schedule: str = setting("cosine", "from the peak to the end", one_of("cosine", "linear", "constant"))
+    warmup_fraction: float = setting(0.03, "of the steps, from 0 up to the peak", within(0, 1))
+    end_fraction: float = setting(0.0, "of the peak, at the last step", within(0, 1))
+    b1: float = setting(0.9, "Adam's decay of the mean", below_one())
+    b2: float = setting(0.999, "Adam's decay of the variance", below_one())
+    weight_decay: float = setting(0.0, "decoupled from the gradient, as AdamW has it", at_least(0))
+    clip_norm: float = setting(1.0, "gradients are scaled down to this global norm", above(0))
+    trainable: tuple[str, ...] = setting(
+        (".*",), "patterns from the start of parameter paths; the rest is frozen", PATTERNS
+    )
+    group_rates: tuple[tuple[str, float], ...] = setting(
+        (), "(pattern, multiplier of the learning rate), first match counts", RATES
+    )
+    budgets: str = setting("full", "of each step: full, or drawn from these", one_of("full", "viable", "subsets"))
+    init_from: str = setting("", "a stage, or a path to another run's stage folder; empty: random weights")
+    hops: tuple[int, ...] = setting(
+        (1, 2, 3), "objective base: length of chains to follow with 1, 2, ... slots on", HOPS
+    )
+    label_balance: float = setting(
+        0.0, "objective policy: 0 labels as they are, 1 rare budgets like common ones, above that more", within(0, 4)
+    )
+    label_caution: float = setting(
+        1.0, "objective policy: how much more labels above the cheapest budget weigh than its own", above(0)
+    )
+    remat: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    checkpoint_every: int = setting(500, "from one checkpoint to the next", at_least(1), units="steps")
+    keep: int = setting(2, "checkpoints of a stage that stay on disk", at_least(1))
+    max_bad_steps: int = setting(10, "steps in a row with NaN or Inf before the run stops", at_least(1))
+    hang_seconds: float = setting(
+        1800.0, "without a step until the watchdog aborts the process; 0: never", at_least(0), units="seconds"
+    )
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer and the system turn."""
+
+    path: str = setting(BUILT_IN[0], "a built-in tokenizer's name, or the path of a tokenizer.json", not_empty())
+    system: str = setting("", "text of the system turn; empty: none")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Which tokens are learned."""
+
+    targets: str = setting(
         "answer", "the answer and its end, or what LLaVA's code trains on", one_of("answer", "llava")
-    ),
-    "mesh.replica": Field(1, "copies of the parameters", MESH_SIZE),
-    "mesh.fsdp": Field(-1, "devices that share the parameters", MESH_SIZE),
-    "mesh.tensor": Field(1, "devices that share each matrix product", MESH_SIZE),
-    "search.samples": Field(1024, "of the validation split", at_least(1)),
-    "search.max_subsets": Field(512, "evaluate all subsets up to this many, else best-first by count", at_least(2)),
-    "label.samples": Field(4096, "of the training split", at_least(1)),
-    "label.tolerance": Field(0.01, "share of the full budget's score that a cheaper one may lose", below_one()),
-    "label.only_right": Field(False, "leave out questions that the full budget does not answer exactly"),
-    "evaluate.samples": Field(1024, "of the test split", at_least(1)),
-    "evaluate.batch_size": Field(64, "rows", at_least(1)),
-    "evaluate.dials": Field(
-        (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0),
-        "positions of the cost/accuracy dial to evaluate",
-        not_empty(),
-        element=float,
-    ),
-    "export.license": Field(
+    )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are arranged."""
+
+    replica: int = setting(1, "copies of the parameters", MESH_SIZE)
+    fsdp: int = setting(-1, "devices that share the parameters", MESH_SIZE)
+    tensor: int = setting(1, "devices that share each matrix product", MESH_SIZE)
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The pass that finds the viable budgets."""
+
+    samples: int = setting(1024, "of the validation split", at_least(1))
+    max_subsets: int = setting(512, "evaluate all subsets up to this many, else best-first by count", at_least(2))
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The pass that finds the cheapest right budget of each question."""
+
+    samples: int = setting(4096, "of the training split", at_least(1))
+    tolerance: float = setting(0.01, "share of the full budget's score that a cheaper one may lose", below_one())
+    only_right: bool = setting(False, "leave out questions that the full budget does not answer exactly")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Evaluation on the test split."""
+
+    samples: int = setting(1024, "of the test split", at_least(1))
+    batch_size: int = setting(64, "of one batch", at_least(1), units="rows")
+    dials: tuple[float, ...] = setting(
+        (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0), "positions of the cost/accuracy dial to evaluate", not_empty()
+    )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What the model card of an export says."""
+
+    license: str = setting(
         "",
         "of the weights, as the Hugging Face hub spells it; empty: the base model's, or apache-2.0 without one",
-        Rule(lambda value: value in ("", *LICENSES), "a license as the hub spells it, such as 'apache-2.0' or 'other'"),
-    ),
-    "export.base_model": Field("", "id on the hub of the model that the weights come from; empty: as imported"),
-    "export.languages": Field(("en",), "two-letter codes of the languages that the model was trained on", not_empty()),
-}
+        LICENSE,
+    )
+    base_model: str = setting("", "id on the hub of the model that the weights come from; empty: as imported")
+    languages: tuple[str, ...] = setting(
+        ("en",), "two-letter codes of the languages that the model was trained on", not_empty()
+    )
 
-# What the method prescribes for each trained stage, where it differs from `train`.
+
 _ALL_BUT_ROUTING = ("(?!routing/)",)
-STAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "base": {
-        "objective": "base",
-        "budgets": "subsets",
-        "trainable": ("vision/", "connector/", "image_newline", "embed_tokens/", "blocks/(text|cross|self)/"),
-    },
-    "dense": {"init_from": "base", "trainable": _ALL_BUT_ROUTING},
-    "warmup": {"init_from": "base", "trainable": ("blocks/cross_attention/",)},
-    "full": {"init_from": "warmup", "trainable": _ALL_BUT_ROUTING},
-    "universal": {"init_from": "full", "trainable": _ALL_BUT_ROUTING, "budgets": "viable"},
-    "policy": {"init_from": "universal", "trainable": ("routing/",), "objective": "policy"},
-}
 
-SCHEMA: dict[str, Field] = {
-    "name": Field("visor", "of the run, for people"),
-    "seed": Field(0, "of weights, data order and drawn budgets", SEED),
-    "stage": Field("", "the stage that `train` runs", one_of("", *STAGES)),
-    "stages": Field(
+
+@dataclass(frozen=True)
+class StageOverrides:
+    """What each trained stage has otherwise than `train`: one field a stage."""
+
+    base: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(
+            objective="base",
+            budgets="subsets",
+            trainable=("vision/", "connector/", "image_newline", "embed_tokens/", "blocks/(text|cross|self)/"),
+        )
+    )
+    dense: TrainOverrides = dataclasses.field(default=TrainOverrides.of(init_from="base", trainable=_ALL_BUT_ROUTING))
+    warmup: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(init_from="base", trainable=("blocks/cross_attention/",))
+    )
+    full: TrainOverrides = dataclasses.field(default=TrainOverrides.of(init_from="warmup", trainable=_ALL_BUT_ROUTING))
+    universal: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(init_from="full", trainable=_ALL_BUT_ROUTING, budgets="viable")
+    )
+    policy: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(init_from="universal", trainable=("routing/",), objective="policy")
+    )
+
+    def of(self, stage: str) -> TrainOverrides:
+        """The overrides of a trained stage."""
+        return getattr(self, stage)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration, as `validate` returns it."""
+
+    name: str = setting("visor", "of the run, for people")
+    seed: int = setting(0, "of weights, data order and drawn budgets", SEED)
+    stage: str = setting("", "the stage that `train` runs", one_of("", *STAGES))
+    stages: tuple[str, ...] = setting(
         ("base", "warmup", "full", "search", "universal", "label", "policy"),
         "the stages that `run` runs",
         some_of(STAGES),
-    ),
-    **{f"model.{name}": field for name, field in _MODEL.items()},
-    **{f"data.{name}": field for name, field in _DATA.items()},
-    **{f"train.{name}": field for name, field in _TRAIN.items()},
-    **_REST,
-}
+    )
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    stage_overrides: StageOverrides = dataclasses.field(default_factory=StageOverrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as nested dicts, sorted by name; tuples stay tuples."""
+        return _tree(self)
+
+
+def _tree(node: Any) -> dict[str, Any]:
+    names = [*node] if isinstance(node, TrainOverrides) else [field.name for field in dataclasses.fields(node)]
+    values = {name: getattr(node, name) for name in sorted(names)}
+    return {name: _tree(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+
+
+def _described(kind: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+    """(dotted name, field) of every field below a dataclass, in the order of their statement."""
+    annotations = get_type_hints(kind)
+    for stated in dataclasses.fields(kind):
+        annotation: Any = annotations[stated.name]
+        if annotation is StageOverrides:
+            continue
+        if dataclasses.is_dataclass(annotation):
+            yield from _described(annotations[stated.name], f"{prefix}{stated.name}.")
+        else:
+            yield f"{prefix}{stated.name}", described(stated, annotation)
+
+
+SCHEMA: dict[str, Field] = dict(_described(Config))
 
 
 def field_of(name: str) -> Field | None:
@@ -343,45 +389,24 @@ def field_of(name: str) -> Field | None:
 
 def all_names() -> list[str]:
     """Every name that `field_of` knows."""
-    return [*SCHEMA, *(f"stage_overrides.{stage}.{name}" for stage in TRAINED_STAGES for name in _TRAIN)]
+    of_train = [name.removeprefix("train.") for name in SCHEMA if name.startswith("train.")]
+    return [*SCHEMA, *(f"stage_overrides.{stage}.{name}" for stage in TRAINED_STAGES for name in of_train)]
 
 
-def typed(value: Any, field: Field) -> Any:
-    """`value` as the field's type: whole numbers become floats where floats are meant, lists become tuples.
-
-    Raises:
-      ValueError: the value has another type, is not finite, or breaks the field's rule; it says what is expected.
-    """
-    if isinstance(field.default, tuple):
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"expected a list of {_type_name(field.element)}")
-        result: Any = tuple(_element(item, field.element) for item in value)
-    else:
-        result = _scalar(value, type(field.default))
-    if field.rule is not None and not field.rule.holds(result):
-        raise ValueError(f"expected {field.rule.expected}")
-    return result
+def built(values: Mapping[str, Any]) -> Config:
+    """The `Config` of {dotted name: value}: every name of `SCHEMA`, and the stages' overrides."""
+    return _built(Config, "", values)
 
 
-def _element(value: Any, kind: type | tuple[type, ...]) -> Any:
-    if not isinstance(kind, tuple):
-        return _scalar(value, kind)
-    if not isinstance(value, list | tuple) or len(value) != len(kind):
-        raise ValueError(f"expected a list of {_type_name(kind)}")
-    return tuple(_scalar(item, part) for item, part in zip(value, kind, strict=True))
-
-
-def _scalar(value: Any, kind: type) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
-        value = float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"expected {_type_name(kind)}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError("expected a finite number")
-    return value
-
-
-def _type_name(kind: type | tuple[type, ...]) -> str:
-    if isinstance(kind, tuple):
-        return "pairs (" + ", ".join(_type_name(part) for part in kind) + ")"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+def _built(kind: type[ValueT], prefix: str, values: Mapping[str, Any]) -> ValueT:
+    parts: dict[str, Any] = {}
+    annotations: dict[str, Any] = get_type_hints(kind)
+    for name, annotation in annotations.items():
+        full = f"{prefix}{name}"
+        if annotation is TrainOverrides:
+            own = {key.removeprefix(f"{full}."): values[key] for key in values if key.startswith(f"{full}.")}
+            parts[name] = TrainOverrides.of(**own)
+        else:
+            nested = dataclasses.is_dataclass(annotation)
+            parts[name] = _built(annotations[name], f"{full}.", values) if nested else values[full]
+    return kind(**parts)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.collate import Example
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.sample import Sample, SkipSample, Source
@@ -38,7 +39,7 @@ class _Found:
 
 
 def check(
-    config: Any, sources: Mapping[str, Source], limit: int | None, *, whole: bool, listing: str | None = None
+    config: ConfigLike, sources: Mapping[str, Source], limit: int | None, *, whole: bool, listing: str | None = None
 ) -> dict[str, Any]:
     """Checks at most `limit` samples of each source, and prints what was found.
 
@@ -56,6 +57,7 @@ def check(
       RunError: training would stop; its `result` is the same object.
       RequestError: the listing cannot be written.
     """
+    config = as_config(config)
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     found: dict[str, _Found] = {}
     splits: dict[str, Any] = {}
@@ -194,7 +196,9 @@ def _print_split(name: str, facts: dict[str, Any]) -> None:
 # --- where training would stop ----------------------------------------------------------------------------------------
 
 
-def _problems(config: Any, sources: Mapping[str, Source], found: Mapping[str, _Found], *, complete: bool) -> list[str]:
+def _problems(
+    config: Config, sources: Mapping[str, Source], found: Mapping[str, _Found], *, complete: bool
+) -> list[str]:
     """What is wrong with the splits that the configured stages and the evaluation after them read."""
     kind = source_kind(config)
     if kind.endless:

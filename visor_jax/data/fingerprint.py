@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.from_config import make_source
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.files.read_write import open_regular
@@ -19,12 +19,13 @@ RECORDS = 256
 MAX_BYTES = 2**20  # of each picture
 
 
-def fingerprint_of_split(config: Any, split: str) -> str:
+def fingerprint_of_split(config: ConfigLike, split: str) -> str:
     """`picture_fingerprint` of the configured data's split; "" for a source without records.
 
     Raises:
       RequestError: the data cannot be read.
     """
+    config = as_config(config)
     source = make_source(config, split)
     return picture_fingerprint(source) if isinstance(source, RecordSource) else ""
 

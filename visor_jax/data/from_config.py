@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from visor_jax.config import architecture
+from visor_jax.config import ConfigLike, architecture, as_config
 from visor_jax.data.collate import Example, RowShape, encode_example
 from visor_jax.data.draws import Within, index_range
 from visor_jax.data.sample import Sample, Source
@@ -18,17 +17,19 @@ from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 
 
-def make_tokenizer(config: Any) -> ChatTokenizer:
-    return load_tokenizer(config.tokenizer.path)
+def make_tokenizer(config: ConfigLike) -> ChatTokenizer:
+    return load_tokenizer(as_config(config).tokenizer.path)
 
 
-def training_row_shape(config: Any) -> RowShape:
+def training_row_shape(config: ConfigLike) -> RowShape:
     """The fixed shape of a row: `data.tiles`, `data.visual_length`, `data.text_length`."""
-    return RowShape(tiles=config.data.tiles, visual=config.data.visual_length, text=config.data.text_length)
+    data = as_config(config).data
+    return RowShape(tiles=data.tiles, visual=data.visual_length, text=data.text_length)
 
 
-def sample_encoder(config: Any, tokenizer: ChatTokenizer, row_shape: RowShape) -> Callable[[Sample], Example]:
+def sample_encoder(config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape) -> Callable[[Sample], Example]:
     """Sample -> Example, as this configuration tokenizes, tiles and masks."""
+    config = as_config(config)
     return partial(
         encode_example,
         tokenizer=tokenizer,
@@ -39,24 +40,28 @@ def sample_encoder(config: Any, tokenizer: ChatTokenizer, row_shape: RowShape) -
     )
 
 
-def make_source(config: Any, split: str) -> Source:
+def make_source(config: ConfigLike, split: str) -> Source:
     """The configured source of conversations for "train", "validation" or "test"."""
+    config = as_config(config)
     return source_kind(config).open(config, split)
 
 
-def stage_source(config: Any, stage: str) -> Source:
+def stage_source(config: ConfigLike, stage: str) -> Source:
     """Returns the source a stage trains on: the training records, or for an endless source the stage's own range."""
+    config = as_config(config)
     source = make_source(config, "train")
     return Within(source, index_range(stage)[1]) if source_kind(config).endless else source
 
 
-def label_source(config: Any) -> Source:
+def label_source(config: ConfigLike) -> Source:
     """Returns the source whose questions are labeled."""
+    config = as_config(config)
     for_labels = source_kind(config).for_labels
     return make_source(config, "train") if for_labels is None else for_labels(config)
 
 
-def evaluation_source(config: Any, split: str) -> Source:
+def evaluation_source(config: ConfigLike, split: str) -> Source:
     """Returns the source whose questions search and evaluate ask."""
+    config = as_config(config)
     for_evaluation = source_kind(config).for_evaluation
     return make_source(config, split) if for_evaluation is None else for_evaluation(config, split)

@@ -16,12 +16,12 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grain
 
-from visor_jax.config import architecture
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.config import Config, ConfigLike, architecture, as_config
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
@@ -70,7 +70,7 @@ class Questions:
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         source: Source,
         count: int,
         *,
@@ -277,24 +277,26 @@ def split_turns(sample: Sample) -> list[Sample]:
     return single
 
 
-def single_questions(config: Any, split: str, count: int, skips: SkipLog | None = None) -> Questions:
+def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog | None = None) -> Questions:
     """`count` single questions of a split, as its source draws them for evaluation.
 
     Raises:
       RequestError: the split has no question, as far as can be told without opening a picture.
     """
+    config = as_config(config)
     questions = Questions(config, evaluation_source(config, split), count, skips=skips)
     if not questions.plan():
         raise RequestError(f"data: split {split!r} has no usable question")
     return questions
 
 
-def label_questions(config: Any, skips: SkipLog | None = None) -> Questions:
+def label_questions(config: ConfigLike, skips: SkipLog | None = None) -> Questions:
     """The questions of the training subset, about `label.samples` of them.
 
     An endless source is read in a range of its own, its tasks equally often, so that the policy meets each as often as
     the others.
     """
+    config = as_config(config)
     count, source, kind = config.label.samples, label_source(config), source_kind(config)
     if not kind.endless:
         return Questions(config, source, count, skips=skips)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from visor_jax.config import Config
 from visor_jax.data.sample import Source
 from visor_jax.errors import RequestError
 
@@ -73,16 +74,16 @@ class SourceKind:
       from_file: (file) -> fields of `config.data` to evaluate on that file; None where the kind reads no file.
     """
 
-    open: Callable[[Any, str], Source]
+    open: Callable[[Config, str], Source]
     endless: bool = False
     levels: Mapping[str, str] = field(default_factory=dict)
-    for_labels: Callable[[Any], Source] | None = None
-    for_evaluation: Callable[[Any, str], Source] | None = None
+    for_labels: Callable[[Config], Source] | None = None
+    for_evaluation: Callable[[Config, str], Source] | None = None
     has_patch_labels: bool = False
-    check: Callable[[Any], None] = _accept
-    check_splits: Callable[[Any, Collection[str]], None] = _accept
-    stored_splits: Callable[[Any], Sequence[str]] = _every_split
-    split_files: Callable[[Any], Mapping[str, str]] = lambda config: {}
+    check: Callable[[Config], None] = _accept
+    check_splits: Callable[[Config, Collection[str]], None] = _accept
+    stored_splits: Callable[[Config], Sequence[str]] = _every_split
+    split_files: Callable[[Config], Mapping[str, str]] = lambda config: {}
     from_file: Callable[[Path], dict[str, Any]] | None = None
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.skips import SkipLog
@@ -40,7 +41,7 @@ EXAMPLES_PER_TASK = 2
 
 
 def evaluate(
-    config: Any,
+    config: ConfigLike,
     model: Visor,
     workdir: Workdir,
     *,
@@ -54,6 +55,7 @@ def evaluate(
       name: of the data, where they are not the run's own: a folder below `eval/`, so that nothing there is replaced.
       budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
     """
+    config = as_config(config)
     asked, folder = wanted_budgets(model, budgets), workdir.path / "eval" / name  # a mistake is told at once
     skips = SkipLog()
     questions = single_questions(config, split, config.evaluate.samples, skips)
@@ -81,8 +83,9 @@ def evaluate(
     return result
 
 
-def evaluation_identity(config: Any, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
+def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
     """What an evaluation's figures are made of: the run's model, the settings, and the data as they are now."""
+    config = as_config(config)
     pictures = fingerprint_of_split(config, split)
     return workdir.identity(config, "evaluate", model=model.stage, pictures=pictures)
 

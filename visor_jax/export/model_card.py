@@ -14,7 +14,7 @@ from typing import Any
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
-from visor_jax.config.schema import TRAINED_STAGES
+from visor_jax.config.schema import TRAINED_STAGES, ExportConfig
 from visor_jax.cost import decoder_flops, dense_decoder_flops
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
@@ -42,7 +42,7 @@ class About:
     evaluation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def about_stage(settings: Mapping[str, Any], workdir: Workdir, stage: str) -> About:
+def about_stage(settings: ExportConfig, workdir: Workdir, stage: str) -> About:
     """Collects the facts about one stage's model from a workdir and the configuration's `export` fields."""
     folders = [workdir.stage(name) for name in TRAINED_STAGES]
     records = [read_json(folder.path / "complete.json") for folder in folders if folder.is_complete()]
@@ -53,15 +53,15 @@ def about_stage(settings: Mapping[str, Any], workdir: Workdir, stage: str) -> Ab
     return about(settings, origin, evaluation if evaluation.get("stage") == stage else {})
 
 
-def about(settings: Mapping[str, Any], origin: Mapping[str, str], evaluation: Mapping[str, Any]) -> About:
+def about(settings: ExportConfig, origin: Mapping[str, str], evaluation: Mapping[str, Any]) -> About:
     """Combines the configuration's `export` fields, the origin that an import recorded, and an evaluation.
 
     A field that is set takes precedence; an empty one is taken from the base model (`origin_of`).
     """
-    base_model = settings.get("base_model") or origin.get("base_model", "")
-    license_id = settings.get("license") or origin.get("license")
+    base_model = settings.base_model or origin.get("base_model", "")
+    license_id = settings.license or origin.get("license")
     license_id = license_id or ("unknown" if base_model else OWN_LICENSE)
-    return About(license_id, base_model, tuple(settings.get("languages", ("en",))), evaluation)
+    return About(license_id, base_model, settings.languages, evaluation)
 
 
 def origin_of(folder: Path) -> dict[str, str]:

@@ -14,12 +14,14 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from visor_jax.architecture import FSDP, MESH_AXES, REPLICA
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.errors import RequestError
 
 
-def configured_mesh(config: Any) -> Mesh:
+def configured_mesh(config: ConfigLike) -> Mesh:
     """Builds the mesh of a configuration."""
-    return build_mesh(config.mesh.replica, config.mesh.fsdp, config.mesh.tensor)
+    mesh = as_config(config).mesh
+    return build_mesh(mesh.replica, mesh.fsdp, mesh.tensor)
 
 
 def row_shards(mesh: Mesh) -> int:
@@ -41,7 +43,7 @@ def check_rows(name: str, rows: int, mesh: Mesh) -> None:
         )
 
 
-def scoring_mesh(config: Any) -> Mesh:
+def scoring_mesh(config: ConfigLike) -> Mesh:
     """Builds the mesh for evaluation: the configured one, or this process's devices if there are several processes."""
     if jax.process_count() == 1:
         return configured_mesh(config)

@@ -47,4 +47,4 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
     config.evaluate.update(samples=22, batch_size=8, dials=(-4.0, 0.0, 4.0))
     for name, value in (changes or {}).items():
         config.update_from_flattened_dict({name: value})
-    return validate(config)
+    return ConfigDict(validate(config).to_dict(), type_safe=False).lock()

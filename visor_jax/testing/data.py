@@ -9,11 +9,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from visor_jax.architecture import Architecture
+from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.collate import Batch, Example, RowShape, encode_tokens, make_batch, make_prompt_batch
 from visor_jax.data.questions import Questions
 from visor_jax.data.sample import Sample
@@ -125,6 +125,7 @@ class Held:
         return self._samples[index]
 
 
-def questions_of(config: Any, samples: Sequence[Sample]) -> Questions:
+def questions_of(config: ConfigLike, samples: Sequence[Sample]) -> Questions:
     """Single questions about given samples, as search, label and evaluate ask them; question i has the id "i/0"."""
+    config = as_config(config)
     return Questions(config, Held(samples), len(samples))

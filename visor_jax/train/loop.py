@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import restore_complete
-from visor_jax.config import architecture, stage_config
+from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import STOPPED, RequestError
 from visor_jax.files.read_write import as_path
 from visor_jax.model.cross_init import start_cross_attention
@@ -70,20 +70,21 @@ class State(NamedTuple):
     opt_state: Any
 
 
-def train(config: Any, stage: str, workdir: Workdir) -> None:
+def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
     """Run `stage` to its end; returns at once where it is complete.
 
     Raises:
       SystemExit: with status 143 after SIGTERM, the state saved or the stage complete.
       RunError: when the run cannot go on (bad steps in a row, too many skipped samples, saves that fail).
     """
+    config = as_config(config)
     if workdir.stage(stage).is_complete():
         return
     with supervised() as stop, stop.until_complete(stage), watched(stage_config(config, stage).hang_seconds):
         train_stage(config, stage, workdir, stop)
 
 
-def train_stage(config: Any, stage: str, workdir: Workdir, stop: Stop) -> None:
+def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> None:
     """What `train` does, under its signals and its watchdog."""
     # --- mesh, objective ----------------------------------------------------------------------------------------------
     settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
@@ -130,7 +131,7 @@ class Run:
     stage: str
     update: Update
     objective: Objective
-    settings: Any
+    settings: TrainConfig
     checkpoints: Checkpoints
     folder: Path
     goodput: Goodput
@@ -218,9 +219,10 @@ def update_step(
 
 
 def initial_state(
-    config: Any, stage: str, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
+    config: ConfigLike, stage: str, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
 ) -> tuple[State, State]:
     """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
+    config = as_config(config)
     shapes = abstract_params(arch)
     places = param_shardings(shapes, mesh)
     quick = compiling.options(shapes)
@@ -235,7 +237,7 @@ def initial_state(
 
 
 def start_params(
-    config: Any, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
+    config: Config, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
 ) -> Params:
     """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
     settings, key = stage_config(config, stage), start_key(config.seed, stage)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from visor_jax.budget import Bits, budget_name
-from visor_jax.config import architecture, stage_config
+from visor_jax.config import Config, architecture, stage_config
 from visor_jax.config.schema import STAGES
 from visor_jax.data.collate import Batch
 from visor_jax.data.draws import seed_sequence
@@ -41,7 +41,7 @@ class Step:
 # --- budgets ----------------------------------------------------------------------------------------------------------
 
 
-def budget_drawer(config: Any, stage: str, workdir: Workdir) -> Callable[[int], Bits]:
+def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int], Bits]:
     """The budget of each step: a pure function of (seed, stage, step)."""
     arch, kind = architecture(config, stage), stage_config(config, stage).budgets
     full = (True,) * arch.num_slots

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visor_jax.config import ConfigLike
 from visor_jax.errors import RequestError, short, unwritable
 from visor_jax.files.read_write import (
     MAX_JSON_BYTES,
@@ -163,7 +164,7 @@ class Workdir:
         """Returns a context manager that excludes other runs; of several processes only process 0 takes it."""
         return WorkdirLock(self.path / "lock.json")
 
-    def claim(self, config: Any) -> None:
+    def claim(self, config: ConfigLike) -> None:
         """Writes `config.json`, after checking that an existing one has the same configuration (only in process 0).
 
         Raises:
@@ -185,7 +186,7 @@ class Workdir:
         provenance["random_numbers"] = random_numbers
         write_json(self.path / "config.json", {"config": mine, **({"data": data} if data else {}), **provenance})
 
-    def claim_data(self, config: Any, pictures: str = "") -> None:
+    def claim_data(self, config: ConfigLike, pictures: str = "") -> None:
         """Records the training data of this workdir, after checking that they match those recorded before.
 
         Args:
@@ -209,7 +210,7 @@ class Workdir:
             write_json(self.path / "config.json", {**record, "data": known})
 
     @contextlib.contextmanager
-    def claimed(self, config: Any) -> Iterator[None]:
+    def claimed(self, config: ConfigLike) -> Iterator[None]:
         """Claims the workdir for a block of work; a RequestError in the block restores the previous `config.json`."""
         path = self.path / "config.json"
         before = None
@@ -272,7 +273,9 @@ class Workdir:
         """
         return self.record()["config"]
 
-    def identity(self, config: Any, stage: str, *, model: str = "", pictures: str | None = None) -> dict[str, Any]:
+    def identity(
+        self, config: ConfigLike, stage: str, *, model: str = "", pictures: str | None = None
+    ) -> dict[str, Any]:
         """Returns the identity that a checkpoint of `stage`, or a result of a pass, must match to be used.
 
         Args:

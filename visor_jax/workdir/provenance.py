@@ -19,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from visor_jax.config import ConfigLike
 from visor_jax.errors import RequestError, short
 from visor_jax.files.read_write import as_path
 
@@ -45,9 +46,9 @@ FREE_FIELDS = (
 )
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain(config: ConfigLike | Mapping[str, Any]) -> dict[str, Any]:
     """Returns a configuration as plain JSON values: dicts, lists, numbers, strings, booleans, None."""
-    tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    tree = dict(config) if isinstance(config, Mapping) else config.to_dict()
     return json.loads(json.dumps(tree))
 
 

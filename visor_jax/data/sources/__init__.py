@@ -6,8 +6,8 @@ In: a configuration. Out: the `SourceKind` that its `data.source` names.
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
+from visor_jax.config import Config
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
 
@@ -23,7 +23,7 @@ def named_kind(name: str) -> SourceKind:
     return importlib.import_module(SOURCES[name]).SOURCE
 
 
-def source_kind(config: Any) -> SourceKind:
+def source_kind(config: Config) -> SourceKind:
     """The source that `config.data.source` names.
 
     Raises:
@@ -38,7 +38,7 @@ def source_kind(config: Any) -> SourceKind:
     return named_kind(name)
 
 
-def check_source(config: Any) -> None:
+def check_source(config: Config) -> None:
     """Check `config.data` against the source that it names.
 
     Raises:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from visor_jax.config import Config
 from visor_jax.config.schema import DEFAULT_MAX_PIXELS
 from visor_jax.data.images import open_under
 from visor_jax.data.json_records import BadLine, read_records
@@ -78,7 +79,7 @@ class LlavaSource:
             raise self.empty_split(split)
 
     @classmethod
-    def from_config(cls, config: Any, split: str) -> LlavaSource:
+    def from_config(cls, config: Config, split: str) -> LlavaSource:
         """The source that `config.data` names.
 
         `{split}` in `data.path` stands for the split: each has a file of its own, and `data.test_fraction` is not used.
@@ -206,7 +207,7 @@ def data_file(data: Any, split: str) -> Path:
     return as_path(name) if name.startswith("~") else as_path(data.root) / name
 
 
-def check_splits(config: Any, splits: Collection[str]) -> None:
+def check_splits(config: Config, splits: Collection[str]) -> None:
     """See that each of `splits` has records, so that none is found empty after hours of training.
 
     Of "validation" and "test" one record must be usable too; "train" is read at once anyway, and so is its own file. A
@@ -243,7 +244,7 @@ def _require_usable(source: LlavaSource, split: str, indices: Iterable[int]) -> 
     raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {why}")
 
 
-def _check(config: Any) -> None:
+def _check(config: Config) -> None:
     data = config.data
     if not data.path:
         raise RequestError(
@@ -251,13 +252,13 @@ def _check(config: Any) -> None:
         )
 
 
-def _split_files(config: Any) -> Mapping[str, str]:
+def _split_files(config: Config) -> Mapping[str, str]:
     """{split: file name}, where `data.path` names a file for each split."""
     path = config.data.path
     return {split: path.replace(SPLIT_MARK, split) for split in SPLITS} if SPLIT_MARK in path else {}
 
 
-def _stored_splits(config: Any) -> Sequence[str]:
+def _stored_splits(config: Config) -> Sequence[str]:
     """The splits whose files exist, or the first one; a single file is read as a whole."""
     if SPLIT_MARK not in config.data.path:
         return [WHOLE]

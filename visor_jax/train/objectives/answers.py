@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from visor_jax.architecture import Architecture
-from visor_jax.config import architecture, stage_config
+from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.collate import make_batch
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
 from visor_jax.data.pipeline import Part, make_pipeline
@@ -27,7 +27,7 @@ from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
 
-def answer_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers of the configured data source."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     tokenizer, row_shape = make_tokenizer(config), training_row_shape(config)

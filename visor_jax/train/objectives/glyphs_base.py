@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import budget_name
-from visor_jax.config import architecture, stage_config
+from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
 from visor_jax.data.collate import Example
@@ -45,7 +45,7 @@ from visor_jax.workdir.folder import Workdir
 # --- what the stage reads ---------------------------------------------------------------------------------------------
 
 
-def base_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """Labeled grids of the generated data set (method.md section 5.0)."""
     if config.data.source != "glyphs":
         raise RequestError(
@@ -96,7 +96,7 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     return found
 
 
-def picture_prefix(tokenizer: ChatTokenizer, config: Any) -> np.ndarray:
+def picture_prefix(tokenizer: ChatTokenizer, config: Config) -> np.ndarray:
     """The token ids that stand before the picture in every conversation."""
     ids = encode_prompt(tokenizer, "", 1, config.tokenizer.system or None)
     return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
-from visor_jax.config import architecture, stage_config
+from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.collate import Example, make_batch
 from visor_jax.data.draws import generator
 from visor_jax.data.from_config import label_source, training_row_shape
@@ -37,7 +37,7 @@ KEPT_BYTES = 2**26  # of the tiles of labeled prompts
 RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
 
 
-def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
+def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """The labels of `labels/`, their questions read anew from the source they were made from."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     labels = Labels.read(workdir)
@@ -61,7 +61,7 @@ def policy_objective(config: Any, stage: str, workdir: Workdir) -> Objective:
 class LabeledExamples:
     """The prompts that were labeled, read anew whenever they are needed; a few of them are kept."""
 
-    def __init__(self, config: Any, labels: Labels):
+    def __init__(self, config: Config, labels: Labels):
         """
         Raises:
           RequestError: a label is of a question that its source does not have.

@@ -1,0 +1,132 @@
+"""Which values of a configuration's field make sense, and how a message says so.
+
+Ground floor: no JAX import. `visor_jax.config.schema` attaches these rules to its fields.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Licenses as the Hugging Face hub spells them; it refuses a model card with another one.
+_LICENSES = """
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0
+cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl osl-3.0
+postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3
+llama4 gemma unknown other
+"""
+LICENSES = tuple(_LICENSES.split())
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which values of a field make sense, and how a message says so."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(low: float) -> Rule:
+    return Rule(lambda value: value >= low, f"a number of at least {low}")
+
+
+def above(low: float) -> Rule:
+    return Rule(lambda value: value > low, f"a number above {low}")
+
+
+def within(low: float, high: float) -> Rule:
+    return Rule(lambda value: low <= value <= high, f"a number from {low} to {high}")
+
+
+def below_one() -> Rule:
+    return Rule(lambda value: 0 <= value < 1, "a number from 0 to less than 1")
+
+
+def one_of(*names: str) -> Rule:
+    return Rule(lambda value: value in names, "one of " + ", ".join(repr(name) for name in names))
+
+
+def some_of(names: Iterable[str]) -> Rule:
+    """A tuple of different names in their order here."""
+    order = list(names)
+
+    def holds(value: tuple[str, ...]) -> bool:
+        return all(a in order for a in value) and list(value) == sorted(set(value), key=order.index)
+
+    return Rule(holds, "different stages in the order " + ", ".join(order))
+
+
+def not_empty() -> Rule:
+    return Rule(lambda value: len(value) > 0, "something that is not empty")
+
+
+def parse_grids(text: str) -> tuple[tuple[int, int], ...]:
+    """ "(1x1),(1x2)" as (rows, columns) pairs, in order; "(1x1),...,(6x6)" holds every grid between the two.
+
+    Raises:
+      ValueError: the text is not of this form.
+    """
+    grids: list[tuple[int, int]] = []
+    span = False
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part == "..." and grids and not span:
+            span = True
+            continue
+        match = re.fullmatch(r"\(([1-9]\d?)x([1-9]\d?)\)", part)
+        if match is None:
+            raise ValueError(f"{part!r} is no grid")
+        rows, columns = int(match[1]), int(match[2])
+        if span:
+            first_row, first_column = grids.pop()
+            grids += [(r, c) for r in range(first_row, rows + 1) for c in range(first_column, columns + 1)]
+        else:
+            grids.append((rows, columns))
+        span = False
+    if span:
+        raise ValueError("'...' needs a grid after it")
+    return tuple(grids)
+
+
+def is_grids(text: str) -> bool:
+    try:
+        parse_grids(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+MESH_SIZE = Rule(lambda value: value == -1 or value >= 1, "at least 1, or -1 for all devices that are left")
+PATTERNS = Rule(
+    lambda value: len(value) > 0 and all(map(is_pattern, value)), "one or more regular expressions of paths"
+)
+RATES = Rule(
+    lambda value: all(is_pattern(pattern) and rate >= 0 for pattern, rate in value),
+    "pairs (regular expression of paths, multiplier of at least 0)",
+)
+WEIGHTS = Rule(
+    lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
+    "pairs (scene, whole weight of at least 0), not all of them 0",
+)
+PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
+GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
+CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
+DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
+HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole numbers of at least 1")
+SEED = Rule(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
+LICENSE = Rule(
+    lambda value: value in ("", *LICENSES), "a license as the hub spells it, such as 'apache-2.0' or 'other'"
+)
