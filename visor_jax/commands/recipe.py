@@ -195,7 +195,7 @@ def print_summary(result: dict[str, Any], path: str) -> None:
     print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
 
 
-def evaluation_data(config: ConfigLike, benchmark: str, data: str) -> Config:
+def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
     """The configuration with another source of questions: `--benchmark`, `--data`."""
     reading = [name for name in SOURCES if named_kind(name).from_file is not None]
     with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
