@@ -83,7 +83,7 @@ class SourceKind:
     check: Callable[[Config], None] = _accept
     check_splits: Callable[[Config, Collection[str]], None] = _accept
     stored_splits: Callable[[Config], Sequence[str]] = _every_split
-    split_files: Callable[[Config], Mapping[str, str]] = lambda config: {}
+    split_files: Callable[[Config], Mapping[str, str]] = lambda _: {}
     from_file: Callable[[Path], dict[str, Any]] | None = None
 
 
