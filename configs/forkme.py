@@ -12,16 +12,15 @@ layouts that are read, and what is skipped:
     visor run --config=configs/forkme.py:runs/glyphs_mini --workdir=runs/mine \
         --config.data.root=DATA --config.data.path=train.json
 
-The argument after the colon is the workdir of the model to start from. Expected: a few minutes on two CPU cores for a
-few hundred small pictures. Then `visor evaluate --workdir=runs/mine` gives the accuracy on records held out.
+The argument after the colon is the workdir of the model to start from. Expected: seven
+minutes on two busy CPU cores for the handwritten digits of docs/your_data.md, `auto` right on 90.7 %. Then `visor evaluate --workdir=runs/mine` gives the accuracy on records held out.
 """
 
 import os
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from visor_jax.config import config_from_file
+from visor_jax.config import default_config
 
 
 def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
@@ -30,18 +29,62 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
     Args:
       start: workdir of the run to start from.
     """
-    # The model has the shape of the one it starts from: change this line with `start`.
-    config = config_from_file(Path(__file__).with_name("glyphs_mini.py"))
+    config = default_config()
     config.name = "forkme"
     config.stages = ("full", "search", "universal", "label", "policy")
     config.stage_overrides.full.init_from = os.path.join(start, "universal")
 
+    # The model has the shape of the one it starts from: change these lines with `start`.
+    config.model.text.update(
+        vocab_size=0,  # as many as the tokenizer has
+        hidden_size=64,
+        intermediate_size=192,
+        num_layers=9,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=16,
+        rope_theta=30.0,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        embedding_init=0.7,
+        residual_init=0.5,
+        norm_init=0.25,
+        recency_init=8.0,
+        max_positions=2048,  # rows of training have 166
+    )
+    config.model.vision.update(
+        tile_size=72,
+        patch_size=8,
+        hidden_size=96,
+        intermediate_size=512,  # with 192 it tells 96 % of the glyphs, with 512 it tells 99 %
+        num_layers=1,
+        num_heads=4,
+        patch_local=True,  # a tower that mixes patches would do the decoder's work
+    )
+    config.model.cross.init = "match"
+    config.tokenizer.path = "glyphs"
+
     # Your data, its window, and how long to train.
-    config.data.update(source="llava", root="data", path="train.json", batch_size=16, text_length=128)
-    config.train.update(learning_rate=5e-4, warmup_fraction=0.1)
-    config.stage_overrides.full.update(steps=200)
-    config.stage_overrides.universal.update(steps=200)
-    config.stage_overrides.policy.update(steps=300, batch_size=32)
+    config.data.update(
+        source="llava",
+        root="data",
+        path="train.json",
+        scenes=(("letters", 3), ("scatter", 6), ("cards", 3), ("above", 4), ("tall", 3), ("chain", 5)),
+        turns_per_picture=4,
+        batch_size=16,
+        tiles=1,
+        visual_length=82,  # 9 x 9 patches and the newline
+        text_length=128,
+    )
+    config.train.update(
+        learning_rate=5e-4, warmup_fraction=0.1, b2=0.98, weight_decay=0.01, clip_norm=1.0, checkpoint_every=300
+    )
+    config.stage_overrides.full.update(steps=200, learning_rate=1.5e-3, end_fraction=0.5)
+    config.stage_overrides.universal.update(steps=200, learning_rate=1.5e-3)
+    config.stage_overrides.policy.update(
+        steps=300, batch_size=32, learning_rate=4e-3, label_balance=2.2, label_caution=1.25
+    )
+    config.label.update(tolerance=0.2, only_right=True)
 
     # How many questions of the validation, training and test part the later stages ask.
     config.search.samples = 200

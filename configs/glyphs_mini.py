@@ -5,9 +5,10 @@ tokens, hard ones do, and the policy learns which is which.
 
     visor run --config=configs/glyphs_mini.py --workdir=runs/glyphs_mini
 
-`launch/quickstart.sh` installs everything and runs this. Goals: ten minutes on two cores; easy tasks at least 98 %
-right at every budget, hard ones at most 65 % with no slot on and at least 97 % with all three, `auto` within a point of
-all three at 60 % of their decoder FLOPs or less. docs/glyphs_seeds.md has what five seeds reached.
+Expected: 8.5 minutes on two otherwise idle CPU cores (README.md). `launch/quickstart.sh` installs everything and runs
+this. Goals: ten minutes on two cores; easy tasks at least 98 % right at every budget, hard ones at most 65 % with no
+slot on and at least 97 % with all three, `auto` within a point of all three at 60 % of their decoder FLOPs or less.
+docs/glyphs_seeds.md has what five seeds reached.
 """
 
 from ml_collections import ConfigDict

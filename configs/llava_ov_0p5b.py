@@ -1,7 +1,7 @@
 r"""LLaVA-OneVision 0.5B made adaptive: SigLIP-so400m/14@384, Qwen2-0.5B, eight self-attention slots.
 
 Reproduces: the paper's main table (arXiv 2603.23495): 63.6 % on easy and 58.4 % on hard benchmarks at 8.6 to 8.9 times
-fewer decoder FLOPs than the dense base. Not run to the end by us: it needs the paper's 4 M warm-up and 3.2 M
+fewer decoder FLOPs than the dense base. Never run to the end by us: it needs the paper's 4 M warm-up and 3.2 M
 fine-tuning samples and an accelerator.
 
     visor import --from=HF_DIR --workdir=DIR --config=configs/llava_ov_0p5b.py:HF_DIR/tokenizer.json
@@ -9,7 +9,7 @@ fine-tuning samples and an accelerator.
         --config.data.root=DATA --config.data.path=train.json
 
 HF_DIR is a local copy of llava-onevision-qwen2-0.5b-ov-hf. `visor plan --config=configs/llava_ov_0p5b.py ...` says
-beforehand what a picture costs under each budget. The 1.5B and 7B configurations start from this one.
+beforehand what a picture costs under each budget.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
-r"""LLaVA-OneVision 1.5B made adaptive: `llava_ov_0p5b.py` with Qwen2-1.5B as decoder, nine self-attention slots.
+r"""LLaVA-OneVision 1.5B made adaptive: the recipe of `llava_ov_0p5b.py` with Qwen2-1.5B as decoder, nine self-attention slots.
 
 Reproduces: no table of the paper, which stops at 0.5B; the same stages on a larger decoder, where the share of the
-vision tower in the cost is smaller. Not run by us: it needs accelerators.
+vision tower in the cost is smaller. Never run to the end by us: it needs accelerators.
 
     visor import --from=HF_DIR --workdir=DIR --config=configs/llava_ov_1p5b.py:HF_DIR/tokenizer.json
     visor run --config=configs/llava_ov_1p5b.py:HF_DIR/tokenizer.json --workdir=DIR \
@@ -10,11 +10,12 @@ vision tower in the cost is smaller. Not run by us: it needs accelerators.
 `visor plan --config=configs/llava_ov_1p5b.py ...` says beforehand what a picture costs under each budget.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-from visor_jax.config import config_from_file
+from visor_jax.config import default_config
+
+WARMUP_SAMPLES, FULL_SAMPLES = 4_000_000, 3_200_000
+BATCH = 128
 
 
 def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
@@ -23,8 +24,11 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
     Args:
       tokenizer: path of the checkpoint's tokenizer.json.
     """
-    config = config_from_file(Path(__file__).with_name("llava_ov_0p5b.py"), tokenizer)
+    config = default_config()
     config.name = "llava_ov_1p5b"
+    config.stages = ("warmup", "full", "search", "universal", "label", "policy")  # `base` is what was imported
+
+    config.model.dtype = "bfloat16"
     config.model.text.update(
         vocab_size=152_000,
         hidden_size=1536,
@@ -33,6 +37,48 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         num_heads=12,
         num_kv_heads=2,
         head_dim=128,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
         tie_word_embeddings=True,
     )
+    config.model.vision.update(
+        tile_size=384,
+        patch_size=14,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_layers=26,
+        num_heads=16,
+        patch_local=False,
+    )
+    config.model.anyres.update(pinpoints="(1x1),...,(6x6)", max_tiles=9)
+    config.model.policy.hidden_size = 512
+    config.tokenizer.path = tokenizer
+
+    config.data.update(
+        source="llava",
+        root="data",
+        path="train.json",
+        batch_size=BATCH,
+        tiles=37,  # 6 x 6 crops and the base
+        visual_length=8832,
+        text_length=1024,
+    )
+
+    config.train.update(
+        learning_rate=1e-5,
+        group_rates=(("vision/", 0.2),),
+        weight_decay=0.0,
+        b2=0.999,
+        clip_norm=1.0,
+        warmup_fraction=0.03,
+        remat=True,
+        checkpoint_every=500,
+    )
+    config.stage_overrides.warmup.update(steps=WARMUP_SAMPLES // BATCH, learning_rate=1e-3)
+    config.stage_overrides.full.update(steps=FULL_SAMPLES // BATCH)
+    config.stage_overrides.universal.update(steps=FULL_SAMPLES // BATCH)
+    config.stage_overrides.policy.update(steps=2000, learning_rate=1e-3)
+
+    config.label.samples = 100_000
+    config.evaluate.batch_size = 16
     return config
