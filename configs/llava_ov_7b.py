@@ -1,4 +1,4 @@
-r"""LLaVA-OneVision 7B made adaptive: the recipe of `llava_ov_0p5b.py` with Qwen2-7B as decoder, nine self-attention slots.
+r"""LLaVA-OneVision 7B made adaptive: the recipe of `llava_ov_0p5b.py` with Qwen2-7B, nine self-attention slots.
 
 Reproduces: no table of the paper, which stops at 0.5B; the same stages on a larger decoder, where the share of the
 vision tower in the cost is smaller. Never run to the end by us: it needs accelerators.

@@ -89,7 +89,6 @@ def test_a_shipped_config_says_how_it_is_run_and_what_to_expect(path: Path) -> N
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert re.search(rf"visor (run|train) [^`]*--config=configs/{path.name}", text), "the command"
     assert "never run to the end" in text.lower() or "Expected: " in text, "time and result"
-    )
     assert load_config(path).stages
 
 
