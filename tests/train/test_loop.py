@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import visor_jax.errors
@@ -64,8 +65,7 @@ def begin_again(run: Path, stage: str, **changes: Any) -> tuple[Any, Workdir]:
     """The stage as if it had never been run; free fields of the configuration may change."""
     shutil.rmtree(run / stage)
     workdir = Workdir(run)
-    config = from_dict(workdir.config()).copy_and_resolve_references()
-    config.unlock()
+    config: Any = ConfigDict(from_dict(workdir.config()).to_dict(), type_safe=False)
     config.train.update(changes)
     return config, workdir
 
