@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
 from visor_jax.config import stage_config
+from visor_jax.config.schema import TrainConfig
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.optimizer import (
@@ -28,10 +29,8 @@ GATES = {"self": {"gate": jnp.ones(4)}, "text": {"gate": jnp.ones(4)}}
 PARAMS = {"vision": {"kernel": jnp.ones((2, 3))}, "blocks": GATES}
 
 
-def settings(**changes: Any) -> ConfigDict:
-    found = ConfigDict(stage_config(tiny_config(), "full").to_dict(), type_safe=False)
-    found.update(changes)
-    return found
+def settings(**changes: Any) -> TrainConfig:
+    return dataclasses.replace(stage_config(tiny_config(), "full"), **changes)
 
 
 def test_flatten_and_back() -> None:
