@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.config import Config
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.check import check
 from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape

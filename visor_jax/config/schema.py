@@ -182,7 +182,9 @@ class DataConfig:
     text_length: int = setting(128, "window: a row of the batch holds so many", at_least(1), units="text tokens")
     follow_links: bool = setting(False, "source llava: links below data.root may lead out of it")
     max_image_pixels: int = setting(
-        DEFAULT_MAX_PIXELS, "largest picture in pixels; larger ones are skipped, not decoded", within(1, PILLOW_MAX_PIXELS)
+        DEFAULT_MAX_PIXELS,
+        "largest picture in pixels; larger ones are skipped, not decoded",
+        within(1, PILLOW_MAX_PIXELS),
     )
     max_skipped_fraction: float = setting(0.05, "of the samples tried; past it training stops", within(0, 1))
 

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import grain
 
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.config import Config, ConfigLike, architecture, as_config
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source

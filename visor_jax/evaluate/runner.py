@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from visor_jax.budget import Bits, Budget, budget_name
-from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.config import ConfigLike, as_config
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.skips import SkipLog
