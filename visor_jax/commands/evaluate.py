@@ -21,6 +21,7 @@ WATCHED = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose data, budgets, stage and split."""
     parser.add_argument("--benchmark", default="", help="another data source, by the name that data.source gives it")
     parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
     parser.add_argument("--budget", default="", help="names between commas; default: all viable ones and auto")

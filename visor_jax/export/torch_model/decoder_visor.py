@@ -325,6 +325,7 @@ def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tens
 
 
 def rotate(x: Tensor, view: View) -> Tensor:
+    """Applies rotary position embedding to `x`, in halves as in transformers' Qwen2."""
     first, second = x.chunk(2, dim=-1)
     return x * view.cos[:, None] + torch.cat([-second, first], dim=-1) * view.sin[:, None]
 

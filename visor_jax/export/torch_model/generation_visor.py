@@ -103,6 +103,7 @@ def given_cache(past_key_values: Any, cache: Any) -> VisorCache | None:
 
 
 def refuse_attentions(asked: bool | None) -> None:
+    """Raises ValueError where attention weights are requested: the kernels never hold them."""
     if asked:
         raise ValueError(
             "output_attentions: a VISOR model gives no attention weights: its layers attend with PyTorch's fused"
