@@ -61,7 +61,7 @@ def test_decoder_inputs_have_the_shapes_of_the_batch() -> None:
 
 
 def test_an_unknown_field_is_refused() -> None:
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(TypeError, match="color"):
         testing.tiny_architecture(3, color="red")
 
 
