@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.budget import all_subsets
+from visor_jax.config import as_config
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective
@@ -86,3 +87,8 @@ def test_a_stage_may_have_rows_of_its_own(tiny_run: Path, stage: str) -> None:
         config = tiny_config({f"stage_overrides.{stage}.batch_size": rows})
         (step,) = make_objective(config, stage, Workdir(tiny_run)).steps(0, 1)
         assert {len(array) for array in step.arrays.values()} == {rows}
+
+
+def test_subsets_have_a_bit_for_every_slot_of_a_block(tmp_path: Path) -> None:
+    config = tiny_config({"model.pattern": ("text", "self", "cross", "self"), "model.text.num_layers": 8})
+    assert {len(budget_drawer(as_config(config), "base", Workdir(tmp_path))(step)) for step in range(4)} == {4}

@@ -50,7 +50,8 @@ def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int
     if kind == "viable":
         choices = read_viable(workdir, arch.num_slots)
     else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
-        choices = [bits for bits in np.ndindex(*(2,) * arch.num_blocks) if any(bits)]
+        num_slots = arch.num_blocks * arch.slots_per_block  # of a dense plan too, whose base stage turns layers off
+        choices = [bits for bits in np.ndindex(*(2,) * num_slots) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
 
 
