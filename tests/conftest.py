@@ -79,3 +79,18 @@ def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_copy(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_run` that a test may change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def pytorch_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One thread, as tiny tensors gain nothing from more; remote code is copied into one folder of this session."""
+    import torch
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        modules = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+        yield

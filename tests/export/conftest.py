@@ -36,23 +36,8 @@ VISION = {
 GRIDS = [[16 * rows, 16 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """Tiny tensors gain nothing from threads, and lose a lot where the cores are busy."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def modules_elsewhere(tmp_path_factory):
-    """Remote code is copied into one place of this session's: what was imported from there stays imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        modules = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
-        yield
-
-
 @pytest.fixture(autouse=True)
-def no_gradients():
+def no_gradients(pytorch_session: None):
     with torch.no_grad():
         yield
 
