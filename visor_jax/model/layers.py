@@ -90,7 +90,7 @@ def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "row
     Not `jnp.linalg.qr`: on CPU a batched factorization waits in JAX's thread pool for work that it gives to the same
     pool, so that two at once on two cores wait forever.
     """
-    corner = jnp.arange(rows) >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
+    corner = jnp.arange(rows)[None] >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
     vectors = jnp.where(corner, jax.random.normal(key, (columns, rows), jnp.float32), 0.0)
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -193,21 +193,27 @@ class SiglipLayer(nnx.Module):
 
 def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
     y = x @ params["kernel"]
-    return y + params["bias"] if "bias" in params else y
+    return y + for_each(y, params["bias"]) if "bias" in params else y
+
+
+def for_each(x: Float[Array, "... D"], vector: Float[Array, " D"]) -> Float[Array, "... D"]:
+    """`vector` with as many axes as `x`, to be combined with each of its rows."""
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
 def rms_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
     """Normalized in float32, as `transformers.Qwen2RMSNorm`."""
     wide = widened(x)
     normal = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return params["scale"] * normal.astype(x.dtype)
+    return for_each(x, params["scale"]) * normal.astype(x.dtype)
 
 
 def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
     wide = widened(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
-    return ((wide - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * params["scale"] + params["bias"]
+    scale, bias = (for_each(x, params[name]) for name in ("scale", "bias"))
+    return ((wide - mean) * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale + bias
 
 
 def gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -224,7 +230,9 @@ def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
 
 def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
     """Cosine and sine of the rotary embedding, both halves of the head alike (`Qwen2RotaryEmbedding`)."""
-    angles = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(arch)  # [B, T, 1, E / 2]
+    angles = (
+        positions.astype(jnp.float32)[..., None, None] * rope_frequencies(arch)[None, None, None]
+    )  # [B, T, 1, E / 2]
     angles = angles.astype(float)  # float64 where JAX computes in it
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([sin, sin], axis=-1)

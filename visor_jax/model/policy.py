@@ -31,7 +31,7 @@ def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, 
     """Scores of the policy, in float32 or wider."""
     x = rms_norm(params["norm"], widened(hidden), eps)
     scores = linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
-    return jnp.where(jnp.arange(scores.shape[-1]) < num_viable, scores, -jnp.inf)
+    return jnp.where(jnp.arange(scores.shape[-1])[None] < num_viable, scores, -jnp.inf)
 
 
 def choose(
@@ -47,12 +47,14 @@ def choose(
     whose threshold lies below `dial`. This is the same budget; and because a higher dial passes more thresholds, it
     never chooses a cheaper budget for any sample, whatever the rounding.
     """
+    costs = jnp.expand_dims(costs, tuple(range(logits.ndim - costs.ndim)))
     scores, cost_i, cost_j = logits[..., : costs.shape[-1]], costs[..., :, None], costs[..., None, :]
     log_costs = jnp.log(costs / jnp.min(costs, axis=-1, keepdims=True))
     score_gap = scores[..., None, :] - scores[..., :, None]  # [B, i, j]: by how much i's score is below j's
     log_cost_gap = jnp.maximum(log_costs[..., :, None] - log_costs[..., None, :], jnp.finfo(log_costs.dtype).tiny)
     index = jnp.arange(costs.shape[-1])
-    dominated = (cost_i == cost_j) & ((score_gap > 0) | ((score_gap == 0) & (index[None, :] < index[:, None])))
+    earlier = jnp.expand_dims(index[None, :] < index[:, None], tuple(range(score_gap.ndim - 2)))
+    dominated = (cost_i == cost_j) & ((score_gap > 0) | ((score_gap == 0) & earlier))
     threshold = jnp.where(cost_i > cost_j, score_gap / log_cost_gap, jnp.where(dominated, jnp.inf, -jnp.inf))
     passed = jnp.max(threshold, axis=-1) < dial
     return jnp.argmax(jnp.where(passed, costs, -jnp.inf), axis=-1)

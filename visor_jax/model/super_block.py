@@ -21,6 +21,7 @@ from visor_jax.model.layers import (
     Linear,
     Params,
     RMSNorm,
+    for_each,
     linear,
     merge_heads,
     qwen2_layer,
@@ -147,7 +148,7 @@ def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segment
     total = visual
     for tap in range(kernel.shape[0]):
         same = (padded_segments[:, tap : tap + length] == segments) & (segments > 0)
-        total = total + jnp.where(same[..., None], padded[:, tap : tap + length], 0) * kernel[tap]
+        total = total + jnp.where(same[..., None], padded[:, tap : tap + length], 0) * for_each(visual, kernel[tap])
     return total
 
 

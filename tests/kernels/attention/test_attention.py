@@ -176,7 +176,7 @@ def cross_mask(q_segments: Iterable[int], kv_segments: Iterable[int]) -> Attenti
 
 def lengths(*counts: int) -> jax.Array:
     """Segments of samples of `counts` tokens in 19 places."""
-    return (jnp.arange(19) < jnp.array(counts)[:, None]).astype(jnp.int32)
+    return (jnp.arange(19)[None] < jnp.array(counts)[:, None]).astype(jnp.int32)
 
 
 # Shapes repeat on purpose: each new one is compiled again for every implementation.

@@ -115,7 +115,7 @@ def lengths_of(mask: AttentionMask) -> Lengths:
     on = True if mask.active is None else mask.active[:, None]
     q, kv = (jnp.where(on, x, 0) for x in (mask.q_segments, mask.kv_segments))
     queries, keys = (jnp.sum(x != 0, axis=1, dtype=jnp.int32) for x in (q, kv))
-    q_leads, kv_leads = (jnp.arange(x.shape[1]) < n[:, None] for x, n in ((q, queries), (kv, keys)))
+    q_leads, kv_leads = (jnp.arange(x.shape[1])[None] < n[:, None] for x, n in ((q, queries), (kv, keys)))
     segment = jnp.max(kv, axis=1, keepdims=True, initial=0)
     suffice = jnp.all(q == jnp.where(q_leads, segment, 0)) & jnp.all(kv == jnp.where(kv_leads, segment, 0))
     if mask.causal and q.shape != kv.shape:
@@ -141,9 +141,9 @@ def with_lengths(
     lengths = lengths_of(mask)
 
     def short(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
-        query_valid = (jnp.arange(q.shape[1]) < lengths.queries[:, None]) & (lengths.keys > 0)[:, None]
+        query_valid = (jnp.arange(q.shape[1])[None] < lengths.queries[:, None]) & (lengths.keys > 0)[:, None]
         last = jnp.minimum(lengths.keys, lengths.queries) if mask.causal else lengths.keys
-        key_used = (jnp.arange(k.shape[1]) < last[:, None]) & (lengths.queries > 0)[:, None]
+        key_used = (jnp.arange(k.shape[1])[None] < last[:, None]) & (lengths.queries > 0)[:, None]
         query_valid, key_used = query_valid[..., None, None], key_used[..., None, None]
         kwargs = {"query_seq_lengths": lengths.queries, "key_value_seq_lengths": lengths.keys}
         kwargs = {name: jnp.maximum(x, 1) for name, x in kwargs.items()}  # a softmax over no key is NaN

@@ -61,7 +61,7 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask) -> Array:
         # The last chunk may overlap the one before it: keys that both hold are masked here.
         start = jnp.minimum(chunk * chunk_size, k.shape[1] - chunk_size)
         keys, values, allowed = read_chunk(sample, start, chunk_size, k, v, mask)
-        allowed &= start + jnp.arange(chunk_size) >= chunk * chunk_size
+        allowed &= (start + jnp.arange(chunk_size) >= chunk * chunk_size)[None]
         partial = attend_chunk(grouped[sample], keys, values, allowed)
         return jax.tree.map(lambda xs, x: xs.at[sample, chunk].set(x), partials, partial)
 

@@ -151,7 +151,7 @@ def product(x: Float[Array, "M K"], y: Float[Array, "K N"]) -> Array:
 
 
 def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], offset: Int[Array, ""] | int) -> Bool[Array, "C V"]:
-    return offset + jnp.arange(logits.shape[1]) == labels[:, None]
+    return (offset + jnp.arange(logits.shape[1]))[None] == labels[:, None]
 
 
 # --- the mesh ---------------------------------------------------------------------------------------------------------

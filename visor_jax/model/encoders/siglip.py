@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
-from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, linear, scan_layers, siglip_layer
+from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, for_each, linear, scan_layers, siglip_layer
 
 
 class VisionTower(nnx.Module):
@@ -29,7 +29,8 @@ def stacked(make, count: int, rngs: nnx.Rngs):
 def normalize(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
     """Pixels to (value / 255 - mean) / std, per channel."""
     mean, std = (jnp.asarray(x, float) for x in (anyres.image_mean, anyres.image_std))  # float32, or as JAX computes
-    return (tiles.astype(float) / 255.0 - mean) / std
+    x = tiles.astype(float) / 255.0
+    return (x - for_each(x, mean)) / for_each(x, std)
 
 
 def patchify(tiles: Float[Array, "B n S S 3"], patch_size: int) -> Float[Array, "B n P C"]:
@@ -50,7 +51,7 @@ def tower(
     """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype."""
     patches = patchify(normalize(tiles, anyres), arch.patch_size)
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
-    x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"]
+    x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"][None, None]
     shape = x.shape
     x = x.reshape(-1, *shape[2:])  # one row per tile: [B * n, P, Dv]
     if "layers" in params:

@@ -75,7 +75,7 @@ def answer_loss(
 
 def turn_correct(correct: Bool[Array, "B T"], turn_index: Int[Array, "B Nt"], num_turns: int) -> Array:
     """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
-    turn = turn_index[:, 1:, None] == jnp.arange(num_turns)
+    turn = turn_index[:, 1:, None] == jnp.arange(num_turns)[None, None]
     return jnp.all(correct[..., None] | ~turn, axis=1)
 
 
