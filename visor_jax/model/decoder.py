@@ -100,7 +100,7 @@ def super_block(
     return visual, text
 
 
-def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks slots *B"]:
+def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks own *B"]:
     """A budget [slots] or [B, slots] split by super-block, samples last."""
     on = jnp.asarray(budget, bool)
     on = on.reshape(*on.shape[:-1], arch.num_blocks, arch.slots_per_block)

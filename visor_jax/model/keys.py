@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, UInt32
 
 from visor_jax.config.schema import STAGES
 
 PURPOSES = ("start", "frozen", "sampling")
 
 
-def root_key(seed: int | np.uint32, purpose: str) -> Array:
+def root_key(seed: int | np.uint32 | UInt32[Array, ""], purpose: str) -> Array:
     """The key of `seed` for one of `PURPOSES`."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 

@@ -238,7 +238,7 @@ def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([sin, sin], axis=-1)
 
 
-def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " E/2"]:
+def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " half_E"]:
     """Radians per token of each pair, rounded as torch rounds: at position 8,000 one unit in the last place is 1e-3."""
     powers = (arch.rope_theta ** (np.arange(0, arch.head_dim, 2) / arch.head_dim)).astype(np.float32)
     return np.float32(1) / powers
@@ -276,7 +276,7 @@ def finish_layer(
 
 def qwen2_layer(
     params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture, first: int = 0
-) -> tuple[Float[Array, "B T-first D"], tuple[Array, Array]]:
+) -> tuple[Float[Array, "B Tq D"], tuple[Array, Array]]:
     """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep.
 
     The tokens before `first` are only read: they come out no more, and have no row in `mask`'s queries.

@@ -21,8 +21,8 @@ from visor_jax.kernels.attention.api import PLAIN_LOGITS
 class TokenOrder(NamedTuple):
     """[V; T] sorted by segment and position, padding last: the token at each place, and the place of each token."""
 
-    tokens: Int[Array, "B Nv+Nt"]
-    places: Int[Array, "B Nv+Nt"]
+    tokens: Int[Array, "B N"]
+    places: Int[Array, "B N"]
 
 
 class TokenStream(NamedTuple):

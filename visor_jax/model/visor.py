@@ -108,7 +108,7 @@ def logits(params: Params, batch: Batch, budget: Budget, arch: Architecture) -> 
 
 def with_routing_token(
     params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, positions: Int[Array, " B"]
-) -> tuple[Float[Array, "B Nt+1 D"], TokenStream]:
+) -> tuple[Float[Array, "B Nt_routed D"], TokenStream]:
     """The text with the routing token appended at `positions`, the position ids right after each sample's prompt.
 
     It carries its sample's segment as a reader and segment 0 as a key, so that no token sees it.

@@ -73,8 +73,8 @@ class Visits(NamedTuple):
     arrays that are read once per row.
     """
 
-    rows: Int[Array, " B*n"]
-    cells: Int[Array, " B*n*m"]
+    rows: Int[Array, " rows"]
+    cells: Int[Array, " cells"]
 
 
 def visits(kinds: Int[Array, "B n m"]) -> Visits:

@@ -219,7 +219,10 @@ def refine(
 
 
 def naming_loss(
-    features: Float[Array, "B P D"], table: Float[Array, "V D"], tokens: Int[Array, "F C"], labels: Int[Array, "B P"]
+    features: Float[Array, "B P D"],
+    table: Float[Array, "V D"],
+    tokens: Int[Array | np.ndarray, "F C"],
+    labels: Int[Array, "B P"],
 ) -> tuple[Array, Array]:
     """Cross-entropy [B, P] of naming `labels` through rows of the embedding table, and correctness [B, P].
 
@@ -255,7 +258,7 @@ def relation_scores(
     names: Int[Array, "F C"],
     table: Float[Array, "V D"],
     speaks: Float[Array, "B P"],
-) -> Float[Array, "B P C"]:
+) -> Float[Array, "B P K"]:
     """Scores of a relation's classes along each name's own direction plus a frozen random one of this relation.
 
     The name makes what is told ready to be said, in patches that `speaks` [B, P] marks; the random part tells one
