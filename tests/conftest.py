@@ -12,8 +12,6 @@ from pathlib import Path
 # Before anything imports JAX. Several devices are simulated only where a test asks for them, in a process of its own.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# An array of fewer axes than its partner is broadcast where the code says so, and nowhere else.
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import pytest
 from hypothesis import settings
