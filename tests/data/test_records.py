@@ -131,13 +131,13 @@ NAMED = {
     "files in objects": ("picture_key", "'files'", {"files": [{"path": "a.heic"}], "conversations": PLAIN}),
     "a second picture": (
         "picture_key",
-        "under 'image_2' too.*list all in `image`",
+        "'image_2' holds a picture too.*list all in `image`",
         {"image": "a.png", "image_2": "b.png", "conversations": ASK},
     ),
     **{
         f"{mark} for a picture": (
             "foreign_marker",
-            "another program's mark.*write <image> there",
+            "another program's marker.*write <image> there",
             {**record, "conversations": [{"from": "human", "value": f"{mark}\nWhat?"}, PLAIN[1]]},
         )
         for record in ({}, {"image": "a.png"})
@@ -153,7 +153,7 @@ NAMED = {
             "[IMG]",
         )
     },
-    "pairs": ("unknown_layout", "a message that is a list.*expected", {"conversations": [["What?", "red"]]}),
+    "pairs": ("unknown_layout", "a message is a list.*expected", {"conversations": [["What?", "red"]]}),
     "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
     "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),
@@ -167,13 +167,17 @@ NAMED = {
     "captions": ("unknown_layout", "caption", {"image": "a.png", "caption": "b"}),
     "JSON in JSON": ("unknown_layout", "`conversations` is text", {"conversations": json.dumps(PLAIN)}),
     "a part of another kind": ("unknown_layout", "'audio'", {"messages": parts({"type": "audio"})}),
-    "no conversation": ("empty_conversation", r"its keys \('id', 'q'\)", {"id": 1, "q": 2}),
-    "no keys": ("empty_conversation", "its keys .none", {}),
+    "no conversation": ("empty_conversation", r"the keys \('id', 'q'\)", {"id": 1, "q": 2}),
+    "no keys": ("empty_conversation", "the keys .none", {}),
     "a list": ("bad_record", "got list", [1]),
     "a truth": ("bad_record", "`value` is bool", {"conversations": [PLAIN[0], {"from": "gpt", "value": True}]}),
     "no number": ("bad_record", "`value` is float", {"conversations": [{"from": "human", "value": float("nan")}]}),
     "bytes": ("bad_record", "without a `path`", {"image": {"bytes": "AAAA"}, "conversations": ASK}),
-    "an empty name among others": ("bad_record", "an empty one", {"image": ["a.png", ""], "conversations": ASK}),
+    "an empty name among others": (
+        "bad_record",
+        "one of them is empty",
+        {"image": ["a.png", ""], "conversations": ASK},
+    ),
     "two keys": ("bad_record", "different pictures", {"image": "a", "images": ["b"], "conversations": ASK}),
     "names in two places": (
         "bad_record",

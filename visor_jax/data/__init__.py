@@ -1,8 +1,8 @@
-"""Data: where samples come from and how they become batches.
+"""Data: reads samples from data sources and turns them into batches.
 
-`sample` fixes what a sample is. `sources` is the table of data sources; the one over the user's own files has
-`json_records` for the file, `records` the layouts of its records, `picture_paths` and `images` the pictures. On the way
-to a batch: `tokenizer` and `chat` turn a conversation into token ids with a target mask, `anyres` cuts pictures into
-tiles, `collate` and `pipeline` make fixed shapes of them, in an order that can be resumed. `preview` draws samples as a
-contact sheet, `check` tells what becomes of every record. Nothing here imports JAX.
+`sample` defines a sample. `sources` is the table of data sources. The source over the user's own files reads the file
+with `json_records`, parses its records with `records`, and opens pictures with `picture_paths` and `images`.
+`tokenizer` and `chat` turn a conversation into token ids with a target mask, `anyres` cuts pictures into tiles,
+`collate` pads and packs them into fixed shapes, and `pipeline` yields batches in a resumable order. `preview` draws
+samples as a contact sheet; `check` reports for every record whether it can be used. Nothing here imports JAX.
 """

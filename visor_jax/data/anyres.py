@@ -1,21 +1,22 @@
-"""AnyRes: how a picture becomes tiles, and how tile features become visual tokens.
+"""AnyRes: cuts pictures into tiles, and maps tile features to visual tokens.
 
 In: pictures as uint8 [H, W, 3] arrays and videos as [F, H, W, 3], or only their (height, width) and (frames, height,
 width), and an `Architecture`. Out: tiles for the vision tower, and a `Layout` that says which features make each visual
-slot. Everything that asks "how many tiles, how many tokens" (preprocessing, the model's shapes, `visor plan`) goes
-through `_shape` and `_frame_side` below, so two answers cannot differ.
+position. All counts of tiles and tokens (preprocessing, the model's shapes, `visor plan`) come from `_shape` and
+`_frame_side` below, so they agree.
 
 The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisionImageProcessorPil`,
 `LlavaOnevisionModel.pack_image_features`, `apply_pooling`), rounding included:
 
-- One picture in a prompt: the base tile is the picture stretched to one tile; the crops are the picture resized
+- One picture in a prompt: the base tile is the picture stretched to one tile. The crops are the picture resized
   bicubically into the best pinpoint (aspect kept, `ceil`), centered on black, cut row by row. The crops' features are
-  stitched, unpadded, shrunk bilinearly if they pass 1.1^2 * `max_tiles` tiles' worth, and each row ends in a newline.
+  stitched, unpadded, and shrunk bilinearly if there are more than 1.1^2 * `max_tiles` tiles of them; each row ends in
+  a newline.
 - Several pictures in a prompt: each is padded to a square in the mean color and becomes one tile and one newline.
 - A video: each frame is stretched to one tile, its map shrunk bilinearly to half a side; one newline ends the video.
-- No pinpoints configured (not a case of transformers): each picture is one stretched tile and one newline.
-- `anyres.packing` 2 or 4 (not a case of transformers either): 1 x 2 or 2 x 2 neighbors of a map become their mean,
-  fewer at its right and lower edge; then come the newlines.
+- No pinpoints configured (not in transformers): each picture is one stretched tile and one newline.
+- `anyres.packing` 2 or 4 (not in transformers): the mean of 1 x 2 or 2 x 2 neighbors of a map replaces them, of fewer
+  at its right and lower edge; newlines are added after that.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 
 Size = tuple[int, int]  # (height, width)
-AnySize = tuple[int, ...]  # of a picture, or (frames, height, width) of a video
+AnySize = tuple[int, ...]  # (height, width) of a picture, or (frames, height, width) of a video
 
-PACKED = {1: (1, 1), 2: (1, 2), 4: (2, 2)}  # `anyres.packing`: rows and columns of features in one slot
-_SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles from which the stitched map is shrunk
+PACKED = {1: (1, 1), 2: (1, 2), 4: (2, 2)}  # `anyres.packing` -> rows and columns of features per visual position
+_SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles above which the stitched map is shrunk
 _PAD_CHUNK_PIXELS = 1 << 24  # a padded square is resized in bands of at most this many pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which features make each visual position of one sample.
+    """The features that make each visual position of one sample.
 
     Feature index `num_tiles * patches_per_tile` is the newline; smaller ones count patches of all tiles in order.
 
     Attributes:
-        num_tiles: tiles of all pictures and frames together.
+        num_tiles: tiles of all pictures and frames.
         lengths: visual positions of each picture or video; they sum to Nv.
-        gather: int32 [Nv, K], feature indices; K is 1, or 4 where a map was shrunk, times `packing`.
-        weights: float32 [Nv, K]; a slot is the weighted sum of its K features.
+        gather: int32 [Nv, K], feature indices; K is `packing`, times 4 if a map was shrunk.
+        weights: float32 [Nv, K]; a visual position is the weighted sum of its K features.
     """
 
     num_tiles: int
@@ -60,7 +61,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Shape:
-    """One tiled picture in units of patches of the stitched map: the unpadded window and its size after shrinking."""
+    """A tiled picture in patches of the stitched map: the unpadded window, and its size after shrinking."""
 
     grid: tuple[int, int]  # rows and columns of crops
     top: int
@@ -76,7 +77,7 @@ class _Shape:
 
 
 def best_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """The pinpoint with the largest effective resolution for a picture, then the least waste, then the first."""
+    """Returns the pinpoint with the largest effective resolution for a picture; ties: least waste, then the first."""
     height, width = size
     best, best_key = pinpoints[0], (-1, 0.0)
     for candidate_height, candidate_width in pinpoints:
@@ -97,17 +98,17 @@ def _is_video(size: AnySize) -> bool:
 
 
 def _frame_side(architecture: Architecture) -> int:
-    """Rows and columns of features that are left of one frame of a video."""
+    """Returns the rows (and columns) of features of one video frame after shrinking."""
     return -(-architecture.vision.patches_per_side // 2)
 
 
 def _shape(size: Size, architecture: Architecture) -> _Shape:
-    """The shape of a tiled picture. The odd orders of multiplication are transformers': they decide the rounding."""
+    """Returns the shape of a tiled picture; the order of multiplications is transformers', for the same rounding."""
     tile, side = architecture.vision.tile_size, architecture.vision.patches_per_side
     pinpoint_height, pinpoint_width = best_pinpoint(size, architecture.anyres.pinpoints)
     if pinpoint_height % tile or pinpoint_width % tile:
         raise RequestError(
-            f"model.anyres.pinpoints: {pinpoint_height}x{pinpoint_width} pixels is no whole number of tiles of {tile}"
+            f"model.anyres.pinpoints: {pinpoint_height}x{pinpoint_width} pixels is not a multiple of tiles of {tile}"
         )
     rows, columns = pinpoint_height // tile, pinpoint_width // tile
     height, width = rows * side, columns * side
@@ -125,7 +126,7 @@ def _shape(size: Size, architecture: Architecture) -> _Shape:
 
 
 def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
-    """Tower passes for a picture (or video) of this size in a prompt with `num_images` pictures, videos not counted."""
+    """Returns the tiles of a picture or video of this size; `num_images` counts the prompt's pictures, not videos."""
     if _is_video(size):
         return size[0]
     if not _is_tiled(num_images, architecture):
@@ -135,7 +136,7 @@ def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -
 
 
 def visual_token_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
-    """Visual tokens of a picture (or video) of this size in a prompt with `num_images` pictures, newlines included."""
+    """Returns the visual tokens of a picture or video of this size, newlines included; arguments as `tile_count`."""
     if _is_video(size):
         frame_side = _frame_side(architecture)
         rows, columns = _packed_size((frame_side, frame_side), architecture)
@@ -150,7 +151,7 @@ def visual_token_count(size: AnySize, architecture: Architecture, num_images: in
 
 
 def taps(architecture: Architecture) -> int:
-    """The K that every layout of pictures fits in: `packing`, times 4 if some pinpoint may be shrunk."""
+    """Returns the largest K of any layout of pictures: `packing`, times 4 if some pinpoint may be shrunk."""
     tile = architecture.vision.tile_size
     limit = _SHRINK_ABOVE**2 * architecture.anyres.max_tiles * tile**2
     shrinks = any(height * width > limit for height, width in architecture.anyres.pinpoints)
@@ -158,17 +159,17 @@ def taps(architecture: Architecture) -> int:
 
 
 def _packed_size(size: Size, architecture: Architecture) -> Size:
-    """Rows and columns of a map of features after packing."""
+    """Returns rows and columns of a map of features after packing."""
     rows, columns = PACKED[architecture.anyres.packing]
     return -(-size[0] // rows), -(-size[1] // columns)
 
 
 def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
-    """The visual positions of one sample's pictures and videos, in order.
+    """Returns the layout of one sample's pictures and videos, in order.
 
     Args:
         sizes: (height, width) of each picture, (frames, height, width) of each video; may be empty.
-        architecture: its `vision` and `anyres` are read.
+        architecture: only `vision` and `anyres` are read.
 
     Returns:
         A `Layout` whose arrays are read-only, since layouts are cached.
@@ -186,7 +187,9 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
     for size, count, end in zip(sizes, counts, np.cumsum(counts), strict=True):
         tiles = range(end - count, end)
         if not _is_video(size) and _is_tiled(num_images, architecture):
-            pieces.append(_tiled_slots(_shape((size[0], size[1]), architecture), tiles.start, architecture, newline))
+            pieces.append(
+                _tiled_positions(_shape((size[0], size[1]), architecture), tiles.start, architecture, newline)
+            )
             continue
         of_tile = _one_frame if _is_video(size) else _one_tile
         maps = [_rows(*of_tile(tile, architecture)) for tile in tiles]
@@ -198,8 +201,10 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
     return Layout(num_tiles, lengths, gather, weights)
 
 
-def _tiled_slots(shape: _Shape, first: int, architecture: Architecture, newline: int) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of one tiled picture whose base is tile `first`: gather and weights, each [Nv, K]."""
+def _tiled_positions(
+    shape: _Shape, first: int, architecture: Architecture, newline: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns gather and weights, each [Nv, K], of one tiled picture whose base is tile `first`."""
     side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
     if shape.shrunk:
         row_index, row_weight = _bilinear_taps(shape.height, shape.out_height)  # [h, 2]
@@ -226,14 +231,14 @@ def _tiled_slots(shape: _Shape, first: int, architecture: Architecture, newline:
 
 
 def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """The packed map of one whole tile: gather and weights, each [h, w, K]."""
+    """Returns gather and weights, each [h, w, K], of the packed map of one whole tile."""
     side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
     gather = np.arange(patches).reshape(side, side, 1) + index * patches
     return _packed(gather, np.ones(gather.shape, np.float32), architecture)
 
 
 def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """The same of one frame of a video, shrunk bilinearly to half a side."""
+    """Returns gather and weights, each [h, w, K], of one video frame, shrunk bilinearly to half a side."""
     side, small = architecture.vision.patches_per_side, _frame_side(architecture)
     taps, weight = _bilinear_taps(side, small)  # [small, 2]
     gather = taps[:, None, :, None] * side + taps[None, :, None, :]
@@ -243,27 +248,27 @@ def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.n
 
 
 def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Of a map [h, w, k] the means of neighboring features: [ceil(h / rows), ceil(w / columns), k rows columns]."""
+    """Averages neighboring features of a map [h, w, k]: [ceil(h / rows), ceil(w / columns), k * rows * columns]."""
     rows, columns = PACKED[architecture.anyres.packing]
     height, width = _packed_size((gather.shape[0], gather.shape[1]), architecture)
     edge = ((0, height * rows - gather.shape[0]), (0, width * columns - gather.shape[1]), (0, 0))
     taps = gather.shape[2]
 
     def blocks(values: np.ndarray) -> np.ndarray:
-        cut = np.pad(values, edge).reshape(height, rows, width, columns, taps)
-        return cut.transpose(0, 2, 1, 3, 4).reshape(height, width, rows * columns * taps)
+        padded = np.pad(values, edge).reshape(height, rows, width, columns, taps)
+        return padded.transpose(0, 2, 1, 3, 4).reshape(height, width, rows * columns * taps)
 
     weights = blocks(weights)
     return blocks(gather), weights / weights.sum(-1, keepdims=True)
 
 
 def _rows(gather: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A map [h, w, K] read row by row: [h w, K]."""
+    """Flattens a map [h, w, K] row by row to [h * w, K]."""
     return gather.reshape(-1, gather.shape[-1]), weights.reshape(-1, weights.shape[-1])
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of several pieces, with as many taps as the widest; taps that a slot lacks weigh nothing."""
+    """Concatenates the positions of several pieces, padded to the largest K with taps of weight zero."""
     width = max(gather.shape[1] for gather, _ in pieces)
 
     def column(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -273,10 +278,10 @@ def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 
 def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and weights, each [out_size, 2], of `torch.nn.functional.interpolate(mode="bilinear", size=...)`.
+    """Returns indices and weights, each [out_size, 2], of `torch.nn.functional.interpolate(mode="bilinear", size=...)`.
 
-    That is align_corners=False without antialiasing. Torch takes the scale as size / out_size in float32 and multiplies
-    and subtracts with one rounding (a fused multiply-add), which float64 and one cast give on any machine.
+    That means align_corners=False without antialiasing. Torch computes the scale size / out_size in float32 and
+    multiplies and subtracts with one rounding (a fused multiply-add); float64 and one cast reproduce it on any machine.
     """
     scale = float(np.float32(size) / np.float32(out_size))
     position = np.maximum(scale * (np.arange(out_size) + 0.5) - 0.5, 0).astype(np.float32)
@@ -287,11 +292,11 @@ def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.ndarray:
-    """The tiles of one sample's pictures and videos, in the order that `visual_layout` counts them.
+    """Cuts one sample's pictures and videos into tiles, in the order of `visual_layout`.
 
     Args:
         images: uint8 [H, W, 3] or [F, H, W, 3] each.
-        architecture: its `vision` and `anyres` are read.
+        architecture: only `vision` and `anyres` are read.
 
     Returns:
         uint8 [n, S, S, 3], S = `vision.tile_size`, not normalized; n may be 0.
@@ -313,14 +318,14 @@ def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.nd
 
 
 def _resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Pillow's bicubic resize of uint8 [H, W, 3] to (height, width)."""
+    """Resizes uint8 [H, W, 3] to (height, width) with Pillow's bicubic filter."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 def _crops(image: np.ndarray, architecture: Architecture) -> list[np.ndarray]:
-    """The picture resized into its best pinpoint, centered on black and cut row by row."""
+    """Resizes the picture into its best pinpoint, centers it on black and cuts it row by row."""
     tile = architecture.vision.tile_size
     height, width = best_pinpoint(image.shape[:2], architecture.anyres.pinpoints)
     scale_height, scale_width = height / image.shape[0], width / image.shape[1]
@@ -339,10 +344,10 @@ def _crops(image: np.ndarray, architecture: Architecture) -> list[np.ndarray]:
 
 
 def _squared(image: np.ndarray, architecture: Architecture) -> np.ndarray:
-    """The picture padded to a square in the mean color, then resized to one tile.
+    """Pads the picture to a square in the mean color and resizes it to one tile.
 
-    Pillow resizes along rows first, then along columns, rounding to uint8 in between; doing the two passes ourselves,
-    the first in bands, gives the same pixels and never holds the square of a 1 x 20,000 picture in memory.
+    Pillow resizes along rows, rounds to uint8, then resizes along columns. Two separate passes, the first in bands,
+    give the same pixels without holding the square of a 1 x 20,000 picture in memory.
     """
     tile = architecture.vision.tile_size
     height, width = image.shape[:2]

@@ -1,11 +1,11 @@
-"""From samples to fixed-shape batches.
+"""Turns samples into fixed-shape batches.
 
-In: a `Sample` (pictures and turns), a `ChatTokenizer` and an `Architecture`. Out: an `Example` (the same sample as
-arrays, unpadded), and from rows of examples a `Batch` of the shapes that a `RowShape` gives.
+In: a `Sample` (pictures and turns), a `ChatTokenizer` and an `Architecture`. Out: an `Example` (the sample as arrays,
+unpadded), and from rows of examples a `Batch` whose shapes a `RowShape` sets.
 
-The decoder's stream is [V; T]: visual positions and text tokens are kept apart, and every slot and token carries the
-position that it has in the dense interleaved sequence (text before a picture, the picture's tokens, text after), so
-nothing is physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding.
+The decoder's stream is [V; T]: visual positions and text tokens are separate arrays. Each entry carries its position
+id in the dense interleaved sequence (text before a picture, the picture's tokens, text after), so nothing is
+physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class RowShape:
     text: int
 
     def holds(self, size: RowShape) -> bool:
+        """Whether `size` is within all three limits."""
         return size.tiles <= self.tiles and size.visual <= self.visual and size.text <= self.text
 
     def __add__(self, other: RowShape) -> RowShape:
@@ -42,18 +43,18 @@ class RowShape:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
+    """A sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
 
     Attributes:
         id: the sample's id.
-        tasks: the task of each turn ("" where the source names none).
+        tasks: the task of each turn ("" if the source has no tasks).
         tiles: uint8 [n, S, S, 3].
         visual_gather, visual_weights: int32 and float32 [Nv, K]; index n * patches is the newline (`anyres.Layout`).
         visual_positions: int32 [Nv].
-        text_tokens, text_positions: int32 [Nt]; picture placeholders are not among them.
-        loss_mask: bool [Nt], True where a token is a target, predicted from the text token before it.
-        turn_index: int32 [Nt], the turn that a target of an answer belongs to, -1 elsewhere.
-        length: of the dense interleaved sequence; the position of the token that would come next.
+        text_tokens, text_positions: int32 [Nt], without picture placeholders.
+        loss_mask: bool [Nt], True at targets, each predicted from the text token before it.
+        turn_index: int32 [Nt], the turn of each target in an answer, -1 elsewhere.
+        length: length of the dense interleaved sequence, which is the position id of the next token.
     """
 
     id: str
@@ -70,19 +71,20 @@ class Example:
 
     @property
     def size(self) -> RowShape:
+        """The part of a row that the example fills."""
         return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Fixed-shape arrays and the names that belong to their rows.
+    """Fixed-shape arrays, and the ids and tasks of their rows.
 
     Attributes:
         arrays: tiles uint8 [B, n, S, S, 3]; visual_gather int32, visual_weights float32 [B, Nv, K]; visual_positions,
             visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
             loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
         ids: the samples' ids, row by row.
-        tasks: for each row the task of each of its turns, as `turn_index` counts them.
+        tasks: the tasks of each row's turns, in the order of `turn_index`.
     """
 
     arrays: dict[str, np.ndarray]
@@ -99,11 +101,11 @@ def encode_example(
     targets: str = "answer",
     row_shape: RowShape | None = None,
 ) -> Example:
-    """A sample as one training example. Its own system text counts; without one that is `system`.
+    """Encodes a sample as a training example. Uses the sample's system text, or `system` if it has none.
 
     Raises:
         SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
-            the row shape), "no_target" (no token is left to learn from).
+            the row shape), "no_target" (no token is a target).
     """
     encode = _conversation(sample, tokenizer, system)
     encoded = encode(targets=targets)
@@ -137,7 +139,7 @@ def _conversation(
 
 
 def count_text(sample: Sample, tokenizer: ChatTokenizer, system: str | None = None) -> int:
-    """Text tokens (Nt) of the example that `encode_example` makes of a sample; looks at no pixel.
+    """Returns Nt, the number of text tokens of `encode_example`'s result; reads no pixel.
 
     Raises:
         SkipSample: "image_count" or "empty_conversation", as `encode_example`.
@@ -157,9 +159,9 @@ def encode_prompt(
     task: str = "",
     history: Sequence[tuple[str, str]] = (),
 ) -> Example:
-    """A question up to the assistant's header, for routing and generation: no targets.
+    """Encodes a question up to the assistant's header, for routing and generation; without targets.
 
-    `history` holds earlier turns, (question, answer) each; the routing token stands behind the latest question.
+    `history` holds earlier turns, (question, answer) each; the routing token follows the latest question.
 
     Raises:
         SkipSample: "image_count", "empty_conversation" or "too_long", as `encode_example`.
@@ -182,10 +184,14 @@ def encode_tokens(
     tasks: tuple[str, ...] = (),
     row_shape: RowShape | None = None,
 ) -> Example:
-    """Token ids with one placeholder id per picture or video, and these (uint8 [H, W, 3], [F, H, W, 3]), as an example.
+    """Makes an example of token ids and of pictures (uint8 [H, W, 3]) or videos (uint8 [F, H, W, 3]).
 
-    The size is checked against `row_shape` before any pixel is touched. The first token, and a token right after a
-    picture, have no text token before them that could predict them, so they are never targets.
+    `token_ids` holds one placeholder id per picture or video. The size is checked against `row_shape` before any pixel
+    is read. The first token, and a token right after a picture, are never targets: no text token precedes them that
+    could predict them.
+
+    Raises:
+        SkipSample: "image_count" or "too_long".
     """
     tokens = np.asarray(token_ids, np.int32)
     is_image = tokens == image_token_id
@@ -194,7 +200,7 @@ def encode_tokens(
     layout = anyres.visual_layout([image.shape[:-1] for image in images], architecture)
     _check_fits(id, RowShape(layout.num_tiles, len(layout.gather), int((~is_image).sum())), row_shape)
 
-    steps = np.ones(len(tokens), np.int64)  # how many dense positions each token takes
+    steps = np.ones(len(tokens), np.int64)  # dense positions per token
     steps[is_image] = layout.lengths
     starts = np.cumsum(steps) - steps
     visual_positions = [
@@ -226,17 +232,17 @@ def _check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
 
 
 def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
-    """Which turn each answer token belongs to, -1 elsewhere: the answers are the runs of True, in order."""
+    """Returns the turn of each answer token, -1 elsewhere. Each run of True in the mask is one answer, in order."""
     mask = np.asarray(answer_mask, bool)
     begins = mask & ~np.concatenate([[False], mask[:-1]])
     return np.where(mask, np.cumsum(begins) - 1, -1)
 
 
 def pack(examples: Sequence[Example], row_shape: RowShape, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
-    """First-fit: each example, in order, goes to the first row that still has room for it under all three limits.
+    """Packs first-fit: puts each example, in order, into the first row that holds it within all three limits.
 
     Returns:
-        The rows (some perhaps empty), and the examples that fitted nowhere, in order. A pure function of its arguments.
+        The rows (some may be empty), and the examples that fit into no row, in order. A pure function of its arguments.
     """
     rows: list[list[Example]] = [[] for _ in range(num_rows)]
     used = [RowShape(0, 0, 0)] * num_rows
@@ -252,14 +258,14 @@ def pack(examples: Sequence[Example], row_shape: RowShape, num_rows: int) -> tup
 
 
 def make_batch(rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture) -> Batch:
-    """Rows of examples as one batch of the given row shape; a row's examples become its segments 1, 2, ...
+    """Makes a batch of the given row shape from rows of examples; a row's examples become its segments 1, 2, ...
 
     Raises:
-        ValueError: a row holds more than the row shape allows.
+        ValueError: a row's examples do not fit the row shape.
     """
-    # Frames of a video are shrunk also where no picture is.
-    widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
-    arrays = _empty_arrays(len(rows), row_shape, max(anyres.taps(architecture), *widest, 0), architecture)
+    # Video frames may need more taps than `anyres.taps`, which counts pictures only.
+    widths = (example.visual_gather.shape[1] for examples in rows for example in examples)
+    arrays = _empty_arrays(len(rows), row_shape, max(anyres.taps(architecture), *widths, 0), architecture)
     patches = architecture.vision.patches_per_tile
     for row, examples in enumerate(rows):
         used, turns = RowShape(0, 0, 0), 0
@@ -269,9 +275,9 @@ def make_batch(rows: Sequence[Sequence[Example]], row_shape: RowShape, architect
             tiles = slice(used.tiles, used.tiles + example.size.tiles)
             visual = slice(used.visual, used.visual + example.size.visual)
             text = slice(used.text, used.text + example.size.text)
-            own_newline = example.size.tiles * patches
+            newline = example.size.tiles * patches  # the newline's index in the example
             gather = example.visual_gather + used.tiles * patches
-            gather = np.where(example.visual_gather == own_newline, row_shape.tiles * patches, gather)
+            gather = np.where(example.visual_gather == newline, row_shape.tiles * patches, gather)
             arrays["tiles"][row, tiles] = example.tiles
             arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
             arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
@@ -291,7 +297,7 @@ def make_batch(rows: Sequence[Sequence[Example]], row_shape: RowShape, architect
 
 
 def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architecture: Architecture) -> Batch:
-    """One prompt a row, with where its routing token stands.
+    """Makes a batch with one prompt per row and adds `routing_position`.
 
     `routing_position` int32 [B] is the position id of the routing token (or of the first generated token): the last
     prompt position + 1.
@@ -302,6 +308,7 @@ def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architect
 
 
 def _empty_arrays(num_rows: int, row_shape: RowShape, taps: int, architecture: Architecture) -> dict[str, np.ndarray]:
+    """Returns `Batch.arrays` of rows without examples; `taps` is K."""
     tile = architecture.vision.tile_size
     visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     return {

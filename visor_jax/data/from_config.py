@@ -1,7 +1,7 @@
-"""Builds what the `data` section configures: sources, tokenizer, row shape, and fixed lists of single questions.
+"""Builds the objects that the `data` section configures: sources, tokenizer, row shape and sample encoder.
 
-Training streams conversations (`visor_jax.data.pipeline`); search, label and evaluate ask single questions in a fixed
-order (`visor_jax.data.questions`).
+In: a configuration. Out: the parts of the training stream (`visor_jax.data.pipeline`) and of the fixed lists of single
+questions that search, label and evaluate ask (`visor_jax.data.questions`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 
 
 def make_tokenizer(config: ConfigLike) -> ChatTokenizer:
+    """Loads the tokenizer that `tokenizer.path` names."""
     return load_tokenizer(as_config(config).tokenizer.path)
 
 
 def training_row_shape(config: ConfigLike) -> RowShape:
-    """The fixed shape of a row: `data.tiles`, `data.visual_length`, `data.text_length`."""
+    """Returns the fixed shape of a row: `data.tiles`, `data.visual_length`, `data.text_length`."""
     data = as_config(config).data
     return RowShape(tiles=data.tiles, visual=data.visual_length, text=data.text_length)
 
 
 def sample_encoder(config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape) -> Callable[[Sample], Example]:
-    """Sample -> Example, as this configuration tokenizes, tiles and masks."""
+    """Returns a function Sample -> Example that tokenizes, tiles and masks as configured."""
     config = as_config(config)
     return partial(
         encode_example,
@@ -41,13 +42,13 @@ def sample_encoder(config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowS
 
 
 def make_source(config: ConfigLike, split: str) -> Source:
-    """The configured source of conversations for "train", "validation" or "test"."""
+    """Opens the configured source of conversations for "train", "validation" or "test"."""
     config = as_config(config)
     return source_kind(config).open(config, split)
 
 
 def stage_source(config: ConfigLike, stage: str) -> Source:
-    """Returns the source a stage trains on: the training records, or for an endless source the stage's own range."""
+    """Returns the source that a stage trains on: the training records, or for an endless source the stage's range."""
     config = as_config(config)
     source = make_source(config, "train")
     return Within(source, index_range(stage)[1]) if source_kind(config).endless else source

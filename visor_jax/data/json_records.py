@@ -1,8 +1,8 @@
-"""The records of a JSON or JSON-lines file, told apart by content and not by the file's ending.
+"""Reads the records of a JSON or JSON-lines file; the content decides which, not the file's ending.
 
 In: a path. Out: a list of records. A file that starts with "[" is one list; a file that starts with "{" holds one
-object a line, or is a single conversation. A file that cannot be read as a whole is a `RequestError` that names line
-and column; a single bad line stands among the records as a `BadLine`.
+object per line, or is a single conversation. A file that cannot be read raises a `RequestError` that names line and
+column; a single bad line becomes a `BadLine` among the records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BLOCK_BYTES = 1 << 24
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
 
-# First bytes of files that are no JSON, and what to do with them.
+# First bytes of files that are not JSON, and the message for each.
 _FOREIGN = (
     (b"\xff\xfe", "is UTF-16 text; expected UTF-8: save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16 text; expected UTF-8: save it as UTF-8"),
@@ -44,16 +44,16 @@ _FOREIGN = (
 
 @dataclass(frozen=True)
 class BadLine:
-    """Stands among the records for a line that is no JSON."""
+    """Replaces the record of a line that is not JSON."""
 
     error: str
 
 
 def read_records(path: Path) -> list[Any]:
-    """The records of a file.
+    """Returns the records of a file.
 
     Raises:
-      RequestError: the file is missing, no regular file, or cannot be read as JSON.
+      RequestError: the file is missing, not a regular file, or not JSON.
     """
     data = _read(path).removeprefix(_BOM)
     first = data[:4096].lstrip(_WHITE)[:1]
@@ -62,17 +62,17 @@ def read_records(path: Path) -> list[Any]:
     if first == b"{":
         return _parse_objects(data, path)
     if not data.strip(_WHITE):
-        raise RequestError(f"data.path: {path} is empty; expected a JSON list of conversations, or one object a line")
+        raise RequestError(f"data.path: {path} is empty; expected a JSON list of conversations, or one object per line")
     _decode(data[:4096], path, partial=True)
     blank = data[: len(data) - len(data.lstrip(_WHITE))].decode()
     line, column = _place(blank, len(blank))
     raise RequestError(
-        f"data.path: {path} line {line} column {column}: not JSON: expected '[' (a list) or '{{' (one object a line)"
+        f"data.path: {path} line {line} column {column}: not JSON: expected '[' (a list) or '{{' (one object per line)"
     )
 
 
 def _read(path: Path) -> bytes:
-    """The file's bytes; reading stops at once where a block is mostly NUL bytes, as in a sparse file."""
+    """Returns the file's bytes; refuses the file at the first block of mostly NUL bytes, as in a sparse file."""
     blocks: list[bytes] = []
     try:
         with open_regular(path) as file:
@@ -96,13 +96,13 @@ def _unreadable(path: Path, error: Exception) -> RequestError:
 
 
 def _refuse_foreign(head: bytes, path: Path) -> None:
-    for start, what in _FOREIGN:
+    for start, message in _FOREIGN:
         if head.startswith(start):
-            raise RequestError(f"data.path: {path} {what}")
+            raise RequestError(f"data.path: {path} {message}")
 
 
 def _decode(data: bytes, path: Path, *, partial: bool = False) -> str:
-    """UTF-8 text; `partial` data may end inside a character."""
+    """Decodes UTF-8; `partial` data may end inside a character, then the text is ""."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -113,7 +113,7 @@ def _decode(data: bytes, path: Path, *, partial: bool = False) -> str:
 
 
 def _place(text: str, position: int) -> tuple[int, int]:
-    """Line and column, counted from 1, of a position in a text."""
+    """Returns line and column, counted from 1, of a position in a text."""
     before = text[:position]
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
@@ -133,11 +133,11 @@ def _parse_whole(data: bytes, path: Path) -> Any:
         place = f"line {error.lineno} column {error.colno}"
         raise RequestError(f"data.path: {path} {place}: not JSON: {_explain(text, error)}") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"data.path: {path}: not JSON that can be read: {error}") from None
+        raise RequestError(f"data.path: {path}: not JSON: {error}") from None
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:
-    """The parser's message, with the usual cause where it shows."""
+    """Returns the parser's message, with the likely cause if there is one."""
     here = text[error.pos : error.pos + 1]
     if here == "\0":
         return "a NUL byte; the file is damaged"
@@ -146,25 +146,25 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
     if here in ("]", "}") and text[: error.pos].rstrip().endswith(","):
         return f"{error.msg}: a comma before {here!r}"
     if error.msg == "Extra data":
-        return "Extra data: a second value; expected one list, or one object a line"
+        return "Extra data: a second value; expected one list, or one object per line"
     return error.msg
 
 
 def _parse_objects(data: bytes, path: Path) -> list[Any]:
-    """One record a line, or one conversation over the whole file."""
+    """Returns one record per line, or one conversation that spans the file."""
     records: list[Any] = []
     for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             records.append(_parse_line(line, number))
-    if isinstance(records[0], BadLine):  # its first line alone is no JSON
+    if isinstance(records[0], BadLine):  # the file may be one object over several lines
         records = _whole_object(data, path) or records
     if len(records) == 1 and isinstance(records[0], dict) and not _is_conversation(records[0]):
         raise RequestError(
             f"data.path: {path} holds one object {_describe(records[0])}; expected a list of conversations"
         )
     if not any(isinstance(record, dict) for record in records):
-        _parse_whole(data, path)  # names the place where it stops being JSON
-        raise RequestError(f"data.path: {path} holds no record; expected one JSON object a line")
+        _parse_whole(data, path)  # raises with the line and column of the error
+        raise RequestError(f"data.path: {path} holds no record; expected one JSON object per line")
     return records
 
 
@@ -178,7 +178,7 @@ def _parse_line(line: bytes, number: int) -> Any:
 
 
 def _whole_object(data: bytes, path: Path) -> list[Any]:
-    """A conversation written over several lines, as the only record; empty if the file is no single JSON value."""
+    """Returns a conversation written over several lines as the only record; [] if the file is not one JSON value."""
     try:
         return [_parse_whole(data, path)]
     except RequestError:
@@ -189,8 +189,9 @@ def _is_conversation(record: dict[str, Any]) -> bool:
     return any(key in record for key in CONVERSATION_KEYS)
 
 
-def _describe(found: dict[str, Any]) -> str:
-    lists = [key for key, value in found.items() if isinstance(value, list) and value]
+def _describe(record: dict[str, Any]) -> str:
+    """Returns which keys an object has, for the message; a key that holds a list comes alone."""
+    lists = [key for key, value in record.items() if isinstance(value, list) and value]
     if lists:
         return f"with a list under {lists[0]!r:.40}"
-    return "with the keys " + (", ".join(repr(key)[:30] for key in list(found)[:5]) or "(none)")
+    return "with the keys " + (", ".join(repr(key)[:30] for key in list(record)[:5]) or "(none)")

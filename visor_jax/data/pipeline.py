@@ -3,16 +3,16 @@
 In: sources with weights, a function that encodes a sample and one that collates examples. Out: an iterator of
 batches that can start at any step.
 
-The position in the data is one global sample counter: batch `s` is made of the samples `s * batch_size` up to
-`(s + 1) * batch_size - 1` of one endless stream, and each of those is a pure function of (seed, counter):
+A global sample counter is the position in the data. Batch `s` holds the samples `s * batch_size` to
+`(s + 1) * batch_size - 1` of one endless stream. Each sample is a pure function of (seed, counter):
 
-- Which source: `grain.MapDataset.mix`, by weight, at fixed places.
-- Which of its samples: finite sources are shuffled anew in every epoch by (seed, source, epoch), so that an epoch shows
-  every sample once; generated sources are read in order.
-- A sample that cannot be used is counted (`skips.SkipLog`) and its place is taken by another of the same source, whose
-  index is drawn from (seed, counter, attempt); so one bad record moves no other sample.
+- Source: chosen by weight at fixed positions (`grain.MapDataset.mix`).
+- Index: finite sources are reshuffled every epoch by (seed, source, epoch), so an epoch yields every sample once;
+  generated sources are read in order.
+- Substitute: a sample that cannot be used is counted (`skips.SkipLog`) and replaced by another of the same source,
+  whose index is drawn from (seed, counter, attempt); so a bad record moves no other sample.
 
-Each process makes only its own rows of every batch. Resuming is starting at step `s`; nothing else is stored.
+Each process makes only its rows of every batch. To resume, start at step `s`; no other state is stored.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from visor_jax.errors import RunError
 ExampleT = TypeVar("ExampleT")
 BatchT = TypeVar("BatchT")
 
-MAX_ATTEMPTS = 1000  # for one place in the stream, before giving up whatever fraction of skips is allowed
-# Else Grain writes a paragraph of its own into our messages. Flags that nobody parses have their defaults.
+MAX_ATTEMPTS = 1000  # per position of the stream, whatever fraction of skips is allowed
+# Otherwise Grain adds a paragraph to error messages. Unparsed flags have their default values.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 _FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture: how much of the stream it makes up, and whether its epochs are shuffled."""
+    """One source of a mixture, its share of the stream, and whether its epochs are shuffled."""
 
     source: Source
     weight: float = 1.0
@@ -57,14 +57,14 @@ class ExampleStream(Generic[ExampleT]):
     ) -> None:
         """
         Args:
-            parts: at least one; none of the sources is empty.
-            encode: makes an example of a sample; may raise `SkipSample`.
+            parts: at least one; every source has samples.
+            encode: sample -> example; may raise `SkipSample`.
             seed: 0 or more.
-            skips: where skipped samples are counted.
+            skips: counts skipped samples.
         """
         self._parts, self._encode, self._seed = tuple(parts), encode, seed
         self._skips = skips or SkipLog()
-        # What is mixed are (part, ordinal) pairs: "the ordinal-th sample that this part gives".
+        # The mixture consists of (part, ordinal) pairs: the ordinal-th sample drawn from this part.
         ordinals = [
             grain.MapDataset.range(_FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
         ]
@@ -75,7 +75,7 @@ class ExampleStream(Generic[ExampleT]):
         return _FOREVER
 
     def __getitem__(self, counter: int) -> ExampleT:
-        """The example at this place of the stream.
+        """Returns the example at this position of the stream.
 
         Raises:
             RunError: too many samples were skipped.
@@ -83,7 +83,7 @@ class ExampleStream(Generic[ExampleT]):
         return self.tallied(counter)[0]
 
     def tallied(self, counter: int) -> tuple[ExampleT, Tally]:
-        """The example at this place of the stream, and what was tried and skipped for it."""
+        """Returns the example at this position of the stream, and the tally of samples tried and skipped for it."""
         reasons: list[str] = []
         tally = Tally()
         for attempt in range(MAX_ATTEMPTS):
@@ -100,7 +100,7 @@ class ExampleStream(Generic[ExampleT]):
         raise RunError(f"no usable sample in {MAX_ATTEMPTS} attempts at place {counter}; last: {reasons[-1]}")
 
     def reference(self, counter: int, attempt: int = 0) -> tuple[int, int]:
-        """(part, index in its source) of a place in the stream, for the first attempt or a substitute."""
+        """Returns (part, index in its source) of a position in the stream; `attempt` > 0 selects a substitute."""
         pair = self._mixture[counter]
         assert pair is not None  # nothing was filtered out of the mixture
         part, ordinal = pair
@@ -114,7 +114,7 @@ class ExampleStream(Generic[ExampleT]):
         return part, index
 
     def _make_permutation(self, part: int, epoch: int) -> np.ndarray:
-        # Sorting raw words, not Generator.permutation: NumPy promises that the words stay the same in later versions.
+        # Sorts raw words instead of calling Generator.permutation: NumPy keeps the raw words stable across versions.
         words = np.random.PCG64(seed_sequence("shuffle", self._seed, part, epoch))
         return np.argsort(words.random_raw(len(self._parts[part].source)), kind="stable")
 
@@ -125,7 +125,7 @@ def _pair(part: int, ordinal: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Counters of the rows that one process makes, batch after batch: a random-access source for Grain."""
+    """Counters of the rows that one process makes, in order of batches: a random-access source for Grain."""
 
     batch_size: int
     process_index: int
@@ -150,7 +150,7 @@ def tallied_batches(
     process_index: int,
     process_count: int,
 ) -> grain.MapDataset[tuple[BatchT, Tally]]:
-    """Random access to this process's part of every batch: element `s` is step `s`'s, with the tally of its samples."""
+    """Returns random access to this process's part of every batch: element `s` is (batch, tally) of step `s`."""
     if batch_size % process_count:
         raise ValueError(f"a batch of {batch_size} does not divide over {process_count} processes")
     rows = _Rows(batch_size, process_index, process_count)
@@ -165,9 +165,9 @@ def tallied_batches(
 
 
 class BatchIterator(Iterator[BatchT]):
-    """Batches from `start_step` on, made ahead of time by one thread. Close it, or use it in a `with` statement.
+    """Yields batches from `start_step` on, prefetched by one thread. Close it, or use it in a `with` statement.
 
-    What was tried for a batch counts as used (`SkipLog.use`) when the batch is taken.
+    Taking a batch counts its tally as used (`SkipLog.use`).
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class BatchIterator(Iterator[BatchT]):
         return batch
 
     def close(self) -> None:
-        """Stops the thread; harmless when repeated."""
+        """Stops the thread; may be called repeatedly."""
         self._batches.close()
 
     def __enter__(self) -> BatchIterator[BatchT]:
@@ -206,19 +206,19 @@ def make_pipeline(
     process_count: int = 1,
     prefetch: int = 2,
 ) -> BatchIterator[BatchT]:
-    """Batches for training, from step `start_step` on.
+    """Yields training batches from step `start_step` on.
 
     Args:
         parts: the sources and their weights.
         encode: sample -> example; may raise `SkipSample`.
         collate: the examples of this process's part of a batch, in order -> batch. It may put several into one row
-            (`collate.pack`): that is still a pure function of (seed, step).
-        batch_size: samples per step over all processes; `process_count` divides it.
-        seed: of shuffles and substitutes.
-        start_step: the first batch to give.
-        skips: where skipped samples are counted and written down.
-        process_index, process_count: which rows to make.
-        prefetch: how many batches to make ahead.
+            (`collate.pack`); the result stays a pure function of (seed, step).
+        batch_size: samples per step over all processes, a multiple of `process_count`.
+        seed: seeds shuffles and substitutes.
+        start_step: the step of the first batch.
+        skips: counts and records skipped samples.
+        process_index, process_count: select this process's rows.
+        prefetch: number of batches to prefetch.
 
     Raises (while iterating):
         RunError: more samples were skipped than `skips` allows.

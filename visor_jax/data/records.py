@@ -1,17 +1,17 @@
-"""One JSON record as a conversation about named pictures, in any of the layouts that people have.
+"""Parses a JSON record into a conversation about named pictures; accepts the common layouts.
 
-In: a value from a JSON file. Out: a `Record`: id, picture names, turns, system text. No file is opened here. A record
-that cannot be used raises `SkipSample` with a reason, and with a detail that names the key and says what to do.
+In: a value from a JSON file. Out: a `Record`: id, picture names, turns, system text. Opens no file. A record that
+cannot be used raises `SkipSample` with a reason and a detail that names the key and says what to do.
 
-What is read:
+Keys that are read:
 
 - the conversation under `conversations`, `conversation` or `messages`, each message with `from`/`value` or
   `role`/`content`; `content` may be a list of text and image parts, as in OpenAI's format;
-- the pictures under `image` or `images`, or named by the image parts of the messages: one name, a list of names, or
-  objects with a `path`;
+- the pictures under `image` or `images`, or in the image parts of the messages: one name, a list of names, or objects
+  with a `path`;
 - a system text from a `system` key or from leading system messages.
 
-A record without pictures is a text-only sample only if nothing in it looks like a picture under another key.
+A record without pictures is a text-only sample only if no other key of it seems to hold a picture.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from typing import Any
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.sample import SkipSample, Turn
 
-MAX_CHARACTERS = 1_000_000  # of one conversation; no row holds that many
+MAX_CHARACTERS = 1_000_000  # per conversation; no row holds that many
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
 PICTURE_KEYS = ("image", "images")
 _MESSAGE_KEYS = (("from", "value"), ("role", "content"))
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
 
-# Keys that hold something to look at or to listen to, by their names; only `image` and `images` are read.
+# Key names that suggest pictures, video or sound; only `image` and `images` are read.
 _MEDIA_KEY = re.compile(r"image|img|picture|photo|pixel|video|audio|frames", re.IGNORECASE)
 _MEDIA_FILE = re.compile(
     r"\.(jpe?g|png|webp|gif|bmp|tiff?|jp2|heic|heif|avif|mp4|avi|mov|mkv|webm|mp3|wav|flac)$", re.IGNORECASE
 )
 _OTHER_MEDIA = frozenset({"video", "videos", "audio", "audios"})
-_ONE_MORE_PICTURE = re.compile(r"(image|img|picture|photo)([ _-]?[0-9]{1,3}|[ _-][a-z])", re.IGNORECASE)
+_NUMBERED_PICTURE_KEY = re.compile(r"(image|img|picture|photo)([ _-]?[0-9]{1,3}|[ _-][a-z])", re.IGNORECASE)
 _NO_MEDIA = frozenset({"id", "from", "value", "role", "content", "system", *CONVERSATION_KEYS})
 
-# How other programs write in a question where a picture belongs: Qwen-VL, Qwen2-VL, Phi-3, InternLM-XComposer,
-# MiniCPM-V, MMMU, Pixtral. None of it occurs in HTML or in prose, so what has it is no text-only record.
+# Image markers of other programs: Qwen-VL, Qwen2-VL, Phi-3, InternLM-XComposer, MiniCPM-V, MMMU, Pixtral. They do not
+# occur in HTML or prose, so a record that holds one is not text-only.
 _FOREIGN_MARKER = re.compile(
     r"<img>[^<>\n]{1,1000}</img>|<\|image(?:_\d+|_pad)?\|>|<ImageHere>|<image[ _]?\d+>|<IMAGE>|\[IMG\]"
     r"|(?:^\s*<Image>)|(?:<Image>\s*$)"
 )
 
-# Layouts that are named instead of guessed at: keys that give them away, what they are called.
+# Known layouts that are not read: the keys that identify each, and its name for the message.
 _FOREIGN_LAYOUTS = (
     (("chosen", "rejected"), "preference pairs"),
     (("instruction", "output"), "the Alpaca layout"),
@@ -77,7 +77,7 @@ class Record:
 
 
 def parse_record(record: Any, number: int) -> Record:
-    """The conversation that a record holds; `number` is its place in the file, for records without an id.
+    """Returns the conversation in a record; `number` is its index in the file, the id of records without one.
 
     Raises:
       SkipSample: "bad_record", "bad_text", "unknown_layout", "empty_conversation", "unknown_role", "turn_order",
@@ -86,35 +86,35 @@ def parse_record(record: Any, number: int) -> Record:
     names = picture_names(record)
     task = record.get("data_source")
     task = _clean(task, "`data_source`") if isinstance(task, str) else ""
-    messages, named_inside = _messages(record)
-    if names and named_inside:
+    messages, message_names = _messages(record)
+    if names and message_names:
         raise SkipSample(
             "bad_record", "pictures are named both by the record and by its messages; expected one of them"
         )
-    names = names or named_inside
+    names = names or message_names
     _check_other_media(record, names)
     for name in names:
         _clean(name, "a picture's name")
     system, turns = _turns(messages, _system_text(record), task)
     _check_markers(turns)
     markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
-    if markers != len(names) and (markers, len(names)) != (0, 1):  # one picture without a marker comes first
+    if markers != len(names) and (markers, len(names)) != (0, 1):  # a single picture needs no marker
         hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(names) > 1 and not markers else ""
         raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers, {len(names)} pictures{hint}")
     return Record(_clean(record_id(record, number), "`id`"), tuple(names), turns, system)
 
 
 def record_id(record: Any, number: int) -> str:
-    """The record's own id, a string or a number; its place in the file if it has none."""
-    own = record.get("id") if isinstance(record, dict) else None
-    return str(own) if isinstance(own, (str, int)) else str(number)
+    """Returns the record's id, a string or a number; its index in the file if it has none."""
+    value = record.get("id") if isinstance(record, dict) else None
+    return str(value) if isinstance(value, (str, int)) else str(number)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def picture_names(record: Any) -> list[str]:
-    """The names under `image` or `images`; empty where there are none.
+    """Returns the names under `image` or `images`; an empty list if there are none.
 
     Raises:
       SkipSample: "bad_record".
@@ -128,7 +128,7 @@ def picture_names(record: Any) -> list[str]:
 
 
 def _names(value: Any, key: str) -> list[str]:
-    """Names out of what stands under a picture key; "" and null stand for no picture."""
+    """Returns the names in the value of a picture key; "" and null mean no picture."""
     items = value if isinstance(value, list) else [value]
     names = []
     for item in items:
@@ -141,12 +141,12 @@ def _names(value: Any, key: str) -> list[str]:
     if all(not name for name in names):
         return []
     if not all(names):
-        raise SkipSample("bad_record", f"`{key}` holds names and an empty one among them")
+        raise SkipSample("bad_record", f"`{key}` holds names, but one of them is empty")
     return names
 
 
 def named_pictures(record: Any) -> list[str]:
-    """The names of a record's pictures, wherever they stand; empty where it has none or cannot be read."""
+    """Returns the picture names of a record and its messages; an empty list if it has none or cannot be read."""
     try:
         return picture_names(record) or _messages(record)[1]
     except SkipSample:
@@ -154,14 +154,14 @@ def named_pictures(record: Any) -> list[str]:
 
 
 def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
-    """Refuses what would be trained on blindly: videos, sound, and pictures under keys that are not read."""
+    """Refuses a record that would be trained on without its media: videos, sound, pictures under keys not read."""
     for key, value in record.items():
         if value and key.lower() in _OTHER_MEDIA:
             raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
     if names:
-        extra = next((key for key in record if _ONE_MORE_PICTURE.fullmatch(key) and _is_name(record[key])), None)
+        extra = next((key for key in record if _NUMBERED_PICTURE_KEY.fullmatch(key) and _is_name(record[key])), None)
         if extra is not None:
-            raise SkipSample("picture_key", f"a picture under {extra!r} too, which is not read; list all in `image`")
+            raise SkipSample("picture_key", f"{extra!r} holds a picture too, but is not read; list all in `image`")
         return
     messages = next((record[key] for key in CONVERSATION_KEYS if record.get(key)), [])
     for where, fields in (("record", record), *(("message", message) for message in messages)):
@@ -170,18 +170,18 @@ def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
                 raise SkipSample(
                     "picture_key",
                     f"no `image`, but {key[:50]!r} in the {where}, which is not read; rename it to `image` in the"
-                    " record, or remove it where there is no picture",
+                    " record, or remove it if there is no picture",
                 )
 
 
 def _check_markers(turns: Iterable[Turn]) -> None:
-    """Refuses questions in which a picture's place is written as another program wants it."""
+    """Refuses questions that hold another program's image marker."""
     for turn in turns:
-        if found := _FOREIGN_MARKER.search(turn.question):
+        if match := _FOREIGN_MARKER.search(turn.question):
             raise SkipSample(
                 "foreign_marker",
-                f"{found[0].strip()[:60]!r} in a question is another program's mark for a picture; write {IMAGE_MARKER}"
-                " there, and the picture's name in `image`",
+                f"{match[0].strip()[:60]!r} in a question is another program's marker for a picture; write"
+                f" {IMAGE_MARKER} there, and the picture's name in `image`",
             )
 
 
@@ -190,27 +190,27 @@ def _is_name(value: Any) -> bool:
 
 
 def _holds_media_file(value: Any, depth: int = 3) -> bool:
-    """Whether a value is the name of a picture's or video's file, or a list or object that begins with or holds one."""
+    """Whether a value names a picture or video file, or is a list whose first item or an object that holds one."""
     if isinstance(value, str):
         return len(value) < 1000 and _MEDIA_FILE.search(value) is not None
     inner = value[:1] if isinstance(value, list) else [*value.values()][:20] if isinstance(value, dict) else []
-    return depth > 0 and any(_holds_media_file(one, depth - 1) for one in inner)
+    return depth > 0 and any(_holds_media_file(item, depth - 1) for item in inner)
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
 def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
-    """(kind, text) of each message, and the names of the pictures in image parts."""
+    """Returns (kind, text) of each message, and the picture names in image parts."""
     present = [key for key in CONVERSATION_KEYS if key in record]
     if not present:
         raise _no_conversation(record)
     key = next((key for key in present if record[key]), present[0])
     conversation = record[key]
     if isinstance(conversation, str) and conversation.strip():
-        raise SkipSample("unknown_layout", f"`{key}` is text, perhaps JSON inside JSON; expected a list of messages")
+        raise SkipSample("unknown_layout", f"`{key}` is text, possibly nested JSON; expected a list of messages")
     if not isinstance(conversation, list) or not conversation:
-        raise SkipSample("empty_conversation", f"`{key}` is empty or no list")
+        raise SkipSample("empty_conversation", f"`{key}` is empty or not a list")
     pictures: list[str] = []
     return [_message(message, pictures) for message in conversation], pictures
 
@@ -218,19 +218,19 @@ def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
 def _no_conversation(record: dict[str, Any]) -> SkipSample:
     for keys, name in _FOREIGN_LAYOUTS:
         if all(key in record for key in keys):
-            found = " and ".join(f"`{key}`" for key in keys)
-            return SkipSample("unknown_layout", f"{found}: {name}, which is not read; {_EXPECTED_LAYOUT}")
+            present = " and ".join(f"`{key}`" for key in keys)
+            return SkipSample("unknown_layout", f"{present}: {name}, which is not read; {_EXPECTED_LAYOUT}")
     keys = ", ".join(repr(key[:30]) for key in list(record)[:8]) or "none"
-    return SkipSample("empty_conversation", f"no conversation among its keys ({keys}); {_EXPECTED_LAYOUT}")
+    return SkipSample("empty_conversation", f"no conversation among the keys ({keys}); {_EXPECTED_LAYOUT}")
 
 
 def _message(message: Any, pictures: list[str]) -> tuple[str, str]:
-    """("question", "answer" or "system", text) of one message; names in image parts are added to `pictures`."""
+    """Returns (kind, text) of a message; kind is "question", "answer" or "system". Adds image names to `pictures`."""
     if isinstance(message, list):
-        raise SkipSample("unknown_layout", f"a message that is a list, as of pairs or of columns; {_EXPECTED_LAYOUT}")
+        raise SkipSample("unknown_layout", f"a message is a list (pairs or columns); {_EXPECTED_LAYOUT}")
     pair = next((pair for pair in _MESSAGE_KEYS if isinstance(message, dict) and pair[1] in message), None)
     if pair is None:
-        raise SkipSample("bad_record", "a message without a text in `value` or `content`")
+        raise SkipSample("bad_record", "a message has no text in `value` or `content`")
     role, content = message.get(pair[0]), message[pair[1]]
     if not isinstance(role, str) or role not in _ROLES:
         raise SkipSample("unknown_role", f"`{pair[0]}` is {str(role)[:50]!r}; expected one of {', '.join(_ROLES)}")
@@ -239,7 +239,7 @@ def _message(message: Any, pictures: list[str]) -> tuple[str, str]:
 
 
 def _text(value: Any, key: str) -> str:
-    """A text, or a number as text."""
+    """Returns a text, or a number as text."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
@@ -248,7 +248,7 @@ def _text(value: Any, key: str) -> str:
 
 
 def _parts(content: Iterable[Any], pictures: list[str]) -> Iterable[str]:
-    """The texts of a list of parts, with a marker for each picture."""
+    """Yields the texts of a list of parts, with a marker for each picture; adds picture names to `pictures`."""
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(part, str):
@@ -256,11 +256,11 @@ def _parts(content: Iterable[Any], pictures: list[str]) -> Iterable[str]:
         elif kind == "text":
             yield _text(part.get("text"), "text")
         elif kind in ("image", "image_url"):
-            named = next((part[key] for key in ("image", "image_url", "path", "url") if part.get(key)), None)
-            named = named.get("url") if isinstance(named, dict) else named
-            if named is not None and not isinstance(named, str):
-                raise SkipSample("bad_record", f"an {kind} part that names no file")
-            pictures += [] if named is None else [named]
+            name = next((part[key] for key in ("image", "image_url", "path", "url") if part.get(key)), None)
+            name = name.get("url") if isinstance(name, dict) else name
+            if name is not None and not isinstance(name, str):
+                raise SkipSample("bad_record", f"an {kind} part names no file")
+            pictures += [] if name is None else [name]
             yield IMAGE_MARKER
         else:
             raise SkipSample("unknown_layout", f"a content part of type {str(kind)[:50]!r}; expected text or image")
@@ -274,9 +274,9 @@ def _system_text(record: dict[str, Any]) -> str:
 
 
 def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str, tuple[Turn, ...]]:
-    """The system text, and the questions with their answers.
+    """Returns the system text, and the questions with their answers.
 
-    As in LLaVA's own loader an answer before the first question is dropped. So is a last question without an answer.
+    Drops an answer before the first question, as LLaVA's loader does, and a last question without an answer.
     """
     if sum(len(text) for _, text in messages) + len(system) > MAX_CHARACTERS:
         raise SkipSample("too_long", f"more than {MAX_CHARACTERS} characters")
@@ -292,7 +292,7 @@ def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str
     for place, (kind, text) in enumerate(messages):
         expected = ("question", "answer")[place % 2]
         if kind != expected:
-            raise SkipSample("turn_order", f"message {place} is {_article(kind)} where {_article(expected)} is due")
+            raise SkipSample("turn_order", f"message {place} is {_article(kind)}; expected {_article(expected)}")
         if not text.strip():
             raise SkipSample(f"empty_{kind}", f"message {place} is empty")
     texts = [text for _, text in messages]
@@ -301,6 +301,7 @@ def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str
 
 
 def _article(kind: str) -> str:
+    """Returns the word with its indefinite article."""
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
@@ -308,7 +309,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _clean(text: str, where: str) -> str:
-    """`text` if tokenizers and logs can take it: a lone surrogate is no text, NUL is a sign of a damaged file."""
+    """Returns `text`; refuses lone surrogates, which no tokenizer encodes, and NUL, a sign of a damaged file."""
     if _SURROGATE.search(text):
         raise SkipSample("bad_text", f"half a surrogate pair in {where}: {text[:60]!a}")
     if "\0" in text:

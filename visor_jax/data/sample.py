@@ -1,7 +1,7 @@
-"""What a sample is: pictures and a conversation about them. Every data source yields `Sample`s.
+"""Defines a sample: pictures and a conversation about them. Every data source yields `Sample`s.
 
-Ground floor of `visor_jax.data`: no image decoding, no tokens. A source that meets a bad record raises `SkipSample`;
-whoever drives it counts the reasons.
+Lowest layer of `visor_jax.data`: no image decoding, no tokens. A source raises `SkipSample` for a bad record; the
+caller counts the reasons.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and its answer. The question may hold `<image>` markers; `task` is "" where there are no tasks."""
+    """One question and its answer. The question may hold `<image>` markers; `task` is "" if the source has no tasks."""
 
     question: str
     answer: str
@@ -26,12 +26,12 @@ class Sample:
     """A conversation about zero or more pictures.
 
     Attributes:
-      id: unique within its source, and enough to find the sample again.
+      id: unique within its source; identifies the sample's record.
       images: uint8 arrays of shape [height, width, 3], RGB.
       turns: the conversation, in order.
-      source: name of the source it came from.
-      level: "easy", "hard" or "" (unknown): whether all its questions are of one level.
-      system: the record's own system text; "" leaves the configured one (`tokenizer.system`) in force.
+      source: name of its source.
+      level: "easy" or "hard" if all its questions are of that level; "" if unknown.
+      system: the record's system text; "" selects the configured one (`tokenizer.system`).
     """
 
     id: str
@@ -43,7 +43,7 @@ class Sample:
 
 
 class Source(Protocol):
-    """Random access to samples: `source[i]` is a pure function of the source's own settings and `i`."""
+    """Random access to samples: `source[i]` is a pure function of the source's settings and `i`."""
 
     @property
     def name(self) -> str: ...
@@ -55,26 +55,25 @@ class Source(Protocol):
         ...
 
 
-# Stands for a picture in samples whose pictures are not opened.
+# Replaces a picture in samples whose pictures are not opened.
 NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
 
 
 def outline(source: Source, index: int) -> Sample:
-    """Sample `index` with `NO_PICTURE` in place of each picture, where the source can say that much without opening any
-    (by a method `outline`); else the whole sample.
+    """Returns sample `index` with `NO_PICTURE` in place of each picture if the source has a method `outline`.
 
-    Raises: as `source[index]`, but for what is wrong with pictures.
+    Otherwise it returns the whole sample. Raises what `source[index]` raises, except errors about pictures.
     """
-    known = getattr(source, "outline", None)
-    return source[index] if known is None else known(index)
+    make_outline = getattr(source, "outline", None)
+    return source[index] if make_outline is None else make_outline(index)
 
 
 class SkipSample(Exception):
     """A record that cannot be used.
 
     Attributes:
-      reason: a short slug under which skipped samples are counted, such as "broken_image" or "image_count".
-      detail: what exactly is wrong, for the log.
+      reason: a short slug by which skipped samples are counted, such as "broken_image" or "image_count".
+      detail: the exact defect, for the log.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

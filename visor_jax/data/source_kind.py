@@ -1,7 +1,7 @@
-"""What a kind of data source is: how it is opened, and how each consumer draws from it.
+"""Describes a kind of data source: how it is opened, and how each consumer draws from it.
 
-In: nothing. Out: `SourceKind`, one row of the table in `visor_jax.data.sources`, and `RecordSource`, what a source over
-stored records offers besides samples.
+In: nothing. Out: `SourceKind`, one row of the table in `visor_jax.data.sources`, and `RecordSource`, the protocol of
+sources over stored records.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ SPLITS = ("train", "validation", "test")
 
 @runtime_checkable
 class RecordSource(Source, Protocol):
-    """A source over stored records, each of which has a place that messages name."""
+    """A source over stored records. Messages name the place of a record."""
 
     def place(self, index: int) -> str:
-        """Where sample `index` is stored, for messages."""
+        """Returns where sample `index` is stored, for messages."""
         ...
 
     def record_facts(self, index: int) -> tuple[str, int | None]:
-        """Id and number of pictures of sample `index`; opens no picture."""
+        """Returns the id and the number of pictures of sample `index`; opens no picture."""
         ...
 
     def duplicate_ids(self) -> int:
-        """How many records have an id that an earlier one has."""
+        """Returns how many records repeat the id of an earlier record."""
         ...
 
     def splits_of(self, index: int) -> tuple[str, ...]:
-        """The splits that sample `index` belongs to."""
+        """Returns the splits that contain sample `index`."""
         ...
 
     def empty_split(self, *splits: str) -> RequestError:
-        """The error that names splits without records."""
+        """Returns the error that names splits without records."""
         ...
 
     def picture_files(self, index: int) -> Iterable[tuple[str, Path | None]]:
-        """(name, path) of each picture of sample `index`; the path is None where there is no such file."""
+        """Returns (name, path) of each picture of sample `index`; the path is None if the file does not exist."""
         ...
 
 
 def _accept(*_: Any) -> None:
-    """A check that every configuration passes."""
+    """Accepts every configuration."""
 
 
 def _every_split(_: Any) -> Sequence[str]:
@@ -60,18 +60,18 @@ class SourceKind:
     """One kind of data source: a row of the table.
 
     Attributes:
-      open: (config, split) -> the conversations of a split.
-      endless: generated without end. Each consumer reads a range of its own (`visor_jax.data.draws`), in order; a
+      open: (config, split) -> the source of a split's conversations.
+      endless: True for a generated source. Each consumer reads a separate range in order (`visor_jax.data.draws`); a
         finite source is shuffled and repeated.
-      levels: task -> "easy" or "hard"; tasks that it does not name have no level.
-      for_labels: (config) -> what the label stage asks about; None: the training split.
-      for_evaluation: (config, split) -> what search and evaluate ask about; None: the split itself.
-      has_patch_labels: whether stage "base" can learn from it.
-      check: (config) -> raises RequestError where `config.data` does not fit this kind.
-      check_splits: (config, splits) -> raises RequestError where one of the splits has no usable record.
-      stored_splits: (config) -> the splits that `visor data` reads where none is asked for.
-      split_files: (config) -> {split: name of its file}, where every split has a file of its own; else empty.
-      from_file: (file) -> fields of `config.data` to evaluate on that file; None where the kind reads no file.
+      levels: task -> "easy" or "hard"; other tasks have no level.
+      for_labels: (config) -> the source that the label stage asks questions from; None: the training split.
+      for_evaluation: (config, split) -> the source that search and evaluate ask questions from; None: the split itself.
+      has_patch_labels: whether stage "base" can train on it.
+      check: (config) -> raises RequestError if `config.data` does not fit this kind.
+      check_splits: (config, splits) -> raises RequestError if one of the splits has no usable record.
+      stored_splits: (config) -> the splits that `visor data` reads by default.
+      split_files: (config) -> {split: file name} if every split has its own file; else empty.
+      from_file: (file) -> fields of `config.data` that evaluate on that file; None if the kind reads no file.
     """
 
     open: Callable[[Config, str], Source]
@@ -88,5 +88,5 @@ class SourceKind:
 
 
 def split_read_by(stage: str) -> str:
-    """The split that a stage learns from or asks about; the evaluation after all stages reads "test"."""
+    """Returns the split that a stage reads; the evaluation after all stages reads "test"."""
     return "validation" if stage == "search" else "train"

@@ -144,7 +144,7 @@ def test_bad_records_are_skipped_by_reason(open_source: Open, reason: str, bad: 
         (b"\n id,image", r"line 2 column 2: not JSON: expected '\['"),
         (b"\xc0\xc1", "line 1 column 1: not UTF-8"),
         (b"[" * 100_000, "not JSON"),
-        (b"[" + b"1" * 10_000 + b"]", "not JSON that can be read"),
+        (b"[" + b"1" * 10_000 + b"]", "not JSON: Exceeds the limit"),
     ],
 )
 def test_files_that_cannot_be_read_are_a_wrong_request(open_source: Open, content: bytes, message: str) -> None:

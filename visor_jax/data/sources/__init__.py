@@ -11,7 +11,7 @@ from visor_jax.config import Config
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
 
-# name -> the module whose `SOURCE` describes it; imported when first asked for
+# name -> the module that defines its `SOURCE`; imported on first use
 SOURCES: dict[str, str] = {
     "glyphs": "visor_jax.data.glyphs.kind",
     "llava": "visor_jax.data.sources.llava",
@@ -19,15 +19,15 @@ SOURCES: dict[str, str] = {
 
 
 def named_kind(name: str) -> SourceKind:
-    """The source of one row of the table."""
+    """Returns the source kind of one row of the table."""
     return importlib.import_module(SOURCES[name]).SOURCE
 
 
 def source_kind(config: Config) -> SourceKind:
-    """The source that `config.data.source` names.
+    """Returns the source kind that `config.data.source` names.
 
     Raises:
-      RequestError: there is none of this name.
+      RequestError: the table has no source of this name.
     """
     name = config.data.source
     if name not in SOURCES:
@@ -39,17 +39,17 @@ def source_kind(config: Config) -> SourceKind:
 
 
 def check_source(config: Config) -> None:
-    """Check `config.data` against the source that it names.
+    """Checks `config.data` against the source that it names.
 
     Raises:
-      RequestError: there is no such source, its fields do not fit, or a stage cannot learn from it.
+      RequestError: the source is unknown, its fields do not fit, or a configured stage cannot train on it.
     """
     kind = source_kind(config)
     kind.check(config)
     if "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
         where = "stage" if config.stage == "base" else "stages"
-        able = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
+        supported = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
         raise RequestError(
             f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
-            f" expected data.source={able}, or no 'base'"
+            f" expected data.source={supported}, or no 'base'"
         )

@@ -1,11 +1,11 @@
-"""Conversations from a JSON or JSON-lines file, with picture files under a folder.
+"""Reads conversations from a JSON or JSON-lines file, with picture files in a folder.
 
 In: a file as `json_records` reads it, whose records are in LLaVA's format or another that `records` reads:
 `{"id", "image": name | [names] | absent, "conversations": [{"from": "human" | "gpt", "value"}], "data_source"?}`.
 Out: a `Source`.
 
-A file that cannot be read as a whole is a `RequestError`; a record that cannot be used is skipped (`SkipSample`) when
-it is asked for. Records about the same pictures always fall in the same split.
+A file that cannot be read raises `RequestError`; reading a record that cannot be used raises `SkipSample`. Records
+about the same pictures always belong to the same split.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 
-WHOLE = "all"  # beside the splits: every record of the file
+WHOLE = "all"  # every record of the file, besides the splits
 SPLIT_MARK = "{split}"
 
 
 class LlavaSource:
-    """A `Source` over one file; its `name` is the file's, without the ending."""
+    """A `Source` over one file; its `name` is the file's name without the ending."""
 
     def __init__(
         self,
@@ -48,22 +48,22 @@ class LlavaSource:
         max_pictures: int | None = None,
         follow_links: bool = False,
     ) -> None:
-        """Reads the file; pictures are read when a sample is asked for.
+        """Reads the file; pictures are read with their samples.
 
         Args:
             path: the JSON or JSON-lines file.
-            root: the folder under which the records' picture names are looked up.
-            max_image_pixels: a picture with more is skipped. The pictures of one record together may have as many, and
-                at least `DEFAULT_MAX_PIXELS`.
+            root: the folder that holds the records' pictures.
+            max_image_pixels: a picture with more is skipped. All pictures of a record together may have
+                max(`max_image_pixels`, `DEFAULT_MAX_PIXELS`).
             split: "train", "validation", "test", or "all".
-            test_fraction: 0 gives every record to every split. Otherwise about this part of the records is "test", as
-                much again "validation", and the rest "train"; which is decided by the names of the record's pictures
-                (its id, where it has none), so adding records moves none.
+            test_fraction: 0 puts every record into every split. Otherwise about this fraction of the records is "test",
+                the same fraction "validation", and the rest "train". A hash of the record's picture names (of its id if
+                it has none) decides, so adding records moves no other record.
             max_pictures: a record with more is skipped before any picture is opened; None for any number.
             follow_links: whether links inside `root` may lead out of it.
 
         Raises:
-            RequestError: the file or folder is missing, or is no such file, or the split has no record.
+            RequestError: the file or folder is missing, the file cannot be read as JSON, or the split has no record.
         """
         if split not in (*SPLITS, WHOLE):
             raise RequestError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -80,10 +80,10 @@ class LlavaSource:
 
     @classmethod
     def from_config(cls, config: Config, split: str) -> LlavaSource:
-        """The source that `config.data` names.
+        """Opens the source that `config.data` describes.
 
-        `{split}` in `data.path` stands for the split: each has a file of its own, and `data.test_fraction` is not used.
-        Without a `data.root` the pictures lie in the file's own folder.
+        `{split}` in `data.path` is replaced by the split: each split has its own file, and `data.test_fraction` is not
+        used. Without a `data.root`, picture names are relative to the file's folder.
 
         Raises:
             RequestError: as the constructor.
@@ -96,7 +96,7 @@ class LlavaSource:
             max_image_pixels=data.max_image_pixels,
             split=split,
             test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,
-            max_pictures=data.tiles,  # each takes at least one
+            max_pictures=data.tiles,  # each picture takes at least one tile
             follow_links=data.follow_links,
         )
 
@@ -104,11 +104,11 @@ class LlavaSource:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index` of the split; raises `SkipSample` for a bad record, `IndexError` outside 0..len-1."""
+        """Returns sample `index` of the split; raises `SkipSample` for a bad record, `IndexError` outside 0..len-1."""
         return self._at(index, self._images)
 
     def outline(self, index: int) -> Sample:
-        """Sample `index` with `NO_PICTURE` for each of its pictures, which are not opened."""
+        """Returns sample `index` with `NO_PICTURE` for each picture; opens none."""
         return self._at(index, lambda record: (NO_PICTURE,) * len(record.pictures))
 
     def _at(self, index: int, images: Callable[[Record], tuple[np.ndarray, ...]]) -> Sample:
@@ -121,11 +121,11 @@ class LlavaSource:
             raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
 
     def place(self, index: int) -> str:
-        """Where sample `index` stands: "set.json[17]" is the 18th record of the file."""
+        """Returns the place of sample `index`: "set.json[17]" is the 18th record of the file."""
         return f"{self._path.name}[{self._chosen[index]}]"
 
     def record_facts(self, index: int) -> tuple[str, int | None]:
-        """The id of sample `index` and how many pictures it names, None where that cannot be told; opens nothing."""
+        """Returns the id of sample `index` and how many pictures it names, None for a bad record; opens no file."""
         record = self._records[self._chosen[index]]
         try:
             pictures = len(self._parsed(self._chosen[index]).pictures)
@@ -134,20 +134,20 @@ class LlavaSource:
         return record_id(record, self._chosen[index]), pictures
 
     def splits_of(self, index: int) -> tuple[str, ...]:
-        """The splits that sample `index` belongs to: one, or all of them without a `test_fraction`."""
+        """Returns the splits that contain sample `index`: one, or all of them without a `test_fraction`."""
         return self._splits(self._chosen[index])
 
     def empty_split(self, *splits: str) -> RequestError:
-        """What to raise where splits have no record."""
-        named = " and ".join(map(repr, splits))
+        """Returns the error for splits that have no record."""
+        names = " and ".join(map(repr, splits))
         return RequestError(
-            f"data.test_fraction={self._test_fraction:g} leaves split {named} without any of the "
-            f"{len(self._records)} records of {self._path}; expected more pictures (all records about one fall in one "
-            "split), another fraction, or a file for each split ({split} in data.path)"
+            f"data.test_fraction={self._test_fraction:g} leaves split {names} without any of the "
+            f"{len(self._records)} records of {self._path}; expected more pictures (all records about a picture belong "
+            "to one split), another fraction, or a file for each split ({split} in data.path)"
         )
 
     def picture_files(self, index: int) -> list[tuple[str, Path | None]]:
-        """(name, file) of the pictures that sample `index` names; None where there is none that may be read."""
+        """Returns (name, file) of the pictures that sample `index` names; the file is None if it may not be read."""
         try:
             names = self._parsed(self._chosen[index]).pictures
         except SkipSample:
@@ -161,7 +161,7 @@ class LlavaSource:
         return files
 
     def duplicate_ids(self) -> int:
-        """How many records of the split have an id that an earlier one has too. They are kept."""
+        """Returns how many records of the split repeat the id of an earlier one. They are kept."""
         ids = Counter(record_id(self._records[number], number) for number in self._chosen)
         return sum(count - 1 for count in ids.values())
 
@@ -172,10 +172,10 @@ class LlavaSource:
         return parse_record(record, number)
 
     def _images(self, record: Record) -> tuple[np.ndarray, ...]:
-        """The record's pictures, decoded one after the other within one bound on all their pixels."""
+        """Decodes the record's pictures one by one, within one limit on the sum of their pixels."""
         if self._max_pictures is not None and len(record.pictures) > self._max_pictures:
             raise SkipSample(
-                "too_long", f"{len(record.pictures)} pictures; data.tiles={self._max_pictures} has room for fewer"
+                "too_long", f"{len(record.pictures)} pictures; data.tiles={self._max_pictures} holds fewer"
             )
         images: list[np.ndarray] = []
         room = max(self._max_image_pixels, DEFAULT_MAX_PIXELS)
@@ -197,24 +197,24 @@ class LlavaSource:
         names = [plain_name(self._root, name) for name in named_pictures(record)]
         key = names or record_id(record, number)
         digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        return (("test", "validation", "train")[min(int(place / self._test_fraction), 2)],)
+        fraction = int.from_bytes(digest[:8], "big") / 2**64
+        return (("test", "validation", "train")[min(int(fraction / self._test_fraction), 2)],)
 
 
 def data_file(data: Any, split: str) -> Path:
-    """The file that `data.path` names for a split: below `data.root`, or anywhere by an absolute path or with `~`."""
+    """Returns the file of a split: `data.path` relative to `data.root`, or an absolute path or one with `~`."""
     name = data.path.replace(SPLIT_MARK, split)
     return as_path(name) if name.startswith("~") else as_path(data.root) / name
 
 
 def check_splits(config: Config, splits: Collection[str]) -> None:
-    """See that each of `splits` has records, so that none is found empty after hours of training.
+    """Checks that each of `splits` has records, so that a run does not fail on an empty one after hours of training.
 
-    Of "validation" and "test" one record must be usable too; "train" is read at once anyway, and so is its own file. A
+    "validation" and "test" also need one usable record; training reads "train" immediately, so it is not tried here. A
     single file is read once for all splits.
 
     Raises:
-        RequestError: one is empty, or its file cannot be read.
+        RequestError: a split is empty or has no usable record, or its file cannot be read.
     """
     if SPLIT_MARK in config.data.path:
         for split in sorted({*splits} - {"train"}):
@@ -233,15 +233,15 @@ def check_splits(config: Config, splits: Collection[str]) -> None:
 
 
 def _require_usable(source: LlavaSource, split: str, indices: Iterable[int]) -> None:
-    why = None
+    last = None
     for index in indices:
         try:
             source[index]
-        except SkipSample as skipped:
-            why = skipped
+        except SkipSample as why:
+            last = why
         else:
             return
-    raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {why}")
+    raise RequestError(f"data: split {split!r} has no usable record; see visor data check; the last one: {last}")
 
 
 def _check(config: Config) -> None:
@@ -253,20 +253,20 @@ def _check(config: Config) -> None:
 
 
 def _split_files(config: Config) -> Mapping[str, str]:
-    """{split: file name}, where `data.path` names a file for each split."""
+    """Returns {split: file name} if `data.path` names a file for each split; else {}."""
     path = config.data.path
     return {split: path.replace(SPLIT_MARK, split) for split in SPLITS} if SPLIT_MARK in path else {}
 
 
 def _stored_splits(config: Config) -> Sequence[str]:
-    """The splits whose files exist, or the first one; a single file is read as a whole."""
+    """Returns the splits whose files exist, else the first split; a single file is read as a whole."""
     if SPLIT_MARK not in config.data.path:
         return [WHOLE]
     return [split for split in SPLITS if data_file(config.data, split).exists()] or SPLITS[:1]
 
 
 def _from_file(file: Path) -> dict[str, Any]:
-    """Fields of `config.data` that evaluate on all of one file."""
+    """Returns fields of `config.data` that evaluate on all records of one file."""
     return {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
 
 
