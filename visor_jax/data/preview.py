@@ -106,8 +106,8 @@ def _draw_right(draw: ImageDraw.ImageDraw, top: int, text: str, color: str, font
 
 
 def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
-    """A sample's pictures on one canvas PICTURE wide; several go two to a row."""
-    shown = images[:_MAX_PICTURES]
+    """A sample's pictures on one canvas PICTURE wide; several go two to a row, frames of a video as pictures."""
+    shown = [still for image in images for still in _stills(image)][:_MAX_PICTURES]
     if not shown:
         return Image.new("RGB", (PICTURE, 0), _PAGE)
     side = PICTURE if len(shown) == 1 else (PICTURE - 4) // 2
@@ -120,6 +120,14 @@ def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
             canvas.paste(picture, (column * (side + 4), top))
         top += max(picture.height for picture in row) + 4
     return canvas
+
+
+def _stills(image: np.ndarray) -> Sequence[np.ndarray]:
+    """A picture itself, and of a video evenly spaced frames, the first and the last among them."""
+    if image.ndim == 3:
+        return [image]
+    places = np.linspace(0, len(image) - 1, min(len(image), _MAX_PICTURES)).astype(int)
+    return [image[place] for place in places]
 
 
 def _scale(picture: Image.Image, side: int) -> Image.Image:

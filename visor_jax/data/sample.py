@@ -23,11 +23,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation about zero or more pictures.
+    """A conversation about zero or more pictures and videos.
 
     Attributes:
       id: unique within its source; identifies the sample's record.
-      images: uint8 arrays of shape [height, width, 3], RGB.
+      images: uint8 arrays, RGB: a picture is [height, width, 3], a video [frames, height, width, 3].
       turns: the conversation, in order.
       source: name of its source.
       level: "easy" or "hard" if all its questions are of that level; "" if unknown.
@@ -55,8 +55,13 @@ class Source(Protocol):
         ...
 
 
-# Replaces a picture in samples whose pictures are not opened.
+# Replaces a picture or a video in samples whose pictures are not opened.
 NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
+
+
+def still(image: np.ndarray) -> np.ndarray:
+    """Returns a picture itself, and of a video its first frame: uint8 [H, W, 3]."""
+    return image if image.ndim == 3 else image[0]
 
 
 def outline(source: Source, index: int) -> Sample:

@@ -26,6 +26,7 @@ from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
+from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError, printable
@@ -150,7 +151,7 @@ def write_examples(
 ) -> list[dict[str, Any]]:
     """A few answered questions of every task, with their pictures under `examples/` in the folder.
 
-    Of several pictures the first is shown; "image" is "" where there is none.
+    Of several pictures the first is shown, of a video its first frame; "image" is "" where there is none.
     """
     shown, examples = Counter[str](), []
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
@@ -163,7 +164,7 @@ def write_examples(
         answer = asked.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
         name = f"examples/{index}.png" if sample.images else ""
         if sample.images:
-            write_bytes(folder / name, png(sample.images[0]))
+            write_bytes(folder / name, png(still(sample.images[0])))
         examples.append(
             {
                 "index": index,
