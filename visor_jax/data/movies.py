@@ -7,15 +7,17 @@ one thread, since the data pipeline has its own workers.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from visor_jax.data.sample import SkipSample
+from visor_jax.data.video_limits import VideoLimits
 
 # How such files begin, as regular expressions, and FFmpeg's name of the kind.
 MOVIE_KINDS = (
@@ -28,17 +30,7 @@ _HEAD_BYTES = 128
 EXTRA = "pip install 'visor_jax[video]'"
 
 
-class Limits(Protocol):
-    """What is needed of `visor_jax.data.videos.VideoLimits`."""
-
-    max_pixels: int
-
-    def numbers(self, stored: int, shown: str) -> list[int]: ...
-
-    def check(self, frames: int, height: int, width: int, shown: str) -> None: ...
-
-
-def read_movie(file: BinaryIO, kind: str, limits: Limits, shown: str) -> np.ndarray:
+def read_movie(file: BinaryIO, kind: str, limits: VideoLimits, shown: str) -> np.ndarray:
     """Decodes the frames that are used; errors of FFmpeg are raised as they are.
 
     Args:
@@ -53,7 +45,7 @@ def read_movie(file: BinaryIO, kind: str, limits: Limits, shown: str) -> np.ndar
     """
     if importlib.util.find_spec("av") is None:
         raise SkipSample("video_decoder", f"{shown} needs the package av, which is not installed: {EXTRA}")
-    import av
+    av: Any = importlib.import_module("av")
 
     _check_whole(file, kind, shown)
     with av.open(file, format=kind, metadata_errors="ignore") as container:
