@@ -1,11 +1,11 @@
-"""visor_jax: vision-language models that decide, sample by sample, in how many layers they look at the picture.
+"""visor_jax: vision-language models that decide for each sample how many layers process the visual tokens.
 
     import visor_jax
     model = visor_jax.load("runs/mini")
     print(model.answer(image, "Which digit is above A?"))
 
-`load` and `Visor` import JAX when first used; `Plan` and `Budget` never do. All are imported when first used, so that
-the entry point owns the signals before anything else happens.
+These names are imported when first used, so that the entry point can handle signals before slow imports. `load` and
+`Visor` import JAX; `Plan` and `Budget` do not.
 """
 
 from __future__ import annotations

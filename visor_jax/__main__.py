@@ -1,7 +1,7 @@
-"""`visor COMMAND`, also `python -m visor_jax COMMAND`: the entry point, which answers signals from its first line on.
+"""The entry point of `visor COMMAND` and `python -m visor_jax COMMAND`.
 
-In: the command line. Out: the exit status. It imports next to nothing before signals are owned, so that SIGINT while
-the rest is imported is exit status 130 and no traceback. The command line itself is `commands/command_line.py`.
+It installs signal handlers before it imports the rest, so that SIGINT during imports gives exit status 130 without a
+traceback. `commands/command_line.py` implements the command line.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status; what is a defect of ours is raised and keeps its traceback."""
+    """Runs one command and returns its exit status; defects of this package raise and keep their traceback."""
     try:
         from visor_jax.workdir.fault_points import fault_point
         from visor_jax.workdir.supervision import supervised

@@ -1,8 +1,8 @@
-"""The shape of a VISOR model, as plain frozen dataclasses.
+"""The shape of a VISOR model, as plain frozen dataclasses. No JAX import.
 
-Ground floor: no JAX import. `visor_jax.config` builds an `Architecture` from a run's configuration, `visor_jax.budget`
-counts its FLOPs and cache bytes, `visor_jax.model` declares its parameters, and `visor_jax.export` writes it down.
-Being frozen and hashable, an `Architecture` is a static argument of every compiled program.
+`visor_jax.config` builds an `Architecture` from a run's configuration, `visor_jax.cost` counts its FLOPs and cache
+bytes, `visor_jax.model` declares its parameters, and `visor_jax.export` writes it to a folder. An `Architecture` is
+frozen and hashable, so it can be a static argument of every compiled program.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import enum
 from dataclasses import dataclass, field
 from functools import cached_property
 
-# Sizes that no model of this kind exceeds: what is larger is a slip or a damaged file, and nothing is computed from it.
+# Upper limits of sizes. A larger value is a typing error or comes from a damaged file, and is rejected.
 MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024, 4096, 255
 MAX_VOCABULARY = 1 << 22  # also of intermediate sizes
-MAX_TILE, MAX_PINPOINT, MAX_PINPOINTS = 4096, 1 << 16, 1000  # pixels a side, and how many pinpoints
+MAX_TILE, MAX_PINPOINT, MAX_PINPOINTS = 4096, 1 << 16, 1000  # pixels per side (twice), and the number of pinpoints
 
-# Axes of the device mesh, named here once: samples are split over the first two, heads and vocabulary over the last.
+# Axes of the device mesh: samples are split over the first two, heads and vocabulary over the last.
 MESH_AXES = REPLICA, FSDP, TENSOR = ("replica", "fsdp", "tensor")
 
 
 class LayerKind(enum.StrEnum):
-    """What a decoder layer does with the visual tokens (method.md section 3)."""
+    """How a decoder layer uses the visual tokens (method.md section 3)."""
 
     TEXT = "text"
     CROSS = "cross"
     SELF = "self"
 
 
-PATTERN = (LayerKind.TEXT, LayerKind.CROSS, LayerKind.SELF)  # of the paper: what a super-block consists of
+PATTERN = (LayerKind.TEXT, LayerKind.CROSS, LayerKind.SELF)  # the paper's super-block
 
 
 @dataclass(frozen=True)
 class TextArchitecture:
-    """The Qwen2 decoder (`transformers.Qwen2Config`'s names)."""
+    """The Qwen2 decoder, with the field names of `transformers.Qwen2Config`."""
 
     vocab_size: int
     hidden_size: int
@@ -48,16 +48,16 @@ class TextArchitecture:
     embedding_init: float = 0.02  # standard deviation of a random initialization's token embeddings
     residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialization
     norm_init: float = 1.0  # scale of the final norm in a random initialization: the temperature of a tied head
-    recency_init: float = 0.0  # head start of near tokens over far ones, as a logit, in random text-only attention
-    max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence that may be asked about
+    recency_init: float = 0.0  # logit by which randomly initialized text-only attention prefers the nearest tokens
+    max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence of a prompt with its answer
 
 
 @dataclass(frozen=True)
 class VisionArchitecture:
-    """The SigLIP tower: `num_layers` encoder layers are run, the output is taken before `post_layernorm`.
+    """The SigLIP tower: runs `num_layers` encoder layers and outputs features before `post_layernorm`.
 
-    `patch_local` drops the attention of every encoder layer, so that no patch sees another (the generated data set
-    needs a tower that does not do the decoder's work for it).
+    `patch_local` drops the attention of every encoder layer, so that patches do not see each other. The generated data
+    set needs this: otherwise the tower could solve tasks meant for the decoder.
     """
 
     tile_size: int
@@ -86,9 +86,11 @@ class VisionArchitecture:
 class AnyResArchitecture:
     """How pictures are cut into tiles (method.md section 2).
 
-    `pinpoints` are (height, width) in pixels; empty means that every picture is one stretched tile. `max_tiles` is the
-    "9" of `anyres_max_9`: a cap on visual tokens in units of tiles, not on tiles. Mean and standard deviation are per
-    RGB channel, for values in [0, 1]. `packing` is how many neighboring features make one visual token: 1, 2 or 4.
+    Attributes:
+      pinpoints: (height, width) in pixels; empty makes every picture one stretched tile.
+      max_tiles: the "9" of `anyres_max_9`: a cap on visual tokens in units of one tile's tokens, not on tiles.
+      image_mean, image_std: per RGB channel, of values in [0, 1].
+      packing: neighboring features in one visual token: 1, 2 or 4.
     """
 
     pinpoints: tuple[tuple[int, int], ...] = ()
@@ -100,7 +102,7 @@ class AnyResArchitecture:
 
 @dataclass(frozen=True)
 class CrossAttentionArchitecture:
-    """The new layers through which text reads the visual tokens (method.md section 3)."""
+    """The added cross-attention from text to visual tokens (method.md section 3)."""
 
     num_kv_heads: int
     init: str = "copy"  # or "zero", "match": see visor_jax.model.cross_init
@@ -110,7 +112,7 @@ class CrossAttentionArchitecture:
 
 @dataclass(frozen=True)
 class PolicyArchitecture:
-    """The MLP that reads the routing token; it has one output for each of at most `max_budgets` viable budgets."""
+    """The MLP over the routing token, with one output per viable budget, at most `max_budgets`."""
 
     hidden_size: int
     max_budgets: int = 32
@@ -118,14 +120,14 @@ class PolicyArchitecture:
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """One decoder layer: its kind in a VISOR plan, and where the parameter tree holds it.
+    """One decoder layer: its kind in a VISOR plan, and its place in the parameter tree.
 
     Attributes:
-      kind: in a dense plan every layer runs as self-attention, whatever this says.
-      path: of its parameters: "head", "tail", or in a super-block "blocks/self" or, where a super-block has several
-        layers of its kind, "blocks/self/layer_0".
-      index: its place in the arrays at `path`, which are stacked.
-      cross: the path of its cross-attention, stacked alike; "" where it has none.
+      kind: in a VISOR plan; in a dense plan every layer runs as self-attention.
+      path: of its parameters: "head", "tail", "blocks/self", or "blocks/self/layer_0" if a super-block has several
+        layers of its kind.
+      index: its index in the stacked arrays at `path`.
+      cross: the path of its cross-attention, stacked in the same way; "" if it has none.
     """
 
     kind: LayerKind
@@ -136,13 +138,14 @@ class LayerPlace:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that decides the parameter tree and the arithmetic of a model.
+    """Everything that determines the parameter tree and the computation of a model.
 
     Attributes:
-      plan: "visor" (text-only, cross-attention and optional self-attention layers) or "dense" (self-attention
-        everywhere, nothing optional).
-      pattern: the kinds of the layers of a super-block, in order; every "self" is an optional slot. Super-blocks are
-        repeated as often as they fit; the layers left over at the end are text-only.
+      plan: "visor" (text-only, cross-attention and optional self-attention layers) or "dense" (self-attention in every
+        layer, none optional).
+      bidirectional_vision: visual tokens also attend to later visual tokens.
+      pattern: the layer kinds of a super-block, in order; every "self" is an optional slot. The layers after the last
+        whole super-block are text-only.
       head_layers: text-only layers before the first super-block.
     """
 
@@ -160,16 +163,16 @@ class Architecture:
         object.__setattr__(self, "pattern", tuple(LayerKind(kind) for kind in self.pattern))
         missing = [kind.value for kind in (LayerKind.CROSS, LayerKind.SELF) if kind not in self.pattern]
         if missing:
-            raise ValueError(f"pattern={self.pattern}: it has no {' and no '.join(map(repr, missing))} layer")
+            raise ValueError(f"pattern={self.pattern}: has no {' and no '.join(map(repr, missing))} layer")
 
     @property
     def num_head_layers(self) -> int:
-        """`head_layers`, or fewer where a dense model has not as many layers."""
+        """Returns `head_layers`, limited to the number of layers of a dense model."""
         return min(self.head_layers, self.text.num_layers)
 
     @property
     def num_blocks(self) -> int:
-        """How many whole super-blocks follow the head layers."""
+        """Returns the number of whole super-blocks after the head layers."""
         return (self.text.num_layers - self.num_head_layers) // len(self.pattern)
 
     @property
@@ -178,7 +181,7 @@ class Architecture:
 
     @property
     def num_slots(self) -> int:
-        """The optional self-attention layers of a VISOR plan."""
+        """Returns the number of optional self-attention layers; 0 for a dense plan."""
         return self.num_blocks * self.slots_per_block if self.plan == "visor" else 0
 
     @property
@@ -187,17 +190,17 @@ class Architecture:
 
     @property
     def shared_layers(self) -> range:
-        """The layers before the first slot, which every budget runs alike; a dense plan has as many."""
+        """Returns the layers before the first slot, which every budget runs; the same range for a dense plan."""
         return range(min(self.num_head_layers + self.pattern.index(LayerKind.SELF), self.text.num_layers))
 
     @cached_property
     def block(self) -> tuple[LayerPlace, ...]:
-        """The layers of the first super-block; those of the others have the same paths."""
+        """Returns the layers of the first super-block; other super-blocks have the same paths."""
         return _block(tuple(LayerKind(kind) for kind in self.pattern))
 
     @cached_property
     def layers(self) -> tuple[LayerPlace, ...]:
-        """Every decoder layer, in order."""
+        """Returns every decoder layer, in order."""
         head = [LayerPlace(LayerKind.TEXT, "head", i) for i in range(self.num_head_layers)]
         blocks = [
             LayerPlace(place.kind, place.path, index, place.cross)
@@ -208,10 +211,10 @@ class Architecture:
 
 
 def _block(pattern: tuple[LayerKind, ...]) -> tuple[LayerPlace, ...]:
-    """A super-block's layers under their names: the kind alone where it stands once, else numbered."""
-    found = []
-    for place, kind in enumerate(pattern):
-        name = "" if pattern.count(kind) == 1 else f"/layer_{pattern[:place].count(kind)}"
-        cross = f"blocks/cross_attention{name}" if kind is LayerKind.CROSS else ""
-        found.append(LayerPlace(kind, f"blocks/{kind}{name}", 0, cross))
-    return tuple(found)
+    """Returns a super-block's layers; paths are numbered for a kind that occurs more than once."""
+    layers = []
+    for position, kind in enumerate(pattern):
+        suffix = "" if pattern.count(kind) == 1 else f"/layer_{pattern[:position].count(kind)}"
+        cross = f"blocks/cross_attention{suffix}" if kind is LayerKind.CROSS else ""
+        layers.append(LayerPlace(kind, f"blocks/{kind}{suffix}", 0, cross))
+    return tuple(layers)

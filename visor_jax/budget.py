@@ -1,7 +1,7 @@
-"""Plans and budgets: what kind every decoder layer is, and which of its optional layers run.
+"""Plans and budgets: the kind of every decoder layer, and which optional layers run. No JAX import.
 
-Ground floor: no JAX import. In: an `Architecture`, or a budget as people write it. Out: the kinds of the layers, and
-the bits of a budget, one for each optional layer. What a budget costs is in `visor_jax.cost`.
+A `Plan` comes from an `Architecture`. A `Budget` is parsed from text and resolves to bits, one per optional layer.
+`visor_jax.cost` counts what a budget costs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visor_jax.errors import RequestError, nearest
 Bits = tuple[bool, ...]
 
 WORDS = ("auto", "full", "empty")
-MAX_SLOTS = 64  # more than a third of the layers of any decoder: a larger number in a request is a slip
+MAX_SLOTS = 64  # more than a third of the layers of any decoder; a larger number in a request is a typing error
 EXPECTED = "expected auto, full, empty, a number of slots such as 3, or one bit per slot such as 0b101"
 
 
@@ -26,7 +26,7 @@ EXPECTED = "expected auto, full, empty, a number of slots such as 3, or one bit 
 
 @dataclass(frozen=True)
 class Plan:
-    """The kind of every decoder layer; `slots` are the indices of the layers that a budget may turn off."""
+    """The kind of every decoder layer; `slots` are the indices of the optional layers."""
 
     kinds: tuple[LayerKind, ...]
     slots: tuple[int, ...] = ()
@@ -34,11 +34,11 @@ class Plan:
     def __post_init__(self):
         wrong = [i for i in self.slots if self.kinds[i] is not LayerKind.SELF]
         if wrong:
-            raise ValueError(f"slots must be self-attention layers, layers {wrong} are not")
+            raise ValueError(f"slots must be self-attention layers; layers {wrong} are not")
 
     @classmethod
     def visor(cls, num_layers: int, pattern: Sequence[LayerKind | str] = PATTERN, head_layers: int = 0) -> Plan:
-        """Text-only layers first, then super-blocks of `pattern`; what is left over at the end is text-only."""
+        """Builds a plan: `head_layers` text-only layers, super-blocks of `pattern`, then text-only layers."""
         blocks = (num_layers - head_layers) // len(pattern)
         head, unit = (LayerKind.TEXT,) * head_layers, tuple(LayerKind(kind) for kind in pattern)
         kinds = (*head, *unit * blocks)
@@ -47,25 +47,26 @@ class Plan:
 
     @classmethod
     def dense(cls, num_layers: int) -> Plan:
-        """The base model: self-attention everywhere, nothing optional."""
+        """Builds the base model's plan: every layer is self-attention, none is optional."""
         return cls((LayerKind.SELF,) * num_layers)
 
     @classmethod
     def of(cls, architecture: Architecture) -> Plan:
+        """Builds the plan of an architecture."""
         if architecture.plan == "dense":
             return cls.dense(architecture.text.num_layers)
         return cls.visor(architecture.text.num_layers, architecture.pattern, architecture.num_head_layers)
 
     @property
     def cross(self) -> tuple[int, ...]:
-        """The indices of the cross-attention layers."""
+        """Returns the indices of the cross-attention layers."""
         return tuple(i for i, kind in enumerate(self.kinds) if kind is LayerKind.CROSS)
 
     def under(self, bits: Sequence[bool]) -> tuple[LayerKind, ...]:
-        """The kinds that run under a budget: a slot that is off runs as text-only.
+        """Returns the layer kinds that run under a budget; a slot that is off runs as text-only.
 
         Raises:
-          ValueError: not one bit per slot.
+          ValueError: the number of bits is not the number of slots.
         """
         if len(bits) != len(self.slots):
             raise ValueError(f"bits must have one entry for each of the {len(self.slots)} slots, got {len(bits)}")
@@ -78,13 +79,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Budget:
-    """A request for a budget: a word ("auto", "full", "empty"), a number of slots, or the bits themselves."""
+    """A request for a budget: a word ("auto", "full", "empty"), a number of slots, or bits."""
 
     request: str | int | Bits
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """A budget from "auto", "full", "empty", "3" (slots) or "0b101" (leftmost bit: first slot).
+        """Parses "auto", "full", "empty", "3" (slots) or "0b101" (leftmost bit: first slot).
 
         Raises:
           RequestError: anything else.
@@ -96,25 +97,26 @@ class Budget:
         if re.fullmatch("[0-9]{1,3}", text) and int(text) <= MAX_SLOTS:
             return cls(int(text))
         hint = nearest(text, WORDS)
-        raise RequestError(f"budget {text!r} is none: {EXPECTED}" + (f"; {hint}" if hint else ""))
+        raise RequestError(f"budget {text!r}: {EXPECTED}" + (f"; {hint}" if hint else ""))
 
     @classmethod
     def of(cls, bits: Sequence[bool]) -> Budget:
+        """Builds a request for exactly these bits."""
         return cls(tuple(bool(bit) for bit in bits))
 
     def __str__(self) -> str:
         return budget_name(self.request) if isinstance(self.request, tuple) else str(self.request)
 
     def resolve(self, num_slots: int, viable: Sequence[Bits] | None = None) -> Bits:
-        """The bits that are meant in a model of `num_slots` slots.
+        """Returns the bits of this budget in a model with `num_slots` slots.
 
         Args:
           num_slots: slots of the model's plan.
-          viable: its viable budgets, in the order of the search; the first with n slots on is what "n" means.
+          viable: its viable budgets, in the order of the search; "n" selects the first with n slots on.
 
         Raises:
-          RequestError: "auto" (the policy decides it, sample by sample), bits of another length, a number of slots that
-            the model has not or for which no viable budget is known.
+          RequestError: the request is "auto" (the policy decides per sample), has the wrong number of bits, or is a
+            number of slots that exceeds the model's or has no known viable budget.
         """
         if self.request == "auto":
             raise RequestError("budget 'auto' is decided for each sample by the policy; name a fixed budget here")
@@ -130,50 +132,50 @@ class Budget:
             raise RequestError(f"budget '{self}' asks for more slots than the model has: expected 0 to {num_slots}")
         if count in (0, num_slots):
             return (count > 0,) * num_slots
-        found = [tuple(bits) for bits in viable or () if sum(bits) == count]
-        if not found:
+        matches = [tuple(bits) for bits in viable or () if sum(bits) == count]
+        if not matches:
             names = ", ".join(budget_name(bits) for bits in viable or ()) or "none known, the search has not run"
             raise RequestError(
-                f"budget '{self}' means the best viable budget with {count} slots on, and there is none (viable: "
-                f"{names}); expected one of these, or the bits themselves"
+                f"budget '{self}' means the best viable budget with {count} slots on, but none is known (viable: "
+                f"{names}); expected one of these, or bits such as 0b101"
             )
-        return found[0]
+        return matches[0]
 
 
 def budget_name(bits: Sequence[bool]) -> str:
-    """The name under which a budget stands in every table: "empty", "full" or "0b101" (leftmost bit: first slot)."""
+    """Returns a budget's name in tables: "empty", "full" or "0b101" (leftmost bit: first slot)."""
     if not any(bits):
         return "empty"
     return "full" if all(bits) else bit_string(bits)
 
 
 def bit_string(bits: Sequence[bool]) -> str:
-    """ "0b100": every bit, also of the empty and the full budget."""
+    """Returns every bit as "0b100", also for the empty and the full budget."""
     return "0b" + "".join("1" if bit else "0" for bit in bits)
 
 
 def parse_bits(text: str) -> Bits:
-    """The inverse of `bit_string`."""
+    """Inverts `bit_string`."""
     return tuple(bit == "1" for bit in text.removeprefix("0b"))
 
 
 def parse_budgets(names: object, num_slots: int, *, where: str) -> list[Bits]:
-    """Budgets from a list in a file, each as `bit_string` writes it.
+    """Parses a list of budgets from a file, each as `bit_string` writes it.
 
     Raises:
-      RequestError: anything else; it begins with `where`, the file and field.
+      RequestError: `names` is anything else; the message begins with `where`, the file and field.
     """
-    wanted = re.compile(f"0b[01]{{{num_slots}}}")
-    if not (isinstance(names, list) and all(isinstance(name, str) and wanted.fullmatch(name) for name in names)):
+    form = re.compile(f"0b[01]{{{num_slots}}}")
+    if not (isinstance(names, list) and all(isinstance(name, str) and form.fullmatch(name) for name in names)):
         raise RequestError(f"{where}={names!r}: expected a list of budgets, 0b and {num_slots} bits each")
     return [parse_bits(name) for name in names]
 
 
 def by_count(num_slots: int) -> list[Bits]:
-    """One budget for each number of slots on, the first ones: for models of which no search has found the best."""
+    """Returns one budget per number of slots on, the first slots first, for models without a search result."""
     return [(True,) * count + (False,) * (num_slots - count) for count in range(num_slots + 1)]
 
 
 def all_subsets(num_slots: int) -> list[Bits]:
-    """Every budget of `num_slots` slots, by number of slots on, then lexicographically."""
+    """Returns every budget of `num_slots` slots, by number of slots on, then lexicographically."""
     return sorted(itertools.product((False, True), repeat=num_slots), key=lambda bits: (sum(bits), bits))

@@ -1,13 +1,12 @@
-"""What a budget costs, by formula: FLOPs of decoder and vision tower, bytes of the cache.
+"""The cost of a budget by formula: FLOPs of decoder and vision tower, bytes of the cache. No JAX import.
 
-Ground floor: no JAX import. In: an `Architecture`, the bits of a budget, numbers of tokens and tiles. Out: figures that
-count what the model computes for one sample:
+The functions take an `Architecture`, the bits of a budget and numbers of tokens and tiles. FLOPs of one sample count:
 
-* matrix products (projections, MLPs, attention, logits) and the conditional position, 2 FLOPs per multiply-add; not
-  norms, activations, rotary embedding, softmax and the gather of visual tokens, which are a few per mille;
+* matrix products (projections, MLPs, attention, logits) and the conditional position, 2 FLOPs per multiply-add. Norms,
+  activations, rotary embedding, softmax and the gather of visual tokens are a few per mille and not counted;
 * causal attention at half of queries x keys; cross-attention and the tower's attention in full;
 * every layer over all its tokens, although nothing reads the last layer's visual outputs;
-* the logits of one token, unless `num_logits` says otherwise.
+* the logits of `num_logits` tokens, by default one.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ def decoder_flops(
     num_logits: int = 1,
     causal_half: bool = True,
 ) -> float:
-    """FLOPs of the decoder's forward pass over one sample's visual and text tokens.
+    """Returns FLOPs of the decoder's forward pass over one sample's visual and text tokens.
 
     Args:
-      bits: one per slot of the plan; empty for a dense one.
-      plan: None takes the architecture's own.
+      bits: one per slot of the plan; empty for a dense plan.
+      plan: None means the architecture's.
       num_logits: tokens whose logits are computed; 1 for a prompt, `num_text` in training.
-      causal_half: False counts causal attention as an implementation without skipping computes it: all queries x keys.
+      causal_half: False counts causal attention over all queries x keys, for implementations that skip no blocks.
     """
     text = architecture.text
     causal = 0.5 if causal_half else 1.0
@@ -52,12 +51,12 @@ def decoder_flops(
 
 
 def dense_decoder_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """`decoder_flops` of the dense plan on the same shape: what every saving is measured against."""
+    """Returns `decoder_flops` of the dense plan of the same shape, the reference of every saving."""
     return decoder_flops(architecture, (), num_visual, num_text, Plan.dense(architecture.text.num_layers))
 
 
 def decode_flops(architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int) -> float:
-    """FLOPs of one decoding step against the cache, logits included; `num_text` counts the new token too."""
+    """Returns FLOPs of one decoding step with a cache, including logits; `num_text` includes the new token."""
     text = architecture.text
     total = 2.0 * text.hidden_size * text.vocab_size
     for kind in Plan.of(architecture).under(bits):
@@ -69,7 +68,7 @@ def decode_flops(architecture: Architecture, bits: Sequence[bool], num_visual: i
 
 
 def route_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """What the policy adds: the routing token through the layers before the first slot, and its MLP."""
+    """Returns FLOPs of the policy: the routing token through the layers before the first slot, and the MLP."""
     plan, text, policy = Plan.of(architecture), architecture.text, architecture.policy
     if not plan.slots:
         return 0.0
@@ -82,7 +81,7 @@ def route_flops(architecture: Architecture, num_visual: int, num_text: int) -> f
 
 
 def tower_flops(architecture: Architecture, num_tiles: int) -> float:
-    """FLOPs of the vision tower and the connector over `num_tiles` tiles; no budget changes them."""
+    """Returns FLOPs of the vision tower and the connector over `num_tiles` tiles; independent of the budget."""
     vision, out = architecture.vision, architecture.text.hidden_size
     size, patches = vision.hidden_size, vision.patches_per_tile
     layer = 4.0 * size * vision.intermediate_size
@@ -94,30 +93,30 @@ def tower_flops(architecture: Architecture, num_tiles: int) -> float:
 
 
 def conditional_position_flops(architecture: Architecture, num_visual: int) -> float:
-    """The depthwise convolution over the visual sequence, in one cross-attention layer."""
+    """Returns FLOPs of the depthwise convolution over the visual sequence in one cross-attention layer."""
     return 2.0 * architecture.cross.kernel_size * architecture.text.hidden_size * num_visual
 
 
 def _layer_flops_per_token(text: TextArchitecture) -> float:
-    """All projections of one Qwen2 layer: q and o, k and v, gate, up and down."""
+    """Returns FLOPs of all projections of one Qwen2 layer: q, k, v, o, gate, up and down."""
     heads = 2 * text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim
     return 2.0 * text.hidden_size * (heads + 3 * text.intermediate_size)
 
 
 def _attention_flops(text: TextArchitecture, pairs: float) -> float:
-    """Logits and weighted sum over `pairs` of a query and a key."""
+    """Returns FLOPs of logits and weighted sum over `pairs` of a query and a key."""
     return 4.0 * pairs * text.num_heads * text.head_dim
 
 
 def _cross_read_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """The text's half of cross-attention: q and o projections, attention over every visual key."""
+    """Returns FLOPs of cross-attention's text side: q and o projections, and attention over every visual key."""
     text = architecture.text
     projections = 4.0 * num_text * text.hidden_size * text.num_heads * text.head_dim
     return projections + _attention_flops(text, num_text * num_visual)
 
 
 def _cross_keys_flops(architecture: Architecture, num_visual: int) -> float:
-    """The visual half of cross-attention: k and v projections."""
+    """Returns FLOPs of cross-attention's visual side: k and v projections."""
     text = architecture.text
     return 4.0 * num_visual * text.hidden_size * architecture.cross.num_kv_heads * text.head_dim
 
@@ -128,7 +127,7 @@ def _cross_keys_flops(architecture: Architecture, num_visual: int) -> float:
 def cache_bytes(
     architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int, bytes_per_value: int
 ) -> int:
-    """Bytes of one sample's keys and values: text in every layer, visual only where it is read again."""
+    """Returns bytes of one sample's cached keys and values: text in every layer, visual in cross and self layers."""
     text = architecture.text
     kinds = Plan.of(architecture).under(bits)
     heads = num_text * text.num_kv_heads * len(kinds)

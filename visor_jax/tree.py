@@ -14,7 +14,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     """Maps the path of every leaf to the leaf, in the order of `jax.tree.leaves`.
 
     Args:
-      tree: nested dicts of leaves; tuples, lists and named tuples in it give their positions and field names.
+      tree: nested dicts of leaves; tuples and lists contribute positions to paths, named tuples field names.
 
     Raises:
       ValueError: two leaves have the same path.
@@ -27,10 +27,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of a mapping from paths to leaves: the inverse of `flatten` for nested dicts."""
+    """Builds nested dicts from a mapping of paths to leaves; inverts `flatten` for nested dicts."""
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def path_name(path: KeyPath) -> str:
-    """The path of a leaf, "blocks/self/mlp/up_proj/kernel", from its key path."""
+    """Converts a key path to a leaf's path, "blocks/self/mlp/up_proj/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -94,7 +94,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
         return dataclasses.replace(scores, correct=correct)
 
     monkeypatch.setattr("visor_jax.adapt.label.score", full_is_right)
-    with pytest.raises(RequestError, match=r"label\.only_right=True: the full budget answers no question rightly"):
+    with pytest.raises(RequestError, match=r"label\.only_right=True: the full budget answers no question correctly"):
         label_stage(config, workdir, model)
     right[::3] = True
     kept = label_stage(config, workdir, model)

@@ -133,8 +133,8 @@ def test_a_bad_tokenizer_file_is_named(tmp_path, content):
         ("stage_overrides.warmup.stps=3", "did you mean 'stage_overrides.warmup.steps'?"),
         ("stage_overrides.fulll.steps=3", "did you mean 'full'?"),
         ("train.lr=3", "train.lr=3: unknown field; train has steps, objective,"),
-        ("train=3", "train=3: unknown field; it is a section, of steps, objective,"),
-        ("qqqqq=3", "qqqqq=3: unknown field; there are name, seed, stage,"),
+        ("train=3", "train=3: unknown field; it is a section with steps, objective,"),
+        ("qqqqq=3", "qqqqq=3: unknown field; the top-level names are name, seed, stage,"),
         ("train.steps=ten", "train.steps=ten: expected a whole number"),
         ("train.steps=1.5", "train.steps=1.5: expected a whole number"),
         ("train.steps=0", "train.steps=0: expected a number of at least 1"),
@@ -176,7 +176,7 @@ def test_overrides_that_make_no_sense(override, expected):
     ("overrides", "expected"),
     [
         (["model.text.num_layers=2"], "model.text.num_layers=2: expected at least 3"),
-        (["model.pattern=text,crss,self"], "model.pattern=('text', 'crss', 'self'): 'crss' is no kind of layer"),
+        (["model.pattern=text,crss,self"], "model.pattern=('text', 'crss', 'self'): 'crss' is not a layer kind"),
         (["model.pattern=text,crss,self"], "did you mean 'cross'?"),
         (["model.pattern=text,self"], "model.pattern=('text', 'self'): expected at least one 'cross'"),
         (["model.pattern=text,cross"], "model.pattern=('text', 'cross'): expected at least one 'self'"),
@@ -184,7 +184,7 @@ def test_overrides_that_make_no_sense(override, expected):
         (["model.head_layers=10"], "model.head_layers=10: expected at most model.text.num_layers=9"),
         (["model.head_layers=7"], "model.text.num_layers=9: expected at least 10 with model.plan='visor'"),
         (["model.pattern=" + "text," * 8 + "cross,self"], "model.text.num_layers=9: expected at least 10"),
-        (["model.text.num_layers=195"], "makes 65 slots of model.text.num_layers=195; expected at most 64"),
+        (["model.text.num_layers=195"], "gives 65 slots with model.text.num_layers=195; expected at most 64"),
         (["model.text.num_heads=6"], "model.text.num_kv_heads=4: expected a divisor of model.text.num_heads=6"),
         (["model.text.head_dim=15"], "model.text.head_dim=15: expected an even number"),
         (["model.cross.num_kv_heads=3"], "model.cross.num_kv_heads=3: expected a divisor"),
@@ -197,7 +197,7 @@ def test_overrides_that_make_no_sense(override, expected):
         (["data.visual_length=81"], "data.visual_length=81: expected at least 82"),
         (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
         (["model.anyres.packing=4", "data.visual_length=25"], "data.visual_length=25: expected at least 26"),
-        (["model.anyres.packing=2"], "model.anyres.packing=2: the stage 'base' teaches single patches"),
+        (["model.anyres.packing=2"], "model.anyres.packing=2: the stage 'base' trains on single patches"),
         (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected from 2"),
         (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
         (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),
@@ -241,7 +241,7 @@ def test_overrides_become_values_of_the_field_s_type(override, field, value):
 
 def test_of_a_field_given_twice_the_last_counts_and_it_is_said(caplog):
     assert changed("train.steps=3", "train.steps=4").train.steps == 4
-    assert "--config.train.steps is given twice: '4' counts, not '3'" in caplog.text
+    assert "--config.train.steps is given twice: using '4', not '3'" in caplog.text
 
 
 def test_a_checked_configuration_takes_no_new_fields():
@@ -364,8 +364,8 @@ def test_files_that_cannot_be_taken(tmp_path):
     assert "no such file" in load_error(tmp_path / "nowhere" / "a.py")
     assert "expected a Python file" in load_error(tmp_path / "notes.txt")
     os.mkfifo(tmp_path / "fifo.py")
-    assert "is no regular file" in load_error(tmp_path) and "is no regular file" in load_error(tmp_path / "fifo.py")
-    assert "only read from a local file" in load_error("gs://bucket/configs/a.py")
+    assert "not a regular file" in load_error(tmp_path) and "not a regular file" in load_error(tmp_path / "fifo.py")
+    assert "a configuration is code; expected a local file" in load_error("gs://bucket/configs/a.py")
     assert "printable" in load_error("a\nb.py")
     assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'glyphs_mini.py'}:x")
 

@@ -16,7 +16,7 @@ from visor_jax.config import from_dict
 from visor_jax.data.questions import single_questions
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.runner import evaluate, print_budgets, wanted_budgets
+from visor_jax.evaluate.runner import evaluate, print_budgets, requested_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
 from visor_jax.files.read_write import read_json
@@ -34,7 +34,7 @@ FIELDS = {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "sampl
 def test_budgets_by_contract(tiny_run: Path) -> None:
     result, model = read_json(tiny_run / "eval" / "test.json"), load(tiny_run)
     budgets = result["budgets"]
-    assert set(budgets) == {*wanted_budgets(model, None)} and {"empty", "full", "auto"} <= set(budgets)
+    assert set(budgets) == {*requested_budgets(model, None)} and {"empty", "full", "auto"} <= set(budgets)
     for row in budgets.values():
         assert row.keys() >= FIELDS and row["samples"] == 22
         assert all(0 <= row["tasks"][task] <= 1 for task in result["levels"])

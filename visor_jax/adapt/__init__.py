@@ -1,1 +1,1 @@
-"""What turns a trained model into an adaptive one: the search for viable budgets, and the labels of the policy."""
+"""Makes a trained model adaptive: searches for viable budgets and labels questions for the policy."""

@@ -1,10 +1,10 @@
-"""Label: the cheapest viable budget that is good enough, for every question of a training subset (docs/method.md, 5).
+"""Labels questions of a training subset with the cheapest viable budget that is good enough (docs/method.md, 5).
 
-In: the universal model and `search/viable.json`. Out: `labels/labels.npz` and `labels/labels.json`. A budget is good
-enough where the likelihood it gives the reference answer reaches `1 - label.tolerance` of the full budget's: likelihood
-and not correctness, so that a lucky guess of a cheap budget is not taken for knowledge. Several questions are
-asked about every picture, and of budgets that cost the same the better stands first in the viable list. With
-`label.only_right` questions that the full budget answers wrongly are left out: what they need cannot be seen.
+Reads the universal model and `search/viable.json`; writes `labels/labels.npz` and `labels/labels.json`. A budget is
+good enough if the likelihood it gives the reference answer is at least `1 - label.tolerance` of the full budget's.
+Likelihood, unlike correctness, does not reward a lucky guess of a cheap budget. Several questions are scored per
+picture; of budgets with the same cost, the viable list puts the better one first. `label.only_right` skips questions
+that the full budget answers wrongly, because the budget they need is unknown.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ from visor_jax.workdir.results import Labels, read_viable
 
 
 def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
-    """For [N, budgets] cheapest first: the first that reaches 1 - tolerance of the full budget's likelihood."""
-    enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
-    enough[:, full] = True
-    return enough.argmax(axis=1)
+    """Returns per question [N] the first budget with at least 1 - tolerance of the full budget's likelihood.
+
+    Args:
+      log_likelihood: [N, budgets], cheapest budget first.
+      full: column of the full budget.
+    """
+    good_enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
+    good_enough[:, full] = True
+    return good_enough.argmax(axis=1)
 
 
 def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
-    """Score every viable budget of the trained "universal" `model` on the training subset, and write down each
-    question's label.
-    """
+    """Scores every viable budget of the "universal" `model` on the training subset and writes each question's label."""
     config = as_config(config)
     viable = read_viable(workdir)
     skips = SkipLog()
@@ -59,10 +62,10 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
     )
     tasks = np.array(scores.tasks)
     if config.label.only_right:
-        right = scores.correct[full]
-        if not right.any():
-            raise RequestError("label.only_right=True: the full budget answers no question rightly; expected False")
-        labels, tasks = labels.only(right), tasks[right]
+        correct = scores.correct[full]
+        if not correct.any():
+            raise RequestError("label.only_right=True: the full budget answers no question correctly; expected False")
+        labels, tasks = labels.only(correct), tasks[correct]
     write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, workdir.identity(config, "label"))
     return labels
 
@@ -75,6 +78,7 @@ def write(
     skips: SkipLog,
     identity: dict[str, Any] | None = None,
 ) -> None:
+    """Writes the labels, and counts of the labels per task, to the workdir's folder `labels`."""
     packed = io.BytesIO()
     arrays = {n: getattr(labels, n) for n in ("label", "log_likelihood", "picture_index", "turn")}
     arrays |= {} if identity is None else {"identity": np.array(json.dumps(identity))}

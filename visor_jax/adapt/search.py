@@ -1,9 +1,9 @@
-"""Search: which subsets of the self-attention slots are worth keeping (method.md section 5.3).
+"""Searches for the subsets of self-attention slots that are worth keeping (method.md section 5.3).
 
-In: the trained full model and a held-out split. Out: `search/subsets.csv` (every subset that was evaluated) and
-`search/viable.json` (the short list, cheapest first): the accuracy-per-FLOP Pareto front, plus the best of each count.
-All subsets are evaluated while there are at most `search.max_subsets` of them; with more slots the search goes
-best-first by count: from the best few subsets of one count to those with one slot more.
+Evaluates the trained full model on a held-out split. Writes `search/subsets.csv` (every evaluated subset) and
+`search/viable.json` (the viable budgets, cheapest first): the Pareto front of accuracy against FLOPs, plus the best
+subset of each count. Up to `search.max_subsets` subsets are all evaluated; with more, the search goes best-first by
+count: from the best few subsets of one count to those with one more slot.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from visor_jax.workdir.folder import Workdir
 
 log = logging.getLogger(__name__)
 
-BEAM = 4  # subsets of each count that a best-first search goes on from
+BEAM = 4  # subsets of each count that a best-first search extends
 
 
 @dataclass(frozen=True)
@@ -51,71 +51,74 @@ class Subset:
 
 
 def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bits]:
-    """Evaluate subsets of the trained "full" `model`, write both files, return the viable budgets."""
+    """Evaluates subsets of the trained "full" `model`, writes both files and returns the viable budgets."""
     config = as_config(config)
     identity = workdir.identity(config, "search")
     skips, mesh = SkipLog(), scoring_mesh(config)
     questions = single_questions(config, "validation", config.search.samples, skips)
-    batches = questions.batches(config.evaluate.batch_size)  # read anew for every call of `evaluate`
+    batches = questions.batches(config.evaluate.batch_size)  # every call of `evaluate` iterates over them again
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
         dtype, levels = config.model.dtype, source_kind(config).levels
         scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=dtype, levels=levels)
         return summarize(scores, model.arch)
 
-    found = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
-    kept = viable(found)
-    write_results(workdir, found, kept, model.arch, skips.by_reason(), identity, source_kind(config).levels)
+    subsets = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
+    kept = viable(subsets)
+    write_results(workdir, subsets, kept, model.arch, skips.by_reason(), identity, source_kind(config).levels)
     return [subset.bits for subset in kept]
 
 
 def explore(evaluate: Callable[[Sequence[Bits]], list[Subset]], num_slots: int, max_subsets: int) -> list[Subset]:
-    """Every subset if they are few enough, else best-first by count."""
+    """Evaluates all subsets if there are at most `max_subsets`, else best-first by count."""
     if 2**num_slots <= max_subsets:
         return evaluate(all_subsets(num_slots))
     empty, full = (False,) * num_slots, (True,) * num_slots
-    found = {subset.bits: subset for subset in evaluate([empty, full])}
-    frontier = [found[empty]]
+    evaluated = {subset.bits: subset for subset in evaluate([empty, full])}
+    frontier = [evaluated[empty]]
     for count in range(1, num_slots):
         grown = (grow(subset.bits, slot) for subset in frontier for slot in range(num_slots) if not subset.bits[slot])
-        share = (max_subsets - len(found)) // (num_slots - count)  # leaves some for the counts to come
-        fresh = evaluate(list(dict.fromkeys(grown))[:share]) if share > 0 else []
-        if not fresh:
+        share = (max_subsets - len(evaluated)) // (num_slots - count)  # reserves evaluations for the later counts
+        level = evaluate(list(dict.fromkeys(grown))[:share]) if share > 0 else []
+        if not level:
             break
-        found.update((subset.bits, subset) for subset in fresh)
-        frontier = sorted(fresh, key=better_first)[:BEAM]
-    return list(found.values())
+        evaluated.update((subset.bits, subset) for subset in level)
+        frontier = sorted(level, key=better_first)[:BEAM]
+    return list(evaluated.values())
 
 
 def grow(bits: Bits, slot: int) -> Bits:
+    """Returns the subset with `slot` turned on."""
     return (*bits[:slot], True, *bits[slot + 1 :])
 
 
 def better_first(subset: Subset) -> tuple[float, float, float]:
+    """Sort key: higher accuracy, then lower loss, then fewer FLOPs."""
     return (-subset.accuracy, subset.loss, subset.flops)
 
 
-def viable(found: Sequence[Subset]) -> list[Subset]:
-    """The Pareto front of accuracy against FLOPs plus the best subset of each count, cheapest first.
+def viable(subsets: Sequence[Subset]) -> list[Subset]:
+    """Returns the Pareto front of accuracy against FLOPs plus the best subset of each count, cheapest first.
 
-    Of subsets with the same cost the better comes first: whoever takes "the first that will do" takes the better one.
+    Of subsets with the same cost the better one comes first, so taking the first suitable budget takes the better one.
     """
     best_of_count = {
-        count: min((s for s in found if s.count == count), key=better_first) for count in {s.count for s in found}
+        count: min((s for s in subsets if s.count == count), key=better_first) for count in {s.count for s in subsets}
     }
-    front = [s for s in found if not any(dominates(other, s) for other in found)]
+    front = [s for s in subsets if not any(dominates(other, s) for other in subsets)]
     kept = {s.bits: s for s in (*best_of_count.values(), *front)}
     return sorted(kept.values(), key=lambda s: (s.flops, *better_first(s)))
 
 
 def dominates(other: Subset, subset: Subset) -> bool:
-    """At least as accurate for at most the same FLOPs, and better in one of the two (loss settles equal accuracy)."""
+    """Whether `other` is no less accurate and no costlier, and better in accuracy, FLOPs or, if equal, loss."""
     if other.flops > subset.flops or other.accuracy < subset.accuracy:
         return False
     return other.flops < subset.flops or other.accuracy > subset.accuracy or other.loss < subset.loss
 
 
 def summarize(scores: Scores, arch: Architecture) -> list[Subset]:
+    """Converts scores to one `Subset` per budget."""
     subsets = []
     for row, bits in enumerate(scores.budgets):
         tasks = task_accuracies(scores.correct[row], scores.tasks)
@@ -127,13 +130,14 @@ def summarize(scores: Scores, arch: Architecture) -> list[Subset]:
 
 def write_results(
     workdir: Workdir,
-    found: Sequence[Subset],
+    subsets: Sequence[Subset],
     kept: Sequence[Subset],
     arch: Architecture,
     skipped: dict[str, int],
     identity: dict[str, Any],
     levels: Mapping[str, str],
 ) -> None:
+    """Writes `search/subsets.csv` and `search/viable.json`."""
     rows = [
         {
             "budget": bit_string(s.bits),
@@ -144,7 +148,7 @@ def write_results(
             **level_means(s.tasks, levels),
             "tasks": s.tasks,
         }
-        for s in sorted(found, key=lambda s: (s.count, s.bits))
+        for s in sorted(subsets, key=lambda s: (s.count, s.bits))
     ]
     folder = workdir.path / "search"
     text = io.StringIO()

@@ -1,7 +1,7 @@
-"""Configurations: from a `get_config()` file, overrides and the schema to a checked `Config`, and back to JSON.
+"""Configurations: reads a `get_config()` file and overrides, checks them, and returns a frozen `Config`.
 
-`schema.py` states every field, as frozen dataclasses; `checks.py` what must fit together; `resolve.py` reads, checks
-and resolves. No JAX import. What the rest of the package uses is imported from here.
+`schema.py` declares every field in frozen dataclasses, `checks.py` checks rules that span fields, and `resolve.py`
+loads, validates and serializes. No JAX import. The rest of the package imports these names from here.
 """
 
 from visor_jax.config.resolve import (

@@ -1,8 +1,8 @@
-"""What a configuration's fields must agree on between them, checked in one place, before anything is compiled.
+"""Checks rules that span several fields of a configuration, before anything is compiled.
 
-Ground floor: no JAX import. In: a configuration whose single fields already fit the schema. Out: nothing, or a
-`RequestError` that names the fields, both values and the remedy. What needs the devices or the data (a mesh that covers
-all devices, a scene that exists) is checked where these are known.
+No JAX import. The input is a configuration whose single fields already fit the schema. Each check raises a
+`RequestError` that names the fields, both values and the remedy. Rules that need the devices or the data (a mesh that
+covers all devices, a scene that exists) are checked where these are known.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config, ModelConfig, TrainConfig
 from visor_jax.errors import RequestError, nearest
 
-DENSE_STAGES = ("base", "dense")  # what a plan without cross-attention and routing can be trained in
+DENSE_STAGES = ("base", "dense")  # the stages that train a plan without cross-attention and routing
 
 
 def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) -> None:
-    """Check everything that spans fields.
+    """Checks every rule that spans fields.
 
     Args:
-      config: all fields present, each sensible by itself.
+      config: all fields are present and fit the schema.
       stages: (stage, its merged training settings) of every stage that trains.
 
     Raises:
-      RequestError: naming the first disagreement.
+      RequestError: names the first fields that do not fit together.
     """
     _check_model(config.model)
     _check_row_shape(config)
@@ -61,19 +61,19 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _check_pattern(model: ModelConfig) -> None:
-    """The layers hold the pattern at least once, a VISOR plan has slots, and the policy has room for their budgets."""
+    """Checks that the layers hold the pattern at least once and that the policy has an output per slot count."""
     pattern, head, layers = model.pattern, model.head_layers, model.text.num_layers
     kinds = [kind.value for kind in LayerKind]
     for kind in pattern:
         if kind not in kinds:
             hint = nearest(kind, kinds)
             raise RequestError(
-                f"model.pattern={pattern}: {kind!r} is no kind of layer; expected 'text', 'cross' or 'self'"
+                f"model.pattern={pattern}: {kind!r} is not a layer kind; expected 'text', 'cross' or 'self'"
                 + (f"; {hint}" if hint else "")
             )
-    for kind, what in ((LayerKind.CROSS, "cross-attention"), (LayerKind.SELF, "optional self-attention")):
+    for kind, layer in ((LayerKind.CROSS, "cross-attention"), (LayerKind.SELF, "optional self-attention")):
         if kind not in pattern:
-            raise RequestError(f"model.pattern={pattern}: expected at least one {kind.value!r}, a layer of {what}")
+            raise RequestError(f"model.pattern={pattern}: expected at least one {kind.value!r} ({layer}) layer")
     if head > layers:
         raise RequestError(f"model.head_layers={head}: expected at most model.text.num_layers={layers}")
     if model.plan == "dense":
@@ -82,18 +82,18 @@ def _check_pattern(model: ModelConfig) -> None:
     slots = blocks * pattern.count(LayerKind.SELF)
     if blocks < 1:
         raise RequestError(
-            f"model.text.num_layers={layers}: expected at least {head + len(pattern)} with model.plan='visor', which"
-            f" are model.head_layers={head} and the {len(pattern)} of model.pattern"
+            f"model.text.num_layers={layers}: expected at least {head + len(pattern)} with model.plan='visor':"
+            f" model.head_layers={head} plus the {len(pattern)} layers of model.pattern"
         )
     if slots > MAX_SLOTS:
         raise RequestError(
-            f"model.pattern={pattern}: makes {slots} slots of model.text.num_layers={layers}; expected at most"
-            f" {MAX_SLOTS}, so fewer 'self' or fewer layers"
+            f"model.pattern={pattern}: gives {slots} slots with model.text.num_layers={layers}; expected at most"
+            f" {MAX_SLOTS}: use fewer 'self' or fewer layers"
         )
     if model.policy.max_budgets < slots + 1:
         raise RequestError(
-            f"model.policy.max_budgets={model.policy.max_budgets}: expected at least {slots + 1}, a budget for"
-            f" each count of the {slots} slots of model.text.num_layers={layers}"
+            f"model.policy.max_budgets={model.policy.max_budgets}: expected at least {slots + 1}, one budget for"
+            f" each number of slots from 0 to {slots} (model.text.num_layers={layers})"
         )
 
 
@@ -107,25 +107,25 @@ def _check_row_shape(config: Config) -> None:
             f"data.visual_length={config.data.visual_length}: expected at least {tokens + 1}, the visual tokens of one"
             f" tile of {vision.tile_size} pixels in patches of {vision.patch_size}{packed} and a newline"
         )
-    most = max((rows * columns for rows, columns in parse_grids(config.model.anyres.pinpoints)), default=0)
-    if most and config.data.tiles < 2:
+    max_cells = max((rows * columns for rows, columns in parse_grids(config.model.anyres.pinpoints)), default=0)
+    if max_cells and config.data.tiles < 2:
         raise RequestError(
-            f"data.tiles={config.data.tiles}: expected from 2 (a picture and its smallest cut) to {most + 1} (its"
-            f" largest), as model.anyres.pinpoints={config.model.anyres.pinpoints!r} cuts pictures"
+            f"data.tiles={config.data.tiles}: expected 2 (the whole picture and its smallest grid) to {max_cells + 1}"
+            f" (its largest grid), because model.anyres.pinpoints={config.model.anyres.pinpoints!r} cuts pictures"
         )
 
 
 def _check_data(config: Config) -> None:
-    asked = {config.stage, *config.stages}
-    if "base" in asked and config.model.anyres.packing != 1:
+    requested = {config.stage, *config.stages}
+    if "base" in requested and config.model.anyres.packing != 1:
         raise RequestError(
-            f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' teaches single patches; expected 1,"
-            " or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
+            f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' trains on single patches; expected"
+            " 1, or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
         )
 
 
 def _check_plan(config: Config) -> None:
-    """A dense plan has no budgets to train for, and the stage 'dense' trains no other plan."""
+    """Checks that a dense plan trains only `DENSE_STAGES`, and that the stage 'dense' trains only a dense plan."""
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
         for stage in stages:
             if config.model.plan == "dense" and stage not in DENSE_STAGES:
@@ -141,8 +141,8 @@ def _check_mesh(config: Config) -> None:
     mesh = config.mesh
     sizes = {name: getattr(mesh, name) for name in MESH_AXES}
     if list(sizes.values()).count(-1) > 1:
-        asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-        raise RequestError(f"{asked}: expected -1 (all devices that are left) at most once")
+        settings = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
+        raise RequestError(f"{settings}: expected -1 (all remaining devices) at most once")
     if mesh.tensor > 0:
         _divides("mesh.tensor", mesh.tensor, "model.text.num_heads", config.model.text.num_heads)
     _check_rows(config, "data.batch_size", config.data.batch_size)
@@ -150,13 +150,13 @@ def _check_mesh(config: Config) -> None:
 
 
 def _check_rows(config: Config, name: str, rows: int) -> None:
-    """Rows are spread over replicas and FSDP shards; a size of -1 is known only where the devices are."""
+    """Checks that rows divide over replicas and FSDP shards; a size of -1 counts as 1 until the devices are known."""
     mesh = config.mesh
     ways = max(mesh.replica, 1) * max(mesh.fsdp, 1)
     if rows % ways:
         raise RequestError(
-            f"{name}={rows}: expected a multiple of {ways}, over which mesh.replica={mesh.replica} and"
-            f" mesh.fsdp={mesh.fsdp} spread the rows"
+            f"{name}={rows}: expected a multiple of {ways}, because mesh.replica={mesh.replica} and"
+            f" mesh.fsdp={mesh.fsdp} split the rows"
         )
 
 
@@ -166,7 +166,7 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
 
 
 def _check_start(config: Config, stage: str, start: str) -> None:
-    """A stage starts from random weights, from an earlier stage, or from a folder (a path has a slash)."""
+    """Checks `init_from`: "" (random weights), an earlier stage, or a folder (any value with a slash)."""
     if not start or "/" in start:
         return
     earlier = [name for name in TRAINED_STAGES if STAGES.index(name) < STAGES.index(stage)]
@@ -174,12 +174,12 @@ def _check_start(config: Config, stage: str, start: str) -> None:
         hint = nearest(start, earlier)
         raise RequestError(
             f"{_origin(config, stage, 'init_from')}={start!r}: expected '', a stage before {stage!r}"
-            f" ({', '.join(earlier) or 'there is none'}), or the path of a stage folder{'; ' + hint if hint else ''}"
+            f" ({', '.join(earlier) or 'none'}), or the path of a stage folder{'; ' + hint if hint else ''}"
         )
 
 
 def _origin(config: Config, stage: str, field: str) -> str:
-    """The name under which a stage's setting was given."""
+    """Returns the name of the field that sets `field` for a stage."""
     return f"stage_overrides.{stage}.{field}" if field in config.stage_overrides.of(stage) else f"train.{field}"
 
 

@@ -1,7 +1,4 @@
-"""What one stage sets for itself of the training settings.
-
-Ground floor: no JAX import.
-"""
+"""The training settings that one stage overrides. No JAX import."""
 
 from __future__ import annotations
 
@@ -12,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 @dataclass(frozen=True)
 class TrainOverrides(Mapping[str, Any]):
-    """The fields of `TrainConfig` that one stage sets for itself: a mapping, also read as attributes."""
+    """The fields of `TrainConfig` that one stage overrides: a mapping whose keys are also attributes."""
 
-    given: tuple[tuple[str, Any], ...] = ()  # (field, value) pairs, by name
+    fields: tuple[tuple[str, Any], ...] = ()  # (field, value) pairs, sorted by name
 
     @classmethod
-    def of(cls, **given: Any) -> TrainOverrides:
-        return cls(tuple(sorted(given.items())))
+    def of(cls, **fields: Any) -> TrainOverrides:
+        return cls(tuple(sorted(fields.items())))
 
     def __getitem__(self, name: str) -> Any:
-        return dict(self.given)[name]
+        return dict(self.fields)[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict(self.given))
+        return iter(dict(self.fields))
 
     def __len__(self) -> int:
-        return len(self.given)
+        return len(self.fields)
 
-    if not TYPE_CHECKING:  # a type checker refuses attributes: which ones there are differs from stage to stage
+    if not TYPE_CHECKING:  # attributes differ from stage to stage, so type checkers must use the mapping
 
         def __getattr__(self, name: str) -> Any:
             try:
-                return dict(object.__getattribute__(self, "given"))[name]
+                return dict(object.__getattribute__(self, "fields"))[name]
             except KeyError:
                 raise AttributeError(f"{name!r} is not overridden") from None

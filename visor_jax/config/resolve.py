@@ -1,12 +1,12 @@
-"""Configurations: from a `get_config()` file, overrides and the schema to a checked `Config`, and back to JSON.
+"""Loads, validates and serializes configurations. No JAX import.
 
-Ground floor: no JAX import. In: `configs/X.py[:argument]` and `--config.field=value` overrides, or the JSON a workdir
-keeps. Out: a frozen `Config` of which every field has its type and makes sense by itself and beside the others. Every
-mistake is a `RequestError` of one line that names the field, its value and what is expected.
+The input is `configs/X.py[:argument]` with `--config.field=value` overrides, or the JSON in a workdir. The output is a
+frozen `Config` whose fields have the right types and values and fit together. Every mistake is a one-line
+`RequestError` that names the field, its value and what is expected.
 
-An `ml_collections.ConfigDict` is what people write: `get_config()` starts from `default_config()` and returns one.
-`validate` makes a `Config` of it, and the rest of the package reads only that. The fields, their defaults and meanings
-are the dataclasses of `visor_jax.config.schema`.
+Users write an `ml_collections.ConfigDict`: `get_config()` starts from `default_config()`, changes it and returns it.
+`validate` turns it into a `Config`, which is all that the rest of the package reads. The dataclasses of
+`visor_jax.config.schema` declare the fields, their defaults and meanings.
 """
 
 from __future__ import annotations
@@ -55,29 +55,29 @@ from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json,
 
 log = logging.getLogger(__name__)
 
-ConfigLike: TypeAlias = Config | ConfigDict  # a checked configuration, or what a `get_config()` returns
+ConfigLike: TypeAlias = Config | ConfigDict  # a checked configuration, or what `get_config()` returns
 
-MOST_DEFAULT_POSITIONS = 32_768  # as Qwen2 has
+MAX_DEFAULT_POSITIONS = 32_768  # as in Qwen2
 
 
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
 def default_config() -> Any:
-    """Every field of the schema at its default, a `ConfigDict`: what a `get_config()` starts from and changes.
+    """Returns a `ConfigDict` with every field at its default, for `get_config()` to change.
 
-    `config.train` holds for all stages that train; `config.stage_overrides.<stage>` holds what differs in one of them.
+    `config.train` applies to all trained stages; `config.stage_overrides.<stage>` overrides it for one of them.
     """
     return _config_dict(Config())
 
 
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), workdir: str = "") -> Config:
-    """The checked configuration of a file, with overrides.
+    """Loads a configuration file, applies overrides and validates the result.
 
     Args:
       path: a Python file that defines `get_config()`, or "FILE:ARGUMENT" for `get_config(ARGUMENT)`.
       overrides: "--config.train.steps=10" (or without the dashes), in order.
-      workdir: the run's folder: a file in it would be code that came with data, and is not executed.
+      workdir: the run's folder; a file in it may have come with data, so it is not executed.
 
     Raises:
       RequestError: the file, a field or a combination of fields is wrong.
@@ -88,16 +88,16 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
 
 
 def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Any:
-    """What `get_config()` in `file` returns, an unchecked `ConfigDict`: for configurations that start from another one.
+    """Returns the unchecked `ConfigDict` of `get_config()` in `file`, for configurations that start from another one.
 
     Raises:
-      RequestError: no such file, or it raises; the message names the file, and the line where there is one.
+      RequestError: the file does not exist or raises; the message names the file and, if known, the line.
     """
     source = as_path(file)
     where = f"--config={os.fspath(file)}"
     if not source.is_file():
         if source.exists():
-            raise RequestError(f"{where}: is no regular file; expected a Python file that defines get_config()")
+            raise RequestError(f"{where}: not a regular file; expected a Python file that defines get_config()")
         folder = source.parent if source.parent.is_dir() else Path()
         raise _request(where, "no such file", nearest(os.fspath(file), map(str, folder.glob("*.py"))))
     if source.suffix != ".py":
@@ -124,13 +124,13 @@ def config_from_file(file: str | os.PathLike[str], argument: str | None = None) 
 
 
 def apply_overrides(config: ConfigLike, overrides: Iterable[str]) -> Config:
-    """A checked copy of `config` with "--config.field=value" overrides; of a field given twice the last one counts.
+    """Returns a checked copy of `config` with "--config.field=value" overrides; the last value of a field wins.
 
     Raises:
-      RequestError: an unknown field, a value of another type, or one that makes no sense.
+      RequestError: a field is unknown, or a value has the wrong type or breaks a rule.
     """
     changed = _config_dict(config)
-    seen: dict[str, str] = {}
+    texts: dict[str, str] = {}  # field name to its override's text
     for override in overrides:
         name, separator, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not separator:
@@ -138,9 +138,9 @@ def apply_overrides(config: ConfigLike, overrides: Iterable[str]) -> Config:
         field = field_of(name)
         if field is None:
             raise unknown_field(name, _given(text))
-        if name in seen:
-            log.warning("--config.%s is given twice: %r counts, not %r", name, text, seen[name])
-        seen[name] = text
+        if name in texts:
+            log.warning("--config.%s is given twice: using %r, not %r", name, text, texts[name])
+        texts[name] = text
         _set(changed, name, _parse(name, text, field))
     return validate(changed)
 
@@ -149,10 +149,10 @@ def apply_overrides(config: ConfigLike, overrides: Iterable[str]) -> Config:
 
 
 def validate(config: ConfigLike) -> Config:
-    """The checked configuration: every field known and present, of its type, sensible by itself and beside the others.
+    """Checks that every field is known, present, of its type and within its rules, and returns the `Config`.
 
     Raises:
-      RequestError: naming the first field that is not.
+      RequestError: names the first field that is wrong.
     """
     checked: dict[str, Any] = {}
     for name, value in _leaves(_config_dict(config)):
@@ -172,7 +172,7 @@ def validate(config: ConfigLike) -> Config:
 
 
 def as_config(config: ConfigLike) -> Config:
-    """A `Config` as it is; of a `ConfigDict`, as a `get_config()` returns it, the checked one.
+    """Returns a `Config` unchanged, and a `ConfigDict` validated.
 
     Raises: as `validate`.
     """
@@ -180,7 +180,7 @@ def as_config(config: ConfigLike) -> Config:
 
 
 def unknown_field(name: str, shown: str) -> RequestError:
-    """The error for a field that is not in the schema: the nearest names, else those that stand where it was sought."""
+    """Returns the error for a field that is not in the schema; it suggests similar names, else lists the section's."""
     section, _, leaf = name.rpartition(".")
     sections: dict[str, list[str]] = {}
     for known in all_names():
@@ -191,7 +191,7 @@ def unknown_field(name: str, shown: str) -> RequestError:
         stage = section.split(".")[1]
         hint = nearest(stage, TRAINED_STAGES) or f"the stages are {', '.join(TRAINED_STAGES)}"
     elif name in sections:
-        hint = f"it is a section, of {', '.join(sections[name])}"
+        hint = f"it is a section with {', '.join(sections[name])}"
     elif section and section in sections:
         near = nearest(leaf, sections[section])
         hint = re.sub(r"'(\w+)'", rf"'{section}.\1'", near) or f"{section} has {', '.join(sections[section])}"
@@ -199,7 +199,7 @@ def unknown_field(name: str, shown: str) -> RequestError:
         hint = f"did you mean {elsewhere[0]!r}?"
     else:
         tops = dict.fromkeys(known.partition(".")[0] for known in SCHEMA)
-        hint = nearest(name.partition(".")[0], tops) or f"there are {', '.join(tops)}"
+        hint = nearest(name.partition(".")[0], tops) or f"the top-level names are {', '.join(tops)}"
     return _request(f"{name}={shown}", "unknown field", hint)
 
 
@@ -207,12 +207,12 @@ def unknown_field(name: str, shown: str) -> RequestError:
 
 
 def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
-    """The training settings of a stage: `config.train` with what `config.stage_overrides.<stage>` changes.
+    """Returns the training settings of a stage: `config.train` with `config.stage_overrides.<stage>` applied.
 
-    `batch_size` is never 0 in it, and an `init_from` that is a path is absolute.
+    A `batch_size` of 0 becomes `data.batch_size`, and an `init_from` that is a path becomes absolute.
 
     Raises:
-      RequestError: there is no such stage, or it trains nothing.
+      RequestError: the stage does not exist or does not train.
     """
     if stage in OFFLINE_STAGES:
         raise RequestError(f"stage={stage!r}: trains nothing; expected one of {', '.join(TRAINED_STAGES)}")
@@ -227,9 +227,9 @@ def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
 
 
 def architecture(config: ConfigLike, stage: str = "") -> Architecture:
-    """The model that `config.model` describes; a vocabulary size of 0 is read from the tokenizer's file.
+    """Returns the `Architecture` of `config.model`; a vocabulary size of 0 is read from the tokenizer's file.
 
-    Stage "dense" has the dense plan, whatever the other stages have.
+    The stage "dense" always has the dense plan.
 
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
@@ -265,32 +265,33 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
 
 
 def default_max_positions(config: Config) -> int:
-    """How long a prompt may be where nothing is said: four rows of training, and the largest picture twice with text.
+    """Returns the default limit on visual positions and text tokens of a prompt with its answer.
 
-    Attention costs as the square of its length, and no row of training was longer than a window: what is longer by far
-    takes minutes and comes to nothing.
+    The limit is four training rows or, if larger, two of the largest pictures plus 2048, and at most
+    `MAX_DEFAULT_POSITIONS`. Attention cost grows with the square of the length, and prompts far longer than a training
+    row are answered badly.
     """
     model, data = config.model, config.data
     tile = (model.vision.tile_size // model.vision.patch_size) ** 2
     picture = tile * (model.anyres.max_tiles + 1 if model.anyres.pinpoints else 1)
-    return min(max(4 * (data.visual_length + data.text_length), 2 * picture + 2048), MOST_DEFAULT_POSITIONS)
+    return min(max(4 * (data.visual_length + data.text_length), 2 * picture + 2048), MAX_DEFAULT_POSITIONS)
 
 
 def tokenizer_file(path: str) -> Path:
-    """The file that `tokenizer.path` names: a tokenizer that comes with the package, or a path."""
+    """Returns the file for a `tokenizer.path`: a built-in tokenizer's name, or a path."""
     return ASSETS / path / "tokenizer.json" if path in BUILT_IN else as_path(path)
 
 
 def to_json(config: ConfigLike) -> str:
-    """The configuration as an indented JSON object; tuples become lists."""
+    """Serializes the configuration as an indented JSON object; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2, allow_nan=False)
 
 
 def from_json(text: str) -> Config:
-    """The checked configuration that `to_json` wrote.
+    """Reads and validates what `to_json` wrote.
 
     Raises:
-      RequestError: no JSON object, or not one of this schema.
+      RequestError: the text is not a JSON object, or it does not fit the schema.
     """
     try:
         tree = parse_json(text)
@@ -300,19 +301,19 @@ def from_json(text: str) -> Config:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-    """The checked configuration of a nested dict as JSON gives it back; a field that it does not have is the default's.
+    """Validates a nested dict, as JSON gives it back; missing fields take their defaults.
 
-    A workdir stays readable when a later version of this package has more fields.
+    A workdir therefore stays readable when a later version of this package has more fields.
 
     Raises:
-      RequestError: it does not fit the schema.
+      RequestError: the dict does not fit the schema.
     """
     if not isinstance(tree, Mapping):
         raise RequestError(f"configuration: expected a JSON object, got {type(tree).__name__}")
     try:
         config = default_config()
         config.update(ConfigDict(dict(tree), type_safe=False))
-    except (ValueError, TypeError) as error:  # a field's name holds a dot, or is no text
+    except (ValueError, TypeError) as error:  # a field's name has a dot or is not a string
         raise RequestError(f"configuration: {error}") from error
     return validate(config)
 
@@ -321,7 +322,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 
 
 def _config_dict(config: ConfigLike) -> ConfigDict:
-    """A copy that may be changed. Types are the schema's business: its messages name the field."""
+    """Returns a mutable copy without type checks; the schema checks types, with better messages."""
     return ConfigDict(config.to_dict(), type_safe=False)
 
 
@@ -336,7 +337,7 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
 
 
 def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every field, and of every empty section that the schema does not have."""
+    """Yields (dotted name, value) of every field, and of every empty section that the schema does not have."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, ConfigDict) and (len(value) or name.removeprefix("stage_overrides.") in TRAINED_STAGES):
@@ -346,7 +347,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parse(name: str, text: str, field: Field) -> Any:
-    """An override's text as a value of the field's type."""
+    """Converts an override's text to the field's type, or raises the `RequestError` for it."""
     try:
         return typed(from_text(text, field), field)
     except ValueError as error:
@@ -369,25 +370,25 @@ def _shown(value: Any) -> str:
 
 
 def _given(text: str) -> str:
-    """An override's text as it was typed, where that is readable."""
+    """Returns an override's text for a message: unchanged if it is printable and short, else as `repr`."""
     return text if text.isprintable() and len(text) <= 80 else _shown(text)
 
 
 def _refuse_unsafe(file: Path, given: str, workdir: str) -> None:
-    """A configuration is code: it is taken from where people put code, not from where runs and downloads put data."""
+    """Rejects URLs and files inside a workdir: a configuration is code, and those places hold data."""
     if not given.isprintable():
         raise RequestError(f"--config={given!r}: expected a path of printable characters")
     if "://" in given:
-        raise RequestError(f"--config={given}: a configuration is code and only read from a local file")
+        raise RequestError(f"--config={given}: a configuration is code; expected a local file")
     folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
     if workdir and "://" not in workdir and as_path(workdir).resolve() in file.resolve().parents:
         folders.append(as_path(workdir))
     if folders:
-        raise RequestError(f"--config={given}: lies in the workdir {folders[0]}; a workdir's files are not executed")
+        raise RequestError(f"--config={given}: is in the workdir {folders[0]}; a workdir's files are not executed")
 
 
 def is_workdir(folder: Path) -> bool:
-    """Whether a folder is a run's, as its `config.json` tells."""
+    """Returns whether a folder is a workdir, judging by its `config.json`."""
     try:
         record = read_json(folder / "config.json")
     except RequestError:
@@ -404,7 +405,7 @@ def _check_argument(where: str, make: Any, argument: str | None) -> None:
 
 
 def _line_in(source: Path, error: BaseException) -> str:
-    """Where in the file an error arose: " in line 12"."""
+    """Returns the line of `source` that raised the error, as " in line 12"; "" if unknown."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" in line {error.lineno}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == source.resolve()]
@@ -412,7 +413,7 @@ def _line_in(source: Path, error: BaseException) -> str:
 
 
 def _vocabulary_size(file: Path) -> int:
-    """One more than the largest token id of a tokenizer.json."""
+    """Returns the largest token id of a tokenizer.json plus one."""
     try:
         changed = file.stat().st_mtime_ns
     except OSError as error:
@@ -422,7 +423,7 @@ def _vocabulary_size(file: Path) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _count_tokens(file: Path, changed: int) -> int:
-    """`changed` is the file's time of change: a new file is read anew."""
+    """Implements `_vocabulary_size`; `changed`, the modification time in ns, invalidates the cache."""
     try:
         tokenizer = parse_json(read_regular(file, MAX_TOKENIZER_BYTES))
         vocabulary, added = tokenizer["model"]["vocab"], tokenizer.get("added_tokens", [])

@@ -1,7 +1,4 @@
-"""Which values of a configuration's field make sense, and how a message says so.
-
-Ground floor: no JAX import. `visor_jax.config.schema` attaches these rules to its fields.
-"""
+"""Rules for values of configuration fields, attached to the fields by `visor_jax.config.schema`. No JAX import."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-# Licenses as the Hugging Face hub spells them; it refuses a model card with another one.
+# Licenses as the Hugging Face hub spells them; the hub rejects a model card with any other.
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
@@ -26,7 +23,7 @@ LICENSES = tuple(_LICENSES.split())
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values of a field make sense, and how a message says so."""
+    """A predicate on a field's value, and the text that completes "expected ..." in an error message."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -53,21 +50,21 @@ def one_of(*names: str) -> Rule:
 
 
 def some_of(names: Iterable[str]) -> Rule:
-    """A tuple of different names in their order here."""
+    """Accepts a tuple of distinct names in the order of `names`."""
     order = list(names)
 
     def holds(value: tuple[str, ...]) -> bool:
-        return all(a in order for a in value) and list(value) == sorted(set(value), key=order.index)
+        return all(name in order for name in value) and list(value) == sorted(set(value), key=order.index)
 
     return Rule(holds, "different stages in the order " + ", ".join(order))
 
 
 def not_empty() -> Rule:
-    return Rule(lambda value: len(value) > 0, "something that is not empty")
+    return Rule(lambda value: len(value) > 0, "a non-empty value")
 
 
 def parse_grids(text: str) -> tuple[tuple[int, int], ...]:
-    """ "(1x1),(1x2)" as (rows, columns) pairs, in order; "(1x1),...,(6x6)" holds every grid between the two.
+    """Parses "(1x1),(1x2)" into (rows, columns) pairs; "(1x1),...,(6x6)" adds every grid between the two.
 
     Raises:
       ValueError: the text is not of this form.
@@ -80,7 +77,7 @@ def parse_grids(text: str) -> tuple[tuple[int, int], ...]:
             continue
         match = re.fullmatch(r"\(([1-9]\d?)x([1-9]\d?)\)", part)
         if match is None:
-            raise ValueError(f"{part!r} is no grid")
+            raise ValueError(f"{part!r} is not a grid")
         rows, columns = int(match[1]), int(match[2])
         if span:
             first_row, first_column = grids.pop()
@@ -109,17 +106,17 @@ def is_pattern(text: str) -> bool:
     return True
 
 
-MESH_SIZE = Rule(lambda value: value == -1 or value >= 1, "at least 1, or -1 for all devices that are left")
+MESH_SIZE = Rule(lambda value: value == -1 or value >= 1, "at least 1, or -1 for all remaining devices")
 PATTERNS = Rule(
-    lambda value: len(value) > 0 and all(map(is_pattern, value)), "one or more regular expressions of paths"
+    lambda value: len(value) > 0 and all(map(is_pattern, value)), "one or more regular expressions for paths"
 )
 RATES = Rule(
     lambda value: all(is_pattern(pattern) and rate >= 0 for pattern, rate in value),
-    "pairs (regular expression of paths, multiplier of at least 0)",
+    "pairs (regular expression for paths, multiplier of at least 0)",
 )
 WEIGHTS = Rule(
     lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
-    "pairs (scene, whole weight of at least 0), not all of them 0",
+    "pairs (scene, integer weight of at least 0), not all of them 0",
 )
 PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
 GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")

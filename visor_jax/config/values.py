@@ -1,7 +1,4 @@
-"""A field as `visor_jax.config.schema` states it, and values made to fit: the field's type, finite, by its rule.
-
-Ground floor: no JAX import.
-"""
+"""Descriptions of configuration fields, and conversion of values to a field's type. No JAX import."""
 
 from __future__ import annotations
 
@@ -16,10 +13,11 @@ from visor_jax.config.rules import Rule
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its default, type, meaning, rule and units, as its dataclass states them.
+    """One field as its dataclass declares it.
 
-    `kind` is int, float, bool or str, or tuple; then `element` is the type of its elements, where a tuple of types
-    means tuples of just these.
+    Attributes:
+      kind: int, float, bool, str or tuple.
+      element: for a tuple, the type of its elements; a tuple of types stands for tuples of exactly these.
     """
 
     default: Any
@@ -31,7 +29,7 @@ class Field:
 
 
 def described(stated: dataclasses.Field[Any], annotation: Any) -> Field:
-    """The `Field` of a dataclass's field, whose resolved annotation is `annotation`."""
+    """Returns the `Field` for a dataclass field and its resolved annotation."""
     kind = get_origin(annotation) or annotation
     element: Any = str
     if kind is tuple:
@@ -41,10 +39,11 @@ def described(stated: dataclasses.Field[Any], annotation: Any) -> Field:
 
 
 def typed(value: Any, field: Field) -> Any:
-    """`value` as the field's type: whole numbers become floats where floats are meant, lists become tuples.
+    """Converts `value` to the field's type: integers to floats for float fields, lists to tuples.
 
     Raises:
-      ValueError: the value has another type, is not finite, or breaks the field's rule; it says what is expected.
+      ValueError: the value has another type, is not finite, or breaks the field's rule; the message says what is
+        expected.
     """
     if field.kind is tuple:
         if not isinstance(value, list | tuple):
@@ -82,25 +81,25 @@ def _type_name(kind: type | tuple[type, ...]) -> str:
 
 
 def from_text(text: str, field: Field) -> Any:
-    """An override's text as a value of the field's type; as it stands where it is none, for `typed` to refuse."""
+    """Converts an override's text to the field's type; returns text that does not convert, for `typed` to reject."""
     return _parse_list(text, field.element) if field.kind is tuple else _parse_scalar(text, field.kind)
 
 
 def _parse_list(text: str, element: type | tuple[type, ...]) -> Any:
-    """A Python literal such as (1, 2) or ["a", "b"], else items between commas."""
+    """Parses a Python literal such as (1, 2) or ["a", "b"], else items separated by commas."""
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = None
     if isinstance(value, list | tuple):
         return value
-    if isinstance(element, tuple):  # pairs have no other form
+    if isinstance(element, tuple):  # pairs are only written as a literal
         return value if text.strip() else []
     return [_parse_scalar(item.strip(), element) for item in text.split(",") if item.strip()]
 
 
 def _parse_scalar(text: str, kind: type) -> Any:
-    """The text as a value of `kind`; as it stands where it is none, for the type check to refuse."""
+    """Converts the text to `kind`; returns text that does not convert, for the type check to reject."""
     if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     try:

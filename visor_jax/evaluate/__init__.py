@@ -1,1 +1,1 @@
-"""Evaluation: scoring under budgets, summaries with costs, metrics, the runner behind `visor evaluate`."""
+"""Evaluation: scores under budgets, summaries with costs, benchmark metrics, and the runner of `visor evaluate`."""

@@ -1,8 +1,8 @@
-"""How long a prompt's prefill takes under each budget: every budget as its own program, in turns.
+"""Measures a prompt's prefill time under each budget, with one compiled program per budget.
 
-In: parameters, an architecture, budgets and a prompt's size. Out: for each budget the seconds up to the logits of the
-first new token, cache included, the vision tower not; and how many times faster than the slowest plan of the list they
-are, taken within rounds, so that a change of the machine's load hits all alike.
+The time ends with the logits of the first new token; it includes filling the cache but not the vision tower. Budgets
+run in random order within each round, and speedups over the costliest budget are computed per round, so that changes of
+the machine's load affect all budgets alike.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from visor_jax.scale import compiler_options as compiling
 
 
 def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """V [1, visual, D], and a batch of one prompt of `text` tokens behind it."""
+    """Returns V [1, visual, D] and a batch of one prompt of `text` tokens after it."""
     positions = np.arange(visual + text, dtype=np.int32)[None]
     ones = np.ones_like(positions)
     batch = {
@@ -44,7 +44,7 @@ def random_prompt(arch: Architecture, visual: int, text: int, dtype: Any) -> tup
 def prefill_program(
     params: Params, arch: Architecture, bits: Bits, prompt: tuple[jax.Array, Mapping[str, jax.Array]]
 ) -> Callable[[], Any]:
-    """A function that runs one prefill to its end, compiled already; `params` as answers hold them."""
+    """Compiles one prefill and returns a function that runs it to its end; `params` are unstacked."""
     tokens, batch = prompt
     text = batch["text_tokens"].shape[1]
 
@@ -59,19 +59,19 @@ def prefill_program(
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """How long one call takes, until what it returns has been computed."""
-    began = time.perf_counter()
+    """Times one call of `run`, until its result is ready."""
+    start = time.perf_counter()
     jax.block_until_ready(run())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def compare_budgets(
     params: Params, arch: Architecture, budgets: Sequence[Bits], *, visual: int, text: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Budget name -> seconds, times faster than the costliest budget (quartiles over the rounds), decoder GFLOPs."""
+    """Maps budget name -> seconds, speedup over the costliest budget (quartiles over rounds), decoder GFLOPs."""
     prompt = random_prompt(arch, visual, text, params["embed_tokens"]["embedding"].dtype)
-    held = unstack_layers(params)
-    programs = [prefill_program(held, arch, bits, prompt) for bits in budgets]
+    unstacked = unstack_layers(params)
+    programs = [prefill_program(unstacked, arch, bits, prompt) for bits in budgets]
     for program in programs:
         program()
     measured, order = np.zeros((rounds, len(budgets))), random.Random(0)

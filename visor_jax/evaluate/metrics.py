@@ -1,7 +1,7 @@
-"""The answer metrics of the public benchmarks, as lmms-eval (and the papers it follows) define them.
+"""The answer metrics of public benchmarks, as lmms-eval (and the papers it follows) define them.
 
-In: a model's answers as text, and reference answers. Out: floats in [0, 1]. Standard library and an edit distance only;
-nothing here knows a model or a data set. How a benchmark asks its questions is no part of its metric.
+Each takes a model's answers and reference answers as text and returns floats in [0, 1]. They depend on no model or data
+set, only on the standard library and an edit distance. A benchmark's question format is not part of its metric.
 
 | benchmark | metric |
 | --- | --- |
@@ -21,16 +21,16 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-ANLS_THRESHOLD = 0.5  # less similar than this is wrong altogether
-RELATIVE_ERROR = 0.05  # that ChartQA forgives a number
-AGREEING_ANNOTATORS = 3  # that make an answer fully right in VQA
+ANLS_THRESHOLD = 0.5  # a lower similarity scores 0
+RELATIVE_ERROR = 0.05  # that ChartQA tolerates in a number
+AGREEING_ANNOTATORS = 3  # that make an answer fully correct in VQA
 
 
 def anls(prediction: str, answers: str | Sequence[str]) -> float:
-    """Average normalized Levenshtein similarity of one question: the best over its reference answers.
+    """Returns the normalized Levenshtein similarity (ANLS) of one question: the best over its reference answers.
 
-    Distances are taken without regard to case and runs of white space, and divided by the longer of the two texts as
-    they were given. A similarity below a half counts as 0.
+    Distances ignore case and runs of white space, and are divided by the length of the longer original text. A
+    similarity below 0.5 counts as 0.
 
     Raises:
       ValueError: there is no reference answer.
@@ -46,15 +46,15 @@ def _normalized_distance(prediction: str, answer: str) -> float:
 
 
 def relaxed_accuracy(prediction: str, answer: str) -> float:
-    """1 where two numbers differ by at most 5 % of the reference, or two texts are the same but for case; else 0.
+    """Returns 1 if two numbers differ by at most 5 % of the reference, or two texts are equal ignoring case; else 0.
 
-    White space around either does not count.
-    "12%" is the number 0.12. A reference of 0 is compared as text: there is no 5 % of it.
+    Surrounding white space is ignored. "12%" is the number 0.12. A reference of 0 is compared as text, because 5 % of
+    it is 0.
     """
     prediction, answer = prediction.strip(), answer.strip()
-    predicted, wanted = _number(prediction), _number(answer)
-    if predicted is not None and wanted:
-        return float(abs(predicted - wanted) / abs(wanted) <= RELATIVE_ERROR)
+    predicted, reference = _number(prediction), _number(answer)
+    if predicted is not None and reference:
+        return float(abs(predicted - reference) / abs(reference) <= RELATIVE_ERROR)
     return float(prediction.lower() == answer.lower())
 
 
@@ -66,31 +66,30 @@ def _number(text: str) -> float | None:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Agreement with human annotators, ten in VQA and TextVQA, after both sides are normalized as EvalAI does it.
+    """Returns the agreement with human annotators (ten in VQA and TextVQA), after EvalAI's normalization of both sides.
 
-    An answer that three others gave is fully right. The mean is over leaving out each annotator in turn, so that people
-    and models are scored alike; the annotators' number matters: one answer alone can never be agreed with.
+    An answer that three annotators gave is fully correct. The result is the mean over leaving out each annotator in
+    turn, which scores people and models alike. A single annotator always gives 0.
 
     Raises:
       ValueError: there is no annotator.
       TypeError: `answers` is a single text.
     """
     if isinstance(answers, str):
-        raise TypeError("vqa_accuracy takes the answers of all annotators, one text alone scores nothing")
-    wanted, given = normalize_vqa(prediction), [normalize_vqa(answer) for answer in _references(answers)]
-    matches = given.count(wanted)
-    others = [matches - (answer == wanted) for answer in given]
-    return sum(min(1.0, count / AGREEING_ANNOTATORS) for count in others) / len(given)
+        raise TypeError("vqa_accuracy takes a sequence with the answers of all annotators, not one text")
+    predicted, references = normalize_vqa(prediction), [normalize_vqa(answer) for answer in _references(answers)]
+    matches = references.count(predicted)
+    others = [matches - (reference == predicted) for reference in references]
+    return sum(min(1.0, count / AGREEING_ANNOTATORS) for count in others) / len(references)
 
 
 def ocrbench(prediction: str, answers: str | Sequence[str], *, dataset: str = "") -> float:
-    """1 where the prediction contains one of the reference answers, without regard to case; else 0.
+    """Returns 1 if the prediction contains one of the reference answers, ignoring case; else 0.
 
     Args:
       prediction: the model's text.
       answers: the references.
-      dataset: the part of OCRBench that the question is from; formulas ("HME100k") are compared without any spaces and
-        with their case.
+      dataset: the question's part of OCRBench; formulas ("HME100k") are compared without spaces and with case.
 
     Raises:
       ValueError: there is no reference answer.
@@ -112,10 +111,10 @@ def _plain_text(text: str) -> str:
 
 
 def multiple_choice(prediction: str, answer: str) -> float:
-    """1 where the option's letter is right, without regard to case, punctuation and outer white space; else 0.
+    """Returns 1 if the option's letter is correct, ignoring case, punctuation and outer white space; else 0.
 
-    Of a prediction that begins with a capital letter and a full stop ("B. a tree") the letter counts, of any other the
-    whole text.
+    If a prediction begins with a capital letter and a full stop ("B. a tree"), only the letter counts; otherwise the
+    whole text does.
     """
     letter = re.match(r"\s*([A-Z])\.", prediction)
     return float(_bare(letter[1] if letter else prediction) == _bare(answer))
@@ -129,25 +128,25 @@ def _bare(text: str) -> str:
 
 
 def pope(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """How often a model sees what is not there: yes-or-no questions, "yes" being the positive class.
+    """Measures object hallucination with yes-or-no questions; "yes" is the positive class.
 
-    A prediction is right only if it is the reference word itself, without regard to case and outer white space; what is
-    neither yes nor no counts as wrong, and as neither.
+    A prediction is correct only if it equals the reference word, ignoring case and outer white space. Any text other
+    than yes or no is wrong, and counts as neither class.
 
     Returns:
-      {"accuracy", "precision", "recall", "f1", "yes_ratio"}; the last is the share of the predictions that say yes.
+      {"accuracy", "precision", "recall", "f1", "yes_ratio"}; the last is the fraction of predictions that are yes.
 
     Raises:
-      ValueError: not one prediction per answer, no answer at all, or one that is neither yes nor no.
+      ValueError: the numbers of predictions and answers differ or are 0, or an answer is neither yes nor no.
     """
-    said, wanted = ([text.strip().lower() for text in texts] for texts in (predictions, answers))
-    if not wanted or len(said) != len(wanted):
+    predicted, references = ([text.strip().lower() for text in texts] for texts in (predictions, answers))
+    if not references or len(predicted) != len(references):
         raise ValueError(
-            f"pope: {len(said)} predictions for {len(wanted)} answers; expected one for each, at least one"
+            f"pope: {len(predicted)} predictions for {len(references)} answers; expected as many, and at least one"
         )
-    if unknown := set(wanted) - {"yes", "no"}:
+    if unknown := set(references) - {"yes", "no"}:
         raise ValueError(f"pope: reference answer {sorted(unknown)[0]!r}; expected yes or no")
-    pairs = list(zip(said, wanted, strict=True))
+    pairs = list(zip(predicted, references, strict=True))
     hits, false_alarms, misses = pairs.count(("yes", "yes")), pairs.count(("yes", "no")), pairs.count(("no", "yes"))
     precision, recall = _share(hits, hits + false_alarms), _share(hits, hits + misses)
     return {
@@ -155,7 +154,7 @@ def pope(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]
         "precision": precision,
         "recall": recall,
         "f1": _share(2 * precision * recall, precision + recall),
-        "yes_ratio": _share(said.count("yes"), len(said)),
+        "yes_ratio": _share(predicted.count("yes"), len(predicted)),
     }
 
 
@@ -164,10 +163,10 @@ def _share(part: float, whole: float) -> float:
 
 
 def _references(answers: str | Sequence[str]) -> Sequence[str]:
-    found = [answers] if isinstance(answers, str) else answers
-    if not found:
-        raise ValueError("there is no reference answer to compare with")
-    return found
+    references = [answers] if isinstance(answers, str) else answers
+    if not references:
+        raise ValueError("no reference answer to compare with")
+    return references
 
 
 # --- EvalAI's normalization of short answers --------------------------------------------------------------------------
@@ -177,7 +176,7 @@ _DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"non
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`!')
 
-# Each stands for itself with any one of its apostrophes forgotten.
+# Each also replaces its spellings that lack one apostrophe.
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -189,16 +188,16 @@ _CONTRACTED = """
 """
 _CONTRACTIONS = {
     word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, mark in enumerate(word) if mark == "'"
-} | {"somebody'd": "somebodyd"}  # the one that the original turns round
+} | {"somebody'd": "somebodyd"}  # the original has this pair reversed
 
 
 def normalize_vqa(text: str) -> str:
-    """A short answer in lower case, without punctuation and articles, number words as digits, apostrophes put back."""
+    """Lowers case, drops punctuation and articles, turns number words into digits, and restores apostrophes."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    apart = {mark: f"{mark} " not in text and f" {mark}" not in text for mark in _PUNCTUATION}
-    for mark in _PUNCTUATION:  # between two words it is their border, at the edge of one it is nothing
-        text = text.replace(mark, " " if apart[mark] else "")
+    separates = {mark: f"{mark} " not in text and f" {mark}" not in text for mark in _PUNCTUATION}
+    for mark in _PUNCTUATION:  # becomes a space between two words, and is removed next to a space
+        text = text.replace(mark, " " if separates[mark] else "")
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_DIGITS.get(word, word) for word in text.split()]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,8 +1,8 @@
-"""Evaluate a trained model: every viable budget and the policy on a held-out split, with what each answer costs.
+"""Evaluates a trained model on a held-out split: accuracy and cost of every viable budget and the policy.
 
-In: a workdir with a complete model stage. Out: the object that `visor evaluate --json` prints, also written to
-`eval/<split>.json` (other data than the run's own: to `eval/<their name>/<split>.json`) together with the dial's curve,
-the routes by task, and a few example pictures for the report.
+`evaluate` returns the object that `visor evaluate --json` prints. It also writes it to `eval/<split>.json`
+(`eval/<name>/<split>.json` for other data than the run's own), with the dial's curve, the routes by task, and a few
+example pictures for the report.
 """
 
 from __future__ import annotations
@@ -50,17 +50,20 @@ def evaluate(
     budgets: Sequence[str] | None = None,
     name: str = "",
 ) -> dict[str, Any]:
-    """Score `model` on a split and write `eval/<split>.json`.
+    """Scores `model` on a split and writes `eval/<split>.json`.
 
     Args:
-      name: of the data, where they are not the run's own: a folder below `eval/`, so that nothing there is replaced.
-      budgets: names of the budgets wanted; None is every viable one, and "auto" where there is a policy.
+      budgets: names of the budgets to evaluate; None means every viable one, and "auto" if the model has a policy.
+      name: name of the data if not the run's own; results go to this folder below `eval/`.
+
+    Raises:
+      RequestError: a budget is unknown or needs a policy, or there is no usable question.
     """
     config = as_config(config)
-    asked, folder = wanted_budgets(model, budgets), workdir.path / "eval" / name  # a mistake is told at once
+    requested, folder = requested_budgets(model, budgets), workdir.path / "eval" / name  # reports mistakes first
     skips = SkipLog()
     questions = single_questions(config, split, config.evaluate.samples, skips)
-    rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in asked.values() if bits is not None)]))
+    rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in requested.values() if bits is not None)]))
     batches = questions.batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     levels, routed = source_kind(config).levels, model.has_policy
@@ -71,7 +74,7 @@ def evaluate(
         "stage": model.stage,
         "identity": evaluation_identity(config, model, workdir, split),
         "skipped": skips.by_reason(),
-        "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in asked.items()},
+        "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in requested.items()},
         "levels": {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels},
         "dense": dense_row(model.arch, scores),
     }
@@ -85,19 +88,19 @@ def evaluate(
 
 
 def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
-    """What an evaluation's figures are made of: the run's model, the settings, and the data as they are now."""
+    """Identifies what an evaluation depends on: the run's model, the settings, and the current data."""
     config = as_config(config)
     pictures = fingerprint_of_split(config, split)
     return workdir.identity(config, "evaluate", model=model.stage, pictures=pictures)
 
 
-def wanted_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
-    """Budget name -> bits; "auto" -> None."""
+def requested_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
+    """Maps budget name -> bits; "auto" -> None."""
     if model.arch.plan == "dense":
         return {"full": ()}
     if names is None:
-        found: dict[str, Bits | None] = {budget_name(bits): bits for bits in model.viable_budgets}
-        return {**found, "auto": None} if model.has_policy else found
+        viable: dict[str, Bits | None] = {budget_name(bits): bits for bits in model.viable_budgets}
+        return {**viable, "auto": None} if model.has_policy else viable
     parsed = [Budget.parse(name) for name in names]
     if "auto" in map(str, parsed) and not model.has_policy:
         raise RequestError(f"budget=auto: stage {model.stage!r} has no trained policy; name other budgets")
@@ -106,6 +109,7 @@ def wanted_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits 
 
 
 def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None) -> dict[str, Any]:
+    """Returns the result of one budget, or of the policy if `bits` is None; `rows` are the budgets of `scores`."""
     if bits is None:
         return dial_rows(model, scores, 0.0)
     row = rows.index(bits)
@@ -113,31 +117,32 @@ def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None
 
 
 def viable_costs(model: Visor, scores: Scores) -> np.ndarray:
-    """Decoder FLOPs [viable, N]."""
+    """Returns decoder FLOPs [viable, N]."""
     return np.stack([per_sample_flops(model.arch, bits, scores) for bits in model.viable_budgets])
 
 
 def policy_picks(model: Visor, scores: Scores, dial: float) -> np.ndarray:
-    """Index into `model.viable_budgets` that the policy picks for every sample [N]."""
+    """Returns the index into `model.viable_budgets` that the policy picks for every sample [N]."""
     return choices(scores, viable_costs(model, scores).T, dial)
 
 
 def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
-    """What the policy's own choices give, its own FLOPs included."""
-    picked, everyone = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
-    flops = viable_costs(model, scores)[picked, everyone] + routing_flops(model.arch, scores)
-    return budget_row(model.arch, scores, scores.correct[picked, everyone], flops)
+    """Returns the result of the policy's choices at a dial value; the FLOPs include the policy's."""
+    picked, samples = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
+    flops = viable_costs(model, scores)[picked, samples] + routing_flops(model.arch, scores)
+    return budget_row(model.arch, scores, scores.correct[picked, samples], flops)
 
 
 def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
+    """Returns accuracy and costs at one dial value, a point of the report's curve."""
     row = dial_rows(model, scores, dial)
-    picked, everyone = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
-    accuracy = float(np.sum(scores.correct[picked, everyone] * level_weights(scores.tasks, scores.levels)))
+    picked, samples = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
+    accuracy = float(np.sum(scores.correct[picked, samples] * level_weights(scores.tasks, scores.levels)))
     return {"accuracy": accuracy, **{k: row[k] for k in ("easy", "hard", "decoder_gflops", "end_to_end_gflops")}}
 
 
 def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, float]]:
-    """task -> {budget name: fraction of its samples}."""
+    """Maps task -> {budget name: fraction of its samples}."""
     names = [budget_name(scores.budgets[i]) for i in picked]
     routes = {}
     for task in sorted(set(scores.tasks)):
@@ -149,19 +154,19 @@ def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, fl
 def write_examples(
     folder: Path, model: Visor, scores: Scores, picked: np.ndarray, questions: Questions
 ) -> list[dict[str, Any]]:
-    """A few answered questions of every task, with their pictures under `examples/` in the folder.
+    """Answers a few questions of every task and writes their pictures to `examples/` in the folder.
 
-    Of several pictures the first is shown, of a video its first frame; "image" is "" where there is none.
+    Of several pictures the first is written, of a video its first frame; "image" is "" if there is none.
     """
-    shown, examples = Counter[str](), []
+    num_examples, examples = Counter[str](), []
     for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
-        if shown[task] >= EXAMPLES_PER_TASK:
+        if num_examples[task] >= EXAMPLES_PER_TASK:
             continue
         beat()
-        shown[task] += 1
+        num_examples[task] += 1
         sample, bits = questions.find(id), model.viable_budgets[picked[index]]
-        asked = with_system(model, sample.system)
-        answer = asked.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
+        prompted = with_system(model, sample.system)
+        answer = prompted.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
         name = f"examples/{index}.png" if sample.images else ""
         if sample.images:
             write_bytes(folder / name, png(still(sample.images[0])))
@@ -181,7 +186,7 @@ def write_examples(
 
 
 def with_system(model: Visor, system: str) -> Visor:
-    """The same model asked with a record's own system text, if it has one."""
+    """Returns the model with a record's own system text, if it has one."""
     if not system:
         return model
     model = copy.copy(model)
@@ -190,13 +195,14 @@ def with_system(model: Visor, system: str) -> Visor:
 
 
 def png(image: np.ndarray) -> bytes:
+    """Encodes an image (uint8 [height, width, 3]) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def print_budgets(result: dict[str, Any]) -> None:
-    """The table that a person reads: accuracy and cost of every budget."""
+    """Prints a table of accuracy and cost of every budget."""
     dense = result["dense"]
     graded, rows = bool(result["levels"]), []
     unit, factor = flops_unit(row["decoder_gflops"] for row in result["budgets"].values())
@@ -211,10 +217,10 @@ def print_budgets(result: dict[str, Any]) -> None:
 
 
 def flops_unit(gflops: Iterable[float]) -> tuple[str, float]:
-    """The largest unit in which none of some numbers of GFLOPs is below 1, and what to multiply them by."""
-    least = min(gflops)
+    """Returns the largest unit in which every number of GFLOPs is at least 1, and the factor that converts to it."""
+    smallest = min(gflops)
     units = [("TFLOP", 1e-3), ("GFLOP", 1.0), ("MFLOP", 1e3)]
-    return next(((name, factor) for name, factor in units if least * factor >= 1), units[-1])
+    return next(((name, factor) for name, factor in units if smallest * factor >= 1), units[-1])
 
 
 def percent(value: float | None) -> str:
@@ -223,7 +229,7 @@ def percent(value: float | None) -> str:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     def cell(text: str) -> Text:
-        return Text(printable(text))  # names of tasks are no markup
+        return Text(printable(text))  # not parsed as markup, which names of tasks may contain
 
     table = Table(title=cell(title))
     for index, column in enumerate(columns):

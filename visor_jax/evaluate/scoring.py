@@ -1,11 +1,12 @@
-"""Score a fixed list of questions under many budgets: the pass that search, label and evaluate share.
+"""Scores a fixed list of questions under many budgets; search, label and evaluate share this pass.
 
-In: parameters, single-turn samples with their answers, budgets. Out: `Scores`: for every budget and sample whether the
-greedy answer is exactly the reference, and the reference's log-likelihood. Visual tokens are computed once per sample,
-not once per budget, and one compiled program serves every budget.
+`score` takes parameters, single-turn samples with their answers, and budgets. It returns `Scores`: per budget and
+sample, whether the greedy answer is exactly the reference, and the reference's log-likelihood. Visual tokens are
+computed once per sample, not per budget, and one compiled program serves every budget.
 
-Greedy decoding yields exactly the reference if and only if every token of it (and its end) is the most likely one after
-the reference's own prefix, so one teacher-forced pass decides it; `tests/evaluate` holds this against real generation.
+Greedy decoding yields exactly the reference if and only if each of its tokens (and its end) is the most likely one
+after the reference's own prefix. One teacher-forced pass therefore decides it; `tests/evaluate` compares this with
+generation.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from visor_jax.workdir.supervision import beat
 
 @dataclass(frozen=True)
 class Scores:
-    """What every budget (rows) made of every sample (columns).
+    """The scores of every budget (rows) on every sample (columns).
 
     Attributes:
       budgets: the budgets, in row order.
-      correct: greedy answer equals the reference.
+      correct: whether the greedy answer equals the reference.
       log_likelihood: of the reference answer, summed over its tokens, natural logarithm.
-      routes: the policy's scores over the budgets [N, budgets], or None where it was not asked.
+      routes: the policy's scores over the budgets [N, budgets]; None if the policy did not run.
       tasks, ids: of each sample.
       num_visual, num_prompt: visual positions and prompt tokens of each sample, without padding.
       num_tiles: tiles of each sample.
@@ -72,10 +73,18 @@ def score(
     routed: bool = False,
     levels: Mapping[str, str] | None = None,
 ) -> Scores:
-    """Scores of `budgets` on batches of single-turn samples, one sample a row; rows of padding only are left out.
+    """Scores `budgets` on batches of single-turn samples with one sample per row, and skips rows of padding.
 
-    Parameters and rows are spread over `mesh` as in training, and activations are of `dtype`. One batch is looked at
-    after the other, each under every budget, and only numbers are kept of it.
+    Parameters and rows are sharded over `mesh` as in training. Processes one batch at a time under every budget and
+    keeps only its scores.
+
+    Args:
+      dtype: of activations.
+      routed: also run the policy.
+      levels: task -> "easy" or "hard", stored in the scores.
+
+    Raises:
+      RequestError: there is no usable question.
     """
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
     encoder, one_budget = programs(arch)
@@ -98,7 +107,7 @@ def score(
         ids += [batch.ids[row] for row in rows]
         sizes.append(sample_sizes(batch, arch)[rows])
     if not sizes:
-        raise RequestError("data: no usable question; each was skipped, as the warnings say")
+        raise RequestError("data: no usable question; every question was skipped, see the warnings")
     all_sizes = np.concatenate(sizes)
     return Scores(
         budgets=[tuple(bool(b) for b in bits) for bits in budgets],
@@ -116,18 +125,18 @@ def score(
 
 @lru_cache(maxsize=8)
 def programs(arch: Architecture) -> tuple[Callable, Callable]:
-    """The compiled functions of a pass, encode and one budget, kept for the next one: of however many budgets."""
+    """Returns the compiled functions of a pass, (encode, score one budget), cached for later passes."""
     return jax.jit(partial(encode, arch=arch)), jax.jit(partial(score_batch, arch=arch))
 
 
 @lru_cache(maxsize=8)
 def routing(arch: Architecture, num_budgets: int) -> Callable:
-    """The compiled policy over the first `num_budgets` budgets."""
+    """Returns the compiled policy over the first `num_budgets` budgets."""
     return jax.jit(partial(route, num_viable=num_budgets, arch=arch))
 
 
 def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray]:
-    """A batch with rows of padding behind, so that every device of the mesh gets as many."""
+    """Appends rows of padding to a batch, so that the mesh divides its rows."""
     extra = -len(arrays["loss_mask"]) % row_shards(mesh)
     return {name: np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1)) for name, x in arrays.items()}
 
@@ -135,13 +144,13 @@ def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray
 def score_batch(
     params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture
 ):
-    """(correct [B], log-likelihood [B]) of each row's answer under one budget."""
+    """Returns (correct [B], log-likelihood [B]) of each row's answer under one budget."""
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch)
     return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
 
 
 def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
-    """Visual positions, prompt tokens and tiles that each row uses; a black tile counts, a padding tile does not."""
+    """Returns each row's visual positions, prompt tokens and tiles; black tiles count, padding tiles do not."""
     arrays = batch.arrays
     visual = (arrays["visual_segments"] > 0).sum(axis=1)
     prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)
@@ -152,6 +161,6 @@ def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
 
 
 def choices(scores: Scores, costs: np.ndarray, dial: float = 0.0) -> Int[np.ndarray, " N"]:
-    """The budget (row index of `scores`) that the policy picks for each sample; costs [N, budgets] or [budgets]."""
+    """Returns the budget (row index of `scores`) the policy picks per sample; costs [N, budgets] or [budgets]."""
     assert scores.routes is not None
     return np.asarray(choose(jnp.asarray(scores.routes), jnp.asarray(costs), dial))

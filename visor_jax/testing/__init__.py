@@ -1,16 +1,16 @@
-"""A small model, small batches and a tokenizer, for tests: yours and ours.
+"""A small model, small batches and a tokenizer, for tests of this package and of its users.
 
     from visor_jax import testing
 
-    arch = testing.tiny_architecture(num_layers=7)  # two super-blocks and one layer more
-    params = testing.random_params(arch)  # every parameter matters, unlike a fresh initialization
+    arch = testing.tiny_architecture(num_layers=7)  # two super-blocks and one more layer
+    params = testing.random_params(arch)  # every parameter affects the result, unlike after initialization
     batch = testing.random_batch(arch)  # packed rows, padding, pictures in the middle of text
     logits = visor_jax.model.visor.logits(params, batch.arrays, [True, False], arch)
 
-    config = testing.tiny_config()  # a run of all stages in seconds
+    config = testing.tiny_config()  # runs all stages in seconds
 
-All of it is a pure function of its arguments and runs in well under a second on a CPU. To try a configuration of your
-own, build its `Architecture` with `visor_jax.config.architecture(config)` and use the same functions on it.
+These are pure functions of their arguments and take well under a second on a CPU. To test your own configuration,
+build its `Architecture` with `visor_jax.config.architecture(config)` and pass it to the same functions.
 """
 
 from visor_jax.testing.config import tiny_config
@@ -23,7 +23,7 @@ from visor_jax.testing.data import (
     random_example,
     random_picture,
     random_prompts,
-    window_of,
+    row_shape_of,
 )
 from visor_jax.testing.models import fresh_params, other_plan, quick_jit, random_params, tiny_architecture
 
@@ -40,7 +40,7 @@ __all__ = [
     "random_params",
     "random_picture",
     "random_prompts",
+    "row_shape_of",
     "tiny_architecture",
     "tiny_config",
-    "window_of",
 ]

@@ -1,7 +1,6 @@
-"""A configuration whose every stage takes seconds on a CPU: the default job, much smaller.
+"""A configuration like the default one but much smaller: every stage takes seconds on a CPU.
 
-In: nothing, or fields to change. Out: a checked `ConfigDict` as the commands take it. In so few steps the
-model learns little more than to give short answers; it is for trying how things behave, not how well they answer.
+In so few steps the model learns little more than to give short answers. Use it to test behavior, not accuracy.
 """
 
 from __future__ import annotations
@@ -13,18 +12,18 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import default_config, validate
 
-GRID, PATCH = 6, 8  # patches a side, the least that the generated pictures need; pixels a patch, as they are drawn
+GRID, PATCH = 6, 8  # patches per side (the minimum for generated pictures), and pixels per side of a patch
 
 
 def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> ConfigDict:
-    """Six layers, so two slots; pictures of 6 x 6 patches; `steps` steps of each trained stage in batches of 4.
+    """Returns a checked, locked `ConfigDict`: six layers (two slots), pictures of 6 x 6 patches, batches of 4.
 
     Args:
       changes: {dotted field: value}, such as {"train.checkpoint_every": 1}.
-      steps: of every stage that trains.
+      steps: number of steps of every trained stage.
 
     Raises:
-      RequestError: the changed configuration makes no sense.
+      RequestError: the changed configuration is not valid.
     """
     config = default_config()
     config.name, config.tokenizer.path = "tiny", "glyphs"

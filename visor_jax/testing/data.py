@@ -1,7 +1,7 @@
-"""Random examples and batches, through the same collation as real ones; and the tokenizer of the generated data.
+"""Random examples and batches, and the tokenizer of the generated data.
 
-In: an `Architecture` and the numbers of text tokens around each picture. Out: `Example`s and `Batch`es as
-`visor_jax.data.collate` makes them, or the decoder's inputs for them.
+From an `Architecture` and the numbers of text tokens around each picture, `visor_jax.data.collate` makes `Example`s
+and `Batch`es as in training; `decoder_inputs` returns the decoder's inputs for them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.model.decoder import TokenStream
 from visor_jax.model.visor import stream_of
 
-IMAGE_TOKEN = 1  # the placeholder id in the token lists made here; never among the text tokens of an example
+IMAGE_TOKEN = 1  # the placeholder id in token lists; never a text token of an example
 
 Texts = Sequence[int]
-"""Text tokens before, between and after the pictures of one example: (3, 5) is one picture in the middle of eight
-tokens, (2, 4, 1) two pictures, (6,) no picture."""
+"""Numbers of text tokens before, between and after the pictures of one example.
+
+(3, 5) is a picture after three of eight tokens, (2, 4, 1) has two pictures, and (6,) has none.
+"""
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 [height, width, 3]: a smooth random color field with a little noise, so that patches differ."""
+    """Returns uint8 [height, width, 3]: a smooth random color field with a little noise, so that patches differ."""
     rng = np.random.default_rng([seed, height, width])
     y, x = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
     phase, slope = rng.uniform(0, 6, 3), rng.uniform(-6, 6, (2, 3))
@@ -40,7 +42,11 @@ def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 def random_example(
     arch: Architecture, texts: Texts = (3, 5), size: tuple[int, int] = (8, 16), seed: int = 0, num_targets: int = 2
 ) -> Example:
-    """One example of random tokens and random pictures of `size` (height, width); its last tokens are targets."""
+    """Returns an example of random tokens and random pictures of `size` (height, width); its last tokens are targets.
+
+    Args:
+      num_targets: how many of the last tokens are targets.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(repr(tuple(texts)).encode())])
     tokens: list[int] = []
     for index, count in enumerate(texts):
@@ -60,8 +66,8 @@ def random_example(
     )
 
 
-def window_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> RowShape:
-    """The smallest row shape that holds every row, with `spare` positions of padding in each stream."""
+def row_shape_of(rows: Sequence[Sequence[Example]], spare: int = 0) -> RowShape:
+    """Returns the smallest row shape that holds every row, with `spare` positions of padding in each stream."""
     sizes = [sum((example.size for example in row), RowShape(0, 0, 0)) for row in rows]
     return RowShape(
         tiles=max(max(size.tiles for size in sizes), 1),
@@ -76,28 +82,28 @@ def random_batch(
     spare: int = 2,
     seed: int = 0,
 ) -> Batch:
-    """A batch for training: each row holds the examples named by its `Texts`, one segment each.
+    """Returns a training batch; each row holds one example (segment) per `Texts`.
 
     The default has a row of two examples with a picture each, a row of one example with two pictures, and a row of text
-    only; every row ends in padding, in the visual stream and in the text stream.
+    only. Every row ends in padding in both the visual and the text stream.
     """
     examples = [
         [random_example(arch, texts, seed=seed + 100 * row + column) for column, texts in enumerate(row_texts)]
         for row, row_texts in enumerate(rows)
     ]
-    return make_batch(examples, window_of(examples, spare), arch)
+    return make_batch(examples, row_shape_of(examples, spare), arch)
 
 
 def random_prompts(
     arch: Architecture, rows: Sequence[Texts] = ((3, 5), (2, 1, 4), (6,)), spare: int = 2, seed: int = 0
 ) -> Batch:
-    """A batch of prompts of different lengths, one a row, with where their routing tokens stand."""
+    """Returns a batch of prompts of different lengths, one per row, with the positions of their routing tokens."""
     examples = [random_example(arch, texts, seed=seed + 100 * row, num_targets=0) for row, texts in enumerate(rows)]
-    return make_prompt_batch(examples, window_of([[example] for example in examples], spare), arch)
+    return make_prompt_batch(examples, row_shape_of([[example] for example in examples], spare), arch)
 
 
 def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, TokenStream]:
-    """Arguments of `visor_jax.model.decoder.forward` for a batch: random V [B, Nv, D], T [B, Nt, D], the stream."""
+    """Returns arguments of `visor_jax.model.decoder.forward`: random V [B, Nv, D], T [B, Nt, D] and the stream."""
     rng, size = np.random.default_rng(seed), arch.text.hidden_size
     visual = rng.standard_normal((*batch.arrays["visual_segments"].shape, size), np.float32)
     text = rng.standard_normal((*batch.arrays["text_segments"].shape, size), np.float32)
@@ -106,12 +112,12 @@ def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.
 
 @cache
 def glyphs_tokenizer() -> ChatTokenizer:
-    """The small real tokenizer that comes with the generated data set: `load_tokenizer("glyphs")`, loaded once."""
+    """Returns the generated data set's tokenizer, `load_tokenizer("glyphs")`, loaded once."""
     return load_tokenizer("glyphs")
 
 
-class Held:
-    """A source of samples that are there already."""
+class InMemorySource:
+    """A data source of the given samples."""
 
     name = "held"
 
@@ -126,6 +132,6 @@ class Held:
 
 
 def questions_of(config: ConfigLike, samples: Sequence[Sample]) -> Questions:
-    """Single questions about given samples, as search, label and evaluate ask them; question i has the id "i/0"."""
+    """Returns the questions that search, label and evaluate ask about the samples; question i has the id "i/0"."""
     config = as_config(config)
-    return Questions(config, Held(samples), len(samples))
+    return Questions(config, InMemorySource(samples), len(samples))

@@ -1,8 +1,4 @@
-"""A tiny architecture, parameters for it, and a compiler that is quick about both.
-
-In: nothing but small numbers. Out: an `Architecture` whose programs compile in about a second, and nested dicts of
-float32 arrays under the names that checkpoints keep.
-"""
+"""A tiny architecture that compiles in about a second, and parameters for it as nested dicts of float32 arrays."""
 
 from __future__ import annotations
 
@@ -39,37 +35,38 @@ TINY = Architecture(
 
 
 def tiny_architecture(num_layers: int = 7, **changes: Any) -> Architecture:
-    """Hidden size 32, 4 heads over 2 key/value heads, vocabulary 64; tiles of 8 pixels in 2 x 2 patches.
+    """Returns an architecture with hidden size 32, 4 heads, 2 key/value heads, vocabulary 64, and 2 x 2 patches a tile.
 
     Args:
-      num_layers: decoder layers; 6 is two super-blocks, 7 and 8 leave one or two layers over.
+      num_layers: decoder layers; 6 gives two super-blocks, 7 and 8 add one or two text-only layers.
       **changes: fields of `Architecture` to replace (`plan="dense"`, `bidirectional_vision=True`, `vision=...`).
 
     Raises:
-      TypeError: for a name that is no field of `Architecture`.
+      TypeError: a name is not a field of `Architecture`.
     """
     text = dataclasses.replace(TINY.text, num_layers=num_layers)
     return dataclasses.replace(TINY, **{"text": text, **changes})
 
 
 def other_plan(**changes: Any) -> Architecture:
-    """A tiny model of another pattern than the paper's: two text-only layers, two super-blocks of four, one layer over.
+    """Returns a tiny architecture whose pattern is not the paper's.
 
-    Cross-attention is every fourth layer and comes after the slot, and a super-block has two text-only layers.
+    It has two text-only layers, two super-blocks of four, and one more layer. In a super-block, cross-attention comes
+    after the slot, and two layers are text-only.
     """
     return tiny_architecture(11, **{"pattern": ("text", "self", "text", "cross"), "head_layers": 2, **changes})
 
 
 def fresh_params(arch: Architecture, seed: int = 0) -> Params:
-    """The parameters that training starts from: `visor_jax.model.visor.init_params`, compiled."""
+    """Returns the parameters that training starts from: `visor_jax.model.visor.init_params`, compiled."""
     return _INIT(arch, jax.random.key(seed))
 
 
 def random_params(arch: Architecture, seed: int = 0) -> Params:
-    """Parameters none of which is at a special value: float32 NumPy arrays in the tree of `init_params`.
+    """Returns random parameters, float32 NumPy arrays in the tree of `init_params`.
 
-    A fresh initialization has biases and conditional positions of 0, norms of 1 and cross-attention equal to its
-    layer's own attention, which would hide mistakes; here each is random. Activations stay of the order of 1.
+    A fresh initialization has biases and conditional positions of 0, norms of 1, and cross-attention equal to its
+    layer's own attention, which would hide mistakes. Activations stay of the order of 1.
     """
     rng = np.random.default_rng(seed)
 
@@ -85,7 +82,7 @@ def random_params(arch: Architecture, seed: int = 0) -> Params:
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` for tests: compiles several times faster, into a program that runs slower.
+    """Compiles like `jax.jit`, but several times faster and into a slower program, for tests.
 
     Args:
       function: the function to compile.
