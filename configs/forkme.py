@@ -1,20 +1,20 @@
 r"""Your own pictures and questions: copy this file, change the marked lines, run it.
 
-Reproduces: nothing; it fine-tunes a trained model on a JSON file of conversations and lets it learn anew what it may
-spend. A record looks like this, its picture's path is relative to `data.root`; docs/your_data.md lists the other
-layouts that are read, and what is skipped:
+Reproduces: nothing; it fine-tunes a trained model on a JSON file of conversations, and repeats search, labels and
+policy. This is a record; its picture's path is relative to `data.root`. docs/your_data.md lists the other supported
+layouts and what is skipped:
 
     {"id": "1", "image": "scans/1.png", "conversations": [
         {"from": "human", "value": "<image>\nWhich digit is this?"}, {"from": "gpt", "value": "seven"}]}
 
     visor data check --config=configs/forkme.py:runs/glyphs_mini --config.data.root=DATA --config.data.path=train.json
-        (exit status 1 where training would stop; --list=FILE says what becomes of every record)
+        (exit status 1 if training would stop; --list=FILE writes what happens to every record)
     visor run --config=configs/forkme.py:runs/glyphs_mini --workdir=runs/mine \
         --config.data.root=DATA --config.data.path=train.json
 
 The argument after the colon is the workdir of the model to start from. Expected: seven minutes on two busy CPU cores
-for the handwritten digits of docs/your_data.md, `auto` right on 90.7 % of the scans held out. Then
-`visor evaluate --workdir=runs/mine` gives the accuracy on records held out.
+for the handwritten digits of docs/your_data.md, and 90.7 % accuracy of `auto` on held-out scans. Then
+`visor evaluate --workdir=runs/mine` measures the accuracy on held-out records.
 """
 
 import os
@@ -25,7 +25,7 @@ from visor_jax.config import default_config
 
 
 def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
-    """The stages from `full` on, with your data.
+    """Runs the stages from `full` on, with your data.
 
     Args:
       start: workdir of the run to start from.
@@ -35,9 +35,9 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
     config.stages = ("full", "search", "universal", "label", "policy")
     config.stage_overrides.full.init_from = os.path.join(start, "universal")
 
-    # The model has the shape of the one it starts from: change these lines with `start`.
+    # The model must have the shape of the one it starts from: change these lines with `start`.
     config.model.text.update(
-        vocab_size=0,  # as many as the tokenizer has
+        vocab_size=0,  # as many as the tokenizer needs
         hidden_size=64,
         intermediate_size=192,
         num_layers=9,
@@ -51,21 +51,21 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
         residual_init=0.5,
         norm_init=0.25,
         recency_init=8.0,
-        max_positions=2048,  # rows of training have 166
+        max_positions=2048,  # training rows have 166
     )
     config.model.vision.update(
         tile_size=72,
         patch_size=8,
         hidden_size=96,
-        intermediate_size=512,  # with 192 it tells 96 % of the glyphs, with 512 it tells 99 %
+        intermediate_size=512,  # recognizes 99 % of the glyphs; 192 recognizes 96 %
         num_layers=1,
         num_heads=4,
-        patch_local=True,  # a tower that mixes patches would do the decoder's work
+        patch_local=True,  # a tower that mixes patches could solve tasks meant for the decoder
     )
     config.model.cross.init = "match"
     config.tokenizer.path = "glyphs"
 
-    # Your data, its window, and how long to train.
+    # Your data, the shape of a row, and how long to train.
     config.data.update(
         source="llava",
         root="data",
@@ -87,7 +87,7 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
     )
     config.label.update(tolerance=0.2, only_right=True)
 
-    # How many questions of the validation, training and test part the later stages ask.
+    # Numbers of questions from the validation, training and test splits.
     config.search.samples = 200
     config.label.samples = 1000
     config.evaluate.samples = 1000

@@ -8,8 +8,8 @@ fine-tuning samples and an accelerator.
     visor run --config=configs/llava_ov_0p5b.py:HF_DIR/tokenizer.json --workdir=DIR \
         --config.data.root=DATA --config.data.path=train.json
 
-HF_DIR is a local copy of llava-onevision-qwen2-0.5b-ov-hf. `visor plan --config=configs/llava_ov_0p5b.py ...` says
-beforehand what a picture costs under each budget.
+HF_DIR is a local copy of llava-onevision-qwen2-0.5b-ov-hf. `visor plan --config=configs/llava_ov_0p5b.py ...` prints
+the cost of a picture under each budget.
 """
 
 from ml_collections import ConfigDict
@@ -21,14 +21,14 @@ BATCH = 128
 
 
 def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
-    """The paper's recipe.
+    """Returns the paper's recipe.
 
     Args:
       tokenizer: path of the checkpoint's tokenizer.json.
     """
     config = default_config()
     config.name = "llava_ov_0p5b"
-    config.stages = ("warmup", "full", "search", "universal", "label", "policy")  # `base` is what was imported
+    config.stages = ("warmup", "full", "search", "universal", "label", "policy")  # the imported model is `base`
 
     config.model.dtype = "bfloat16"
     config.model.text.update(

@@ -7,7 +7,7 @@ vision tower in the cost is smaller. Never run to the end by us: it needs accele
     visor run --config=configs/llava_ov_7b.py:HF_DIR/tokenizer.json --workdir=DIR \
         --config.data.root=DATA --config.data.path=train.json
 
-`visor plan --config=configs/llava_ov_7b.py ...` says beforehand what a picture costs under each budget.
+`visor plan --config=configs/llava_ov_7b.py ...` prints the cost of a picture under each budget.
 """
 
 from ml_collections import ConfigDict
@@ -19,14 +19,14 @@ BATCH = 128
 
 
 def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
-    """The 0.5B recipe with another decoder.
+    """Returns the 0.5B recipe with another decoder.
 
     Args:
       tokenizer: path of the checkpoint's tokenizer.json.
     """
     config = default_config()
     config.name = "llava_ov_7b"
-    config.stages = ("warmup", "full", "search", "universal", "label", "policy")  # `base` is what was imported
+    config.stages = ("warmup", "full", "search", "universal", "label", "policy")  # the imported model is `base`
 
     config.model.dtype = "bfloat16"
     config.model.text.update(

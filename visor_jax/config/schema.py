@@ -147,7 +147,7 @@ class ModelConfig:
         "visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")
     )
     pattern: tuple[str, ...] = setting(
-        tuple(kind.value for kind in most.PATTERN),
+        tuple(kind.value for kind in limits.PATTERN),
         "layer kinds of a super-block, in order: 'text', 'cross', 'self'; every 'self' is an optional slot",
     )
     head_layers: int = setting(0, "text-only layers before the first super-block", within(0, limits.MAX_LAYERS))
