@@ -69,8 +69,8 @@ def get_config() -> ConfigDict:
         hops=(1, 3, 3),
         group_rates=(("vision/", 2.0),),  # relations can be learned only between glyphs that are recognized
     )
-    # The new layers learn to read the features of tower and slots, which stay frozen until `full`. The text layers train
-    # too, unlike those of a pretrained model, because this base has never described a picture.
+    # The new layers learn to read the features of tower and slots, which stay frozen until `full`. The text layers
+    # train too, unlike those of a pretrained model, because this base has never described a picture.
     config.stage_overrides.warmup.update(
         steps=360,
         learning_rate=2.5e-3,

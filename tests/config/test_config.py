@@ -198,7 +198,7 @@ def test_overrides_that_make_no_sense(override, expected):
         (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
         (["model.anyres.packing=4", "data.visual_length=25"], "data.visual_length=25: expected at least 26"),
         (["model.anyres.packing=2"], "model.anyres.packing=2: the stage 'base' trains on single patches"),
-        (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected from 2"),
+        (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected 2 "),
         (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
         (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),
         (["mesh.replica=-1"], "mesh.replica=-1, mesh.fsdp=-1, mesh.tensor=1: expected -1"),
