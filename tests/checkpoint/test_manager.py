@@ -15,8 +15,9 @@ import pytest
 from visor_jax.checkpoint import manager as module
 from visor_jax.checkpoint.manager import Checkpoints, find_newest
 from visor_jax.checkpoint.manifest import Manifest
-from visor_jax.checkpoint.restoring import restore_params
+from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.errors import RequestError, RunError
+from visor_jax.workdir.folder import Workdir
 
 IDENTITY = {"stage": "full", "config": {"model.text.num_layers": 6}, "data": ""}
 
@@ -126,14 +127,15 @@ def test_saving_a_step_again_replaces_a_damaged_one(copied):
         assert_trees_equal(checkpoints.restore(2, make_state()), make_state(7))
 
 
-def test_restore_params_takes_the_parameters_only(saved):
-    assert_trees_equal(restore_params(saved, make_state()["params"]), make_state(2)["params"])
-    assert_trees_equal(restore_params(saved, None), make_state(2)["params"])
+def test_parameters_are_restored_alone(saved):
+    with opened(saved) as checkpoints:
+        restored = checkpoints.restore(2, {"params": make_state()["params"]})
+    assert_trees_equal(restored, {"params": make_state(2)["params"]})
 
 
-def test_restore_params_of_a_stage_that_never_ran_says_so(tmp_path):
-    with pytest.raises(RequestError, match="no finished checkpoint"):
-        restore_params(tmp_path / "base" / "checkpoints", None)
+def test_a_stage_that_never_ran_is_not_complete(tmp_path):
+    with pytest.raises(RequestError, match="stage 'base' is not complete; run it first"):
+        restore_complete(Workdir(tmp_path), "base", make_state()["params"])
 
 
 # --- what is damaged never does ---------------------------------------------------------------------------------------
@@ -228,10 +230,8 @@ def test_saves_cut_short_are_cleaned_up_at_the_start(copied):
 def test_all_steps_damaged_is_an_error_and_nothing_restarts(copied):
     for step in ("1", "2"):
         flip(copied / step / "manifest.json")
-    with opened(copied) as checkpoints, pytest.raises(RunError, match=r"step 2.*step 1"):
+    with opened(copied) as checkpoints, pytest.raises(RunError, match=r"no step can be trusted \(step 2.*step 1"):
         checkpoints.latest()
-    with pytest.raises(RunError, match="no step can be trusted"):
-        restore_params(copied, None)
 
 
 def test_an_interrupted_first_save_starts_again(tmp_path):
@@ -291,7 +291,8 @@ def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
     state = {"params": {"a": jnp.arange(70_000.0).reshape(100, 700), "b": [jnp.ones(3), jnp.zeros((5, 70))]}}
     with Checkpoints(tmp_path, identity=IDENTITY, keep=1, copied_bytes=280_000) as checkpoints:
         checkpoints.save(0, state, wait=True)
-    assert_trees_equal(restore_params(tmp_path, state["params"]), state["params"])
+    with opened(tmp_path, keep=1) as checkpoints:
+        assert_trees_equal(checkpoints.restore(0, state), state)
 
 
 # --- failed saves -----------------------------------------------------------------------------------------------------

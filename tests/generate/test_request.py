@@ -74,7 +74,7 @@ def test_what_is_no_list_of_questions_is_refused(questions: Any, message: str, m
         ({"history": [("a", "b"), ("a", "b", "c")]}, r"history\[1\]: expected earlier turns"),
         ({"history": [("a", 3)]}, r"history\[0\]: expected earlier turns.* got tuple \('a', 3\)"),
         ({"history": [("a", " ")]}, r"history\[0\]: its answer is empty"),
-        ({"history": [("a", "an <image>")]}, r"history\[0\]: <image> stands in an answer"),
+        ({"history": [("a", "an <image>")]}, r"history\[0\]: <image> is in an answer"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
         ({"temperature": "0.5"}, "temperature='0.5': expected a number"),
         ({"seed": 1.5}, "seed=1.5: expected a whole number"),

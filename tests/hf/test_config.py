@@ -71,7 +71,7 @@ def test_a_damaged_configuration_is_refused_by_field(
         ("model.safetensors.index.json", {"weight_map": []}, "expected for each tensor the name"),
         ("model.safetensors.index.json", {"weight_map": None}, "expected for each tensor the name"),
         ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "expected for each tensor the name"),
-        ("model.safetensors.index.json", {"weight_map": {"a": "../b.safetensors"}}, "beside the index"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../b.safetensors"}}, "next to the index"),
     ],
 )
 def test_other_damaged_files_are_refused(

@@ -94,9 +94,9 @@ def in_a_workdir(folder: Path) -> None:
 
 UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
     "others may write": (open_to_all, "others may write to it"),
-    "a link": (link, "no folder of its own"),
+    "a link": (link, "is not a folder"),
     "a file": (plain_file, "cache/visor_jax: File exists"),
-    "a workdir": (in_a_workdir, "lies in a workdir"),
+    "a workdir": (in_a_workdir, "is in a workdir"),
 }
 
 

@@ -25,11 +25,12 @@ import visor_jax.errors
 from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manager import find_newest
 from visor_jax.checkpoint.manifest import read_manifest
-from visor_jax.checkpoint.restoring import restore_params
+from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.commands.recipe import run_stages
-from visor_jax.config import from_dict
+from visor_jax.config import architecture, from_dict
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import read_json
+from visor_jax.model.visor import abstract_params
 from visor_jax.scale.compiler_options import QUICK
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
@@ -47,7 +48,9 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 
 def params_of(run: Path, stage: str) -> dict[str, np.ndarray]:
-    return {path: np.asarray(x) for path, x in flatten(restore_params(run / stage / "checkpoints", None)).items()}
+    workdir = Workdir(run)
+    params = restore_complete(workdir, stage, abstract_params(architecture(from_dict(workdir.config()), stage)))
+    return {path: np.asarray(x) for path, x in flatten(params).items()}
 
 
 def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import numpy as np
 
 from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import as_path
-from visor_jax.tree import unflatten
 from visor_jax.workdir.folder import Complete, StageFolder, Workdir
 from visor_jax.workdir.provenance import describe_differences
 
@@ -66,27 +64,6 @@ def find_newest(folder: Path) -> NewestStep:
     return NewestStep(None, skipped, damaged)
 
 
-def restore_params(folder: Path, abstract: Any, shardings: Any = None) -> Any:
-    """Restores the parameters of the newest valid step of any run.
-
-    Args:
-      folder: a stage's `checkpoints/`.
-      abstract: tree of arrays or `jax.ShapeDtypeStruct`s; None restores everything, as nested dicts.
-      shardings: tree like `abstract`; None uses the shardings in `abstract`, or the first local device.
-
-    Raises:
-      RequestError: nothing was saved, or parameters, shapes or dtypes differ (the message names them).
-      RunError: every saved step is damaged.
-    """
-    folder = rooted(folder)
-    search = find_newest(folder)
-    if search.manifest is None:
-        if search.damaged:
-            raise all_damaged(folder, search)
-        raise RequestError(f"{folder}: holds no finished checkpoint; expected that its stage has been run")
-    return _params(folder / str(search.manifest.step), search.manifest, abstract, shardings)
-
-
 # --- a complete stage -------------------------------------------------------------------------------------------------
 
 
@@ -96,10 +73,12 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
     Args:
       workdir: the run that the stage belongs to.
       stage: its name.
-      abstract, shardings: as in `restore_params`.
+      abstract: tree of arrays or `jax.ShapeDtypeStruct`s.
+      shardings: tree like `abstract`; None uses the shardings in `abstract`, or the first local device.
 
     Raises:
-      RequestError: the stage is not complete, or the checkpoint belongs to another run, stage or dataset.
+      RequestError: the stage is not complete, the checkpoint belongs to another run, stage or dataset, or parameters,
+        shapes or dtypes differ (the message names them).
       RunError: the step that `complete.json` names is damaged or missing.
     """
     folder = workdir.stage(stage)
@@ -107,7 +86,9 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
     place = rooted(folder.path / "checkpoints") / str(manifest.step)
     if (workdir.path / "config.json").exists() and (differences := workdir.differences(stage, manifest.identity)):
         raise foreign(place, differences)
-    return _params(place, manifest, abstract, shardings)
+    if shardings is not None:
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    return read_arrays(place, manifest, {"params": abstract})["params"]
 
 
 def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) -> Manifest:
@@ -165,16 +146,6 @@ def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) ->
     """Reads the arrays of a step as a tree like `abstract`."""
     folders = {item: place / folder for item, folder in manifest.items.items()}
     return cast(dict[str, Any], load(place / ARRAYS, manifest.tree, abstract, folders))
-
-
-def _params(place: Path, manifest: Manifest, abstract: Any, shardings: Any) -> Any:
-    if abstract is None:
-        saved = {name: value for name, value in manifest.tree.items() if name.startswith("params/")}
-        leaves = {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
-        abstract = unflatten(leaves)["params"]
-    if shardings is not None:
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    return read_arrays(place, manifest, {"params": abstract})["params"]
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

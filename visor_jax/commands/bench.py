@@ -1,8 +1,8 @@
 """Measure the prefill time of a prompt under every budget, on this machine.
 
 With a workdir, the budgets are the model's viable ones; with only a configuration, weights are random and the budgets
-have zero, one, two, four, ... slots on. Every budget runs as its own compiled program, in turns with the others;
-seconds are quartiles over `--rounds` and exclude the vision tower.
+have zero, one, two, four, ... slots on. Every budget has its own compiled program; each round runs all of them in
+random order. Seconds are quartiles over `--rounds` and exclude the vision tower.
 
     visor bench --config=configs/llava_ov_0p5b.py --visual=1485 --json
 """

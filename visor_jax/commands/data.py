@@ -1,12 +1,13 @@
 """Inspect a configuration's data before or without training.
 
-    visor data check --config=configs/X.py      every record through the whole pipeline: what is skipped, and why;
-        exit status 1 where training would stop; --list=FILE writes one JSON object a line about every record
-    visor data stats --config=configs/X.py      how long samples are, and the configured row shape
-    visor data preview --config=configs/X.py --out=sheet.png      a contact sheet with the questions
-    visor data build --config=configs/X.py --out=DIR      samples written out as PNG files and LLaVA JSON
+    visor data check --config=configs/X.py      runs every record through the whole pipeline and counts skipped ones;
+        exit status 1 if training would stop; --list=FILE writes one JSON object per record and line
+    visor data stats --config=configs/X.py      prints sizes of samples, and how many fit the configured row shape
+    visor data preview --config=configs/X.py --out=sheet.png      draws a contact sheet with the questions
+    visor data build --config=configs/X.py --out=DIR      writes samples as PNG files and LLaVA JSON
 
-Without --split: all of them (`preview`: the first samples). Of generated data, which does not end, --samples of each.
+Without --split, all splits are read (`preview`: the first samples). Generated data is endless: --samples limits each
+split.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from visor_jax.files.read_write import as_path, folder_beside, replaceable
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
 
-GENERATED_SAMPLES = 1000  # of each split of generated data, where --samples does not say
+GENERATED_SAMPLES = 1000  # of each split of generated data, unless --samples is given
 PREVIEW_SAMPLES = 12
 _BINS = 10  # of a histogram
 _BAR = 40  # characters of its longest bar
-_MOST_PICTURES = 1000  # of one record, whatever the row shape holds
+_MAX_PICTURES = 1000  # of one record, independent of the row shape
 _ANY_SIZE = RowShape(tiles=1 << 30, visual=1 << 30, text=1 << 30)
 
 ResultT = TypeVar("ResultT")
@@ -53,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("action", choices=("check", "stats", "preview", "build"))
     parser.add_argument("--split", choices=SPLITS, default="", help="only this split")
-    parser.add_argument("--samples", type=_count, metavar="N", help="at most so many samples of a split")
-    parser.add_argument("--list", metavar="FILE", help="check: write what was found of every record, as JSON lines")
+    parser.add_argument("--samples", type=_count, metavar="N", help="limit on the samples of a split")
+    parser.add_argument("--list", metavar="FILE", help="check: write the result of every record, as JSON lines")
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
 
 
@@ -85,14 +86,14 @@ def _count(text: str) -> int:
 
 
 def _sources(config: Config, split: str) -> dict[str, Source]:
-    """The configured source by split; where nobody asked for a split of a single file, the file as a whole."""
+    """Returns the configured source by split; without a split, a single file is one source."""
     names = [split] if split else source_kind(config).stored_splits(config)
     return {name: make_source(config, name) for name in names}
 
 
 def _of_any_size(config: Config) -> Config:
     """Returns the configuration with a large limit on a record's pictures, to measure records beyond it too."""
-    tiles = max(config.data.tiles, _MOST_PICTURES)
+    tiles = max(config.data.tiles, _MAX_PICTURES)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tiles=tiles))
 
 
@@ -227,5 +228,5 @@ def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any
     missing = contact_sheet(samples, out)
     print(f"{out}: {len(samples)} samples, {skips.skipped} skipped")
     if missing:
-        print(f"{len(missing)} characters are written out by name or number: no font installed here has them")
+        print(f"{len(missing)} characters are shown by name or number, because no installed font has them")
     return {"out": str(out), "samples": len(samples), "skipped": skips.by_reason()}

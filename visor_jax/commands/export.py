@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float32", metavar="TYPE", help="of the weights: float32 (default) or bfloat16"
     )
-    parser.add_argument("--force", action="store_true", help="replace an export that stands in DIR")
+    parser.add_argument("--force", action="store_true", help="replace an existing export in DIR")
 
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.workdir.folder import Workdir
 
     source = as_path(local_folder(args.source))
-    checkpoint, wanted = open_checkpoint(source), architecture(config, "base")
-    if checkpoint.arch.plan == "dense":  # its layers are named as the plan that is asked for will name them
-        as_wanted = dataclasses.replace(checkpoint.arch, pattern=wanted.pattern, head_layers=wanted.head_layers)
-        checkpoint = dataclasses.replace(checkpoint, arch=as_wanted)
-    if problems := differences(checkpoint.arch, wanted):
+    checkpoint, arch = open_checkpoint(source), architecture(config, "base")
+    if checkpoint.arch.plan == "dense":  # its layers are stored under the names of the configured plan
+        renamed = dataclasses.replace(checkpoint.arch, pattern=arch.pattern, head_layers=arch.head_layers)
+        checkpoint = dataclasses.replace(checkpoint, arch=renamed)
+    if problems := differences(checkpoint.arch, arch):
         raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(problems)}")
-    if checkpoint.arch.plan == "visor" and wanted.plan == "dense":
+    if checkpoint.arch.plan == "visor" and arch.plan == "dense":
         raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
     workdir = Workdir(args.workdir)
     stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
@@ -78,11 +78,11 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         workdir.claim(config)
         mesh = configured_mesh(config)
         params, new = read_params(checkpoint, mesh), dict[str, int]()
-        if wanted.plan != checkpoint.arch.plan:
-            params, new = add_visor_params(params, wanted, mesh, start_key(config.seed, stage))
+        if arch.plan != checkpoint.arch.plan:
+            params, new = add_visor_params(params, arch, mesh, start_key(config.seed, stage))
         if checkpoint.viable_budgets:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
-            result = {"num_slots": wanted.num_slots, "viable": names, "subsets": []}
+            result = {"num_slots": arch.num_slots, "viable": names, "subsets": []}
             write_json(workdir.path / "search" / "viable.json", result)
         identity = workdir.identity(config, stage)
         largest = max(x.nbytes for x in jax.tree.leaves(params))

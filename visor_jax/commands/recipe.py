@@ -101,7 +101,7 @@ def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
         print(f"{stage}: complete", flush=True)
         return 0.0
     workdir.check_random_numbers()
-    began = time.perf_counter()
+    start = time.perf_counter()
     fault_point(stage)
     if stage == "search":
         from visor_jax.adapt.search import search_stage
@@ -122,7 +122,7 @@ def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
         from visor_jax.train.loop import train
 
         train(config, stage, workdir)
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
@@ -196,7 +196,11 @@ def print_summary(result: dict[str, Any], path: str) -> None:
 
 
 def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
-    """The configuration with another source of questions: `--benchmark`, `--data`."""
+    """Returns the configuration with another source of questions, as `--benchmark` and `--data` set it.
+
+    Raises:
+      RequestError: the source is unknown, or `--data` is missing or does not belong to it.
+    """
     reading = [name for name in SOURCES if named_kind(name).from_file is not None]
     with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
     if benchmark and benchmark not in SOURCES:
@@ -214,22 +218,21 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
         if not data:
             raise RequestError(f"--benchmark={name}: needs --data=FILE.json, questions in LLaVA's format")
         data_fields |= from_file(_question_file(data))
-    # Nothing is trained here: what stages ask of their data does not matter.
-    config = as_config(config)
-    asked = dataclasses.replace(config.data, **data_fields)
-    changed = validate(dataclasses.replace(config, stage="", stages=(), data=asked))
+    # Nothing is trained here, so checks of the stages' data do not apply.
+    new_data = dataclasses.replace(config.data, **data_fields)
+    changed = validate(dataclasses.replace(config, stage="", stages=(), data=new_data))
     check_source(changed)
     return changed
 
 
 def _question_file(data: str) -> Path:
-    """The file that `--data` names, or the only one in the folder that it names."""
+    """Returns the file that `--data` names, or the only file in the folder that it names."""
     file = as_path(data)
     if not file.is_dir():
         return file
-    found = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
-    if len(found) != 1:
+    files = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
+    if len(files) != 1:
         raise RequestError(
-            f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(found)}"
+            f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(files)}"
         )
-    return found[0]
+    return files[0]

@@ -1,7 +1,7 @@
-"""Run every stage of a configuration in order, then evaluate, report and export; what is complete is skipped.
+"""Run every stage of a configuration in order, then evaluate, report and export; skip what is complete.
 
-`visor run --config=FILE --workdir=DIR` is the whole product on one line: at the end
-stand `eval/test.json`, `report/index.html` and `export/`. SIGTERM saves and exits 143; the same command goes on.
+`visor run --config=FILE --workdir=DIR` runs everything and writes `eval/test.json`, `report/index.html` and `export/`.
+SIGTERM saves and exits with 143; the same command then continues.
 """
 
 from __future__ import annotations

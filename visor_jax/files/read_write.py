@@ -180,16 +180,16 @@ def file_beside(target: Path) -> Iterator[BinaryIO]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "Not a regular file", os.fspath(target))
-    beside = target.with_name(temporary_name(target.name, "tmp"))
+    temporary = target.with_name(temporary_name(target.name, "tmp"))
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(target)
+        temporary.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
 

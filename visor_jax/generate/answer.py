@@ -1,7 +1,7 @@
 """Answers with their costs, and the stream that yields an answer piece by piece.
 
-In: tokens as they are chosen, the prompt's size, the budget. Out: an `Answer`; FLOPs and cache bytes by the formulas of
-`visor_jax.cost`, counted for the sample itself, without padding and without the rows beside it.
+FLOPs and cache bytes are those of `visor_jax.cost` for the sample alone, without padding and without other rows of its
+batch.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from visor_jax.data.collate import RowShape
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer and what it cost.
+    """An answer and its cost.
 
     Attributes:
       text: the answer, without special tokens.
-      budget: name of the budget it was given under.
+      budget: name of its budget.
       flops: all FLOPs of this answer: tower, connector, routing, prefill and every decoding step.
-      seconds_to_first_token, seconds: wall time spent on its picture and prompt and then on the batch it was answered
-        in, until its first and its last token. Compilation is in neither of them.
-      cache_bytes: keys and values held for this sample at the end of the answer.
-      decoder_flops: those of the decoder (and routing) alone.
-      complete: whether the model ended it; False where `max_new_tokens` did.
-      seconds_compiling: wall time spent on compiling programs for shapes that were new, and before a model's first
-        answer on laying out its parameters.
+      seconds_to_first_token, seconds: wall time for its picture, its prompt and then its batch, until its first and
+        its last token, without compilation.
+      cache_bytes: size of this sample's cached keys and values at the end of the answer.
+      decoder_flops: FLOPs of the decoder and routing.
+      complete: whether the model ended it; False if `max_new_tokens` did.
+      seconds_compiling: wall time for compiling programs for new shapes and, before a model's first answer, for
+        unstacking its parameters.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass
 class Seconds:
-    """Wall time, compilation apart from everything else."""
+    """Wall time, with compilation separate."""
 
     running: float = 0.0
     compiling: float = 0.0
@@ -56,7 +56,7 @@ class Seconds:
 
 @dataclass
 class PendingAnswer:
-    """An unfinished answer: its tokens so far, and what it has cost."""
+    """An unfinished answer: its tokens and cost so far."""
 
     size: RowShape
     bits: Bits
@@ -68,7 +68,7 @@ class PendingAnswer:
     spent: Seconds = field(default_factory=Seconds)
 
     def add(self, token: int, is_stop: bool, batch: Seconds) -> None:
-        """One token more, `batch` after its batch began; a stop token ends the answer and is none of its tokens."""
+        """Adds a token, `batch` seconds after its batch began; a stop token ends the answer and is not part of it."""
         self.spent = self.before + batch
         if not self.tokens:
             self.first = self.spent.running
@@ -78,7 +78,7 @@ class PendingAnswer:
             self.tokens.append(token)
 
     def answer(self, text: str, arch: Architecture, bytes_per_value: int) -> Answer:
-        """The finished answer. Its last token was never fed back if it was cut off there."""
+        """Returns the finished answer; the last token of an answer that was cut off has not been fed back."""
         visual, prompt = self.size.visual, self.size.text
         fed = len(self.tokens) if self.complete else len(self.tokens) - 1
         decoder = decoder_flops(arch, self.bits, visual, prompt)
@@ -114,9 +114,9 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The whole answer with its costs; waits for the pieces that are still missing."""
+        """Returns the whole answer with its costs; waits for the remaining pieces."""
         for _ in self:
             pass
         if self._answer is None:
-            raise RuntimeError("this stream ended by an error, there is no answer")
+            raise RuntimeError("this stream ended with an error and has no answer")
         return self._answer

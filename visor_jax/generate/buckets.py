@@ -1,8 +1,8 @@
-"""The few shapes that generation is compiled for, and which questions may share a batch.
+"""Buckets of shapes that generation is compiled for, and the grouping of questions into batches.
 
-In: how many tiles, visual positions and text tokens a prompt has. Out: the bucket that holds it. Buckets of one kind
-lie at most a quarter apart (visual positions an eighth, but for the smallest), so that padding stays small and a
-question of another length finds its programs compiled.
+A prompt's numbers of tiles, visual positions and text tokens are rounded up to a bucket. Consecutive buckets differ by
+at most a quarter (visual positions by an eighth, except for the smallest), so that padding stays small and questions of
+different lengths share compiled programs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LEAST_VISUAL, LEAST_TEXT, LEAST_CAPACITY = 8, 32, 64
 
 
 def bucket(size: int, least: int) -> int:
-    """The smallest of least * 1, 2, ... 16, and from there of eight steps to each doubling, that holds `size`."""
+    """Rounds `size` up to a multiple of `least` up to 16 of them; beyond that, to one of eight steps per doubling."""
     step = least
     while size > 16 * step:
         step *= 2
@@ -27,7 +27,7 @@ def bucket(size: int, least: int) -> int:
 
 def row_bucket(size: RowShape) -> RowShape:
     """Returns the bucket that holds one prompt."""
-    tiles = next((held for held in TILES if size.tiles <= held), bucket(size.tiles, 8))
+    tiles = next((count for count in TILES if size.tiles <= count), bucket(size.tiles, 8))
     visual = bucket(size.visual, LEAST_VISUAL)
     if size.visual <= LARGEST_PICTURE < visual:
         visual = LARGEST_PICTURE
@@ -35,40 +35,41 @@ def row_bucket(size: RowShape) -> RowShape:
 
 
 def cache_bucket(tokens: int) -> int:
-    """Room of a text cache for so many tokens, a power of two: it doubles when it is full."""
+    """Returns the capacity of a text cache for this many tokens, a power of two; a full cache doubles."""
     return max(LEAST_CAPACITY, 1 << (tokens - 1).bit_length())
 
 
 def batch_bucket(count: int) -> int:
-    """Rows of a batch for so many questions, a power of two."""
+    """Returns the number of rows of a batch for this many questions, a power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def joined(row_shapes: Sequence[RowShape]) -> RowShape:
-    """The smallest row shape that holds all of them."""
+    """Returns the smallest row shape that holds all of these."""
     return RowShape(
         *(max(getattr(row_shape, name) for row_shape in row_shapes) for name in ("tiles", "visual", "text"))
     )
 
 
 def batches(row_shapes: Sequence[RowShape]) -> list[list[int]]:
-    """Which prompts, by index, are answered together: at most `MAX_ROWS`, of alike size.
+    """Groups prompts, by index, into batches of at most `MAX_ROWS` prompts of similar size.
 
-    Self-attention costs as the square of its tokens, so a row is never widened to more than twice its visual positions
-    or text tokens, the smallest buckets aside.
+    The cost of self-attention grows with the square of its tokens, so a row is never widened to more than twice its
+    visual positions or text tokens, except in the smallest buckets.
     """
     order = sorted(range(len(row_shapes)), key=lambda i: (row_shapes[i].visual, row_shapes[i].text), reverse=True)
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for index in order:
-        group = found[-1] if found else []
+        group = groups[-1] if groups else []
         together = joined([row_shapes[i] for i in (*group, index)])
         if 0 < len(group) < MAX_ROWS and all(_is_near(row_shapes[i], together) for i in (*group, index)):
             group.append(index)
         else:
-            found.append([index])
-    return found
+            groups.append([index])
+    return groups
 
 
-def _is_near(own: RowShape, shared: RowShape) -> bool:
-    visual, text = 2 * max(own.visual, 16 * LEAST_VISUAL), 2 * max(own.text, 4 * LEAST_TEXT)
+def _is_near(prompt: RowShape, shared: RowShape) -> bool:
+    """Returns whether the shared row shape is at most twice as wide as the prompt's."""
+    visual, text = 2 * max(prompt.visual, 16 * LEAST_VISUAL), 2 * max(prompt.text, 4 * LEAST_TEXT)
     return shared.visual <= visual and shared.text <= text

@@ -1,9 +1,8 @@
 """The compiled programs of generation, and the loop that runs them.
 
-In: prompts (`Example`s) of one model. Out: for a batch of them, step by step, one token per row. A prompt goes
-through three phases: shared prefill (`prefill_shared`: the vision tower and the layers that all budgets share, one
-prompt at a time), budget choice (by the caller), and decoding (`tokens`: the remaining layers and the new tokens, in
-batches of one budget). No phase repeats the work of an earlier one.
+A prompt goes through three phases: shared prefill (`prefill_shared`: the vision tower and the layers that all budgets
+share, one prompt at a time), budget choice (by the caller), and decoding (`tokens`: the remaining layers and the new
+tokens, in batches of one budget, one token per row and step). No phase repeats the work of an earlier one.
 
 Every program is compiled for buckets of shapes (`visor_jax.generate.buckets`); temperature, top-p, seed and step are
 its arguments, so that other values compile nothing.
@@ -44,9 +43,9 @@ class PrefillState:
     """A prompt after the vision tower and the decoder layers before the first optional one.
 
     Attributes:
-      window: the bucket that `prefix` has the shapes of, one row.
-      length: its text tokens.
-      scores: the policy's, [1, M]; None where they were not asked for.
+      row_shape: the bucket of `prefix`, one row.
+      length: number of text tokens.
+      scores: the policy's, [1, M]; None if the policy did not run.
     """
 
     prefix: Prefix
@@ -57,30 +56,28 @@ class PrefillState:
 
 
 class Engine:
-    """The programs of one model; each is compiled when it is first needed and kept.
+    """The programs of one model; each is compiled when it is first needed.
 
     Attributes:
-      programs: where they are kept, and how long compiling took.
+      programs: the compiled programs, and the time spent compiling.
     """
 
     def __init__(self, params: Params, arch: Architecture, num_viable: int, forbidden: int):
         self.arch, self.programs = arch, Programs(compiling.options(params))
-        self._held, self._num_viable, self._forbidden = params, num_viable, forbidden
+        self._params, self._num_viable, self._forbidden = params, num_viable, forbidden
 
     @property
     def params(self) -> Params:
-        """The model's parameters, stacked; they are held once, and unstacked from the first
-        prompt on.
-        """
-        return stack_layers(self._held)
+        """Returns the parameters, stacked; the engine stores them once, unstacked from the first prompt on."""
+        return stack_layers(self._params)
 
     @property
     def num_parameters(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self._held))
+        return sum(leaf.size for leaf in jax.tree.leaves(self._params))
 
     @property
     def dtype(self) -> np.dtype:
-        return self._held["embed_tokens"]["embedding"].dtype
+        return self._params["embed_tokens"]["embedding"].dtype
 
     @property
     def bytes_per_value(self) -> int:
@@ -88,34 +85,34 @@ class Engine:
 
     def _unstacked(self) -> Params:
         with self.programs.preparing():
-            self._held = jax.block_until_ready(unstack_layers(self._held))
-        return self._held
+            self._params = jax.block_until_ready(unstack_layers(self._params))
+        return self._params
 
     # --- one prompt ---------------------------------------------------------------------------------------------------
 
     def prefill_shared(self, prompt: Example, *, routed: bool) -> PrefillState:
-        """Encode the pictures and run the layers that every budget shares."""
+        """Encodes the pictures and runs the layers that every budget shares."""
         row_shape = row_bucket(prompt.size)
         arrays = make_prompt_batch([prompt], row_shape, self.arch).arrays
         visual = self.programs.run("encode", partial(encode, arch=self.arch), self._unstacked(), arrays)
         function = partial(caches.prefill_prefix, num_viable=self._num_viable, arch=self.arch, routed=routed)
         without_tiles = {name: arrays[name] for name in (*STREAM, "text_tokens")}
-        prefix, scores = self.programs.run(("prefix", routed), function, self._held, visual, without_tiles)
+        prefix, scores = self.programs.run(("prefix", routed), function, self._params, visual, without_tiles)
         stream = {name: arrays[name] for name in STREAM}
         return PrefillState(prefix, stream, row_shape, prompt.size.text, scores)
 
     def pick(self, state: PrefillState, costs: Sequence[float], dial: float) -> int:
-        """Index of the budget that the policy and the dial give a prompt; `costs` are those of the viable budgets."""
-        held = np.float32(np.clip(dial, -1e38, 1e38))  # what float32 holds
-        choice = self.programs.run("choose", choose, state.scores, np.array(costs, np.float32), held)
-        return int(np.asarray(choice)[0])  # indexing on the device would compile
+        """Returns the index of the policy's budget for a prompt; `costs` and the index are of the viable budgets."""
+        clipped = np.float32(np.clip(dial, -1e38, 1e38))  # the range of float32
+        choice = self.programs.run("choose", choose, state.scores, np.array(costs, np.float32), clipped)
+        return int(np.asarray(choice)[0])  # indexing on the device would compile a program
 
     def logits(self, prompt: Example, bits: Bits) -> Float[np.ndarray, "Nt V"]:
-        """Next-token logits at every text token; one program serves all budgets."""
+        """Returns next-token logits at every text token; one program serves all budgets."""
         arrays = make_prompt_batch([prompt], row_bucket(prompt.size), self.arch).arrays
         function = partial(all_logits, arch=self.arch)
-        found = self.programs.run("logits", function, self._held, arrays, np.array(bits, bool))
-        return np.asarray(found)[0, : prompt.size.text]
+        values = self.programs.run("logits", function, self._params, arrays, np.array(bits, bool))
+        return np.asarray(values)[0, : prompt.size.text]
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
@@ -131,17 +128,17 @@ class Engine:
         draw, ended = sampling.draw(), np.zeros(len(rows), bool)
         token, cache = self._prefill(rows, bits, draw)
         function = partial(decode, bits=bits, arch=self.arch, forbidden=self._forbidden)
-        held, one_more = max(row.length for row in rows), None
+        length, decode_step = max(row.length for row in rows), None
         for step in range(max_new_tokens):
             if step:
-                if held == caches.capacity(cache, bits, self.arch):
-                    larger = partial(caches.grow_cache, bits=bits, arch=self.arch)
-                    cache, one_more = self.programs.run(("doubled", bits), larger, cache), None
-                args = self._held, token, cache, draw, np.int32(step)
-                # One program until the cache grows: to look it up takes longer than a step of a small model.
-                one_more = one_more or self.programs.ready(("step", bits), function, *args, donate_argnums=2)
-                token, cache = one_more(*args)
-                held += 1
+                if length == caches.capacity(cache, bits, self.arch):
+                    grow = partial(caches.grow_cache, bits=bits, arch=self.arch)
+                    cache, decode_step = self.programs.run(("grow", bits), grow, cache), None
+                args = self._params, token, cache, draw, np.int32(step)
+                # Keep the program until the cache grows: looking it up takes longer than a step of a small model.
+                decode_step = decode_step or self.programs.ready(("step", bits), function, *args, donate_argnums=2)
+                token, cache = decode_step(*args)
+                length += 1
             chosen = np.asarray(token)[: len(rows)].tolist()
             yield [None if over else new for over, new in zip(ended, chosen, strict=True)]
             ended |= np.isin(chosen, list(stops))
@@ -149,26 +146,26 @@ class Engine:
                 return
 
     def _prefill(self, rows: Sequence[PrefillState], bits: Bits, draw: Draw | None) -> tuple[Int[Array, " B"], Cache]:
-        """The first token of every row, and the cache; rows of other sizes are padded to a common one first."""
+        """Returns the first token of every row, and the cache; pads the rows to a common size first."""
         row_shape = joined([row.row_shape for row in rows])
         sizes = row_shape.visual, row_shape.text
         pad = partial(in_row_shape, sizes=sizes)
         wide = [self.programs.run(("padded", sizes), pad, (row.prefix, row.stream)) for row in rows]
         wide += [wide[0]] * (batch_bucket(len(rows)) - len(rows))
         function = partial(prefill, bits=bits, arch=self.arch, forbidden=self._forbidden)
-        return self.programs.run(("rest", bits), function, self._held, wide, draw)
+        return self.programs.run(("rest", bits), function, self._params, wide, draw)
 
 
-# --- what is compiled -------------------------------------------------------------------------------------------------
+# --- compiled functions -----------------------------------------------------------------------------------------------
 
 
 def all_logits(params: Params, arrays: Arrays, bits: Array, *, arch: Architecture) -> Array:
-    """Logits at every text token; a scan goes over stacked layers, however they are held."""
+    """Returns logits at every text token; stacks the layers first, because the forward pass scans over them."""
     return logits(stack_layers(params), arrays, bits, arch)
 
 
 def in_row_shape(row: tuple[Prefix, Arrays], sizes: tuple[int, int]) -> tuple[Prefix, Arrays]:
-    """One prompt's prefix and stream with the second axis of every array padded to (visual, text) slots."""
+    """Pads the second axis of every array of one prompt's prefix and stream to `sizes`, (visual, text) positions."""
     (visual, text, recorded), stream = row
 
     def to(size: int, x: Array) -> Array:
@@ -194,7 +191,7 @@ def prefill(
     arch: Architecture,
     forbidden: int,
 ) -> tuple[Int[Array, " B"], Cache]:
-    """Rows of one shape as a batch, through the layers after the prefix: first tokens and the cache."""
+    """Runs a batch of rows through the layers after the prefix; returns first tokens and the cache."""
     prefix, stream = jax.tree.map(lambda *x: jnp.concatenate(x), *rows)
     capacity = cache_bucket(prefix.text.shape[1] + 1)
     scores, cache = caches.prefill_rest(params, prefix, stream, bits, capacity, arch)
@@ -212,6 +209,6 @@ def decode(
     arch: Architecture,
     forbidden: int,
 ) -> tuple[Int[Array, " B"], Cache]:
-    """One decoding step: the next token of every row, and the cache that holds it."""
+    """Runs one decoding step; returns the next token of every row, and the cache with the current one added."""
     scores, cache = caches.decode_step(params, token, cache, bits, arch)
     return select(scores, draw, step, forbidden), cache

@@ -92,7 +92,7 @@ def prompt_of(
     first question, as in training.
     """
     question, turns = checked_question(question), checked_history(history)
-    pictures = [pixels(one, name) for name, one in each_picture(image)]
+    pictures = [pixels(picture, name) for name, picture in each_picture(image)]
     check_length(question, turns, arch)
     questions = [*(earlier for earlier, _ in turns), question]
     if len(pictures) > 1 and not any(IMAGE_MARKER in text for text in questions):
@@ -124,7 +124,7 @@ def checked_history(history: Any) -> list[tuple[str, str]]:
         if not turn[1].strip():
             raise RequestError(f"history[{number}]: its answer is empty; leave the turn out")
         if IMAGE_MARKER in turn[1]:
-            raise RequestError(f"history[{number}]: {IMAGE_MARKER} stands in an answer; expected it in questions")
+            raise RequestError(f"history[{number}]: {IMAGE_MARKER} is in an answer; expected it in questions only")
     return [(question, answer) for question, answer in turns]
 
 
@@ -171,7 +171,7 @@ def checked_item(item: Any) -> tuple[Pictures, str, History]:
 
 def tokens_of(token_ids: Sequence[int], images: Pictures, tokenizer: ChatTokenizer, arch: Architecture) -> Example:
     """Encodes token ids that contain one placeholder id per picture."""
-    pictures = [pixels(one, name) for name, one in each_picture(images)]
+    pictures = [pixels(picture, name) for name, picture in each_picture(images)]
     most = arch.text.vocab_size
     if not all(isinstance(token, int | np.integer) and 0 <= token < most for token in token_ids):
         raise RequestError(f"token_ids: expected whole numbers from 0 to {most - 1}, got {list(token_ids)[:8]!r}...")
@@ -188,7 +188,7 @@ def each_picture(image: Any) -> Iterable[tuple[str, Any]]:
     is_one = isinstance(image, ONE_PICTURE | dict) or hasattr(image, "__array__") or hasattr(image, "read")
     if is_one or not isinstance(image, Iterable):
         return [("image", image)]
-    return ((f"image[{number}]", one) for number, one in enumerate(image))
+    return ((f"image[{number}]", picture) for number, picture in enumerate(image))
 
 
 def pixels(image: Any, name: str = "image") -> np.ndarray:

@@ -1,7 +1,7 @@
-"""`Visor`: a loaded model that answers questions about pictures and says what each answer cost.
+"""`Visor`: a loaded model that answers questions about pictures and reports the cost of each answer.
 
-In: parameters, architecture, tokenizer, viable budgets. Out: answers (whole, in batches, in pieces), logits, routes.
-A `Visor` compiles per bucket of shapes and per budget, and keeps what it compiled (`visor_jax.generate.engine`).
+It returns answers (whole, in batches, in pieces), logits and routes. A `Visor` compiles one program per bucket of
+shapes and per budget, and caches the programs (`visor_jax.generate.engine`).
 """
 
 from __future__ import annotations
@@ -55,31 +55,31 @@ class Question:
 
 
 class Visor:
-    """A model with its tokenizer: answers, logits, routes. Made by `load`.
+    """A model with its tokenizer, as `load` returns it: computes answers, logits and routes.
 
-    What is asked about, in `answer`, `answer_many`, `stream` and `route`:
+    Arguments of `answer`, `answer_many`, `stream` and `route`:
 
       image: a picture, several in a list, or None (or an empty list) for a question without one. A picture is a file's
         path or its bytes (JPEG, PNG, WebP, GIF), a PIL image, uint8 [H, W, 3], or a video's frames, uint8 [F, H, W, 3].
-      question: text; `<image>` in it says where a picture belongs, without it they come first.
+      question: text; `<image>` marks the place of a picture; without markers the pictures come first.
       history: the turns before this question, [(question, answer), ...]. The pictures belong to the whole
-        conversation and stand in its first question, as in training.
+        conversation and go into its first question, as in training.
 
-    `answer`, `answer_many` and `stream` share their settings:
+    Settings of `answer`, `answer_many` and `stream`:
 
       budget: "auto" (the policy decides), "full", "empty", a number of slots, or the bits of a viable budget.
-      max_new_tokens: the answer is cut off there.
+      max_new_tokens: maximum length of an answer.
       dial: shifts the policy towards cheaper (below 0) or more accurate (above 0) budgets.
-      temperature, top_p, seed: 0 takes the best token; otherwise tokens are drawn (`generate.sampling.Sampling`), and
-        the same seed draws the same answer.
-      stop: texts of one token each that end an answer, beside the end of the turn.
+      temperature, top_p, seed: a temperature of 0 takes the best token; otherwise tokens are sampled
+        (`generate.sampling.Sampling`), and the same seed gives the same answer.
+      stop: texts of one token each that end an answer, in addition to the end of the turn.
 
-    Each raises RequestError for an unusable picture or question, one that is longer than the model's positions, a
-    budget that does not fit or is not viable, "auto" without a policy, and settings outside their ranges.
+    Each raises RequestError for an invalid picture or question, a question longer than the model's positions, a budget
+    that does not fit or is not viable, "auto" without a policy, and settings outside their ranges.
 
     Attributes:
       source: where the model was loaded from.
-      stage: the training stage that it comes from, "" where there was none.
+      stage: the training stage that it comes from; "" if unknown.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Visor:
     ):
         self.arch, self.tokenizer, self.system = arch, tokenizer, system
         self.stage, self.source = stage, source
-        self.fingerprint = ""  # of the run's stage that it is: `StageFolder.fingerprint`
+        self.fingerprint = ""  # of its stage in a workdir: `StageFolder.fingerprint`
         self.viable_budgets = [tuple(bits) for bits in viable_budgets]
         self.has_policy, self.searched = has_policy, searched
         self.stop_token_ids = frozenset({tokenizer.end_token_id, *stop_token_ids})
@@ -106,11 +106,11 @@ class Visor:
 
     @property
     def params(self) -> Params:
-        """The parameters: arrays in the tree of `model.visor.init_params`, stacked again after the first question."""
+        """Returns the parameters in the tree of `model.visor.init_params`; stacks them after the first question."""
         return self._engine.params
 
     def with_params(self, params: Params) -> Visor:
-        """The same model with other parameters of the same shapes."""
+        """Returns this model with other parameters of the same shapes."""
         return Visor(
             params,
             self.arch,
@@ -125,7 +125,7 @@ class Visor:
         )
 
     def __repr__(self) -> str:
-        """Size, plan, budgets and where it comes from, on one line."""
+        """Describes size, plan, budgets and origin in one line."""
         where = f" from {self.source}" if self.source else ""
         stage = f", stage {self.stage}" if self.stage else ""
         parts = [f"{self._engine.num_parameters:,} parameters in {self._engine.dtype}", f"plan {self.arch.plan}"]
@@ -152,9 +152,9 @@ class Visor:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> Answer:
-        """The answer to one question about one picture, several or none, after the turns of `history`."""
+        """Answers one question about one picture, several or none, after the turns of `history`."""
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return self._answers([self._asked(image, question, history, request)], request)[0]
+        return self._answers([self._checked_prompt(image, question, history, request)], request)[0]
 
     def answer_many(
         self,
@@ -168,10 +168,11 @@ class Visor:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """Answers to many questions, in order: the same as one by one, in batches of one route and of alike size.
+        """Answers many questions, in order, with the same results as one by one.
 
-        `questions` is any iterable of (image, question) or (image, question, history). It is read as it is answered,
-        `PREFILL_AHEAD` questions at a time, so that a generator's pictures are never all in memory.
+        Batches hold questions of one budget and similar size. `questions` is any iterable of (image, question) or
+        (image, question, history). At most `PREFILL_AHEAD` questions are read ahead, so that a generator's pictures
+        are never all in memory.
         """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
         if isinstance(questions, str | bytes | dict) or not isinstance(questions, Iterable):
@@ -196,18 +197,19 @@ class Visor:
         seed: int = 0,
         stop: Sequence[str] = (),
     ) -> AnswerStream:
-        """The same answer in pieces of whole characters, as tokens are chosen; `.answer` of the stream is the whole
-        answer with its costs.
+        """Yields the answer in pieces of whole characters as tokens are chosen.
+
+        `.answer` of the stream is the whole answer with its costs.
         """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return AnswerStream(self._pieces(self._asked(image, question, history, request), request))
+        return AnswerStream(self._pieces(self._checked_prompt(image, question, history, request), request))
 
     def logits(
         self, token_ids: Sequence[int], images: Pictures, budget: str | Budget = "full"
     ) -> Float[np.ndarray, "S V"]:
-        """Next-token logits at every text token of a sequence with one placeholder id per picture, in order.
+        """Returns next-token logits at every text token of a sequence with one placeholder id per picture, in order.
 
-        Any budget may be asked for, viable or not.
+        The budget need not be viable.
         """
         prompt = tokens_of(token_ids, images, self.tokenizer, self.arch)
         bits = self._budget(budget)
@@ -216,24 +218,24 @@ class Visor:
         return self._engine.logits(prompt, bits)
 
     def route(self, image: Pictures, question: str, history: History = ()) -> Float[np.ndarray, " viable"]:
-        """The policy's probabilities over `viable_budgets`; the routing token stands behind `question`."""
+        """Returns the policy's probabilities over `viable_budgets`; the routing token follows `question`."""
         self._require_policy()
         scores = self._engine.prefill_shared(self._prompt(image, question, history), routed=True).scores
-        found = np.asarray(scores)[0, : len(self.viable_budgets)]
-        weights = np.exp(found - found.max())
+        viable_scores = np.asarray(scores)[0, : len(self.viable_budgets)]
+        weights = np.exp(viable_scores - viable_scores.max())
         return weights / weights.sum()
 
     # --- from questions to answers ------------------------------------------------------------------------------------
 
     def _answers(self, prompts: Sequence[Example], request: Request) -> list[Answer]:
-        asked = [self._prepare(prompt, request) for prompt in prompts]
+        questions = [self._prepare(prompt, request) for prompt in prompts]
         answers: dict[int, Answer] = {}
-        for bits in dict.fromkeys(one.bits for one in asked):
-            same = [index for index, one in enumerate(asked) if one.bits == bits]
-            for group in batches([asked[index].state.row_shape for index in same]):
+        for bits in dict.fromkeys(question.bits for question in questions):
+            same = [index for index, question in enumerate(questions) if question.bits == bits]
+            for group in batches([questions[index].state.row_shape for index in same]):
                 members = [same[i] for i in group]
-                answers |= zip(members, self._answer_batch([asked[i] for i in members], request), strict=True)
-        return [answers[index] for index in range(len(asked))]
+                answers |= zip(members, self._answer_batch([questions[i] for i in members], request), strict=True)
+        return [answers[index] for index in range(len(questions))]
 
     def _prepare(self, prompt: Example, request: Request) -> Question:
         """Runs the shared prefill and chooses the budget."""
@@ -244,19 +246,19 @@ class Visor:
             jax.block_until_ready(state.prefix)
         return Question(prompt, state, bits, routed, spent)
 
-    def _answer_batch(self, asked: Sequence[Question], request: Request) -> list[Answer]:
-        """Answers of one batch, all of whose questions have the same budget."""
-        pending = [PendingAnswer(one.prompt.size, one.bits, one.routed, one.spent) for one in asked]
-        for _ in self._steps(asked, pending, request):
+    def _answer_batch(self, questions: Sequence[Question], request: Request) -> list[Answer]:
+        """Answers the questions of one batch, which have the same budget."""
+        pending = [PendingAnswer(q.prompt.size, q.bits, q.routed, q.spent) for q in questions]
+        for _ in self._steps(questions, pending, request):
             pass
         return [self._finish(answer) for answer in pending]
 
     def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
         """Yields the text of one answer as its tokens are chosen; returns the answer."""
-        asked = self._prepare(prompt, request)
+        question = self._prepare(prompt, request)
         characters = Characters(self.tokenizer)
-        pending = PendingAnswer(prompt.size, asked.bits, asked.routed, asked.spent)
-        for _ in self._steps([asked], [pending], request):
+        pending = PendingAnswer(prompt.size, question.bits, question.routed, question.spent)
+        for _ in self._steps([question], [pending], request):
             piece = "" if pending.complete else characters.add(pending.tokens[-1])
             if piece:
                 yield piece
@@ -265,12 +267,14 @@ class Visor:
             yield rest
         return self._finish(pending)
 
-    def _steps(self, asked: Sequence[Question], pending: Sequence[PendingAnswer], request: Request) -> Iterator[None]:
+    def _steps(
+        self, questions: Sequence[Question], pending: Sequence[PendingAnswer], request: Request
+    ) -> Iterator[None]:
         """Decodes: each step adds a token to every pending answer that has not ended, or ends it."""
-        rows, bits, batch = [one.state for one in asked], asked[0].bits, Seconds()
+        rows, bits, batch = [question.state for question in questions], questions[0].bits, Seconds()
         steps = self._engine.tokens(rows, bits, request.sampling, request.stops, request.max_new_tokens)
         while True:
-            with self._engine.programs.timed(batch):  # what the caller does between two steps is not counted
+            with self._engine.programs.timed(batch):  # excludes the caller's time between two steps
                 tokens = next(steps, None)
             if tokens is None:
                 return
@@ -296,14 +300,14 @@ class Visor:
         return Request(bits, dial, max_new_tokens, sampling, stops)
 
     def _budget(self, budget: str | Budget) -> Bits | None:
-        """The bits of a budget, or None for "auto"."""
-        wanted = budget if isinstance(budget, Budget) else Budget.parse(str(budget))
+        """Returns the bits of a budget, or None for "auto"."""
+        parsed = budget if isinstance(budget, Budget) else Budget.parse(str(budget))
         if self.arch.plan == "dense":
             return ()
-        if str(wanted) == "auto":
+        if str(parsed) == "auto":
             self._require_policy()
             return None
-        return wanted.resolve(self.arch.num_slots, self.viable_budgets or None)
+        return parsed.resolve(self.arch.num_slots, self.viable_budgets or None)
 
     def _require_policy(self) -> None:
         if not self.has_policy:
@@ -312,7 +316,7 @@ class Visor:
             )
 
     def _pick(self, state: PrefillState, prompt: Example, dial: float) -> Bits:
-        """The policy's budget for one prompt."""
+        """Returns the policy's budget for one prompt."""
         size = prompt.size
         costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
         return self.viable_budgets[self._engine.pick(state, costs, dial)]
@@ -320,15 +324,15 @@ class Visor:
     def _prompt(self, image: Pictures, question: str, history: History = ()) -> Example:
         return prompt_of(image, question, self.tokenizer, self.arch, self.system, history)
 
-    def _asked(self, image: Pictures, question: str, history: History, request: Request) -> Example:
-        """The prompt, checked to fit the model's positions together with its answer."""
+    def _checked_prompt(self, image: Pictures, question: str, history: History, request: Request) -> Example:
+        """Returns the prompt, after checking that it fits the model's positions together with its answer."""
         prompt = self._prompt(image, question, history)
         check_fits(prompt, request.max_new_tokens, self.arch)
         return prompt
 
     def _numbered(self, number: int, item: Any, request: Request) -> Example:
-        """The prompt of one of many questions; an error in it names its number."""
+        """Returns the prompt of one of many questions; an error names its number."""
         try:
-            return self._asked(*checked_item(item), request)
+            return self._checked_prompt(*checked_item(item), request)
         except RequestError as error:
             raise RequestError(f"questions[{number}]: {error}") from None

@@ -104,12 +104,12 @@ def _private_folder(folder: str) -> str:
         return folder
     path = Path(folder)
     if any(is_workdir(parent) for parent in path.resolve().parents):
-        raise RequestError(f"{folder} lies in a workdir, which may hold other people's files")
+        raise RequestError(f"{folder} is in a workdir, which may hold other users' files")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     info = path.lstat()
     if not stat.S_ISDIR(info.st_mode):
-        raise RequestError(f"{folder} is no folder of its own")
+        raise RequestError(f"{folder} is not a folder (or a link to one)")
     if info.st_uid != os.geteuid():
         raise RequestError(f"{folder} belongs to user {info.st_uid}, expected {os.geteuid()}")
     if info.st_mode & 0o022:

@@ -25,7 +25,7 @@ def configured_mesh(config: ConfigLike) -> Mesh:
 
 
 def row_shards(mesh: Mesh) -> int:
-    """Number of parts that the rows of a batch are split into: replicas times FSDP shards."""
+    """Returns the number of parts that the rows of a batch are split into: replicas times FSDP shards."""
     return mesh.shape[REPLICA] * mesh.shape[FSDP]
 
 
@@ -38,8 +38,8 @@ def check_rows(name: str, rows: int, mesh: Mesh) -> None:
     ways = row_shards(mesh)
     if rows % ways:
         raise RequestError(
-            f"{name}={rows}: expected a multiple of {ways}, over which the rows are spread on these"
-            f" {mesh.size} devices; change it, or mesh.replica, mesh.fsdp and mesh.tensor"
+            f"{name}={rows}: expected a multiple of {ways}, because these {mesh.size} devices split the rows {ways}"
+            " ways; change it, or mesh.replica, mesh.fsdp and mesh.tensor"
         )
 
 
@@ -62,6 +62,8 @@ def build_mesh(replica: int, fsdp: int, tensor: int, devices: Sequence[Any] | No
         known = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = max(len(devices) // max(known, 1), 1)
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
-        given = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, (replica, fsdp, tensor), strict=True))
-        raise RequestError(f"{given}: the product must be the number of devices, {len(devices)} (one may be -1)")
+        settings = ", ".join(
+            f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, (replica, fsdp, tensor), strict=True)
+        )
+        raise RequestError(f"{settings}: the product must be the number of devices, {len(devices)} (one may be -1)")
     return Mesh(mesh_utils.create_device_mesh(sizes, devices=devices), MESH_AXES)
