@@ -98,7 +98,7 @@ def load(
     Args:
       place: the folder's name in messages.
       saved: path -> [shape, dtype name] of the stored arrays; may hold other top-level entries than `abstract`.
-      abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the wanted shardings; a leaf without one
+      abstract: {"params": tree, ...} of arrays or `jax.ShapeDtypeStruct`s with the target shardings; a leaf without one
         goes to the first local device.
       folders: folder of each item; None or empty if an earlier version wrote all items into `place`.
 
@@ -108,30 +108,30 @@ def load(
     Raises:
       RequestError: names, shapes or dtypes differ.
     """
-    wanted = flatten(abstract)
-    check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, wanted)
+    expected = flatten(abstract)
+    check_tree(place, {name: leaf for name, leaf in saved.items() if name.partition("/")[0] in abstract}, expected)
     if not folders:
-        arrays = _read(place, wanted)
+        arrays = _read(place, expected)
     else:
         arrays = {}
         for item in abstract:
             inner = {
-                name.removeprefix(f"{item}/"): leaf for name, leaf in wanted.items() if name.startswith(f"{item}/")
+                name.removeprefix(f"{item}/"): leaf for name, leaf in expected.items() if name.startswith(f"{item}/")
             }
             arrays |= {f"{item}/{name}": array for name, array in _read(folders[item], inner).items()}
-    return jax.tree.structure(abstract).unflatten([arrays[name] for name in wanted])
+    return jax.tree.structure(abstract).unflatten([arrays[name] for name in expected])
 
 
-def _read(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _read(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the arrays of one folder in Orbax's format, by path."""
-    if not wanted:
+    if not expected:
         return {}
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     arguments = {
         name: ocp.ArrayRestoreArgs(sharding=leaf.sharding or local, global_shape=leaf.shape, dtype=leaf.dtype)
-        for name, leaf in wanted.items()
+        for name, leaf in expected.items()
     }
-    request = ocp.args.PyTreeRestore(item=unflatten(wanted), restore_args=unflatten(arguments), partial_restore=True)
+    request = ocp.args.PyTreeRestore(item=unflatten(expected), restore_args=unflatten(arguments), partial_restore=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         return flatten(reader.restore(str(folder), args=request))
 
@@ -146,17 +146,17 @@ def describe_tree(tree: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {name: [list(np.shape(leaf)), jnp.result_type(leaf).name] for name, leaf in flatten(tree).items()}
 
 
-def check_tree(place: Path, saved: Mapping[str, list[Any]], wanted: Mapping[str, Any]) -> None:
-    """Compares the names, shapes and dtypes of stored and wanted arrays.
+def check_tree(place: Path, saved: Mapping[str, list[Any]], expected: Mapping[str, Any]) -> None:
+    """Compares the names, shapes and dtypes of stored and expected arrays.
 
     Raises:
       RequestError: they differ; the message names the first differences.
     """
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - saved.keys())]
-    problems += [f"{name} is not expected" for name in sorted(saved.keys() - wanted.keys())]
-    for name in sorted(saved.keys() & wanted.keys()):
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - saved.keys())]
+    problems += [f"{name} is not expected" for name in sorted(saved.keys() - expected.keys())]
+    for name in sorted(saved.keys() & expected.keys()):
         shape, dtype = saved[name]
-        leaf = wanted[name]
+        leaf = expected[name]
         if tuple(shape) != tuple(leaf.shape):
             problems.append(f"{name} has shape {tuple(shape)}, expected {tuple(leaf.shape)}")
         elif dtype != leaf.dtype.name:

@@ -283,7 +283,7 @@ class Checkpoints:
 
         Args:
           step: a step that `latest` returned.
-          abstract: tree of arrays or `jax.ShapeDtypeStruct`s with the wanted shardings.
+          abstract: tree of arrays or `jax.ShapeDtypeStruct`s with the target shardings.
 
         Returns:
           A tree like `abstract`, of arrays.

@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> Manifest:
     if is_link(folder):
         raise Unfinished("is a symbolic link")
     if not folder.is_dir():
-        raise Unfinished("is no folder")
+        raise Unfinished("is not a folder")
     marker, text = _read(folder / COMMIT), _read(folder / MANIFEST)
     if marker is None:
         raise Unfinished("its save was never finished (no commit.json)")

@@ -93,9 +93,9 @@ def _run(argv: list[str], stop: Stop) -> int:
     module = _command(name)
     overrides = [argument for argument in rest if argument.startswith("--config.")]
     parser = _parser(name, module)
-    own = [argument for argument in rest if not argument.startswith("--config.")]
-    _refuse_unknown_flags(name, own, overrides, parser)
-    args, stray = parser.parse_known_args(own)
+    flags = [argument for argument in rest if not argument.startswith("--config.")]
+    _refuse_unknown_flags(name, flags, overrides, parser)
+    args, stray = parser.parse_known_args(flags)
     if stray:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
@@ -207,7 +207,7 @@ def _available() -> dict[str, str]:
 def _command(name: str) -> ModuleType:
     available = _available()
     if name not in available:
-        hint = nearest(name, available) or f"there are {', '.join(available)}"
+        hint = nearest(name, available) or f"expected one of {', '.join(available)}"
         raise RequestError(f"{name!r}: unknown command; {hint}")
     return importlib.import_module(available[name])
 
@@ -222,7 +222,7 @@ def _parser(name: str, module: ModuleType) -> _Parser:
     common = parser.add_argument_group("for every command")
     common.add_argument("--workdir", metavar="DIR", help="the run's folder")
     if _source(module) != "none":
-        given = "" if _source(module) == "required" else " (else the workdir's own is taken)"
+        given = "" if _source(module) == "required" else " (default: the workdir's)"
         common.add_argument("--config", metavar="FILE[:ARG]", help=f"a file with get_config(){given}")
         # Only for the help text; overrides are removed before argparse parses the line.
         common.add_argument("--config.FIELD", metavar="VALUE", help="change a field, such as --config.train.steps=100")
@@ -243,10 +243,10 @@ def _stray(name: str, argument: str, overrides: list[str], parser: argparse.Argu
     return f"{name}: unexpected argument {argument!r}" + (f"; {hint}" if hint else f"; see visor {name} --help")
 
 
-def _refuse_unknown_flags(name: str, own: list[str], overrides: list[str], parser: argparse.ArgumentParser) -> None:
+def _refuse_unknown_flags(name: str, flags: list[str], overrides: list[str], parser: argparse.ArgumentParser) -> None:
     """Raises for a mistyped flag, before argparse reports the intended flag as missing."""
     known = {option for action in parser._actions for option in action.option_strings}
-    for argument in own:
+    for argument in flags:
         if argument == "--":
             return
         if argument.startswith("--") and argument.partition("=")[0] not in known:
@@ -269,7 +269,7 @@ def _source(module: ModuleType) -> str:
 
 
 def _configuration(name: str, module: ModuleType, args: argparse.Namespace, overrides: list[str]) -> Any:
-    """The command's checked configuration, or None where it takes or finds none."""
+    """Returns the command's checked configuration; None if it takes or finds none."""
     if getattr(module, "WORKDIR", "optional") == "required" and args.workdir is None:
         raise RequestError(f"{name}: --workdir is missing; expected --workdir=DIR, the run's folder")
     source, path = _source(module), getattr(args, "config", None)

@@ -22,9 +22,9 @@ WATCHED = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose data, budgets, stage and split."""
-    parser.add_argument("--benchmark", default="", help="another data source, by the name that data.source gives it")
+    parser.add_argument("--benchmark", default="", help="another data source: a value of data.source")
     parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
-    parser.add_argument("--budget", default="", help="names between commas; default: all viable ones and auto")
+    parser.add_argument("--budget", default="", help="comma-separated names; default: all viable budgets and auto")
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
 
@@ -45,13 +45,15 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
-    own, config = config, evaluation_data(config, args.benchmark, args.data)
+    run_config, config = config, evaluation_data(config, args.benchmark, args.data)
     budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
     if args.budget and budgets is None:
-        raise RequestError(f"--budget={args.budget}: expected names of budgets between commas, such as empty,full")
-    other = any(field != "stage" for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(own)))
+        raise RequestError(f"--budget={args.budget}: expected comma-separated budgets, such as empty,full")
+    other = any(
+        field != "stage" for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
+    )
     name = "partial" if budgets or args.stage or other else ""
-    if config is not own:
+    if config is not run_config:
         name = str(Path(f"of_{Path(config.data.path).stem if args.data else args.benchmark}") / name)
     use_compile_cache(workdir.path)
     with watched(config.train.hang_seconds):

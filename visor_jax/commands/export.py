@@ -45,7 +45,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
     workdir = Workdir(args.workdir)
     if args.stage is not None and args.stage not in MODEL_STAGES:
-        hint = nearest(args.stage, MODEL_STAGES) or f"there are {', '.join(MODEL_STAGES)}"
+        hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: no stage with a model; {hint}")
     stage = args.stage or next((name for name in MODEL_STAGES if workdir.stage(name).is_complete()), None)
     if stage is None:

@@ -44,8 +44,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     tower = tower_flops(arch, tiles) / 1e9
     print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}; with {args.text_tokens} text tokens:")
     for name, gflops in decoder.items():
-        saving, whole = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
-        print(f"  {name:<14} decoder {readable(gflops):>14}  {saving:6.1f}x  end to end {whole:5.2f}x")
+        saving, end_to_end = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
+        print(f"  {name:<14} decoder {readable(gflops):>14}  {saving:6.1f}x  end to end {end_to_end:5.2f}x")
     return {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}
 
 

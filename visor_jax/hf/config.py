@@ -71,45 +71,45 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
     Raises:
       RequestError: a field is invalid or not supported.
     """
-    whole = Section(config, f"{folder / 'config.json'}: ")
-    _check_kind(whole)
+    root = Section(config, f"{folder / 'config.json'}: ")
+    _check_kind(root)
     text, vision = (
-        _with_defaults(whole.section("text_config"), TEXT_DEFAULTS),
-        _with_defaults(whole.section("vision_config"), VISION_DEFAULTS),
+        _with_defaults(root.section("text_config"), TEXT_DEFAULTS),
+        _with_defaults(root.section("vision_config"), VISION_DEFAULTS),
     )
-    _check_supported(whole, text, vision)
-    ties = [section.flag("tie_word_embeddings", False) for section in (text, whole)]
-    decoder, tower = _text(text, any(ties)), _vision(whole, vision)
-    plan = whole.get("plan", PLANS[whole.values["model_type"]])
+    _check_supported(root, text, vision)
+    ties = [section.flag("tie_word_embeddings", False) for section in (text, root)]
+    decoder, tower = _text(text, any(ties)), _vision(root, vision)
+    plan = root.get("plan", PLANS[root.values["model_type"]])
     if plan not in ("dense", "visor"):
-        raise whole.wrong("plan", "'dense' or 'visor'")
-    pattern, head_layers = _pattern(whole, text, decoder.num_layers, plan)
-    check_processor(folder, whole, tower.patches_per_tile)
-    pinpoints = _pinpoints(whole, tower.tile_size)
+        raise root.wrong("plan", "'dense' or 'visor'")
+    pattern, head_layers = _pattern(root, text, decoder.num_layers, plan)
+    check_processor(folder, root, tower.patches_per_tile)
+    pinpoints = _pinpoints(root, tower.tile_size)
     mean, std = pixel_statistics(pixels, tower.tile_size, pinpoints)
     return Architecture(
         text=decoder,
         vision=tower,
-        cross=_cross(whole, decoder, plan),
+        cross=_cross(root, decoder, plan),
         policy=PolicyArchitecture(
-            whole.whole("policy_hidden_size", POLICY_HIDDEN_SIZE), whole.whole("policy_max_budgets", 32)
+            root.whole("policy_hidden_size", POLICY_HIDDEN_SIZE), root.whole("policy_max_budgets", 32)
         ),
-        anyres=AnyResArchitecture(pinpoints, _max_tiles(whole), mean, std),
+        anyres=AnyResArchitecture(pinpoints, _max_tiles(root), mean, std),
         plan=plan,
-        bidirectional_vision=whole.flag("bidirectional_vision", False),
+        bidirectional_vision=root.flag("bidirectional_vision", False),
         pattern=pattern,
         head_layers=head_layers,
     )
 
 
 def _pattern(config: Section, text: Section, layers: int, plan: str) -> tuple[tuple[LayerKind, ...], int]:
-    """`layer_pattern` and `head_layers` of a VISOR plan; exports leave them out where they are the usual ones."""
+    """Reads `layer_pattern` and `head_layers` of a VISOR plan; exports omit default values."""
     if plan == "dense":
         return PATTERN, 0
-    found, kinds = config.get("layer_pattern", list(PATTERN)), [kind.value for kind in LayerKind]
-    if not (isinstance(found, list) and 0 < len(found) <= MAX_LAYERS and all(kind in kinds for kind in found)):
+    names, kinds = config.get("layer_pattern", list(PATTERN)), [kind.value for kind in LayerKind]
+    if not (isinstance(names, list) and 0 < len(names) <= MAX_LAYERS and all(kind in kinds for kind in names)):
         raise config.wrong("layer_pattern", "a list of 'text', 'cross' and 'self'")
-    pattern = tuple(LayerKind(kind) for kind in found)
+    pattern = tuple(LayerKind(kind) for kind in names)
     if not {LayerKind.CROSS, LayerKind.SELF} <= set(pattern):
         raise config.wrong("layer_pattern", "at least one 'cross' and one 'self'")
     head_layers = config.whole("head_layers", 0, least=0, most=MAX_LAYERS)
@@ -130,13 +130,13 @@ def _check_kind(config: Section) -> None:
 
 
 def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
-    given = {name: value for name, value in section.values.items() if value is not None}
+    present = {name: value for name, value in section.values.items() if value is not None}
     if "num_key_value_heads" in section.values:  # null means num_attention_heads
         defaults = {
             **defaults,
-            "num_key_value_heads": given.get("num_attention_heads", defaults["num_attention_heads"]),
+            "num_key_value_heads": present.get("num_attention_heads", defaults["num_attention_heads"]),
         }
-    return Section({**defaults, **given}, section.where)
+    return Section({**defaults, **present}, section.where)
 
 
 def _text(text: Section, tied: bool) -> TextArchitecture:
@@ -239,9 +239,9 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
         (config, "multimodal_projector_bias", True),
         (config, "vision_feature_select_strategy", "full"),
     ]
-    for section, name, wanted in expected:
-        if section.values.get(name) not in (None, wanted):
-            raise section.wrong(name, f"{wanted!r}, all that this model computes")
+    for section, name, supported in expected:
+        if section.values.get(name) not in (None, supported):
+            raise section.wrong(name, f"{supported!r}, all that this model computes")
     for name in ("rope_parameters", "rope_scaling"):  # transformers 4 uses the second
         rope = text.section(name, {})
         kind = rope.values.get("rope_type", rope.values.get("type"))
@@ -258,18 +258,18 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
 
 def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> tuple[str, list[Bits], bool, str | None]:
     """Reads the fields that our exports add: stage, viable budgets, whether there is a policy, system prompt."""
-    whole = Section(config, f"{folder / 'config.json'}: ")
-    stage, names = whole.get("training_stage", "base"), whole.get("viable_budgets", [])
-    system, has_policy = config.get("system_prompt"), whole.flag("has_policy", False)
+    root = Section(config, f"{folder / 'config.json'}: ")
+    stage, names = root.get("training_stage", "base"), root.get("viable_budgets", [])
+    system, has_policy = config.get("system_prompt"), root.flag("has_policy", False)
     if stage not in TRAINED_STAGES:
-        raise whole.wrong("training_stage", f"one of {', '.join(TRAINED_STAGES)}")
-    viable = parse_budgets(names, arch.num_slots, where=f"{whole.where}viable_budgets")
+        raise root.wrong("training_stage", f"one of {', '.join(TRAINED_STAGES)}")
+    viable = parse_budgets(names, arch.num_slots, where=f"{root.where}viable_budgets")
     if len(viable) > arch.policy.max_budgets or len(set(viable)) < len(viable):
-        raise whole.wrong("viable_budgets", f"at most {arch.policy.max_budgets} of them, each once")
+        raise root.wrong("viable_budgets", f"at most {arch.policy.max_budgets} of them, each once")
     if has_policy and not viable:
-        raise whole.wrong("has_policy", "false where viable_budgets has none that it could choose")
+        raise root.wrong("has_policy", "false where viable_budgets has none that it could choose")
     if not isinstance(system, str | None):
-        raise whole.wrong("system_prompt", "text or null")
+        raise root.wrong("system_prompt", "text or null")
     return stage, viable, has_policy, system
 
 

@@ -67,9 +67,9 @@ def locate(folder: Path) -> dict[str, Stored]:
 
 
 def _files(folder: Path) -> list[Path]:
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():  # transformers also reads only this file if it exists
-        return [whole]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():  # transformers also reads only this file if it exists
+        return [single]
     files = [folder / name for name in _shards(index)] if index.exists() else list(folder.glob("*.safetensors"))
     if not files:
         others = sorted(file.name for file in folder.iterdir() if re.fullmatch(r".*\.(bin|pth?|ckpt)", file.name))

@@ -78,28 +78,28 @@ class Entry:
 def entries(architecture: Architecture) -> list[Entry]:
     """Returns every tensor of a model, in the order of a forward pass."""
     tower = "model.vision_tower.vision_model"
-    found = [
+    tensors = [
         _entry(f"{tower}.embeddings.patch_embedding.weight", "vision/patch_embedding/kernel", layout="patches"),
         _entry(f"{tower}.embeddings.patch_embedding.bias", "vision/patch_embedding/bias"),
         _entry(f"{tower}.embeddings.position_embedding.weight", "vision/position_embedding/embedding"),
     ]
     siglip = SIGLIP_LAYER if architecture.vision.patch_local else (*SIGLIP_ATTENTION, *SIGLIP_LAYER)
     for layer in range(architecture.vision.num_layers):
-        found += _stacked(siglip, f"{tower}.encoder.layers.{layer}", "vision/layers", layer)
+        tensors += _stacked(siglip, f"{tower}.encoder.layers.{layer}", "vision/layers", layer)
     for name in ("linear_1", "linear_2"):
-        found.append(
+        tensors.append(
             _entry(f"model.multi_modal_projector.{name}.weight", f"connector/{name}/kernel", layout="transposed")
         )
-        found.append(_entry(f"model.multi_modal_projector.{name}.bias", f"connector/{name}/bias"))
-    found.append(_entry("model.image_newline", "image_newline"))
-    found.append(_entry("model.language_model.embed_tokens.weight", "embed_tokens/embedding"))
-    found += _decoder_entries(architecture)
-    found.append(_entry("model.language_model.norm.weight", "norm/scale"))
+        tensors.append(_entry(f"model.multi_modal_projector.{name}.bias", f"connector/{name}/bias"))
+    tensors.append(_entry("model.image_newline", "image_newline"))
+    tensors.append(_entry("model.language_model.embed_tokens.weight", "embed_tokens/embedding"))
+    tensors += _decoder_entries(architecture)
+    tensors.append(_entry("model.language_model.norm.weight", "norm/scale"))
     if architecture.plan == "visor":
-        found += _routing_entries()
+        tensors += _routing_entries()
     if not architecture.text.tie_word_embeddings:
-        found.append(_entry("lm_head.weight", "lm_head/kernel", layout="transposed"))
-    return found
+        tensors.append(_entry("lm_head.weight", "lm_head/kernel", layout="transposed"))
+    return tensors
 
 
 def _decoder_entries(architecture: Architecture) -> Iterator[Entry]:

@@ -32,9 +32,9 @@ def read_preprocessor(folder: Path) -> Section:
     """
     separate, joint = folder / "preprocessor_config.json", folder / "processor_config.json"
     if joint.exists():
-        whole = Section(read_object(joint), f"{joint}: ")
-        if whole.values.get("image_processor") is not None:
-            return whole.section("image_processor")
+        root = Section(read_object(joint), f"{joint}: ")
+        if root.values.get("image_processor") is not None:
+            return root.section("image_processor")
     if not separate.exists():
         detail = " (processor_config.json is there, and has no image_processor)" if joint.exists() else ""
         raise RequestError(f"{separate}: no such file{detail}; expected it, or processor_config.json of transformers 5")
@@ -57,9 +57,9 @@ def check_processor(folder: Path, config: Section, patches_per_tile: int) -> Non
         "num_image_tokens": (patches_per_tile, "the patches of one tile of config.json"),
         "image_token": (IMAGE_MARKER, "the token that this package replaces by a picture"),
     }
-    for name, (wanted, why) in expected.items():
-        if processor.values.get(name) not in (None, wanted):
-            raise processor.wrong(name, f"{wanted!r}, {why}")
+    for name, (supported, why) in expected.items():
+        if processor.values.get(name) not in (None, supported):
+            raise processor.wrong(name, f"{supported!r}, {why}")
 
 
 def pixel_statistics(
@@ -104,8 +104,8 @@ def pixel_statistics(
 def _is_square(size: Any, side: int) -> bool:
     """Returns whether transformers interprets `size` as side x side pixels."""
     if isinstance(size, Mapping):
-        given = {name: value for name, value in size.items() if value is not None}
-        return given in ({"height": side, "width": side}, {"shortest_edge": side})
+        present = {name: value for name, value in size.items() if value is not None}
+        return present in ({"height": side, "width": side}, {"shortest_edge": side})
     return size == side or size == [side, side]
 
 

@@ -96,8 +96,8 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         raise RequestError(f"{folder}: a PEFT adapter, without the model; {MERGE}")
     config = read_object(folder / "config.json")
     arch = architecture_of(config, read_preprocessor(folder), folder)
-    own = own_fields(config, arch, folder)
-    checkpoint = Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *own)
+    fields = own_fields(config, arch, folder)
+    checkpoint = Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *fields)
     _check_sizes(checkpoint)
     return checkpoint
 
@@ -140,18 +140,18 @@ def check(checkpoint: Checkpoint) -> None:
     """
     arch, tensors = checkpoint.arch, checkpoint.tensors
     shapes, other = abstract_params(arch), []
-    wanted = {entry.key: torch_shape(shapes, entry, arch) for entry in entries(arch)}
-    missing = [key for key in wanted if key not in tensors]
-    unexpected = [shown(tensors[key].name) for key in tensors if key not in wanted and not _is_unread(key, arch)]
+    expected = {entry.key: torch_shape(shapes, entry, arch) for entry in entries(arch)}
+    missing = [key for key in expected if key not in tensors]
+    unexpected = [shown(tensors[key].name) for key in tensors if key not in expected and not _is_unread(key, arch)]
     if "lm_head.weight" in missing:
         missing.remove("lm_head.weight")
         other.append(
             "lm_head.weight is missing, and config.json does not tie it to the embeddings (transformers would draw it"
             " at random); if it is tied, set tie_word_embeddings to true"
         )
-    for key in wanted.keys() & tensors.keys():
+    for key in expected.keys() & tensors.keys():
         stored = tensors[key]
-        if problem := _shape_problem(stored, wanted[key]):
+        if problem := _shape_problem(stored, expected[key]):
             other.append(problem)
         elif stored.dtype not in DTYPES:
             other.append(f"{shown(stored.name)} is {stored.dtype}, expected one of {', '.join(DTYPES)}")

@@ -86,27 +86,27 @@ def plain(name: str, longest: int = 18) -> str:
 
 def figure(height: float, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """Creates a figure of `width` x `height` inches with axes side by side."""
-    made = Figure(figsize=(width, height), layout="constrained")
-    axes = made.subplots(1, columns, squeeze=False)
-    return made, list(axes[0])
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    axes = drawing.subplots(1, columns, squeeze=False)
+    return drawing, list(axes[0])
 
 
-def svg(made: Figure) -> bytes:
+def svg(drawing: Figure) -> bytes:
     """Returns a figure as SVG without metadata."""
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    return _saved(made, format="svg", metadata=nothing)
+    return _saved(drawing, format="svg", metadata=nothing)
 
 
-def png(made: Figure) -> bytes:
+def png(drawing: Figure) -> bytes:
     """Returns a figure as PNG without metadata."""
-    return _saved(made, format="png", dpi=170, metadata={"Software": None})
+    return _saved(drawing, format="png", dpi=170, metadata={"Software": None})
 
 
-def _saved(made: Figure, **options: Any) -> bytes:
+def _saved(drawing: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* missing from font")  # the browser has more fonts
-        made.savefig(buffer, **options)
+        drawing.savefig(buffer, **options)
     return buffer.getvalue()
 
 
@@ -121,22 +121,22 @@ def flops_unit(gflops: float) -> tuple[float, str]:
 @styled
 def cost_curve(evaluation: Row) -> bytes:
     """Draws accuracy against decoder FLOPs: the fixed budgets, the dial, and the cost of a dense decoder."""
-    made, [axes] = figure(3.7)
+    drawing, [axes] = figure(3.7)
     draw_cost_curve(axes, evaluation)
-    return svg(made)
+    return svg(drawing)
 
 
 @styled
 def readme_picture(evaluation: Row, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> bytes:
     """Draws the cost curve and, if there are any, the routes next to it, as PNG."""
     routes = evaluation.get("routes")
-    made, axes = figure(4.0, width=10.6 if routes else 5.6, columns=2 if routes else 1)
+    drawing, axes = figure(4.0, width=10.6 if routes else 5.6, columns=2 if routes else 1)
     draw_cost_curve(axes[0], evaluation)
     axes[0].set_title("What an answer costs, and how often it is right")
     if routes:
         draw_shares(axes[1], routes, budgets, tasks)
         axes[1].set_title("The budget that the policy picks for a question")
-    return png(made)
+    return png(drawing)
 
 
 def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
@@ -249,9 +249,9 @@ def shares(by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, s
       budgets: all budgets, fewest slots first; determines the colors.
       tasks: (task, level) in display order; other tasks follow.
     """
-    made, [axes] = figure(1.0 + 0.27 * len(by_task))
+    drawing, [axes] = figure(1.0 + 0.27 * len(by_task))
     draw_shares(axes, by_task, budgets, tasks)
-    return svg(made)
+    return svg(drawing)
 
 
 def draw_shares(axes: Axes, by_task: Shares, budgets: Sequence[str], tasks: Sequence[tuple[str, str]]) -> None:
@@ -317,7 +317,7 @@ def curve(rows: Sequence[Row], name: str) -> Curve:
 @styled
 def loss_curve(stage: Stage) -> bytes:
     """Draws loss against step: one line with its range, or a line per budget if the budget varies."""
-    made, [axes] = figure(2.5)
+    drawing, [axes] = figure(2.5)
     curves = {name: curve(rows, "loss") for name, rows in by_budget(stage.rows).items()}
     colors = budget_colors(list(curves)) if len(curves) > 1 else dict.fromkeys(curves, INK)
     for name, line in curves.items():
@@ -333,7 +333,7 @@ def loss_curve(stage: Stage) -> bytes:
     else:
         axes.set_ylim(bottom=0)
     finish_curve(axes, "loss, nats", legend=len(curves) > 1)
-    return svg(made)
+    return svg(drawing)
 
 
 def by_budget(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -363,7 +363,7 @@ def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
     levels = dict(tasks) if named <= dict(tasks).keys() else {}  # otherwise they are not tasks
     order = {task: place for place, (task, _) in enumerate(tasks)}
     fields.sort(key=lambda field: order.get(field.removeprefix(ACCURACY), len(order)))
-    made, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))
+    drawing, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))
     by_level: dict[str, list[str]] = {}
     for field in fields:
         by_level.setdefault(levels.get(field.removeprefix(ACCURACY), ""), []).append(field)
@@ -375,7 +375,7 @@ def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
             axes.plot(line.steps, 100 * line.mean, color=color, label=plain(name), lw=1.3)
     axes.set_ylim(-2, 102)
     finish_curve(axes, "right, %", legend=True)
-    return svg(made)
+    return svg(drawing)
 
 
 def finish_curve(axes: Axes, label: str, *, legend: bool) -> None:

@@ -138,7 +138,7 @@ class Workdir:
         """
         text = os.fspath(path)
         if not text or not text.isprintable():
-            raise RequestError(f"--workdir: {text!r} is no usable path: expected printable characters")
+            raise RequestError(f"--workdir: {text!r} is not a usable path: expected printable characters")
         self.path = as_path(text)
 
     def stage(self, name: str) -> StageFolder:

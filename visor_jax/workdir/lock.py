@@ -125,7 +125,7 @@ class WorkdirLock:
             return None
         except OSError as error:
             problem = error.strerror or error
-            raise RequestError(f"{self._path}: is no lock ({problem}); expected a file of a run, or none") from error
+            raise RequestError(f"{self._path}: is not a lock ({problem}); expected a file of a run, or none") from error
         if not isinstance(holder, dict) or not {"host", "pid", "token"} <= holder.keys():
             return None
         known = isinstance(holder["host"], str) and type(holder["pid"]) is int and isinstance(holder["token"], str)

@@ -142,15 +142,15 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Returns the commit that this package runs from, with "-dirty" for changed files; "" outside a checkout."""
-    here = Path(__file__)
+    this_file = Path(__file__)
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
+        command = ["git", "-C", str(this_file.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         # A virtual environment may be inside another project's checkout, so require one that tracks this file.
-        git("ls-files", "--error-unmatch", here.name)
+        git("ls-files", "--error-unmatch", this_file.name)
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -173,8 +173,8 @@ def read_npz(
     try:
         with zipfile.ZipFile(io.BytesIO(read_regular(path, MAX_NPZ_BYTES))) as archive:
             present = {info.filename: info for info in archive.infolist()}
-            wanted = [name for name in kinds if f"{name}.npy" in present or name not in may_lack]
-            return {name: _array(archive, present[f"{name}.npy"], *kinds[name]) for name in wanted}
+            names = [name for name in kinds if f"{name}.npy" in present or name not in may_lack]
+            return {name: _array(archive, present[f"{name}.npy"], *kinds[name]) for name in names}
     except KeyError as error:
         raise RequestError(f"{path}: damaged ({error.args[0]} is missing); remove it and {again}") from error
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
