@@ -68,10 +68,10 @@ def test_a_damaged_configuration_is_refused_by_field(
         ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std.*expected three numbers from 0.0001"),
         ("preprocessor_config.json", {"image_std": [1, 1, float("nan")]}, "expected three numbers from 0.0001"),
         ("preprocessor_config.json", {"image_mean": [0.5, 0.5, 127]}, "expected three numbers from 0 to 1"),
-        ("model.safetensors.index.json", {"weight_map": []}, "expected a .safetensors file next to the index"),
-        ("model.safetensors.index.json", {"weight_map": None}, "expected a .safetensors file next to the index"),
-        ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "expected a .safetensors file next to the index"),
-        ("model.safetensors.index.json", {"weight_map": {"a": "../b.safetensors"}}, "next to the index"),
+        ("model.safetensors.index.json", {"weight_map": []}, "expected for each tensor the name"),
+        ("model.safetensors.index.json", {"weight_map": None}, "expected for each tensor the name"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "expected for each tensor the name"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../b.safetensors"}}, "file next to it"),
     ],
 )
 def test_other_damaged_files_are_refused(

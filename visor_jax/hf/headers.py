@@ -85,7 +85,7 @@ def _shards(index: Path) -> set[str]:
     table = read_object(index).get("weight_map")
     names = table.values() if isinstance(table, dict) else []
     if not (names and all(isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names)):
-        raise RequestError(f"{index}: weight_map: expected a .safetensors file next to the index for each tensor")
+        raise RequestError(f"{index}: weight_map: expected for each tensor the name of a .safetensors file next to it")
     return set(names)
 
 
