@@ -17,8 +17,9 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.data import chat, collate
-from visor_jax.data.collate import Example, RowShape, encode_example, encode_prompt, encode_tokens, make_batch, pack
+from visor_jax.data.collate import Example, RowShape, encode_example, encode_prompt, encode_tokens, make_batch
 from visor_jax.data.glyphs.source import Glyphs
+from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.data.tokenizer import load_tokenizer
 
@@ -159,17 +160,20 @@ def some_examples(draw: st.DrawFn) -> list[Example]:
     return examples
 
 
-@hypothesis.given(some_examples(), st.integers(1, 3))
+@hypothesis.given(some_examples(), st.integers(1, 3), st.integers(1, 2))
 @hypothesis.settings(max_examples=40, deadline=None)
-def test_packing_keeps_every_example_whole(examples: list[Example], num_rows: int) -> None:
-    rows, left_over = pack(examples, ROOM, num_rows)
-    assert (
-        sorted(e.id for e in [*itertools.chain(*rows), *left_over]) == [e.id for e in examples]
-        and len(rows) == num_rows
-    )
-    for example in left_over:  # first-fit: no row had room when its turn came, so none has at the end
-        assert not any(ROOM.holds(sum((e.size for e in row), example.size)) for row in rows)
-    batch = make_batch(rows, ROOM, TILED)
+def test_packing_keeps_every_example_whole(examples: list[Example], num_pools: int, rows_per_pool: int) -> None:
+    rows: list[list[Example]] = []
+    waiting = list(examples)
+    for _ in range(num_pools):
+        chosen = fill_pool([e.size for e in waiting], PoolShape(rows_per_pool, ROOM.tiles, ROOM.visual, ROOM.text))
+        rows += [[waiting[index] for index in row] for row in chosen]
+        taken = {index for row in chosen for index in row}
+        waiting = [e for index, e in enumerate(waiting) if index not in taken]
+    assert sorted(e.id for e in [*itertools.chain(*rows), *waiting]) == [e.id for e in examples]
+    batch = make_batch(rows, ROOM, TILED, rows_per_pool)
+    assert batch.arrays["tiles"].shape[:2] == (num_pools, ROOM.tiles)
+    batch.arrays["tiles"] = np.repeat(batch.arrays["tiles"], rows_per_pool, axis=0)  # each row's own view of its pool
     assert batch.ids == [e.id for row in rows for e in row]
     for number, row in enumerate(rows):
         arrays = row_of(batch.arrays, number)
@@ -218,6 +222,13 @@ def test_a_row_that_overflows_is_refused() -> None:
     example = encode_tokens([1, 2, 3], [], IMAGE, PLAIN)
     with pytest.raises(ValueError, match="does not fit"):
         make_batch([[example, example]], RowShape(1, 5, 5), PLAIN)
+    tiled = encode_tokens([1, IMAGE, 2], [picture(30, 30)], IMAGE, TILED)
+    room = RowShape(tiled.size.tiles + 1, 80, 5)
+    assert make_batch([[tiled], []], room, TILED, 2).arrays["tiles"].shape[:2] == (1, room.tiles)
+    with pytest.raises(ValueError, match="row 1 .* does not fit"):
+        make_batch([[tiled], [tiled]], room, TILED, 2)
+    with pytest.raises(ValueError, match="3 rows do not divide into pools of 2"):
+        make_batch([[tiled], [], []], room, TILED, 2)
 
 
 def test_the_generated_data_fits_its_default_row_shape() -> None:

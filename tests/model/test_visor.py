@@ -61,6 +61,16 @@ def test_packed_rows_equal_separate_rows(budget) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_rows_that_share_a_pool_of_tiles_equal_rows_with_their_own(budget) -> None:
+    one, other, two, none = examples()
+    pooled = make_batch([[one, none], [two], [other], []], RowShape(tiles=9, visual=30, text=16), ARCH, 2)
+    assert pooled.arrays["tiles"].shape[0] == 2
+    alone = logits_by_example(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget)
+    for found, expected in zip(logits_by_example(pooled, budget), alone, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_budgets_of_a_mixed_batch_are_honoured_sample_by_sample() -> None:
     """Rows of different pictures and texts, each under its own budget: the logits that each has alone under it."""
     batch = make_batch([[e] for e in examples()], SEPARATE, ARCH)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,9 +42,8 @@ class RowShape:
         return f"{self.tiles} tiles, {self.visual} visual positions, {self.text} text tokens"
 
 
-@dataclass(frozen=True)
-class Example:
-    """A sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
+class Example(NamedTuple):
+    """One sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
 
     Attributes:
         id: the sample's id.
@@ -75,12 +75,12 @@ class Example:
         return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Fixed-shape arrays, and the ids and tasks of their rows.
+class Batch(NamedTuple):
+    """Fixed-shape arrays and the names that belong to their rows.
 
     Attributes:
-        arrays: tiles uint8 [B, n, S, S, 3]; visual_gather int32, visual_weights float32 [B, Nv, K]; visual_positions,
+        arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing);
+            visual_gather int32, visual_weights float32 [B, Nv, K], indices into the row's pool; visual_positions,
             visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
             loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
         ids: the samples' ids, row by row.
@@ -238,62 +238,69 @@ def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
     return np.where(mask, np.cumsum(begins) - 1, -1)
 
 
-def pack(examples: Sequence[Example], row_shape: RowShape, num_rows: int) -> tuple[list[list[Example]], list[Example]]:
-    """Packs first-fit: puts each example, in order, into the first row that holds it within all three limits.
+def make_batch(
+    rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture, rows_per_pool: int = 1
+) -> Batch:
+    """Rows of examples as one batch of the given row shape; a row's examples become its segments 1, 2, ...
 
-    Returns:
-        The rows (some may be empty), and the examples that fit into no row, in order. A pure function of its arguments.
-    """
-    rows: list[list[Example]] = [[] for _ in range(num_rows)]
-    used = [RowShape(0, 0, 0)] * num_rows
-    left_over: list[Example] = []
-    for example in examples:
-        row = next((row for row in range(num_rows) if row_shape.holds(used[row] + example.size)), None)
-        if row is None:
-            left_over.append(example)
-        else:
-            rows[row].append(example)
-            used[row] += example.size
-    return rows, left_over
-
-
-def make_batch(rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture) -> Batch:
-    """Makes a batch of the given row shape from rows of examples; a row's examples become its segments 1, 2, ...
+    `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles.
 
     Raises:
-        ValueError: a row's examples do not fit the row shape.
+        ValueError: a row or a pool holds more than the row shape allows, or the rows do not divide into pools.
     """
-    # Video frames may need more taps than `anyres.taps`, which counts pictures only.
-    widths = (example.visual_gather.shape[1] for examples in rows for example in examples)
-    arrays = _empty_arrays(len(rows), row_shape, max(anyres.taps(architecture), *widths, 0), architecture)
-    patches = architecture.vision.patches_per_tile
+    if len(rows) % rows_per_pool:
+        raise ValueError(f"{len(rows)} rows do not divide into pools of {rows_per_pool}")
+    # Frames of a video are shrunk also where no picture is.
+    widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
+    most_taps = max(anyres.taps(architecture), *widest, 0)
+    arrays = _empty_arrays(len(rows), len(rows) // rows_per_pool, row_shape, most_taps, architecture)
+    tiles_used = 0
     for row, examples in enumerate(rows):
-        used, turns = RowShape(0, 0, 0), 0
+        pool, place = divmod(row, rows_per_pool)
+        used, turns = RowShape(tiles_used if place else 0, 0, 0), 0
         for segment, example in enumerate(examples, start=1):
             if not row_shape.holds(used + example.size):
                 raise ValueError(f"row {row} ({used + example.size}) does not fit the row shape ({row_shape})")
-            tiles = slice(used.tiles, used.tiles + example.size.tiles)
-            visual = slice(used.visual, used.visual + example.size.visual)
-            text = slice(used.text, used.text + example.size.text)
-            newline = example.size.tiles * patches  # the newline's index in the example
-            gather = example.visual_gather + used.tiles * patches
-            gather = np.where(example.visual_gather == newline, row_shape.tiles * patches, gather)
-            arrays["tiles"][row, tiles] = example.tiles
-            arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
-            arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
-            arrays["visual_positions"][row, visual] = example.visual_positions
-            arrays["visual_segments"][row, visual] = segment
-            arrays["text_tokens"][row, text] = example.text_tokens
-            arrays["text_positions"][row, text] = example.text_positions
-            arrays["text_segments"][row, text] = segment
-            arrays["loss_mask"][row, text] = example.loss_mask
-            arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
+            _place(arrays, architecture, example, row=row, pool=pool, segment=segment, used=used, turns=turns)
             used, turns = used + example.size, turns + len(example.tasks)
+        tiles_used = used.tiles
     return Batch(
         arrays=arrays,
         ids=[example.id for examples in rows for example in examples],
         tasks=[[task for example in examples for task in example.tasks] for examples in rows],
     )
+
+
+def _place(
+    arrays: dict[str, np.ndarray],
+    architecture: Architecture,
+    example: Example,
+    *,
+    row: int,
+    pool: int,
+    segment: int,
+    used: RowShape,
+    turns: int,
+) -> None:
+    """Write an example into its row and its tiles into their pool, after what is `used` and the row's first `turns`."""
+    num_tiles = arrays["tiles"].shape[1]
+    patches = architecture.vision.patches_per_tile
+    tiles = slice(used.tiles, used.tiles + example.size.tiles)
+    visual = slice(used.visual, used.visual + example.size.visual)
+    text = slice(used.text, used.text + example.size.text)
+    newline = example.size.tiles * patches
+    gather = example.visual_gather + used.tiles * patches
+    gather = np.where(example.visual_gather == newline, num_tiles * patches, gather)
+    arrays["tiles"][pool, tiles] = example.tiles
+    arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
+    arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
+    arrays["visual_positions"][row, visual] = example.visual_positions
+    arrays["visual_segments"][row, visual] = segment
+    arrays["text_tokens"][row, text] = example.text_tokens
+    arrays["text_positions"][row, text] = example.text_positions
+    arrays["text_segments"][row, text] = segment
+    arrays["loss_mask"][row, text] = example.loss_mask
+    arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
 
 
 def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architecture: Architecture) -> Batch:
@@ -307,12 +314,13 @@ def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architect
     return batch
 
 
-def _empty_arrays(num_rows: int, row_shape: RowShape, taps: int, architecture: Architecture) -> dict[str, np.ndarray]:
-    """Returns `Batch.arrays` of rows without examples; `taps` is K."""
+def _empty_arrays(
+    num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
+) -> dict[str, np.ndarray]:
     tile = architecture.vision.tile_size
     visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     return {
-        "tiles": np.zeros((num_rows, row_shape.tiles, tile, tile, 3), np.uint8),
+        "tiles": np.zeros((num_pools, row_shape.tiles, tile, tile, 3), np.uint8),
         "visual_gather": np.zeros((*visual, taps), np.int32),
         "visual_weights": np.zeros((*visual, taps), np.float32),
         "visual_positions": np.zeros(visual, np.int32),

@@ -6,11 +6,11 @@ batches that can start at any step.
 A global sample counter is the position in the data. Batch `s` holds the samples `s * batch_size` to
 `(s + 1) * batch_size - 1` of one endless stream. Each sample is a pure function of (seed, counter):
 
-- Source: chosen by weight at fixed positions (`grain.MapDataset.mix`).
-- Index: finite sources are reshuffled every epoch by (seed, source, epoch), so an epoch yields every sample once;
-  generated sources are read in order.
-- Substitute: a sample that cannot be used is counted (`skips.SkipLog`) and replaced by another of the same source,
-  whose index is drawn from (seed, counter, attempt); so a bad record moves no other sample.
+- Which source: `grain.MapDataset.mix`, by weight, at fixed places.
+- Which of its samples: finite sources are shuffled anew in every epoch by (seed, source, epoch), so that an epoch shows
+  every sample once; generated sources are read in order.
+- A sample that cannot be used is counted (`skips.Tally`) and its place is taken by another of the same source, whose
+  index is drawn from (seed, counter, attempt); so one bad record moves no other sample.
 
 Each process makes only its rows of every batch. To resume, start at step `s`; no other state is stored.
 """
@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grain
 import numpy as np
@@ -33,11 +33,12 @@ from visor_jax.errors import RunError
 
 ExampleT = TypeVar("ExampleT")
 BatchT = TypeVar("BatchT")
+ElementT = TypeVar("ElementT")
 
 MAX_ATTEMPTS = 1000  # per position of the stream, whatever fraction of skips is allowed
 # Otherwise Grain adds a paragraph to error messages. Unparsed flags have their default values.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
-_FOREVER = 2**62  # larger lengths overflow inside Grain
+FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
 @dataclass(frozen=True)
@@ -52,52 +53,48 @@ class Part:
 class ExampleStream(Generic[ExampleT]):
     """The endless stream of examples: `stream[counter]` is a pure function of (seed, counter)."""
 
-    def __init__(
-        self, parts: Sequence[Part], encode: Callable[[Sample], ExampleT], seed: int, skips: SkipLog | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], encode: Callable[[Sample], ExampleT], seed: int) -> None:
         """
         Args:
             parts: at least one; every source has samples.
             encode: sample -> example; may raise `SkipSample`.
             seed: 0 or more.
-            skips: counts skipped samples.
         """
         self._parts, self._encode, self._seed = tuple(parts), encode, seed
-        self._skips = skips or SkipLog()
-        # The mixture consists of (part, ordinal) pairs: the ordinal-th sample drawn from this part.
+        # What is mixed are (part, ordinal) pairs: "the ordinal-th sample that this part gives".
         ordinals = [
-            grain.MapDataset.range(_FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
+            grain.MapDataset.range(FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
         ]
         self._mixture = grain.MapDataset.mix(ordinals, weights=[part.weight for part in self._parts])
-        self._permutation = functools.lru_cache(maxsize=2 * len(self._parts))(self._make_permutation)
+        self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
-        return _FOREVER
+        return FOREVER
 
     def __getitem__(self, counter: int) -> ExampleT:
         """Returns the example at this position of the stream.
 
         Raises:
-            RunError: too many samples were skipped.
+            RunError: no sample could be used.
         """
         return self.tallied(counter)[0]
 
     def tallied(self, counter: int) -> tuple[ExampleT, Tally]:
-        """Returns the example at this position of the stream, and the tally of samples tried and skipped for it."""
-        reasons: list[str] = []
+        """The example at this place of the stream, and what was tried and skipped for it."""
         tally = Tally()
         for attempt in range(MAX_ATTEMPTS):
             part, index = self.reference(counter, attempt)
             source = self._parts[part].source
-            self._skips.count_tried()
             tally.tried += 1
             try:
                 return self._encode(source[index]), tally
             except SkipSample as why:
-                self._skips.count_skipped(source.name, index, why)
-                tally.counts[source.name, why.reason] += 1
-                reasons.append(f"{source.name} {index}: {why}")
-        raise RunError(f"no usable sample in {MAX_ATTEMPTS} attempts at place {counter}; last: {reasons[-1]}")
+                tally.skip(source.name, index, why)
+        last = tally.skips[-1]
+        raise RunError(
+            f"no usable sample in {MAX_ATTEMPTS} attempts at place {counter};"
+            f" last: {last.source} {last.index}: {last.reason}: {last.detail}"
+        )
 
     def reference(self, counter: int, attempt: int = 0) -> tuple[int, int]:
         """Returns (part, index in its source) of a position in the stream; `attempt` > 0 selects a substitute."""
@@ -112,6 +109,14 @@ class ExampleStream(Generic[ExampleT]):
         if self._parts[part].shuffle:
             index = int(self._permutation(part, epoch)[index])
         return part, index
+
+    def _permutation(self, part: int, epoch: int) -> np.ndarray:
+        order = self._permutations.get((part, epoch))
+        if order is None:
+            while len(self._permutations) >= 2 * len(self._parts):
+                self._permutations.pop(next(iter(self._permutations)), None)
+            order = self._permutations[part, epoch] = self._make_permutation(part, epoch)
+        return order
 
     def _make_permutation(self, part: int, epoch: int) -> np.ndarray:
         # Sorts raw words instead of calling Generator.permutation: NumPy keeps the raw words stable across versions.
@@ -136,7 +141,7 @@ class _Rows:
         return self.batch_size // self.process_count
 
     def __len__(self) -> int:
-        return _FOREVER // self.batch_size * self.local_size
+        return FOREVER // self.batch_size * self.local_size
 
     def __getitem__(self, index: int) -> int:
         step, local = divmod(int(index), self.local_size)
@@ -164,26 +169,49 @@ def tallied_batches(
     return grain.MapDataset.source(rows).map(stream.tallied).batch(rows.local_size, batch_fn=batched)
 
 
-class BatchIterator(Iterator[BatchT]):
-    """Yields batches from `start_step` on, prefetched by one thread. Close it, or use it in a `with` statement.
+def read_ahead(
+    dataset: grain.MapDataset[ElementT], start: int, *, workers: int, ahead: int
+) -> grain.DatasetIterator[ElementT]:
+    """The elements from `start` on, in order, made ahead by `workers` processes, or by one thread without any.
 
-    Taking a batch counts its tally as used (`SkipLog.use`).
+    Each worker makes whole elements, every `workers`-th of them, and passes their arrays through shared memory; `ahead`
+    is the number of elements that each of them, or the thread, makes before they are taken.
+    """
+    elements = dataset.slice(slice(start, None)).to_iter_dataset(
+        grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=0 if workers else ahead)
+    )
+    if workers:
+        elements = elements.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(ahead, 1))
+        )
+    return iter(elements)
+
+
+class BatchIterator(Iterator[BatchT]):
+    """Batches made ahead of time. Close it, or use it in a `with` statement.
+
+    What was tried for a batch is counted (`SkipLog.use`) when the batch is taken.
     """
 
     def __init__(
-        self, dataset: grain.MapDataset[tuple[BatchT, Tally]], start_step: int, prefetch: int, skips: SkipLog
+        self,
+        batches: grain.DatasetIterator[tuple[BatchT, Tally]],
+        skips: SkipLog,
+        position: Callable[[], Any] = lambda: None,
     ) -> None:
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
-        self._batches = iter(dataset.slice(slice(start_step, None)).to_iter_dataset(options))
-        self._skips = skips
+        self._batches, self._skips, self._position = batches, skips, position
 
     def __next__(self) -> BatchT:
         batch, tally = next(self._batches)
         self._skips.use(tally)
         return batch
 
+    def position(self) -> Any:
+        """What a checkpoint has to keep besides the number of steps, as JSON values; None where that number is all."""
+        return self._position()
+
     def close(self) -> None:
-        """Stops the thread; may be called repeatedly."""
+        """Stops threads and workers; harmless when repeated."""
         self._batches.close()
 
     def __enter__(self) -> BatchIterator[BatchT]:
@@ -204,27 +232,25 @@ def make_pipeline(
     skips: SkipLog | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    workers: int = 0,
     prefetch: int = 2,
 ) -> BatchIterator[BatchT]:
-    """Yields training batches from step `start_step` on.
+    """Batches of `batch_size` samples, from step `start_step` on (`visor_jax.data.pools` packs several into a row).
 
     Args:
         parts: the sources and their weights.
         encode: sample -> example; may raise `SkipSample`.
-        collate: the examples of this process's part of a batch, in order -> batch. It may put several into one row
-            (`collate.pack`); the result stays a pure function of (seed, step).
-        batch_size: samples per step over all processes, a multiple of `process_count`.
-        seed: seeds shuffles and substitutes.
-        start_step: the step of the first batch.
-        skips: counts and records skipped samples.
-        process_index, process_count: select this process's rows.
-        prefetch: number of batches to prefetch.
+        collate: the examples of this process's part of a batch, in order -> batch.
+        batch_size: samples per step over all processes; `process_count` divides it.
+        seed: of shuffles and substitutes.
+        start_step: the first batch to give.
+        skips: where skipped samples are counted and written down.
+        process_index, process_count: which rows to make.
+        workers: processes that make batches; 0 makes them in a thread.
+        prefetch: how many batches the thread or each worker makes ahead.
 
     Raises (while iterating):
         RunError: more samples were skipped than `skips` allows.
     """
-    skips = skips or SkipLog()
-    dataset = tallied_batches(
-        ExampleStream(parts, encode, seed, skips), collate, batch_size, process_index, process_count
-    )
-    return BatchIterator(dataset, start_step, prefetch, skips)
+    dataset = tallied_batches(ExampleStream(parts, encode, seed), collate, batch_size, process_index, process_count)
+    return BatchIterator(read_ahead(dataset, start_step, workers=workers, ahead=prefetch), skips or SkipLog())

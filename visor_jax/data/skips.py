@@ -3,9 +3,9 @@
 In: one call per sample tried, one per sample skipped. Out: counts by source and reason for the metrics, one line per
 skipped record in `data/skipped.jsonl`, and a `RunError` once more than the allowed fraction was skipped.
 
-Batches are made ahead of the steps that use them. So a `Tally` of its own travels with each batch, and `SkipLog.used`
-counts what the steps so far have used: that is what the metrics tell and a checkpoint keeps, and it is the same whether
-or not a run was interrupted.
+Batches are made ahead of the steps that use them, and perhaps in other processes. So a `Tally` travels with each batch
+and counts when a step takes the batch (`SkipLog.use`): metrics and checkpoints say the same whether or not a run was
+interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError, RunError, printable
@@ -26,16 +26,31 @@ MAX_BYTES = 2**30  # of a log of what was skipped
 _DETAIL_CHARACTERS = 500
 
 
+class Skip(NamedTuple):
+    """A skipped sample: its place in its source, and why."""
+
+    source: str
+    index: int
+    reason: str
+    detail: str
+
+
 @dataclass
 class Tally:
-    """How many samples were tried, and how many skipped by (source, reason)."""
+    """How many samples were tried, how many were skipped by (source, reason), and which (`skips`)."""
 
     tried: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    skips: list[Skip] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         self.tried += other.tried
         self.counts += other.counts
+        self.skips += other.skips
+
+    def skip(self, source: str, index: int, why: SkipSample) -> None:
+        self.counts[source, why.reason] += 1
+        self.skips.append(Skip(source, index, why.reason, why.detail))
 
     @property
     def skipped(self) -> int:
@@ -69,8 +84,6 @@ class SkipLog:
     """Counts tried and skipped samples; safe to use from several threads.
 
     Attributes:
-        made: what has been tried so far, for steps and ahead of them.
-        used: what the steps so far have used (`use`); starts where `restore` says.
         first: for each reason what was wrong with the first such sample.
     """
 
@@ -82,7 +95,7 @@ class SkipLog:
             max_fraction: more than this fraction of `tried` raises.
             minimum: but not before so many were tried.
         """
-        self.made, self.used = Tally(), Tally()
+        self._total = Tally()
         self.first: dict[str, str] = {}
         self._path, self._max_fraction, self._minimum = path, max_fraction, minimum
         self._written: set[tuple[str, int, str]] | None = None
@@ -90,69 +103,79 @@ class SkipLog:
 
     @property
     def tried(self) -> int:
-        return self.made.tried
+        return self._total.tried
 
     @property
     def counts(self) -> Counter[tuple[str, str]]:
-        return self.made.counts
+        return self._total.counts
 
     @property
     def skipped(self) -> int:
-        return self.made.skipped
+        return self._total.skipped
 
     def by_reason(self) -> dict[str, int]:
-        """{"source/reason": count} of all that was tried, most frequent first."""
-        return self.made.by_reason()
-
-    def use(self, tally: Tally) -> None:
-        """Count a batch's tally as used: a step takes it."""
-        self.used.add(tally)
+        """{"source/reason": count}, most frequent first."""
+        return self._total.by_reason()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the counts of what was used, as JSON values."""
-        return self.used.state()
+        """What a checkpoint keeps: the counts, as JSON values."""
+        return self._total.state()
 
     def restore(self, state: Any) -> None:
-        """Go on from `state`, before anything is tried: the allowed fraction holds over all starts of a run."""
-        self.made, self.used = Tally.of(state), Tally.of(state)
+        """Continue from `state`, before anything is tried: the allowed fraction holds over all starts of a run."""
+        self._total = Tally.of(state)
+
+    def use(self, tally: Tally) -> None:
+        """Count what was tried and skipped for a batch that a step takes.
+
+        Raises:
+            RunError: too many samples were skipped, or one cannot be written down.
+        """
+        with self._lock:
+            self._total.tried += tally.tried
+            for skip in tally.skips:
+                self._count(skip)
 
     def count_tried(self) -> None:
         with self._lock:
-            self.made.tried += 1
+            self._total.tried += 1
 
     def count_skipped(self, source: str, index: int, why: SkipSample) -> None:
         """Counts a sample that `count_tried` has counted already, and writes it down.
 
         Raises:
-            RunError: this was one too many, or it cannot be written down.
+            RunError: too many samples were skipped, or this one cannot be written down.
         """
         with self._lock:
-            self.made.counts[source, why.reason] += 1
-            self.first.setdefault(why.reason, why.detail)
-            try:
-                self._write(source, index, why)
-            except OSError as error:
-                raise RunError(f"{self._path}: cannot be written: {error.strerror or error}") from error
-            skipped = self.skipped
-            if self.tried >= self._minimum and skipped > self._max_fraction * self.tried:
-                reasons = ", ".join(f"{name} {count}" for name, count in self.by_reason().items())
-                raise RunError(
-                    f"{skipped} of {self.tried} samples could not be used ({reasons}), more than "
-                    f"data.max_skipped_fraction={self._max_fraction:g} allows; last: {source} {index}, {why}"
-                )
+            self._count(Skip(source, index, why.reason, why.detail))
 
-    def _write(self, source: str, index: int, why: SkipSample) -> None:
+    def _count(self, skip: Skip) -> None:
+        self._total.counts[skip.source, skip.reason] += 1
+        self.first.setdefault(skip.reason, skip.detail)
+        try:
+            self._write(skip)
+        except OSError as error:
+            raise RunError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+        skipped = self.skipped
+        if self.tried >= self._minimum and skipped > self._max_fraction * self.tried:
+            reasons = ", ".join(f"{name} {count}" for name, count in self.by_reason().items())
+            why = f"{skip.reason}: {skip.detail}" if skip.detail else skip.reason
+            raise RunError(
+                f"{skipped} of {self.tried} samples could not be used ({reasons}), more than "
+                f"data.max_skipped_fraction={self._max_fraction:g} allows; last: {skip.source} {skip.index}, {why}"
+            )
+
+    def _write(self, skip: Skip) -> None:
         if self._path is None:
             return
         if self._written is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._written = _already_written(self._path)
-        key = (source, index, why.reason)
+        key = (skip.source, skip.index, skip.reason)
         if key in self._written:
             return
         self._written.add(key)
-        detail = printable(why.detail[:_DETAIL_CHARACTERS])
-        record = {"source": source, "index": index, "reason": why.reason, "detail": detail}
+        record = skip._asdict() | {"detail": printable(skip.detail[:_DETAIL_CHARACTERS])}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -27,15 +27,20 @@ def connector(params: Params, features: Float[Array, "B n P Dv"]) -> Float[Array
 
 
 def stitch(
-    features: Float[Array, "B n P D"],
+    features: Float[Array, "G n P D"],
     newline: Float[Array, " D"],
     gather: Int[Array, "B Nv K"],
     weights: Float[Array, "B Nv K"],
 ) -> Float[Array, "B Nv D"]:
-    """Position i is the sum over k of weights[i, k] * source[gather[i, k]]; source: all patches, then the newline."""
-    batch, _, _, size = features.shape
-    source = features.reshape(batch, -1, size)
-    source = jnp.concatenate([source, jnp.broadcast_to(newline, (batch, 1, size)).astype(source.dtype)], axis=1)
-    patches = jnp.take_along_axis(source[:, :, None], gather.reshape(batch, -1, 1, 1), axis=1)  # [B, Nv * K, 1, D]
+    """Position i is the sum over k of weights[i, k] * source[gather[i, k]]; source: all patches, then the newline.
+
+    Each B / G neighboring rows share a pool of n tiles; `gather` counts the patches of the row's pool.
+    """
+    pools, _, _, size = features.shape
+    source = features.reshape(pools, -1, size)
+    source = jnp.concatenate([source, jnp.broadcast_to(newline, (pools, 1, size)).astype(source.dtype)], axis=1)
+    patches = jnp.take_along_axis(
+        source[:, :, None], gather.reshape(pools, -1, 1, 1), axis=1
+    )  # [G, B / G * Nv * K, 1, D]
     patches = patches.reshape(*gather.shape, size)
     return jnp.einsum("BVKD,BVK->BVD", patches, weights.astype(patches.dtype))
