@@ -181,6 +181,8 @@ def read_ahead(
         grain.ReadOptions(num_threads=0 if workers else 1, prefetch_buffer_size=0 if workers else ahead)
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags' values, also in programs that parse none
+            flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(ahead, 1))
         )

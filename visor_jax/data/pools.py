@@ -37,8 +37,8 @@ class PoolPosition:
     waiting: tuple[int, ...] = ()
 
     def state(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"drawn": self.drawn, "waiting": list(self.waiting)}
+        """As JSON values, of the same structure at every position, as Grain asks of an iterator's state."""
+        return {"drawn": self.drawn, "waiting": " ".join(map(str, self.waiting))}
 
     @classmethod
     def of(cls, state: Any) -> PoolPosition:
@@ -48,15 +48,14 @@ class PoolPosition:
             RunError: it is no such position.
         """
         try:
-            drawn, waiting = state["drawn"], tuple(state["waiting"])
-        except (TypeError, KeyError):
-            drawn, waiting = -1, ()
-        numbers = [drawn, *waiting]
-        if any(type(n) is not int or not 0 <= n <= drawn for n in numbers) or len({*waiting}) < len(waiting):
-            raise RunError(
-                f"the position of a pool in the data, {state!r:.100}, cannot be read; is the checkpoint damaged?"
-            )
-        return cls(drawn, waiting)
+            position = cls(int(state["drawn"]), tuple(map(int, state["waiting"].split())))
+        except (TypeError, KeyError, ValueError, AttributeError):
+            position = cls(-1)
+        waiting = position.waiting
+        known = all(0 <= ordinal < position.drawn for ordinal in waiting)
+        if position.drawn < 0 or not known or len({*waiting}) < len(waiting):
+            raise RunError(f"{state!r:.100} is no position of a pool in the data; is the checkpoint damaged?")
+        return position
 
 
 @dataclass(frozen=True)
