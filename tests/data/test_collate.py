@@ -225,7 +225,7 @@ def test_a_row_that_overflows_is_refused() -> None:
     tiled = encode_tokens([1, IMAGE, 2], [picture(30, 30)], IMAGE, TILED)
     room = RowShape(tiled.size.tiles + 1, 80, 5)
     assert make_batch([[tiled], []], room, TILED, 2).arrays["tiles"].shape[:2] == (1, room.tiles)
-    with pytest.raises(ValueError, match="row 1 .* does not fit"):
+    with pytest.raises(ValueError, match=r"row 1 .* does not fit"):
         make_batch([[tiled], [tiled]], room, TILED, 2)
     with pytest.raises(ValueError, match="3 rows do not divide into pools of 2"):
         make_batch([[tiled], [], []], room, TILED, 2)

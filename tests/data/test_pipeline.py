@@ -41,7 +41,7 @@ def name_of(sample: Sample) -> str:
 
 
 def pipeline(parts: Sequence[Part], batch_size: int = 4, seed: int = 0, **options) -> BatchIterator[list[str]]:
-    return make_pipeline(parts, name_of, list, batch_size=batch_size, seed=seed, **options)
+    return make_pipeline(ExampleStream(parts, name_of, seed), list, batch_size=batch_size, **options)
 
 
 def take(count: int, parts: Sequence[Part], **options) -> list[list[str]]:
@@ -159,7 +159,7 @@ def test_what_the_encoder_refuses_is_skipped_too() -> None:
         return sample.id
 
     skips = SkipLog()
-    with make_pipeline([Part(Numbers("a", 10))], encode, list, batch_size=10, seed=0, skips=skips) as batches:
+    with make_pipeline(ExampleStream([Part(Numbers("a", 10))], encode, 0), list, batch_size=10, skips=skips) as batches:
         assert "a/3" not in next(batches)
     assert skips.by_reason()["a/too_long"] >= 1
 

@@ -229,7 +229,13 @@ def test_kill_9_then_the_last_good_checkpoint_is_used(
     assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
 
 
-def test_skip_counts_go_on_where_they_were(tmp_path: Path, signal_at: Callable[[str], None]) -> None:
+PACKED = {"data.pack_window": 5, "data.pool_rows": 2, "data.pool_tiles": 4, "data.visual_length": 80}
+
+
+@pytest.mark.parametrize("packing", [{}, PACKED], ids=["one per row", "packed"])
+def test_skip_counts_go_on_where_they_were(
+    tmp_path: Path, signal_at: Callable[[str], None], packing: dict[str, int]
+) -> None:
     """Rows of a run that was stopped and resumed tell the same counts; no record is written down twice."""
     Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "red"}]
@@ -238,7 +244,7 @@ def test_skip_counts_go_on_where_they_were(tmp_path: Path, signal_at: Callable[[
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     fractions = {"data.max_skipped_fraction": 0.9, "data.test_fraction": 0.0}
-    config = tiny_config({**changes, **fractions, "stage_overrides.full.init_from": ""})
+    config = tiny_config({**changes, **fractions, **packing, "stage_overrides.full.init_from": ""})
     runs = {name: Workdir(tmp_path / name) for name in ("whole", "stopped")}
     for workdir in runs.values():
         workdir.create()
@@ -255,6 +261,9 @@ def test_skip_counts_go_on_where_they_were(tmp_path: Path, signal_at: Callable[[
     assert all(name.endswith("/missing_file") for name in whole[-1]["skipped"])
     lines = (runs["stopped"].path / "data" / "skipped.jsonl").read_text().splitlines()
     assert len({json.loads(line)["index"] for line in lines}) == len(lines) <= 8
+    assert_same(params_of(runs["stopped"].path, "full"), params_of(runs["whole"].path, "full"))
+    samples = [row["samples"] for row in whole]
+    assert min(samples) > config.data.batch_size if packing else samples == [config.data.batch_size] * 4
     meta = read_manifest(runs["stopped"].path / "full" / "checkpoints" / "4").meta
     ((_, reason, count),) = meta["skips"]["skipped"]
     assert (reason, count) == ("missing_file", counts[-1])
@@ -270,8 +279,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
     def make_spoilt(config: Any, stage: str, workdir: Workdir) -> Objective:
         objective = make(config, stage, workdir)
 
-        def steps(done: int, total: int):
-            for step in objective.steps(done, total):
+        def steps(done: int, total: int, position: Any = None):
+            for step in objective.steps(done, total, position):
                 bad = {**step.arrays, "label_weight": step.arrays["label_weight"] * np.float32(np.nan)}
                 yield dataclasses.replace(step, arrays=bad) if step.number in numbers else step
 

@@ -31,6 +31,7 @@ def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) ->
     _check_model(config.model)
     _check_row_shape(config)
     _check_data(config)
+    _check_packing(config)
     _check_plan(config)
     _check_mesh(config)
     for stage, settings in stages:
@@ -124,6 +125,25 @@ def _check_data(config: Config) -> None:
         )
 
 
+def _check_packing(config: Config) -> None:
+    data = config.data
+    if not data.pack_window:
+        for name, value, unused in (("pool_rows", data.pool_rows, 1), ("pool_tiles", data.pool_tiles, 0)):
+            if value != unused:
+                raise RequestError(
+                    f"data.{name}={value}: has no effect while data.pack_window=0 gives each sample a row; set"
+                    f" data.pack_window (64 is common), or leave data.{name} at {unused}"
+                )
+    elif data.pool_tiles < data.tiles:
+        raise RequestError(
+            f"data.pool_tiles={data.pool_tiles}: expected at least data.tiles={data.tiles}, the tiles of the"
+            f" largest sample (about the mean number of tiles per row times data.pool_rows={data.pool_rows} wastes"
+            " least)"
+        )
+    elif data.batch_size % data.pool_rows:
+        raise RequestError(f"data.batch_size={data.batch_size}: expected a multiple of data.pool_rows={data.pool_rows}")
+
+
 def _check_plan(config: Config) -> None:
     """Checks that a dense plan trains only `DENSE_STAGES`, and that the stage 'dense' trains only a dense plan."""
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
@@ -149,19 +169,25 @@ def _check_mesh(config: Config) -> None:
     _check_rows(config, "evaluate.batch_size", config.evaluate.batch_size)
 
 
-def _check_rows(config: Config, name: str, rows: int) -> None:
+def _check_rows(config: Config, name: str, rows: int, pool_rows: int = 1) -> None:
     """Checks that rows divide over replicas and FSDP shards; a size of -1 counts as 1 until the devices are known."""
     mesh = config.mesh
     ways = max(mesh.replica, 1) * max(mesh.fsdp, 1)
-    if rows % ways:
+    if rows % (ways * pool_rows):
+        pools = f", in pools of data.pool_rows={pool_rows}" if pool_rows > 1 else ""
         raise RequestError(
-            f"{name}={rows}: expected a multiple of {ways}, because mesh.replica={mesh.replica} and"
-            f" mesh.fsdp={mesh.fsdp} split the rows"
+            f"{name}={rows}: expected a multiple of {ways * pool_rows}, because mesh.replica={mesh.replica} and"
+            f" mesh.fsdp={mesh.fsdp} split the rows{pools}"
         )
 
 
 def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
-    _check_rows(config, _origin(config, stage, "batch_size"), settings.batch_size)
+    name, data = _origin(config, stage, "batch_size"), config.data
+    if data.pack_window and settings.objective == "answer":
+        if settings.batch_size % data.pool_rows:
+            raise RequestError(f"{name}={settings.batch_size}: expected a multiple of data.pool_rows={data.pool_rows}")
+        _check_rows(config, name, settings.batch_size, data.pool_rows)
+    _check_rows(config, name, settings.batch_size)
     _check_start(config, stage, settings.init_from)
 
 

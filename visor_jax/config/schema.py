@@ -174,10 +174,18 @@ class DataConfig:
         (), "generated data: (scene, integer weight) pairs; empty: all scenes equally", WEIGHTS
     )
     turns_per_picture: int = setting(4, "questions per conversation", at_least(1))
-    batch_size: int = setting(32, "rows per optimizer step over all devices", at_least(1), units="conversations")
-    tiles: int = setting(1, "tiles per row of a batch", at_least(1), units="tiles")
+    batch_size: int = setting(32, "rows per optimizer step over all devices", at_least(1), units="rows")
+    tiles: int = setting(1, "tiles per row of a batch; with packing, per sample", at_least(1), units="tiles")
     visual_length: int = setting(128, "visual tokens per row of a batch", at_least(1), units="visual tokens")
     text_length: int = setting(128, "text tokens per row of a batch", at_least(1), units="text tokens")
+    pack_window: int = setting(
+        0, "samples per pool among which those that share a row are chosen; 0: one sample per row", at_least(0)
+    )
+    pool_rows: int = setting(1, "packing: rows that share a pool of tiles", at_least(1), units="rows")
+    pool_tiles: int = setting(0, "packing: tiles per pool; at least data.tiles", at_least(0), units="tiles")
+    workers: int = setting(
+        0, "processes that prepare samples, for the batch or for each pool; 0: a thread", at_least(0), units="processes"
+    )
     follow_links: bool = setting(False, "source llava: follow links below data.root that lead out of it")
     max_image_pixels: int = setting(
         DEFAULT_MAX_PIXELS,

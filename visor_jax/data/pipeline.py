@@ -224,12 +224,10 @@ class BatchIterator(Iterator[BatchT]):
 
 
 def make_pipeline(
-    parts: Sequence[Part],
-    encode: Callable[[Sample], ExampleT],
+    stream: ExampleStream[ExampleT],
     collate: Callable[[Sequence[ExampleT]], BatchT],
     *,
     batch_size: int,
-    seed: int,
     start_step: int = 0,
     skips: SkipLog | None = None,
     process_index: int = 0,
@@ -240,11 +238,9 @@ def make_pipeline(
     """Batches of `batch_size` samples, from step `start_step` on (`visor_jax.data.pools` packs several into a row).
 
     Args:
-        parts: the sources and their weights.
-        encode: sample -> example; may raise `SkipSample`.
+        stream: the samples.
         collate: the examples of this process's part of a batch, in order -> batch.
         batch_size: samples per step over all processes; `process_count` divides it.
-        seed: of shuffles and substitutes.
         start_step: the first batch to give.
         skips: where skipped samples are counted and written down.
         process_index, process_count: which rows to make.
@@ -254,5 +250,5 @@ def make_pipeline(
     Raises (while iterating):
         RunError: more samples were skipped than `skips` allows.
     """
-    dataset = tallied_batches(ExampleStream(parts, encode, seed), collate, batch_size, process_index, process_count)
+    dataset = tallied_batches(stream, collate, batch_size, process_index, process_count)
     return BatchIterator(read_ahead(dataset, start_step, workers=workers, ahead=prefetch), skips or SkipLog())

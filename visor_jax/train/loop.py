@@ -33,6 +33,7 @@ from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale import compiler_options as compiling
+from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
 from visor_jax.train.faults import BadSteps, keep_if_finite
@@ -109,14 +110,16 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     identity = workdir.identity(config, stage)
     bad_steps = BadSteps(settings.max_bad_steps)
     with Checkpoints(folder.path / "checkpoints", identity=identity, keep=settings.keep) as checkpoints:
-        start = 0
+        start, position = 0, None
         if (latest := checkpoints.latest()) is not None:
             with goodput.time("restore"):
                 state, start = restore(checkpoints, latest, state, shardings)
-            restore_counts(checkpoints.meta(latest), objective, bad_steps)
+            meta = checkpoints.meta(latest)
+            restore_counts(meta, objective, bad_steps)
+            position = meta.get("data")
             log.info("%s: resumed after step %d", stage, start)
         run = Run(stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop)
-        last = run_steps(run, state, start)
+        last = run_steps(run, state, start, position)
 
     # --- done ---------------------------------------------------------------------------------------------------------
     goodput.write()
@@ -140,8 +143,10 @@ class Run:
     stop: Stop
 
 
-def run_steps(run: Run, state: State, start: int) -> int:
-    """The steps after `start`, up to the last one, whose number is returned; it is saved then.
+def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
+    """Take the steps after `start` and save the last one, whose number is returned.
+
+    `position` is the `Step.position` that step `start` was saved with.
 
     The metrics of a step are read after the next one has been dispatched, so that reading them costs no wait. While
     steps are not finite nothing is saved: a run that is started again is to meet them again.
@@ -156,7 +161,7 @@ def run_steps(run: Run, state: State, start: int) -> int:
     pending: Pending | None = None
     compiled = False
     with writer, StageProgress(run.stage, settings.steps, start) as progress:
-        for step in goodput.waits("data_wait", run.objective.steps(start, settings.steps)):
+        for step in goodput.waits("data_wait", run.objective.steps(start, settings.steps, position)):
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"):
@@ -176,7 +181,7 @@ def run_steps(run: Run, state: State, start: int) -> int:
                 pending = None
                 if not run.bad_steps.in_row:
                     with goodput.time("save"):
-                        save(run, step.number, state, writer, wait=last)
+                        save(run, step, state, writer, wait=last)
             if stopping and step.number < settings.steps:
                 leave(run, step.number)
     run.bad_steps.check_ended_well(run.stage, settings.steps)
@@ -266,17 +271,19 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
     return folder.path
 
 
-def save(run: Run, step: int, state: State, writer: MetricsWriter, *, wait: bool) -> None:
-    """Parameters as one nested dict, optimizer state beside it; the data position is the step itself.
+def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: bool) -> None:
+    """Parameters as one nested dict, optimizer state beside it; the data position is the step itself, or the step's.
 
     The counts that the rows tell and that end a run travel along, so that they go on where they were.
     """
     writer.flush()
     params = unflatten({**state.trainable, **state.frozen})
-    meta = {"step": step, "bad_steps": run.bad_steps.state()}
+    meta = {"step": step.number, "bad_steps": run.bad_steps.state()}
+    if step.position is not None:
+        meta["data"] = merged(step.position)
     if run.objective.skips is not None:
         meta["skips"] = run.objective.skips.state()
-    run.checkpoints.save(step, {"params": params, "opt_state": state.opt_state}, meta=meta, wait=wait)
+    run.checkpoints.save(step.number, {"params": params, "opt_state": state.opt_state}, meta=meta, wait=wait)
     beat()
 
 

@@ -20,6 +20,7 @@ from visor_jax.config import Config, architecture, stage_config
 from visor_jax.config.schema import STAGES
 from visor_jax.data.collate import Batch
 from visor_jax.data.draws import seed_sequence
+from visor_jax.data.pipeline import BatchIterator
 from visor_jax.data.skips import SkipLog
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
@@ -36,6 +37,7 @@ class Step:
     ids: list[str]
     tasks: list[list[str]]
     skipped: Mapping[str, int] = field(default_factory=dict)  # by source and reason, up to and with this step
+    position: Any = None  # where the data continues after this step, where the number of steps does not say it
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------
@@ -66,17 +68,21 @@ def stage_seed(seed: int, stage: str) -> int:
     return seed * len(STAGES) + STAGES.index(stage)
 
 
-def numbered(pipeline: Any, done: int, total: int, budget_of: Callable[[int], Bits], skips: SkipLog) -> Iterator[Step]:
+def numbered(
+    pipeline: BatchIterator[Batch], done: int, total: int, budget_of: Callable[[int], Bits], skips: SkipLog
+) -> Iterator[Step]:
     """Steps done + 1 .. total from a pipeline that starts at the right place; closes it at the end."""
     with pipeline:
         for number in range(done + 1, total + 1):
-            batch: Batch = next(pipeline)
+            batch = next(pipeline)
             bits = budget_of(number)
-            skipped = skips.used.by_reason()
-            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks, skipped)
+            skipped, position = skips.by_reason(), pipeline.position()
+            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks, skipped, position)
 
 
-def made_ahead(make: Callable[[int], Step], done: int, total: int, threads: int = 1) -> Iterator[Step]:
+def made_ahead(
+    make: Callable[[int], Step], done: int, total: int, position: None = None, /, *, threads: int = 1
+) -> Iterator[Step]:
     """Steps done + 1 .. total, in order, the next two or `threads` of them made while the device works on one."""
     numbers = grain.MapDataset.range(done + 1, total + 1).map(make)
     ahead = iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2))))

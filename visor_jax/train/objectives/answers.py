@@ -13,11 +13,15 @@ from jaxtyping import Array, Bool, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config, architecture, stage_config
-from visor_jax.data.collate import make_batch
+from visor_jax.data import collate
+from visor_jax.data.collate import Example, RowShape, make_batch
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
-from visor_jax.data.pipeline import Part, make_pipeline
+from visor_jax.data.packing import PoolShape
+from visor_jax.data.pipeline import BatchIterator, ExampleStream, Part, make_pipeline
+from visor_jax.data.pools import PoolSettings, make_packed_pipeline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
+from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.likelihood import answer_tokens
@@ -25,6 +29,8 @@ from visor_jax.model.visor import Batch, encode
 from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
+
+TURNS_OF_SAMPLES = 16  # packing: the accuracy by task looks at the first turns of a row, as of so many samples
 
 
 def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
@@ -35,31 +41,72 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
-    def collate(examples):
-        return make_batch([[example] for example in examples], row_shape, arch)
-
-    def steps(done: int, total: int) -> Iterator[Step]:
-        pipeline = make_pipeline(
-            [Part(stage_source(config, stage), shuffle=not source_kind(config).endless)],
-            encode,
-            collate,
-            batch_size=settings.batch_size,
-            seed=stage_seed(config.seed, stage),
-            start_step=done,
-            skips=skips,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+    def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
+        parts = [Part(stage_source(config, stage), shuffle=not source_kind(config).endless)]
+        stream = ExampleStream(parts, encode, stage_seed(config.seed, stage))
+        if config.data.pack_window:
+            pipeline = packed_batches(config, settings.batch_size, stream, arch, skips, done, position)
+        else:
+            pipeline = make_pipeline(
+                stream,
+                partial(one_per_row, row_shape, arch),
+                batch_size=settings.batch_size,
+                start_step=done,
+                skips=skips,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                workers=config.data.workers,
+            )
         return numbered(pipeline, done, total, budget_of, skips)
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
         row["target_tokens"] = int(metrics["target_tokens"])
+        row["samples"] = int(metrics["samples"])
         row["skipped"] = dict(step.skipped)
         return row
 
+    if config.data.pack_window:
+        num_turns *= TURNS_OF_SAMPLES
     loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
     return Objective(loss, steps, summarize, skips)
+
+
+def one_per_row(row_shape: RowShape, arch: Architecture, examples: Sequence[Example]) -> collate.Batch:
+    """A batch with one sample in each row."""
+    return make_batch([[example] for example in examples], row_shape, arch)
+
+
+def packed_batches(
+    config: Config,
+    num_rows: int,
+    stream: ExampleStream[Example],
+    arch: Architecture,
+    skips: SkipLog,
+    done: int,
+    position: Any,
+) -> BatchIterator[collate.Batch]:
+    """Batches with several samples in each row, from the position that step `done` was saved with.
+
+    Raises:
+      RunError: steps were done and no position was saved with them.
+    """
+    if done and position is None:
+        raise RunError(
+            f"the checkpoint of step {done} was saved without data.pack_window, so it does not say where packed data"
+            " continues; start another workdir, or set data.pack_window=0"
+        )
+    data = config.data
+    shape = PoolShape(rows=data.pool_rows, tiles=data.pool_tiles, visual=data.visual_length, text=data.text_length)
+    return make_packed_pipeline(
+        stream,
+        arch,
+        PoolSettings(shape, num_rows // data.pool_rows, data.pack_window, data.workers),
+        position=position,
+        skips=skips,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def answer_loss(
@@ -70,6 +117,7 @@ def answer_loss(
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
     tokens = jnp.sum(weights)
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
+    metrics["samples"] = jnp.sum(jnp.max(batch["text_segments"], axis=1))
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jaxtyping import Array, Float
 
@@ -22,19 +22,24 @@ Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 
+class Steps(Protocol):
+    def __call__(self, done: int, total: int, position: Any = None, /) -> Iterator[Step]: ...
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a stage minimizes and on what.
 
     Attributes:
       loss: (params, batch, budget) -> (loss, metrics).
-      steps: (steps done, total) -> the remaining steps.
+      steps: (steps done, total, position in the data) -> the remaining steps; a position is what the last one of the
+        steps done carried (`Step.position`), None where the number of steps is all.
       summarize: (step, metrics on the host) -> the row to write down beside step, loss and budget.
       skips: counts of skipped samples, which go on where a checkpoint left them; None where none are skipped.
     """
 
     loss: Loss
-    steps: Callable[[int, int], Iterator[Step]]
+    steps: Steps
     summarize: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
     skips: SkipLog | None = None
 
