@@ -43,7 +43,7 @@ class RowShape:
 
 
 class Example(NamedTuple):
-    """One sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
+    """A sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
 
     Attributes:
         id: the sample's id.
@@ -76,7 +76,7 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Fixed-shape arrays and the names that belong to their rows.
+    """Fixed-shape arrays, and the ids and tasks of their rows.
 
     Attributes:
         arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing);
@@ -241,7 +241,7 @@ def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
 def make_batch(
     rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture, rows_per_pool: int = 1
 ) -> Batch:
-    """Rows of examples as one batch of the given row shape; a row's examples become its segments 1, 2, ...
+    """Makes a batch of the given row shape from rows of examples; a row's examples become its segments 1, 2, ...
 
     `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles.
 
@@ -250,7 +250,7 @@ def make_batch(
     """
     if len(rows) % rows_per_pool:
         raise ValueError(f"{len(rows)} rows do not divide into pools of {rows_per_pool}")
-    # Frames of a video are shrunk also where no picture is.
+    # Video frames may need more taps than `anyres.taps`, which counts pictures only.
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
     most_taps = max(anyres.taps(architecture), *widest, 0)
     arrays = _empty_arrays(len(rows), len(rows) // rows_per_pool, row_shape, most_taps, architecture)

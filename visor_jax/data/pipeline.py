@@ -6,11 +6,11 @@ batches that can start at any step.
 A global sample counter is the position in the data. Batch `s` holds the samples `s * batch_size` to
 `(s + 1) * batch_size - 1` of one endless stream. Each sample is a pure function of (seed, counter):
 
-- Which source: `grain.MapDataset.mix`, by weight, at fixed places.
-- Which of its samples: finite sources are shuffled anew in every epoch by (seed, source, epoch), so that an epoch shows
-  every sample once; generated sources are read in order.
-- A sample that cannot be used is counted (`skips.Tally`) and its place is taken by another of the same source, whose
-  index is drawn from (seed, counter, attempt); so one bad record moves no other sample.
+- Source: chosen by weight at fixed positions (`grain.MapDataset.mix`).
+- Index: finite sources are reshuffled every epoch by (seed, source, epoch), so an epoch yields every sample once;
+  generated sources are read in order.
+- Substitute: a sample that cannot be used is counted (`skips.Tally`) and replaced by another of the same source, whose
+  index is drawn from (seed, counter, attempt); so a bad record moves no other sample.
 
 Each process makes only its rows of every batch. To resume, start at step `s`; no other state is stored.
 """
@@ -61,7 +61,7 @@ class ExampleStream(Generic[ExampleT]):
             seed: 0 or more.
         """
         self._parts, self._encode, self._seed = tuple(parts), encode, seed
-        # What is mixed are (part, ordinal) pairs: "the ordinal-th sample that this part gives".
+        # The mixture consists of (part, ordinal) pairs: the ordinal-th sample drawn from this part.
         ordinals = [
             grain.MapDataset.range(FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
         ]
@@ -80,7 +80,7 @@ class ExampleStream(Generic[ExampleT]):
         return self.tallied(counter)[0]
 
     def tallied(self, counter: int) -> tuple[ExampleT, Tally]:
-        """The example at this place of the stream, and what was tried and skipped for it."""
+        """Returns the example at this position of the stream, and the tally of samples tried and skipped for it."""
         tally = Tally()
         for attempt in range(MAX_ATTEMPTS):
             part, index = self.reference(counter, attempt)

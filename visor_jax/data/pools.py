@@ -68,8 +68,8 @@ class _Places:
     def __len__(self) -> int:
         return FOREVER // self.num_pools
 
-    def __getitem__(self, ordinal: int) -> int:
-        return int(ordinal) * self.num_pools + self.pool
+    def __getitem__(self, index: int) -> int:
+        return int(index) * self.num_pools + self.pool
 
 
 @dataclass
@@ -99,7 +99,8 @@ class _Pool:
 
 
 def _copied(example: Example) -> Example:
-    return Example(*(np.array(value) if isinstance(value, np.ndarray) else value for value in example))
+    arrays = {name: np.array(value) for name, value in example._asdict().items() if isinstance(value, np.ndarray)}
+    return example._replace(**arrays)
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class LabeledExamples:
     def _read(self, row: int) -> Example:
         place = self.places[row]
         example = self._of(place, self.questions.example)
-        return dataclasses.replace(example, id=self._of(place, self.questions.sample_id))
+        return example._replace(id=self._of(place, self.questions.sample_id))
 
     def _of(self, place: Place, read: Callable[[Place], T]) -> T:
         beat()
