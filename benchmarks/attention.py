@@ -1,17 +1,17 @@
-"""Times attention: every implementation that the platform has, in turn, at the models' shapes.
+"""Times every implementation of attention that the platform supports, at the models' shapes.
 
     python benchmarks/attention.py [--platform=cpu|gpu] [--repeats 15] [--shrink 1]
 
 On the CPU, float32, forward and with gradients: text over 7,290 visual keys, the last queries of the joint stream, and
 the whole stream. The contenders are the plain reference (forward only for the whole stream, whose logits take 3 GB),
-the chunked loop, and torch's SDPA where torch is installed. A decoding step is timed over full and ragged caches. The
-goal is at least 2.5 times the reference's speed. On a GPU, bfloat16 at the shapes of the 0.5B and 7B models: our
-kernels, cuDNN, tokamax where it is installed, and the loops, in TFLOP/s; and the time of our kernels against the share
-of samples whose slot is off.
+the chunked loop, and torch's SDPA if torch is installed. A decoding step is timed over full and ragged caches. The goal
+is at least 2.5 times the reference's speed. On a GPU, bfloat16 at the shapes of the 0.5B and 7B models: our kernels,
+cuDNN, tokamax if it is installed, and the loops, in TFLOP/s; and the time of our kernels by the share of samples whose
+slot is off.
 
-All contenders run in turn in every round, so that a change of load affects all alike. Results are medians with
-quartiles, and ratios to the first contender within the same round. `--shrink N` divides all lengths, for a quick check.
-Out: `benchmarks/results/attention_PLATFORM.json` (or `--out`).
+All contenders run once per round, so that a change of load affects them equally. Results are medians with quartiles,
+and ratios to the first contender of the same round. `--shrink N` divides all lengths, for a quick check. Out:
+`benchmarks/results/attention_PLATFORM.json` (or `--out`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ SHARES_OFF = (0.0, 0.25, 0.5, 0.75)
 
 
 class Shape(NamedTuple):
+    """Shapes of one case; `held`: the shares of the keys that samples use, in turn, as in a partly filled cache."""
+
     batch: int
     queries: int
     keys: int
@@ -42,16 +44,17 @@ class Shape(NamedTuple):
     kv_heads: int
     head_dim: int
     causal: bool
-    held: tuple[float, ...] = (1.0,)  # of the keys, the share that samples hold, in turn: a cache has room to spare
+    held: tuple[float, ...] = (1.0,)
 
     @property
     def flops(self) -> float:
-        """Returns the forward pass's FLOPs; queries are the last of the stream, causal ones attend backward."""
-        seen = self.keys - (self.queries - 1) / 2 if self.causal else self.keys
-        logits = self.heads * self.queries * seen * sum(self.held_by_sample())
+        """Returns the FLOPs of the forward pass; queries are the last tokens of the stream."""
+        keys_per_query = self.keys - (self.queries - 1) / 2 if self.causal else self.keys
+        logits = self.heads * self.queries * keys_per_query * sum(self.filled_by_sample())
         return 4 * logits * self.head_dim
 
-    def held_by_sample(self) -> list[float]:
+    def filled_by_sample(self) -> list[float]:
+        """Returns the share of used keys of each sample."""
         return [self.held[sample % len(self.held)] for sample in range(self.batch)]
 
     @property
@@ -60,6 +63,7 @@ class Shape(NamedTuple):
         return 4.0 * self.batch * self.heads * self.queries * self.keys
 
     def shrunk(self, by: int) -> Shape:
+        """Returns the shape with lengths divided by `by`, even and at least 2; a single query stays one."""
         queries, keys = (max(length // by, 2) // 2 * 2 if length > 1 else 1 for length in (self.queries, self.keys))
         return self._replace(queries=queries, keys=keys)
 
@@ -86,27 +90,27 @@ CONTENDERS = {
     "cpu": ("xla", "xla_chunked", "xla_decode", "torch"),
     "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked", "xla_decode", "xla"),
 }
-MEMORY = 12e9  # bytes that the plain reference may take
+MEMORY = 12e9  # bytes that the plain reference may use
 
 
 # --- contenders -------------------------------------------------------------------------------------------------------
 
 
 def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Array, ...], AttentionMask]:
-    """Returns random q, k, v, and a mask; its queries are the last of the stream; a share `off` of samples is off."""
+    """Returns random q, k, v, and a mask. Queries are the last tokens; a share `off` of the samples is inactive."""
     keys = jax.random.split(jax.random.key(0), 3)
     q = jax.random.normal(keys[0], (shape.batch, shape.queries, shape.heads, shape.head_dim), dtype)
     k, v = (jax.random.normal(x, (shape.batch, shape.keys, shape.kv_heads, shape.head_dim), dtype) for x in keys[1:])
     kv_positions = jnp.tile(jnp.arange(shape.keys), (shape.batch, 1))
     q_positions = shape.keys - shape.queries + jnp.tile(jnp.arange(shape.queries), (shape.batch, 1))
     active = jnp.arange(shape.batch) >= round(off * shape.batch)
-    held = kv_positions < shape.keys * jnp.array(shape.held_by_sample())[:, None]
-    segments = jnp.ones_like(q_positions), held.astype(jnp.int32)
+    filled = kv_positions < shape.keys * jnp.array(shape.filled_by_sample())[:, None]
+    segments = jnp.ones_like(q_positions), filled.astype(jnp.int32)
     return (q, k, v), AttentionMask(q_positions, kv_positions, *segments, active, shape.causal)
 
 
 def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bool, off: float = 0.0) -> Run:
-    """Calls an implementation once and waits for its result; raises ValueError if it does not support the shape."""
+    """Returns a compiled call of an implementation; raises ValueError if it does not support the shape."""
     arrays, mask = arrays_of(shape, dtype, off)
 
     def forward(q, k, v, mask):
@@ -123,13 +127,13 @@ def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bo
 
 
 def torch_run(shape: Shape, *, gradients: bool) -> Run:
-    """Runs torch's scaled dot-product attention in float32 on the CPU; its threads do not spin while others compute."""
+    """Returns a call of torch's scaled dot-product attention in float32 on the CPU, whose idle threads do not spin."""
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
     import torch
 
     (q, k, v), mask = arrays_of(shape, jnp.float32)
     q, k, v = (torch.tensor(np.asarray(x)).transpose(1, 2) for x in (q, k, v))
-    whole = shape.causal and shape.queries == shape.keys  # torch's fastest way, which aligns the first query and key
+    whole = shape.causal and shape.queries == shape.keys  # fastest in torch; requires aligned first query and key
     allowed = torch.tensor(np.asarray(mask.as_array()))[:, None] if shape.causal and not whole else None
 
     def forward(q, k, v):
@@ -145,7 +149,7 @@ def torch_run(shape: Shape, *, gradients: bool) -> Run:
 
 
 def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[str, Run], dict[str, str]]:
-    """Returns the contenders that run, and for each of the others why it does not."""
+    """Returns the contenders that run, and for each other one the reason why it does not."""
     dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
     runs: dict[str, Run] = {}
     absent: dict[str, str] = {}
@@ -170,17 +174,18 @@ def contenders(platform: str, shape: Shape, *, gradients: bool) -> tuple[dict[st
 
 
 def interleaved(runs: dict[str, Run], repeats: int) -> dict[str, np.ndarray]:
-    """Returns the seconds of every contender in every round: the second of two runs in its turn."""
+    """Returns the seconds of every contender in every round; of two consecutive runs, the second counts."""
     return harness.interleaved({name: harness.timed(run, settle=True) for name, run in runs.items()}, repeats)
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
+    """Returns median and quartiles."""
     low, middle, high = harness.quartiles(values)
     return {"median": middle, "low": low, "high": high}
 
 
 def summary(seconds: dict[str, np.ndarray], flops: float) -> dict[str, Any]:
-    """Returns per contender seconds, TFLOP/s at the median, and the first contender's time over its own, by round."""
+    """Returns per contender seconds, TFLOP/s at the median, and the ratio of the first contender's time to its time."""
     first = next(iter(seconds.values()))
     return {
         name: {
@@ -193,25 +198,26 @@ def summary(seconds: dict[str, np.ndarray], flops: float) -> dict[str, Any]:
 
 
 def measure(platform: str, shapes: dict[str, Shape], repeats: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Times all contenders at all shapes; returns the report's `cases`."""
+    cases: dict[str, Any] = {}
     for name, shape in shapes.items():
         for kind, work in (("forward", 1.0), ("forward and backward", 3.5)):
             if shape.queries == 1 and work > 1:  # a decoding step has no backward pass
                 continue
             runs, absent = contenders(platform, shape, gradients=kind != "forward")
             results = summary(interleaved(runs, repeats), work * shape.flops)
-            found[f"{name}, {kind}"] = {"shape": shape._asdict(), "results": results, "absent": absent}
+            cases[f"{name}, {kind}"] = {"shape": shape._asdict(), "results": results, "absent": absent}
             print(f"{name}, {kind}:", json.dumps({x: y["speed"]["median"] for x, y in results.items()}), flush=True)
-    return found
+    return cases
 
 
 def measure_shares(shapes: dict[str, Shape], repeats: int) -> dict[str, Any]:
     """Times our kernel, forward and backward, by the share of samples that are off; speed is relative to none off."""
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     for name, shape in shapes.items():
         runs = {str(off): jax_run("pallas_gpu", shape, jnp.bfloat16, gradients=True, off=off) for off in SHARES_OFF}
-        found[name] = summary(interleaved(runs, repeats), 3.5 * shape.flops)
-    return found
+        report[name] = summary(interleaved(runs, repeats), 3.5 * shape.flops)
+    return report
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Shows what a slot that is off costs: times one training step and one forward pass by the number of slots that are on.
+"""Times one training step and one forward pass by the number of slots that are on.
 
     python benchmarks/budgets.py [--layers 24] [--visual 512] [--repeats 15]
 
-Each is one compiled program. All budgets run in every round, so that a change of load affects all alike; results are
-medians with quartiles, as ratios to the empty budget of the same round. Out: `benchmarks/results/budgets.json`.
+Each is one compiled program; the times show the cost of a slot that is off. All budgets run in every round, so that a
+change of load affects them equally; results are quartiles of the ratio to the empty budget of the same round. Out:
+`benchmarks/results/budgets.json` (or `--out`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import harness
 import jax
@@ -32,6 +34,7 @@ RESULT = harness.RESULTS / "budgets.json"
 
 
 def small(num_layers: int) -> Architecture:
+    """Returns an architecture of small widths with `num_layers` layers."""
     return Architecture(
         text=TextArchitecture(512, 128, 384, num_layers, 4, 4, 32),
         vision=VisionArchitecture(32, 8, 64, 128, 1, 4),
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--visual", type=int, default=512)
     parser.add_argument("--text", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     arch = small(args.layers)
     params = init_params(arch, jax.random.key(0))
@@ -69,7 +73,7 @@ def main() -> None:
 
     def program_of(name: str, function):
         def counted(params, budget):
-            traced[name] += 1  # runs while tracing only: once for each program that is compiled
+            traced[name] += 1  # runs only during tracing: once per compiled program
             return function(params, budget)
 
         return jax.jit(counted)
@@ -77,7 +81,11 @@ def main() -> None:
     programs = {"forward": program_of("forward", loss), "gradient": program_of("gradient", jax.grad(loss))}
     counts = range(arch.num_slots + 1)
     budgets = [jnp.asarray(bits, bool) for bits in by_count(arch.num_slots)]
-    result: dict = {"arguments": vars(args), "platform": jax.devices()[0].platform, "ratios_to_empty": {}}
+    result: dict = {
+        "arguments": harness.arguments_of(args),
+        "platform": jax.devices()[0].platform,
+        "ratios_to_empty": {},
+    }
     for name, program in programs.items():
         runs = {str(count): harness.timed(partial(program, params, budgets[count])) for count in counts}
         times = harness.interleaved(runs, args.repeats)
@@ -92,7 +100,7 @@ def main() -> None:
             f"{name}: {compiled} program; time / empty by slots on:",
             ", ".join(f"{count}: {middle:.2f}" for count, (_, middle, _) in zip(counts, quartiles, strict=True)),
         )
-    harness.save(result, RESULT)
+    harness.save(result, args.out)
 
 
 if __name__ == "__main__":

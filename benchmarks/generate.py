@@ -1,13 +1,13 @@
-"""Times long answers: tokens per second and cache bytes per budget, against the dense plan.
+"""Measures long answers: tokens per second and cache bytes of each budget, compared with the dense plan.
 
     python benchmarks/generate.py --config configs/llava_ov_0p5b.py --visual 7290
     python benchmarks/generate.py --tiny --visual 9 --lengths 4,40 --repeats 2
 
 Budgets of 0, 1, 2, 4 and 8 slots, and the dense plan of the same shape, decode after the same prompt with random
-weights and a cache of random keys and values. The speed at the n-th new token is measured over the `--steps` steps from
-there on, which avoids decoding 8,192 tokens with ten models. In every round each runs once, in random order; results
-are medians with quartiles, and `over_dense` within a round. Cache bytes are given by the formula of `visor_jax.cost`,
-and as held, padded to buckets. Out: `benchmarks/results/generate.json`.
+weights and a cache of random keys and values. The speed at the n-th new token is measured over the next `--steps`
+steps, which avoids decoding 8,192 tokens with ten models. Each runs once per round, in random order; results are
+medians with quartiles; `over_dense` is the ratio within a round. Cache bytes are reported by the formula of
+`visor_jax.cost`, and as allocated, padded to buckets. Out: `benchmarks/results/generate.json`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from visor_jax.scale import compiler_options as compiling
 from visor_jax.testing import tiny_architecture
 
 RESULT = harness.RESULTS / "generate.json"
-SLOTS = (0, 1, 2, 4, 8)  # of the budgets that are measured
+SLOTS = (0, 1, 2, 4, 8)  # numbers of slots of the measured budgets
 Run = Callable[[int], float]  # number of new tokens -> seconds of one step
 
 
@@ -89,10 +89,10 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Namespace) -> Run:
-    """Compiles one budget's decoding step as `generate.engine` does."""
+    """Returns a run of one budget's decoding step, compiled as in `generate.engine`."""
     function = partial(decode, bits=bits, arch=arch, forbidden=0)
     step = jax.jit(function, donate_argnums=2, compiler_options=compiling.options(params))
-    shapes = cache(partial(cache_shapes, params, arch, bits, args=args))  # traced once for each length
+    shapes = cache(partial(cache_shapes, params, arch, bits, args=args))  # traced once per length
 
     def run(length: int) -> float:
         token = jnp.ones((args.rows,), jnp.int32)
@@ -106,31 +106,31 @@ def decoding(params: Params, arch: Architecture, bits: Bits, args: argparse.Name
     return run
 
 
-def held(arch: Architecture, length: int, args: argparse.Namespace) -> tuple[RowShape, int]:
-    """Returns the prompt's bucket, and the room for text tokens in the cache at the `length`-th new token."""
+def buckets(length: int, args: argparse.Namespace) -> tuple[RowShape, int]:
+    """Returns the prompt's bucket, and the cache's capacity for text tokens at the `length`-th new token."""
     row_shape = row_bucket(RowShape(1, args.visual, args.text))
     return row_shape, cache_bucket(max(args.text + length + args.steps, row_shape.text + 1))
 
 
 def cache_shapes(params: Params, arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> Cache:
-    """Returns the shapes of the cache that a prefill makes, with room for the `length`-th new token."""
-    row_shape, capacity = held(arch, length, args)
+    """Returns the shapes of the cache after a prefill, with capacity for the `length`-th new token."""
+    row_shape, capacity = buckets(length, args)
     tokens, batch = random_prompt(arch, row_shape.visual, row_shape.text, params["embed_tokens"]["embedding"].dtype)
     tokens, batch = jax.tree.map(lambda x: jnp.repeat(x, args.rows, axis=0), (tokens, batch))
 
-    def made(params, tokens, batch):
+    def prefill(params, tokens, batch):
         prefix, _ = prefill_prefix(params, tokens, batch, 1, arch, routed=False)
         return prefill_rest(params, prefix, batch, bits, capacity, arch)[1]
 
-    return jax.eval_shape(made, params, tokens, batch)
+    return jax.eval_shape(prefill, params, tokens, batch)
 
 
 def filled(shapes: Cache, length: int, args: argparse.Namespace) -> Cache:
-    """Returns a cache of random keys and values, as it is before the `length`-th new token."""
+    """Returns a cache of random keys and values in its state before the `length`-th new token."""
     layers, cross = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), shapes[:2])
-    seen = (jnp.arange(shapes.visual_segments.shape[1]) < args.visual).astype(jnp.int32)
+    visual_segments = (jnp.arange(shapes.visual_segments.shape[1]) < args.visual).astype(jnp.int32)
     tokens = jnp.full((args.rows,), args.text + length - 1, jnp.int32)
-    cache = Cache(layers, cross, jnp.tile(seen, (args.rows, 1)), tokens, tokens + args.visual)
+    cache = Cache(layers, cross, jnp.tile(visual_segments, (args.rows, 1)), tokens, tokens + args.visual)
     return jax.block_until_ready(cache)
 
 
@@ -139,24 +139,25 @@ def key(name: str, length: int) -> str:
     return f"{name}|{length}"
 
 
-# --- what is reported -------------------------------------------------------------------------------------------------
+# --- report -----------------------------------------------------------------------------------------------------------
 
 
 def row_of(name: str, length: int, times: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Returns one budget's figures at one length over the rounds."""
-    own, dense = times[key(name, length)], times[key("dense", length)]
-    return {"tokens_per_second": spread(1 / own), "over_dense": spread(dense / own)}
+    """Returns the figures of one budget at one length over the rounds."""
+    seconds, dense = times[key(name, length)], times[key("dense", length)]
+    return {"tokens_per_second": spread(1 / seconds), "over_dense": spread(dense / seconds)}
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
+    """Returns median and quartiles."""
     low, median, high = harness.quartiles(values)
     return {"q1": low, "median": median, "q3": high}
 
 
 def bytes_of(arch: Architecture, bits: Bits, length: int, args: argparse.Namespace) -> dict[str, int]:
-    """Returns the cache bytes of one sample after `length` new tokens: by formula, and as held."""
+    """Returns the cache bytes of one sample after `length` new tokens: by formula, and as allocated."""
     itemsize, tokens = np.dtype(args.dtype).itemsize, args.text + length - 1  # the last token is not fed back
-    row_shape, capacity = held(arch, length, args)
+    row_shape, capacity = buckets(length, args)
     return {
         "cache_bytes": cache_bytes(arch, bits, args.visual, tokens, itemsize),
         "held_bytes": cache_bytes(arch, bits, row_shape.visual, capacity, itemsize),
@@ -164,11 +165,12 @@ def bytes_of(arch: Architecture, bits: Bits, length: int, args: argparse.Namespa
 
 
 def show(result: dict[str, Any]) -> None:
+    """Prints one line per budget and length."""
     for name, lengths in result["budgets"].items():
-        for length, found in lengths.items():
-            speed, ratio = found["tokens_per_second"]["median"], found["over_dense"]["median"]
-            print(f"{name:<12} {length:>5} tokens: {speed:9.1f} a second, {ratio:5.2f}x dense", end="; ")
-            print(f"cache {found['cache_bytes']:,} bytes, {found['held_bytes']:,} held")
+        for length, row in lengths.items():
+            speed, ratio = row["tokens_per_second"]["median"], row["over_dense"]["median"]
+            print(f"{name:<12} {length:>5} tokens: {speed:9.1f} per second, {ratio:5.2f}x dense", end="; ")
+            print(f"cache {row['cache_bytes']:,} bytes, {row['held_bytes']:,} allocated")
 
 
 if __name__ == "__main__":

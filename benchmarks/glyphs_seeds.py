@@ -1,11 +1,12 @@
-"""Runs the whole default job for several seeds and puts their figures in one table.
+"""Runs the default job (`visor run`) for several seeds and tabulates their figures.
 
     python benchmarks/glyphs_seeds.py --seeds 1 2 3 4 5 --runs runs/seeds [--jobs 2]
 
 In: the configuration `configs/glyphs_mini.py`. Out: `benchmarks/results/glyphs_seeds.json` (every seed's
-`eval/test.json` and its figures) and `docs/glyphs_seeds.md`, the table, with the targets that each figure met. A seed
-that is complete under `--runs` is not run again; the table has every seed of `--seeds`. With `--jobs 2` two seeds run
-at the same time, each on half of the cores, which takes about two thirds of the time of one after the other.
+`eval/test.json` and its figures) and the table `docs/glyphs_seeds.md`, with the number of seeds that met each target. A
+seed that is complete under `--runs` is not run again; the table has every seed of `--seeds`. With `--jobs 2` two seeds
+run at the same time, each on half of the cores, which takes about two thirds of the time of running them in sequence.
+`--out` sets the folder that contains `benchmarks/results` and `docs`.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from typing import Any
 
 import harness
 
+from visor_jax.files.read_write import write_text
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = harness.RESULTS / "glyphs_seeds.json"
-TABLE = ROOT / "docs" / "glyphs_seeds.md"
+
 LADDER = ("follow2", "follow3")  # the tasks that must gain from a second slot
 
 
 def run_seed(seed: int, runs: Path, cores: set[int]) -> dict[str, Any]:
-    """Runs one seed's whole job on the given cores; returns its evaluation."""
+    """Runs the job of one seed on the given cores, unless it is complete; returns its evaluation."""
     workdir = runs / str(seed)
     if not (workdir / "export" / "parity.json").exists():
         command = [sys.executable, "-m", "visor_jax", "run", "--config=configs/glyphs_mini.py", f"--workdir={workdir}"]
@@ -51,13 +53,13 @@ def run_seed(seed: int, runs: Path, cores: set[int]) -> dict[str, Any]:
 
 
 def run_seeds(seeds: Sequence[int], runs: Path, jobs: int) -> list[dict[str, Any]]:
-    """Returns every seed's result; runs `jobs` at a time, each on its share of the cores."""
+    """Returns the result of every seed; runs `jobs` seeds at a time, each on its share of the cores."""
     runs.mkdir(parents=True, exist_ok=True)
     cores, shares = sorted(os.sched_getaffinity(0)), Queue()
     for job in range(jobs):
         shares.put(set(cores[job::jobs]))
 
-    def one(seed: int) -> dict[str, Any]:
+    def run(seed: int) -> dict[str, Any]:
         share = shares.get()
         try:
             return run_seed(seed, runs, share)
@@ -65,11 +67,11 @@ def run_seeds(seeds: Sequence[int], runs: Path, jobs: int) -> list[dict[str, Any
             shares.put(share)
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(one, seeds))
+        return list(pool.map(run, seeds))
 
 
 def ladder_gain(budgets: dict[str, Any], task: str) -> float:
-    """Returns the points that the best budget of two slots gains over the best of one, on one task."""
+    """Returns the points that the best budget of two slots gains over the best budget of one slot on one task."""
 
     def best(count: int) -> float:
         return max(row["tasks"][task] for name, row in budgets.items() if name.count("1") == count and name != "auto")
@@ -117,6 +119,7 @@ TARGETS = {
 
 
 def table(rows: list[dict[str, float]], seeds: list[int]) -> str:
+    """Returns the Markdown page: one row per figure, one column per seed."""
     lines = [
         "# The effect, seed by seed",
         "",
@@ -146,12 +149,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "seeds")
     parser.add_argument("--jobs", type=int, default=1, help="seeds that run at the same time")
+    parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
     args = parser.parse_args()
     results = run_seeds(args.seeds, args.runs.resolve(), args.jobs)
     rows = [figures(result) for result in results]
-    harness.save({"results": results, "figures": rows}, RESULT)
-    TABLE.write_text(table(rows, args.seeds))
-    print(TABLE.read_text())
+    harness.save({"results": results, "figures": rows}, args.out / "benchmarks" / "results" / "glyphs_seeds.json")
+    write_text(args.out / "docs" / "glyphs_seeds.md", page := table(rows, args.seeds))
+    print(page)
 
 
 if __name__ == "__main__":

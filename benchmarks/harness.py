@@ -1,7 +1,7 @@
-"""How every benchmark here measures: warm up, take turns in rounds, report quartiles, write JSON.
+"""Timing harness of all benchmarks: warm-up, interleaved rounds, quartiles, JSON reports.
 
-All contenders run once in every round, in an order drawn anew, so that a change of the machine's load affects all of
-them alike; ratios are taken within a round. Importing this file does not import JAX.
+All contenders run once per round, in random order, so that a change of the machine's load affects them equally; ratios
+are taken within a round. Importing this file does not import JAX.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from visor_jax.files.read_write import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Run = Callable[[], Any]
-Measure = Callable[[], float]  # runs something and returns the seconds that it took
+Measure = Callable[[], float]  # runs something and returns its seconds
 
 
 def seconds(run: Run) -> float:
-    """Seconds of one call, until the arrays that it returns are computed."""
+    """Returns the seconds of one call, until the arrays that it returns are computed."""
     began = time.perf_counter()
     wait(run())
     return time.perf_counter() - began
 
 
 def wait(result: Any) -> None:
-    """Waits for arrays of JAX to be computed, where JAX is in use."""
+    """Waits until JAX has computed the arrays of `result`, if JAX is imported."""
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(result)
 
 
 def timed(run: Run, *, settle: bool = False) -> Measure:
-    """A measure of one run. With `settle` it runs twice and the second run counts.
+    """Returns a measure of one run. With `settle` it runs twice and the second run counts.
 
-    The second run does not pay for memory that the contender before it has freed.
+    The second run does not include the cost of memory that the previous contender freed.
     """
 
     def measure() -> float:
@@ -52,11 +52,11 @@ def timed(run: Run, *, settle: bool = False) -> Measure:
 def interleaved(
     measures: Mapping[str, Measure], rounds: int, *, progress: Callable[[int], None] | None = None
 ) -> dict[str, np.ndarray]:
-    """Seconds of every contender in every round, float64 [rounds], after one round of warm-up that does not count.
+    """Returns the seconds of every contender in every round, float64 [rounds], after a warm-up that does not count.
 
     Args:
       measures: name -> measure, in the order of the warm-up.
-      rounds: how many rounds count.
+      rounds: number of rounds that count.
       progress: called with the number of each finished round, from 1.
     """
     for measure in measures.values():
@@ -72,21 +72,22 @@ def interleaved(
 
 
 def quartiles(values: np.ndarray | Sequence[float], percents: Sequence[float] = (25, 50, 75)) -> list[float]:
-    """[lower quartile, median, upper quartile], or other percentiles."""
+    """Returns [lower quartile, median, upper quartile], or other percentiles."""
     return np.percentile(np.asarray(values), percents).tolist()
 
 
 def device_facts() -> dict[str, str]:
-    """The device and version that the results belong to."""
+    """Returns the device and the version of JAX of the results."""
     import jax
 
     return {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
 
 
 def arguments_of(args: Any) -> dict[str, Any]:
-    """The command line's values as a report states them: all but the output file."""
+    """Returns the command line's arguments for a report, without the output file."""
     return {name: value for name, value in vars(args).items() if name != "out"}
 
 
 def save(report: Mapping[str, Any], path: Path) -> None:
+    """Writes a report as JSON."""
     write_json(path, report)

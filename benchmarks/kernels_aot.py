@@ -1,15 +1,14 @@
-"""Compiles the TPU kernels with the real compilers, without a TPU: every shape of the models, forward and backward.
+"""Compiles the TPU kernels with libtpu's compilers, without a TPU: all shapes of the models, forward and backward.
 
     python benchmarks/kernels_aot.py [--topologies v5e:2x2 v5p:2x2x1 v6e:2x2 tpu7x:2x2x1] [--cases 0p5b_joint ...]
     python benchmarks/kernels_aot.py --decoder   # the whole decoder and its gradient, on all chips of a topology
 
 Needs `pip install libtpu` (extra `aot`), preferably in a separate environment: where libtpu is installed, `import jax`
-looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json`: for each topology and program
-whether it compiled (or the compiler's message), the seconds of compiling, the bytes of HBM besides arguments and
-results, the scoped VMEM bytes of each kernel, and the collectives; null where XLA cannot print the program. Only the
-decoder has collectives, for its gradients (LLaVA-OneVision-0.5B's decoder, one sample of 8,192 tokens per chip, budget
-at run time, remat). Results of other topologies and cases in the file are kept. Exit status 1 if any program does not
-compile.
+looks for TPUs. Out: one line per program, and `benchmarks/results/kernels_aot.json` (or `--out`): for each topology and
+program whether it compiled (or the compiler's message), compile seconds, bytes of HBM without arguments and results,
+scoped VMEM bytes of each kernel, and collectives; null if XLA cannot print the program. Only the decoder has
+collectives, for its gradients (LLaVA-OneVision-0.5B's decoder, one sample of 8,192 tokens per chip, budget at run time,
+remat). Results of other topologies and cases in the file are kept. Exit status 1 if any program does not compile.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Set before JAX is imported: they keep libtpu from looking for a TPU, and describe the machine to compile for.
+# Set before JAX is imported: libtpu does not look for a TPU, and compiles for this machine.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5e-16"
@@ -52,6 +51,8 @@ TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 
 
 class Case(NamedTuple):
+    """Shapes of one call of attention."""
+
     batch: int
     queries: int
     keys: int
@@ -75,9 +76,9 @@ CASES = {
 
 
 def arguments(case: Case, sharding: NamedSharding) -> tuple[Any, Any, AttentionMask]:
-    """Returns queries, keys (also used as values) and mask, as shapes on the topology's first device."""
+    """Returns the shapes of queries, keys (also used as values) and mask on the topology's first device."""
 
-    def made():
+    def arrays():
         q_ids = jnp.zeros((case.batch, case.queries), jnp.int32)
         kv_ids = jnp.zeros((case.batch, case.keys), jnp.int32)
         q = jnp.zeros((*q_ids.shape, case.heads, case.head_dim), case.dtype)
@@ -87,14 +88,17 @@ def arguments(case: Case, sharding: NamedSharding) -> tuple[Any, Any, AttentionM
     def place(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(place, jax.eval_shape(made))
+    return jax.tree.map(place, jax.eval_shape(arrays))
 
 
 def forward(q, kv, mask):
+    """Returns attention with keys as values."""
     return tpu.attention(q, kv, kv, mask=mask)
 
 
 def backward(q, kv, mask):
+    """Returns gradients of the squared sum of `forward`."""
+
     def loss(q, kv):
         return jnp.sum(forward(q, kv, mask).astype(jnp.float32) ** 2)
 
@@ -109,16 +113,16 @@ def compile_one(program: Callable[..., Any], arguments: tuple[Any, ...]) -> dict
     start = time.perf_counter()
     try:
         compiled = jax.jit(program).lower(*arguments).compile()
-    except Exception as error:  # the compiler's message is the result
+    except Exception as error:  # the message is the result
         return {"compiled": False, "message": str(error)[:2000]}
     memory, text = compiled.memory_analysis(), program_text(compiled)
-    found = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    collectives = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
     return {
         "compiled": True,
         "seconds": round(time.perf_counter() - start, 1),
         "hbm_bytes": memory and memory.temp_size_in_bytes,
         "scoped_vmem_bytes": scoped_memory(text) if text else None,
-        "collectives": {name: count for name, count in found.items() if count} if text else None,
+        "collectives": {name: count for name, count in collectives.items() if count} if text else None,
     }
 
 
@@ -157,14 +161,14 @@ def compile_decoder(mesh: Mesh) -> dict[str, Any]:
 
 
 def scoped_memory(text: str) -> dict[str, int]:
-    """Returns the scoped VMEM bytes of each of our kernels, as the compiled program states them."""
-    found: dict[str, int] = {}
+    """Returns the scoped VMEM bytes of each of our kernels, from the text of the compiled program."""
+    num_bytes: dict[str, int] = {}
     for line in text.splitlines():
         kernel = re.search(r"attention_(\w+_kernel)", line)
         sizes = re.search(r'"used_scoped_memory_configs":\[([^\]]*)\]', line)
         if kernel and sizes and "custom-call" in line:
-            found[kernel.group(1)] = sum(int(n) for n in re.findall(r'"size":"(\d+)"', sizes.group(1)))
-    return found
+            num_bytes[kernel.group(1)] = sum(int(n) for n in re.findall(r'"size":"(\d+)"', sizes.group(1)))
+    return num_bytes
 
 
 def main() -> None:
@@ -178,16 +182,16 @@ def main() -> None:
     failed = False
     for topology in args.topologies:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-        for name, found in compiled_decoder(devices) if args.decoder else compiled_kernels(devices, args.cases):
-            failed |= not found["compiled"]
-            programs.setdefault(topology, {})[name] = found
+        for name, result in compiled_decoder(devices) if args.decoder else compiled_kernels(devices, args.cases):
+            failed |= not result["compiled"]
+            programs.setdefault(topology, {})[name] = result
             write(args.out, programs)
-            print(topology, name, json.dumps(found), flush=True)
+            print(topology, name, json.dumps(result), flush=True)
     sys.exit(failed)
 
 
 def compiled_kernels(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields names and results of these cases' programs on one chip."""
+    """Yields the name and result of each program of these cases on one chip."""
     sharding = NamedSharding(Mesh(np.array(devices[:1]), ("one",)), PartitionSpec())
     for name in cases:
         for kind, program in PROGRAMS.items():
@@ -195,13 +199,13 @@ def compiled_kernels(devices: Sequence[Any], cases: Sequence[str]) -> Iterator[t
 
 
 def compiled_decoder(devices: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields name and result of the decoder's gradient on all chips."""
+    """Yields the name and result of the decoder's gradient on all chips."""
     mesh = Mesh(np.array(devices).reshape(1, -1, 1), ("replica", "fsdp", "tensor"))
     yield "0p5b_decoder_gradient", compile_decoder(mesh)
 
 
 def write(out: Path, programs: dict[str, Any]) -> None:
-    """Writes the whole report after every program, because compiling takes long and finished results should be kept."""
+    """Writes the whole report; called after every program, so that an interruption loses no finished result."""
     report = {"jax": jax.__version__, "cases": {name: case._asdict() for name, case in CASES.items()}}
     harness.save({**report, "programs": programs}, out)
 

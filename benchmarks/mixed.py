@@ -1,13 +1,13 @@
-"""Times mixed batches, in which only some samples have a slot on, for each way of skipping the others.
+"""Times mixed batches, in which only some samples have a slot on, for each method of skipping the others.
 
     python benchmarks/mixed.py [--config configs/llava_ov_0p5b.py] [--rows 8] [--visual 729] [--repeats 7]
 
-One self-attention slot of the configured decoder (layer weights random), forward and backward, over a batch in which 0
-to all samples have it on. Ways: `masked`, all rows go through the layer and kernels skip rows that are off;
-`compacted`, rows that are on are sorted to the front (the model's way); `recomputed`, the same with `train.remat`;
-`grouped`, the host makes one batch per budget; `any`, all rows are computed if any is on. All ways run in every round;
-seconds are medians, `over_grouped` is the ratio within a round with quartiles; `temporary_bytes` is the memory that a
-way's program needs besides arguments and results. Out: `benchmarks/results/mixed_PLATFORM.json`.
+One self-attention slot of the configured decoder (random weights) runs forward and backward over a batch in which 0 to
+all samples have it on. Methods: `masked`, all rows go through the layer and kernels skip rows that are off;
+`compacted`, rows that are on are sorted to the front (as in the model); `recomputed`, the same with `train.remat`;
+`grouped`, the host makes one batch per budget; `any`, all rows are computed if any is on. All methods run in every
+round; seconds are medians, `over_grouped` has the quartiles of the ratio within a round; `temporary_bytes` is the
+memory of a method's program without arguments and results. Out: `benchmarks/results/mixed_PLATFORM.json`.
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     params = select_layer(random_params(arch)["blocks"], 0)["self"]
     params = jax.tree.map(lambda x: x.astype(args.dtype), params)
     inputs = random_inputs(arch, args.rows, args.visual, args.text, args.dtype)
-    made, rows = programs(arch), {}
+    compiled, rows = programs(arch), {}
     for count in sorted({round(args.rows * share) for share in (0, 0.125, 0.25, 0.5, 0.75, 1)}):
         on = np.random.default_rng(0).permutation(np.arange(args.rows) < count)
-        rows[str(count)] = measured(made, params, inputs, on, args.repeats)
+        rows[str(count)] = measured(compiled, params, inputs, on, args.repeats)
         print(f"{count} of {args.rows} on:", {name: round(row["seconds"], 4) for name, row in rows[str(count)].items()})
-    everywhere = (params, *inputs, jnp.ones(args.rows, bool))
-    memory = {name: made[name].lower(*everywhere).compile().memory_analysis() for name in made}
-    sizes = {name: found and found.temp_size_in_bytes for name, found in memory.items()}
+    all_on = (params, *inputs, jnp.ones(args.rows, bool))
+    memory = {name: program.lower(*all_on).compile().memory_analysis() for name, program in compiled.items()}
+    sizes = {name: analysis and analysis.temp_size_in_bytes for name, analysis in memory.items()}
     device = jax.devices()[0]
-    given = harness.arguments_of(args)
-    given["config"] = os.path.relpath(args.config, ROOT)
-    result = {"arguments": given, **harness.device_facts(), "attention": chosen(arch, args)}
+    arguments = harness.arguments_of(args)
+    arguments["config"] = os.path.relpath(args.config, ROOT)
+    result = {"arguments": arguments, **harness.device_facts(), "attention": chosen(arch, args)}
     result["temporary_bytes"] = sizes
     harness.save({**result, "samples_on": rows}, args.out or harness.RESULTS / f"mixed_{device.platform}.json")
 
 
 def chosen(arch: Architecture, args: argparse.Namespace) -> str:
-    """Returns the implementation of attention that the joint layer uses; a plain "xla" skips nothing."""
-    found: list[str] = []
+    """Returns the implementation of attention that the joint layer uses; "xla" skips no rows."""
+    names: list[str] = []
 
-    def ask() -> None:
+    def choose() -> None:
         ids = jnp.zeros((args.rows, args.visual + args.text), jnp.int32)
         heads = arch.text.num_heads, arch.text.num_kv_heads
         q, k = (jnp.zeros((*ids.shape, count, arch.text.head_dim), args.dtype) for count in heads)
-        found.append(api.choose(q, k, AttentionMask(ids, ids, ids, ids)))
+        names.append(api.choose(q, k, AttentionMask(ids, ids, ids, ids)))
 
-    jax.eval_shape(ask)
-    return found[0]
+    jax.eval_shape(choose)
+    return names[0]
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -90,11 +90,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def one_block(arch: Architecture) -> Architecture:
-    return dataclasses.replace(arch, text=dataclasses.replace(arch.text, num_layers=3, vocab_size=512))
+    """Returns the architecture with one super-block and a small vocabulary."""
+    return dataclasses.replace(arch, text=dataclasses.replace(arch.text, num_layers=len(arch.pattern), vocab_size=512))
 
 
 def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: str) -> tuple[Any, ...]:
-    """V [rows, visual, D], T [rows, text, D] and their stream, in order of position as in `forward`."""
+    """Returns V [rows, visual, D], T [rows, text, D] and their stream, sorted by position as in `forward`."""
     keys, size = jax.random.split(jax.random.key(1)), arch.text.hidden_size
     v, t = (jax.random.normal(k, (rows, n, size), dtype) for k, n in zip(keys, (visual, text), strict=True))
     positions = jnp.tile(jnp.arange(visual + text), (rows, 1))
@@ -106,7 +107,7 @@ def random_inputs(arch: Architecture, rows: int, visual: int, text: int, dtype: 
 
 
 def with_gradients(slot: Slot) -> Any:
-    """Returns (params, V, T, stream, on) -> gradients of the outputs' sum of squares by parameters, V and T."""
+    """Returns a function (params, V, T, stream, on) -> gradients of the outputs' sum of squares by params, V and T."""
 
     def loss(params, visual, text, stream, on):
         return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in slot(params, visual, text, on, stream))
@@ -115,7 +116,7 @@ def with_gradients(slot: Slot) -> Any:
 
 
 def programs(arch: Architecture) -> dict[str, Any]:
-    """Returns the slot with its gradients, for all rows, no rows, some rows by masks, and some rows by compaction."""
+    """Returns programs of the slot with its gradients: all rows on, all off, and the methods of `measured`."""
 
     def joint(params, visual, text, on, stream):
         return joint_layer(params, visual, text, stream, arch)[:2]
@@ -136,26 +137,26 @@ def programs(arch: Architecture) -> dict[str, Any]:
 
 
 def measured(
-    made: Mapping[str, Any], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
+    compiled: Mapping[str, Any], params: Any, inputs: tuple[Any, ...], on: np.ndarray, repeats: int
 ) -> dict[str, Any]:
-    """Returns way -> median seconds, and the quartiles of its time over that of `grouped` in the same round."""
+    """Returns method -> median seconds, and quartiles of the ratio of its time to that of `grouped` by round."""
     whole = (params, *inputs, jnp.asarray(on))
     parts = [
-        partial(made[name], params, *jax.tree.map(lambda x, rows=rows: x[rows], inputs), None)
+        partial(compiled[name], params, *jax.tree.map(lambda x, rows=rows: x[rows], inputs), None)
         for name, rows in (("joint", on), ("alone", ~on))
         if rows.any()
     ]
-    ways = {
-        "masked": partial(made["masked"], *whole),
-        "compacted": partial(made["compacted"], *whole),
-        "recomputed": partial(made["recomputed"], *whole),
+    runs = {
+        "masked": partial(compiled["masked"], *whole),
+        "compacted": partial(compiled["compacted"], *whole),
+        "recomputed": partial(compiled["recomputed"], *whole),
         "grouped": lambda: [part() for part in parts],
-        "any": partial(made["joint" if on.any() else "alone"], params, *inputs, None),
+        "any": partial(compiled["joint" if on.any() else "alone"], params, *inputs, None),
     }
-    times = harness.interleaved({name: harness.timed(run) for name, run in ways.items()}, repeats)
+    times = harness.interleaved({name: harness.timed(run) for name, run in runs.items()}, repeats)
     return {
-        name: {"seconds": harness.quartiles(own)[1], "over_grouped": harness.quartiles(own / times["grouped"])}
-        for name, own in times.items()
+        name: {"seconds": harness.quartiles(seconds)[1], "over_grouped": harness.quartiles(seconds / times["grouped"])}
+        for name, seconds in times.items()
     }
 
 

@@ -1,11 +1,11 @@
-"""Compares transformers' dense prefill with ours under every budget.
+"""Compares transformers' dense prefill with this model's under several budgets.
 
     python benchmarks/prefill.py [--rounds 3] [--visual 1485 2929 7290] [--text 60] [--device cpu|gpu]
 
-Two processes at the true LLaVA-OneVision-0.5B shape with random weights, one with PyTorch and one with JAX, take turns:
+Two processes at the shape of LLaVA-OneVision-0.5B with random weights, one with PyTorch and one with JAX, take turns:
 each runs one case while the other waits for its input, in random order in every round. A case is one prompt's prefill
 with its cache, up to the logits of the first new token, or the vision tower over one tile. Ratios are taken within a
-round; "end to end" adds, within the round, the tower's seconds once per tile of the picture. Out:
+round; "end to end" adds the seconds of the tower in that round once per tile of the picture. Out:
 `benchmarks/results/prefill_<device>.json`, `docs/prefill_<device>.md` and the picture `docs/prefill_<device>.png`.
 """
 
@@ -29,14 +29,14 @@ from visor_jax.files.read_write import write_bytes, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "llava_ov_0p5b.py"
-SLOTS = (8, 4, 2, 1, 0)  # budgets that are measured, by the slots that are on
+SLOTS = (8, 4, 2, 1, 0)  # numbers of slots of the measured budgets
 GOALS = {"2 slots": 8.6, "8 slots": 2.9, "dense": 1.0}  # times faster than transformers, decoder only, longest prompt
 THEIRS = "transformers, dense"
 Case = tuple[str, int]  # (what runs, visual tokens); ("tower", 1) is one tile
 
 
 def tiles_of(visual: int) -> int:
-    """Returns the tiles for so many visual tokens: known sizes of `data.anyres`, or the paper's count."""
+    """Returns the number of tiles for `visual` tokens: known sizes of `data.anyres`, or 729 tokens per tile."""
     return {1485: 2, 2929: 5, 7290: 16}.get(visual, -(-visual // 729))
 
 
@@ -44,14 +44,17 @@ def tiles_of(visual: int) -> int:
 
 
 def serve(cases: Callable[[Case], Callable[[], Any]]) -> None:
-    """Answers each line [what, visual] on stdin with the seconds of one run; prepares a case on first request."""
-    pad_mask: dict[Case, Callable[[], Any]] = {}
+    """Reads cases [kind, visual] line by line from stdin; prints the seconds of one run of each.
+
+    A case is prepared when it is first requested.
+    """
+    prepared: dict[Case, Callable[[], Any]] = {}
     print("ready", flush=True)
     for line in sys.stdin:
-        what, visual = json.loads(line)
-        run = pad_mask.get((what, visual))
+        kind, visual = json.loads(line)
+        run = prepared.get((kind, visual))
         if run is None:
-            run = pad_mask[what, visual] = cases((what, visual))
+            run = prepared[kind, visual] = cases((kind, visual))
         print(harness.seconds(run), flush=True)
 
 
@@ -72,19 +75,19 @@ def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]
         num_hidden_layers=text.num_layers, num_attention_heads=text.num_heads, num_key_value_heads=text.num_kv_heads,
         tie_word_embeddings=True, max_position_embeddings=32768,
     )  # fmt: skip
-    sight = SiglipVisionConfig(
+    siglip = SiglipVisionConfig(
         image_size=vision.tile_size, patch_size=vision.patch_size, hidden_size=vision.hidden_size,
         intermediate_size=vision.intermediate_size, num_hidden_layers=vision.num_layers,
         num_attention_heads=vision.num_heads, vision_use_head=False,
     )  # fmt: skip
-    decoder, tower = Qwen2ForCausalLM(language).eval(), SiglipVisionModel(sight).eval()
+    decoder, tower = Qwen2ForCausalLM(language).eval(), SiglipVisionModel(siglip).eval()
     for module in (decoder, tower):
         module.set_attn_implementation("sdpa")
         torch.nn.Module.to(module, device, dtype)
 
-    def case(of: Case) -> Callable[[], Any]:
-        what, visual = of
-        if what == "tower":
+    def prepare(case: Case) -> Callable[[], Any]:
+        kind, visual = case
+        if kind == "tower":
             tile = torch.randn(1, 3, vision.tile_size, vision.tile_size, dtype=dtype, device=device)
             forward = partial(tower, pixel_values=tile)
         else:
@@ -99,7 +102,7 @@ def torch_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]
 
         return run
 
-    return case
+    return prepare
 
 
 def tiny(arch: Any) -> Any:
@@ -111,7 +114,7 @@ def tiny(arch: Any) -> Any:
 
 
 def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
-    """Returns our cases, each budget as its own specialized program."""
+    """Returns our cases; every budget has its own specialized program."""
     import jax
     import jax.numpy as jnp
 
@@ -129,23 +132,23 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
     params = unstack_layers(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
     options = compiling.options(params)
-    look = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
+    encode = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
 
-    def case(of: Case) -> Callable[[], Any]:
-        what, visual = of
-        if what == "tower":
+    def prepare(case: Case) -> Callable[[], Any]:
+        kind, visual = case
+        if kind == "tower":
             tile = jnp.zeros((1, 1, arch.vision.tile_size, arch.vision.tile_size, 3), jnp.uint8)
 
             def run() -> None:
-                jax.block_until_ready(look(params, tile))
+                jax.block_until_ready(encode(params, tile))
 
             return run
-        own = dataclasses.replace(arch, plan="dense") if what == "dense" else arch
-        on = 0 if what == "dense" else int(what.split()[0])
-        bits = by_count(own.num_slots)[on]
-        return prefill_program(params, own, bits, random_prompt(own, visual, args.text, dtype))
+        planned = dataclasses.replace(arch, plan="dense") if kind == "dense" else arch
+        num_on = 0 if kind == "dense" else int(kind.split()[0])
+        bits = by_count(planned.num_slots)[num_on]
+        return prefill_program(params, planned, bits, random_prompt(planned, visual, args.text, dtype))
 
-    return case
+    return prepare
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------
@@ -160,9 +163,10 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **passive}, cwd=ROOT
         )
-        self.answer()
+        self.read_line()
 
-    def answer(self) -> str:
+    def read_line(self) -> str:
+        """Returns the worker's next line; raises SystemExit if it has ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -170,59 +174,63 @@ class Worker:
         return line.strip()
 
     def seconds(self, case: Case) -> float:
+        """Runs one case and returns its seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(case) + "\n")
         self.process.stdin.flush()
-        return float(self.answer())
+        return float(self.read_line())
 
 
 def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, float]]:
-    """Returns one dict per round: "<framework>|<what>|<visual>" -> seconds."""
+    """Returns one dict per round: "<framework>|<kind>|<visual>" -> seconds."""
     workers = {kind: Worker(kind, arguments) for kind in ("torch", "jax")}
     ours = ["dense", *(f"{slots} slots" for slots in SLOTS)]
     cases = [("torch", ("tower", 1)), ("jax", ("tower", 1))]
     for visual in args.visual:
-        cases += [("torch", ("dense", visual)), *(("jax", (what, visual)) for what in ours)]
-    measures = {f"{kind}|{case[0]}|{case[1]}": partial(workers[kind].seconds, case) for kind, case in cases}
+        cases += [("torch", ("dense", visual)), *(("jax", (kind, visual)) for kind in ours)]
+    measures = {f"{name}|{case[0]}|{case[1]}": partial(workers[name].seconds, case) for name, case in cases}
     times = harness.interleaved(measures, args.rounds, progress=lambda done: print(f"round {done}", flush=True))
     for worker in workers.values():
         worker.process.communicate()
-    return [{name: float(own[index]) for name, own in times.items()} for index in range(args.rounds)]
+    return [{name: float(seconds[index]) for name, seconds in times.items()} for index in range(args.rounds)]
 
 
 def rows_of(rounds: list[dict[str, float]], visual: int) -> list[dict[str, Any]]:
-    """Returns per way median seconds, and times faster than transformers, decoder only and end to end."""
-    tiles, found = tiles_of(visual), []
-    ways = [
+    """Returns per contender median seconds, and the speedup over transformers, decoder only and end to end."""
+    tiles, rows = tiles_of(visual), []
+    contenders = [
         (THEIRS, "torch", "dense"),
         ("dense", "jax", "dense"),
         *(("1 slot" if n == 1 else f"{n} slots", "jax", f"{n} slots") for n in SLOTS),
     ]
-    for name, kind, what in ways:
-        own = np.array([one[f"{kind}|{what}|{visual}"] for one in rounds])
-        theirs = np.array([one[f"torch|dense|{visual}"] for one in rounds])
-        towers = [tiles * np.array([one[f"{whose}|tower|1"] for one in rounds]) for whose in (kind, "torch")]
-        faster, whole = theirs / own, (theirs + towers[1]) / (own + towers[0])
-        found.append(
+
+    def seconds_of(framework: str, kind: str, visual: int) -> np.ndarray:
+        return np.array([times[f"{framework}|{kind}|{visual}"] for times in rounds])
+
+    reference, reference_tower = seconds_of("torch", "dense", visual), tiles * seconds_of("torch", "tower", 1)
+    for name, framework, kind in contenders:
+        seconds, tower = seconds_of(framework, kind, visual), tiles * seconds_of(framework, "tower", 1)
+        rows.append(
             {
                 "name": name,
                 "visual": visual,
                 "tiles": tiles,
-                "seconds": harness.quartiles(own)[1],
-                "faster": harness.quartiles(faster, (0, 50, 100)),
-                "faster_end_to_end": harness.quartiles(whole, (0, 50, 100)),
+                "seconds": harness.quartiles(seconds)[1],
+                "faster": harness.quartiles(reference / seconds, (0, 50, 100)),
+                "faster_end_to_end": harness.quartiles((reference + reference_tower) / (seconds + tower), (0, 50, 100)),
             }
         )
-    return found
+    return rows
 
 
 def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """Returns the Markdown page: one row per contender and number of visual tokens."""
     lines = [
         f"# Prefill against transformers, {args.device}",
         "",
         f"Made by `python benchmarks/prefill.py --rounds {args.rounds} --device {args.device}`: LLaVA-OneVision-0.5B's",
         f"shape, random weights, {args.text} text tokens, cache included. Times faster than transformers' dense",
-        "prefill (sdpa attention) in the same round: median, and least to most. End to end adds one tower per tile.",
+        "prefill (sdpa attention) in the same round: median, minimum to maximum. End to end adds one tower per tile.",
         "",
         "| visual tokens | | seconds | times faster, decoder | times faster, end to end |",
         "| ---: | --- | ---: | ---: | ---: |",
@@ -238,19 +246,17 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 def draw(rows: list[dict[str, Any]], args: argparse.Namespace) -> bytes:
-    """Draws seconds against visual tokens, one line per way, as PNG."""
+    """Draws seconds against visual tokens, one line per contender, as PNG."""
     from visor_jax.report import figures
 
-    made, [axes] = figures.figure(4.2, width=7.4)
+    figure, [axes] = figures.figure(4.2, width=7.4)
     for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name]
+        visual, seconds = zip(*((row["visual"], row["seconds"]) for row in rows if row["name"] == name), strict=True)
         ls, marker = ("--", "s") if name == THEIRS else ("-", "o")
-        axes.plot(
-            [row["visual"] for row in own], [row["seconds"] for row in own], label=name, ms=4, ls=ls, marker=marker
-        )
+        axes.plot(visual, seconds, label=name, ms=4, ls=ls, marker=marker)
     axes.set(xlabel="visual tokens", ylabel="seconds, decoder only", yscale="log")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figures.png(made)
+    return figures.png(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,12 +1,12 @@
-"""Times the decoder that takes the budget as an input against the program specialized to one budget.
+"""Compares the decoder that takes the budget as an input with programs specialized to one budget.
 
     python benchmarks/specialize.py --config configs/llava_ov_0p5b.py --visual 2929 --dtype bfloat16
     python benchmarks/specialize.py --tiny
 
-Runs every budget of a model with up to four slots, otherwise one of each number of slots (`--every`: all). Both
-programs run in turn in every round, so that a change of load affects both alike; the specialized one holds its layers
-unstacked, as generation does. The overhead is the median over rounds of the ratio of their times, with quartiles,
-reported with the largest difference of their outputs. Out: `benchmarks/results/specialize.json`.
+Measures every budget of a model with up to four slots, otherwise one of each number of slots (`--every`: all). Both
+programs run in every round, so that a change of load affects both equally; the specialized one has unstacked layers, as
+in generation. Reported are the quartiles over rounds of the ratio of their times, the overhead, and the largest
+difference of their outputs. Out: `benchmarks/results/specialize.json`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     params = random_params(arch)
     layers = {name: params[name] for name in ("blocks", "tail") if name in params}
     layers = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), layers)
-    inputs, held = random_inputs(arch, args.visual, args.text, args.dtype), unstack_layers(layers)
+    inputs, unstacked = random_inputs(arch, args.visual, args.text, args.dtype), unstack_layers(layers)
     options = compiling.options(params)
-    traced: list[str] = []  # grows while tracing only: by one for each program that is compiled
+    traced: list[str] = []  # grows only during tracing: by one per compiled program
 
     def any_budget(layers, v, t, stream, on):
         traced.append("decode")
@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "budgets": {},
     }
     for bits in chosen(arch, args.every):
-        special = partial(jax.jit(specialize(bits, arch), compiler_options=options), held)
+        special = partial(jax.jit(specialize(bits, arch), compiler_options=options), unstacked)
         row = compared(dynamic, special, inputs, bits, args.repeats)
         result["budgets"][budget_name(bits)] = row
         low, middle, high = row["overhead_quartiles"]
-        print(f"{budget_name(bits):<12} dynamic / specialised {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
+        print(f"{budget_name(bits):<12} dynamic / specialized {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
     result["dynamic_programs_compiled"] = len(traced)
     harness.save(result, args.out)
     return result
@@ -96,10 +96,10 @@ def random_inputs(arch: Architecture, visual: int, text: int, dtype: str) -> tup
 def compared(
     dynamic: Callable[..., Any], special: Callable[..., Any], inputs: tuple[Any, ...], bits: Bits, repeats: int
 ) -> dict[str, Any]:
-    """Returns both programs' seconds under one budget, the ratio per round, and how far the outputs differ."""
+    """Returns both programs' seconds under one budget, the ratio per round, and the largest output difference."""
     runs = {"dynamic": lambda: dynamic(*inputs, jnp.asarray(bits, bool)), "specialised": lambda: special(*inputs)}
-    ours, theirs = (jax.block_until_ready(run()) for run in runs.values())
-    difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(ours, theirs, strict=True))
+    outputs = [jax.block_until_ready(run()) for run in runs.values()]
+    difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*outputs, strict=True))
     times = harness.interleaved({name: harness.timed(run) for name, run in runs.items()}, repeats)
     return {
         "dynamic_seconds_quartiles": harness.quartiles(times["dynamic"]),

@@ -2,7 +2,7 @@
 # Trains an adaptive model from scratch: installs into .venv, then runs every stage of configs/glyphs_mini.py, evaluation,
 # report and PyTorch export on the CPU. Safe to run again: it skips installed packages and complete stages.
 #
-# usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (WORKDIR: runs/glyphs_mini beside this folder)
+# usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (default WORKDIR: runs/glyphs_mini)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 
@@ -22,8 +22,8 @@ done
 
 set_up_environment
 export JAX_PLATFORMS=cpu
-# XLA allocates the memory of a step again in every step. If the process keeps it, in large pages, a step takes about two
-# thirds of the time.
+# XLA frees and allocates a step's memory in every step. If malloc keeps freed memory, in huge pages, a step takes about
+# two thirds of the time.
 keep=4000000000
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$keep:glibc.malloc.trim_threshold=$keep}"
 exec "$environment/bin/python" -P -m visor_jax run --config="$repository/configs/glyphs_mini.py" \

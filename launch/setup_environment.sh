@@ -1,8 +1,8 @@
-# Sourced by quickstart.sh and test.sh. Makes .venv in the repository if it is missing, and installs requirements.txt and
-# the package into it once per version of these files; a stamp in .venv holds their checksum.
+# Sourced by quickstart.sh and test.sh. Creates .venv in the repository if it is missing, and installs requirements.txt
+# and the package into it once per version of these files; a stamp in .venv holds their checksum.
 #
-# Defines: repository, environment (absolute paths), set_up_environment, and set_up_layer for another version of
-# transformers on top. Needs: Python 3.11 or 3.12, and nothing else.
+# Defines: repository, environment (absolute paths), set_up_environment, and set_up_layer, which adds another version of
+# transformers. Needs Python 3.11 or 3.12 only.
 
 repository=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$repository/.venv
@@ -66,8 +66,8 @@ set_up_environment() {
 
 purelib() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
-# Makes .venv-transformers-VERSION and sets `layer` to its path: an environment that sees all of .venv, with this version of
-# transformers and the packages of its tests in front. pip does not change .venv: it uninstalls in its own environment only.
+# Creates .venv-transformers-VERSION and sets `layer` to its path: an environment with this version of transformers and the
+# packages of its tests, which falls back to .venv for other packages. pip never changes .venv here.
 set_up_layer() {
   local version=$1
   layer=$repository/.venv-transformers-$version

@@ -2,8 +2,8 @@
 # Installs into .venv like quickstart.sh, then runs the formatter's check, the linter, the type checker and the tests.
 # Everything runs, also after a failure; the exit status is 1 if anything failed.
 #
-# With --transformers=VERSION only the tests of the export run (or the named ones in tests/), under this version of
-# transformers, in a separate environment on top of .venv. TRANSFORMERS_TESTS=DIR adds transformers' own tests, from a
+# With --transformers=VERSION only the export's tests run (or those given as tests/...), under this version of
+# transformers, in a separate environment on top of .venv. TRANSFORMERS_TESTS=DIR adds the tests of transformers from a
 # checkout of its repository.
 #
 # usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]      (--all: the slow tests too)

@@ -3,13 +3,13 @@
     python examples/digits/make_digits.py OUT
 
 writes 1,797 pictures of 72x72 pixels and `OUT/train.json` (1,257 conversations), `OUT/validation.json` (240) and
-`OUT/test.json` (300); no scan is in two of them. To train on them:
+`OUT/test.json` (300); every scan is in one of them. To train on them:
 
     --config.data.source=llava --config.data.root=OUT '--config.data.path={split}.json'
 
-Nothing is downloaded: the scans come with scikit-learn (`sklearn.datasets.load_digits`, from the UCI set "Optical
-Recognition of Handwritten Digits"). They have 8x8 pixels of 17 gray levels; this script makes them black ink on white
-paper, enlarged bicubically to 64x64 and centered.
+Nothing is downloaded: the scans are part of scikit-learn (`sklearn.datasets.load_digits`, from the UCI set "Optical
+Recognition of Handwritten Digits"). They have 8x8 pixels of 17 gray levels; this script draws them in black on white,
+enlarged bicubically to 64x64 and centered.
 
 The files have the layout that `data.source=llava` expects: picture names relative to the folder, one question and one
 answer per scan, all ten digits, and `data_source`, the name for which accuracy is reported.
@@ -26,7 +26,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 PICTURE = 72  # pixels per side; one tile of the default model
-SCAN = 64  # of which the scan takes the middle
+SCAN = 64  # pixels per side of the scan, which is centered in the picture
 SPLITS = {"test": 300, "validation": 240, "train": 1257}
 QUESTIONS = (
     "Which digit is this?",
@@ -37,7 +37,7 @@ QUESTIONS = (
 
 
 def draw_scan(levels: np.ndarray) -> Image.Image:
-    """One scan, float [8, 8] from 0 (paper) to 16 (ink), as a picture."""
+    """Returns the picture of one scan, float [8, 8] from 0 (paper) to 16 (ink)."""
     paper = np.rint(255 - levels * 255 / 16).astype(np.uint8)
     scan = Image.fromarray(paper).resize((SCAN, SCAN), Image.Resampling.BICUBIC)
     picture = Image.new("RGB", (PICTURE, PICTURE), "white")
@@ -47,7 +47,7 @@ def draw_scan(levels: np.ndarray) -> Image.Image:
 
 
 def make_record(number: int, digit: int) -> dict[str, object]:
-    """The conversation about scan `number`."""
+    """Returns the conversation about scan `number`."""
     return {
         "id": f"digits-{number:04d}",
         "image": f"images/{number:04d}.png",
@@ -76,7 +76,7 @@ def write_digits(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write scikit-learn's digits as PNG files and LLaVA JSON.")
-    parser.add_argument("out", type=Path, help="folder to write to; made if it is missing")
+    parser.add_argument("out", type=Path, help="folder to write to; created if it is missing")
     out = parser.parse_args().out
     write_digits(out)
     print(f"{out}: " + ", ".join(f"{count} records in {name}.json" for name, count in SPLITS.items()))
