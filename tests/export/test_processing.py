@@ -164,7 +164,7 @@ def test_pictures_from_anywhere_are_the_same(tiled, tmp_path, monkeypatch, kind)
 
 @pytest.mark.parametrize("wrong", ["nowhere.png", "data:image/png;base64,AAAA", "A" * 4000])
 def test_a_text_that_is_no_picture_is_named(tiled, wrong):
-    with pytest.raises(ValueError, match=f"images: '{wrong[:20]}.*' is no file, no URL and no picture in base64"):
+    with pytest.raises(ValueError, match=f"images: '{wrong[:20]}.*' is not a file, a URL or a picture in base64"):
         VisorProcessor.from_pretrained(tiled[1])(wrong, "What?")
 
 

@@ -167,7 +167,7 @@ def test_pictures_are_not_cut_into_and_a_reset_starts_again(visor, tiny):
     inputs = tiny.prompt(visor, [(20, 30)], after=3)
     output = visor(**inputs, budget="full")
     cache, end = output.past_key_values, int((inputs["input_ids"] == tiny.IMAGE).nonzero()[-1, 1]) + 1
-    with pytest.raises(ValueError, match=f"{end - 1} columns would be left, and the last picture ends at {end}"):
+    with pytest.raises(ValueError, match=f"{end - 1} columns would be left, but the last picture ends at {end}"):
         cache.crop(end - 1)
     cache.crop(end)
     assert cache.get_seq_length() == end
@@ -223,7 +223,7 @@ def test_hidden_states_and_attentions(visor, tiny):
     assert [len(step) for step in given.hidden_states] == [8, 8] and given.hidden_states[1][0].shape == (3, 1, 32)
     asked = {"output_attentions": True}
     for call in (lambda: visor(**inputs, **asked), lambda: visor.generate(**inputs, **tiny.greedily(2), **asked)):
-        with pytest.raises(ValueError, match="output_attentions: a VISOR model gives no attention weights"):
+        with pytest.raises(ValueError, match="output_attentions: a VISOR model does not return attention weights"):
             call()
 
 

@@ -211,7 +211,7 @@ def test_bidirectional_vision_lets_a_picture_see_ahead_but_not_text(tiny):
         ({"image_sizes": torch.tensor([[48, 48]])}, "image placeholders"),
         ({"image_sizes": None}, "image_sizes"),
         ({"batch_num_images": torch.tensor([2])}, "batch_num_images"),
-        ({"pixel_values": torch.zeros(1, 1, 3, 16, 16)}, "their sizes make"),
+        ({"pixel_values": torch.zeros(1, 1, 3, 16, 16)}, "image_sizes give"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(visor, tiny, changes, message):

@@ -261,6 +261,7 @@ def _accuracy(row: Mapping[str, Any]) -> float:
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
+    """Returns the section on accuracy; empty without an evaluation."""
     if not evaluation.get("budgets"):
         return ""
     rows = [

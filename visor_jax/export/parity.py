@@ -36,23 +36,40 @@ SEED = 0
 
 
 class ExportedModel(Protocol):
-    """The interface that an export needs; `visor_jax.loading.Visor` implements it."""
+    """The interface that an export needs; `visor_jax.loading.Visor` implements it.
 
-    params: Any  # nested dict of arrays
+    Attributes:
+      params: nested dict of arrays.
+      arch: shape of the model.
+      tokenizer: tokenizer with the chat template.
+      viable_budgets: budgets that the policy chooses from, in the order of its outputs.
+      system: text of the system turn; None: no system turn.
+      has_policy: the policy was trained.
+    """
+
+    params: Any
     arch: Architecture
     tokenizer: ChatTokenizer
     viable_budgets: list[Bits]
     system: str | None
     has_policy: bool
 
-    def with_params(self, params: Any) -> ExportedModel: ...
-    def logits(self, token_ids: Sequence[int], images: Sequence[Image.Image], budget: str) -> np.ndarray: ...
-    def route(self, image: Sequence[Image.Image], question: str) -> np.ndarray: ...
+    def with_params(self, params: Any) -> ExportedModel:
+        """Returns the same model with other parameters."""
+        ...
+
+    def logits(self, token_ids: Sequence[int], images: Sequence[Image.Image], budget: str) -> np.ndarray:
+        """Returns the logits [T, vocab] at every text token; `token_ids` has one placeholder per picture."""
+        ...
+
+    def route(self, image: Sequence[Image.Image], question: str) -> np.ndarray:
+        """Returns the policy's probabilities over the viable budgets, [viable]."""
+        ...
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the comparison; `routed`: also compare the budget "auto"."""
+    """A prompt of the comparison; `routed` adds the budget "auto"."""
 
     name: str
     images: list[Image.Image]
@@ -76,29 +93,39 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Parity:
-    """All comparisons of an export, and the largest difference that is allowed."""
+    """All comparisons of an export.
+
+    Attributes:
+      bound: the largest allowed difference of logits, and of route probabilities.
+      comparisons: one per prompt and budget.
+    """
 
     bound: float
     comparisons: list[Comparison] = field(default_factory=list)
 
     @property
     def max_logit_difference(self) -> float:
+        """Largest difference of logits in float64 over all comparisons."""
         return max(c.max_logit_difference for c in self.comparisons)
 
     @property
     def max_route_difference(self) -> float:
+        """Largest difference of route probabilities in float64 over all comparisons."""
         return max(c.max_route_difference for c in self.comparisons)
 
     @property
     def greedy_tokens_equal(self) -> bool:
+        """Whether all greedy tokens of all comparisons are equal."""
         return all(c.greedy_tokens_equal for c in self.comparisons)
 
     @property
     def float32_logit_difference(self) -> float:
+        """Largest difference of logits over all comparisons, with PyTorch in float32."""
         return max(c.float32_logit_difference for c in self.comparisons)
 
     @property
     def holds(self) -> bool:
+        """Whether differences are within `bound`, and all greedy tokens and routes are equal."""
         return (
             self.max_logit_difference <= self.bound
             and self.max_route_difference <= self.bound
@@ -124,6 +151,7 @@ class Parity:
         )
 
     def as_json(self) -> dict[str, Any]:
+        """Returns the content of parity.json that describes the comparison."""
         return {
             "bound": self.bound,
             "max_logit_difference": self.max_logit_difference,
@@ -335,7 +363,7 @@ class Exported:
 
 @contextlib.contextmanager
 def few_threads(small: bool) -> Iterator[None]:
-    """Limits torch to one thread for a small model; more threads only wait for each other on small tensors."""
+    """Limits torch to one thread for a small model, which more threads do not speed up."""
     import torch
 
     before = torch.get_num_threads()

@@ -151,7 +151,7 @@ def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, 
 
 
 def visor_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
-    """Returns every tensor of our PyTorch module, by its key."""
+    """Returns every tensor of the PyTorch module, by key."""
 
     def read_lazily(entry: key_map.Entry) -> Callable[[], np.ndarray]:
         return lambda: key_map.to_torch(params, entry, arch)
@@ -238,6 +238,7 @@ def _save(shard: dict[str, Any], file: Path) -> None:
 
 
 def _check_destination(out: Path, force: bool) -> None:
+    """Raises RequestError unless `out` is new, empty, or an export that `force` may replace, in a writable folder."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RequestError(f"--out={out}: is not a folder; expected a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()) and not force:

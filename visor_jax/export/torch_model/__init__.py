@@ -1,7 +1,7 @@
 """The PyTorch module of an export, for use without remote code.
 
 `VisorForConditionalGeneration.from_pretrained(DIR)` loads a folder that `visor export` wrote; `VisorProcessor` makes
-its inputs from pictures and a question. The files beside this one are the ones that travel inside every export.
+its inputs from pictures and a question. Every export contains the other files of this folder.
 """
 
 from .configuration_visor import VisorConfig

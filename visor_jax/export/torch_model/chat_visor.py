@@ -1,10 +1,10 @@
-"""Conversations as token ids, in the chat template that the model was trained with (template_visor.py).
+"""Encodes conversations as token ids, in the chat template that the model was trained with (template_visor.py).
 
 In: questions, messages as `apply_chat_template` takes them, or a prompt that a chat template rendered, and the number
 of visual tokens of each picture. Out: token ids, each picture as its run of placeholders. In questions and messages,
-chat tokens come from the template only: what looks like one in somebody's text is encoded as plain text. Only in a
-rendered prompt do they count, because there nobody can tell who wrote them.
-This file travels inside every export; it needs tokenizers (which transformers brings) only.
+only the template adds chat tokens: text that looks like one is encoded as plain text. In a rendered prompt, chat tokens
+in the text are special tokens, because those of the template and those of a user cannot be told apart.
+Every export contains this file; it needs tokenizers (which transformers brings) only.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from .template_visor import (
     images_before,
 )
 
-SOURCES = ("image", "url", "path", "base64")  # keys of a message's picture that say where it is
+SOURCES = ("image", "url", "path", "base64")  # keys of a picture part that may hold its source
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, CHAT_TOKENS)) + ")")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and for each whether the assistant said it (its answers, each with its <|im_end|>)."""
+    """Token ids, and for each whether it belongs to an assistant's answer (with its <|im_end|>)."""
 
     ids: list[int]
-    said: list[bool]
+    is_answer: list[bool]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `text` has one marker for each of its pictures, `sources` says where they are (None: unsaid)."""
+    """One turn; `text` has one marker per picture, `sources` their sources (None: passed separately)."""
 
     role: str
     text: str
@@ -54,11 +54,11 @@ class Message:
 
 
 class ChatEncoder:
-    """Encodes with one tokenizer.
+    """Encodes conversations and decodes answers with one tokenizer.
 
     Attributes:
         start_id, end_id, pad_id: ids of the chat tokens.
-        image_id: id of the placeholder that stands once for each visual token.
+        image_id: id of the placeholder, which occurs once per visual token.
     """
 
     def __init__(self, tokenizer_json: str, image_id: int):
@@ -76,43 +76,44 @@ class ChatEncoder:
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
     ) -> Encoded:
-        """A whole conversation.
+        """Encodes a whole conversation.
 
         Args:
-            lengths: visual tokens of each picture, in order.
-            system: text of a system turn, where the messages do not begin with one; None or "": no such turn.
-            add_generation_prompt: end with the assistant's header, which an answer follows.
-            continue_final_message: leave the last message open, so that its text is gone on with.
+            messages: its turns.
+            lengths: number of visual tokens of each picture, in order.
+            system: text of a system turn if the messages do not begin with one; None or "": no system turn.
+            add_generation_prompt: end with the assistant's header, so that the model answers.
+            continue_final_message: do not end the last message, so that the model continues it.
 
         Raises:
-            ValueError: markers and pictures are not equally many, or an assistant's text has a marker.
+            ValueError: the numbers of markers and pictures differ, or an assistant's text has a marker.
         """
         markers = sum(message.text.count(IMAGE_MARKER) for message in messages)
         if markers != len(lengths):
             raise ValueError(f"images: {len(lengths)} pictures for {markers} {IMAGE_MARKER} markers")
-        turns, ids, said, pictures = list(messages), [], [], iter(lengths)
+        turns, ids, is_answer, pictures = list(messages), [], [], iter(lengths)
         if system and not (turns and turns[0].role == SYSTEM):
             turns = [Message(SYSTEM, system, ()), *turns]
         for number, message in enumerate(turns, 1):
             if message.role == SYSTEM and not message.text:
                 continue
-            is_answer = message.role == ASSISTANT
+            by_assistant = message.role == ASSISTANT
             before, body = self._turn(message, pictures)
             rest = [self.end_id, *self.encode(NEWLINE)]
             if continue_final_message and number == len(turns):
                 rest = []
             ids += [*before, *body, *rest]
-            said += [False] * len(before) + [is_answer] * (len(body) + bool(rest)) + [False] * (len(rest) - 1)
+            is_answer += [False] * len(before) + [by_assistant] * (len(body) + bool(rest)) + [False] * (len(rest) - 1)
         if add_generation_prompt:
             ids += [self.start_id, *self.encode(header(ASSISTANT))]
-            said += [False] * (len(ids) - len(said))
-        return Encoded(ids, said)
+            is_answer += [False] * (len(ids) - len(is_answer))
+        return Encoded(ids, is_answer)
 
     def rendered(self, text: str, lengths: Sequence[int]) -> list[int]:
-        """A prompt as a chat template rendered it; chat tokens and markers in it are meant.
+        """Encodes a prompt that a chat template rendered; chat tokens and markers in it are special tokens.
 
         Raises:
-            ValueError: markers and pictures are not equally many.
+            ValueError: the numbers of markers and pictures differ.
         """
         if text.count(IMAGE_MARKER) != len(lengths):
             raise ValueError(
@@ -132,21 +133,21 @@ class ChatEncoder:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text."""
+        """Returns the token ids of plain text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's token ids, up to its end and without special tokens."""
+        """Returns the text of an answer's token ids, up to its end and without special tokens."""
         numbers = [int(number) for number in ids]
         if self.end_id in numbers:
             numbers = numbers[: numbers.index(self.end_id)]
         return self.tokenizer.decode(numbers, skip_special_tokens=True)
 
     def _turn(self, message: Message, pictures: Iterator[int]) -> tuple[list[int], list[int]]:
-        """A turn's header and what follows it.
+        """Returns the token ids of a turn's start and of its body.
 
-        An answer is encoded apart from its header, as it is when the model writes it, and without white space around
-        it; all else together with its header.
+        An answer is stripped and encoded separately from its header, as in generation; other text is encoded together
+        with its header.
         """
         if message.role == ASSISTANT:
             if IMAGE_MARKER in message.text:
@@ -160,25 +161,25 @@ class ChatEncoder:
 
 
 def plain_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """A tokenizer that takes no chat token from a text: those that stand in one are spelled out."""
+    """Returns a tokenizer that encodes chat tokens in a text as plain text."""
     content = json.loads(tokenizer_json)
     for token in content.get("added_tokens", ()):
         token["special"] = token["special"] or token["content"] in CHAT_TOKENS
     tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.encode_special_tokens = True  # that is: encode their text
+    tokenizer.encode_special_tokens = True  # encodes their text instead of their ids
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def place_images(question: str, num_images: int) -> str:
-    """A user's text with one marker for each picture.
+    """Returns a user's text with one marker per picture.
 
-    Without markers they come first, each on a line of its own. A single one is moved there, and white space at the
-    text's edges goes; several stay where they are.
+    If it has no markers, they are placed before the text, one per line. A single marker is moved there, and the text is
+    stripped. Several markers stay where they are.
 
     Raises:
-        ValueError: there are markers, but not as many as pictures.
+        ValueError: the text has markers, but their number differs from that of the pictures.
     """
     if IMAGE_MARKER not in question:
         question = images_before(question, num_images)
@@ -190,10 +191,10 @@ def place_images(question: str, num_images: int) -> str:
 
 
 def read_message(message: Mapping[str, Any]) -> Message:
-    """A message as `apply_chat_template` takes it: `content` is a text, or a list of texts and pictures.
+    """Reads a message in the form of `apply_chat_template`: `content` is a text, or a list of texts and pictures.
 
     Raises:
-        ValueError: the content holds something else, or markers and pictures are not equally many.
+        ValueError: the content holds something else, or the numbers of markers and pictures differ.
     """
     role, content = message["role"], message.get("content") or ""
     if isinstance(content, str):
@@ -214,7 +215,7 @@ def read_message(message: Mapping[str, Any]) -> Message:
 
 
 def _source(part: Mapping[str, Any]) -> Any:
-    """Where a message's picture is; None: it comes beside the messages."""
+    """Returns the source of a message's picture; None: the picture is passed separately from the messages."""
     if part["type"] == "image_url":
         url = part["image_url"]
         return url["url"] if isinstance(url, Mapping) else url

@@ -1,7 +1,7 @@
-"""Configuration of a VISOR model in PyTorch: what `config.json` of an exported folder holds.
+"""Configuration of a VISOR model in PyTorch: the content of an exported folder's `config.json`.
 
-In: keyword arguments, or a folder through `from_pretrained`. Out: the shapes of the model, which budgets are viable and
-how budgets are named. This file travels inside every export; it needs torch and transformers only.
+In: keyword arguments, or a folder through `from_pretrained`. Out: the shapes of the model, its viable budgets and the
+names of budgets. Every export contains this file; it needs torch and transformers only.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ PATTERN = ("text", "cross", "self")
 
 
 class VisorConfig(PretrainedConfig):
-    """LLaVA-OneVision's configuration and what VISOR adds to it.
+    """LLaVA-OneVision's configuration with the fields that VISOR adds.
 
     Args:
-        text_config: of the Qwen2 decoder, as a dict or a `Qwen2Config`.
-        vision_config: of the SigLIP tower; its `num_hidden_layers` are all run and no last norm follows.
-        patch_local: the tower's layers have no attention, so no patch sees another.
-        image_token_index: id of the placeholder token that stands once for each visual token.
+        text_config: configuration of the Qwen2 decoder, as a dict or a `Qwen2Config`.
+        vision_config: configuration of the SigLIP tower; all of its `num_hidden_layers` run, without a final norm.
+        patch_local: the tower's layers have no attention, so patches are encoded independently.
+        image_token_index: id of the placeholder token, which occurs once per visual token.
         image_grid_pinpoints: grids (height, width) in pixels that a single picture may be cut into; empty: every
             picture is one tile.
-        vision_aspect_ratio: "anyres_max_N": a stitched picture of more than N tiles' worth of tokens is shrunk to it.
+        vision_aspect_ratio: "anyres_max_N": a stitched picture with more tokens than N tiles is shrunk to that number.
         plan: "visor" (super-blocks of text-only, cross-attention and optional self-attention layers), or "dense"
             (every layer is a self-attention layer over all tokens, as in LLaVA-OneVision).
         layer_pattern: kinds of the layers of a super-block ("text", "cross", "self"), in order; every "self" is a slot.
-            Super-blocks are repeated as often as they fit, and what is left over is text-only. None: text, cross, self.
-        head_layers: text-only layers before the first super-block.
-        bidirectional_vision: in self-attention layers, the tokens of a picture see each other both ways.
-        cross_num_key_value_heads: key/value heads of the cross-attention layers.
+            Super-blocks repeat as often as they fit; the remaining layers are text-only. None: text, cross, self.
+        head_layers: number of text-only layers before the first super-block.
+        bidirectional_vision: in self-attention layers, the tokens of a picture attend to each other in both directions.
+        cross_num_key_value_heads: number of key/value heads of the cross-attention layers.
         cross_kernel_size: taps of the conditional position's depthwise convolution.
         policy_hidden_size, policy_max_budgets: hidden size and number of outputs of the policy's MLP.
         viable_budgets: names ("0b101", leftmost bit first slot) of the budgets that the policy chooses from, in the
             order of its outputs.
-        has_policy: the policy was trained: "auto" is possible, and is meant where the caller names no budget.
-        system_prompt: text of the system turn that the model was trained with; None: no such turn.
-        use_cache: a forward pass returns keys and values, unless it is told otherwise.
+        has_policy: the policy was trained, so "auto" is possible, and is the default budget.
+        system_prompt: text of the system turn that the model was trained with; None: no system turn.
+        use_cache: whether a forward pass returns keys and values by default.
     """
 
     model_type = "visor"
@@ -100,7 +100,7 @@ class VisorConfig(PretrainedConfig):
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
-        """What each layer is: "text", "cross", or "self"; in a VISOR plan a "self" layer is a slot."""
+        """Kind of each layer: "text", "cross", or "self"; in a VISOR plan a "self" layer is a slot."""
         layers = self.text_config.num_hidden_layers
         if self.plan == "dense":
             return ("self",) * layers
@@ -110,26 +110,26 @@ class VisorConfig(PretrainedConfig):
 
     @property
     def slots(self) -> dict[int, int]:
-        """The number of each optional layer's slot, by the layer's index."""
+        """Slot number of each optional layer, by layer index."""
         return {} if self.plan == "dense" else self._numbered("self")
 
     @property
     def crosses(self) -> dict[int, int]:
-        """The number of each cross-attention, by the index of the layer that it stands before."""
+        """Number of each cross-attention, by the index of the layer that it precedes."""
         return self._numbered("cross")
 
     def _numbered(self, kind: str) -> dict[int, int]:
-        found = [index for index, own in enumerate(self.layer_kinds) if own == kind]
-        return {index: number for number, index in enumerate(found)}
+        indices = [index for index, layer_kind in enumerate(self.layer_kinds) if layer_kind == kind]
+        return {index: number for number, index in enumerate(indices)}
 
     @property
     def num_slots(self) -> int:
-        """Optional self-attention layers: one bit of a budget each."""
+        """Number of optional self-attention layers: the bits of a budget."""
         return len(self.slots)
 
     @property
     def shared_layers(self) -> range:
-        """The layers before the first slot, which every budget runs alike."""
+        """Layers before the first slot; they are the same under every budget."""
         return range(min(self.slots, default=0))
 
     @property
@@ -139,17 +139,18 @@ class VisorConfig(PretrainedConfig):
 
     @property
     def viable(self) -> list[Bits]:
+        """Viable budgets as bits, in the order of the policy's outputs."""
         return [bits_of(name, self.num_slots) for name in self.viable_budgets]
 
     def resolve_budget(self, budget: str | Sequence[bool]) -> Bits | None:
-        """The slots that a budget switches on; None for "auto", which the policy decides for each sample.
+        """Returns the slots that a budget switches on; None for "auto", which the policy decides for each sample.
 
         Args:
             budget: "auto", "full", "empty", "0b101" (leftmost bit first slot), "3" (the best viable budget with three
-                slots on), or one boolean for each slot.
+                slots on), or one boolean per slot.
 
         Raises:
-            ValueError: not a budget of this model.
+            ValueError: the model has no such budget.
         """
         if not isinstance(budget, str):
             bits = tuple(bool(bit) for bit in budget)
@@ -165,33 +166,34 @@ class VisorConfig(PretrainedConfig):
         if budget.startswith("0b"):
             return bits_of(budget, self.num_slots)
         if budget.isdecimal():
-            found = next((bits for bits in self.viable if sum(bits) == int(budget)), None)
-            if found is None:
+            best = next((bits for bits in self.viable if sum(bits) == int(budget)), None)
+            if best is None:
                 counts = sorted({sum(bits) for bits in self.viable})
-                raise ValueError(f"budget: no viable budget has {budget} slots on; there are some with {counts}")
-            return found
+                raise ValueError(f"budget: no viable budget has {budget} slots on; expected one of {counts}")
+            return best
         raise ValueError(f"budget: {budget!r}; expected auto, full, empty, a number of slots, or bits such as 0b101")
 
     def resolve_budgets(self, budget: Any, batch: int) -> list[Bits | None]:
-        """The budget of each sample; None for one that the policy decides.
+        """Returns the budget of each sample; None for a sample whose budget the policy decides.
 
         Args:
-            budget: one for all samples, or a list (or a bool tensor [batch, slots]) with one for each; None: "auto"
-                where there is a policy, else "full".
+            budget: one for all samples, or a list (or a bool tensor [batch, slots]) with one per sample; None: "auto"
+                if the policy was trained, else "full".
+            batch: number of samples.
 
         Raises:
-            ValueError: not budgets of this model, or not one for each sample.
+            ValueError: the model has no such budget, or the number of budgets differs from that of samples.
         """
         if budget is None:
             budget = "auto" if self.has_policy else "full"
         if isinstance(budget, int):
             budget = str(budget)
-        asked: Any = budget.tolist() if hasattr(budget, "tolist") else budget
-        if isinstance(asked, str) or all(isinstance(bit, bool | int) for bit in asked):
-            return [self.resolve_budget(asked)] * batch
-        if len(asked) != batch:
-            raise ValueError(f"budget: {len(asked)} budgets for {batch} samples")
-        return [self.resolve_budget(own) for own in asked]
+        budgets: Any = budget.tolist() if hasattr(budget, "tolist") else budget
+        if isinstance(budgets, str) or all(isinstance(bit, bool | int) for bit in budgets):
+            return [self.resolve_budget(budgets)] * batch
+        if len(budgets) != batch:
+            raise ValueError(f"budget: {len(budgets)} budgets for {batch} samples")
+        return [self.resolve_budget(sample_budget) for sample_budget in budgets]
 
     @property
     def tile_size(self) -> int:
@@ -205,14 +207,17 @@ class VisorConfig(PretrainedConfig):
 
     @property
     def patches_per_side(self) -> int:
+        """Patches along a side of a tile."""
         return self.tile_size // self.patch_size
 
     @property
     def num_key_value_heads(self) -> int:
+        """Number of key/value heads of the decoder's layers."""
         return self.text_config.num_key_value_heads or self.text_config.num_attention_heads
 
     @property
     def rotary_base(self) -> float:
+        """Base of the rotary frequencies. Raises ValueError for scaled rotary embeddings."""
         parameters = dict(self.text_config.rope_parameters or {})
         if parameters.get("rope_type", "default") != "default":
             raise ValueError(f"text_config.rope_parameters: {parameters}; expected rope_type 'default'")
@@ -220,18 +225,19 @@ class VisorConfig(PretrainedConfig):
 
     @property
     def head_dim(self) -> int:
+        """Size of an attention head."""
         text = self.text_config
         return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
     def decoder_flops(self, bits: Bits, num_visual: int, num_text: int) -> float:
-        """FLOPs of reading a prompt under a budget: causal attention at half, logits of the last token only."""
+        """Returns the decoder FLOPs of a prompt under a budget; causal attention counts half, logits only once."""
         text = self.text_config
         size, heads, kv = (
             text.hidden_size,
             text.num_attention_heads * self.head_dim,
             self.num_key_value_heads * self.head_dim,
         )
-        layer = 2.0 * size * (2 * heads + 2 * kv + 3 * text.intermediate_size)  # projections, for each token
+        layer = 2.0 * size * (2 * heads + 2 * kv + 3 * text.intermediate_size)  # projections of one token
         joint = sum(bits) if self.plan == "visor" else text.num_hidden_layers
         both = num_visual + num_text
         total = 2.0 * size * text.vocab_size + joint * (both * layer + 2.0 * both**2 * heads)
@@ -246,12 +252,12 @@ class VisorConfig(PretrainedConfig):
 
 def _one_side(size: int | Sequence[int]) -> int:
     if not isinstance(size, int):
-        raise ValueError(f"vision_config: size {size}; expected one number, tiles and patches are squares")
+        raise ValueError(f"vision_config: size {size}; expected one number, because tiles and patches are square")
     return size
 
 
 def bits_of(name: str, num_slots: int) -> Bits:
-    """The slots that a name such as "0b101" switches on (leftmost bit first slot)."""
+    """Returns the slots that a name such as "0b101" switches on (leftmost bit first slot)."""
     digits = name.removeprefix("0b")
     if len(digits) != num_slots or set(digits) - {"0", "1"}:
         raise ValueError(f"budget: {name!r}; expected 0b and one bit for each of this model's {num_slots} slots")

@@ -1,10 +1,10 @@
 """The decoder in PyTorch: Qwen2 layers, the cross-attention layers between them, and the policy.
 
-In: visual tokens V [B, Nv, D], text tokens T [B, Nt, D], and where they stand (`Layout`). Out: V and T after the last
-layer. In a "visor" plan every three layers are a super-block: text-only (T = TL(T)), cross-attention
-(T = TL(T + CrossAttn(T, V))) and optional self-attention ([V; T] = TL([V; T]) where the sample's budget has it on, else
-text-only); layers left over are text-only. In a "dense" plan every layer is a self-attention layer.
-This file travels inside every export; it needs torch and transformers only.
+In: visual tokens V [B, Nv, D], text tokens T [B, Nt, D], and their positions (`Layout`). Out: V and T after the last
+layer. The kinds of the layers follow from the configuration's pattern: text-only (T = TL(T)), cross-attention
+(T = TL(T + CrossAttn(T, V))) and optional self-attention ([V; T] = TL([V; T]) if the sample's budget has it on, else
+text-only). In a "dense" plan every layer is a self-attention layer.
+Every export contains this file; it needs torch and transformers only.
 """
 
 from __future__ import annotations
@@ -23,32 +23,39 @@ from .configuration_visor import VisorConfig
 
 
 class View(NamedTuple):
-    """What the queries of one stream see: rotary cosine and sine [B, n, E], mask bool [B, n, keys] (None: all keys)."""
+    """Rotary positions and mask of the queries of one stream.
+
+    Attributes:
+        cos, sin: [B, n, E], rotary cosine and sine.
+        mask: bool [B, n, keys], the keys that each query attends to; None: all, or the causal ones.
+        causal: each query attends to the keys up to its own; then `mask` is None.
+    """
 
     cos: Tensor
     sin: Tensor
     mask: Tensor | None
-    causal: bool  # each query sees the keys up to its own, in order; then there is no mask
+    causal: bool
 
     def rows(self, rows: Tensor) -> View:
+        """Returns the view of the samples `rows`, int64 [n]."""
         mask = None if self.mask is None else self.mask[rows]
         return View(self.cos[rows], self.sin[rows], mask, self.causal)
 
 
 @dataclass
 class State:
-    """A batch on its way through the decoder; `run` changes `text` and `visual`."""
+    """State of a forward pass between layers; `Decoder.run` updates `text` and `visual`."""
 
     text: Tensor
     visual: Tensor
     layout: Layout
     views: dict[str, View]  # of "text" and of "joint" layers
     cache: VisorCache
-    hidden_states: list[Tensor] | None = None  # [B, S, D] at the entry of each layer, where they are asked for
+    hidden_states: list[Tensor] | None = None  # inputs [B, S, D] of the layers so far; None: not collected
 
 
 class VisorRMSNorm(nn.Module):
-    """Normalised in float32, as `transformers.models.qwen2.Qwen2RMSNorm`."""
+    """RMS norm computed in float32, like `transformers.models.qwen2.Qwen2RMSNorm`."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -56,12 +63,13 @@ class VisorRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` [..., D] normalized, in its dtype."""
         wide = widened(x)
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; keys and values of earlier tokens come from the cache."""
+    """Grouped-query attention with rotary positions."""
 
     def __init__(self, config: VisorConfig):
         super().__init__()
@@ -72,14 +80,18 @@ class SelfAttention(nn.Module):
         self.v_proj, self.o_proj = nn.Linear(text.hidden_size, kv), nn.Linear(heads, text.hidden_size, bias=False)
 
     def project(self, x: Tensor, view: View) -> tuple[Tensor, KeysValues]:
+        """Returns the query [B, H, n, E] and the key and value [B, K, n, E] of `x` [B, n, D]."""
         query, key, value = (split_heads(p(x), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(query, view), (rotate(key, view), value)
 
     def attend(self, query: Tensor, keys_values: KeysValues, view: View) -> Tensor:
+        """Returns the output [B, n, D] of attention over keys and values, which include those of earlier tokens."""
         return self.o_proj(attention(query, keys_values, view.mask, view.causal))
 
 
 class TextMLP(nn.Module):
+    """The gated MLP of a Qwen2 layer."""
+
     def __init__(self, config: VisorConfig):
         super().__init__()
         size, hidden = config.text_config.hidden_size, config.text_config.intermediate_size
@@ -87,11 +99,12 @@ class TextMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., D] to [..., D]."""
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(GradientCheckpointingLayer):
-    """One pretrained Qwen2 layer, TL. It changes nothing but its output, so it may run again in the backward pass."""
+    """One pretrained Qwen2 layer, TL. It has no side effects, so gradient checkpointing may run it again."""
 
     def __init__(self, config: VisorConfig):
         super().__init__()
@@ -107,9 +120,10 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_value: Tensor | None = None,
         peek: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`x` [rows, n, D] through the layer, and all its keys and values so far: the past ones, then those of `x`.
+        """Runs the layer on `x` [rows, n, D]; returns its output and all keys and values so far.
 
-        With `peek` there are the past ones alone: nobody sees `x`, itself included.
+        These are the past ones followed by those of `x`. With `peek` they are the past ones only: `x` attends to the
+        past, and neither `x` nor a later token attends to `x`.
         """
         query, (key, value) = self.self_attn.project(self.input_layernorm(x), view)
         if past_key is not None and past_value is not None:
@@ -120,9 +134,10 @@ class DecoderLayer(GradientCheckpointingLayer):
 
 
 class CrossAttention(GradientCheckpointingLayer):
-    """T + tanh(gate) * CrossAttn(T, V): every text token reads every visual token of its sample, without positions.
+    """T + tanh(gate) * CrossAttn(T, V): every text token attends to every visual token of its sample.
 
-    V first gets its conditional position: a depthwise convolution over the visual sequence, added to it.
+    Attention has no rotary positions; V carries a conditional position, a depthwise convolution over the visual
+    sequence that is added to it.
     """
 
     def __init__(self, config: VisorConfig):
@@ -138,8 +153,8 @@ class CrossAttention(GradientCheckpointingLayer):
         self.conditional_position = nn.Conv1d(size, size, taps, padding=taps // 2, groups=size, bias=False)
 
     def keys_values(self, visual: Tensor) -> KeysValues:
-        """Keys and values of V [B, Nv, D]; its padding must be zero, so that no tap reads anything there."""
-        if visual.shape[1]:  # torch convolves nothing empty
+        """Returns keys and values of V [B, Nv, D]; its padding must be zero, because the convolution reads it."""
+        if visual.shape[1]:  # torch rejects the convolution of an empty sequence
             visual = visual + self.conditional_position(visual.transpose(1, 2)).transpose(1, 2)
         visual = self.visual_norm(visual)
         return split_heads(self.k_proj(visual), self.head_dim), split_heads(self.v_proj(visual), self.head_dim)
@@ -147,9 +162,13 @@ class CrossAttention(GradientCheckpointingLayer):
     def forward(
         self, text: Tensor, visual: Tensor, valid: Tensor | None, key: Tensor | None = None, value: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """T after reading V, and V's keys and values, which an earlier pass may have made already.
+        """Returns T with the attention's output added, and V's keys and values.
 
-        `valid` bool [B, Nv] says which of V are not padding; None: all of them.
+        Args:
+            text: T [B, Nt, D].
+            visual: V [B, Nv, D]; not used with `key` and `value`.
+            valid: bool [B, Nv], False for padding of V; None: no padding.
+            key, value: V's keys and values, if an earlier pass computed them.
         """
         if key is None or value is None:
             key, value = self.keys_values(visual)
@@ -159,15 +178,15 @@ class CrossAttention(GradientCheckpointingLayer):
         if valid is None or bool(valid.all()):
             read = self.o_proj(attention(query, (key, value), None, False))
         else:
-            some = valid.any(1)  # a sample without any picture reads nothing, not the mean of its padding
-            mask = (valid | ~some[:, None])[:, None].expand(-1, text.shape[1], -1)
+            has_picture = valid.any(1)  # other samples get 0 instead of the mean of their padding
+            mask = (valid | ~has_picture[:, None])[:, None].expand(-1, text.shape[1], -1)
             read = self.o_proj(attention(query, (key, value), mask, False))
-            read = torch.where(some[:, None, None], read, 0)
+            read = torch.where(has_picture[:, None, None], read, 0)
         return text + torch.tanh(self.gate) * read, key, value
 
 
 class Routing(nn.Module):
-    """The routing token and the policy's MLP over its hidden state [B, D]: scores float32 [B, max_budgets]."""
+    """The routing token and the policy's MLP over the token's hidden state."""
 
     def __init__(self, config: VisorConfig):
         super().__init__()
@@ -177,7 +196,11 @@ class Routing(nn.Module):
         self.fc1, self.fc2 = nn.Linear(size, hidden), nn.Linear(hidden, config.policy_max_budgets)
 
     def forward(self, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """`read` takes the token [D] through the first layers: its hidden states [B, D]."""
+        """Returns scores float32 [B, max_budgets].
+
+        Args:
+            read: runs the token [D] through the layers before the first slot; returns its hidden states [B, D].
+        """
         hidden = self.norm(read(self.token))
         return widened(self.fc2(functional.gelu(self.fc1(hidden), approximate="tanh")))
 
@@ -185,7 +208,7 @@ class Routing(nn.Module):
 class Decoder(nn.Module):
     """All layers, the token embeddings and the final norm."""
 
-    cross_attention: nn.ModuleList  # one for each "cross" layer of a "visor" plan
+    cross_attention: nn.ModuleList  # one per "cross" layer of a "visor" plan
 
     def __init__(self, config: VisorConfig):
         super().__init__()
@@ -199,16 +222,25 @@ class Decoder(nn.Module):
             self.cross_attention = nn.ModuleList(CrossAttention(config) for _ in config.crosses)
 
     def layer(self, index: int) -> DecoderLayer:
+        """Returns layer `index`."""
         return cast(DecoderLayer, self.layers[index])
 
     def cross(self, index: int) -> CrossAttention:
-        """The cross-attention of layer `index`."""
+        """Returns the cross-attention that precedes layer `index`."""
         return cast(CrossAttention, self.cross_attention[self.crosses[index]])
 
     def begin(
         self, text: Tensor, visual: Tensor, layout: Layout, cache: VisorCache, hidden_states: bool = False
     ) -> State:
-        """New tokens behind those of the cache. Visual tokens can only come first, into an empty cache."""
+        """Appends new tokens' positions to the cache and returns the state of their forward pass.
+
+        Args:
+            text: T [B, Nt, D] of the new tokens.
+            visual: V [B, Nv, D]; nonempty only with an empty cache.
+            layout: positions of the new tokens.
+            cache: keys and values of earlier tokens.
+            hidden_states: collect the input of each layer.
+        """
         cache.extend(layout)
         assert cache.order is not None and cache.text_order is not None
         reach = layout.reach if self.config.bidirectional_vision and layout.visual_index.shape[1] else None
@@ -219,7 +251,14 @@ class Decoder(nn.Module):
         return State(text, visual, layout, views, cache, [] if hidden_states else None)
 
     def view(self, order: Tensor, keys: Tensor, dtype: torch.dtype, reach: Tensor | None = None) -> View:
-        """Queries at `order` [B, n] that see the keys whose order [B, m] is at most theirs (or their `reach`)."""
+        """Returns the view of queries at `order` [B, n], which attend to keys of at most that order (or `reach`).
+
+        Args:
+            order: int64 [B, n], of the queries.
+            keys: int64 [B, m], order of the keys.
+            dtype: of the rotary cosine and sine.
+            reach: int64 [B, n], the last order that each query attends to; None: `order`.
+        """
         cos, sin = rotary(order, self.config, dtype)
         new, total = order.shape[1], keys.shape[1]
         if reach is None and (new == 1 or new == total) and not bool((keys == PADDING).any()):
@@ -227,10 +266,10 @@ class Decoder(nn.Module):
         return View(cos, sin, keys[:, None] <= (order if reach is None else reach)[..., None], causal=False)
 
     def run(self, state: State, layers: range) -> None:
-        """Take the batch through some of the layers; those with a slot need the cache's budgets to be decided."""
+        """Runs some of the layers and updates `state`; layers with a slot require the cache's budgets."""
         dense, cache = self.config.plan == "dense", state.cache
         for index in layers:
-            if state.hidden_states is not None:  # what is handed out is what the layer reads, for gradients' sake
+            if state.hidden_states is not None:  # the layer reads the returned tensor, so that gradients reach it
                 state.hidden_states.append(state.layout.merge(state.visual, state.text))
                 state.visual, state.text = state.layout.split(state.hidden_states[-1])
             if index in self.crosses:
@@ -245,7 +284,7 @@ class Decoder(nn.Module):
                 self.run_part(state, index, part, rows)
 
     def run_part(self, state: State, index: int, part: str, rows: Tensor | None) -> None:
-        """One layer for the samples `rows` (None: all) in which it is of kind `part`."""
+        """Runs one layer for the samples `rows` (None: all), in which its kind is `part` ("text" or "joint")."""
         layer, cache = self.layer(index), state.cache
         text, visual, layout, view = state.text, state.visual, state.layout, state.views[part]
         if rows is not None:
@@ -264,19 +303,23 @@ class Decoder(nn.Module):
 
     @property
     def checkpoints(self) -> bool:
-        """Layers run again in the backward pass, so what they compute is not kept for later tokens."""
+        """Whether layers run again in the backward pass (gradient checkpointing); then the cache is not filled."""
         if not (self.training and torch.is_grad_enabled()):
             return False
         return any(self.layer(index).gradient_checkpointing for index in range(len(self.layers)))
 
     def keeps_layer(self, index: int) -> bool:
-        """Its keys and values stay in the cache; the routing token needs those before the first slot at once."""
+        """Returns whether layer `index` stores its keys and values in the cache.
+
+        Layers before the first slot always do, because the routing token attends to them in the same pass.
+        """
         return index < self.shared_layers.stop or not self.checkpoints
 
     def routing_hidden(self, token: Tensor, state: State, prompt_length: Tensor) -> Tensor:
-        """The routing token's hidden state [B, D] at the entry of the first slot, after the layers before it have run.
+        """Returns the routing token's hidden state [B, D] at the entry of the first slot.
 
-        It stands right behind its sample's prompt of `prompt_length` [B] tokens, and sees those.
+        The layers before that slot must have run. The token follows its sample's prompt of `prompt_length` [B] tokens,
+        and attends to the prompt.
         """
         cache, order = state.cache, prompt_length[:, None]
         assert cache.text_order is not None
@@ -292,29 +335,34 @@ class Decoder(nn.Module):
 
 
 def parts_of(on: Tensor | bool) -> Iterator[tuple[str, Tensor | None]]:
-    """A layer's kinds and the samples of each (None: all), for one boolean, or one for each sample [B]."""
-    every = on if isinstance(on, bool) else bool(on.all())
-    if every or isinstance(on, bool) or not bool(on.any()):
-        yield ("joint" if every else "text"), None
+    """Yields the kinds that a layer has in a batch, each with its samples (None: all).
+
+    Args:
+        on: whether the layer is a self-attention layer, one boolean or bool [B].
+    """
+    all_on = on if isinstance(on, bool) else bool(on.all())
+    if all_on or isinstance(on, bool) or not bool(on.any()):
+        yield ("joint" if all_on else "text"), None
     else:
         yield "joint", on.nonzero()[:, 0]
         yield "text", (~on).nonzero()[:, 0]
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32, or in float64 where `x` is."""
+    """Returns `x` in float32, or unchanged if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
-    """[B, n, heads * E] to [B, heads, n, E]."""
+    """Reshapes [B, n, heads * E] to [B, heads, n, E]."""
     return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
 
 
 def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, n, E] of the rotary embedding at float32 angles; both halves of the head alike.
+    """Returns cosine and sine [B, n, E] of the rotary embedding at float32 angles, equal in both halves of a head.
 
-    Frequencies come from the CPU, as in transformers: powers round otherwise elsewhere, which far positions multiply.
+    Frequencies are computed on the CPU, as in transformers: other devices round powers differently, and far positions
+    multiply the difference.
     """
     size = config.head_dim
     exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
@@ -325,13 +373,13 @@ def rotary(order: Tensor, config: VisorConfig, dtype: torch.dtype) -> tuple[Tens
 
 
 def rotate(x: Tensor, view: View) -> Tensor:
-    """Applies rotary position embedding to `x`, in halves as in transformers' Qwen2."""
+    """Applies the rotary position embedding to `x` [B, heads, n, E], in halves as in transformers' Qwen2."""
     first, second = x.chunk(2, dim=-1)
     return x * view.cos[:, None] + torch.cat([-second, first], dim=-1) * view.sin[:, None]
 
 
 def attention(query: Tensor, keys_values: KeysValues, mask: Tensor | None, causal: bool) -> Tensor:
-    """Attention of query [B, H, n, E] over keys and values [B, K, m, E], as [B, n, H * E]; mask bool [B, n, m]."""
+    """Returns attention [B, n, H * E] of query [B, H, n, E] over keys and values [B, K, m, E]; mask bool [B, n, m]."""
     groups = query.shape[1] // keys_values[0].shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in keys_values)
     mask = None if mask is None else mask[:, None]

@@ -1,9 +1,9 @@
-"""Outputs of a VISOR model in PyTorch, and what `generate()` needs of it.
+"""Output classes of a VISOR model in PyTorch, and its `generate()`.
 
-In: what the caller of `generate()` gives. Out: the inputs of each forward pass. transformers 5.24 renamed the cache,
-`past_key_values` before, to `cache` in outputs, arguments and `generate()`; a VISOR model takes and answers both names
-under every version.
-This file travels inside every export; it needs torch and transformers only.
+In: the arguments of `generate()`. Out: the inputs of each forward pass. transformers 5.24 renamed the cache from
+`past_key_values` to `cache` in outputs, arguments and `generate()`; a VISOR model supports both names under every
+version.
+Every export contains this file; it needs torch and transformers only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .cache_visor import VisorCache
 from .configuration_visor import VisorConfig
 
 NAMES = ("cache", "past_key_values")
-NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in NAMES)  # this transformers' own
+NAME = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in NAMES)  # of this transformers
 PICTURES = ("pixel_values", "image_sizes", "batch_num_images")
-OF_GENERATION = ("labels", "position_ids", "cache_position")  # what `generate()` carries along and no pass reads
+OF_GENERATION = ("labels", "position_ids", "cache_position")  # `generate()` passes these on; `forward` lacks them
 OWN = (*PICTURES, "budget", "dial", "prompt_length")  # inputs that a text model does not have
 
 
@@ -39,6 +39,7 @@ class EitherName(ModelOutput):
         return super().__contains__(NAME if key in NAMES else key)
 
     def get(self, key, default=None):
+        """Returns a field's value, or `default` if it is absent."""
         return super().get(NAME if key in NAMES else key, default)
 
     def __setattr__(self, name: str, value) -> None:
@@ -52,16 +53,16 @@ class EitherName(ModelOutput):
 
 @dataclass
 class VisorModelOutput(EitherName, BaseModelOutputWithPast):
-    """What `VisorModel` gives.
+    """Output of `VisorModel`.
 
     Attributes:
         last_hidden_state: [B, S, D] after the final norm; in a "visor" plan a placeholder's column repeats that of the
             last text token before it.
         cache, past_key_values: keys and values so far.
-        hidden_states: where asked for, [B, S, D] at the entry of each layer, visual tokens at their placeholders; and
+        hidden_states: if requested, the input [B, S, D] of each layer, visual tokens at their placeholders; and
             `last_hidden_state`.
         budgets: bool [B, slots], the slots that each sample had on.
-        policy_logits: float32 [B, viable budgets], where the policy was asked.
+        policy_logits: float32 [B, viable budgets] if the policy ran, else None.
     """
 
     budgets: Tensor | None = None
@@ -70,12 +71,12 @@ class VisorModelOutput(EitherName, BaseModelOutputWithPast):
 
 @dataclass
 class VisorCausalLMOutput(EitherName, CausalLMOutputWithPast):
-    """What a forward pass gives.
+    """Output of `VisorForConditionalGeneration`.
 
     Attributes:
-        loss: mean cross-entropy of the labels, where there were labels.
-        logits: [B, columns kept, vocab]. A placeholder's column repeats those of the last text token before it: in a
-            "visor" plan only text predicts text.
+        loss: mean cross-entropy of the labels, if labels were given.
+        logits: [B, columns kept, vocab]. In a "visor" plan only text predicts text: a placeholder's column repeats the
+            logits of the last text token before it.
         cache, past_key_values: keys and values so far, unless `use_cache` is false.
         hidden_states, budgets, policy_logits: see `VisorModelOutput`.
     """
@@ -85,29 +86,29 @@ class VisorCausalLMOutput(EitherName, CausalLMOutputWithPast):
 
 
 def given_cache(past_key_values: Any, cache: Any) -> VisorCache | None:
-    """The one cache that a caller gave under either name.
+    """Returns the cache that a caller passed under either name, or None.
 
     Raises:
-        ValueError: there are two of them.
-        TypeError: it is another kind of cache.
+        ValueError: two different caches were passed.
+        TypeError: the cache is not a `VisorCache`.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
         raise ValueError("cache and past_key_values: two different caches; they are two names of one argument")
-    found = cache if past_key_values is None else past_key_values
-    if found is not None and not isinstance(found, VisorCache):
+    given = cache if past_key_values is None else past_key_values
+    if given is not None and not isinstance(given, VisorCache):
         raise TypeError(
-            f"{NAME}: a {type(found).__name__}; expected a VisorCache: a VISOR layer keeps text and pictures"
-            " apart. Leave it out, and the first forward pass makes one"
+            f"{NAME}: a {type(given).__name__}; expected a VisorCache, which stores text and pictures separately."
+            " Omit it, and the first forward pass creates one"
         )
-    return found
+    return given
 
 
-def refuse_attentions(asked: bool | None) -> None:
-    """Raises ValueError where attention weights are requested: the kernels never hold them."""
-    if asked:
+def refuse_attentions(requested: bool | None) -> None:
+    """Raises ValueError if attention weights are requested: the fused kernels do not return them."""
+    if requested:
         raise ValueError(
-            "output_attentions: a VISOR model gives no attention weights: its layers attend with PyTorch's fused"
-            " kernel, over other tokens in each kind of layer. output_hidden_states works"
+            "output_attentions: a VISOR model does not return attention weights: its layers use PyTorch's fused"
+            " kernel, over different tokens in each kind of layer. output_hidden_states works"
         )
 
 
@@ -118,18 +119,18 @@ class VisorGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def generate(self, *args, **kwargs):
-        """As `transformers.GenerationMixin.generate`, with `budget` and `dial` as in `forward`.
+        """Generates like `transformers.GenerationMixin.generate`, with `budget` and `dial` as in `forward`.
 
-        Prompt lookup and assisted decoding work; the assistant is a VISOR model or any other with the same tokens.
-        "auto" decides once, on the prompt.
+        Prompt lookup and assisted decoding work; the assistant is a VISOR model or any other with the same tokens. The
+        budget "auto" is decided once, from the prompt.
 
         Raises:
-            ValueError: attention weights are asked for, or another implementation of the cache.
-            TypeError: a cache that is none of VISOR's.
+            ValueError: attention weights or another implementation of the cache are requested.
+            TypeError: the cache is not a `VisorCache`.
         """
-        found = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
-        if found is not None:
-            kwargs[NAME] = found
+        given = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        if given is not None:
+            kwargs[NAME] = given
         parent: Any = super()
         return parent.generate(*args, **kwargs)
 
@@ -137,12 +138,12 @@ class VisorGenerationMixin(GenerationMixin):
         refuse_attentions(generation_config.output_attentions)
         kind = generation_config.cache_implementation
         if kind is not None and not kind.startswith("dynamic"):
-            raise ValueError(f"cache_implementation: {kind!r}; a VISOR model has one kind of cache only, VisorCache")
+            raise ValueError(f"cache_implementation: {kind!r}; a VISOR model has only one kind of cache, VisorCache")
         if model_kwargs.get(NAME) is None and generation_config.use_cache is not False:
             model_kwargs[NAME] = VisorCache(self.config)
 
     def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model: Any = None, **kwargs):
-        """An assistant that knows no pictures or budgets is asked without them."""
+        """Drops pictures and budgets from the assistant's inputs if its `forward` does not take them."""
         if assistant_model is not None:
             known = inspect.signature(assistant_model.forward).parameters
             model_kwargs = {name: value for name, value in model_kwargs.items() if name not in OWN or name in known}
@@ -162,14 +163,14 @@ class VisorGenerationMixin(GenerationMixin):
         cache: VisorCache | None = None,
         **kwargs,
     ) -> dict:
-        """Inputs of the next forward pass: pictures with the first tokens only, behind a cache only the new tokens.
+        """Returns the inputs of the next forward pass: with a filled cache, only the new tokens and no pictures.
 
         Args:
-            next_sequence_length: how many of the last tokens are new; None: all of them, or, where `attention_mask` is
-                as long as `input_ids`, those that the cache does not hold.
+            next_sequence_length: how many of the last tokens are new; None: those that the cache does not hold if
+                `attention_mask` is as long as `input_ids`, else all.
         """
-        held = given_cache(past_key_values, cache)
-        past = 0 if held is None else held.get_seq_length()
+        given = given_cache(past_key_values, cache)
+        past = 0 if given is None else given.get_seq_length()
         new = next_sequence_length if next_sequence_length is None or next_sequence_length > 0 else None
         if new is None and attention_mask is not None and past < input_ids.shape[1] == attention_mask.shape[1]:
             new = input_ids.shape[1] - past
@@ -182,24 +183,24 @@ class VisorGenerationMixin(GenerationMixin):
         return {
             **inputs,
             **tokens,
-            NAME: held,
+            NAME: given,
             "attention_mask": attention_mask,
             "use_cache": kwargs.get("use_cache", True),
         }
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs: dict, *args, **kwargs) -> dict:
-        """Without a cache every step is a whole pass: it keeps the budgets that the prompt alone was given."""
+        """Fixes the budgets of the first pass for later steps, which without a cache would decide again."""
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         return {**updated, "budget": outputs.budgets}
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs
     ) -> tuple:
-        """Copies of each prompt for its beams: its pictures and its own budget are repeated with it."""
+        """Repeats each prompt `expand_size` times for its beams, with its pictures and its budget."""
         tokens = model_kwargs.get("inputs_embeds")
         tokens = input_ids if tokens is None else tokens
         mask = model_kwargs.get("attention_mask")
-        if tokens is not None:  # guesses of assisted decoding come with the prompt, and are none of it
+        if tokens is not None:  # the first pass of assisted decoding also gets candidate tokens, after the prompt
             whole = torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
             model_kwargs["prompt_length"] = whole if mask is None else mask.sum(1)
         counts, budget = model_kwargs.get("batch_num_images"), model_kwargs.get("budget")
@@ -213,9 +214,9 @@ class VisorGenerationMixin(GenerationMixin):
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         if expand_size > 1 and (sizes := pictures.get("image_sizes")) is not None:
-            own = torch.arange(len(sizes)).split([1] * len(sizes) if counts is None else [int(n) for n in counts])
-            order = torch.cat([index for index in own for _ in range(expand_size)])
+            by_prompt = torch.arange(len(sizes)).split([1] * len(sizes) if counts is None else [int(n) for n in counts])
+            order = torch.cat([index for index in by_prompt for _ in range(expand_size)])
             if pictures["pixel_values"].dim() == 4:
-                raise ValueError("pixel_values: several sequences for each prompt need [pictures, tiles, 3, S, S]")
+                raise ValueError("pixel_values: several sequences per prompt need [pictures, tiles, 3, S, S]")
             pictures = {name: value[order.to(value.device)] for name, value in pictures.items()}
         return ids, {**model_kwargs, **pictures}

@@ -1,9 +1,9 @@
 """VISOR in PyTorch: LLaVA-OneVision's inputs, and a budget of self-attention layers for every sample.
 
-In: `input_ids` with one placeholder for each visual token, `pixel_values`, `image_sizes`, `attention_mask`, `labels`,
-as transformers' LLaVA-OneVision processor and trainer give them, and `budget`. Out: logits, loss, cache and the budgets
-that were used; `generate()` works as for any model of transformers.
-This file travels inside every export; it needs torch and transformers only.
+In: `input_ids` with one placeholder per visual token, `pixel_values`, `image_sizes`, `attention_mask`, `labels`, in the
+form of transformers' LLaVA-OneVision processor and trainer, and `budget`. Out: logits, loss, cache and the budgets that
+were used; `generate()` works as for any model of transformers.
+Every export contains this file; it needs torch and transformers only.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ Budget = str | int | Sequence[bool] | Sequence[str] | Sequence[Sequence[bool]] |
 
 
 class VisorPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization of both VISOR models, from transformers."""
+
     config: VisorConfig
     config_class = VisorConfig
     base_model_prefix = "model"
@@ -74,9 +76,11 @@ class VisorModel(VisorPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Returns the token embeddings [vocab, D]."""
         return self.language_model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embeddings."""
         self.language_model.embed_tokens = value
 
     def get_image_features(
@@ -87,36 +91,41 @@ class VisorModel(VisorPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
-        """The visual tokens [length, D] of each picture in `pooler_output`; the tower's in `last_hidden_state`.
+        """Returns each picture's visual tokens [length, D] in `pooler_output`, patch features in `last_hidden_state`.
 
         Args:
             pixel_values: normalized tiles [pictures, tiles, 3, S, S], padded to the picture with most tiles, or
                 [all tiles, 3, S, S].
-            image_sizes: int [pictures, 2], (height, width) of the pictures as they were.
-            batch_num_images: how many pictures each prompt with pictures holds; None: one each. Only the picture of
-                a prompt that has no other is cut into tiles.
+            image_sizes: int [pictures, 2], (height, width) of the original pictures.
+            batch_num_images: number of pictures of each prompt with pictures; None: one each. Only a prompt's single
+                picture is cut into tiles.
+            output_hidden_states: also return the inputs of the tower's layers and its output; None: as configured.
+            return_dict: return an output object instead of a tuple; None: as configured.
+
+        Raises:
+            ValueError: the numbers of pictures or tiles do not fit together.
         """
         counts = [1] * len(image_sizes) if batch_num_images is None else [int(n) for n in batch_num_images]
         sizes = [(int(height), int(width)) for height, width in image_sizes]
-        alone = [count == 1 for count in counts for _ in range(count)]
-        if len(alone) != len(sizes):
+        is_single = [count == 1 for count in counts for _ in range(count)]
+        if len(is_single) != len(sizes):
             raise ValueError(f"batch_num_images: {sum(counts)} pictures; image_sizes has {len(sizes)}")
-        tiles = [self._num_tiles(size) if single else 1 for size, single in zip(sizes, alone, strict=True)]
+        tiles = [self._num_tiles(size) if single else 1 for size, single in zip(sizes, is_single, strict=True)]
         if pixel_values.dim() == 5:
             if len(pixel_values) != len(sizes) or pixel_values.shape[1] < max(tiles):
                 raise ValueError(
-                    f"pixel_values: {list(pixel_values.shape[:2])} pictures and tiles; their sizes make {tiles} tiles"
+                    f"pixel_values: {list(pixel_values.shape[:2])} pictures and tiles; image_sizes give {tiles} tiles"
                 )
             pixel_values = torch.cat([picture[:count] for picture, count in zip(pixel_values, tiles, strict=True)])
         elif len(pixel_values) != sum(tiles):
-            raise ValueError(f"pixel_values: {len(pixel_values)} tiles; the pictures' sizes make {sum(tiles)}")
-        asked = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_states: list[Tensor] | None = [] if asked else None
+            raise ValueError(f"pixel_values: {len(pixel_values)} tiles; image_sizes give {sum(tiles)}")
+        collect = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden_states: list[Tensor] | None = [] if collect else None
         patches = self.vision_tower(pixel_values, hidden_states)
         features = self.multi_modal_projector(patches).split(tiles)
         pictures: Any = tuple(
-            pack(own, size, self.image_newline.to(own.dtype), self.config)
-            for own, size in zip(features, sizes, strict=True)
+            pack(of_picture, size, self.image_newline.to(of_picture.dtype), self.config)
+            for of_picture, size in zip(features, sizes, strict=True)
         )
         output = BaseModelOutputWithPooling(
             last_hidden_state=patches,
@@ -149,7 +158,10 @@ class VisorModel(VisorPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> VisorModelOutput | tuple:
-        """Final hidden states, cache and policy scores; arguments as of `VisorForConditionalGeneration.forward`."""
+        """Returns final hidden states, cache, budgets and policy scores.
+
+        Arguments and errors are those of `VisorForConditionalGeneration.forward`.
+        """
         refuse_attentions(self.config.output_attentions if output_attentions is None else output_attentions)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -161,7 +173,7 @@ class VisorModel(VisorPreTrainedModel):
         new = torch.ones_like(is_image)
         if attention_mask is not None:
             new = attention_mask[:, -new.shape[1] :].bool()
-        # A placeholder that was generated, or stands behind a cache, is text as any other token.
+        # With a filled cache, pictures are impossible: a placeholder that was generated is an ordinary text token.
         is_image = is_image & new if fresh else torch.zeros_like(new)
         mask = new if held.order is None else torch.cat([held.order != PADDING, new], dim=1)
         layout = Layout.of(is_image, mask, self.config.bidirectional_vision)
@@ -198,29 +210,27 @@ class VisorModel(VisorPreTrainedModel):
         return VisorCache(self.config) if cache is None else cache
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Every column's embedding [B, S, D], and which columns are a picture's placeholders, bool [B, S]."""
+        """Returns the columns' embeddings [B, S, D], and which columns are placeholders of pictures, bool [B, S]."""
         placeholder = self.config.image_token_index
         if input_ids is not None and inputs_embeds is None:
             return self.language_model.embed_tokens(input_ids), input_ids == placeholder
         if inputs_embeds is None or input_ids is not None:
             raise ValueError("input_ids and inputs_embeds: expected one of them")
-        one = torch.tensor(placeholder, device=inputs_embeds.device)
-        return inputs_embeds, (inputs_embeds == self.language_model.embed_tokens(one)).all(-1)
+        token = torch.tensor(placeholder, device=inputs_embeds.device)
+        return inputs_embeds, (inputs_embeds == self.language_model.embed_tokens(token)).all(-1)
 
     def _visual_tokens(self, layout: Layout, text: Tensor, pixel_values, image_sizes, batch_num_images) -> Tensor:
-        """V(0) [B, Nv, D]: the pictures' tokens in the order of their placeholders, zero where padded."""
+        """Returns V [B, Nv, D] for the first layer: visual tokens in the order of their placeholders, padded with 0."""
         visual = text.new_zeros((*layout.visual_index.shape, text.shape[2]))
         features: list[Tensor] = []
         if pixel_values is not None:
             if image_sizes is None:
                 raise ValueError("image_sizes: missing, though pixel_values is given")
-            seen: Any = self.get_image_features(pixel_values, image_sizes, batch_num_images, False, True)
-            features = list(seen.pooler_output)
-        placeholders, lengths = int(layout.visual_valid.sum()), [len(own) for own in features]
-        if placeholders != sum(lengths):
-            raise ValueError(
-                f"input_ids: {placeholders} image placeholders; the pictures make {sum(lengths)} visual tokens"
-            )
+            output: Any = self.get_image_features(pixel_values, image_sizes, batch_num_images, False, True)
+            features = list(output.pooler_output)
+        placeholders, expected = int(layout.visual_valid.sum()), sum(len(of_picture) for of_picture in features)
+        if placeholders != expected:
+            raise ValueError(f"input_ids: {placeholders} image placeholders; pictures have {expected} visual tokens")
         if features:
             visual[layout.visual_valid] = torch.cat(features).to(visual.dtype)
         return visual
@@ -228,7 +238,7 @@ class VisorModel(VisorPreTrainedModel):
     def _decide(
         self, budget: Budget | None, dial: float, state: State, prompt_length: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Each sample's slots, bool [B, slots], and the policy's scores where some sample asks for "auto"."""
+        """Returns the slots of each sample, bool [B, slots], and the policy's scores if a sample's budget is "auto"."""
         batch, device = len(state.text), state.text.device
         fixed = self.config.resolve_budgets(budget, batch)
         scores = None
@@ -242,7 +252,7 @@ class VisorModel(VisorPreTrainedModel):
         return torch.tensor(fixed, dtype=torch.bool, device=device).reshape(batch, self.config.num_slots), scores
 
     def _costs(self, viable: list[Bits], state: State, prompt_length: Tensor) -> Tensor:
-        """Decoder FLOPs of each prompt under each viable budget: [B, viable]."""
+        """Returns the decoder FLOPs of each prompt under each viable budget: [B, viable]."""
         num_visual = state.layout.visual_valid.sum(1).tolist()
         num_text = (state.layout.text_order < prompt_length[:, None]).sum(1).tolist()
         counts = zip(num_visual, num_text, strict=True)
@@ -250,22 +260,31 @@ class VisorModel(VisorPreTrainedModel):
 
 
 def choose(scores: Tensor, costs: Tensor, dial: float) -> Tensor:
-    """Index [B] of each sample's budget, of scores and costs [B, viable]: each score gains dial * log(cost / cheapest).
+    """Returns the index [B] of the budget with the highest score + dial * log(cost / lowest cost) for each sample.
 
-    The dearest budget wins whose dial, the one from which it beats all cheaper ones, has been passed: so a higher dial
-    never picks a cheaper budget, rounding or not. Of equal cost the better and then the first one counts.
+    Every budget has a threshold, the dial above which it beats all cheaper budgets. The most expensive budget whose
+    threshold is exceeded is chosen, so a higher dial never selects a cheaper budget, whatever the rounding. Of budgets
+    with equal cost, the one with the highest score counts, then the first.
+
+    Args:
+        scores: [B, viable], the policy's scores.
+        costs: [B, viable], decoder FLOPs.
+        dial: above 0 favors expensive budgets, below 0 cheap ones.
+
+    Raises:
+        ValueError: `dial` is not a number.
     """
     if math.isnan(dial):
         raise ValueError("dial=nan: expected a number")
-    own, other = costs[:, :, None], costs[:, None, :]
-    steps = torch.log(costs / costs.min(1, keepdim=True).values)
-    behind = scores[:, None, :] - scores[:, :, None]  # [B, i, j]: by how much i's score is below j's
-    dearer = (steps[:, :, None] - steps[:, None, :]).clamp_min(torch.finfo(steps.dtype).tiny)
+    cost, other_cost = costs[:, :, None], costs[:, None, :]
+    log_costs = torch.log(costs / costs.min(1, keepdim=True).values)
+    deficit = scores[:, None, :] - scores[:, :, None]  # [B, i, j]: how far i's score is below j's
+    cost_gap = (log_costs[:, :, None] - log_costs[:, None, :]).clamp_min(torch.finfo(log_costs.dtype).tiny)
     index = torch.arange(costs.shape[1], device=costs.device)
-    outdone = (own == other) & ((behind > 0) | ((behind == 0) & (index[None, :] < index[:, None])))
-    passed_from = torch.where(own > other, behind / dearer, torch.where(outdone, math.inf, -math.inf))
-    passed = passed_from.amax(2) < min(max(dial, -1e38), 1e38)
-    return torch.where(passed, costs, -math.inf).argmax(1)
+    beaten = (cost == other_cost) & ((deficit > 0) | ((deficit == 0) & (index[None, :] < index[:, None])))
+    threshold = torch.where(cost > other_cost, deficit / cost_gap, torch.where(beaten, math.inf, -math.inf))
+    exceeded = threshold.amax(2) < min(max(dial, -1e38), 1e38)
+    return torch.where(exceeded, costs, -math.inf).argmax(1)
 
 
 class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
@@ -280,19 +299,23 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Returns the token embeddings [vocab, D]."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the token embeddings."""
         self.model.set_input_embeddings(value)
 
     def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling | tuple:
-        """See `VisorModel.get_image_features`."""
+        """Calls `VisorModel.get_image_features`."""
         return self.model.get_image_features(*args, **kwargs)
 
     def get_output_embeddings(self) -> nn.Linear:
+        """Returns the output head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output head."""
         self.lm_head = new_embeddings
 
     def forward(
@@ -316,33 +339,35 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
         output_attentions: bool | None = None,
         **loss_arguments,
     ) -> VisorCausalLMOutput | tuple:
-        """One pass over a batch of prompts, or over the next tokens behind a cache.
+        """Runs the model on a batch of prompts, or on the next tokens after those of a cache.
 
         Args:
-            input_ids: int [B, S]; each picture as a run of placeholders, one for each of its visual tokens.
+            input_ids: int [B, S]; each picture is a run of placeholders, one per visual token.
             pixel_values, image_sizes, batch_num_images: see `VisorModel.get_image_features`.
-            attention_mask: [B, S] or [B, past + S], 0 at padding, on either side.
-            labels: int [B, S], -100 where there is no target; "auto" then routes on what comes before the first one.
-            budget: which slots are on; "auto", "full", "empty", 3, "0b101", one boolean a slot, or a list (or a bool
-                tensor [B, slots]) with one budget for each sample. Behind a cache the cache's budgets hold.
+            attention_mask: [B, S] or [B, past + S], 0 for padding, which may be on either side.
+            labels: int [B, S], -100 for no target; "auto" is then decided from the tokens before the first target.
+            budget: the slots that are on: "auto", "full", "empty", 3, "0b101", one boolean per slot, or a list (or a
+                bool tensor [B, slots]) with one budget per sample. A filled cache keeps its budgets.
             dial: shifts "auto": above 0 towards more expensive budgets, below 0 towards cheaper ones.
             past_key_values, cache: two names of one argument, the cache of the tokens so far.
-            use_cache: whether the output holds the cache; None: as `config.use_cache`, not with labels or in training.
-            logits_to_keep: logits of this many last columns only, 0 for all; or the columns themselves.
-            inputs_embeds: [B, S, D], what `get_input_embeddings()` makes of `input_ids`, in place of these.
-            prompt_length: int [B], how many tokens of each sample are the prompt that "auto" decides on; None: all.
+            use_cache: whether the output holds the cache; None: `config.use_cache`, but no with labels or in training.
+            logits_to_keep: number of last columns to compute logits for, 0 for all; or the columns themselves.
+            inputs_embeds: [B, S, D], embeddings in place of `input_ids`.
+            prompt_length: int [B], number of tokens of each sample's prompt, from which "auto" is decided; None: all.
             output_hidden_states: see `VisorModelOutput`.
+            loss_arguments: passed to transformers' loss function.
 
         Raises:
-            ValueError: placeholders, pictures, tiles or budgets do not fit together; attention weights are asked.
-            TypeError: an argument that this model does not have, or a cache that is none of its own.
+            ValueError: placeholders, pictures, tiles or budgets do not fit together, or attention weights are
+                requested.
+            TypeError: an argument is unknown, or the cache is not a `VisorCache`.
         """
         given = {name for name, value in loss_arguments.items() if value is not None and value is not False}
         if unknown := sorted(given - LOSS_ARGUMENTS):
             raise TypeError(f"forward: unexpected arguments {', '.join(unknown)}; slots are chosen by `budget`")
         if labels is not None and prompt_length is None:
-            seen = torch.ones_like(labels) if attention_mask is None else attention_mask
-            prompt_length = (seen * ((labels != -100).cumsum(1) == 0)).sum(1)
+            is_token = torch.ones_like(labels) if attention_mask is None else attention_mask
+            prompt_length = (is_token * ((labels != -100).cumsum(1) == 0)).sum(1)
         if use_cache is None:
             fresh = given_cache(past_key_values, cache) is None
             use_cache = not fresh or (self.config.use_cache and not self.training and labels is None)
@@ -380,7 +405,11 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
 
     @torch.no_grad()
     def route(self, input_ids: Tensor, **inputs) -> Tensor:
-        """The policy's probabilities over the viable budgets, float32 [B, viable]; prompts as `forward` takes them."""
+        """Returns the policy's probabilities over the viable budgets, float32 [B, viable].
+
+        Raises:
+            ValueError: the model has no policy.
+        """
         scores = self.model(input_ids, **{**inputs, "budget": "auto", "return_dict": True}).policy_logits
         if scores is None:
             raise ValueError("route: a dense plan has no policy")

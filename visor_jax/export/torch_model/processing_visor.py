@@ -1,9 +1,9 @@
-"""Model inputs from pictures and a question, by an exported folder's own files and without torchvision.
+"""Makes model inputs from pictures and a question, with an exported folder's files and without torchvision.
 
 In: pictures and questions, messages, or prompts that a chat template rendered. Out: `input_ids`, `attention_mask`,
-`pixel_values`, `image_sizes`, `batch_num_images`, as transformers' LLaVA-OneVision processor (PIL backend) makes them,
-in the chat template that the model was trained with. `AutoProcessor` and pipelines load it (`trust_remote_code=True`).
-This file travels inside every export; it needs torch, transformers (which brings tokenizers) and Pillow only.
+`pixel_values`, `image_sizes`, `batch_num_images`, as from transformers' LLaVA-OneVision processor (PIL backend), in the
+chat template that the model was trained with. `AutoProcessor` and pipelines load it (`trust_remote_code=True`).
+Every export contains this file; it needs torch, transformers (which brings tokenizers) and Pillow only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tiles_visor import Tiler, is_picture, open_picture
 from .vision_visor import Size, shrunk, tile_grid, unpadded
 
 NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
-FILES = (  # of a folder: all that makes inputs, here and by transformers' own classes
+FILES = (  # all files of a folder that this processor or transformers' classes need
     "processing_visor.py",
     "chat_visor.py",
     "template_visor.py",
@@ -50,10 +50,10 @@ class VisorProcessor(ProcessorMixin):
     """Reads config.json, preprocessor_config.json and the tokenizer's files of an exported folder; makes model inputs.
 
     Attributes:
-        config: the model's.
-        tokenizer: transformers' own. It takes the chat tokens in a text for what they look like; this processor's
-            methods do not, but for rendered prompts (`text=`).
-        dtype: numpy's, of the pixels.
+        config: the model's configuration.
+        tokenizer: a tokenizer of transformers. It encodes chat tokens in a text as special tokens; this processor's
+            methods encode them as plain text, except in rendered prompts (`text=`).
+        dtype: numpy dtype of the pixels.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class VisorProcessor(ProcessorMixin):
         files: Mapping[str, bytes] | None = None,
     ):
         self.config, self.tokenizer = config, tokenizer
-        self.files = dict(files or {})  # by name, of the folder it was read from
+        self.files = dict(files or {})  # contents by name, of the folder that it was read from
         self.chat_template: Any = tokenizer.chat_template
         self.image_token, self.image_token_id = IMAGE_MARKER, config.image_token_index
         text = self.files.get("tokenizer.json", b"").decode("utf-8") or tokenizer.backend_tokenizer.to_str()
@@ -80,24 +80,27 @@ class VisorProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> VisorProcessor:
-        """Of a folder, or of a repository on the hub; `kwargs` are transformers' (`revision`, `token`, ...)."""
+        """Loads a folder, or a repository of the hub; `kwargs` are those of transformers (`revision`, `token`, ...)."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-        found = {}
+        files = {}
         for name in dict.fromkeys((*NEEDED, *FILES)):
             path = cached_file(
                 pretrained_model_name_or_path, name, **hub, _raise_exceptions_for_missing_entries=name in NEEDED
             )
             if path is not None:
-                found[name] = Path(path).read_bytes()
-        settings = json.loads(found["preprocessor_config.json"])
-        config = VisorConfig(**json.loads(found["config.json"]))
+                files[name] = Path(path).read_bytes()
+        settings = json.loads(files["preprocessor_config.json"])
+        config = VisorConfig(**json.loads(files["config.json"]))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
-        return cls(config, tokenizer, settings["image_mean"], settings["image_std"], found)
+        return cls(config, tokenizer, settings["image_mean"], settings["image_std"], files)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """Writes what it was read from beside a model's `save_pretrained`, which leaves these files out.
+        """Writes the files that it was read from, which a model's `save_pretrained` does not write.
 
-        The model's config.json is written only where there is none yet. Returns the paths of the files.
+        config.json is written only if the folder has none. Returns the paths of the files.
+
+        Raises:
+            ValueError: `push_to_hub` is set, which is not supported.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,37 +126,40 @@ class VisorProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         **kwargs,
     ) -> BatchFeature:
-        """Inputs of one question, or, with `text=`, of rendered prompts.
+        """Returns the inputs of one question, or, with `text=`, of rendered prompts.
 
         Args:
-            images: one picture, several, or none (None or an empty list). With a list of prompts: a list for each of
-                them, or all in one list, which the prompts' markers divide. A picture is a PIL picture, a path, a URL,
+            images: one picture, several, or none (None or an empty list). With a list of prompts: one list per prompt,
+                or one list for all, which the markers in the prompts divide. A picture is a PIL picture, a path, a URL,
                 encoded bytes or a file of them, base64 text, or a uint8 array [H, W, 3].
-            question: what is asked; the chat template is put around it.
+            question: the question, without the chat template, which is added.
             system: text of the system turn; None: the one that the model was trained with, if any.
-            text: a prompt as `apply_chat_template(tokenize=False)` gives it, or a list of such.
+            text: a prompt from `apply_chat_template(tokenize=False)`, or a list of such prompts.
             kwargs: `padding_side` ("left" or "right"; default: the tokenizer's), `max_length` together with
                 `padding="max_length"`, `return_tensors` ("pt" or "np").
 
         Raises:
-            ValueError: markers and pictures are not equally many, or an argument asks for what is not possible.
-            TypeError: a picture is none of those above, or an argument is unknown.
+            ValueError: the numbers of markers and pictures differ, or an argument's value is not supported.
+            TypeError: a picture has another type, or an argument is unknown.
         """
         if (question is None) == (text is None):
-            raise ValueError("expected either question=, which the template is put around, or text=, a rendered prompt")
+            raise ValueError("expected either question=, to which the template is added, or text=, a rendered prompt")
         if question is not None:
             return self.batch([(images, question)], system, **kwargs)
         texts = [text] if isinstance(text, str) else list(text or ())
-        pictures = [[open_picture(one) for one in own] for own in _divided(images, texts)]
-        rows = [self.chat.rendered(prompt, self._lengths(own)) for prompt, own in zip(texts, pictures, strict=True)]
+        pictures = [[open_picture(source) for source in sources] for sources in _divided(images, texts)]
+        rows = [
+            self.chat.rendered(prompt, self._lengths(of_prompt))
+            for prompt, of_prompt in zip(texts, pictures, strict=True)
+        ]
         return self._inputs(rows, pictures, **kwargs)
 
     def batch(self, prompts: Sequence[tuple[Any, str]], system: str | None = None, **kwargs) -> BatchFeature:
-        """Inputs of several prompts, (pictures, question) each, padded on the left; else as `__call__`."""
-        pictures = [[open_picture(one) for one in _listed(own)] for own, _ in prompts]
+        """Returns the inputs of several prompts, (pictures, question) each; other arguments as of `__call__`."""
+        pictures = [[open_picture(source) for source in _listed(images)] for images, _ in prompts]
         rows = [
-            self.prompt_ids(question, [(picture.height, picture.width) for picture in own], system)
-            for own, (_, question) in zip(pictures, prompts, strict=True)
+            self.prompt_ids(question, [(picture.height, picture.width) for picture in of_prompt], system)
+            for of_prompt, (_, question) in zip(pictures, prompts, strict=True)
         ]
         return self._inputs(rows, pictures, **kwargs)
 
@@ -171,19 +177,20 @@ class VisorProcessor(ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **kwargs,
     ) -> Any:
-        """Messages as a rendered prompt, or with `tokenize=True` as model inputs, as in transformers.
+        """Renders messages as a prompt, or with `tokenize=True` as model inputs, like transformers.
 
         A message's `content` is a text or a list of `{"type": "text", "text": ...}` and `{"type": "image", "image":
-        PICTURE}` (or "url", "path", "base64"; or OpenAI's "image_url"). Pictures stand before the text, one a line, or
-        where the text has `<image>`. Tokenized, chat tokens that stand in somebody's text are encoded as plain text.
+        PICTURE}` (or "url", "path", "base64"; or OpenAI's "image_url"). Pictures are placed before the text, one per
+        line, or where the text has `<image>`. With `tokenize=True`, chat tokens in a message's text are encoded as
+        plain text.
 
         Returns:
-            A text, or a list of texts for a list of conversations. With `tokenize=True` and `return_dict=True` the
-            inputs (with `return_assistant_tokens_mask`, also `assistant_masks`: 1 at what the assistant says), without
-            it `input_ids` only.
+            A text, or a list of texts for a list of conversations. With `tokenize=True`: `input_ids`, or with
+            `return_dict=True` all inputs (with `return_assistant_tokens_mask` also `assistant_masks`, 1 for tokens of
+            the assistant's answers).
 
         Raises:
-            ValueError: markers and pictures are not equally many, or a part is neither text nor picture.
+            ValueError: the numbers of markers and pictures differ, or a part is neither text nor picture.
         """
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message: not possible together with add_generation_prompt")
@@ -205,27 +212,27 @@ class VisorProcessor(ProcessorMixin):
         images = given.get("images")
         several = bool(conversation) and not isinstance(conversation[0], Mapping)
         conversations = list(conversation) if several else [conversation]
-        besides = list(images) if several and images is not None else [images] * len(conversations)
+        separate = list(images) if several and images is not None else [images] * len(conversations)
         encoded, pictures = [], []
-        for messages, beside in zip(conversations, besides, strict=True):
+        for messages, separate_images in zip(conversations, separate, strict=True):
             turns = [read_message(message) for message in messages]
-            own = [open_picture(source) for source in _sources(turns, _listed(beside))]
-            encoded.append(self.chat.conversation(turns, self._lengths(own), self.config.system_prompt, **options))
-            pictures.append(own)
+            opened = [open_picture(source) for source in _sources(turns, _listed(separate_images))]
+            encoded.append(self.chat.conversation(turns, self._lengths(opened), self.config.system_prompt, **options))
+            pictures.append(opened)
         inputs = self._inputs(encoded, pictures, **{name: given[name] for name in CALL_ARGUMENTS if name in given})
         if not return_assistant_tokens_mask:
             inputs.pop("assistant_masks")
         return inputs if return_dict else inputs["input_ids"]
 
     def prompt_ids(self, question: str, sizes: Sequence[Size], system: str | None = None) -> list[int]:
-        """Token ids of one question up to the assistant's header, each picture as its run of placeholders."""
+        """Returns the token ids of one question with the assistant's header, each picture as a run of placeholders."""
         system = self.config.system_prompt if system is None else system
         lengths = [self.num_visual_tokens(size, len(sizes)) for size in sizes]
         message = Message("user", place_images(question, len(sizes)), ())
         return self.chat.conversation([message], lengths, system, add_generation_prompt=True).ids
 
     def num_visual_tokens(self, size: Size, num_images: int = 1) -> int:
-        """Visual tokens of a picture of (height, width), upright, in a prompt with `num_images` pictures."""
+        """Returns the number of visual tokens of an upright picture (height, width) in a prompt of `num_images`."""
         side = self.config.patches_per_side
         if num_images != 1 or not self.config.image_grid_pinpoints:
             return side**2 + 1
@@ -235,11 +242,11 @@ class VisorProcessor(ProcessorMixin):
         return side**2 + height * (width + 1)
 
     def tiles(self, pictures: Sequence[Any]) -> list[np.ndarray]:
-        """Normalised tiles [n, 3, S, S] of each of one prompt's pictures."""
+        """Returns the normalized tiles [n, 3, S, S] of each picture of one prompt."""
         return self.tiler([open_picture(picture) for picture in pictures], self.dtype)
 
     def _lengths(self, pictures: Sequence[Image.Image]) -> list[int]:
-        return [self.num_visual_tokens((one.height, one.width), len(pictures)) for one in pictures]
+        return [self.num_visual_tokens((picture.height, picture.width), len(pictures)) for picture in pictures]
 
     def _place_images(self, question: str, num_images: int) -> str:
         return place_images(question, num_images)
@@ -259,12 +266,12 @@ class VisorProcessor(ProcessorMixin):
         audios: Any = None,
         **unknown,
     ) -> BatchFeature:
-        """Token ids and pictures of several prompts as one padded batch."""
+        """Returns token ids and pictures of several prompts as one padded batch."""
         unknown = {name for name, value in unknown.items() if value} - {"add_special_tokens", "device"}
         if unknown:
             raise TypeError(f"unexpected arguments {', '.join(sorted(unknown))}")
         if truncation:
-            raise ValueError("truncation: not possible, it would cut a picture's placeholders; ask with less text")
+            raise ValueError("truncation: not possible, it would cut a picture's placeholders; shorten the text")
         for name, value in (("videos", videos), ("audio", audio), ("audios", audios)):
             if value is not None and len(value):
                 raise ValueError(f"{name}: this model reads pictures and text only")
@@ -277,10 +284,10 @@ class VisorProcessor(ProcessorMixin):
                 raise ValueError(f"max_length: {max_length}; the longest prompt has {length} tokens")
             length = max_length
         right = (padding_side or self.tokenizer.padding_side) == "right"
-        missing = [[0] * (length - len(row.ids)) for row in encoded]
+        missing = [length - len(row.ids) for row in encoded]
 
         def padded(values: Sequence[Sequence[int | bool]], fill: int) -> np.ndarray:
-            fills = [[fill] * len(gap) for gap in missing]
+            fills = [[fill] * count for count in missing]
             sides = zip(values, fills, strict=True) if right else zip(fills, values, strict=True)
             return np.array([[*first, *last] for first, last in sides], np.int64)
 
@@ -288,64 +295,66 @@ class VisorProcessor(ProcessorMixin):
             "input_ids": padded([row.ids for row in encoded], self.pad_token_id),
             "attention_mask": padded([[1] * len(row.ids) for row in encoded], 0),
         }
-        if all(row.said for row in encoded):
-            data["assistant_masks"] = padded([row.said for row in encoded], 0)
+        if all(row.is_answer for row in encoded):
+            data["assistant_masks"] = padded([row.is_answer for row in encoded], 0)
         data.update(self._pixels(pictures))
         if return_tensors != "np":
             return BatchFeature({name: torch.from_numpy(value) for name, value in data.items()})
         return BatchFeature(data)
 
     def _pixels(self, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, np.ndarray]:
-        """The pictures' part of the inputs; empty where no prompt has any."""
-        tiles = [cut for own in pictures for cut in self.tiler(own, self.dtype)]
+        """Returns the inputs that hold pictures; empty if no prompt has a picture."""
+        tiles = [of_picture for of_prompt in pictures for of_picture in self.tiler(of_prompt, self.dtype)]
         if not tiles:
             return {}
-        pixels = np.zeros((len(tiles), max(len(own) for own in tiles), *tiles[0].shape[1:]), self.dtype)
-        for index, own in enumerate(tiles):
-            pixels[index, : len(own)] = own
+        pixels = np.zeros((len(tiles), max(map(len, tiles)), *tiles[0].shape[1:]), self.dtype)
+        for index, of_picture in enumerate(tiles):
+            pixels[index, : len(of_picture)] = of_picture
         return {
             "pixel_values": pixels,
-            "image_sizes": np.array([(one.height, one.width) for own in pictures for one in own]),
-            "batch_num_images": np.array([len(own) for own in pictures if own]),
+            "image_sizes": np.array([(picture.height, picture.width) for images in pictures for picture in images]),
+            "batch_num_images": np.array([len(of_prompt) for of_prompt in pictures if of_prompt]),
         }
 
     # --- the rest of transformers' interface --------------------------------------------------------------------------
 
     def decode(self, ids: Any, skip_special_tokens: bool = True, **kwargs) -> Any:
-        """The text of an answer's token ids, up to its end and without special tokens; of a list of them, a list.
+        """Returns the text of an answer's token ids, up to its end and without special tokens.
 
-        With `skip_special_tokens=False`, or another argument of the tokenizer's, it is the tokenizer's own `decode`.
+        Several answers give a list of texts. With `skip_special_tokens=False` or `kwargs`, calls the tokenizer's
+        `decode`.
         """
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         if not skip_special_tokens or kwargs:
             return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
         if isinstance(ids, Sequence) and ids and isinstance(ids[0], Sequence):
-            return [self.chat.decode(own) for own in ids]
+            return [self.chat.decode(answer) for answer in ids]
         return self.chat.decode([ids] if isinstance(ids, int) else ids)
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the model inputs."""
         return ["input_ids", "attention_mask", "pixel_values", "image_sizes", "batch_num_images"]
 
     def to_dict(self) -> dict[str, Any]:
-        """What processor_config.json holds."""
+        """Returns the content of processor_config.json."""
         return json.loads(self.files.get("processor_config.json", b"{}"))
 
 
 def _listed(images: Any) -> list[Any]:
-    """Pictures of one prompt as a list: of one, of several, or of none."""
+    """Returns the pictures of one prompt (one, several or None) as a list."""
     if images is None:
         return []
     return [images] if is_picture(images) else list(images)
 
 
 def _divided(images: Any, texts: Sequence[str]) -> list[list[Any]]:
-    """Pictures by prompt, of a list for each prompt or of one list for all."""
+    """Returns the pictures of each prompt, from one list per prompt or one list for all."""
     listed = _listed(images)
-    if any(isinstance(own, list | tuple) for own in listed):
+    if any(isinstance(entry, list | tuple) for entry in listed):
         if len(listed) != len(texts):
             raise ValueError(f"images: lists for {len(listed)} prompts; text has {len(texts)}")
-        return [_listed(own) for own in listed]
+        return [_listed(of_prompt) for of_prompt in listed]
     counts = [len(listed)] if len(texts) == 1 else [text.count(IMAGE_MARKER) for text in texts]
     if sum(counts) != len(listed):
         raise ValueError(f"images: {len(listed)} pictures for {sum(counts)} {IMAGE_MARKER} markers in text")
@@ -353,12 +362,12 @@ def _divided(images: Any, texts: Sequence[str]) -> list[list[Any]]:
     return [listed[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-def _sources(turns: Sequence[Message], beside: list[Any]) -> list[Any]:
-    """Where a conversation's pictures are: what its messages say, and else the next one of those given beside them."""
-    rest, found = iter(beside), []
+def _sources(turns: Sequence[Message], separate: list[Any]) -> list[Any]:
+    """Returns the sources of a conversation's pictures; those without one in the messages come from `separate`."""
+    rest, sources = iter(separate), []
     for source in (source for turn in turns for source in turn.sources):
-        found.append(next(rest, None) if source is None else source)
-    if (left := list(rest)) or any(source is None for source in found):
-        given = sum(source is not None for source in found) + len(left)
-        raise ValueError(f"images: {given} pictures for {len(found)} places in the messages")
-    return found
+        sources.append(next(rest, None) if source is None else source)
+    if (unused := list(rest)) or any(source is None for source in sources):
+        given = sum(source is not None for source in sources) + len(unused)
+        raise ValueError(f"images: {given} pictures for {len(sources)} places in the messages")
+    return sources

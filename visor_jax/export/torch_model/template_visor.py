@@ -1,6 +1,6 @@
-"""The chat template's pieces, for chat_visor.py: those of `visor_jax.data.chat_template`.
+"""Re-exports the chat template's parts from `visor_jax.data.chat_template` for chat_visor.py.
 
-An exported folder holds that file itself under this file's name, so nothing in it imports visor_jax.
+An exported folder contains that file itself under this file's name, so no file in the folder imports visor_jax.
 """
 
 from visor_jax.data.chat_template import (

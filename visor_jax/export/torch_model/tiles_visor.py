@@ -1,8 +1,8 @@
-"""Pictures as normalized tiles, as transformers' PIL backend of LLaVA-OneVision makes them, without torchvision.
+"""Cuts pictures into normalized tiles, like transformers' PIL backend of LLaVA-OneVision, without torchvision.
 
-In: PIL pictures, paths, URLs, encoded bytes, base64 text or uint8 arrays. Out: float tiles [n, 3, S, S] for each
-picture of one prompt.
-This file travels inside every export; it needs numpy, Pillow and transformers only.
+In: PIL pictures, paths, URLs, encoded bytes, base64 text or uint8 arrays. Out: float tiles [n, 3, S, S] of each picture
+of one prompt.
+Every export contains this file; it needs numpy, Pillow and transformers only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.image_utils import load_image
 from .configuration_visor import VisorConfig
 from .vision_visor import Size, best_pinpoint
 
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,26 +36,30 @@ TURNS = {
 
 
 class Tiler:
-    """Cuts the pictures of one model."""
+    """Cuts pictures into the tiles of one model."""
 
     def __init__(self, config: VisorConfig, image_mean: Sequence[float], image_std: Sequence[float]):
         self.config, self.image_mean, self.image_std = config, tuple(image_mean), tuple(image_std)
 
     def __call__(self, pictures: Sequence[Image.Image], dtype: np.dtype) -> list[np.ndarray]:
-        """Normalized tiles [n, 3, S, S] of each of one prompt's pictures, which are RGB and upright.
+        """Returns the normalized tiles [n, 3, S, S] of each picture of one prompt.
 
-        Only the picture of a prompt that has no other is cut into several.
+        Only a prompt's single picture is cut into several tiles.
+
+        Args:
+            pictures: upright RGB pictures.
+            dtype: of the tiles.
         """
         tile = self.config.tile_size
-        cut = []
+        tiles = []
         for picture in pictures:
             if self.config.image_grid_pinpoints and len(pictures) == 1:
-                cut.append([_resized(picture, (tile, tile)), *self._crops(picture)])
+                tiles.append([_resized(picture, (tile, tile)), *self._crops(picture)])
             elif self.config.image_grid_pinpoints:
-                cut.append([_resized(self._squared(picture), (tile, tile))])
+                tiles.append([_resized(self._squared(picture), (tile, tile))])
             else:
-                cut.append([_resized(picture, (tile, tile))])
-        return [self._normalized(own, dtype) for own in cut]
+                tiles.append([_resized(picture, (tile, tile))])
+        return [self._normalized(of_picture, dtype) for of_picture in tiles]
 
     def _normalized(self, tiles: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
         values = np.stack([np.asarray(tile) for tile in tiles]).astype(dtype) / 255
@@ -63,7 +67,7 @@ class Tiler:
         return ((values - mean) / std).transpose(0, 3, 1, 2)
 
     def _crops(self, picture: Image.Image) -> list[Image.Image]:
-        """The picture resized into its best grid, centered on black and cut row by row."""
+        """Resizes a picture into its best grid, centers it on black and returns the grid's tiles row by row."""
         tile, size = self.config.tile_size, (picture.height, picture.width)
         height, width = best_pinpoint(size, self.config.image_grid_pinpoints)
         by_height, by_width = height / size[0], width / size[1]
@@ -77,7 +81,7 @@ class Tiler:
         return [canvas.crop((left, top, left + tile, top + tile)) for left, top in corners]
 
     def _squared(self, picture: Image.Image) -> Image.Image:
-        """The picture centered on a square in the mean color."""
+        """Centers a picture on a square of the mean color."""
         side = max(picture.size)
         red, green, blue = (int(mean * 255) for mean in self.image_mean)
         canvas = Image.new("RGB", (side, side), (red, green, blue))
@@ -86,20 +90,19 @@ class Tiler:
 
 
 def is_picture(value: Any) -> bool:
-    """A single picture, rather than a list of them."""
+    """Returns whether `value` is one picture, not a list of pictures."""
     return isinstance(value, Image.Image | np.ndarray | str | Path | bytes | bytearray) or hasattr(value, "read")
 
 
 def open_picture(source: Any) -> Image.Image:
-    """An upright RGB picture: of a PIL picture, a path, a URL, encoded bytes, base64 text, or uint8 [H, W, 3].
+    """Returns an upright RGB picture from a PIL picture, path, URL, encoded bytes, base64 text or uint8 [H, W, 3].
 
-    A picture behind a URL comes through transformers' `load_image`, which drops transparency instead of laying it over
-    white.
+    URLs are read by transformers' `load_image`, which drops transparency; other pictures are composited over white.
 
     Raises:
-        TypeError: none of these.
-        ValueError: a text is no file, no URL and no picture in base64.
-        OSError: a file or bytes hold no picture.
+        TypeError: the source has another type.
+        ValueError: a text is not a file, a URL or a picture in base64.
+        OSError: a file or bytes do not hold a picture.
     """
     if isinstance(source, Image.Image):
         return upright_rgb(source)
@@ -124,28 +127,28 @@ def open_picture(source: Any) -> Image.Image:
 
 
 def _decoded(text: str) -> bytes:
-    """The bytes of base64 text, with or without `data:image/...;base64,` before it."""
+    """Returns the picture's bytes from base64 text, with or without the prefix `data:image/...;base64,`."""
     try:
-        found = base64.b64decode(re.sub(r"\s", "", text[text.find(",") + 1 :]), validate=True)
-        Image.open(io.BytesIO(found)).close()
+        content = base64.b64decode(re.sub(r"\s", "", text[text.find(",") + 1 :]), validate=True)
+        Image.open(io.BytesIO(content)).close()
     except (ValueError, OSError) as error:
         shown = text if len(text) <= 60 else f"{text[:60]}..."
-        raise ValueError(f"images: {shown!r} is no file, no URL and no picture in base64") from error
-    return found
+        raise ValueError(f"images: {shown!r} is not a file, a URL or a picture in base64") from error
+    return content
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """Turned as EXIF says, 16 bits scaled to 8, transparency over white: as pictures were read in training."""
+    """Returns a picture as training reads it: rotated by EXIF, 16 bits scaled to 8, composited over white, RGB."""
     picture.load()
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever malformed metadata make the parser raise; the pixels are whole
+    except Exception:  # malformed metadata make the parser raise many errors; the pixels are intact
         turn = None
     if turn is not None:
         picture = picture.transpose(turn)
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         gray = np.asarray(picture).astype(np.int64).clip(0, 0xFFFF)
-        used = max(int(gray.max(initial=0)).bit_length(), 8)  # 12 bits of an X-ray in a 16-bit file fill the range
+        used = max(int(gray.max(initial=0)).bit_length(), 8)  # 12-bit X-rays in 16-bit files get the full range
         return Image.fromarray((gray >> (used - 8)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or picture.info.get("transparency") is not None:
         picture = picture.convert("RGBA")
@@ -154,5 +157,5 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _resized(picture: Image.Image, size: Size) -> Image.Image:
-    """Pillow's bicubic resize to (height, width)."""
+    """Resizes bicubically with Pillow to (height, width)."""
     return picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
