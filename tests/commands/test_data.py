@@ -95,7 +95,7 @@ def test_check_of_a_good_set_passes_and_tells_what_has_no_picture(
     assert found["without_picture"] == 5 and found["splits"]["all"]["without_picture"] == 5
     assert main(["data", "check", config]) == 0
     printed = capsys.readouterr().out
-    assert "5  of the usable have no picture" in printed and "splits: train 10, validation 8, test 7" in printed
+    assert "5  of the usable samples have no picture" in printed and "splits: train 10, validation 8, test 7" in printed
     assert printed.splitlines()[-1].startswith("25 of 25 samples can be used; 0 are skipped, within data.max_skipped")
 
 

@@ -1,8 +1,8 @@
-"""Conversations as token ids, in the template of `chat_template`, with a mask of what the model learns to say.
+"""Encodes conversations as token ids in the template of `chat_template`, with a mask of the training targets.
 
-In: a tokenizer and turns. Out: ids with exactly one `<image>` id per picture (the model's side replaces it by the
-picture's visual tokens) and a target mask. Chat tokens only ever come from the template: those that someone wrote
-into a question or an answer stay text.
+In: a tokenizer and turns. Out: ids with exactly one `<image>` id per picture (`collate` replaces it by the picture's
+visual positions) and a target mask. Only the template makes chat tokens: chat tokens written in a question or an
+answer are encoded as text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGETS = ("answer", "llava")
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation's token ids, and for each whether it is a target; both lists are equally long."""
+    """A conversation's token ids, and for each id whether it is a target; both lists have the same length."""
 
     token_ids: list[int]
     target_mask: list[bool]
@@ -45,20 +45,20 @@ def encode_conversation(
 ) -> EncodedConversation:
     """Encodes a whole conversation for training.
 
-    A question with one `<image>` marker has it moved to the front, on a line of its own; several stay in their places.
-    If no question has a marker and there is one picture, the first question gets it. White space around an answer is
-    no part of it: it is neither learned nor asked for when answers are compared with references.
+    A single `<image>` marker in a question moves to the front, on a separate line; several markers keep their places.
+    If no question has a marker and there is one picture, the picture comes before the first question. White space
+    around an answer is removed.
 
     Args:
-      tokenizer: what to encode with.
+      tokenizer: encodes the text.
       turns: questions and answers, in order.
-      system: the system text; None or "" leaves the system turn out.
-      targets: "answer": each answer and its <|im_end|>. "llava": as LLaVA's training code has it, the assistant's
-        whole turn with its header, and every "\\n", <|im_start|> and <|im_end|> token anywhere.
-      num_images: pictures that belong to the conversation.
+      system: the system text; None or "" omits the system turn.
+      targets: "answer": each answer and its <|im_end|>. "llava": as in LLaVA's training code, the assistant's whole
+        turn with its header, and every "\\n", <|im_start|> and <|im_end|> token anywhere.
+      num_images: number of pictures in the conversation.
 
     Raises:
-      SkipSample: "image_count" if markers and pictures are not equally many (a marker in an answer counts as one),
+      SkipSample: "image_count" if the number of markers is not `num_images` (markers in answers count too),
         "empty_conversation" if there is no turn or an answer is blank, "bad_text" for half a surrogate pair.
       RequestError: `targets` is unknown.
     """
@@ -84,18 +84,18 @@ def encode_prompt(
     system: str | None = None,
     history: Sequence[tuple[str, str]] = (),
 ) -> list[int]:
-    """Token ids that end in "<|im_start|>assistant\\n": what the answer to `question` follows.
+    """Returns the token ids of a prompt for the answer to `question`; they end in "<|im_start|>assistant\\n".
 
-    Exactly the ids that `encode_conversation` puts before that answer, where the turns of `history`, pairs of a
-    question and its answer, come before the question. Raises SkipSample as it does.
+    These are the ids that `encode_conversation` puts before that answer. `history` holds earlier turns, (question,
+    answer) each. Raises SkipSample as `encode_conversation`.
     """
     _check_answers([answer for _, answer in history])
     answers = [answer.strip() for _, answer in history]
-    *earlier, latest = _place_images([*(asked for asked, _ in history), question], answers, num_images)
+    *earlier, latest = _place_images([*(past for past, _ in history), question], answers, num_images)
     encoder = _Encoder(tokenizer, "answer")
     encoder.system(system)
-    for asked, answer in zip(earlier, answers, strict=True):
-        encoder.question(asked)
+    for past, answer in zip(earlier, answers, strict=True):
+        encoder.question(past)
         encoder.answer(answer)
     encoder.question(latest)
     encoder.header()
@@ -114,26 +114,26 @@ class _Encoder:
         self._always = structure if self._whole_turn else set()
 
     def system(self, text: str | None) -> None:
-        """The system turn, if there is a text for it."""
+        """Adds the system turn if there is a system text."""
         if text:
             self._read(header(SYSTEM) + text)
 
     def question(self, question: str) -> None:
-        """The user's turn, with a picture at every marker."""
+        """Adds the user's turn, with an image id at every marker."""
         self._read(*(header(USER) + question).split(IMAGE_MARKER))
 
     def header(self) -> None:
-        """What an answer follows. It is encoded apart from the answer, as it is when the model answers."""
+        """Adds the assistant's header; it is encoded separately from the answer, as in `encode_prompt`."""
         self._add([self._tokenizer.start_token_id, *self._tokenizer.encode(header(ASSISTANT))], self._whole_turn)
 
     def answer(self, answer: str) -> None:
-        """The assistant's turn."""
+        """Adds the assistant's turn."""
         self.header()
         self._add([*self._tokenizer.encode(answer), self._tokenizer.end_token_id], True)
         self._add(self._tokenizer.encode(NEWLINE), self._whole_turn)
 
     def _read(self, text: str, *after_images: str) -> None:
-        """A turn that is read, not said. What stands between special tokens is encoded whole, as transformers does."""
+        """Adds a turn that is not a target. Encodes the text between special tokens in one piece, as transformers."""
         ids = [self._tokenizer.start_token_id, *self._tokenizer.encode(text)]
         for piece in after_images:
             ids += [self._tokenizer.image_token_id, *self._tokenizer.encode(piece)]
@@ -145,18 +145,18 @@ class _Encoder:
 
 
 def _check_answers(answers: Sequence[str]) -> None:
-    """Raises SkipSample for a turn without an answer."""
+    """Raises SkipSample if a turn has no answer."""
     for number, answer in enumerate(answers, 1):
         if not answer.strip():
             raise SkipSample("empty_conversation", f"turn {number} has no answer")
 
 
 def _place_images(questions: list[str], answers: list[str], num_images: int) -> list[str]:
-    """The questions with one marker per picture, single markers in front; raises SkipSample."""
+    """Returns the questions with one marker per picture, single markers in front; raises SkipSample."""
     for text in (*questions, *answers):
         try:
             text.encode()
-        except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer takes
+        except UnicodeEncodeError:  # JSON can hold half a surrogate pair, which no tokenizer accepts
             raise SkipSample("bad_text", f"half a surrogate pair in {text[:60]!a}") from None
     markers = sum(text.count(IMAGE_MARKER) for text in (*questions, *answers))
     if markers == 0 and num_images == 1:

@@ -1,12 +1,12 @@
-"""The chat template that a model is trained with, LLaVA-NeXT's qwen_1_5. Every reader and writer of it is made of this.
+"""Defines the chat template of trained models, LLaVA-NeXT's qwen_1_5. All code that reads or writes it uses this file.
 
     <|im_start|>system\\nS<|im_end|>\\n          only if there is a system text
     <|im_start|>user\\n<image>\\nQ<|im_end|>\\n
     <|im_start|>assistant\\nA<|im_end|>\\n       the last two once per turn
 
 In: roles and texts. Out: the pieces of a turn, and the template in Jinja for tools that render prompts. `chat` encodes
-conversations with these pieces; an exported folder holds a copy of this file, named template_visor.py, whose neighbor
-chat_visor.py does the same. So this file needs the standard library only.
+conversations with these pieces. An exported folder holds a copy of this file, template_visor.py, which its
+chat_visor.py uses in the same way; so this file imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import string
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-IMAGE_MARKER = "<image>"  # stands for one picture in a text; in token ids, the placeholder of its visual tokens
-CHAT_TOKENS = (PAD, START, END, IMAGE_MARKER)  # what a tokenizer must have, in the order of their ids in Qwen's
+IMAGE_MARKER = "<image>"  # marks one picture in a text; in token ids, the placeholder of its visual tokens
+CHAT_TOKENS = (PAD, START, END, IMAGE_MARKER)  # required in every tokenizer; Qwen's order of ids
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
-NEWLINE = "\n"  # between header and text, behind END, and behind a picture in front of a text
+NEWLINE = "\n"  # between header and text, after END, and after a picture in front of a text
 
 # Pictures come first, one per line, unless <image> in the text gives their positions; a single one always comes first.
 _JINJA = """\
@@ -51,24 +51,24 @@ _JINJA = """\
 
 
 def header(role: str) -> str:
-    """Returns what stands between START and a turn's text."""
+    """Returns the text between START and a turn's text."""
     return f"{role}{NEWLINE}"
 
 
 def images_before(text: str, num_images: int) -> str:
-    """Returns `text` with `num_images` markers in front, each on a line of its own."""
+    """Returns `text` with `num_images` markers in front, each on a separate line."""
     return f"{IMAGE_MARKER}{NEWLINE}" * num_images + text
 
 
 def image_first(text: str) -> str:
-    """Returns `text`, which holds one marker, with the marker in front on a line of its own, without outer space."""
+    """Returns `text`, which holds one marker, with the marker on a separate first line; strips outer white space."""
     return images_before(text.replace(IMAGE_MARKER, "").strip(), 1).strip()
 
 
 def fill(jinja: str, **values: str) -> str:
     """Returns a Jinja text with `$start`, `$end`, `$image`, `$newline`, `$system`, `$user` and `$assistant` filled in.
 
-    The first four stand in Jinja's quotes. `values` are further names, whose values are used as they are.
+    The template puts the first four in quotes. `values` are further names, substituted unchanged.
     """
     roles = {role: role for role in (SYSTEM, USER, ASSISTANT)}
     newline = NEWLINE.replace("\n", "\\n")

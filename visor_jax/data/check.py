@@ -1,8 +1,8 @@
-"""`visor data check`: every record through the whole pipeline, without training.
+"""`visor data check`: sends every record through the whole pipeline, without training.
 
-In: a configuration and its sources. Out: counts by reason, printed and as an object; with a listing, one JSON object a
-line about every record. Where training would stop (too many records skipped, a split that a stage reads without any
-usable sample) the object comes with a `RunError`.
+In: a configuration and its sources. Out: counts by reason, printed and as an object; with a listing, one JSON object
+per line about every record. If training would stop (too many records are skipped, or a split that a stage reads has no
+usable sample), `RunError` is raised with the object.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from visor_jax.data.collate import Example
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.source_kind import SPLITS, RecordSource, split_read_by
+from visor_jax.data.source_kind import SPLITS, RecordSource, as_records, split_read_by
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RunError, printable, unwritable
 from visor_jax.files.read_write import file_beside, replaceable
 
 Entry = dict[str, Any]
-_DETAIL_CHARACTERS = 300  # printed of what is wrong with a record; the listing has all of it
+_DETAIL_CHARACTERS = 300  # printed of a record's defect; the listing has all of it
 
 
 @dataclass
-class _Found:
-    """What was found in one source, by split where a file holds several."""
+class _Counts:
+    """Counts of one source; `tried` and `usable` by split, as a file may hold several."""
 
     skips: SkipLog = field(default_factory=SkipLog)
     without_picture: int = 0
@@ -41,13 +41,14 @@ class _Found:
 def check(
     config: ConfigLike, sources: Mapping[str, Source], limit: int | None, *, whole: bool, listing: str | None = None
 ) -> dict[str, Any]:
-    """Checks at most `limit` samples of each source, and prints what was found.
+    """Checks at most `limit` samples of each source and prints the counts.
 
     Args:
-      config: the configuration that training would have.
+      config: the configuration of the training.
       sources: by split, or the whole file under "all".
-      whole: whether all that the configuration reads was asked for, so that a missing split is told.
-      listing: the file to write about every record to.
+      limit: samples per source; None for all.
+      whole: whether `sources` are all that the configuration reads; then a missing split is a problem.
+      listing: the file for one line per record; None writes none.
 
     Returns:
       {"samples", "usable", "without_picture", "skipped": {reason: n}, "within_limit", "first": {reason: detail},
@@ -59,20 +60,22 @@ def check(
     """
     config = as_config(config)
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
-    found: dict[str, _Found] = {}
+    records = {name: as_records(source, name) for name, source in sources.items()}
+    counts: dict[str, _Counts] = {}
     splits: dict[str, Any] = {}
     with _lines(listing) as write:
-        for name, source in sources.items():
-            found[name] = _check_source(name, source, limit, encode, write)
-            splits[name] = _facts(source, found[name])
+        for name, source in records.items():
+            counts[name] = _check_source(name, source, limit, encode, write)
+            splits[name] = _facts(source, counts[name])
             _print_split(name if name == source.name else f"{source.name} {name}", splits[name])
     reasons: Counter[str] = sum((Counter(facts["skipped"]) for facts in splits.values()), Counter())
-    first = {reason: detail for one in reversed(found.values()) for reason, detail in one.skips.first.items()}
+    logs = [of_source.skips for of_source in counts.values()]
+    first = {reason: detail for log in reversed(logs) for reason, detail in log.first.items()}
     for reason, detail in first.items():
         print(f"first {reason}: {printable(detail[:_DETAIL_CHARACTERS])}")
-    tried, skipped = sum(one.skips.tried for one in found.values()), reasons.total()
+    tried, skipped = sum(log.tried for log in logs), reasons.total()
     allowed = config.data.max_skipped_fraction
-    problems = _problems(config, sources, found, complete=whole and limit is None) if whole else []
+    problems = _problems(config, records, counts, complete=limit is None) if whole else []
     within = skipped <= allowed * tried
     if not within:
         problems.insert(0, f"{skipped} of {tried} samples are skipped, more than data.max_skipped_fraction={allowed:g}")
@@ -85,7 +88,7 @@ def check(
     result = {
         "samples": tried,
         "usable": tried - skipped,
-        "without_picture": sum(one.without_picture for one in found.values()),
+        "without_picture": sum(of_source.without_picture for of_source in counts.values()),
         "skipped": dict(reasons.most_common()),
         "within_limit": within,
         "first": first,
@@ -99,42 +102,44 @@ def check(
 
 
 def _check_source(
-    name: str, source: Source, limit: int | None, encode: Callable[[Sample], Example], write: Callable[[Entry], None]
-) -> _Found:
-    found = _Found()
+    name: str,
+    source: RecordSource,
+    limit: int | None,
+    encode: Callable[[Sample], Example],
+    write: Callable[[Entry], None],
+) -> _Counts:
+    """Tries at most `limit` samples of a source and writes an entry for each."""
+    counts = _Counts()
     for index in range(min(len(source), limit or len(source))):
-        belongs = source.splits_of(index) if isinstance(source, RecordSource) and name not in SPLITS else (name,)
-        found.skips.count_tried()
-        found.tried.update(belongs)
+        splits = (name,) if name in SPLITS else source.splits_of(index)
+        counts.skips.count_tried()
+        counts.tried.update(splits)
         try:
             sample = source[index]
             example = _encoded(encode, sample, source, index)
         except SkipSample as why:
-            found.skips.count_skipped(source.name, index, why)
+            counts.skips.count_skipped(source.name, index, why)
             write(_entry(source, index, why))
         else:
-            found.usable.update(belongs)
-            found.without_picture += not sample.images
+            counts.usable.update(splits)
+            counts.without_picture += not sample.images
             write(_entry(source, index, (sample, example)))
-    return found
+    return counts
 
 
-def _encoded(encode: Callable[[Sample], Example], sample: Sample, source: Source, index: int) -> Example:
+def _encoded(encode: Callable[[Sample], Example], sample: Sample, source: RecordSource, index: int) -> Example:
+    """Encodes a sample; names its place in the details of `SkipSample`."""
     try:
         return encode(sample)
     except SkipSample as why:
-        raise SkipSample(why.reason, f"{_place(source, index)}: {why.detail}") from None
+        raise SkipSample(why.reason, f"{source.place(index)}: {why.detail}") from None
 
 
-def _place(source: Source, index: int) -> str:
-    return source.place(index) if isinstance(source, RecordSource) else f"{source.name}[{index}]"
-
-
-def _entry(source: Source, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
-    """What the listing says of one record. Without a reason it can be used; lengths are known only then."""
-    id, pictures = source.record_facts(index) if isinstance(source, RecordSource) else (None, None)
+def _entry(source: RecordSource, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
+    """Returns the listing's entry of a record; lengths are known only if it can be used."""
+    id, pictures = source.record_facts(index)
     entry: Entry = {
-        "place": _place(source, index),
+        "place": source.place(index),
         "id": id,
         "usable": True,
         "reason": "",
@@ -157,7 +162,7 @@ def _entry(source: Source, index: int, outcome: SkipSample | tuple[Sample, Examp
 
 @contextlib.contextmanager
 def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
-    """A function that writes one object a line; the file appears when all are written."""
+    """Yields a function that writes one object per line; the file appears when all are written."""
     if listing is None:
         yield lambda entry: None
         return
@@ -172,14 +177,15 @@ def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
         raise unwritable(f"--list={listing}", error) from error
 
 
-def _facts(source: Source, found: _Found) -> dict[str, Any]:
-    skipped = Counter({reason: count for (_, reason), count in found.skips.counts.most_common()})
+def _facts(source: RecordSource, counts: _Counts) -> dict[str, Any]:
+    """Returns the counts of one source, as in `check`'s "splits"."""
+    skipped = Counter({reason: count for (_, reason), count in counts.skips.counts.most_common()})
     return {
-        "samples": found.skips.tried,
-        "usable": found.skips.tried - skipped.total(),
-        "without_picture": found.without_picture,
+        "samples": counts.skips.tried,
+        "usable": counts.skips.tried - skipped.total(),
+        "without_picture": counts.without_picture,
         "skipped": dict(skipped),
-        "duplicate_ids": source.duplicate_ids() if isinstance(source, RecordSource) else 0,
+        "duplicate_ids": source.duplicate_ids(),
     }
 
 
@@ -188,31 +194,34 @@ def _print_split(name: str, facts: dict[str, Any]) -> None:
     for reason, count in [("usable", facts["usable"]), *facts["skipped"].items()]:
         print(f"  {count:>9}  {reason}")
     if facts["without_picture"]:
-        print(f"  {facts['without_picture']:>9}  of the usable have no picture (text only)")
+        print(f"  {facts['without_picture']:>9}  of the usable samples have no picture (text only)")
     if facts["duplicate_ids"]:
-        print(f"  {facts['duplicate_ids']:>9}  have an id that an earlier one has too (kept)")
+        print(f"  {facts['duplicate_ids']:>9}  repeat the id of an earlier record (kept)")
 
 
 # --- where training would stop ----------------------------------------------------------------------------------------
 
 
 def _problems(
-    config: Config, sources: Mapping[str, Source], found: Mapping[str, _Found], *, complete: bool
+    config: Config, sources: Mapping[str, RecordSource], counts: Mapping[str, _Counts], *, complete: bool
 ) -> list[str]:
-    """What is wrong with the splits that the configured stages and the evaluation after them read."""
+    """Returns the defects of the splits that the configured stages and the evaluation after them read.
+
+    Without `complete` (not all samples were tried) only missing and empty splits are reported.
+    """
     kind = source_kind(config)
     if kind.endless:
         return []
-    tried = sum((one.tried for one in found.values()), Counter())
-    usable = sum((one.usable for one in found.values()), Counter())
+    tried = sum((of_source.tried for of_source in counts.values()), Counter())
+    usable = sum((of_source.usable for of_source in counts.values()), Counter())
     read = [split for split in SPLITS if split in {*map(split_read_by, config.stages), "test"}]
-    files, whole = kind.split_files(config), [one for one in sources.values() if isinstance(one, RecordSource)]
-    if files or not whole:
+    if sources.keys() <= {*SPLITS}:
+        files = kind.split_files(config)
         missing = [split for split in read if split not in sources]
         problems = [f"split {split!r}: no file {files.get(split, '')}" for split in missing]
         read = [split for split in read if split in sources]
     else:
-        source = whole[0]
+        source = next(iter(sources.values()))
         members = Counter(split for index in range(len(source)) for split in source.splits_of(index))
         if config.data.test_fraction:
             print("splits: " + ", ".join(f"{split} {members[split]}" for split in SPLITS))

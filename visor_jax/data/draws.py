@@ -1,13 +1,12 @@
-"""Which pictures each consumer reads of the endless generated data, and the random numbers of the input side.
+"""Separates consumers of generated data and purposes of random numbers, so that none share samples or draws.
 
-In: the name of a consumer, or a purpose and whole numbers. Out: a range of indices, or a NumPy random generator. Both
-keep apart what must have nothing in common:
+In: the name of a consumer, or a purpose and whole numbers. Out: a range of indices, or a NumPy random generator.
 
-- The generated data set has one endless stream of samples for each split. `index_range` gives every consumer of a
-  stream a range of its own, counted in samples, so that ranges are disjoint for any batch size. A consumer that needs
-  more than `RANGE` samples begins its own range anew; it never reaches into the next one.
-- `seed_sequence` gives every purpose its own random numbers: the words that it seeds with are of fixed width, so that
-  no two (purpose, numbers) seed alike.
+- The generated data set has one endless stream of samples per split. `index_range` gives every consumer of a stream a
+  separate range, counted in samples, so ranges are disjoint for any batch size. A consumer that needs more than `RANGE`
+  samples starts its range again; it never reads the next one.
+- `seed_sequence` gives every purpose separate random numbers. Its seed words have a fixed width, so no two (purpose,
+  numbers) have the same seed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.sample import Sample, Source
 
-RANGE: Final = 2**40  # samples that each consumer may draw before it meets one again
+RANGE: Final = 2**40  # samples that each consumer may draw before they repeat
 
 _CONSUMERS: Final = {  # name -> (split, number of its range in that split's stream)
     **{stage: ("train", number) for number, stage in enumerate(TRAINED_STAGES)},
@@ -29,17 +28,17 @@ _CONSUMERS: Final = {  # name -> (split, number of its range in that split's str
 }
 STREAM_LENGTH: Final = RANGE * (1 + max(number for _, number in _CONSUMERS.values()))
 
-PURPOSES: Final = ("budget", "shuffle", "substitute", "labelled", "words")
+PURPOSES: Final = ("budget", "shuffle", "substitute", "labeled", "words")
 
 
 def index_range(consumer: str) -> tuple[str, range]:
-    """(split, indices) that a consumer reads: a trained stage, "label", "validation" (the search) or "test"."""
+    """Returns (split, indices) of a consumer: a trained stage, "label", "validation" (the search) or "test"."""
     split, number = _CONSUMERS[consumer]
     return split, range(number * RANGE, (number + 1) * RANGE)
 
 
 class Within:
-    """The samples of a source that lie in a range: sample `i` is the source's `indices[i]`."""
+    """A range of a source's samples: sample `i` is the source's sample `indices[i]`."""
 
     def __init__(self, source: Source, indices: range) -> None:
         self._source, self._indices = source, indices
@@ -53,14 +52,14 @@ class Within:
 
 
 def seed_sequence(purpose: str, *numbers: int) -> np.random.SeedSequence:
-    """The entropy of one purpose at one place.
+    """Returns the seed of a purpose at one position.
 
     Args:
       purpose: one of `PURPOSES`.
-      *numbers: two or more, each from 0 to 2**64 - 1, such as (seed, step); as many for all draws of a purpose.
+      *numbers: two or more, each from 0 to 2**64 - 1, such as (seed, step); the same count for all draws of a purpose.
     """
-    # NumPy pads fewer than five words with zeros, and cuts large numbers into words without saying how many: with two
-    # words a number no sequence is the beginning of another one, and none is one of the generated data set's own.
+    # NumPy pads fewer than five words with zeros and splits large numbers into words of unknown count. With two words
+    # per number, no sequence is a prefix of another, and none equals one of the generated data set.
     words = [PURPOSES.index(purpose)]
     for number in numbers:
         words += [number % 2**32, number // 2**32]
@@ -68,5 +67,5 @@ def seed_sequence(purpose: str, *numbers: int) -> np.random.SeedSequence:
 
 
 def generator(purpose: str, *numbers: int) -> np.random.Generator:
-    """A generator seeded by `seed_sequence`; PCG64, whose numbers do not depend on NumPy's default."""
+    """Returns a generator seeded by `seed_sequence`; PCG64, so the numbers do not depend on NumPy's default."""
     return np.random.Generator(np.random.PCG64(seed_sequence(purpose, *numbers)))

@@ -1,8 +1,8 @@
-"""A fingerprint of the pictures of a split, so that others under the same names are noticed.
+"""Computes a fingerprint of a split's pictures, to detect pictures that changed under the same names.
 
-In: the split that a run learns from, or is evaluated on. Out: a sha256 over the names, sizes and first megabyte of the
-pictures of `RECORDS` records, evenly spaced (all of them, where there are fewer). Pictures outside this sample can
-change unnoticed: reading all would cost as much as training on them.
+In: the split that a run trains or evaluates on. Out: a sha256 over the names, sizes and first megabyte of the pictures
+of `RECORDS` evenly spaced records (of all if there are fewer). Changes of other pictures are not detected: reading all
+pictures would cost as much as training on them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from visor_jax.data.source_kind import RecordSource
 from visor_jax.files.read_write import open_regular
 
 RECORDS = 256
-MAX_BYTES = 2**20  # of each picture
+MAX_BYTES = 2**20  # per picture
 
 
 def fingerprint_of_split(config: ConfigLike, split: str) -> str:
-    """`picture_fingerprint` of the configured data's split; "" for a source without records.
+    """Returns `picture_fingerprint` of a split of the configured data; "" for a source without records.
 
     Raises:
       RequestError: the data cannot be read.
@@ -31,7 +31,7 @@ def fingerprint_of_split(config: ConfigLike, split: str) -> str:
 
 
 def picture_fingerprint(source: RecordSource) -> str:
-    """sha256 over a sample of the pictures; where one cannot be read, over that."""
+    """Returns the sha256 over a sample of the pictures; a picture that cannot be read counts as empty."""
     digest = hashlib.sha256()
     for index in sampled(len(source)):
         for name, path in source.picture_files(index):
@@ -41,14 +41,14 @@ def picture_fingerprint(source: RecordSource) -> str:
 
 
 def sampled(count: int) -> list[int]:
-    """`RECORDS` of `count` positions, the first and the last among them."""
+    """Returns `RECORDS` of `count` positions, evenly spaced, including the first and the last."""
     if count <= RECORDS:
         return list(range(count))
     return [position * (count - 1) // (RECORDS - 1) for position in range(RECORDS)]
 
 
 def picture_digest(path: Path | None) -> bytes:
-    """sha256 of a picture's size and first megabyte; of nothing where it is no readable file."""
+    """Returns the sha256 of a picture's size and first megabyte; of no bytes if it cannot be read."""
     if path is None:
         return hashlib.sha256().digest()
     try:

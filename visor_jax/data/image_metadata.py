@@ -1,8 +1,8 @@
-"""What surrounds a picture's pixels: its orientation, and files with everything but their pixels taken out.
+"""Reads a picture's orientation, and strips the metadata of picture files.
 
-Decoders read metadata with the pixels and give up where it is malformed: a comment with a wrong checksum, a color
-profile that unpacks to too much, EXIF that is no TIFF. `without_metadata` makes a file of the pixels alone, for a
-second attempt; what is wrong with the pixels themselves stays wrong in it.
+Decoders read metadata with the pixels and fail if it is malformed: a comment with a wrong checksum, a color profile
+that unpacks to too much, EXIF that is not TIFF. `without_metadata` returns a file with only the pixels for a second
+attempt; damaged pixels stay damaged in it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _TURNS = {
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG_KEPT = (b"tRNS", b"eXIf")  # transparency and orientation, if their checksums are right
-_MOST_KEPT = 1 << 20  # bytes of either
+_MAX_KEPT_BYTES = 1 << 20  # per chunk
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """How a picture must be turned to stand upright, as its EXIF says; None if it stands, or EXIF cannot be read."""
+    """Returns the turn that makes a picture upright, from its EXIF; None if it is upright or EXIF cannot be read."""
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # whatever a malformed block makes the parser raise
+    except Exception:  # a malformed block can make the parser raise almost any exception
         return None
 
 
 def without_metadata(file: BinaryIO) -> BinaryIO | None:
-    """The same PNG or JPEG without metadata; None where the file is neither or cannot be taken apart."""
+    """Returns a PNG or JPEG without its metadata; None if the file is neither or cannot be split into its parts."""
     try:
         file.seek(0)
         head = file.read(len(_PNG))
@@ -55,14 +55,14 @@ def without_metadata(file: BinaryIO) -> BinaryIO | None:
 
 
 def _bare_png(file: BinaryIO) -> BinaryIO:
-    """Pixel chunks as they are, wrong checksums included; others only if they bear on the pixels and are sound."""
+    """Keeps pixel chunks unchanged, wrong checksums included, and intact chunks of `_PNG_KEPT`; drops all others."""
     bare = io.BytesIO()
     bare.write(_PNG)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind in _PNG_PIXELS:
             bare.write(head + file.read(length + 4))
-        elif kind in _PNG_KEPT and length <= _MOST_KEPT:
+        elif kind in _PNG_KEPT and length <= _MAX_KEPT_BYTES:
             body, checksum = file.read(length), file.read(4)
             if checksum == struct.pack(">I", zlib.crc32(kind + body)):
                 bare.write(head + body + checksum)
@@ -75,14 +75,14 @@ def _bare_png(file: BinaryIO) -> BinaryIO:
 
 
 def _bare_jpeg(file: BinaryIO) -> BinaryIO | None:
-    """All segments but comments and applications' own; Adobe's stays, which says what the channels are."""
+    """Drops comments and application segments, except Adobe's, which defines the channels."""
     bare = io.BytesIO()
     bare.write(b"\xff\xd8")
     while len(head := file.read(4)) == 4:
         marker, kind, length = struct.unpack(">BBH", head)
         if marker != 0xFF or length < 2:
             return None
-        if kind == 0xDA:  # from the first scan on there are pixels
+        if kind == 0xDA:  # start of the first scan; the rest is pixels
             bare.write(head + file.read())
             bare.seek(0)
             return bare

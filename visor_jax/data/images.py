@@ -1,17 +1,17 @@
-"""Picture files from outside, opened with suspicion.
+"""Opens and decodes untrusted picture files.
 
 In: a folder and a name from a data set, a file that the user named, encoded bytes, or an opened PIL image. Out: uint8
-[H, W, 3] RGB, or `SkipSample`. `decode_image` is the one place where pictures are decoded.
+[H, W, 3] RGB, or `SkipSample`. All pictures are decoded by `decode_image`.
 
-A name must stay inside its folder and lead to a regular file of bounded size; nothing else is ever opened. The content,
-not the name, must be JPEG, PNG, WebP or GIF; the size in pixels is checked before anything is decoded; a file that ends
-early is broken, never half gray. Of an animation the first frame counts. Metadata that cannot be read is no metadata:
-it never costs a picture whose pixels are whole.
+A name must stay inside its folder and lead to a regular file of bounded size; no other file is opened. The content,
+not the name, must be JPEG, PNG, WebP or GIF. The size in pixels is checked before decoding. A truncated file is broken,
+never half gray. From an animation the first frame is read. Metadata that cannot be read is ignored: a picture with
+intact pixels is never skipped for it.
 
-What the pixels are, next to transformers 5.23: EXIF rotation is applied, as by its `load_image` (its image processors,
-given an opened picture, do not look at EXIF); transparency is laid over white, as by its image processors (`load_image`
-drops it); 16-bit gray is scaled to 8 bits by the bits that the picture uses (12 bits of an X-ray in a 16-bit file come
-out as 0 to 255), where transformers clips almost all of it to white.
+Pixels compared with transformers 5.23: EXIF rotation is applied, as in its `load_image` (its image processors ignore
+the EXIF of an opened picture). Transparency is composited over white, as in its image processors (`load_image` drops
+it). 16-bit gray is scaled to 8 bits by the bits that the picture uses (12 bits of an X-ray in a 16-bit file become 0 to
+255); transformers clips almost all of it to white.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from visor_jax.files.read_write import open_regular
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
-# How files begin that are often found under a picture's name, and what to do about them.
+# Beginnings of other files that often have a picture's name, and the message for each.
 _FOREIGN = (
     (rb"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself, with `git lfs pull`"),
     (rb"\s*<(!doctype|html)", "it is an HTML page, perhaps an error page that was downloaded: download it again"),
@@ -44,22 +44,23 @@ _FOREIGN = (
     (rb"\x1f\x8b|PK\x03\x04", "it is a compressed archive: unpack it"),
 )
 
-_FREE_BYTES = 64 << 20  # a file may have so many, whatever its pixels
-_BYTES_PER_PIXEL = 4  # and so many for each pixel that is allowed, if that is more
+# A file may have `_FREE_BYTES`, or `_BYTES_PER_PIXEL` for each allowed pixel if that is more.
+_FREE_BYTES = 64 << 20
+_BYTES_PER_PIXEL = 4
 
-# Pillow warns about large pictures and refuses those above `PILLOW_MAX_PIXELS`; below that the limit that the
-# caller gives decides. It also warns of metadata that it cannot read.
+# Pillow warns about large pictures and refuses those above `PILLOW_MAX_PIXELS`; below that the caller's limit applies.
+# It also warns about metadata that it cannot read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_under(root: Path, name: str, max_pixels: int, follow_links: bool = False) -> np.ndarray:
-    """The picture that `name` means under `root`.
+    """Returns the picture that `name` names under `root`.
 
     Args:
         root: the folder that no name may leave.
-        name: as `picture_paths.resolve_under` takes it.
-        max_pixels: the most that height times width may be.
+        name: as for `picture_paths.resolve_under`.
+        max_pixels: limit of height times width.
         follow_links: whether links inside `root` may lead out of it.
 
     Returns:
@@ -72,22 +73,22 @@ def open_under(root: Path, name: str, max_pixels: int, follow_links: bool = Fals
 
 
 def read_image(path: Path, max_pixels: int, shown: str = "") -> np.ndarray:
-    """The picture in a file, as uint8 [H, W, 3]; `shown` is what messages call it.
+    """Returns the picture in a file, as uint8 [H, W, 3]; `shown` names it in messages.
 
     Raises:
         SkipSample: "missing_file", "unsafe_path" (not a regular file), "too_large" (in bytes), "image_format",
             "too_many_pixels", "broken_image".
     """
     shown = repr((shown or str(path))[:200])
-    most = max(_FREE_BYTES, _BYTES_PER_PIXEL * max_pixels)
+    max_bytes = max(_FREE_BYTES, _BYTES_PER_PIXEL * max_pixels)
     try:
-        file = open_regular(path, most)
+        file = open_regular(path, max_bytes)
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None)
         if number in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
             raise SkipSample("unsafe_path", f"{shown} is not a regular file") from None
         if number == errno.EFBIG:
-            raise SkipSample("too_large", f"{shown} has more than {most} bytes") from None
+            raise SkipSample("too_large", f"{shown} has more than {max_bytes} bytes") from None
         raise SkipSample("missing_file", f"{shown}: {getattr(error, 'strerror', None) or error}") from None
     with file:
         return decode_image(file, max_pixels, shown)
@@ -99,10 +100,9 @@ def decode_image(
     """Decodes a picture to uint8 [H, W, 3].
 
     Args:
-        source: an open file, or the bytes of one, of one of `FORMATS`; or an opened PIL image of any format, which is
-            decoded now if it has not been.
-        max_pixels: the most that height times width may be.
-        shown: what messages call it.
+        source: an open file of one of `FORMATS`, or its bytes; or an opened PIL image of any format, decoded or not.
+        max_pixels: limit of height times width.
+        shown: names the picture in messages.
 
     Raises:
         SkipSample: "image_format", "too_many_pixels", "broken_image".
@@ -128,9 +128,9 @@ def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
     except Image.UnidentifiedImageError:
         raise SkipSample("image_format", f"{shown} is not a {', '.join(FORMATS)} file{_kind(file)}") from None
     except Image.DecompressionBombError:
-        what = f"{shown} has more than {PILLOW_MAX_PIXELS} pixels; at most {max_pixels} are allowed"
-        raise SkipSample("too_many_pixels", what) from None
-    except Exception as error:  # a hostile file can make a decoder raise nearly anything
+        detail = f"{shown} has more than {PILLOW_MAX_PIXELS} pixels; at most {max_pixels} are allowed"
+        raise SkipSample("too_many_pixels", detail) from None
+    except Exception as error:  # a hostile file can make a decoder raise almost any exception
         raise _broken(shown, error) from None
     with image:
         _check_pixels(image, max_pixels, shown)
@@ -138,7 +138,7 @@ def _decode_file(file: BinaryIO, max_pixels: int, shown: str) -> np.ndarray:
 
 
 def _kind(file: BinaryIO) -> str:
-    """What a file that is none of `FORMATS` is instead, where its beginning tells."""
+    """Returns a message about a file that is not of `FORMATS`; "" if its beginning is unknown."""
     try:
         file.seek(0)
         head = file.read(64)
@@ -146,7 +146,8 @@ def _kind(file: BinaryIO) -> str:
         return ""
     if not head:
         return "; it is empty"
-    return next((f"; {what}" for start, what in _FOREIGN if re.match(start, head, re.IGNORECASE | re.DOTALL)), "")
+    flags = re.IGNORECASE | re.DOTALL
+    return next((f"; {message}" for start, message in _FOREIGN if re.match(start, head, flags)), "")
 
 
 def _check_pixels(image: Image.Image, max_pixels: int, shown: str) -> None:
@@ -158,7 +159,7 @@ def _check_pixels(image: Image.Image, max_pixels: int, shown: str) -> None:
 
 
 def _pixels(image: Image.Image, shown: str) -> np.ndarray:
-    if image.mode == "F":  # in 0 to 1 or in 0 to 255: nothing says which
+    if image.mode == "F":  # the file does not say whether values go up to 1 or to 255
         raise SkipSample("image_format", f"{shown} has floating-point pixels (mode F); convert it to 8 bits")
     try:
         image.load()
@@ -172,7 +173,7 @@ def _broken(shown: str, error: Exception) -> SkipSample:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """RGB of a decoded picture of any mode: turned as EXIF says, transparency over white."""
+    """Returns a decoded picture of any mode as RGB, rotated as EXIF says, transparency over white."""
     turn = image_metadata.turn_of(image)
     if turn is not None:
         image = image.transpose(turn)
@@ -186,7 +187,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit gray values as uint8: the upper 8 of the bits that the picture uses, at least its lowest 8."""
+    """Converts 16-bit gray to uint8: the upper 8 of the bits that the picture uses, at least its lowest 8."""
     values = values.astype(np.int64).clip(0, 0xFFFF)
     used = max(int(values.max(initial=0)).bit_length(), 8)
     return (values >> (used - 8)).astype(np.uint8)

@@ -1,10 +1,10 @@
-"""Which file a record's picture name means, and the proof that it lies in the data folder.
+"""Resolves a record's picture name to a file, and checks that the file is in the data folder.
 
-In: a folder and a name from a data set. Out: the real path of an existing file, or `SkipSample`. Nothing is opened.
+In: a folder and a name from a data set. Out: the real path of an existing file, or `SkipSample`. Opens no file.
 
-Names are as people's tools write them: relative, absolute below the folder, with Windows' backslashes, with `..` that
-stays inside, in another Unicode normalization than the file system's (archives made on a Mac hold decomposed names).
-A name never leads out of the folder; a link inside it may, only where `data.follow_links` allows it.
+Accepted names: relative, absolute below the folder, with Windows' backslashes, with `..` that stays inside, in another
+Unicode normalization than the file system's (archives made on a Mac hold decomposed names). A name never leads out of
+the folder; a link inside it may, but only if `data.follow_links` is set.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 from visor_jax.data.sample import SkipSample
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
-_ODD = re.compile(r"\\|^/|(^|/)\.{0,2}(/|$)")  # a backslash, an absolute name, a part that is empty, "." or ".."
+_NOT_PLAIN = re.compile(r"\\|^/|(^|/)\.{0,2}(/|$)")  # a backslash, an absolute name, a part that is empty, "." or ".."
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 def resolve_under(root: Path, name: str, follow_links: bool = False) -> Path:
-    """The real path of an existing file under `root`.
+    """Returns the real path of an existing file under `root`.
 
     Args:
       root: the folder that no name may leave.
-      name: relative to it, or absolute and below it.
+      name: relative to `root`, or absolute and below it.
       follow_links: whether links inside the folder may lead out of it.
 
     Raises:
-      SkipSample: "unsafe_path" (it leaves the folder, by its name or through a link; "~", a URL, NUL), "missing_file".
+      SkipSample: "unsafe_path" (the name leaves the folder, itself or through a link; "~", a URL, NUL), "missing_file".
     """
     if "\0" in name or name.startswith("~") or _SCHEME.match(name):
         raise SkipSample("unsafe_path", f"{name[:200]!r} is not a plain path under the data folder")
@@ -39,7 +39,7 @@ def resolve_under(root: Path, name: str, follow_links: bool = False) -> Path:
         base = root.resolve(strict=True)
         path = _find(base, _relative(base, root, name)).resolve(strict=True)
     except (OSError, ValueError, RuntimeError) as error:  # missing, too long, not encodable, a loop of links
-        hint = "; a path with a drive is another computer's" if _DRIVE.match(name) else ""
+        hint = "; a path with a drive comes from another computer" if _DRIVE.match(name) else ""
         cause = getattr(error, "strerror", None) or str(error)
         raise SkipSample("missing_file", f"{name[:200]!r}: {cause}{hint}") from None
     if not follow_links and not path.is_relative_to(base):
@@ -51,8 +51,8 @@ def resolve_under(root: Path, name: str, follow_links: bool = False) -> Path:
 
 
 def plain_name(root: Path, name: str) -> str:
-    """One spelling for all that mean the same file under `root`, told without looking at the disk."""
-    if name.isascii() and not _ODD.search(name):
+    """Returns one spelling for all names of the same file under `root`; does not read the disk."""
+    if name.isascii() and not _NOT_PLAIN.search(name):
         return name
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     top = f"{os.path.abspath(root).rstrip('/')}/"
@@ -62,13 +62,13 @@ def plain_name(root: Path, name: str) -> str:
 
 
 def _relative(base: Path, root: Path, name: str) -> str:
-    """`name` relative to the folder, without "." and ".."; proven not to leave it."""
+    """Returns `name` relative to the folder, without "." and ".."; raises SkipSample if it leaves the folder."""
     if not os.path.lexists(base / name):
         name = name.replace("\\", "/")
     if posixpath.isabs(name):
-        above = (os.path.abspath(root), str(base))
+        roots = (os.path.abspath(root), str(base))
         plain = posixpath.normpath("/" + name.lstrip("/"))
-        inside = next((plain[len(top) :] for top in above if f"{plain}/".startswith(f"{top.rstrip('/')}/")), None)
+        inside = next((plain[len(top) :] for top in roots if f"{plain}/".startswith(f"{top.rstrip('/')}/")), None)
         if inside is None:
             raise SkipSample("unsafe_path", f"{name[:200]!r} is an absolute path outside the data folder")
         name = inside.lstrip("/")
@@ -79,7 +79,7 @@ def _relative(base: Path, root: Path, name: str) -> str:
 
 
 def _find(base: Path, name: str) -> Path:
-    """The path as it is spelled on disk, where only the Unicode normalization of its parts may differ from `name`."""
+    """Returns the path as spelled on disk; only the Unicode normalization of its parts may differ from `name`."""
     path = base / name
     if name.isascii() or os.path.lexists(path):
         return path

@@ -1,6 +1,6 @@
-"""A contact sheet: samples drawn side by side as they come, pictures with their questions and answers.
+"""Draws a contact sheet: samples side by side, pictures with their questions and answers.
 
-In: samples of any source. Out: one PNG. What a model is trained on should be looked at before it is trained.
+In: samples of any source. Out: one PNG, to inspect data before training on it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import Sample, Turn
 from visor_jax.files.read_write import write_bytes
 
-PICTURE = 288  # pixels: no side of a picture is longer
+PICTURE = 288  # pixels, the longest side of a picture
 _MARGIN = 16
 _TEXT = 14  # font size, pixels
 _LINE = 19
-_INDENT = 12  # pixels, of answers
-_MAX_LINES = 12  # of one question or answer
-_MAX_PICTURES = 4  # shown of one sample
+_INDENT = 12  # pixels, for answers
+_MAX_LINES = 12  # per question or answer
+_MAX_PICTURES = 4  # shown per sample
 
 _PAGE, _INK, _FAINT, _RULE = "#ffffff", "#1c1c1c", "#77787c", "#d9dadd"
 _ANSWER = "#0b6b3a"
@@ -37,25 +37,25 @@ class _Line:
     text: str
     color: str
     indent: int = 0
-    note: str = ""  # stands faintly at the right end
+    note: str = ""  # drawn in gray at the right end
 
 
 def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], columns: int = 0) -> set[str]:
-    """Draws samples row by row and writes the sheet, whole or not at all.
+    """Draws samples row by row and writes the sheet atomically.
 
-    Small pictures are enlarged by a whole factor, pixel by pixel; large ones are shrunk. Of many pictures, and of long
-    texts, only the beginning is shown.
+    Small pictures are enlarged by an integer factor without smoothing; large ones are shrunk. Only the first pictures
+    of a sample and the beginning of a long text are shown.
 
     Args:
-      samples: what to draw.
-      path: where the PNG goes.
-      columns: samples side by side; 0 chooses.
+      samples: the samples to draw.
+      path: the PNG file to write.
+      columns: samples per row; 0 chooses.
 
     Returns:
-      The characters that no installed font has; they are written out by name or number.
+      The characters that no installed font has; the sheet shows their names or numbers.
 
     Raises:
-      ValueError: there is no sample.
+      ValueError: `samples` is empty.
     """
     if not samples:
         raise ValueError("a contact sheet needs at least one sample")
@@ -81,7 +81,7 @@ def contact_sheet(samples: Sequence[Sample], path: str | os.PathLike[str], colum
 
 
 def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
-    """One sample: a caption, its pictures, its turns."""
+    """Draws one sample: a caption, its pictures, its turns."""
     pictures = _pictures(sample.images)
     system = _wrap(f"system: {sample.system}", PICTURE, font) if sample.system else []
     notes = [*system, *([] if sample.images else ["(no picture)"])]
@@ -100,20 +100,20 @@ def _draw_cell(sample: Sample, font: TextPainter) -> Image.Image:
 
 
 def _draw_right(draw: ImageDraw.ImageDraw, top: int, text: str, color: str, font: TextPainter) -> None:
-    """A word at the cell's right end."""
+    """Draws a text at the cell's right end."""
     text = _one_line(text, font)
     font.draw(draw, (PICTURE - int(font.getlength(text)), top), text, color)
 
 
 def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
-    """A sample's pictures on one canvas PICTURE wide; several go two to a row, frames of a video as pictures."""
+    """Returns a sample's pictures, or frames of its videos, on one canvas PICTURE wide; several are two per row."""
     shown = [still for image in images for still in _stills(image)][:_MAX_PICTURES]
     if not shown:
         return Image.new("RGB", (PICTURE, 0), _PAGE)
     side = PICTURE if len(shown) == 1 else (PICTURE - 4) // 2
     scaled = [_scale(Image.fromarray(image), side) for image in shown]
     rows = [scaled[start : start + 2] for start in range(0, len(scaled), 2)]
-    canvas = Image.new("RGB", (PICTURE, sum(max(one.height for one in row) + 4 for row in rows) - 4), _PAGE)
+    canvas = Image.new("RGB", (PICTURE, sum(max(picture.height for picture in row) + 4 for row in rows) - 4), _PAGE)
     top = 0
     for row in rows:
         for column, picture in enumerate(row):
@@ -123,7 +123,7 @@ def _pictures(images: Sequence[np.ndarray]) -> Image.Image:
 
 
 def _stills(image: np.ndarray) -> Sequence[np.ndarray]:
-    """A picture itself, and of a video evenly spaced frames, the first and the last among them."""
+    """Returns the picture itself, or evenly spaced frames of a video, including the first and the last."""
     if image.ndim == 3:
         return [image]
     places = np.linspace(0, len(image) - 1, min(len(image), _MAX_PICTURES)).astype(int)
@@ -131,7 +131,7 @@ def _stills(image: np.ndarray) -> Sequence[np.ndarray]:
 
 
 def _scale(picture: Image.Image, side: int) -> Image.Image:
-    """The picture with its longer side at most `side`."""
+    """Resizes the picture so that its longer side is at most `side`."""
     longer = max(picture.size)
     if longer <= side:
         factor = side // longer
@@ -141,7 +141,7 @@ def _scale(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _turn_lines(turns: Sequence[Turn], font: TextPainter) -> list[_Line]:
-    """The conversation, wrapped: each question, then its answer, indented, with the task's name."""
+    """Returns the wrapped lines of a conversation: each question, then its answer, indented, with the task's name."""
     lines: list[_Line] = []
     for turn in turns:
         question = turn.question.replace(IMAGE_MARKER, "[picture]")
@@ -153,7 +153,7 @@ def _turn_lines(turns: Sequence[Turn], font: TextPainter) -> list[_Line]:
 
 
 def _wrap(text: str, width: int, font: TextPainter) -> list[str]:
-    """`text` in lines no wider than `width` pixels, broken between words where possible; at most _MAX_LINES."""
+    """Wraps `text` to lines of at most `width` pixels, between words if possible; at most _MAX_LINES lines."""
     lines: list[str] = []
     for paragraph in font.readable(text[: width * _MAX_LINES]).splitlines():
         line = ""
@@ -172,12 +172,12 @@ def _wrap(text: str, width: int, font: TextPainter) -> list[str]:
 
 
 def _one_line(text: str, font: TextPainter) -> str:
-    """`text` as it can be drawn on one line: names come with data and may hold line breaks."""
+    """Returns `text` as one drawable line; names from data may hold line breaks."""
     return font.readable(" ".join(text.split()))
 
 
 def _shorten(text: str, width: int, font: TextPainter) -> str:
-    """`text`, its end replaced by dots if it is wider than `width` pixels."""
+    """Returns `text`, with dots in place of its end if it is wider than `width` pixels."""
     text = _one_line(text[:width], font)
     if _fitting(text, width, font) == len(text):
         return text
@@ -185,7 +185,7 @@ def _shorten(text: str, width: int, font: TextPainter) -> str:
 
 
 def _fitting(text: str, width: int, font: TextPainter) -> int:
-    """How many leading characters of `text` fit into `width` pixels, at least one."""
+    """Returns how many leading characters of `text` fit into `width` pixels, at least one."""
     if len(text) <= width and font.getlength(text) <= width:  # no letter is narrower than a pixel
         return len(text)
     longer = bisect.bisect_right(range(1, min(len(text), width) + 1), width, key=lambda n: font.getlength(text[:n]))

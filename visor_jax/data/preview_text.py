@@ -1,7 +1,7 @@
-"""Text of any script on a picture: fonts that have its characters, readable names where none has.
+"""Draws text of any script on a picture; replaces characters that no font has by readable names.
 
-In: a text. Out: its width, or the text drawn. The first font is DejaVu Sans, which matplotlib brings (Latin, Greek,
-Cyrillic, Arabic, ...); for a character that it lacks the fonts installed on this computer are asked. A character that
+In: a text. Out: its width, or the text drawn. The first font is DejaVu Sans, which ships with matplotlib (Latin, Greek,
+Cyrillic, Arabic, ...); characters that it lacks are looked up in the fonts installed on this computer. A character that
 no font has is written as its name (`:large_red_circle:`) or number (`[U+8272]`), never as an empty box.
 """
 
@@ -16,9 +16,9 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import ImageDraw, ImageFont
 
-_JOINERS = "\u200c\u200d"  # they shape the letters around them
-_VARIATIONS = "\ufe0e\ufe0f"  # they choose between pictures of an emoji
-# Fonts that have a box or a letter for every code point, or other signs than text.
+_JOINERS = "\u200c\u200d"  # affect the shapes of the letters around them
+_VARIATIONS = "\ufe0e\ufe0f"  # select a variant of an emoji
+# Fonts that have a box or a letter for every code point, or symbols instead of text.
 _NO_TEXT = ("Last Resort", "LastResort", "cmb10", "cmex10", "cmmi10", "cmr10", "cmss10", "cmsy10", "cmtt10", "STIX")
 
 
@@ -30,11 +30,11 @@ class TextPainter:
         self.missing: set[str] = set()
 
     def readable(self, text: str) -> str:
-        """`text` with everything that cannot be drawn written out; the other methods take what this returns."""
+        """Returns `text` with undrawable characters replaced by names; the other methods expect such a text."""
         return "".join(map(self._readable, text))
 
     def getlength(self, text: str) -> float:
-        """Width in pixels of a line."""
+        """Returns the width of a line in pixels."""
         return sum(font.getlength(piece) for font, piece in self._runs(text))
 
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: str) -> None:
@@ -58,7 +58,7 @@ class TextPainter:
         return f"[U+{ord(character):04X}]"
 
     def _runs(self, text: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
-        """Pieces of a line that one font draws each."""
+        """Splits a line into pieces, each drawn with one font."""
         pieces = groupby(text, lambda character: _font_with(character) or _first_font())
         return [(_loaded(path, self._size), "".join(piece)) for path, piece in pieces]
 
@@ -75,7 +75,7 @@ def _loaded(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _font_with(character: str) -> str:
-    """The first font that has a character; "" where none has."""
+    """Returns the first font that has a character; "" if none has."""
     code = ord(character)
     if code in _codes(_first_font()):
         return _first_font()
@@ -84,7 +84,7 @@ def _font_with(character: str) -> str:
 
 @functools.cache
 def _installed() -> tuple[str, ...]:
-    """Upright fonts of this computer for running text, in a fixed order."""
+    """Returns the installed upright text fonts in a fixed order."""
     entries = (entry for entry in font_manager.fontManager.ttflist if entry.style == "normal")
     text = (entry for entry in entries if not entry.name.startswith(_NO_TEXT))
     return tuple(
@@ -96,13 +96,13 @@ def _installed() -> tuple[str, ...]:
 def _codes(path: str) -> frozenset[int]:
     try:
         return frozenset(FT2Font(path).get_charmap())
-    except (OSError, RuntimeError):  # gone, or of a kind that FreeType does not open
+    except (OSError, RuntimeError):  # deleted, or of a kind that FreeType cannot open
         return frozenset()
 
 
 @functools.cache
 def _draws(path: str) -> bool:
-    """Whether Pillow can draw a font at any size; fonts of colored bitmaps it can not."""
+    """Whether Pillow can draw a font at any size; it cannot draw fonts of colored bitmaps."""
     try:
         return bool(ImageFont.truetype(path, 14))
     except OSError:

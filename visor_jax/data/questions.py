@@ -1,11 +1,11 @@
-"""Single questions of a source in a fixed order, read when they are needed: what search, label and evaluate ask.
+"""Lists single questions of a source in a fixed order and reads them on demand, for search, label and evaluate.
 
-In: a source and how many questions to ask. Out: batches of one question a row, as often as they are iterated over.
-Between batches only numbers are held: where each question stands in its source. Pictures are read ahead by a few
-threads, at most two batches of them, and let go with their batch.
+In: a source and a number of questions. Out: batches of one question per row; they can be iterated over repeatedly.
+Between batches only the places of the questions are kept. A few threads prefetch the pictures, at most two batches of
+them.
 
-All batches have one shape, whose text length is that of the longest question. It is found before the first picture is
-opened, from samples without their pixels (`sample.outline`).
+All batches have one shape, whose text length is that of the longest question. It is computed before the first picture
+is opened, from samples without their pixels (`sample.outline`).
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ log = logging.getLogger(__name__)
 
 TEXT_BUCKET = 8
 READ_THREADS = 4
-RECENT = 4  # samples kept by their index: several questions about one picture are read one after another
+RECENT = 4  # cached samples: the questions about a picture are read one after another
 
 
 class Place(NamedTuple):
-    """Where a question stands: the index of its sample in the source, and which of its turns it is."""
+    """The place of a question: the index of its sample in the source, and the index of its turn."""
 
     index: int
     turn: int
 
     @property
     def id(self) -> str:
-        """Unlike ids of samples, which may be shared, an id that no other question of the source has."""
+        """The question's id, unique within the source (ids of samples may repeat)."""
         return f"{self.index}/{self.turn}"
 
     @classmethod
     def of(cls, id: str) -> Place:
+        """Returns the place that has this id."""
         index, _, turn = id.partition("/")
         return cls(int(index), int(turn))
 
 
 class _Read(NamedTuple):
-    """A question that was read: an example, or why there is none, and whether its sample could be read at all."""
+    """The result of reading a question: an example, or why there is none, and whether its sample could be read."""
 
     place: Place
     example: Example | None
@@ -80,26 +81,26 @@ class Questions:
     ) -> None:
         """
         Args:
-          config: says how questions are tokenized, tiled, and how long they may be.
-          source: where they are read from.
-          count: how many; where a sample cannot be read, others behind it take its questions' places.
-          first: index of the first sample that is asked for.
-          per_task: at most so many of each task; None for any number.
-          skips: where samples that cannot be used are counted, in the first pass over them.
+          config: sets how questions are tokenized and tiled, and how long they may be.
+          source: the source to read.
+          count: number of questions; later ones replace those of samples that cannot be read.
+          first: index of the first sample.
+          per_task: limit of questions per task; None for any number.
+          skips: counts samples that cannot be used, in the first pass over them.
         """
         self._config, self._source, self._count = config, source, count
         self._first, self._per_task, self._skips = first, per_task, skips or SkipLog()
         self._tokenizer, self.arch = load_tokenizer(config.tokenizer.path), architecture(config)
         self._limits = RowShape(config.data.tiles, config.data.visual_length, config.data.text_length)
         self._system = config.tokenizer.system or None
-        self._longest = 1  # text tokens of the longest question known so far
+        self._longest = 1  # text tokens of the longest question surveyed so far
         self._survey = self._surveyed()
-        self._planned: list[Place] | None = None  # as far as the survey can tell
-        self._places: list[Place] | None = None  # those that could be read, once all were
+        self._planned: list[Place] | None = None  # questions that the survey accepted
+        self._places: list[Place] | None = None  # questions that could be read, after the first pass
         self._sample = functools.lru_cache(maxsize=RECENT)(source.__getitem__)
 
     def read(self, place: Place) -> Sample:
-        """One question with its pictures.
+        """Returns one question with its pictures.
 
         Raises:
           SkipSample: its sample cannot be read.
@@ -107,27 +108,27 @@ class Questions:
         return dataclasses.replace(split_turns(self._sample(place.index))[place.turn], id=place.id)
 
     def __iter__(self) -> Iterator[Sample]:
-        """All of them with their pictures, one after another.
+        """Yields all questions with their pictures.
 
         Raises:
-          SkipSample: one cannot be read.
+          SkipSample: a question cannot be read.
         """
         return map(self.read, self.plan())
 
     def find(self, id: str) -> Sample:
-        """The question of an example's or a score's id."""
+        """Returns the question with the id of an example or a score."""
         return self.read(Place.of(id))
 
     def example(self, place: Place) -> Example:
-        """One question, encoded.
+        """Returns one question, encoded.
 
         Raises:
-          SkipSample: its sample cannot be read, or the question not be used.
+          SkipSample: its sample cannot be read, or the question cannot be used.
         """
         return self._encode(self.read(place))
 
     def sample_id(self, place: Place) -> str:
-        """The id that a question's sample has in its source, for messages.
+        """Returns the id of a question's sample, for messages.
 
         Raises:
           SkipSample: the sample cannot be read.
@@ -135,59 +136,59 @@ class Questions:
         return self._sample(place.index).id
 
     def text_length(self, place: Place) -> int:
-        """Text tokens of a question; opens no picture.
+        """Returns the number of text tokens of a question; opens no picture.
 
         Raises:
-          SkipSample, IndexError: there is no such question.
+          SkipSample, IndexError: the question does not exist.
         """
         return count_text(split_turns(outline(self._source, place.index))[place.turn], self._tokenizer, self._system)
 
     def batches(self, batch_size: int) -> QuestionBatches:
-        """Batches of `batch_size` rows, to be iterated over any number of times."""
+        """Returns batches of `batch_size` rows; they can be iterated over repeatedly."""
         return QuestionBatches(self, batch_size)
 
     def examples(self, ahead: int) -> Iterator[Example]:
-        """The questions, encoded, in order; `ahead` of them are read before they are asked for.
+        """Yields the questions, encoded, in order; prefetches `ahead` of them.
 
-        A sample that cannot be read or used is logged, and counted in the first pass.
+        The first pass logs and counts samples that cannot be read or used.
         """
         if self._places is not None:
-            for found in self._read_ahead(self._places, ahead):
-                if found.example is not None:
-                    yield found.example
+            for result in self._read_ahead(self._places, ahead):
+                if result.example is not None:
+                    yield result.example
             return
         places: list[Place] = []
         pending = self.plan()
         while pending:
             unreadable = -1
-            for found in self._read_ahead(pending, ahead):
+            for result in self._read_ahead(pending, ahead):
                 beat()
-                if found.readable:
-                    places.append(found.place)
-                if found.why is not None and found.place.index != unreadable:
-                    self._skip(found.place.index, found.why)
-                unreadable = unreadable if found.readable else found.place.index
-                if found.example is not None:
-                    yield found.example
-            pending = list(itertools.islice(self._survey, self._count - len(places)))  # for those that are unreadable
+                if result.readable:
+                    places.append(result.place)
+                if result.why is not None and result.place.index != unreadable:
+                    self._skip(result.place.index, result.why)
+                unreadable = unreadable if result.readable else result.place.index
+                if result.example is not None:
+                    yield result.example
+            pending = list(itertools.islice(self._survey, self._count - len(places)))  # replace unreadable questions
         self._places = places
 
     def plan(self) -> list[Place]:
-        """The questions as far as can be told without opening a picture."""
+        """Returns the places of the questions; opens no picture, so some may turn out to be unreadable."""
         if self._planned is None:
             self._planned = list(itertools.islice(self._survey, self._count))
         return self._planned
 
     def batch(self, examples: Sequence[Example], num_rows: int) -> Batch:
-        """Questions as a batch of `num_rows` rows, whose text is as long as the longest question of all."""
+        """Makes a batch of `num_rows` rows, whose text length is that of the longest question of all."""
         self._longest = max(self._longest, *(example.size.text for example in examples))
         row_shape = dataclasses.replace(self._limits, text=text_bucket(self._longest))
         rows = [[example] for example in examples]
         return make_batch(rows + [[]] * (num_rows - len(rows)), row_shape, self.arch)
 
     def _surveyed(self) -> Iterator[Place]:
-        """The places of questions, one after another, as far as can be told without opening a picture."""
-        asked = Counter[str]()
+        """Yields the places of questions; opens no picture, so some may turn out to be unreadable."""
+        per_task = Counter[str]()
         for index in range(self._first, len(self._source)):
             beat()
             try:
@@ -197,13 +198,13 @@ class Questions:
                 continue
             for turn, single in enumerate(turns):
                 task = single.turns[0].task
-                if self._per_task is None or asked[task] < self._per_task:
-                    asked[task] += 1
+                if self._per_task is None or per_task[task] < self._per_task:
+                    per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
                     yield Place(index, turn)
 
     def _text_length(self, single: Sample) -> int:
-        """Text tokens of a question, 0 where it will not be used."""
+        """Returns the number of text tokens of a question, 0 if it cannot be used."""
         try:
             length = count_text(single, self._tokenizer, self._system)
         except SkipSample:
@@ -214,11 +215,11 @@ class Questions:
         options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=max(ahead, READ_THREADS))
         if not places:
             return
-        found = iter(grain.MapDataset.source(places).map(self._load).to_iter_dataset(options))
+        results = iter(grain.MapDataset.source(places).map(self._load).to_iter_dataset(options))
         try:
-            yield from found
+            yield from results
         finally:
-            found.close()
+            results.close()
 
     def _load(self, place: Place) -> _Read:
         try:
@@ -239,10 +240,9 @@ class Questions:
 
 
 class QuestionBatches:
-    """Batches of one question a row and of one shape; the last one is filled up with empty rows.
+    """Batches of one question per row, all of one shape; the last one is padded with empty rows.
 
-    Where a question that takes the place of an unreadable one is longer than all that were surveyed, batches from
-    there on have room for it.
+    If a question that replaces an unreadable one is longer than all others, the batches from there on are longer.
     """
 
     def __init__(self, questions: Questions, batch_size: int) -> None:
@@ -255,12 +255,12 @@ class QuestionBatches:
 
 
 def text_bucket(length: int) -> int:
-    """The text length of a batch of questions of at most `length` tokens."""
+    """Returns the text length of a batch whose questions have at most `length` tokens."""
     return -(-length // TEXT_BUCKET) * TEXT_BUCKET
 
 
 def split_turns(sample: Sample) -> list[Sample]:
-    """A conversation as single questions, each about the pictures shown up to it, earlier ones in front."""
+    """Splits a conversation into single questions, each with the pictures up to its turn, earlier ones in front."""
     markers = [turn.question.count(IMAGE_MARKER) for turn in sample.turns]
     single = []
     for number, turn in enumerate(sample.turns):
@@ -278,10 +278,10 @@ def split_turns(sample: Sample) -> list[Sample]:
 
 
 def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog | None = None) -> Questions:
-    """`count` single questions of a split, as its source draws them for evaluation.
+    """Returns `count` single questions of a split, as its source draws them for evaluation.
 
     Raises:
-      RequestError: the split has no question, as far as can be told without opening a picture.
+      RequestError: the split has no usable question; pictures are not opened to decide this.
     """
     config = as_config(config)
     questions = Questions(config, evaluation_source(config, split), count, skips=skips)
@@ -291,10 +291,10 @@ def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog 
 
 
 def label_questions(config: ConfigLike, skips: SkipLog | None = None) -> Questions:
-    """The questions of the training subset, about `label.samples` of them.
+    """Returns the questions to label, about `label.samples` of the training split.
 
-    An endless source is read in a range of its own, its tasks equally often, so that the policy meets each as often as
-    the others.
+    An endless source is read in a separate range, with the same number of questions per task, so that the policy trains
+    on all tasks equally often.
     """
     config = as_config(config)
     count, source, kind = config.label.samples, label_source(config), source_kind(config)

@@ -1,11 +1,10 @@
-"""What was skipped, why, and when that is too much.
+"""Counts skipped samples by reason, and stops a run that skips too many.
 
 In: one call per sample tried, one per sample skipped. Out: counts by source and reason for the metrics, one line per
 skipped record in `data/skipped.jsonl`, and a `RunError` once more than the allowed fraction was skipped.
 
-Batches are made ahead of the steps that use them, and perhaps in other processes. So a `Tally` travels with each batch
-and counts when a step takes the batch (`SkipLog.use`): metrics and checkpoints say the same whether or not a run was
-interrupted.
+Batches are prefetched, perhaps in other processes. So a `Tally` travels with each batch and is counted when a step
+takes the batch (`SkipLog.use`). Metrics and checkpoints do not depend on whether the run was interrupted.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError, RunError, printable
 from visor_jax.files.read_write import parse_json, read_regular
 
-MINIMUM_TRIED = 50  # below this many samples a fraction says nothing
-MAX_BYTES = 2**30  # of a log of what was skipped
+MINIMUM_TRIED = 50  # samples; the fraction of fewer is not significant
+MAX_BYTES = 2**30  # limit for reading `data/skipped.jsonl`
 _DETAIL_CHARACTERS = 500
 
 
 class Skip(NamedTuple):
-    """A skipped sample: its place in its source, and why."""
+    """A skipped sample: its index in its source, and the reason."""
 
     source: str
     index: int
@@ -37,36 +36,39 @@ class Skip(NamedTuple):
 
 @dataclass
 class Tally:
-    """How many samples were tried, how many were skipped by (source, reason), and which (`skips`)."""
+    """The number of samples tried, the number skipped by (source, reason), and the skipped samples (`skips`)."""
 
     tried: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     skips: list[Skip] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
+        """Adds the counts of `other`."""
         self.tried += other.tried
         self.counts += other.counts
         self.skips += other.skips
 
     def skip(self, source: str, index: int, why: SkipSample) -> None:
+        """Counts a sample as skipped and records it."""
         self.counts[source, why.reason] += 1
         self.skips.append(Skip(source, index, why.reason, why.detail))
 
     @property
     def skipped(self) -> int:
+        """The number of samples skipped."""
         return self.counts.total()
 
     def by_reason(self) -> dict[str, int]:
-        """{"source/reason": count}, most frequent first."""
+        """Returns {"source/reason": count}, most frequent first."""
         return {f"{source}/{reason}": count for (source, reason), count in self.counts.most_common()}
 
     def state(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Returns the counts as JSON values."""
         return {"tried": self.tried, "skipped": [[*key, count] for key, count in sorted(self.counts.items())]}
 
     @classmethod
     def of(cls, state: Any) -> Tally:
-        """The tally that `state` gave; an empty one where it is none, as in checkpoints of earlier versions."""
+        """Restores a tally from `state()`; returns an empty one for any other value, as in older checkpoints."""
         try:
             counts = {(str(source), str(reason)): _count(n) for source, reason, n in state["skipped"]}
             return cls(_count(state["tried"]), Counter(counts))
@@ -84,16 +86,16 @@ class SkipLog:
     """Counts tried and skipped samples; safe to use from several threads.
 
     Attributes:
-        first: for each reason what was wrong with the first such sample.
+        first: reason -> detail of the first sample skipped for it.
     """
 
     def __init__(self, path: Path | None = None, max_fraction: float = 1.0, minimum: int = MINIMUM_TRIED) -> None:
         """
         Args:
-            path: the JSON-lines file to append to; None keeps counts only. A record that it names already (from the
-                same run before it was resumed, or from an earlier epoch) is counted but not written again.
-            max_fraction: more than this fraction of `tried` raises.
-            minimum: but not before so many were tried.
+            path: the JSON-lines file to append to; None keeps counts only. A record that is already in it (from an
+                earlier epoch, or from before the run was resumed) is counted but not written again.
+            max_fraction: raises RunError if more than this fraction of `tried` is skipped.
+            minimum: number of samples tried before `max_fraction` applies.
         """
         self._total = Tally()
         self.first: dict[str, str] = {}
@@ -114,22 +116,22 @@ class SkipLog:
         return self._total.skipped
 
     def by_reason(self) -> dict[str, int]:
-        """{"source/reason": count}, most frequent first."""
+        """Returns {"source/reason": count}, most frequent first."""
         return self._total.by_reason()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the counts, as JSON values."""
+        """Returns the counts as JSON values, for a checkpoint."""
         return self._total.state()
 
     def restore(self, state: Any) -> None:
-        """Continue from `state`, before anything is tried: the allowed fraction holds over all starts of a run."""
+        """Continues from `state`; call it before any sample is tried. The limit covers all starts of a run."""
         self._total = Tally.of(state)
 
     def use(self, tally: Tally) -> None:
-        """Count what was tried and skipped for a batch that a step takes.
+        """Counts the samples tried and skipped for a batch that a step takes.
 
         Raises:
-            RunError: too many samples were skipped, or one cannot be written down.
+            RunError: too many samples were skipped, or the log cannot be written.
         """
         with self._lock:
             self._total.tried += tally.tried
@@ -137,14 +139,15 @@ class SkipLog:
                 self._count(skip)
 
     def count_tried(self) -> None:
+        """Counts a sample as tried."""
         with self._lock:
             self._total.tried += 1
 
     def count_skipped(self, source: str, index: int, why: SkipSample) -> None:
-        """Counts a sample that `count_tried` has counted already, and writes it down.
+        """Counts a tried sample as skipped and writes it to the log. Call `count_tried` first.
 
         Raises:
-            RunError: too many samples were skipped, or this one cannot be written down.
+            RunError: too many samples were skipped, or the log cannot be written.
         """
         with self._lock:
             self._count(Skip(source, index, why.reason, why.detail))
@@ -181,7 +184,7 @@ class SkipLog:
 
 
 def _already_written(path: Path) -> set[tuple[str, int, str]]:
-    """The records that a log names. A last line cut short by a kill is ended, so that the next one stays whole."""
+    """Returns the records in a log. Ends a last line that was cut off by a kill, so that the next line stays intact."""
     if not path.exists():
         return set()
     try:

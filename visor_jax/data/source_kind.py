@@ -1,7 +1,7 @@
 """Describes a kind of data source: how it is opened, and how each consumer draws from it.
 
-In: nothing. Out: `SourceKind`, one row of the table in `visor_jax.data.sources`, and `RecordSource`, the protocol of
-sources over stored records.
+In: nothing. Out: `SourceKind`, one row of the table in `visor_jax.data.sources`; `RecordSource`, the protocol of
+sources over stored records; and `as_records`, which gives any source that protocol.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from visor_jax.config import Config
-from visor_jax.data.sample import Source
+from visor_jax.data.sample import Sample, Source
 from visor_jax.errors import RequestError
 
 SPLITS = ("train", "validation", "test")
@@ -26,8 +26,8 @@ class RecordSource(Source, Protocol):
         """Returns where sample `index` is stored, for messages."""
         ...
 
-    def record_facts(self, index: int) -> tuple[str, int | None]:
-        """Returns the id and the number of pictures of sample `index`; opens no picture."""
+    def record_facts(self, index: int) -> tuple[str | None, int | None]:
+        """Returns the id and the number of pictures of sample `index`, None if unknown; opens no picture."""
         ...
 
     def duplicate_ids(self) -> int:
@@ -45,6 +45,47 @@ class RecordSource(Source, Protocol):
     def picture_files(self, index: int) -> Iterable[tuple[str, Path | None]]:
         """Returns (name, path) of each picture of sample `index`; the path is None if the file does not exist."""
         ...
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """A source without stored records as a `RecordSource`; all its samples belong to `split`."""
+
+    source: Source
+    split: str
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[index]
+
+    def place(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def record_facts(self, index: int) -> tuple[str | None, int | None]:
+        return None, None
+
+    def duplicate_ids(self) -> int:
+        return 0
+
+    def splits_of(self, index: int) -> tuple[str, ...]:
+        return (self.split,)
+
+    def empty_split(self, *splits: str) -> RequestError:
+        return RequestError(f"data: {self.name} has no sample in split {' and '.join(map(repr, splits))}")
+
+    def picture_files(self, index: int) -> Iterable[tuple[str, Path | None]]:
+        return ()
+
+
+def as_records(source: Source, split: str) -> RecordSource:
+    """Returns `source` if it stores records; else a view of it whose records have no id and belong to `split`."""
+    return source if isinstance(source, RecordSource) else _Samples(source, split)
 
 
 def _accept(*_: Any) -> None:

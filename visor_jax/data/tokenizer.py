@@ -1,8 +1,8 @@
-"""Reads a tokenizer.json and encodes text with it, so that text can never forge a chat token.
+"""Reads a tokenizer.json and encodes text with it; text can never produce a chat token.
 
-In: the name of a built-in tokenizer, a tokenizer.json, or a folder that holds one. Out: a `ChatTokenizer`. The file is
-read as data by the `tokenizers` library: no code comes with it, and a file that cannot be used is refused by name
-(`RequestError`).
+In: the name of a built-in tokenizer, a tokenizer.json, or a folder that holds one. Out: a `ChatTokenizer`. The
+`tokenizers` library reads the file as data, so no code is run; a file that cannot be used raises a `RequestError` that
+names it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, parse_json, read_regular
 
-_CACHED_TEXTS = 8192  # generated questions repeat; texts that do not are pushed out soon
+_CACHED_TEXTS = 8192  # generated questions repeat; other texts are evicted soon
 
 
 class ChatTokenizer:
-    """A tokenizer with Qwen's chat tokens. Made from text, so that it can be pickled to data workers.
+    """A tokenizer with Qwen's chat tokens. It is made from text, so that it can be pickled to data workers.
 
     Attributes:
-      text: the tokenizer.json it was made from.
+      text: the content of its tokenizer.json.
       vocab_size: one more than the highest token id. A model's embedding table may have more rows, never fewer.
       pad_token_id, start_token_id, end_token_id, image_token_id: ids of `CHAT_TOKENS`.
     """
 
     def __init__(self, text: str, name: str = "tokenizer.json") -> None:
-        """Parses `text`, the content of a tokenizer.json; errors (RequestError) call it `name`."""
+        """Parses `text`, the content of a tokenizer.json; `name` names it in errors (RequestError)."""
         self.text, self.name = text, name
         self._tokenizer = _parse(text, name)
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -47,23 +47,23 @@ class ChatTokenizer:
         return ChatTokenizer, (self.text, self.name)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text` as plain text: what looks like a special token in it is spelled out."""
+        """Returns the token ids of `text` as plain text; the spelling of a special token is encoded as text too."""
         return list(self._encode(text))
 
     def decode(self, ids: Sequence[int], keep_special: bool = False) -> str:
-        """The text of `ids`, without special tokens unless `keep_special`."""
+        """Returns the text of `ids`, without special tokens unless `keep_special`."""
         with _panics_refused(self.name):
             return self._tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
 
     def special(self, token: str) -> int:
-        """Id of the added token `token`; raises RequestError if the tokenizer has none."""
+        """Returns the id of the added token `token`; raises RequestError if the tokenizer has none."""
         added = {item.content: number for number, item in self._tokenizer.get_added_tokens_decoder().items()}
         if token not in added:
             raise RequestError(f"{self.name}: no added token {token!r}; it has {', '.join(sorted(added)) or 'none'}")
         return added[token]
 
     def single(self, text: str) -> int:
-        """Id of the one token that `text` is: an added token, or plain text; raises RequestError if it is several."""
+        """Returns the id of `text`, an added token or one token of plain text; raises RequestError if it is several."""
         added = {item.content: number for number, item in self._tokenizer.get_added_tokens_decoder().items()}
         ids = [added[text]] if text in added else self._encode(text)
         if len(ids) != 1:
@@ -71,12 +71,12 @@ class ChatTokenizer:
         return ids[0]
 
     def word_ids(self, word: str) -> tuple[int, int]:
-        """Ids of the tokens that end `word` at a text's start and `word` after a space.
+        """Returns the ids of `word` at the start of a text and after a space.
 
-        Qwen's splitting rule parts a digit from the space before it, so a digit has one id twice.
+        Qwen's splitting rule separates a digit from the space before it, so both ids of a digit are the same.
 
         Raises:
-          RequestError: the word is more than one token in either place.
+          RequestError: the word is more than one token in either position.
         """
         bare, spaced = self._encode(word), self._encode(" " + word)
         if spaced[:-1] == self._encode(" "):
@@ -91,10 +91,10 @@ class ChatTokenizer:
 
 
 def load_tokenizer(path: str | Path) -> ChatTokenizer:
-    """Loads a tokenizer that comes with the package (by its name), a tokenizer.json, or a folder with one.
+    """Loads a built-in tokenizer (by name), a tokenizer.json, or a folder with one.
 
     Raises:
-      RequestError: there is no such file, it is no tokenizer, or it lacks one of `CHAT_TOKENS`.
+      RequestError: the file does not exist, is not a tokenizer, or lacks one of `CHAT_TOKENS`.
     """
     file = tokenizer_file(str(path))
     if file.is_dir():
@@ -113,12 +113,12 @@ def load_tokenizer(path: str | Path) -> ChatTokenizer:
 
 
 def _parse(text: str, name: str) -> Tokenizer:
-    """A tokenizer that recognizes no added token in text; raises RequestError for what is no tokenizer.json."""
+    """Returns a tokenizer that recognizes no added token in text; raises RequestError unless `text` defines one."""
     try:
         content = parse_json(text)
-        ours = [token for token in content["added_tokens"] if token["content"] in CHAT_TOKENS]
-        if not all(token["special"] for token in ours):
-            for token in ours:
+        chat_tokens = [token for token in content["added_tokens"] if token["content"] in CHAT_TOKENS]
+        if not all(token["special"] for token in chat_tokens):
+            for token in chat_tokens:
                 token["special"] = True
             text = json.dumps(content)
     except (ValueError, LookupError, TypeError) as error:
@@ -131,7 +131,7 @@ def _parse(text: str, name: str) -> Tokenizer:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{name}: not a tokenizer.json ({type(error).__name__}: {str(error)[:300]})") from None
-    tokenizer.encode_special_tokens = True  # "encode their text", that is: do not recognize them
+    tokenizer.encode_special_tokens = True  # encodes their spelling as text instead of recognizing them
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -139,7 +139,7 @@ def _parse(text: str, name: str) -> Tokenizer:
 
 @contextlib.contextmanager
 def _panics_refused(name: str) -> Iterator[None]:
-    """RequestError where the library gives up; its PanicException is no Exception, and has no importable class."""
+    """Raises RequestError if the library panics. PanicException is not an Exception and cannot be imported."""
     try:
         yield
     except BaseException as error:

@@ -1,8 +1,8 @@
 """Refuses a tokenizer.json whose parts could make a short text cost minutes or gigabytes.
 
-Ground floor: no JAX import. In: the parsed file. Out: nothing, or a `RequestError` that names the part. What Qwen2,
-GPT-2 and Llama 3 have is supported: byte-level BPE, Unicode normalization, replacements, splitting by patterns. Two
-bounds are kept: by how much normalizers, pre-tokenizers and decoders can lengthen a text, and how much a pattern can
+Imports no JAX. In: the parsed file. Out: nothing, or a `RequestError` that names the part. The parts of Qwen2, GPT-2
+and Llama 3 are supported: byte-level BPE, Unicode normalization, replacements, splitting by patterns. Two quantities
+are bounded: how much normalizers, pre-tokenizers and decoders can lengthen a text, and how much a pattern can
 backtrack.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from visor_jax.errors import RequestError, nearest
 
-# By how much each kind can lengthen a text, in characters; 0: `_factor` computes it. A Sequence holds others.
+# Kind -> factor by which it can lengthen a text, in characters; 0: `_factor` computes it. A Sequence holds others.
 NORMALIZERS = {
     "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 2, "StripAccents": 1, "Strip": 1, "Nmt": 1,
     "BertNormalizer": 3, "ByteLevel": 4, "Prepend": 0, "Replace": 0,
@@ -29,7 +29,7 @@ DECODERS = {
     "ByteLevel": 1, "ByteFallback": 1, "BPEDecoder": 1, "Fuse": 1, "Metaspace": 1, "Strip": 1, "WordPiece": 2,
     "Replace": 0,
 }  # fmt: skip
-PARTS = {  # name -> kinds, and the field in which its Sequence holds others
+PARTS = {  # name -> kinds, and the field that lists the members of its Sequence
     "normalizer": (NORMALIZERS, "normalizers"),
     "pre_tokenizer": (PRE_TOKENIZERS, "pretokenizers"),
     "post_processor": (POST_PROCESSORS, "processors"),
@@ -37,18 +37,18 @@ PARTS = {  # name -> kinds, and the field in which its Sequence holds others
 }
 MAX_GROWTH, MAX_STEPS, MAX_DEPTH = 256, 32, 8  # Qwen2: 12, 2, 2
 MAX_ADDED_TOKENS, MAX_PATTERN = 20_000, 2000
-MAX_OPEN_REPEATS, MAX_CHOICES = 2, 256  # of one branch of a pattern: Qwen2 has 2 and 2
+MAX_OPEN_REPEATS, MAX_CHOICES = 2, 256  # per branch of a pattern; Qwen2: 2 and 2
 
 
 def check_parts(content: Mapping[str, Any], name: str) -> None:
-    """See that all of a tokenizer.json is of a known kind and cheap to run.
+    """Checks that all parts of a tokenizer.json are of a known kind and cheap to run.
 
     Args:
       content: the parsed file.
-      name: what errors call it.
+      name: names the file in errors.
 
     Raises:
-      RequestError: naming the first part that is not.
+      RequestError: a part is not; the message names the first one.
     """
     model = content.get("model")
     kind = model.get("type", "BPE") if isinstance(model, Mapping) else None
@@ -64,7 +64,7 @@ def check_parts(content: Mapping[str, Any], name: str) -> None:
         steps = list(_steps(content.get(part), inner, f"{name}: {part}"))
         if len(steps) > MAX_STEPS:
             raise RequestError(f"{name}: {part}: {len(steps)} steps; expected at most {MAX_STEPS}")
-        growth = growth if part in ("pre_tokenizer", "post_processor") else 1  # decoding begins anew
+        growth = growth if part in ("pre_tokenizer", "post_processor") else 1  # decoding starts from a new text
         for step in steps:
             growth *= _factor(step, kinds, f"{name}: {part}")
             if growth > MAX_GROWTH:
@@ -74,7 +74,7 @@ def check_parts(content: Mapping[str, Any], name: str) -> None:
 
 
 def _steps(part: Any, inner: str, where: str, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The kinds that a part consists of, those of sequences one by one."""
+    """Yields the steps of a part; flattens sequences."""
     if part is None:
         return
     if not isinstance(part, Mapping) or depth > MAX_DEPTH:
@@ -90,7 +90,7 @@ def _steps(part: Any, inner: str, where: str, depth: int = 0) -> Iterator[Mappin
 
 
 def _factor(step: Mapping[str, Any], kinds: Mapping[str, int], where: str) -> int:
-    """By how much one step can lengthen a text; its pattern is checked on the way."""
+    """Returns the factor by which a step can lengthen a text; also checks its pattern."""
     kind = step.get("type")
     if not isinstance(kind, str) or kind not in kinds:
         hint = nearest(kind, kinds) if isinstance(kind, str) and len(kind) < 40 else ""
@@ -124,21 +124,21 @@ _TOKEN = re.compile(
 
 @dataclass
 class _Branch:
-    """What one branch of a group can try: open-ended repeats, and the product of all other choices."""
+    """The alternatives in one branch of a group: open-ended repeats, and the product of all other choices."""
 
     open_repeats: int = 0
     choices: int = 1
 
 
 def check_pattern(pattern: Any, where: str) -> None:
-    """See that matching a regular expression cannot take time that explodes with the length of the text.
+    """Checks that the time to match a regular expression does not explode with the length of the text.
 
-    Repeats may not be nested, alternatives may not be repeated, one branch may hold at most `MAX_OPEN_REPEATS`
-    open-ended repeats and `MAX_CHOICES` ways through its bounded ones; there are no back-references, names, conditions
-    or calls.
+    Repeats must not be nested and alternatives must not be repeated. A branch may hold at most `MAX_OPEN_REPEATS`
+    open-ended repeats and `MAX_CHOICES` ways through its bounded ones. Back-references, names, conditions and calls
+    are not supported.
 
     Raises:
-      RequestError: the pattern breaks one of these.
+      RequestError: the pattern breaks one of these rules.
     """
     short = repr(pattern)[:60]
 
@@ -146,18 +146,18 @@ def check_pattern(pattern: Any, where: str) -> None:
         return RequestError(f"{where}: pattern {short}: {why}; expected one as Qwen2's or GPT-2's")
 
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
-        raise refuse(f"longer than {MAX_PATTERN} characters, or no text")
-    stack: list[list[_Branch]] = [[_Branch()]]  # of each group that is open, its branches
-    last: list[_Branch] = []  # branches of what a repeat would repeat; none for a single character
+        raise refuse(f"longer than {MAX_PATTERN} characters, or not text")
+    stack: list[list[_Branch]] = [[_Branch()]]  # the branches of each open group
+    last: list[_Branch] = []  # branches of the item that a repeat would apply to; empty for a single character
     position = 0
     while position < len(pattern):
-        found = _TOKEN.match(pattern, position)
-        assert found is not None  # the last alternative takes anything
-        kind, text, position = found.lastgroup, found[0], found.end()
+        match = _TOKEN.match(pattern, position)
+        assert match is not None  # the last alternative matches any character
+        kind, text, position = match.lastgroup, match[0], match.end()
         if kind == "escape" and re.fullmatch(r"\\[1-9kgKGXR]", text):
             raise refuse("back-references, calls and multi-character escapes are not supported")
         if kind == "class":
-            position, last = _class_end(pattern, found.start(), refuse), []
+            position, last = _class_end(pattern, match.start(), refuse), []
         elif kind == "open":
             if text == "(" and pattern.startswith("?", position):
                 raise refuse("names, conditions, calls and comments are not supported")
@@ -186,12 +186,12 @@ def check_pattern(pattern: Any, where: str) -> None:
 
 
 def _repeat(text: str, repeated: list[_Branch], branch: _Branch, refuse: Callable[[str], RequestError]) -> None:
-    """Account for a repeat in its branch."""
+    """Adds a repeat to the counts of its branch."""
     low, high = {"*": (0, None), "+": (1, None), "?": (0, 1)}.get(text, (0, 0))
     if text.startswith("{"):
         bounds = text[1:-1].split(",")
         if bounds == [""] or any(len(bound) > 4 for bound in bounds):
-            raise refuse(f"{text} is no repeat of at most 9999")
+            raise refuse(f"{text} is not a repeat of at most 9999")
         low = int(bounds[0] or 0)
         high = int(bounds[1]) if len(bounds) > 1 and bounds[1] else (None if len(bounds) > 1 else low)
     several = high is None or high > 1
@@ -204,7 +204,7 @@ def _repeat(text: str, repeated: list[_Branch], branch: _Branch, refuse: Callabl
 
 
 def _class_end(pattern: str, start: int, refuse: Callable[[str], RequestError]) -> int:
-    """The position behind a character class; classes in it are allowed."""
+    """Returns the position after a character class; nested classes are allowed."""
     depth, position = 0, start
     while position < len(pattern):
         character = pattern[position]
@@ -213,7 +213,7 @@ def _class_end(pattern: str, start: int, refuse: Callable[[str], RequestError]) 
         elif character == "[":
             depth += 1
             opening = re.compile(r"\^?\]?").match(pattern, position + 1)
-            position += len(opening[0]) if opening else 0  # a bracket that comes first is a character
+            position += len(opening[0]) if opening else 0  # a leading bracket is a plain character
         elif character == "]":
             depth -= 1
             if depth == 0:

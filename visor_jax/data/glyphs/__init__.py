@@ -1,1 +1,1 @@
-"""The generated data set: pictures of glyphs, and questions whose answers are known."""
+"""The generated data set: pictures of glyphs, with questions and their answers."""

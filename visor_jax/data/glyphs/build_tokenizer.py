@@ -1,11 +1,11 @@
-"""Makes the tokenizer of the `glyphs` data set: `python -m visor_jax.data.glyphs.build_tokenizer [FOLDER]`.
+"""Builds the tokenizer of the `glyphs` data set: `python -m visor_jax.data.glyphs.build_tokenizer [FOLDER]`.
 
-In: the wording of the data set (`words.py`). Out: FOLDER (by default the one that ships with the package) with
-tokenizer.json and tokenizer_config.json, laid out as Qwen2's are: byte-level BPE over NFC text with Qwen2's splitting
-rule, chat tokens behind the vocabulary, the qwen_1_5 chat template. The same sources always give the same files.
+In: the wording of the data set (`words.py`). Out: FOLDER (default: the one in the package) with tokenizer.json and
+tokenizer_config.json, in the layout of Qwen2's: byte-level BPE over NFC text with Qwen2's splitting rule, chat tokens
+after the vocabulary, the qwen_1_5 chat template. The files are deterministic.
 
-The vocabulary holds all 256 bytes, so any text can be encoded, but the only words in it are the data set's own: every
-word of a question, an answer or a name is one token, both at the start of a text and after a space.
+The vocabulary holds all 256 bytes, so it can encode any text, and the words of the data set: every word of a question,
+an answer or a name is one token, both at the start of a text and after a space.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = fill(
 
 
 def corpus() -> list[str]:
-    """What the tokenizer is trained on: every word that must become one token, at a text's start and after a space."""
+    """Returns the training texts: every word that must become one token, at a text's start and after a space."""
     words = {*LETTERS, *DIGITS, *SHAPES, *ARROWS, *COLORS, *BACKGROUNDS, EMPTY, *ROLES}
     for question, answer in (phrasing for phrasings in PHRASINGS.values() for phrasing in phrasings):
         words.update(re.findall("[A-Za-z]+", re.sub("{.*?}", " ", f"{question} {answer}")))
@@ -44,7 +44,7 @@ def corpus() -> list[str]:
 
 
 def build() -> Tokenizer:
-    """Trains the tokenizer; its vocabulary ends where nothing in the corpus is left to merge."""
+    """Trains the tokenizer until no pair in the corpus is left to merge."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,7 +67,7 @@ def build() -> Tokenizer:
 
 
 def config(tokenizer: Tokenizer) -> dict:
-    """tokenizer_config.json: what transformers' `AutoTokenizer` needs to load the folder."""
+    """Returns the content of tokenizer_config.json, which transformers' `AutoTokenizer` needs to load the folder."""
     end_of_text, start, end, image = CHAT_TOKENS
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     added = {str(tokenizer.token_to_id(token)): {"content": token, **flags} for token in CHAT_TOKENS}

@@ -1,6 +1,6 @@
-"""How a run draws from the generated set: conversations to train on, single questions to label and to evaluate.
+"""Opens the generated set for a run: conversations for training, single questions for labels and evaluation.
 
-In: a configuration. Out: `Glyphs` with its pictures in the model's size, and the set's row of the source table.
+In: a configuration. Out: `Glyphs` with pictures in the model's size, and the set's row of the source table.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from visor_jax.config import Config
 from visor_jax.data.glyphs.source import TASKS, Glyphs
 from visor_jax.data.source_kind import SourceKind
 
-EVALUATION_CARDS = 8  # the most that a picture holds: the hard end of the set
+EVALUATION_CARDS = 8  # the maximum per picture: the hardest pictures of the set
 
 
 def glyphs_source(config: Config, split: str, **settings: Any) -> Glyphs:
-    """Pictures of the size that the model takes; `settings` are those of `Glyphs`."""
+    """Returns pictures in the model's input size; `settings` are those of `Glyphs`."""
     grid = config.model.vision.tile_size // config.model.vision.patch_size
     return Glyphs(split=split, seed=config.seed, grid=grid, **settings)
 
@@ -26,12 +26,12 @@ def _conversations(config: Config, split: str) -> Glyphs:
 
 
 def _for_labels(config: Config) -> Glyphs:
-    """Pictures about one task each, so that every task is labeled equally often."""
+    """Returns pictures about one task each, so that all tasks are labeled equally often."""
     return glyphs_source(config, "train", tasks=tuple(TASKS), turns_per_picture=config.data.turns_per_picture)
 
 
 def _for_evaluation(config: Config, split: str) -> Glyphs:
-    """An equal mix of all tasks at the hard end, one question per picture."""
+    """Returns an equal mix of all tasks on the hardest pictures, one question per picture."""
     return glyphs_source(config, split, tasks=tuple(TASKS), turns_per_picture=1, cards=EVALUATION_CARDS)
 
 

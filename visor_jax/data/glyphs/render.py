@@ -1,7 +1,7 @@
-"""The alphabet of the glyph pictures, and how a grid of glyphs becomes pixels.
+"""Defines the alphabet of the glyph pictures and renders grids of glyphs.
 
-In: integer grids (which glyph, which color) and a random generator. Out: uint8 RGB pictures of 8-pixel patches, at
-most one glyph in each, so that a tower that looks at one patch at a time sees whole glyphs and no relations.
+In: integer grids (glyph and color ids) and a random generator. Out: uint8 RGB pictures of 8-pixel patches with at most
+one glyph per patch. A vision tower that encodes patches separately therefore sees whole glyphs but no relations.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 PATCH = 8  # pixels
-COLOR_NOISE = 8.0  # standard deviation of a glyph's color, in grey levels, drawn per patch and channel
+COLOR_NOISE = 8.0  # standard deviation of a glyph's color, in gray levels, drawn per patch and channel
 PIXEL_NOISE = 6.0  # standard deviation of every pixel and channel
 
 LETTERS = tuple("ABCDEFHK")
@@ -17,7 +17,7 @@ DIGITS = tuple("12345678")
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 ARROWS = ("up", "left")
 EMPTY = "empty"
-GLYPHS = (EMPTY, *LETTERS, *DIGITS, *SHAPES, *ARROWS)  # a glyph's id is its place here
+GLYPHS = (EMPTY, *LETTERS, *DIGITS, *SHAPES, *ARROWS)  # a glyph's id is its index here
 
 COLORS = {
     "red": (220, 40, 40),
@@ -62,11 +62,11 @@ _FONT = {
     "up": "00100 01110 10101 00100 00100 00100 00100",
     "left": "00100 01000 11111 01000 00100 00000 00000",
 }
-_OFFSETS = ((0, 1), (1, 1), (0, 2), (1, 2))  # (down, right): where a glyph may sit inside its patch
+_OFFSETS = ((0, 1), (1, 1), (0, 2), (1, 2))  # (down, right): offsets of a glyph inside its patch
 
 
 def _dots() -> np.ndarray:
-    """Every glyph at every offset: float32 [offsets, PATCH, PATCH, glyphs], 1 where the glyph is drawn."""
+    """Returns every glyph at every offset: float32 [offsets, PATCH, PATCH, glyphs], 1 where the glyph is drawn."""
     dots = np.zeros((len(_OFFSETS), PATCH, PATCH, len(GLYPHS)), np.float32)
     for glyph, rows in _FONT.items():
         bitmap = np.array([[int(dot) for dot in row] for row in rows.split()], np.float32)
@@ -75,7 +75,7 @@ def _dots() -> np.ndarray:
     return dots
 
 
-# Indexed [glyph * offsets + offset]; a patch's pixels in a row, so that coloring runs over long rows.
+# Indexed [glyph * offsets + offset]; a patch's pixels are flat, so that coloring works on long rows.
 _DOTS = np.ascontiguousarray(_dots().transpose(3, 0, 1, 2)).reshape(-1, PATCH * PATCH)
 _COLOR_VALUES = np.array(list(COLORS.values()), np.float32)
 _BACKGROUND_VALUES = np.array(list(BACKGROUNDS.values()), np.float32)
@@ -87,7 +87,7 @@ def render(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray, bac
     Args:
       rng: source of jitter and noise.
       glyphs: int [grid, grid], ids into `GLYPHS`; 0 draws nothing.
-      colors: int [grid, grid], ids into `COLORS`; without meaning where there is no glyph.
+      colors: int [grid, grid], ids into `COLORS`; ignored where there is no glyph.
       background: id into `BACKGROUNDS`.
 
     Returns:
@@ -109,7 +109,10 @@ def render(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray, bac
 
 
 def _noise(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Nearly normal noise, float32 [count], mean 0, deviation 1: sums of four random bytes, at a third of the time."""
+    """Returns nearly normal noise, float32 [count], mean 0, standard deviation 1.
+
+    It sums four random bytes per value, which takes a third of the time of `standard_normal`.
+    """
     words = rng.integers(0, 2**32, count, np.uint32)
     pairs = (words & 0x00FF00FF) + (words >> 8 & 0x00FF00FF)
     sums = (pairs + (pairs >> 16)) & 0x7FF

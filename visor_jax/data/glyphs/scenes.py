@@ -1,11 +1,11 @@
-"""The six scenes of the glyph pictures: what stands where, and what may be asked about it.
+"""Generates the six scenes of the glyph pictures: the glyphs on the grid, and the facts to ask about.
 
-In: a random generator, the grid's side and how many letters or cards to put in. Out: a `Scene`, integer grids with the
-facts that hold in them. Every fact is true and has one answer; a picture that cannot be completed is drawn anew.
+In: a random generator, the grid's side and the number of letters or cards. Out: a `Scene`, integer grids with the facts
+that hold in them. Every fact is true and has one answer; a picture that cannot be completed is drawn again.
 
 The relations of the hard scenes run upwards (or along arrows) on purpose. The model's conditional position mixes
-neighbors in a row, so a relation to the left or right could be read without any self-attention; and the decoder is
-causal, so that of two patches only the lower one can learn of the other.
+neighbors in a row, so a relation to the left or right could be read without self-attention. The decoder is causal, so
+of two patches only the lower one can attend to the other.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _COLORS = tuple(COLORS)
 _BACKGROUNDS = tuple(BACKGROUNDS)
 _CHAIN_LENGTHS = (1, 2, 3)
 _MIN_CHAINS, _MAX_CHAINS = 4, 6
-_PLACEMENT_TRIES = 50  # for one chain, before the picture is begun anew
+_PLACEMENT_TRIES = 50  # per chain, before the picture is started again
 
-Facts = dict[str, list[dict[str, str]]]  # task -> the fields of each thing that may be asked
+Facts = dict[str, list[dict[str, str]]]  # task -> for each possible question, the fields of its template
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Scene:
 
     Attributes:
       glyphs: int [grid, grid], glyph ids, 0 where empty.
-      colors: int [grid, grid], color ids, without meaning where empty.
+      colors: int [grid, grid], color ids, ignored where empty.
       background: background id.
-      facts: for each task, everything that may be asked about this picture.
+      facts: for each task, all facts that may be asked about this picture.
     """
 
     glyphs: np.ndarray
@@ -58,14 +58,14 @@ class Scene:
 
 
 def scatter(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """`count` different letters, one digit and one shape anywhere: each question is answered by one patch."""
+    """Places `count` different letters, one digit and one shape at random: one patch answers each question."""
     places = rng.permutation(grid * grid)[: count + 2]
     letters = rng.permutation(len(LETTERS))[:count]
     digit, shape, background = (_draw(rng, len(names)) for names in (DIGITS, SHAPES, BACKGROUNDS))
     glyphs, colors = np.zeros(grid * grid, np.int64), rng.integers(0, len(COLORS), grid * grid)
     glyphs[places] = [*(FIRST_LETTER + letters), FIRST_DIGIT + digit, FIRST_SHAPE + shape]
-    own = colors[places[0]]  # nothing else has the first letter's color, so that one letter can be told by color
-    colors[places[1:]] = (own + rng.integers(1, len(COLORS), count + 1)) % len(COLORS)
+    unique = colors[places[0]]  # only the first letter has this color, so at least one letter is known by its color
+    colors[places[1:]] = (unique + rng.integers(1, len(COLORS), count + 1)) % len(COLORS)
     names = [_COLORS[i] for i in colors[places]]
     facts: Facts = {
         "bg": [{"background": _BACKGROUNDS[background]}],
@@ -73,30 +73,30 @@ def scatter(rng: np.random.Generator, grid: int, count: int) -> Scene:
         "shape": [{"shape": SHAPES[shape], "colour": names[count + 1]}],
         "colour": [{"letter": LETTERS[i], "colour": name} for i, name in zip(letters, names, strict=False)],
     }
-    # Only a color that nothing else in the picture has names one letter.
+    # A color identifies a letter only if nothing else in the picture has it.
     facts["letter"] = [fact for fact in facts["colour"] if names.count(fact["colour"]) == 1]
     return Scene(glyphs.reshape(grid, grid), colors.reshape(grid, grid), background, facts)
 
 
 def cards(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Digit over white letter, all letters different: what is the color of the digit on a letter's card?"""
+    """Places cards, a digit over a white letter, all letters different. Asks for the color of a letter's digit."""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
     glyphs, colors, (rows, columns) = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
-    colors[rows + 1, columns] = WHITE  # a letter with a color of its own would have two to tell
+    colors[rows + 1, columns] = WHITE  # so that a card has one color
     names = [_COLORS[i] for i in colors[rows, columns]]
     facts = [{"letter": LETTERS[i], "colour": name} for i, name in zip(letters, names, strict=True)]
     return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), {"card": facts})
 
 
 def above(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Digit over letter, all letters different: which digit is above a letter?"""
+    """Places digits over letters, all letters different. Asks for the digit above a letter."""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
     glyphs, colors, _ = _stacks(rng, grid, (FIRST_DIGIT + digits, FIRST_LETTER + letters))
     return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), {"above": _letter_digit(letters, digits)})
 
 
 def tall(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Digit over shape over letter, all letters different: which digit is at the top of a letter's stack?"""
+    """Places stacks of digit, shape and letter, all letters different. Asks for the digit on a letter's stack."""
     letters, digits = rng.permutation(len(LETTERS))[:count], rng.integers(0, len(DIGITS), count)
     shapes = rng.integers(0, len(SHAPES), count)
     parts = (FIRST_DIGIT + digits, FIRST_SHAPE + shapes, FIRST_LETTER + letters)
@@ -105,11 +105,11 @@ def tall(rng: np.random.Generator, grid: int, count: int) -> Scene:
 
 
 def chain(rng: np.random.Generator, grid: int, count: int) -> Scene:
-    """Chains of one to three arrows, each ending on a digit, among loose letters and digits.
+    """Places chains of one to three arrows, each ending on a digit, among loose letters and digits.
 
-    A chain's first arrow has a color of its own; whatever else stands in the picture is white. There is at least one
-    chain of each length. A sixth chain starts white, can therefore not be asked for, and only distracts. How many
-    chains there are does not depend on `count`.
+    Each chain's first arrow has a unique color; all other glyphs are white. There is at least one chain of each length.
+    A sixth chain starts white, so no question is about it; it is a distractor. The number of chains does not depend on
+    `count`.
     """
     del count
     extra = _MIN_CHAINS + _draw(rng, _MAX_CHAINS + 1 - _MIN_CHAINS) - len(_CHAIN_LENGTHS)
@@ -124,7 +124,7 @@ def chain(rng: np.random.Generator, grid: int, count: int) -> Scene:
     for length, start, digit in zip(lengths, starts, ends, strict=True):
         if digit is not None and start != WHITE:
             facts[f"follow{length}"].append({"start": _COLORS[start], "digit": DIGITS[digit]})
-    _strew(rng, glyphs, colors)
+    _scatter_loose(rng, glyphs, colors)
     return Scene(glyphs, colors, _draw(rng, len(BACKGROUNDS)), facts)
 
 
@@ -132,14 +132,14 @@ SCENES = {"scatter": scatter, "letters": scatter, "cards": cards, "above": above
 
 
 def _draw(rng: np.random.Generator, number: int) -> int:
-    """One of 0..number-1; for single draws several times as fast as `rng.integers`."""
+    """Draws one of 0..number-1; for single draws several times as fast as `rng.integers`."""
     return int(rng.random() * number)
 
 
 def _stacks(
     rng: np.random.Generator, grid: int, parts: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Puts up cards: `parts[k][i]` is the glyph in card i's k-th patch from the top.
+    """Places cards: `parts[k][i]` is the glyph in card i's k-th patch from the top.
 
     Returns glyphs and colors, int [grid, grid], and the rows and columns of the cards' topmost patches.
     """
@@ -159,7 +159,7 @@ def _letter_digit(letters: np.ndarray, digits: np.ndarray) -> list[dict[str, str
 
 
 def _lay_chain(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray, length: int, start: int) -> int | None:
-    """Lays `length` arrows and a digit, in place. Returns which of `DIGITS` it is; None if no room was found."""
+    """Places `length` arrows and a digit, in place. Returns the index into `DIGITS`; None if they do not fit."""
     path = _free_path(rng, glyphs, length)
     if path is None:
         return None
@@ -172,7 +172,10 @@ def _lay_chain(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray,
 
 
 def _free_path(rng: np.random.Generator, glyphs: np.ndarray, length: int) -> list[tuple[int, int, int]] | None:
-    """`length` moves up or left through empty patches: (row, column, arrow) of each patch, the last arrow 0."""
+    """Returns a path of `length` moves up or left through empty patches; None if none was found.
+
+    Each entry is (row, column, arrow); the last arrow is 0.
+    """
     grid = glyphs.shape[0]
     for _ in range(_PLACEMENT_TRIES):
         moves = [UP if rng.random() < 0.5 else LEFT for _ in range(length)]
@@ -190,10 +193,10 @@ def _free_path(rng: np.random.Generator, glyphs: np.ndarray, length: int) -> lis
     return None
 
 
-def _strew(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray) -> None:
-    """Adds loose white letters and digits to a tenth to a sixth of the patches, in place."""
+def _scatter_loose(rng: np.random.Generator, glyphs: np.ndarray, colors: np.ndarray) -> None:
+    """Adds loose white letters and digits on a tenth to a sixth of the patches, in place."""
     least, most = glyphs.size // 10, glyphs.size // 6
     free = rng.permutation(np.flatnonzero(glyphs == 0))[: least + _draw(rng, most + 1 - least)]
     loose = rng.integers(0, len(LETTERS) + len(DIGITS), len(free))
     colors.reshape(-1)[free] = WHITE
-    glyphs.reshape(-1)[free] = FIRST_LETTER + loose  # letters and digits are neighbors in the alphabet
+    glyphs.reshape(-1)[free] = FIRST_LETTER + loose  # letters and digits have consecutive ids

@@ -1,9 +1,8 @@
 """`glyphs`, the generated default data set: small pictures of letters, digits, shapes and arrows, with questions.
 
-In: a split, a seed and an index. Out: a `Sample`; nothing is stored, and the same three numbers always give the same
-sample. Easy tasks are answered by one patch, hard ones need patches to be related: this is the data set on which the
-effect of a self-attention budget can be seen in minutes on a CPU. `relation_grid` gives the labeled grids from which
-the `base` stage learns what a pretrained model brings along.
+In: a split, a seed and an index. Out: a `Sample`, a pure function of the three; nothing is stored. One patch answers an
+easy task; hard tasks need relations between patches. So the data set shows the effect of a self-attention budget in
+minutes on a CPU. `relation_grid` generates the labeled grids on which the `base` stage trains, in place of pretraining.
 """
 
 from __future__ import annotations
@@ -31,31 +30,31 @@ GRID = 9  # patches per side
 SPLITS = ("train", "validation", "test")
 HOPS = 3  # the longest chain of arrows
 
-_RELATIONS = len(SPLITS)  # the random stream of `relation_grid`, beside those of the splits
+_RELATIONS = len(SPLITS)  # the random stream of `relation_grid`; the splits have the numbers before it
 _WORD = 2**32  # a seed is one 32-bit word and an index at most two, so that no two streams coincide
-_MOST = 2**62  # samples of a stream: what a signed 64-bit index counts, and room to spare
+_MAX_SIZE = 2**62  # samples per stream; well within a signed 64-bit index
 
 
 def glyph_names() -> tuple[str, ...]:
-    """Names of the glyphs in the order of their ids; id 0 is "empty". Each is one token of the glyph tokenizer."""
+    """Returns the names of the glyphs by id; id 0 is "empty". Each is one token of the glyph tokenizer."""
     return GLYPHS
 
 
 def color_names() -> tuple[str, ...]:
-    """Names of the glyphs' colors in the order of their ids."""
+    """Returns the names of the glyphs' colors by id."""
     return tuple(COLORS)
 
 
 def background_names() -> tuple[str, ...]:
-    """Names of the backgrounds in the order of their ids."""
+    """Returns the names of the backgrounds by id."""
     return tuple(BACKGROUNDS)
 
 
 class Glyphs:
     """Random access to generated samples.
 
-    Which scene or task a sample has depends on its index alone, in a fixed cycle, so any stretch of consecutive indices
-    has the mix that was asked for. Everything else is drawn from (seed, split, index).
+    The scene or task of a sample depends only on its index, in a fixed cycle, so any run of consecutive indices has the
+    requested mix. All else is drawn from (seed, split, index).
     """
 
     name = "glyphs"
@@ -72,28 +71,27 @@ class Glyphs:
         grid: int = GRID,
         size: int = STREAM_LENGTH,
     ) -> None:
-        """Describes a stream of samples; nothing is generated yet.
+        """Defines a stream of samples; generates none yet.
 
         Args:
-          split: "train", "validation" or "test": streams that have nothing in common.
+          split: "train", "validation" or "test"; their streams share no sample.
           seed: from 0 to 2**32 - 1.
-          scenes: whole-number weights; scenes that are left out, or weigh 0, do not occur. None: all, equally often.
-            The tasks of a scene take turns within a conversation.
+          scenes: scene -> integer weight; a scene that is missing or has weight 0 does not occur. None: all, equally
+            often. The questions of a conversation alternate between the tasks of its scene.
           tasks: instead of `scenes`: sample i asks only about task `tasks[i % len(tasks)]`.
-          turns_per_picture: questions about one picture. None is asked twice, so a picture with little in it may get
-            fewer.
-          cards: letters or cards in a picture, 2 to 8; None draws their number for each picture.
+          turns_per_picture: questions per picture. No question is repeated, so a picture with few facts may get fewer.
+          cards: letters or cards per picture, 2 to 8; None draws a number for each picture.
           grid: patches per side, at least 6.
           size: number of samples, up to 2**62.
 
         Raises:
-          RequestError: one of these is out of range, or names an unknown split, scene or task.
+          RequestError: an argument is out of range, or names an unknown split, scene or task.
         """
         _choose("split", split, SPLITS)
         _within("seed", seed, 0, _WORD - 1)
         _within("turns_per_picture", turns_per_picture, 1, None)
         _within("grid", grid, MIN_GRID, None)
-        _within("size", size, 1, _MOST)
+        _within("size", size, 1, _MAX_SIZE)
         if cards is not None:
             _within("cards", cards, MIN_CARDS, MAX_CARDS)
         if scenes is not None and tasks is not None:
@@ -108,16 +106,16 @@ class Glyphs:
 
     def __getitem__(self, index: int) -> Sample:
         """Generates sample `index`; raises IndexError outside 0..len-1."""
-        sample, rng, scene = self._drawn(index)
+        sample, rng, scene = self._draw(index)
         image = render(rng, scene.glyphs, scene.colors, scene.background)
         return dataclasses.replace(sample, images=(image,))
 
     def outline(self, index: int) -> Sample:
-        """Sample `index` without drawing its picture."""
-        return self._drawn(index)[0]
+        """Returns sample `index` without rendering its picture."""
+        return self._draw(index)[0]
 
-    def _drawn(self, index: int) -> tuple[Sample, np.random.Generator, Scene]:
-        """A sample but for its picture, and what that is drawn from."""
+    def _draw(self, index: int) -> tuple[Sample, np.random.Generator, Scene]:
+        """Returns a sample without its picture, and the generator and scene to render the picture from."""
         index = operator.index(index)
         if not 0 <= index < self._size:
             raise IndexError(f"glyphs: no sample {index}, there are {self._size}")
@@ -137,14 +135,14 @@ class Glyphs:
 
 @dataclass(frozen=True)
 class RelationGrid:
-    """A random grid of glyphs and arrows, and what each patch is and leads to. N = grid * grid, row by row.
+    """A random grid of glyphs and arrows, and the labels of each patch. N = grid * grid, row by row.
 
     Attributes:
       image: uint8 [grid * 8, grid * 8, 3].
       glyphs: int32 [N], ids into `glyph_names()`, 0 where empty.
       colors: int32 [N], ids into `color_names()`, 0 where empty.
       background: id into `background_names()`.
-      reached: int32 [3, N], id of the glyph reached after following arrows 1, 2, 3 times; what is no arrow stays.
+      reached: int32 [3, N], id of the glyph reached after following arrows 1, 2, 3 times; others lead to themselves.
       is_arrow: bool [N].
     """
 
@@ -159,8 +157,8 @@ class RelationGrid:
 def relation_grid(seed: int, index: int, grid: int = GRID) -> RelationGrid:
     """Generates labeled grid `index` for the `base` stage, a pure function of its arguments.
 
-    A quarter of the patches are up arrows, a quarter left arrows (none points out of the picture); of the rest a fifth
-    is empty and the others hold any glyph that is no arrow.
+    A quarter of the patches are up arrows, a quarter left arrows; none points out of the picture. Of the rest a fifth
+    is empty and the others hold any glyph except arrows.
     """
     rng = _generator(seed, _RELATIONS, index)
     glyphs = rng.integers(1, UP, (grid, grid)) * (rng.random((grid, grid)) < 0.8)
@@ -192,22 +190,22 @@ def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
 
 
 def _ask(rng: np.random.Generator, facts: Facts, tasks: tuple[str, ...], number: int) -> tuple[Turn, ...]:
-    """Asks up to `number` different questions, the tasks taking turns in a random order."""
+    """Asks up to `number` different questions, alternating between the tasks in a random order."""
     queues = [(task, [facts[task][i] for i in rng.permutation(len(facts[task]))]) for task in tasks]
     queues = [queues[i] for i in rng.permutation(len(queues))]
     turns: list[Turn] = []
     while queues and len(turns) < number:
-        task, waiting = queues.pop(0)
-        if waiting:
+        task, queue = queues.pop(0)
+        if queue:
             question, answer = PHRASINGS[task][int(rng.integers(len(PHRASINGS[task])))]
-            fact = waiting.pop()
+            fact = queue.pop()
             turns.append(Turn(question.format_map(fact), answer.format_map(fact), task))
-            queues.append((task, waiting))
+            queues.append((task, queue))
     return tuple(turns)
 
 
 def _task_cycle(tasks: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """The (scene, its tasks) of successive samples that ask about one task each."""
+    """Returns the cycle of (scene, its tasks) for samples that ask about one task each."""
     if isinstance(tasks, str) or not tasks:
         raise RequestError(f"glyphs: tasks must be a list of tasks, got {tasks!r}; known: {', '.join(TASKS)}")
     for task in tasks:
@@ -216,7 +214,7 @@ def _task_cycle(tasks: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def _scene_cycle(weights: Mapping[str, int] | None) -> list[tuple[str, tuple[str, ...]]]:
-    """The (scene, its tasks) of successive samples, each scene as often as it weighs and spread evenly."""
+    """Returns the cycle of (scene, its tasks): each scene as often as its weight, spread evenly."""
     weights = dict.fromkeys(SCENES, 1) if weights is None else weights
     for scene, weight in weights.items():
         _choose("scene", scene, tuple(SCENES))
@@ -224,19 +222,20 @@ def _scene_cycle(weights: Mapping[str, int] | None) -> list[tuple[str, tuple[str
     total = sum(weights.values())
     if not total:
         raise RequestError(f"glyphs: no scene has a weight; known: {', '.join(SCENES)}")
-    # Smooth weighted round robin: everyone earns its weight, the richest is next and pays for it.
+    # Smooth weighted round robin: every scene earns its weight; the one with the most credit is next and pays `total`.
     credit = dict.fromkeys(weights, 0)
     cycle = []
     for _ in range(total):
         for scene, weight in weights.items():
             credit[scene] += weight
-        richest = max(credit, key=lambda scene: credit[scene])
-        credit[richest] -= total
-        cycle.append((richest, tuple(task for task, about in TASKS.items() if about.scene == richest)))
+        chosen = max(credit, key=lambda scene: credit[scene])
+        credit[chosen] -= total
+        cycle.append((chosen, tuple(name for name, task in TASKS.items() if task.scene == chosen)))
     return cycle
 
 
 def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises RequestError unless `value` is one of `known`."""
     if value not in known:
         hint = nearest(value, known)
         raise RequestError(
@@ -245,6 +244,7 @@ def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _within(what: str, value: int, low: int, high: int | None) -> None:
+    """Raises RequestError unless `value` is an integer from `low` to `high`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         upper = "" if high is None else f" to {high}"
         raise RequestError(f"glyphs: {what} must be a whole number from {low}{upper or ' up'}, got {value!r}")

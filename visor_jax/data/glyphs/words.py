@@ -1,8 +1,8 @@
-"""How the glyph pictures are asked about: tasks, their levels and scenes, and the wording of questions and answers.
+"""Defines the questions about glyph pictures: tasks, their levels and scenes, and the wording of questions and answers.
 
-Text is dear in a small model (every token passes every layer), so questions are short: 4 to 10 tokens of the glyph
-tokenizer, which is trained on exactly these sentences (`build_tokenizer`). An answer follows from the picture
-and its question alone: where two phrasings of a task want different answers, the question says which.
+Text is expensive in a small model (every token passes every layer), so questions are short: 4 to 10 tokens of the glyph
+tokenizer, which is trained on exactly these sentences (`build_tokenizer`). An answer follows from the picture and its
+question alone: if two phrasings of a task need different answers, the question says which.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question: "easy" where one patch holds the answer, "hard" where patches must be related."""
+    """A kind of question: "easy" if one patch holds the answer, "hard" if it needs relations between patches."""
 
     level: str
     scene: str
@@ -38,7 +38,7 @@ _FOLLOW = (
     ("Which digit does the {start} arrow reach?", "{digit}"),
 )
 
-# task -> (question, answer) templates; their fields are those of the task's facts (`scenes`).
+# task -> (question, answer) templates; the task's facts (`scenes`) fill their fields.
 PHRASINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "bg": (
         ("What colour is the background?", "{background}"),

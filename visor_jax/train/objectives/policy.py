@@ -46,7 +46,7 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 
     def step(number: int) -> Step:
         rows = process_rows(settings.batch_size)
-        order = generator("labelled", stage_seed(config.seed, stage), number)
+        order = generator("labeled", stage_seed(config.seed, stage), number)
         picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
         arrays, ids = examples.batch(picked)
         return Step(number, arrays, full, budget_name(full), ids, [])
