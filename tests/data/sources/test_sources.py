@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import types
@@ -12,9 +13,12 @@ import pytest
 import visor_jax
 from visor_jax.__main__ import main
 from visor_jax.commands.recipe import evaluation_data, run_stages
-from visor_jax.config import apply_overrides, default_config, from_dict
+from visor_jax.config import apply_overrides, as_config, default_config, from_dict
+from visor_jax.data.check import check
+from visor_jax.data.from_config import make_source
+from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import SOURCES, check_source
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, RunError
 from visor_jax.evaluate.runner import evaluate
 from visor_jax.files.read_write import read_json
 from visor_jax.loading import load
@@ -72,6 +76,20 @@ def test_a_third_source_trains_searches_labels_and_evaluates(third: str, tmp_pat
     assert result["levels"] == {"brightness": "easy", "sides": "hard"}
     full = result["budgets"]["full"]
     assert full["easy"] is not None and full["hard"] is not None and set(full["tasks"]) == {"brightness", "sides"}
+
+
+def test_a_third_source_is_checked(third: str, tmp_path: Path) -> None:
+    """A source without stored records: its samples have a place and their own id; a missing split is a problem."""
+    config = as_config(tiny_config({"data.source": third}))
+    listing = tmp_path / "samples.jsonl"
+    sources = {split: make_source(config, split) for split in SPLITS}
+    result = check(config, sources, 2, whole=True, listing=str(listing))
+    assert result["usable"] == 6 and result["problems"] == []
+    entries = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
+    expected = [("shades[0]", "shades/0"), ("shades[1]", "shades/1"), ("shades[0]", "shades/64")]
+    assert [(entry["place"], entry["id"]) for entry in entries[:3]] == expected
+    with pytest.raises(RunError, match="split 'test': no file"):
+        check(config, {split: sources[split] for split in SPLITS[:2]}, None, whole=True)
 
 
 def test_a_third_source_is_a_benchmark(third: str) -> None:
