@@ -93,12 +93,13 @@ def test_a_third_source_is_checked(third: str, tmp_path: Path) -> None:
 
 
 def test_a_third_source_is_a_benchmark(third: str) -> None:
-    changed = evaluation_data(tiny_config(), third, "")
+    config = as_config(tiny_config())
+    changed = evaluation_data(config, third, "")
     assert changed.data.source == third
     with pytest.raises(RequestError, match="takes no --data=x"):
-        evaluation_data(tiny_config(), third, "x.json")
+        evaluation_data(config, third, "x.json")
     with pytest.raises(RequestError, match=r"expected glyphs, shades, or llava with --data=FILE\.json"):
-        evaluation_data(tiny_config(), "docvqa", "")
+        evaluation_data(config, "docvqa", "")
 
 
 def test_commands_refuse_an_unknown_source_before_anything_is_created(
