@@ -15,6 +15,7 @@ from visor_jax.__main__ import main
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.commands import recipe as stages
 from visor_jax.commands.recipe import evaluation_data, is_complete, run_stages
+from visor_jax.config import as_config
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.runner import evaluate, evaluation_identity
 from visor_jax.files.read_write import read_json, write_json
@@ -146,7 +147,7 @@ def test_search_and_label_are_complete_by_their_results(tiny_copy: Path) -> None
 
 
 def test_questions_from_another_source(tmp_path: Path) -> None:
-    config = tiny_config()
+    config = as_config(tiny_config())
     assert evaluation_data(config, "", "") is config
     (tmp_path / "mine.json").write_text("[]")
     for data in (tmp_path, tmp_path / "mine.json"):
