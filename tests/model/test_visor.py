@@ -13,7 +13,7 @@ import pytest
 from visor_jax import testing
 from visor_jax.data.collate import Batch, Example, RowShape, make_batch
 from visor_jax.model.decoder import forward
-from visor_jax.model.likelihood import prompt_end
+from visor_jax.model.likelihood import answer_tokens, answers, prompt_end, prompt_ends
 from visor_jax.model.visor import (
     embed,
     encode,
@@ -22,7 +22,7 @@ from visor_jax.model.visor import (
     route,
     routing_hidden,
     stream_of,
-    with_routing_token,
+    with_routing_tokens,
 )
 
 ARCH = testing.tiny_architecture(7)
@@ -69,6 +69,30 @@ def test_rows_that_share_a_pool_of_tiles_equal_rows_with_their_own(budget) -> No
     alone = logits_by_example(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget)
     for found, expected in zip(logits_by_example(pooled, budget), alone, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def scores_and_routes(batch: Batch, budget: Any, samples: int) -> tuple[np.ndarray, ...]:
+    """Correctness and log-likelihood [B, R] of each sample's answer, and the policy's scores [B, R, M]."""
+
+    def run(params, arrays, bits):
+        visual = encode(params, arrays, ARCH)
+        scores = answers(*answer_tokens(params, visual, arrays, bits, ARCH), arrays, samples)
+        return *scores, route(params, visual, {**arrays, "routing_position": prompt_ends(arrays, samples)}, 3, ARCH)
+
+    return tuple(map(np.asarray, testing.quick_jit(run)(params(), batch.arrays, np.array(budget))))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_labels_and_routes_of_packed_samples_equal_those_alone(budget) -> None:
+    one, other, two, none = examples()
+    packed = make_batch([[one, none], [two, other], [], [other]], RowShape(tiles=9, visual=30, text=16), ARCH, 2)
+    found = scores_and_routes(packed, budget, samples=3)
+    alone = scores_and_routes(make_batch([[e] for e in (one, none, two, other)], SEPARATE, ARCH), budget, samples=1)
+    places = [((0, 0), 0), ((0, 1), 1), ((1, 0), 2), ((1, 1), 3), ((3, 0), 3)]
+    for (row, sample), index in places:
+        for of_packed, of_alone in zip(found, alone, strict=True):
+            np.testing.assert_allclose(of_packed[row, sample], of_alone[index, 0], atol=1e-5)
+    assert np.isfinite(alone[2][..., :3]).all() and len(np.unique(alone[1])) == 4
 
 
 def test_budgets_of_a_mixed_batch_are_honoured_sample_by_sample() -> None:
@@ -131,7 +155,7 @@ def test_the_routing_token_changes_no_answer() -> None:
 
     def both_ways(params, batch, on):
         visual, text, stream = encode(params, batch, ARCH), embed(params, batch["text_tokens"]), stream_of(batch)
-        routed_text, routed_stream = with_routing_token(params, text, stream, batch["routing_position"])
+        routed_text, routed_stream = with_routing_tokens(params, text, stream, batch["routing_position"][:, None])
         plain = forward(params, visual, text, stream, on, ARCH)
         routed = forward(params, visual, routed_text, routed_stream, on, ARCH)
         return plain, (routed[0], routed[1][:, :-1])

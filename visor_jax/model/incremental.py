@@ -25,7 +25,7 @@ from visor_jax.model.decoder import Record, cross_params, layer_params, run_laye
 from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.super_block import KeysValues, cross_attention
-from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_token
+from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_tokens
 
 
 class Cache(NamedTuple):
@@ -71,7 +71,7 @@ def prefill_prefix(
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
     count = text.shape[1]
     if routed:
-        text, stream = with_routing_token(params, text, stream, batch["routing_position"])
+        text, stream = with_routing_tokens(params, text, stream, batch["routing_position"][:, None])
     recorded, record = recorder()
     visual, text = run_layers(
         params,

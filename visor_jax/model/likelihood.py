@@ -7,13 +7,15 @@ Training minimizes them; search, label and evaluate score with them.
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import Batch, head, hidden_states
+
+_NEVER = jnp.iinfo(jnp.int32).max
 
 
 def answer_tokens(
@@ -34,7 +36,31 @@ def answer_tokens(
     return losses.reshape(labels.shape), correct.reshape(labels.shape), weights
 
 
-def prompt_end(batch: Batch) -> Array:
-    """Position id right after each row's prompt [B]: that of the first target of a single-turn row."""
-    never = jnp.iinfo(jnp.int32).max
-    return jnp.min(jnp.where(batch["loss_mask"], batch["text_positions"], never), axis=1)
+def prompt_end(batch: Batch) -> Int[Array, " B"]:
+    """Position id right after each row's prompt: that of the first target of a row with one sample of one turn."""
+    return jnp.min(jnp.where(batch["loss_mask"], batch["text_positions"], _NEVER), axis=1)
+
+
+def prompt_ends(batch: Batch, samples: int) -> Int[Array, "B R"]:
+    """The same of each of up to R = `samples` samples per row, in the order of their segments."""
+    own = _of_samples(batch["text_segments"], samples) & batch["loss_mask"][..., None]  # [B, Nt, R]
+    return jnp.min(jnp.where(own, batch["text_positions"][..., None], _NEVER), axis=1)
+
+
+def answers(
+    losses: Float[Array, "B T"], correct: Bool[Array, "B T"], weights: Float[Array, "B T"], batch: Batch, samples: int
+) -> tuple[Bool[Array, "B R"], Float[Array, "B R"]]:
+    """Whether the greedy answer equals the given one, and the given one's log-likelihood, of each sample of each row.
+
+    Args:
+      losses, correct, weights: of every next-token prediction, as `answer_tokens` returns them.
+      samples: R, at least the number of samples of any row.
+    """
+    own = _of_samples(batch["text_segments"][:, 1:], samples) & (weights > 0)[..., None]  # [B, T, R]
+    right = jnp.all(correct[..., None] | ~own, axis=1)
+    return right, -jnp.sum(jnp.where(own, losses[..., None], 0), axis=1)
+
+
+def _of_samples(segments: Int[Array, "B T"], samples: int) -> Bool[Array, "B T R"]:
+    """Which tokens belong to each of the first `samples` segments."""
+    return segments[..., None] == jnp.arange(1, samples + 1)[None, None]

@@ -27,11 +27,12 @@ class Routing(nnx.Module):
         self.fc2 = Linear(hidden, arch.policy.max_budgets, bias=True, gain=0.1, rngs=rngs)
 
 
-def policy_logits(params: Params, hidden: Float[Array, "B D"], num_viable: int, eps: float) -> Float[Array, "B M"]:
+def policy_logits(params: Params, hidden: Float[Array, "*B D"], num_viable: int, eps: float) -> Float[Array, "*B M"]:
     """Scores of the policy, in float32 or wider."""
     x = rms_norm(params["norm"], widened(hidden), eps)
     scores = linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
-    return jnp.where(jnp.arange(scores.shape[-1])[None] < num_viable, scores, -jnp.inf)
+    viable = jnp.expand_dims(jnp.arange(scores.shape[-1]) < num_viable, tuple(range(scores.ndim - 1)))
+    return jnp.where(viable, scores, -jnp.inf)
 
 
 def choose(

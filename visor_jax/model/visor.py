@@ -106,37 +106,42 @@ def logits(params: Params, batch: Batch, budget: Budget, arch: Architecture) -> 
     return widened(hidden @ head(params))
 
 
-def with_routing_token(
-    params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, positions: Int[Array, " B"]
+def with_routing_tokens(
+    params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, positions: Int[Array, "B R"]
 ) -> tuple[Float[Array, "B Nt_routed D"], TokenStream]:
-    """The text with the routing token appended at `positions`, the position ids right after each sample's prompt.
+    """The text with a routing token for each of up to R samples per row appended, Nt_routed = Nt + R.
 
-    It carries its sample's segment as a reader and segment 0 as a key, so that no token sees it.
+    Token r belongs to segment r + 1 and stands at `positions[:, r]`, the position id right after that sample's prompt;
+    where a row has fewer samples it is padding. As a key it carries segment 0, so that no token sees it.
     """
-    batch = text.shape[0]
-    token = jnp.broadcast_to(params["routing"]["token"], (batch, 1, text.shape[2])).astype(text.dtype)
-    segment = jnp.max(stream.text_segments, axis=1, keepdims=True)
+    batch, samples = positions.shape
+    token = jnp.broadcast_to(params["routing"]["token"], (batch, samples, text.shape[2])).astype(text.dtype)
+    segments = jnp.broadcast_to(jnp.arange(1, samples + 1, dtype=stream.text_segments.dtype), (batch, samples))
+    segments = jnp.where(segments <= jnp.max(stream.text_segments, axis=1, keepdims=True), segments, 0)
     stream = stream._replace(
-        text_positions=jnp.concatenate([stream.text_positions, positions[:, None]], axis=1),
-        text_segments=jnp.concatenate([stream.text_segments, segment], axis=1),
-        text_key_segments=jnp.concatenate([stream.text_key_segments, jnp.zeros_like(segment)], axis=1),
+        text_positions=jnp.concatenate([stream.text_positions, positions], axis=1),
+        text_segments=jnp.concatenate([stream.text_segments, segments], axis=1),
+        text_key_segments=jnp.concatenate([stream.text_key_segments, jnp.zeros_like(segments)], axis=1),
     )
     return jnp.concatenate([text, token], axis=1), stream
 
 
 def routing_hidden(
     params: Params, visual: Float[Array, "B Nv D"], batch: Batch, arch: Architecture
-) -> Float[Array, "B D"]:
-    """The routing token's hidden state at the entry of the first optional self-attention layer.
+) -> Float[Array, "B *samples D"]:
+    """The routing tokens' hidden states at the entry of the first optional self-attention layer.
 
-    `batch` holds one sample per row; its `routing_position` [B] are the position ids right after the prompts. Tokens at
-    or past them (an answer in the same row) are hidden from it.
+    The batch's `routing_position` are the position ids right after the prompts: [B] with one sample per row, or [B, R]
+    with up to R samples per row, in the order of their segments. Tokens at or past them (answers) are hidden from them.
     """
     stream, positions = stream_of(batch), batch["routing_position"]
-    prompt = stream.text_positions < positions[:, None]
+    per_row = positions.reshape(len(positions), -1)  # [B, R]
+    prompt_ends = jnp.take_along_axis(per_row, jnp.maximum(stream.text_segments - 1, 0), axis=1)  # of each token
+    prompt = stream.text_positions < prompt_ends
     stream = stream._replace(text_key_segments=jnp.where(prompt, stream.text_segments, 0))
-    text, stream = with_routing_token(params, embed(params, batch["text_tokens"]), stream, positions)
-    return before_first_slot(params, visual, text, stream, arch)[:, -1]
+    text, stream = with_routing_tokens(params, embed(params, batch["text_tokens"]), stream, per_row)
+    hidden = before_first_slot(params, visual, text, stream, arch)[:, -per_row.shape[1] :]
+    return hidden.reshape(*positions.shape, hidden.shape[-1])
 
 
 def before_first_slot(
@@ -153,7 +158,7 @@ def before_first_slot(
 
 def route(
     params: Params, visual: Float[Array, "B Nv D"], batch: Batch, num_viable: int, arch: Architecture
-) -> Float[Array, "B M"]:
-    """The policy's scores over budgets, minus infinity past the viable ones."""
+) -> Float[Array, "B *samples M"]:
+    """The policy's scores over budgets, minus infinity past the viable ones; of each sample, as `routing_hidden`."""
     hidden = routing_hidden(params, visual, batch, arch)
     return policy_logits(params["routing"], hidden, num_viable, arch.text.rms_norm_eps)
