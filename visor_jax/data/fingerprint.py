@@ -34,9 +34,9 @@ def picture_fingerprint(source: RecordSource) -> str:
     """Returns the sha256 over a sample of the pictures; a picture that cannot be read counts as empty."""
     digest = hashlib.sha256()
     for index in sampled(len(source)):
-        for name, path in source.picture_files(index):
+        for name, content in source.picture_files(index):
             digest.update(f"{name}\0".encode("utf-8", "surrogatepass"))
-            digest.update(picture_digest(path))
+            digest.update(picture_digest(content))
     return digest.hexdigest()
 
 
@@ -47,14 +47,20 @@ def sampled(count: int) -> list[int]:
     return [position * (count - 1) // (RECORDS - 1) for position in range(RECORDS)]
 
 
-def picture_digest(path: Path | None) -> bytes:
+def picture_digest(content: Path | bytes | None) -> bytes:
     """Returns the sha256 of a picture's size and first megabyte; of no bytes if it cannot be read."""
-    if path is None:
+    if content is None:
         return hashlib.sha256().digest()
+    if isinstance(content, bytes):
+        return _digest(content[:MAX_BYTES], len(content))
     try:
-        with open_regular(path) as file:
+        with open_regular(content) as file:
             beginning = file.read(MAX_BYTES)
             size = file.seek(0, 2)
     except (OSError, ValueError):
         return hashlib.sha256().digest()
+    return _digest(beginning, size)
+
+
+def _digest(beginning: bytes, size: int) -> bytes:
     return hashlib.sha256(f"{size}\0".encode() + beginning).digest()

@@ -80,18 +80,35 @@ def read_image(path: Path, max_pixels: int, shown: str = "") -> np.ndarray:
             "too_many_pixels", "broken_image".
     """
     shown = repr((shown or str(path))[:200])
-    max_bytes = max(_FREE_BYTES, _BYTES_PER_PIXEL * max_pixels)
+    most = byte_limit(max_pixels)
     try:
-        file = open_regular(path, max_bytes)
+        file = open_regular(path, most)
     except (OSError, ValueError) as error:
         number = getattr(error, "errno", None)
         if number in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
             raise SkipSample("unsafe_path", f"{shown} is not a regular file") from None
         if number == errno.EFBIG:
-            raise SkipSample("too_large", f"{shown} has more than {max_bytes} bytes") from None
+            raise SkipSample("too_large", f"{shown} has more than {most} bytes") from None
         raise SkipSample("missing_file", f"{shown}: {getattr(error, 'strerror', None) or error}") from None
     with file:
         return decode_image(file, max_pixels, shown)
+
+
+def byte_limit(max_pixels: int) -> int:
+    """Returns how many bytes a file may have whose picture may have `max_pixels` pixels."""
+    return max(_FREE_BYTES, _BYTES_PER_PIXEL * max_pixels)
+
+
+def decode_embedded(data: bytes, max_pixels: int, name: str = "") -> np.ndarray:
+    """Decodes a picture that a record holds to uint8 [H, W, 3]; `name` is for messages.
+
+    Raises:
+        SkipSample: "too_large" (in bytes), or one of `decode_image`'s reasons.
+    """
+    shown = repr(name[:200]) if name else "the record's picture"
+    if len(data) > byte_limit(max_pixels):
+        raise SkipSample("too_large", f"{shown} has more than {byte_limit(max_pixels)} bytes")
+    return decode_image(data, max_pixels, shown)
 
 
 def decode_image(

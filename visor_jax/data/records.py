@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from visor_jax.data.chat_template import IMAGE_MARKER
@@ -67,11 +67,22 @@ _EXPECTED_LAYOUT = (
 
 
 @dataclass(frozen=True)
+class EmbeddedPicture:
+    """An encoded picture that a record holds itself; `name` is for messages, and may be ""."""
+
+    data: bytes = field(repr=False)
+    name: str = ""
+
+
+Picture = str | EmbeddedPicture  # the name of a file, or the file's content
+
+
+@dataclass(frozen=True)
 class Record:
-    """A conversation and the names of its pictures, in the order of its `<image>` markers."""
+    """A conversation and its pictures, in the order of its `<image>` markers."""
 
     id: str
-    pictures: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     turns: tuple[Turn, ...]
     system: str = ""
 
@@ -83,25 +94,25 @@ def parse_record(record: Any, number: int) -> Record:
       SkipSample: "bad_record", "bad_text", "unknown_layout", "empty_conversation", "unknown_role", "turn_order",
         "empty_question", "empty_answer", "too_long", "picture_key", "video", "foreign_marker", or "image_count".
     """
-    names = picture_names(record)
+    pictures = record_pictures(record)
     task = record.get("data_source")
     task = _clean(task, "`data_source`") if isinstance(task, str) else ""
-    messages, message_names = _messages(record)
-    if names and message_names:
+    messages, message_pictures = _messages(record)
+    if pictures and message_pictures:
         raise SkipSample(
             "bad_record", "pictures are named both by the record and by its messages; expected one of them"
         )
-    names = names or message_names
-    _check_other_media(record, names)
-    for name in names:
-        _clean(name, "a picture's name")
+    pictures = pictures or message_pictures
+    _check_other_media(record, pictures)
+    for picture in pictures:
+        _clean(_name_of(picture), "a picture's name")
     system, turns = _turns(messages, _system_text(record), task)
     _check_markers(turns)
     markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
-    if markers != len(names) and (markers, len(names)) != (0, 1):  # a single picture needs no marker
-        hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(names) > 1 and not markers else ""
-        raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers, {len(names)} pictures{hint}")
-    return Record(_clean(record_id(record, number), "`id`"), tuple(names), turns, system)
+    if markers != len(pictures) and (markers, len(pictures)) != (0, 1):  # a single picture needs no marker
+        hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(pictures) > 1 and not markers else ""
+        raise SkipSample("image_count", f"{markers} {IMAGE_MARKER} markers, {len(pictures)} pictures{hint}")
+    return Record(_clean(record_id(record, number), "`id`"), tuple(pictures), turns, system)
 
 
 def record_id(record: Any, number: int) -> str:
@@ -113,52 +124,65 @@ def record_id(record: Any, number: int) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def picture_names(record: Any) -> list[str]:
-    """Returns the names under `image` or `images`; an empty list if there are none.
+def record_pictures(record: Any) -> list[Picture]:
+    """Returns the pictures under `image` or `images`; an empty list if there are none.
 
     Raises:
       SkipSample: "bad_record".
     """
     if not isinstance(record, dict):
         raise SkipSample("bad_record", f"expected an object, got {type(record).__name__}")
-    by_key = {key: names for key in PICTURE_KEYS if (names := _names(record.get(key), key))}
+    by_key = {key: pictures for key in PICTURE_KEYS if (pictures := _pictures(record.get(key), key))}
     if len(set(map(tuple, by_key.values()))) > 1:
         raise SkipSample("bad_record", "`image` and `images` name different pictures; expected one of them")
     return next(iter(by_key.values()), [])
 
 
-def _names(value: Any, key: str) -> list[str]:
-    """Returns the names in the value of a picture key; "" and null mean no picture."""
-    items = value if isinstance(value, list) else [value]
-    names = []
-    for item in items:
-        name = item.get("path") if isinstance(item, dict) else item
-        if name is None and isinstance(item, dict):
-            raise SkipSample("bad_record", f"`{key}` holds an object without a `path`; expected the name of a file")
-        if name is not None and not isinstance(name, str):
-            raise SkipSample("bad_record", f"`{key}` is neither a name nor a list of names")
-        names.append(name or "")
-    if all(not name for name in names):
+def _pictures(value: Any, key: str) -> list[Picture]:
+    """Returns the pictures in the value of a picture key; "" and null mean no picture."""
+    pictures = [_picture(item, key) for item in (value if isinstance(value, list) else [value])]
+    if all(not picture for picture in pictures):
         return []
-    if not all(names):
+    if not all(pictures):
         raise SkipSample("bad_record", f"`{key}` holds names, but one of them is empty")
-    return names
+    return pictures
+
+
+def _picture(item: Any, key: str) -> Picture:
+    """Returns a picture by its name, or by its bytes as tables hold them (`{"bytes", "path"}`); "" for none."""
+    if isinstance(item, bytes):
+        return EmbeddedPicture(item)
+    name = item
+    if isinstance(item, dict):
+        name, data = item.get("path"), item.get("bytes")
+        if isinstance(data, bytes):
+            return EmbeddedPicture(data, name if isinstance(name, str) else "")
+        if name is None and not ("bytes" in item and data is None):
+            raise SkipSample("bad_record", f"`{key}` holds an object without a `path`; expected the name of a file")
+    if name is not None and not isinstance(name, str):
+        raise SkipSample("bad_record", f"`{key}` is neither a name nor a list of names")
+    return name or ""
+
+
+def _name_of(picture: Picture) -> str:
+    return picture.name if isinstance(picture, EmbeddedPicture) else picture
 
 
 def named_pictures(record: Any) -> list[str]:
     """Returns the picture names of a record and its messages; an empty list if it has none or cannot be read."""
     try:
-        return picture_names(record) or _messages(record)[1]
+        pictures = record_pictures(record) or _messages(record)[1]
     except SkipSample:
         return []
+    return [name for picture in pictures if (name := _name_of(picture))]
 
 
-def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
+def _check_other_media(record: dict[str, Any], pictures: list[Picture]) -> None:
     """Refuses a record that would be trained on without its media: videos, sound, pictures under keys not read."""
     for key, value in record.items():
         if value and key.lower() in _OTHER_MEDIA:
             raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
-    if names:
+    if pictures:
         extra = next((key for key in record if _NUMBERED_PICTURE_KEY.fullmatch(key) and _is_name(record[key])), None)
         if extra is not None:
             raise SkipSample("picture_key", f"{extra!r} holds a picture too, but is not read; list all in `image`")
@@ -166,7 +190,7 @@ def _check_other_media(record: dict[str, Any], names: list[str]) -> None:
     messages = next((record[key] for key in CONVERSATION_KEYS if record.get(key)), [])
     for where, fields in (("record", record), *(("message", message) for message in messages)):
         for key, value in fields.items():
-            if value and key not in _NO_MEDIA and (_MEDIA_KEY.search(key) or _holds_media_file(value)):
+            if _is_present(value) and key not in _NO_MEDIA and (_MEDIA_KEY.search(key) or _holds_media_file(value)):
                 raise SkipSample(
                     "picture_key",
                     f"no `image`, but {key[:50]!r} in the {where}, which is not read; rename it to `image` in the"
@@ -185,6 +209,11 @@ def _check_markers(turns: Iterable[Turn]) -> None:
             )
 
 
+def _is_present(value: Any) -> bool:
+    """Whether a value is something; tables write a missing picture as an object whose fields are all null."""
+    return any(item is not None for item in value.values()) if isinstance(value, dict) else bool(value)
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
@@ -200,7 +229,7 @@ def _holds_media_file(value: Any, depth: int = 3) -> bool:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
-def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:
+def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[Picture]]:
     """Returns (kind, text) of each message, and the picture names in image parts."""
     present = [key for key in CONVERSATION_KEYS if key in record]
     if not present:
@@ -211,7 +240,7 @@ def _messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]
         raise SkipSample("unknown_layout", f"`{key}` is text, possibly nested JSON; expected a list of messages")
     if not isinstance(conversation, list) or not conversation:
         raise SkipSample("empty_conversation", f"`{key}` is empty or not a list")
-    pictures: list[str] = []
+    pictures: list[Picture] = []
     return [_message(message, pictures) for message in conversation], pictures
 
 
@@ -224,7 +253,7 @@ def _no_conversation(record: dict[str, Any]) -> SkipSample:
     return SkipSample("empty_conversation", f"no conversation among the keys ({keys}); {_EXPECTED_LAYOUT}")
 
 
-def _message(message: Any, pictures: list[str]) -> tuple[str, str]:
+def _message(message: Any, pictures: list[Picture]) -> tuple[str, str]:
     """Returns (kind, text) of a message; kind is "question", "answer" or "system". Adds image names to `pictures`."""
     if isinstance(message, list):
         raise SkipSample("unknown_layout", f"a message is a list (pairs or columns); {_EXPECTED_LAYOUT}")
@@ -247,7 +276,7 @@ def _text(value: Any, key: str) -> str:
     raise SkipSample("bad_record", f"`{key}` is {type(value).__name__}; expected text or a number")
 
 
-def _parts(content: Iterable[Any], pictures: list[str]) -> Iterable[str]:
+def _parts(content: Iterable[Any], pictures: list[Picture]) -> Iterable[str]:
     """Yields the texts of a list of parts, with a marker for each picture; adds picture names to `pictures`."""
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -257,10 +286,11 @@ def _parts(content: Iterable[Any], pictures: list[str]) -> Iterable[str]:
             yield _text(part.get("text"), "text")
         elif kind in ("image", "image_url"):
             name = next((part[key] for key in ("image", "image_url", "path", "url") if part.get(key)), None)
-            name = name.get("url") if isinstance(name, dict) else name
-            if name is not None and not isinstance(name, str):
+            if isinstance(name, dict) and "url" in name:
+                name = name["url"]
+            if name is not None and not isinstance(name, str | bytes | dict):
                 raise SkipSample("bad_record", f"an {kind} part names no file")
-            pictures += [] if name is None else [name]
+            pictures += [picture] if (picture := _picture(name, kind)) else []
             yield IMAGE_MARKER
         else:
             raise SkipSample("unknown_layout", f"a content part of type {str(kind)[:50]!r}; expected text or image")

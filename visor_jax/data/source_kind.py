@@ -42,8 +42,8 @@ class RecordSource(Source, Protocol):
         """Returns the error that names splits without records."""
         ...
 
-    def picture_files(self, index: int) -> Iterable[tuple[str, Path | None]]:
-        """Returns (name, path) of each picture of sample `index`; the path is None if the file does not exist."""
+    def picture_files(self, index: int) -> Iterable[tuple[str, Path | bytes | None]]:
+        """Returns (name, content) of each picture of sample `index`: a file, bytes, or None if it cannot be read."""
         ...
 
 

@@ -36,7 +36,7 @@ def open_source(tmp_path: Path) -> Open:
     def make(content: Any, name: str = "set.json", **options: Any) -> LlavaSource:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         (tmp_path / name).write_bytes(data)
-        return LlavaSource(tmp_path / name, tmp_path, max_image_pixels=1000, **options)
+        return LlavaSource(tmp_path / name, tmp_path, **{"max_image_pixels": 1000, **options})
 
     return make
 
@@ -261,17 +261,16 @@ def test_too_many_pictures_are_refused_before_any_is_opened(
     bad = record(image=["1.png"] * 3, conversations=[human("<image>" * 3), gpt("x")])
     source = open_source([bad], max_pictures=3)
     assert len(source[0].images) == 3
-    monkeypatch.setattr("visor_jax.data.sources.llava.open_under", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("visor_jax.data.sources.stored.open_under", lambda *_: pytest.fail("opened"))
     with pytest.raises(SkipSample, match=r"3 pictures; data\.tiles=2") as caught:
         open_source([bad], max_pictures=2)[0]
     assert caught.value.reason == "too_long"
 
 
 def test_the_pictures_of_a_record_share_one_bound_on_pixels(open_source: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visor_jax.data.sources.llava.DEFAULT_MAX_PIXELS", 60)  # each has 24
+    monkeypatch.setattr("visor_jax.data.sources.stored.DEFAULT_MAX_PIXELS", 60)  # each has 24
     two, three = (record(image=["1.png"] * n, conversations=[human("<image>" * n), gpt("x")]) for n in (2, 3))
-    source = open_source([two, three])
-    source._max_image_pixels = 30
+    source = open_source([two, three], max_image_pixels=30)
     assert len(source[0].images) == 2
     with pytest.raises(SkipSample, match="after the record's other pictures") as caught:
         source[1]
