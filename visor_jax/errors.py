@@ -1,7 +1,7 @@
 """The two kinds of expected errors, and helpers for their messages.
 
-Standard library only. `visor_jax.commands.command_line` turns them, and an `OSError` (`of_system`), into an exit status
-and one line on stderr. Any other exception is a defect and keeps its traceback.
+Standard library only. `visor_jax.commands.command_line` turns them, and an `OSError` (`from_os_error`), into an exit
+status and one line on stderr. Any other exception is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class RunError(Exception):
 
 # System errors that make the request wrong: the path does not exist, is not accessible, is of another kind, or has too
 # long a name. All other system errors are failures while running.
-NEVER = {
+REQUEST_ERRNOS = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENXIO, errno.EINVAL),
 }
@@ -45,10 +45,12 @@ NEVER = {
 
 def unwritable(place: str, error: OSError) -> RequestError | RunError:
     """Returns the error for an unwritable `place`: RunError for a full disk, RequestError for a wrong path."""
-    return (RequestError if error.errno in NEVER else RunError)(f"{place}: cannot be written: {_reason(error)}")
+    return (RequestError if error.errno in REQUEST_ERRNOS else RunError)(
+        f"{place}: cannot be written: {_reason(error)}"
+    )
 
 
-def of_system(error: OSError) -> RequestError | RunError | None:
+def from_os_error(error: OSError) -> RequestError | RunError | None:
     """Converts an error of the operating system; None if it names no path.
 
     An exhausted resource (`ENOSPC`, `EMFILE`, ...) is converted even without a path.
@@ -57,7 +59,7 @@ def of_system(error: OSError) -> RequestError | RunError | None:
         exhausted = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
         return RunError(_reason(error)) if error.errno in exhausted else None
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    return (RequestError if error.errno in NEVER else RunError)(f"{place}: {_reason(error)}")
+    return (RequestError if error.errno in REQUEST_ERRNOS else RunError)(f"{place}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

@@ -279,7 +279,7 @@ def test_an_evaluation_of_other_records_or_pictures_is_made_again(tiny_copy: Pat
     model, evaluated = load(tiny_copy), tiny_copy / "eval" / "test.json"
 
     def is_kept() -> bool:
-        return stages.made_of(evaluated, evaluation_identity(config, model, workdir, "test"))
+        return stages.is_current(evaluated, evaluation_identity(config, model, workdir, "test"))
 
     assert not is_kept(), "it is of generated data"
     evaluate(config, model, workdir)

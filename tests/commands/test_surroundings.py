@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from visor_jax.__main__ import main
-from visor_jax.errors import RequestError, RunError, of_system, unwritable
+from visor_jax.errors import RequestError, RunError, from_os_error, unwritable
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -245,21 +245,21 @@ def test_one_line_and_the_right_status(
 
 # --- the mechanism ----------------------------------------------------------------------------------------------------
 
-NEVER = "ENOENT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"
+REQUEST_ERRNOS = "ENOENT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP"
 OUT = "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE"
 
 
-@pytest.mark.parametrize("name", [*NEVER, *OUT])
+@pytest.mark.parametrize("name", [*REQUEST_ERRNOS, *OUT])
 def test_errors_of_the_system_by_number(name: str) -> None:
-    kind, number = RequestError if name in NEVER else RunError, getattr(errno, name)
-    told = of_system(OSError(number, os.strerror(number), "/some/where\n.json"))
+    kind, number = RequestError if name in REQUEST_ERRNOS else RunError, getattr(errno, name)
+    told = from_os_error(OSError(number, os.strerror(number), "/some/where\n.json"))
     assert type(told) is kind and str(told) == f"/some/where\n.json: {os.strerror(number)}"
     assert type(unwritable("--out=x", OSError(number, os.strerror(number)))) is kind
 
 
 def test_errors_without_a_path() -> None:
     """What ran out is said all the same; anything else is a defect and keeps its traceback."""
-    assert str(of_system(OSError(errno.ENOSPC, "No space left on device"))) == "No space left on device"
-    assert of_system(OSError(errno.EBADF, "Bad file descriptor")) is None
-    assert of_system(OSError("in words")) is None
-    assert str(of_system(OSError(errno.ENOSPC, "No space left on device", b"/a"))) == "/a: No space left on device"
+    assert str(from_os_error(OSError(errno.ENOSPC, "No space left on device"))) == "No space left on device"
+    assert from_os_error(OSError(errno.EBADF, "Bad file descriptor")) is None
+    assert from_os_error(OSError("in words")) is None
+    assert str(from_os_error(OSError(errno.ENOSPC, "No space left on device", b"/a"))) == "/a: No space left on device"

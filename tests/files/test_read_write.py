@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from visor_jax.errors import RequestError, of_system
+from visor_jax.errors import RequestError, from_os_error
 from visor_jax.files.read_write import open_regular, parse_json, read_json, read_regular, write_bytes, write_json
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, make: Callable
     before = (tmp_path / "x").lstat()
     with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as error:
         write_bytes(tmp_path / "x", b"new")
-    assert error.value.filename == str(tmp_path / "x") and type(of_system(error.value)) is RequestError
+    assert error.value.filename == str(tmp_path / "x") and type(from_os_error(error.value)) is RequestError
     assert (tmp_path / "x").lstat() == before and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

@@ -9,8 +9,8 @@ from visor_jax import testing
 from visor_jax.data.anyres import tile_count, visual_token_count
 from visor_jax.data.collate import RowShape
 from visor_jax.generate.buckets import (
-    LEAST_VISUAL,
     MAX_ROWS,
+    MIN_VISUAL,
     TILES,
     batch_bucket,
     batches,
@@ -28,7 +28,7 @@ def test_a_bucket_holds_its_prompt_and_little_more(size: RowShape) -> None:
     row_shape = row_bucket(size)
     assert row_shape.holds(size) and row_shape.tiles >= 1 and row_shape.visual >= 1
     assert row_shape.tiles <= max(1.25 * size.tiles, size.tiles + 1)
-    assert row_shape.visual <= max(1.125 * size.visual, size.visual + LEAST_VISUAL)
+    assert row_shape.visual <= max(1.125 * size.visual, size.visual + MIN_VISUAL)
     assert row_bucket(row_shape) == row_shape, "a bucket is its own"
 
 

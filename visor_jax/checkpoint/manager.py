@@ -27,11 +27,11 @@ from visor_jax.checkpoint.manifest import COMMIT, Damaged, Manifest, Unfinished,
 from visor_jax.checkpoint.restoring import (
     ADDED,
     ARRAYS,
+    absolute,
     all_damaged,
     find_newest,
     foreign,
     read_arrays,
-    rooted,
     steps_in,
 )
 from visor_jax.errors import RequestError, RunError
@@ -70,7 +70,7 @@ class Checkpoints:
           retry_seconds: delay after a failed save.
           copied_bytes: see `ArraySaver`.
         """
-        self._folder, self._identity, self._keep = rooted(folder), plain(identity), keep
+        self._folder, self._identity, self._keep = absolute(folder), plain(identity), keep
         self._retry_seconds = retry_seconds
         self._copied_bytes = copied_bytes
         self._saver, self._worker = ArraySaver(copied_bytes), ThreadPoolExecutor(1, "checkpoint")

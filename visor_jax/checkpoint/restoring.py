@@ -83,7 +83,7 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
     """
     folder = workdir.stage(stage)
     manifest = examine_complete(folder, items=("params",))
-    place = rooted(folder.path / "checkpoints") / str(manifest.step)
+    place = absolute(folder.path / "checkpoints") / str(manifest.step)
     if (workdir.path / "config.json").exists() and (differences := workdir.differences(stage, manifest.identity)):
         raise foreign(place, differences)
     if shardings is not None:
@@ -100,7 +100,7 @@ def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) 
     if not folder.is_complete():
         raise RequestError(f"{folder.path}: stage {folder.path.name!r} is not complete; run it first")
     complete = folder.complete()
-    place = rooted(folder.path / "checkpoints") / str(complete.step)
+    place = absolute(folder.path / "checkpoints") / str(complete.step)
     try:
         manifest = examine(place, items)
     except (Unfinished, Damaged) as error:
@@ -124,7 +124,7 @@ def _is_of_earlier_version(complete: Complete, place: Path) -> bool:
 def identity_of(folder: StageFolder) -> dict[str, Any] | None:
     """Returns the identity in a complete stage's manifest; None if it cannot be read (loading reports the reason)."""
     try:
-        place = rooted(folder.path / "checkpoints") / str(folder.complete().step)
+        place = absolute(folder.path / "checkpoints") / str(folder.complete().step)
         return read_manifest(place).identity
     except (Unfinished, Damaged):
         return None
@@ -151,7 +151,7 @@ def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) ->
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def rooted(folder: Path) -> Path:
+def absolute(folder: Path) -> Path:
     """Returns an absolute path, as Orbax requires; bucket paths are absolute already."""
     path = as_path(folder)
     return path if "://" in os.fspath(path) else path.absolute()

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from visor_jax import __version__
-from visor_jax.errors import INTERRUPTED, RequestError, RunError, nearest, of_system, one_line
+from visor_jax.errors import INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import Stop, is_watched, was_interrupted
 
@@ -67,7 +67,7 @@ def run(argv: list[str], stop: Stop) -> int:
             return INTERRUPTED
         expected = error if isinstance(error, RequestError | RunError) else None
         if isinstance(error, OSError):
-            expected = of_system(error)
+            expected = from_os_error(error)
             if error.filename == _STDOUT:
                 _drop_output()
         if expected is None:

@@ -147,12 +147,12 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     with supervised(), watched(config.train.hang_seconds), workdir.lock():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
-        if not made_of(evaluated, evaluation_identity(config, model, workdir, "test")):
+        if not is_current(evaluated, evaluation_identity(config, model, workdir, "test")):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
         write_report(workdir)  # also before the export, which may fail
         proof = exported / "parity.json"
-        if not of_model(proof, model):
+        if not is_export_of(proof, model):
             with timed(workdir, "export"):
                 about = about_stage(config.export, workdir, model.stage)
                 export(model, exported, stage=model.stage, force=proof.exists(), about=about)
@@ -165,22 +165,22 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     }
 
 
-def made_of(result: Path, identity: dict[str, Any]) -> bool:
+def is_current(result: Path, identity: dict[str, Any]) -> bool:
     """Returns whether a result file exists and was made with this model, data and settings."""
     record = read_json(result) if result.exists() else None
     return isinstance(record, dict) and record.get("identity") == identity
 
 
-def of_model(proof: Path, model: Any) -> bool:
+def is_export_of(proof: Path, model: Any) -> bool:
     """Returns whether an export's parity.json exists, belongs to this model, and the export's files are complete."""
     record = read_json(proof) if proof.exists() else None
     if not isinstance(record, dict) or (record.get("stage"), record.get("model")) != (model.stage, model.fingerprint):
         return False
     files = record.get("files", {})  # earlier versions recorded none
-    return isinstance(files, dict) and all(_is_whole(proof.parent / Path(name).name, files[name]) for name in files)
+    return isinstance(files, dict) and all(_is_intact(proof.parent / Path(name).name, files[name]) for name in files)
 
 
-def _is_whole(file: Path, size: Any) -> bool:
+def _is_intact(file: Path, size: Any) -> bool:
     """Returns whether a file of an export exists; weights must have their size, other files may have been edited."""
     return file.is_file() and (file.suffix != ".safetensors" or file.stat().st_size == size)
 

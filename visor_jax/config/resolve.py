@@ -46,10 +46,10 @@ from visor_jax.config.schema import (
     Config,
     TrainConfig,
     all_names,
-    built,
+    build_config,
     field_of,
 )
-from visor_jax.config.values import Field, from_text, typed
+from visor_jax.config.values import Field, convert, from_text
 from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_json, read_regular
 
@@ -160,13 +160,13 @@ def validate(config: ConfigLike) -> Config:
         if field is None:
             raise unknown_field(name, _shown(value))
         try:
-            checked[name] = typed(value, field)
+            checked[name] = convert(value, field)
         except ValueError as error:
             raise _wrong(name, value, _shown(value), error) from error
     for name in SCHEMA:
         if name not in checked:
             raise RequestError(f"{name}: missing; expected a configuration that starts from default_config()")
-    result = built(checked)
+    result = build_config(checked)
     check_together(result, [(stage, stage_config(result, stage)) for stage in TRAINED_STAGES])
     return result
 
@@ -349,7 +349,7 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _parse(name: str, text: str, field: Field) -> Any:
     """Converts an override's text to the field's type, or raises the `RequestError` for it."""
     try:
-        return typed(from_text(text, field), field)
+        return convert(from_text(text, field), field)
     except ValueError as error:
         raise _wrong(name, text, _given(text), error) from error
 

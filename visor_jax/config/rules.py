@@ -49,7 +49,7 @@ def one_of(*names: str) -> Rule:
     return Rule(lambda value: value in names, "one of " + ", ".join(repr(name) for name in names))
 
 
-def some_of(names: Iterable[str]) -> Rule:
+def ordered_subset(names: Iterable[str]) -> Rule:
     """Accepts a tuple of distinct names in the order of `names`."""
     order = list(names)
 

@@ -36,10 +36,10 @@ from visor_jax.config.rules import (
     below_one,
     not_empty,
     one_of,
-    some_of,
+    ordered_subset,
     within,
 )
-from visor_jax.config.values import Field, described
+from visor_jax.config.values import Field, describe_field
 
 ASSETS = Path(__file__).parents[1] / "data" / "assets"
 # Names of the built-in tokenizers. The first belongs to the generated data set of the same name.
@@ -348,7 +348,7 @@ class Config:
     stages: tuple[str, ...] = setting(
         ("base", "warmup", "full", "search", "universal", "label", "policy"),
         "the stages that `run` runs",
-        some_of(STAGES),
+        ordered_subset(STAGES),
     )
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -373,20 +373,20 @@ def _tree(node: Any) -> dict[str, Any]:
     return {name: _tree(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
 
-def _described(kind: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+def _describe_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
     """Yields (dotted name, field) of every field below a dataclass, in declaration order."""
     annotations = get_type_hints(kind)
-    for stated in dataclasses.fields(kind):
-        annotation: Any = annotations[stated.name]
+    for declared in dataclasses.fields(kind):
+        annotation: Any = annotations[declared.name]
         if annotation is StageOverrides:
             continue
         if dataclasses.is_dataclass(annotation):
-            yield from _described(annotations[stated.name], f"{prefix}{stated.name}.")
+            yield from _describe_fields(annotations[declared.name], f"{prefix}{declared.name}.")
         else:
-            yield f"{prefix}{stated.name}", described(stated, annotation)
+            yield f"{prefix}{declared.name}", describe_field(declared, annotation)
 
 
-SCHEMA: dict[str, Field] = dict(_described(Config))
+SCHEMA: dict[str, Field] = dict(_describe_fields(Config))
 
 
 def field_of(name: str) -> Field | None:
@@ -403,12 +403,12 @@ def all_names() -> list[str]:
     return [*SCHEMA, *(f"stage_overrides.{stage}.{name}" for stage in TRAINED_STAGES for name in of_train)]
 
 
-def built(values: Mapping[str, Any]) -> Config:
+def build_config(values: Mapping[str, Any]) -> Config:
     """Builds the `Config` from {dotted name: value} with every name of `SCHEMA` and any stage overrides."""
-    return _built(Config, "", values)
+    return _build_section(Config, "", values)
 
 
-def _built(kind: type[ValueT], prefix: str, values: Mapping[str, Any]) -> ValueT:
+def _build_section(kind: type[ValueT], prefix: str, values: Mapping[str, Any]) -> ValueT:
     parts: dict[str, Any] = {}
     annotations: dict[str, Any] = get_type_hints(kind)
     for name, annotation in annotations.items():
@@ -418,5 +418,5 @@ def _built(kind: type[ValueT], prefix: str, values: Mapping[str, Any]) -> ValueT
             parts[name] = TrainOverrides.of(**overrides)
         else:
             nested = dataclasses.is_dataclass(annotation)
-            parts[name] = _built(annotations[name], f"{full}.", values) if nested else values[full]
+            parts[name] = _build_section(annotations[name], f"{full}.", values) if nested else values[full]
     return kind(**parts)

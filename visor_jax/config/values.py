@@ -28,17 +28,17 @@ class Field:
     element: type | tuple[type, ...] = str
 
 
-def described(stated: dataclasses.Field[Any], annotation: Any) -> Field:
+def describe_field(declared: dataclasses.Field[Any], annotation: Any) -> Field:
     """Returns the `Field` for a dataclass field and its resolved annotation."""
     kind = get_origin(annotation) or annotation
     element: Any = str
     if kind is tuple:
         element = get_args(annotation)[0]
         element = get_args(element) if get_origin(element) is tuple else element
-    return Field(stated.default, kind, element=element, **stated.metadata)
+    return Field(declared.default, kind, element=element, **declared.metadata)
 
 
-def typed(value: Any, field: Field) -> Any:
+def convert(value: Any, field: Field) -> Any:
     """Converts `value` to the field's type: integers to floats for float fields, lists to tuples.
 
     Raises:
@@ -81,7 +81,7 @@ def _type_name(kind: type | tuple[type, ...]) -> str:
 
 
 def from_text(text: str, field: Field) -> Any:
-    """Converts an override's text to the field's type; returns text that does not convert, for `typed` to reject."""
+    """Converts an override's text to the field's type; returns text that does not convert, for `convert` to reject."""
     return _parse_list(text, field.element) if field.kind is tuple else _parse_scalar(text, field.kind)
 
 

@@ -14,12 +14,12 @@ from visor_jax.data.collate import RowShape
 MAX_ROWS = 8  # of a batch of questions
 TILES = (1, 2, 3, 5, 7, 10, 13, 17, 21, 26, 31, 37)  # 1 + rows * columns of AnyRes, thinned out; 37 is its largest
 LARGEST_PICTURE = 8832  # visual positions: the largest AnyRes picture has 8,765
-LEAST_VISUAL, LEAST_TEXT, LEAST_CAPACITY = 8, 32, 64
+MIN_VISUAL, MIN_TEXT, MIN_CAPACITY = 8, 32, 64
 
 
-def bucket(size: int, least: int) -> int:
-    """Rounds `size` up to a multiple of `least` up to 16 of them; beyond that, to one of eight steps per doubling."""
-    step = least
+def bucket(size: int, unit: int) -> int:
+    """Rounds `size` up to a multiple of `unit` up to 16 of them; beyond that, to one of eight steps per doubling."""
+    step = unit
     while size > 16 * step:
         step *= 2
     return max(-(-size // step), 1) * step
@@ -28,15 +28,15 @@ def bucket(size: int, least: int) -> int:
 def row_bucket(size: RowShape) -> RowShape:
     """Returns the bucket that holds one prompt."""
     tiles = next((count for count in TILES if size.tiles <= count), bucket(size.tiles, 8))
-    visual = bucket(size.visual, LEAST_VISUAL)
+    visual = bucket(size.visual, MIN_VISUAL)
     if size.visual <= LARGEST_PICTURE < visual:
         visual = LARGEST_PICTURE
-    return RowShape(tiles, visual, bucket(size.text, LEAST_TEXT))
+    return RowShape(tiles, visual, bucket(size.text, MIN_TEXT))
 
 
 def cache_bucket(tokens: int) -> int:
     """Returns the capacity of a text cache for this many tokens, a power of two; a full cache doubles."""
-    return max(LEAST_CAPACITY, 1 << (tokens - 1).bit_length())
+    return max(MIN_CAPACITY, 1 << (tokens - 1).bit_length())
 
 
 def batch_bucket(count: int) -> int:
@@ -71,5 +71,5 @@ def batches(row_shapes: Sequence[RowShape]) -> list[list[int]]:
 
 def _is_near(prompt: RowShape, shared: RowShape) -> bool:
     """Returns whether the shared row shape is at most twice as wide as the prompt's."""
-    visual, text = 2 * max(prompt.visual, 16 * LEAST_VISUAL), 2 * max(prompt.text, 4 * LEAST_TEXT)
+    visual, text = 2 * max(prompt.visual, 16 * MIN_VISUAL), 2 * max(prompt.text, 4 * MIN_TEXT)
     return shared.visual <= visual and shared.text <= text

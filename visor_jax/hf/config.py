@@ -78,7 +78,7 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
         _with_defaults(root.section("vision_config"), VISION_DEFAULTS),
     )
     _check_supported(root, text, vision)
-    ties = [section.flag("tie_word_embeddings", False) for section in (text, root)]
+    ties = [section.boolean("tie_word_embeddings", False) for section in (text, root)]
     decoder, tower = _text(text, any(ties)), _vision(root, vision)
     plan = root.get("plan", PLANS[root.values["model_type"]])
     if plan not in ("dense", "visor"):
@@ -92,11 +92,11 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
         vision=tower,
         cross=_cross(root, decoder, plan),
         policy=PolicyArchitecture(
-            root.whole("policy_hidden_size", POLICY_HIDDEN_SIZE), root.whole("policy_max_budgets", 32)
+            root.integer("policy_hidden_size", POLICY_HIDDEN_SIZE), root.integer("policy_max_budgets", 32)
         ),
         anyres=AnyResArchitecture(pinpoints, _max_tiles(root), mean, std),
         plan=plan,
-        bidirectional_vision=root.flag("bidirectional_vision", False),
+        bidirectional_vision=root.boolean("bidirectional_vision", False),
         pattern=pattern,
         head_layers=head_layers,
     )
@@ -112,7 +112,7 @@ def _pattern(config: Section, text: Section, layers: int, plan: str) -> tuple[tu
     pattern = tuple(LayerKind(kind) for kind in names)
     if not {LayerKind.CROSS, LayerKind.SELF} <= set(pattern):
         raise config.wrong("layer_pattern", "at least one 'cross' and one 'self'")
-    head_layers = config.whole("head_layers", 0, least=0, most=MAX_LAYERS)
+    head_layers = config.integer("head_layers", 0, minimum=0, maximum=MAX_LAYERS)
     if layers < head_layers + len(pattern):
         raise text.wrong("num_hidden_layers", f"at least {head_layers + len(pattern)} with plan 'visor'")
     slots = (layers - head_layers) // len(pattern) * pattern.count(LayerKind.SELF)
@@ -140,34 +140,34 @@ def _with_defaults(section: Section, defaults: Mapping[str, Any]) -> Section:
 
 
 def _text(text: Section, tied: bool) -> TextArchitecture:
-    hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads", most=MAX_HEADS)
-    kv_heads = text.whole("num_key_value_heads", most=MAX_HEADS)
+    hidden, heads = text.integer("hidden_size"), text.integer("num_attention_heads", maximum=MAX_HEADS)
+    kv_heads = text.integer("num_key_value_heads", maximum=MAX_HEADS)
     if heads % kv_heads:
         raise text.wrong("num_attention_heads", f"a multiple of num_key_value_heads, {kv_heads}")
-    head_dim = text.whole("head_dim", max(hidden // heads, 1), most=MAX_HEAD_DIM)
+    head_dim = text.integer("head_dim", max(hidden // heads, 1), maximum=MAX_HEAD_DIM)
     rope = text.section("rope_scaling" if text.values.get("rope_scaling") else "rope_parameters", {})
     if head_dim % 2:
         raise text.wrong("head_dim", f"an even number, for rotary embedding, not {head_dim}")
     return TextArchitecture(
-        vocab_size=text.whole("vocab_size", most=MAX_VOCABULARY),
+        vocab_size=text.integer("vocab_size", maximum=MAX_VOCABULARY),
         hidden_size=hidden,
-        intermediate_size=text.whole("intermediate_size", most=MAX_VOCABULARY),
-        num_layers=text.whole("num_hidden_layers", most=MAX_LAYERS),
+        intermediate_size=text.integer("intermediate_size", maximum=MAX_VOCABULARY),
+        num_layers=text.integer("num_hidden_layers", maximum=MAX_LAYERS),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=rope.positive("rope_theta", text.positive("rope_theta", 10_000.0)),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         tie_word_embeddings=tied,
-        max_positions=text.whole("max_position_embeddings", 32_768),
+        max_positions=text.integer("max_position_embeddings", 32_768),
     )
 
 
 def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttentionArchitecture:
-    heads = config.whole("cross_num_key_value_heads", text.num_kv_heads, most=MAX_HEADS)
+    heads = config.integer("cross_num_key_value_heads", text.num_kv_heads, maximum=MAX_HEADS)
     if text.num_heads % heads:
         raise config.wrong("cross_num_key_value_heads", f"a divisor of num_attention_heads, {text.num_heads}")
-    taps = config.whole("cross_kernel_size", 7, most=MAX_KERNEL)
+    taps = config.integer("cross_kernel_size", 7, maximum=MAX_KERNEL)
     if taps % 2 == 0:
         raise config.wrong("cross_kernel_size", "an odd number")
     # Layers added to a dense model are copies; those of a VISOR plan are stored and may have any number of heads.
@@ -175,19 +175,19 @@ def _cross(config: Section, text: TextArchitecture, plan: str) -> CrossAttention
 
 
 def _vision(config: Section, vision: Section) -> VisionArchitecture:
-    hidden, tile = vision.whole("hidden_size"), vision.whole("image_size", most=MAX_TILE)
-    heads = vision.whole("num_attention_heads", most=MAX_HEADS)
+    hidden, tile = vision.integer("hidden_size"), vision.integer("image_size", maximum=MAX_TILE)
+    heads = vision.integer("num_attention_heads", maximum=MAX_HEADS)
     if hidden % heads:
         raise vision.wrong("num_attention_heads", f"a divisor of hidden_size, {hidden}")
     return VisionArchitecture(
         tile_size=tile,
-        patch_size=vision.whole("patch_size", most=tile),
+        patch_size=vision.integer("patch_size", maximum=tile),
         hidden_size=hidden,
-        intermediate_size=vision.whole("intermediate_size", most=MAX_VOCABULARY),
-        num_layers=_tower_layers(config, vision.whole("num_hidden_layers", most=MAX_LAYERS)),
+        intermediate_size=vision.integer("intermediate_size", maximum=MAX_VOCABULARY),
+        num_layers=_tower_layers(config, vision.integer("num_hidden_layers", maximum=MAX_LAYERS)),
         num_heads=heads,
         layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
-        patch_local=config.flag("patch_local", False),
+        patch_local=config.boolean("patch_local", False),
     )
 
 
@@ -260,7 +260,7 @@ def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> t
     """Reads the fields that our exports add: stage, viable budgets, whether there is a policy, system prompt."""
     root = Section(config, f"{folder / 'config.json'}: ")
     stage, names = root.get("training_stage", "base"), root.get("viable_budgets", [])
-    system, has_policy = config.get("system_prompt"), root.flag("has_policy", False)
+    system, has_policy = config.get("system_prompt"), root.boolean("has_policy", False)
     if stage not in TRAINED_STAGES:
         raise root.wrong("training_stage", f"one of {', '.join(TRAINED_STAGES)}")
     viable = parse_budgets(names, arch.num_slots, where=f"{root.where}viable_budgets")
@@ -276,7 +276,7 @@ def own_fields(config: Mapping[str, Any], arch: Architecture, folder: Path) -> t
 def image_token_of(config: Mapping[str, Any], folder: Path) -> int:
     """Returns the placeholder token of a picture: `image_token_index`, or `image_token_id` in newer files."""
     name = "image_token_id" if config.get("image_token_index") is None else "image_token_index"
-    return Section(config, f"{folder / 'config.json'}: ").whole(name, IMAGE_TOKEN, least=0, most=MAX_VOCABULARY)
+    return Section(config, f"{folder / 'config.json'}: ").integer(name, IMAGE_TOKEN, minimum=0, maximum=MAX_VOCABULARY)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

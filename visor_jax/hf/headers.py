@@ -149,13 +149,13 @@ def _check_layout(folder: Path, names: Sequence[str]) -> None:
 # --- text for messages ------------------------------------------------------------------------------------------------
 
 
-def shown(name: str, most: int = 120) -> str:
-    """Escapes unprintable text from outside for a terminal and shortens it to `most` characters."""
+def shown(name: str, length: int = 120) -> str:
+    """Escapes unprintable text from outside for a terminal and shortens it to `length` characters."""
     name = name if name.isprintable() else ascii(name)
-    return name if len(name) <= most else f"{name[: most - 3]}..."
+    return name if len(name) <= length else f"{name[: length - 3]}..."
 
 
-def listed(names: Sequence[str], most: int) -> str:
-    """ "a, b and 3 more": the first `most` of the names."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+def listed(names: Sequence[str], count: int) -> str:
+    """Lists the first `count` names, as "a, b and 3 more"."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -48,7 +48,7 @@ def local_folder(path: str | Path) -> str | Path:
 
 
 def hint(path: Path) -> str:
-    """Suggestions for a missing `path`: similar names next to it, and the hub syntax. Starts with "; ", or is empty."""
+    """Returns hints for a missing `path`: similar names next to it, and the hub syntax; "" or begins with "; "."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

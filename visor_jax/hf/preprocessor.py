@@ -79,11 +79,11 @@ def pixel_statistics(
     if kind is not None and kind not in PROCESSORS:
         raise pixels.wrong("image_processor_type", f"{PROCESSORS[0]!r}, whose tiles are all that this package cuts")
     for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-        if not pixels.flag(name, True):
+        if not pixels.boolean(name, True):
             raise pixels.wrong(name, "true, all that this package computes")
-    if pixels.flag("do_center_crop", False):
+    if pixels.boolean("do_center_crop", False):
         raise pixels.wrong("do_center_crop", "false, all that this package computes")
-    pixels.flag("do_pad", True)  # pads batches only; both values give the same pixels
+    pixels.boolean("do_pad", True)  # pads batches only; both values give the same pixels
     factor = pixels.positive("rescale_factor", 1 / 255)
     if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise pixels.wrong("rescale_factor", f"1/255 ({1 / 255})")
@@ -97,8 +97,8 @@ def pixel_statistics(
     grids = pixels.values.get("image_grid_pinpoints")
     if grids is not None and grids != [list(pair) for pair in pinpoints]:
         raise pixels.wrong("image_grid_pinpoints", "the same pairs in the same order as in config.json, or none")
-    mean = pixels.channels("image_mean", CLIP_MEAN, least=0, most=1)  # also the padding color
-    return mean, pixels.channels("image_std", CLIP_STD, least=1e-4, most=1e4)
+    mean = pixels.channels("image_mean", CLIP_MEAN, minimum=0, maximum=1)  # also the padding color
+    return mean, pixels.channels("image_std", CLIP_STD, minimum=1e-4, maximum=1e4)
 
 
 def _is_square(size: Any, side: int) -> bool:

@@ -64,11 +64,11 @@ class Section:
             raise self.wrong(name, "an object")
         return Section(value, f"{self.where}{name}.")
 
-    def whole(self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_WIDTH) -> int:
-        """Returns an integer from `least` to `most`."""
+    def integer(self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = MAX_WIDTH) -> int:
+        """Returns an integer from `minimum` to `maximum`."""
         value = self.get(name, default)
-        if type(value) is not int or not least <= value <= most:
-            raise self.wrong(name, f"a whole number from {least} to {most}")
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise self.wrong(name, f"a whole number from {minimum} to {maximum}")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
@@ -78,18 +78,20 @@ class Section:
             raise self.wrong(name, "a positive number")
         return float(value)
 
-    def flag(self, name: str, default: bool) -> bool:
+    def boolean(self, name: str, default: bool) -> bool:
         """Returns a boolean."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.wrong(name, "true or false")
         return value
 
-    def channels(self, name: str, default: Sequence[float], *, least: float, most: float) -> tuple[float, float, float]:
-        """Returns three numbers from `least` to `most`, for red, green and blue."""
+    def channels(
+        self, name: str, default: Sequence[float], *, minimum: float, maximum: float
+    ) -> tuple[float, float, float]:
+        """Returns three numbers from `minimum` to `maximum`, for red, green and blue."""
         value = self.get(name, list(default))
         is_list = isinstance(value, list) and len(value) == 3
-        if not (is_list and all(type(x) in (int, float) and least <= x <= most for x in value)):
-            raise self.wrong(name, f"three numbers from {least:g} to {most:g}")
+        if not (is_list and all(type(x) in (int, float) and minimum <= x <= maximum for x in value)):
+            raise self.wrong(name, f"three numbers from {minimum:g} to {maximum:g}")
         red, green, blue = map(float, value)
         return red, green, blue
