@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
 
 from visor_jax.architecture import Architecture
@@ -28,7 +29,6 @@ from visor_jax.config import architecture, load_config
 from visor_jax.data import anyres
 from visor_jax.data.collate import RowShape
 from visor_jax.data.packing import PoolShape, fill_pool
-from visor_jax.files.read_write import write_json
 
 ROOT = Path(__file__).resolve().parent
 SETTINGS = {  # name -> (shape of a pool, window)
@@ -161,7 +161,7 @@ def main() -> None:
     found = measure(options.steps, options.seed)
     assert all(math.isfinite(found[name]) for name in ("tower_padding", "fill", "fill_long"))
     if options.out:
-        write_json(options.out, found)
+        harness.save(found, options.out)
     print(json.dumps(found)) if options.json else show(found)
 
 
