@@ -363,3 +363,17 @@ def test_a_sparse_giant_is_refused_by_its_size(root: Path, start: bytes) -> None
         file.truncate(3 << 30)
 
     assert reason_of(root, "giant.png") == "too_large"
+
+
+def test_a_large_jpeg_may_be_decoded_at_a_fraction_of_its_size(root: Path) -> None:
+    """The reason why `data.reduced_jpeg` is off: shape and look stay, and tiles differ from those of the whole."""
+    smooth = picture(20, 30).resize((600, 400), Image.Resampling.BICUBIC)
+    (root / "large.jpg").write_bytes(encoded(smooth, "JPEG", quality=95))
+    shapes = [open_under(root, "large.jpg", 10**6, reduce_to=side).shape[:2] for side in (0, 401, 399, 200, 100, 1)]
+    assert shapes == [(400, 600), (400, 600), (400, 600), (200, 300), (100, 150), (50, 75)]
+    whole, half = (open_under(root, "large.jpg", 10**6, reduce_to=side) for side in (0, 200))
+    tiles = [np.asarray(Image.fromarray(x).resize((96, 96), Image.Resampling.BICUBIC), int) for x in (whole, half)]
+    difference = np.abs(tiles[0] - tiles[1])
+    assert difference.max() > 0 and difference.mean() < 4
+    (root / "large.png").write_bytes(encoded(smooth, "PNG"))
+    assert open_under(root, "large.png", 10**6, reduce_to=100).shape[:2] == (400, 600)

@@ -192,6 +192,9 @@ class DataConfig:
         "largest picture in pixels; larger ones are skipped, not decoded",
         within(1, PILLOW_MAX_PIXELS),
     )
+    reduced_jpeg: bool = setting(
+        False, "decode JPEGs far larger than their tiles at a fraction of their size: faster, tiles differ slightly"
+    )
     max_skipped_fraction: float = setting(
         0.05, "training stops when a larger fraction of the samples is skipped", within(0, 1)
     )

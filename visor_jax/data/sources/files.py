@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from visor_jax.config import Config
+from visor_jax.config import Config, architecture
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources.stored import WHOLE, Reading, RecordFile, StoredSource
@@ -69,9 +69,17 @@ def reading(config: Config, split: str) -> Reading:
         max_image_pixels=data.max_image_pixels,
         max_pictures=data.tiles,  # each picture takes at least one tile
         follow_links=data.follow_links,
+        reduce_to=_longest_sides(config) if data.reduced_jpeg else (0, 0),
         split=split,
         test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,
     )
+
+
+def _longest_sides(config: Config) -> tuple[int, int]:
+    """Returns the longest side in pixels that a record's only picture, and one of several, may have as tiles."""
+    arch = architecture(config)
+    tile = arch.vision.tile_size
+    return max(map(max, arch.anyres.pinpoints), default=tile), tile
 
 
 def check_root(root: Path) -> Path:

@@ -92,6 +92,7 @@ class Reading:
             same fraction "validation", and the rest "train". A hash of the record's picture names (of its id if it has
             none) decides, so adding records moves no other record.
         select: number of records -> the indices that are used, ascending; None for all. Applied before the split.
+        reduce_to: `images.decode_image`'s, of a picture that is its record's only one and of one among several.
     """
 
     max_image_pixels: int = DEFAULT_MAX_PIXELS
@@ -100,6 +101,7 @@ class Reading:
     split: str = "train"
     test_fraction: float = 0.0
     select: Callable[[int], Sequence[int]] | None = None
+    reduce_to: tuple[int, int] = (0, 0)
 
 
 class StoredSource:
@@ -233,7 +235,7 @@ class StoredSource:
         room = max(allowed, DEFAULT_MAX_PIXELS)
         for picture in record.pictures:
             try:
-                image = self._decode(picture, min(allowed, room))
+                image = self._decode(picture, min(allowed, room), self._reading.reduce_to[len(record.pictures) > 1])
             except SkipSample as why:
                 if why.reason == "too_many_pixels" and room < allowed:
                     raise SkipSample(why.reason, f"{why.detail}, after the record's other pictures") from None
@@ -242,10 +244,10 @@ class StoredSource:
             room -= image.shape[0] * image.shape[1]
         return tuple(images)
 
-    def _decode(self, picture: Picture, max_pixels: int) -> np.ndarray:
+    def _decode(self, picture: Picture, max_pixels: int, reduce_to: int) -> np.ndarray:
         if isinstance(picture, EmbeddedPicture):
-            return decode_embedded(picture.data, max_pixels, picture.name)
-        return open_under(self._root, picture, max_pixels, self._reading.follow_links)
+            return decode_embedded(picture.data, max_pixels, picture.name, reduce_to)
+        return open_under(self._root, picture, max_pixels, self._reading.follow_links, reduce_to)
 
     def _chosen_numbers(self) -> Sequence[int]:
         split = self._reading.split
