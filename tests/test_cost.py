@@ -184,11 +184,11 @@ def runs(draw) -> tuple[Architecture, tuple[bool, ...], int, int]:
 def test_decoder_formula_equals_the_specialized_program(run):
     """Matrix products are counted exactly; XLA's attention computes what causality hides, and the program no logits."""
     architecture, bits, num_visual, num_text = run
-    found = counted(specialize(bits, architecture), *decoder_specs(architecture, num_visual, num_text))
+    actual = counted(specialize(bits, architecture), *decoder_specs(architecture, num_visual, num_text))
     formula = decoder_flops(architecture, bits, num_visual, num_text, num_logits=0, causal_half=False)
     kinds = Plan.of(architecture).under(bits)
     formula -= kinds.count(LayerKind.CROSS) * conditional_position_flops(architecture, num_visual)
-    assert found == pytest.approx(formula, rel=1e-9)
+    assert actual == pytest.approx(formula, rel=1e-9)
 
 
 @pytest.mark.parametrize("bits", [(False,), (True,)], ids=budget_name)
@@ -229,8 +229,8 @@ def test_prefill_and_decode_step_formulas_equal_the_programs(run):
     assert counted(prefill(architecture, bits, num_text), *arguments) == pytest.approx(formula, rel=1e-9)
 
     _, cache, _ = jax.eval_shape(prefill(architecture, bits, num_text + 5), *arguments)
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))
-    assert held == cache_bytes(architecture, bits, num_visual, num_text + 5, bytes_per_value=4)
+    allocated = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))
+    assert allocated == cache_bytes(architecture, bits, num_visual, num_text + 5, bytes_per_value=4)
 
     step = functools.partial(caches.decode_step, bits=bits, arch=architecture)
     formula = decode_flops(architecture, bits, num_visual, num_text + 5)
@@ -256,8 +256,8 @@ def test_tower_formula_equals_the_program(patch_local, num_tiles):
     def encode(params, tiles):
         return connector(params["connector"], tower(params["vision"], tiles, vision, architecture.anyres))
 
-    found = counted(encode, parameter_specs(architecture), spec(1, num_tiles, 24, 24, 3, dtype=jnp.uint8))
-    assert found == pytest.approx(tower_flops(architecture, num_tiles), rel=1e-9)
+    actual = counted(encode, parameter_specs(architecture), spec(1, num_tiles, 24, 24, 3, dtype=jnp.uint8))
+    assert actual == pytest.approx(tower_flops(architecture, num_tiles), rel=1e-9)
 
 
 @pytest.mark.parametrize("bits", all_subsets(2), ids=bit_string)
@@ -268,8 +268,8 @@ def test_formulas_of_another_pattern_equal_the_programs(bits):
     ) == pytest.approx(counted(specialize(bits, architecture), *decoder_specs(architecture, 7, 5)), rel=1e-9)
     params, visual, _, _ = decoder_specs(architecture, 7, 5)
     _, cache, _ = jax.eval_shape(prefill(architecture, bits, 9), params, visual, prompt_specs(7, 5))
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))
-    assert held == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
+    allocated = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((cache.layers, cache.cross)))
+    assert allocated == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
 
 
 # --- how the formulas behave ------------------------------------------------------------------------------------------

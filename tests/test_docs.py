@@ -88,8 +88,8 @@ def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
 
 def members_of(node: ast.ClassDef, source: str) -> set[str]:
     """Names that a class defines; `*` where it inherits others."""
-    own = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
-    return {*defined(node.body), *re.findall(r"\bself\.(\w+)", own), *("*" for _ in node.bases)}
+    class_source = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
+    return {*defined(node.body), *re.findall(r"\bself\.(\w+)", class_source), *("*" for _ in node.bases)}
 
 
 def documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -124,15 +124,15 @@ def read_python(repository: Repository, path: str, source: str) -> None:
 
 @functools.cache
 def repository() -> Repository:
-    found = Repository()
+    repo = Repository()
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
-                add_file(found, path)
+                add_file(repo, path)
     for path in sorted(ROOT.iterdir()):
         if path.is_file():
-            add_file(found, path)
-    return found
+            add_file(repo, path)
+    return repo
 
 
 def add_file(repository: Repository, path: Path) -> None:
@@ -148,61 +148,61 @@ def add_file(repository: Repository, path: Path) -> None:
         repository.prose += [(name, number, line) for number, line in enumerate(lines, 1)]
 
 
-def unknown_module(dotted: str, known: Repository) -> bool:
+def unknown_module(dotted: str, repo: Repository) -> bool:
     """Whether "visor_jax.a.b.Class.attribute" does not exist; what follows a class is checked by `unknown_name`."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         path = "/".join(parts[:end])
-        module = f"{path}.py" if f"{path}.py" in known.members else f"{path}/__init__.py"
-        if module in known.members:
+        module = f"{path}.py" if f"{path}.py" in repo.members else f"{path}/__init__.py"
+        if module in repo.members:
             rest = parts[end:]
             dunder = rest and rest[0].startswith("__")
-            return bool(rest) and not dunder and rest[0] not in known.members[module] | exported(module, known)
+            return bool(rest) and not dunder and rest[0] not in repo.members[module] | exported(module, repo)
     return True
 
 
-def exported(module: str, known: Repository) -> set[str]:
+def exported(module: str, repo: Repository) -> set[str]:
     """Names that `visor_jax/__init__.py` imports when they are first used."""
-    return {"load", "Visor", "Plan", "Budget"} & known.names if module == "visor_jax/__init__.py" else set()
+    return {"load", "Visor", "Plan", "Budget"} & repo.names if module == "visor_jax/__init__.py" else set()
 
 
-def unknown_name(dotted: str, known: Repository) -> bool:
+def unknown_name(dotted: str, repo: Repository) -> bool:
     """Whether a part of `a.b.c` occurs nowhere in code, or a class of this package lacks the attribute named."""
     parts = dotted.split(".")
     if dotted in FOREIGN or parts[0] in LIBRARIES:
         return False
-    if any(part not in known.names for part in parts):
+    if any(part not in repo.names for part in parts):
         return True
-    owner = known.members.get(parts[0])
+    owner = repo.members.get(parts[0])
     if owner is None or len(parts) == 1 or "*" in owner:
         return False
     return parts[1] not in owner and not parts[1].startswith("__")
 
 
-def unknown_references(text: str, known: Repository) -> list[str]:
+def unknown_references(text: str, repo: Repository) -> list[str]:
     """Files, folders, modules and `names` in a text that this repository does not have."""
-    wrong = [name for name in FILE.findall(text) if name not in known.files | FOREIGN]
-    wrong += [name for name in FOLDER.findall(text) if name.rstrip("/") not in known.folders]
-    wrong += [f"visor_jax{rest}" for rest in MODULE.findall(text) if unknown_module(f"visor_jax{rest}", known)]
-    wrong += [name for name in CODE.findall(text) if f"{name}" not in wrong and unknown_name(name, known)]
-    return wrong
+    unknown = [name for name in FILE.findall(text) if name not in repo.files | FOREIGN]
+    unknown += [name for name in FOLDER.findall(text) if name.rstrip("/") not in repo.folders]
+    unknown += [f"visor_jax{rest}" for rest in MODULE.findall(text) if unknown_module(f"visor_jax{rest}", repo)]
+    unknown += [name for name in CODE.findall(text) if f"{name}" not in unknown and unknown_name(name, repo)]
+    return unknown
 
 
 def test_prose_names_only_what_exists() -> None:
-    known = repository()
-    wrong = [f"{path}:{line}: {name}" for path, line, text in known.prose for name in unknown_references(text, known)]
-    assert not wrong, "\n".join(["these do not exist:", *wrong])
+    repo = repository()
+    unknown = [f"{path}:{line}: {name}" for path, line, text in repo.prose for name in unknown_references(text, repo)]
+    assert not unknown, "\n".join(["these do not exist:", *unknown])
 
 
 def test_links_between_pages_lead_to_files() -> None:
-    wrong = [
+    unknown = [
         f"{path}:{line}: {link}"
         for path, line, text in repository().prose
         if path.endswith(".md")
         for link in LINK.findall(text)
         if "://" not in link and not (ROOT / path).parent.joinpath(link).exists()
     ]
-    assert not wrong, "\n".join(wrong)
+    assert not unknown, "\n".join(unknown)
 
 
 @pytest.mark.parametrize(
@@ -219,5 +219,5 @@ def test_links_between_pages_lead_to_files() -> None:
     ],
 )  # fmt: skip
 def test_a_reference_to_nothing_is_found(text: str, expected: list[str]) -> None:
-    known = repository()
-    assert unknown_references(text, known) == expected
+    repo = repository()
+    assert unknown_references(text, repo) == expected

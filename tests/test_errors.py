@@ -20,9 +20,9 @@ from visor_jax.errors import RequestError, RunError, nearest, one_line, printabl
     ],
 )
 def test_a_place_that_could_never_be_written_is_a_wrong_request(number, kind):
-    told = unwritable("--out=x", OSError(number, os.strerror(number)))
-    assert type(told) is kind
-    assert str(told) == f"--out=x: cannot be written: {os.strerror(number)}"
+    printed = unwritable("--out=x", OSError(number, os.strerror(number)))
+    assert type(printed) is kind
+    assert str(printed) == f"--out=x: cannot be written: {os.strerror(number)}"
 
 
 def test_near_names_are_told_best_first():
@@ -31,7 +31,7 @@ def test_near_names_are_told_best_first():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "printed"),
     [
         ("task \x1b[31mred", r"task \x1b[31mred"),
         ("a\nvisor: b", r"a\nvisor: b"),
@@ -41,7 +41,7 @@ def test_near_names_are_told_best_first():
         ("grün 漢字 עברית नमस्ते 🙂", "grün 漢字 עברית नमस्ते 🙂"),
     ],
 )
-def test_what_comes_with_data_cannot_steer_a_terminal(text, told):
-    assert printable(text) == told
+def test_what_comes_with_data_cannot_steer_a_terminal(text, printed):
+    assert printable(text) == printed
     assert printable(text).encode("utf-8")
     assert one_line(f" {text} \n") == printable(" ".join(text.split()))

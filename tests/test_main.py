@@ -41,10 +41,10 @@ def command(monkeypatch):
     return module
 
 
-def returns(value, seen: list | None = None):
+def returns(value, calls: list | None = None):
     def main(args, config):
-        if seen is not None:
-            seen.append((args, config))
+        if calls is not None:
+            calls.append((args, config))
         if isinstance(value, BaseException):
             raise value
         return value
@@ -128,18 +128,18 @@ def test_requests_that_are_wrong(command, capsys, arguments, expected):
 
 
 def test_a_flag_given_twice_is_said(command, caplog):
-    seen = []
-    command.main = returns(None, seen)
+    calls = []
+    command.main = returns(None, calls)
     assert cli.main(["probe", "--image=1", "--image=2"]) == 0
-    assert seen[0][0].image == 2
+    assert calls[0][0].image == 2
     assert "--image is given 2 times: the last one counts" in caplog.text
 
 
 def test_the_configuration_reaches_the_command(command):
-    seen = []
-    command.main = returns(None, seen)
+    calls = []
+    command.main = returns(None, calls)
     assert cli.main(["probe", f"--config={MINI}", "--workdir=w", "--config.seed=4", "--config.train.steps=3"]) == 0
-    args, config = seen[0]
+    args, config = calls[0]
     assert (args.workdir, args.json, config.seed, config.train.steps, config.name) == ("w", False, 4, 3, "glyphs_mini")
 
 
@@ -147,10 +147,10 @@ def test_the_configuration_reaches_the_command(command):
 def test_without_config_the_workdir_s_own_is_taken(command, tmp_path, source):
     config = load_config(MINI, ["seed=9"])
     (tmp_path / "config.json").write_text(json.dumps({"format": 1, "config": json.loads(to_json(config))}))
-    seen = []
-    command.CONFIG, command.main = source, returns(None, seen)
+    calls = []
+    command.CONFIG, command.main = source, returns(None, calls)
     assert cli.main(["probe", f"--workdir={tmp_path}", "--config.evaluate.samples=8"]) == 0
-    assert (seen[0][1].seed, seen[0][1].evaluate.samples) == (9, 8)
+    assert (calls[0][1].seed, calls[0][1].evaluate.samples) == (9, 8)
 
 
 def test_a_command_says_what_it_needs(command, capsys, tmp_path):
@@ -234,9 +234,9 @@ def test_help_needs_no_jax():
 
 
 def test_the_program_itself():
-    wrong = visor("rnu")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("visor: 'rnu': unknown command")
+    refused_arguments = visor("rnu")
+    assert (refused_arguments.returncode, refused_arguments.stdout) == (2, "")
+    assert refused_arguments.stderr.startswith("visor: 'rnu': unknown command")
     assert visor("--help").stdout.startswith("usage: visor COMMAND")
 
 
@@ -251,7 +251,7 @@ def test_a_reader_that_leaves_is_no_failure(arguments):
 
 
 @pytest.mark.parametrize(
-    ("redirection", "status", "said"),
+    ("redirection", "status", "message"),
     [
         (">/dev/full", 1, "visor: standard output: No space left on device\n"),
         (">&-", 2, "visor: standard output: is closed; expected somewhere to write to, such as >/dev/null\n"),
@@ -261,15 +261,15 @@ def test_a_reader_that_leaves_is_no_failure(arguments):
     ],
 )
 @pytest.mark.parametrize("arguments", ["--version", f"plan --config={MINI} --image=64x64 --json"])
-def test_standard_streams_that_are_full_or_closed(arguments, redirection, status, said):
+def test_standard_streams_that_are_full_or_closed(arguments, redirection, status, message):
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m visor_jax {arguments} {redirection}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    assert done.returncode == status and done.stderr.endswith(said) and "Traceback" not in done.stderr
-    assert done.stderr.count("visor: ") == bool(said)
+    assert done.returncode == status and done.stderr.endswith(message) and "Traceback" not in done.stderr
+    assert done.stderr.count("visor: ") == bool(message)
 
 
 def test_a_long_command_outlives_the_reader_of_its_output():
@@ -308,27 +308,27 @@ def test_a_log_line_is_one_line_and_cannot_be_forged():
 
 
 def test_tracebacks_are_those_of_our_own_defects():
-    told = {}
+    formatted = {}
     for name in ("orbax", "visor_jax"):
         try:
             raise OSError(28, "No space\nleft")
         except OSError:
             record = logging.LogRecord(name, logging.ERROR, "", 0, "saving %s", ("a",), sys.exc_info())
-        told[name] = command_line._OneLine("visor: %(message)s").format(record)
-    assert told["orbax"] == "visor: saving a: [Errno 28] No space left"
-    assert told["visor_jax"].startswith("visor: saving a\nTraceback")
+        formatted[name] = command_line._OneLine("visor: %(message)s").format(record)
+    assert formatted["orbax"] == "visor: saving a: [Errno 28] No space left"
+    assert formatted["visor_jax"].startswith("visor: saving a\nTraceback")
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "told"),
+    ("name", "place", "formatted"),
     [
         ("absl", "/site/orbax/checkpoint/handler.py", False),
         ("absl", "/site/grain/x.py", True),
         ("visor_jax", "/x", True),
     ],
 )
-def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, told):
-    assert command_line._is_news(logging.LogRecord(name, logging.ERROR, place, 0, "failed", None, None)) is told
+def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, formatted):
+    assert command_line._is_news(logging.LogRecord(name, logging.ERROR, place, 0, "failed", None, None)) is formatted
 
 
 def test_errors_after_an_interrupt_are_the_interrupt_s(command, monkeypatch):

@@ -97,24 +97,24 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
     with pytest.raises(RequestError, match=r"label\.only_right=True: the full budget answers no question correctly"):
         label_stage(config, workdir, model)
     right[::3] = True
-    kept = label_stage(config, workdir, model)
-    np.testing.assert_array_equal(kept.label, everything.label[right])
+    selected = label_stage(config, workdir, model)
+    np.testing.assert_array_equal(selected.label, everything.label[right])
     np.testing.assert_array_equal(Labels.read(workdir).picture_index, everything.picture_index[right])
     assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 6
 
 
 def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
-    asked, found = label_questions(config), LabeledExamples(config, labels)
-    assert {(place.index, place.turn) for place in asked.plan()} == set(
+    all_questions, labeled = label_questions(config), LabeledExamples(config, labels)
+    assert {(place.index, place.turn) for place in all_questions.plan()} == set(
         zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
     )
-    assert len(found.places) == 16
-    _, ids = found.batch(np.arange(16))
-    for row, expected in enumerate(map(asked.example, found.places)):
+    assert len(labeled.places) == 16
+    _, ids = labeled.batch(np.arange(16))
+    for row, expected in enumerate(map(all_questions.example, labeled.places)):
         assert ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id that people know"
-        assert np.array_equal(found.example(row).text_tokens, expected.text_tokens)
-        assert np.array_equal(found.example(row).tiles, expected.tiles)
+        assert np.array_equal(labeled.example(row).text_tokens, expected.text_tokens)
+        assert np.array_equal(labeled.example(row).tiles, expected.tiles)
     assert len(set(labels.picture_index.tolist())) < 16, "several questions are asked about a picture"
 
 
@@ -145,10 +145,10 @@ def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     config = tiny_config({**changes, "data.test_fraction": 0.0})
-    asked, source = label_questions(config), make_source(config, "train")
-    assert len({place.id for place in asked.plan()}) == 4
-    for place in asked.plan():
-        assert asked.read(place).turns[0].answer == source[place.index].turns[place.turn].answer
+    all_questions, source = label_questions(config), make_source(config, "train")
+    assert len({place.id for place in all_questions.plan()}) == 4
+    for place in all_questions.plan():
+        assert all_questions.read(place).turns[0].answer == source[place.index].turns[place.turn].answer
 
 
 def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
@@ -158,8 +158,8 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(records))
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     skips = SkipLog()
-    asked = label_questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
-    assert [example.id for example in asked.examples(ahead=2)] == ["0/0"]
+    all_questions = label_questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
+    assert [example.id for example in all_questions.examples(ahead=2)] == ["0/0"]
     assert [reason for _, reason in skips.counts] == ["missing_file"]
 
 

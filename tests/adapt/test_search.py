@@ -34,30 +34,32 @@ def evaluated(draw: st.DrawFn) -> list[Subset]:
 
 
 @given(evaluated())
-def test_viable_holds_the_front_and_the_best_of_each_count(found: list[Subset]) -> None:
-    kept = viable(found)
-    assert len({s.bits for s in kept}) == len(kept)
-    assert {s.count for s in kept} == {s.count for s in found}, "every count, so also the empty and the full budget"
-    for count in {s.count for s in found}:
-        best = max(s.accuracy for s in found if s.count == count)
-        assert any(s.count == count and s.accuracy == best for s in kept)
-    for subset in found:
+def test_viable_holds_the_front_and_the_best_of_each_count(candidates: list[Subset]) -> None:
+    remaining = viable(candidates)
+    assert len({s.bits for s in remaining}) == len(remaining)
+    assert {s.count for s in remaining} == {s.count for s in candidates}, (
+        "every count, so also the empty and the full budget"
+    )
+    for count in {s.count for s in candidates}:
+        best = max(s.accuracy for s in candidates if s.count == count)
+        assert any(s.count == count and s.accuracy == best for s in remaining)
+    for subset in candidates:
         beaten = any(
             o.flops <= subset.flops
             and o.accuracy >= subset.accuracy
             and (o.flops, o.accuracy) != (subset.flops, subset.accuracy)
-            for o in found
+            for o in candidates
         )
-        reached = any(o.flops <= subset.flops and o.accuracy >= subset.accuracy for o in kept)
+        reached = any(o.flops <= subset.flops and o.accuracy >= subset.accuracy for o in remaining)
         assert reached, "nothing left out beats everything kept"
-        if beaten and subset in kept:
-            assert subset.accuracy == max(s.accuracy for s in found if s.count == subset.count)
+        if beaten and subset in remaining:
+            assert subset.accuracy == max(s.accuracy for s in candidates if s.count == subset.count)
 
 
 @given(evaluated())
-def test_viable_is_sorted_by_cost_and_the_better_first_among_equal_cost(found: list[Subset]) -> None:
-    kept = viable(found)
-    for before, after in itertools.pairwise(kept):
+def test_viable_is_sorted_by_cost_and_the_better_first_among_equal_cost(candidates: list[Subset]) -> None:
+    remaining = viable(candidates)
+    for before, after in itertools.pairwise(remaining):
         assert before.flops <= after.flops
         if before.flops == after.flops:
             assert (before.accuracy, -before.loss) >= (after.accuracy, -after.loss)
@@ -67,10 +69,10 @@ class Landscape:
     """Accuracy = sum of the slots' own worth; remembers what was asked."""
 
     def __init__(self, worth: Sequence[float]) -> None:
-        self.worth, self.asked = worth, list[Bits]()
+        self.worth, self.requested = worth, list[Bits]()
 
     def __call__(self, subsets: Sequence[Bits]) -> list[Subset]:
-        self.asked += subsets
+        self.requested += subsets
         return [
             Subset(bits, sum(w for w, on in zip(self.worth, bits, strict=True) if on), 0.0, float(sum(bits)), {})
             for bits in subsets
@@ -79,44 +81,44 @@ class Landscape:
 
 def test_few_subsets_are_all_evaluated() -> None:
     landscape = Landscape([1, 2, 3])
-    assert [s.bits for s in explore(landscape, 3, 8)] == all_subsets(3) == landscape.asked
+    assert [s.bits for s in explore(landscape, 3, 8)] == all_subsets(3) == landscape.requested
 
 
 @given(st.permutations(range(7)), st.integers(90, 120))
 def test_best_first_finds_the_best_of_every_count_without_evaluating_all(worth: list[int], most: int) -> None:
     landscape = Landscape(worth)
-    found = explore(landscape, 7, most)
-    assert len(landscape.asked) == len(set(landscape.asked)) == len(found) <= most < 2**7
-    assert {(False,) * 7, (True,) * 7} <= {s.bits for s in found}
+    candidates = explore(landscape, 7, most)
+    assert len(landscape.requested) == len(set(landscape.requested)) == len(candidates) <= most < 2**7
+    assert {(False,) * 7, (True,) * 7} <= {s.bits for s in candidates}
     for count in range(8):
-        assert max(s.accuracy for s in found if s.count == count) == sum(sorted(worth, reverse=True)[:count])
+        assert max(s.accuracy for s in candidates if s.count == count) == sum(sorted(worth, reverse=True)[:count])
 
 
 @given(st.integers(2, 12), st.integers(2, 40))
 def test_the_limit_holds_whatever_it_is(slots: int, most: int) -> None:
     landscape = Landscape(range(slots))
-    found = explore(landscape, slots, most)
-    assert len(found) == len(set(landscape.asked)) == len(landscape.asked) <= most
+    candidates = explore(landscape, slots, most)
+    assert len(candidates) == len(set(landscape.requested)) == len(landscape.requested) <= most
     if most > slots:
-        assert {s.count for s in found} == set(range(slots + 1)), "every count has its share"
+        assert {s.count for s in candidates} == set(range(slots + 1)), "every count has its share"
 
 
 def test_the_files_of_a_search(tiny_run: Path) -> None:
-    found = read_json(tiny_run / "search" / "viable.json")
-    assert found["num_slots"] == 2
-    assert [row["budget"] for row in found["subsets"]] == ["0b00", "0b01", "0b10", "0b11"]
-    assert [row["name"] for row in found["subsets"]] == ["empty", "0b01", "0b10", "full"]
-    row = found["subsets"][1]
+    saved = read_json(tiny_run / "search" / "viable.json")
+    assert saved["num_slots"] == 2
+    assert [row["budget"] for row in saved["subsets"]] == ["0b00", "0b01", "0b10", "0b11"]
+    assert [row["name"] for row in saved["subsets"]] == ["empty", "0b01", "0b10", "full"]
+    row = saved["subsets"][1]
     assert {"easy", "hard", "tasks", "decoder_gflops"} <= row.keys()
     assert 0 <= row["easy"] <= 1 and all(0 <= a <= 1 for a in row["tasks"].values())
-    costs = {row["budget"]: row["decoder_gflops"] for row in found["subsets"]}
+    costs = {row["budget"]: row["decoder_gflops"] for row in saved["subsets"]}
     assert costs["0b00"] < costs["0b01"] == costs["0b10"] < costs["0b11"]
-    assert found["viable"][0] == "0b00" and found["viable"][-1] == "0b11"
-    assert sorted(map(costs.__getitem__, found["viable"])) == list(map(costs.__getitem__, found["viable"]))
-    assert read_viable(Workdir(tiny_run)) == [parse_bits(name) for name in found["viable"]]
+    assert saved["viable"][0] == "0b00" and saved["viable"][-1] == "0b11"
+    assert sorted(map(costs.__getitem__, saved["viable"])) == list(map(costs.__getitem__, saved["viable"]))
+    assert read_viable(Workdir(tiny_run)) == [parse_bits(name) for name in saved["viable"]]
     with (tiny_run / "search" / "subsets.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["budget"] for row in table] == [row["budget"] for row in found["subsets"]]
+    assert [row["budget"] for row in table] == [row["budget"] for row in saved["subsets"]]
     assert float(table[1]["bg"]) == row["tasks"]["bg"]
 
 

@@ -24,7 +24,7 @@ def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def ran(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+def run_benchmark(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """What a script wrote."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
@@ -35,30 +35,32 @@ def ran(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_specialize(tmp_path: Path) -> None:
-    found = ran("specialize", tmp_path, "--tiny", "--visual=9", "--text=6", "--repeats=3")
-    assert list(found["budgets"]) == ["empty", "full"]
-    assert found["dynamic_programs_compiled"] == 1, "one program serves every budget"
-    for row in found["budgets"].values():
+    report = run_benchmark("specialize", tmp_path, "--tiny", "--visual=9", "--text=6", "--repeats=3")
+    assert list(report["budgets"]) == ["empty", "full"]
+    assert report["dynamic_programs_compiled"] == 1, "one program serves every budget"
+    for row in report["budgets"].values():
         low, middle, high = row["overhead_quartiles"]
         assert 0 < low <= middle <= high
         assert row["max_difference"] < 1e-4
 
 
 def test_generate(tmp_path: Path) -> None:
-    found = ran("generate", tmp_path, "--tiny", "--visual=9", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2")
-    assert list(found["budgets"]) == ["empty", "full", "dense"]
+    report = run_benchmark(
+        "generate", tmp_path, "--tiny", "--visual=9", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2"
+    )
+    assert list(report["budgets"]) == ["empty", "full", "dense"]
     arch = testing.tiny_architecture(4)
     for name, bits in (("empty", (False,)), ("full", (True,))):
-        for length, row in found["budgets"][name].items():
+        for length, row in report["budgets"][name].items():
             assert row["cache_bytes"] == cache_bytes(arch, bits, 9, 6 + int(length) - 1, 4) <= row["held_bytes"]
             assert 0 < row["tokens_per_second"]["q1"] <= row["tokens_per_second"]["q3"] and row["over_dense"]["q1"] > 0
-    assert found["budgets"]["dense"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
+    assert report["budgets"]["dense"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
 
 
 def test_mixed(tmp_path: Path) -> None:
-    found = ran("mixed", tmp_path, "--tiny", "--rows=4", "--visual=9", "--text=6", "--repeats=2")
-    assert list(found["samples_on"]) == ["0", "1", "2", "3", "4"]
-    for row in found["samples_on"].values():
+    report = run_benchmark("mixed", tmp_path, "--tiny", "--rows=4", "--visual=9", "--text=6", "--repeats=2")
+    assert list(report["samples_on"]) == ["0", "1", "2", "3", "4"]
+    for row in report["samples_on"].values():
         assert list(row) == ["masked", "compacted", "recomputed", "grouped", "any"]
         assert row["grouped"]["over_grouped"] == [1, 1, 1] and all(way["seconds"] > 0 for way in row.values())
 

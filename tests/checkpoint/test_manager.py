@@ -170,9 +170,9 @@ def test_damage_to_any_file_is_noticed_and_the_older_step_used(saved, tmp_path, 
         folder = shutil.copytree(saved, tmp_path / str(number))
         damage(folder / name)
         caplog.clear()
-        found = find_newest(folder)
-        assert found.manifest is not None and found.manifest.step == 1, f"{name} was damaged"
-        assert [step for step, _ in found.skipped] == [2]
+        restored = find_newest(folder)
+        assert restored.manifest is not None and restored.manifest.step == 1, f"{name} was damaged"
+        assert [step for step, _ in restored.skipped] == [2]
         warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(warnings) == 1 and "skipped" in warnings[0], warnings
 
@@ -216,8 +216,8 @@ def test_a_link_in_a_step_is_not_followed(copied, tmp_path):
     shutil.copy(target, outside)
     target.unlink()
     target.symlink_to(outside)
-    found = find_newest(copied)
-    assert found.manifest and found.manifest.step == 1 and "symbolic link" in found.skipped[0][1]
+    restored = find_newest(copied)
+    assert restored.manifest and restored.manifest.step == 1 and "symbolic link" in restored.skipped[0][1]
 
 
 def test_saves_cut_short_are_cleaned_up_at_the_start(copied):

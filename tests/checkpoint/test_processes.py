@@ -48,10 +48,10 @@ def start(script: str, *arguments: object, **environment: str) -> subprocess.Pop
             return Checkpoints(folder, identity={"stage": "full"}, keep=1, retry_seconds=0.0)
     """
     code = textwrap.dedent(head) + textwrap.dedent(script)
-    kept = {name: value for name, value in os.environ.items() if name not in ("VISOR_TEST_KILL_AT", "XLA_FLAGS")}
-    kept.update(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **environment)
+    remaining = {name: value for name, value in os.environ.items() if name not in ("VISOR_TEST_KILL_AT", "XLA_FLAGS")}
+    remaining.update(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **environment)
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=kept, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=remaining, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -244,9 +244,9 @@ def test_kill_9_at_random_moments_never_loses_a_finished_save(tmp_path):
         process.kill()
         status, text = finish(process)
         assert status == -9, text
-        told = max(int(line.split()[1]) for line in (first + text).splitlines() if line.startswith("saved "))
+        last_saved = max(int(line.split()[1]) for line in (first + text).splitlines() if line.startswith("saved "))
         step = newest(tmp_path)
-        assert told <= step <= told + 1
+        assert last_saved <= step <= last_saved + 1
         with opened(tmp_path) as checkpoints:
             restored = checkpoints.restore(step, {"params": {f"w{i}": jnp.zeros((64, 64)) for i in range(8)}})
         assert all(bool((leaf == step).all()) for leaf in jax.tree.leaves(restored))

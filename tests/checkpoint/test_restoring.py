@@ -192,9 +192,9 @@ def test_damage_is_never_loaded(saved: Path, tmp_path: Path, monkeypatch: pytest
         with pytest.raises(expected):
             restore_latest(folder)
         return
-    found = find_newest(folder)
-    assert found.manifest is not None and found.manifest.step == (1 if expected == OLDER else 2), found
-    assert (2 in dict(found.skipped)) == (expected == OLDER)
+    actual = find_newest(folder)
+    assert actual.manifest is not None and actual.manifest.step == (1 if expected == OLDER else 2), actual
+    assert (2 in dict(actual.skipped)) == (expected == OLDER)
 
 
 def test_the_older_step_that_is_used_is_what_was_saved_as_it(saved: Path, tmp_path: Path) -> None:
@@ -305,8 +305,10 @@ FOREIGN: dict[str, tuple[type[Exception], str, Callable[[Path], object]]] = {
         RequestError, "Not a regular file", lambda r: replace(r / "run/policy/complete.json", os.mkfifo)
     ),
     **{
-        f"complete.json: {t[:30]}": (RequestError, told, lambda r, t=t: (r / "run/policy/complete.json").write_text(t))
-        for t, told in NOT_COMPLETE.items()
+        f"complete.json: {text[:30]}": (
+            RequestError, message, lambda r, text=text: (r / "run/policy/complete.json").write_text(text)
+        )
+        for text, message in NOT_COMPLETE.items()
     },
 }  # fmt: skip
 
@@ -322,12 +324,12 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_complete_stage_is_its_own_last_step_or_an_error(runs: Path, tmp_path: Path, name: str) -> None:
     """Each of these was loaded, without a word or with a warning, as if it were the stage's result."""
-    kind, told, change = FOREIGN[name]
+    kind, message, change = FOREIGN[name]
     copy = shutil.copytree(runs, tmp_path / "runs")
     workdir = Workdir(copy / "run")
     np.testing.assert_array_equal(restore_complete(workdir, "policy", make_params(0))["w"], make_params(2)["w"])
     change(copy)
-    with pytest.raises(kind, match=told):
+    with pytest.raises(kind, match=message):
         restore_complete(workdir, "policy", make_params(0))
 
 

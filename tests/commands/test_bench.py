@@ -19,15 +19,15 @@ def test_every_viable_budget_is_timed(tiny_run: Path, capsys: pytest.CaptureFixt
     model = load(tiny_run)
     capsys.readouterr()
     assert main(["bench", f"--workdir={tiny_run}", "--visual=9", "--text=5", "--rounds=3", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["visual_tokens"], found["text_tokens"]) == (9, 5)
-    assert list(found["budgets"]) == [budget_name(bits) for bits in model.viable_budgets]
+    actual = json.loads(capsys.readouterr().out)
+    assert (actual["visual_tokens"], actual["text_tokens"]) == (9, 5)
+    assert list(actual["budgets"]) == [budget_name(bits) for bits in model.viable_budgets]
     for bits in model.viable_budgets:
-        row = found["budgets"][budget_name(bits)]
+        row = actual["budgets"][budget_name(bits)]
         assert row["decoder_gflops"] == decoder_flops(model.arch, bits, 9, 5) / 1e9
         low, middle, high = row["seconds"]
         assert 0 < low <= middle <= high
-    costliest = max(found["budgets"].values(), key=lambda row: row["decoder_gflops"])
+    costliest = max(actual["budgets"].values(), key=lambda row: row["decoder_gflops"])
     assert costliest["times_faster"] == [1, 1, 1]
 
 

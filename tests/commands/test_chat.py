@@ -24,13 +24,13 @@ class Parrot:
     """Says every question back in two pieces, and remembers how it was asked; Ctrl-C comes in the middle of "stop"."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, str, str, list[tuple[str, str]]]] = []
+        self.requests: list[tuple[Any, str, str, list[tuple[str, str]]]] = []
 
     def stream(self, image: Any, question: str, budget: Any, *, history: Any, **settings: Any) -> AnswerStream:
         assert settings == {"max_new_tokens": 3}
         if question == "bad":
             raise RequestError("question: is\nbad")
-        self.asked.append((image, question, str(budget), list(history)))
+        self.requests.append((image, question, str(budget), list(history)))
         return AnswerStream(self._pieces(question))
 
     def _pieces(self, question: str) -> Generator[str, None, Answer]:
@@ -56,12 +56,12 @@ def test_each_question_follows_on_what_was_said(
 ) -> None:
     parrot, rows = talk(monkeypatch, " one \ntwo\n\nnot asked\n", first="zero")
     turns = [("a", "b"), ("zero", "zero, zero"), ("one", "one, one")]
-    assert [asked[3] for asked in parrot.asked] == [turns[:1], turns[:2], turns]
+    assert [request[3] for request in parrot.requests] == [turns[:1], turns[:2], turns]
     assert [row["question"] for row in rows] == ["zero", "one", "two"]
     assert rows[0] == {"question": "zero", **vars(ANSWER)}
-    told = capsys.readouterr()
-    assert told.out == "zero, zero\none, one\ntwo, two\n"
-    assert told.err.count("budget full; 1.0000 GFLOP") == 3
+    captured = capsys.readouterr()
+    assert captured.out == "zero, zero\none, one\ntwo, two\n"
+    assert captured.err.count("budget full; 1.0000 GFLOP") == 3
 
 
 def test_for_json_nothing_but_the_objects_is_for_stdout(
@@ -74,7 +74,7 @@ def test_for_json_nothing_but_the_objects_is_for_stdout(
 def test_an_answer_that_is_stopped_is_a_turn_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     parrot, rows = talk(monkeypatch, "stop\nnothing\nthen\n")
     assert rows[0] == {"question": "stop", "text": "stop, ", "stopped": True}
-    assert parrot.asked[-1][3] == [("a", "b"), ("stop", "stop, ")], "and one without a word is none"
+    assert parrot.requests[-1][3] == [("a", "b"), ("stop", "stop, ")], "and one without a word is none"
 
 
 def test_what_else_may_be_typed(
@@ -86,7 +86,7 @@ def test_what_else_may_be_typed(
         monkeypatch, "one\n/budget empty\n/image ~/red one.png\ntwo\n/new\nthree\n/image\nfour\n/help\n"
     )
     assert not [row for row in rows if "error" in row]
-    pictures, questions, budgets, histories = zip(*parrot.asked, strict=True)
+    pictures, questions, budgets, histories = zip(*parrot.requests, strict=True)
     assert questions == ("one", "two", "three", "four") and budgets == ("full", "empty", "empty", "empty")
     assert [len(history) for history in histories] == [1, 0, 0, 0]
     assert pictures[0] == ["picture"] and pictures[3] == []
@@ -109,7 +109,7 @@ def test_a_mistake_is_told_and_the_chat_goes_on(
     parrot, rows = talk(monkeypatch, f"{line}\nthen\n")
     assert message in rows[0]["error"] and rows[0]["question"] == line
     assert f"visor: {rows[0]['error']}\n" in capsys.readouterr().err
-    assert [asked[1] for asked in parrot.asked] == ["then"]
+    assert [request[1] for request in parrot.requests] == ["then"]
 
 
 def test_a_closed_stdin_and_one_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:

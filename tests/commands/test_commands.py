@@ -43,9 +43,9 @@ def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()
     assert main(list(map(str, arguments))) == 2
-    told = capsys.readouterr()
-    lines = [line for line in told.err.splitlines() if line.startswith("visor: ")]
-    assert told.err.count("Traceback") == 0 and told.out == ""
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("visor: ")]
+    assert output.err.count("Traceback") == 0 and output.out == ""
     return lines[-1]
 
 
@@ -103,7 +103,7 @@ def test_generate_in_a_conversation(
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "turns.json: not valid JSON"),
         ('{"question": "answer"}', "history: expected earlier turns, [(question, answer), ...], got dict"),
@@ -112,13 +112,13 @@ def test_generate_in_a_conversation(
     ],
 )
 def test_histories_that_are_none(
-    content: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They are refused before the model is looked for."""
     if content is not None:
         (tmp_path / "turns.json").write_text(content)
     ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
-    assert said in refusal(capsys, *ask, f"--history={tmp_path / 'turns.json'}")
+    assert message in refusal(capsys, *ask, f"--history={tmp_path / 'turns.json'}")
 
 
 def test_generate_on_an_exported_folder(
@@ -135,11 +135,11 @@ def test_generate_on_an_exported_folder(
 
 
 def test_evaluate(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", "--budget=empty, full", "--stage=universal")
-    assert set(found["budgets"]) == {"empty", "full"}
-    for row in found["budgets"].values():
+    actual = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", "--budget=empty, full", "--stage=universal")
+    assert set(actual["budgets"]) == {"empty", "full"}
+    for row in actual["budgets"].values():
         assert {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"} <= row.keys()
-    assert read_json(tiny_copy / "eval" / "partial" / "test.json") == found
+    assert read_json(tiny_copy / "eval" / "partial" / "test.json") == actual
     whole = read_json(tiny_copy / "eval" / "test.json")["budgets"]
     assert {"empty", "full", "auto"} <= set(whole), "the whole one stays"
     before = (tiny_copy / "eval" / "test.json").read_bytes()
@@ -152,14 +152,14 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     talk = [{"from": "human", "value": "<image>\nWhich colour?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": str(n), "image": picture.name, "conversations": talk} for n in range(3)]
     (picture.parent / "set.json").write_text(json.dumps(records))
-    data, own = f"--data={picture.parent / 'set.json'}", read_json(tiny_copy / "eval" / "test.json")
-    found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data, "--benchmark=llava", "--budget=empty")
-    row = found["budgets"]["empty"]
+    data, evaluation = f"--data={picture.parent / 'set.json'}", read_json(tiny_copy / "eval" / "test.json")
+    actual = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data, "--benchmark=llava", "--budget=empty")
+    row = actual["budgets"]["empty"]
     assert row["samples"] == 3 and row["easy"] is None and set(row["tasks"]) == {"all"}
-    assert read_json(tiny_copy / "eval" / "of_set" / "partial" / "test.json") == found
-    found = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data)
-    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == found and "auto" in found["budgets"]
-    assert read_json(tiny_copy / "eval" / "test.json") == own, "the run's own evaluation stays"
+    assert read_json(tiny_copy / "eval" / "of_set" / "partial" / "test.json") == actual
+    actual = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data)
+    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == actual and "auto" in actual["budgets"]
+    assert read_json(tiny_copy / "eval" / "test.json") == evaluation, "the run's own evaluation stays"
 
 
 def test_search_label_and_run_of_a_complete_workdir(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,8 +172,8 @@ def test_search_label_and_run_of_a_complete_workdir(tiny_run: Path, capsys: pyte
 
 
 def test_report(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = result_of(capsys, "report", f"--workdir={tiny_copy}")
-    page = Path(found["report"]).read_text()
+    actual = result_of(capsys, "report", f"--workdir={tiny_copy}")
+    page = Path(actual["report"]).read_text()
     assert page.lstrip().lower().startswith("<!doctype html>") and "auto" in page
 
 
@@ -191,10 +191,10 @@ def test_plan_of_a_picture_needs_no_jax() -> None:
 
 def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     """A page of 1700 x 2200 pixels, by contract: 31 tiles and 7353 visual tokens."""
-    found = result_of(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", "--image=1700x2200")
-    assert found["tiles"] == 31 and found["visual_tokens"] == 7353
-    costs = found["decoder_gflops"]
-    assert costs["empty"] < costs["full"] < costs["dense"] and found["tower_gflops"] > 0
+    actual = result_of(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", "--image=1700x2200")
+    assert actual["tiles"] == 31 and actual["visual_tokens"] == 7353
+    costs = actual["decoder_gflops"]
+    assert costs["empty"] < costs["full"] < costs["dense"] and actual["tower_gflops"] > 0
     two = costs["0b11000000"]
     assert 8 < costs["dense"] / two < 12
 
@@ -215,7 +215,7 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "bomb.png").write_bytes(
         header + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
     )
-    for name, said in {
+    for name, message in {
         "none.png": "missing_file",
         "text.png": "image_format",
         "bitmap.jpg": "image_format",
@@ -223,15 +223,15 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "bomb.png": "too_many_pixels: .* is 10000x10000",
         ".": "not a regular file",
     }.items():
-        told = refusal(capsys, *ask, f"--image={tmp_path / name}")
+        output = refusal(capsys, *ask, f"--image={tmp_path / name}")
         assert re.search(
-            f"--image={tmp_path / name}: .*{said}.*; expected a JPEG, PNG, WEBP, GIF file of at most", told
+            f"--image={tmp_path / name}: .*{message}.*; expected a JPEG, PNG, WEBP, GIF file of at most", output
         )
     assert "--question is missing; expected --question=TEXT, or --chat" in refusal(capsys, *ask[:2])
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("--temperature=-1", "temperature=-1.0: expected 0 (the best token) or a positive number"),
         ("--temperature=nan", "temperature=nan"),
@@ -248,11 +248,11 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_settings_of_generate(
-    setting: str, said: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    setting: str, message: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They are refused before the model is looked for."""
     ask = "generate", f"--model={tmp_path / 'nowhere'}", f"--image={picture}", "--question=What?", setting
-    assert said in refusal(capsys, *ask)
+    assert message in refusal(capsys, *ask)
 
 
 def test_generate_mistakes(tiny_run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,8 +291,8 @@ def test_evaluate_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("size", ["1700", "0x5", "1700x2200x3", "-1x5", "axb"])
 def test_plan_mistakes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
-    told = refusal(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", f"--image={size}")
-    assert f"--image={size}" in told and "WIDTHxHEIGHT" in told
+    output = refusal(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", f"--image={size}")
+    assert f"--image={size}" in output and "WIDTHxHEIGHT" in output
 
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,9 +305,9 @@ def test_the_same_question_again_compiles_nothing(tiny_run: Path, picture: Path,
     left_out = {"JAX_COMPILATION_CACHE_DIR", "VISOR_COMPILE_CACHE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     ask = "generate", f"--workdir={tiny_run}", f"--image={picture}", "--question=What colour?", "--max-new-tokens=3"
-    kept = []
+    remaining = []
     for _ in range(2):
         command = [sys.executable, "-P", "-m", "visor_jax", *ask]
         subprocess.run(command, check=True, env={**environment, "XDG_CACHE_HOME": str(tmp_path)})
-        kept.append(sorted(file.name for file in (tmp_path / "visor_jax").glob("*-cache")))
-    assert kept[0] == kept[1] != []
+        remaining.append(sorted(file.name for file in (tmp_path / "visor_jax").glob("*-cache")))
+    assert remaining[0] == remaining[1] != []

@@ -52,12 +52,12 @@ def result_of(capsys: pytest.CaptureFixture[str], *arguments: str, status: int =
 
 def test_check_counts_by_reason(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = f"--config={folder / 'llava.py'}"
-    found = result_of(capsys, "check", config, status=1)
+    actual = result_of(capsys, "check", config, status=1)
     skipped = {"broken_image": 1, "too_long": 1, "unsafe_path": 1, "empty_conversation": 1}
-    assert (found["samples"], found["usable"], found["skipped"]) == (7, 3, skipped)
-    assert not found["within_limit"] and "set.json[1]" in found["first"]["broken_image"]
-    assert found["splits"]["all"]["duplicate_ids"] == 3
-    assert found["problems"] and found["without_picture"] == 0
+    assert (actual["samples"], actual["usable"], actual["skipped"]) == (7, 3, skipped)
+    assert not actual["within_limit"] and "set.json[1]" in actual["first"]["broken_image"]
+    assert actual["splits"]["all"]["duplicate_ids"] == 3
+    assert actual["problems"] and actual["without_picture"] == 0
     assert main(["data", "check", config]) == 1
     printed, complaint = capsys.readouterr()
     assert (
@@ -90,9 +90,9 @@ def test_check_of_a_good_set_passes_and_tells_what_has_no_picture(
     good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = f"--config={good / 'good.py'}"
-    found = result_of(capsys, "check", config)
-    assert (found["samples"], found["usable"], found["skipped"], found["problems"]) == (25, 25, {}, [])
-    assert found["without_picture"] == 5 and found["splits"]["all"]["without_picture"] == 5
+    actual = result_of(capsys, "check", config)
+    assert (actual["samples"], actual["usable"], actual["skipped"], actual["problems"]) == (25, 25, {}, [])
+    assert actual["without_picture"] == 5 and actual["splits"]["all"]["without_picture"] == 5
     assert main(["data", "check", config]) == 0
     printed = capsys.readouterr().out
     assert "5  of the usable samples have no picture" in printed and "splits: train 10, validation 8, test 7" in printed
@@ -149,8 +149,8 @@ def test_check_fails_where_training_would(
 ) -> None:
     (good / "train.jsonl").write_bytes((good / "set.jsonl").read_bytes())
     changes = [f"--config.data.{one}" for one in change.split()]
-    found = result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, status=1)
-    assert any(problem in one for one in found["problems"])
+    actual = result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, status=1)
+    assert any(problem in one for one in actual["problems"])
     capsys.readouterr()
     if "path" in change:  # one split alone was asked for, and is all right
         result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, "--split=train")
@@ -161,22 +161,22 @@ def test_stats_measure_records_with_more_pictures_than_a_row_holds(
 ) -> None:
     talk = [{"from": "human", "value": "<image><image><image>"}, {"from": "gpt", "value": "red"}]
     (good / "set.jsonl").write_text(json.dumps({"image": ["0.png"] * 3, "conversations": talk}))
-    found = result_of(capsys, "stats", f"--config={good / 'good.py'}")
-    assert found["lengths"]["tiles"]["max"] == 3 and found["lengths"]["tiles"]["fit"] == 0
+    actual = result_of(capsys, "stats", f"--config={good / 'good.py'}")
+    assert actual["lengths"]["tiles"]["max"] == 3 and actual["lengths"]["tiles"]["fit"] == 0
 
 
 def test_stats_measure_what_can_be_used(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = result_of(capsys, "stats", f"--config={folder / 'llava.py'}")
-    assert (found["samples"], found["skipped"], found["tasks"]) == (4, 3, {"colours": 4})
-    text = found["lengths"]["text"]
+    actual = result_of(capsys, "stats", f"--config={folder / 'llava.py'}")
+    assert (actual["samples"], actual["skipped"], actual["tasks"]) == (4, 3, {"colours": 4})
+    text = actual["lengths"]["text"]
     assert text["max"] > 500 and text["fit"] == 0.75 and text["room"] == 128 and sum(text["histogram"]["counts"]) == 4
-    assert found["lengths"]["visual"]["max"] == 82 and found["lengths"]["tiles"]["max"] == 1
+    assert actual["lengths"]["visual"]["max"] == 82 and actual["lengths"]["tiles"]["max"] == 1
 
 
 def test_build_writes_what_can_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
-    found = result_of(capsys, "build", config, f"--out={out}", "--samples=5")
-    assert found["samples"] == {"train": 5, "validation": 5, "test": 5}
+    actual = result_of(capsys, "build", config, f"--out={out}", "--samples=5")
+    assert actual["samples"] == {"train": 5, "validation": 5, "test": 5}
     back, source = LlavaSource(out / "test.json", out, max_image_pixels=10**6), Glyphs("test")
     for index in range(5):
         sample = source[index]

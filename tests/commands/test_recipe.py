@@ -57,7 +57,7 @@ def test_another_pattern_goes_through_every_stage_and_is_exported(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("stage", "told"),
+    ("stage", "message"),
     [
         ("warmup", "init_from='base'"),
         ("full", "init_from='warmup'"),
@@ -67,10 +67,10 @@ def test_another_pattern_goes_through_every_stage_and_is_exported(tmp_path: Path
         ("policy", "run the label stage first"),
     ],
 )
-def test_what_has_to_come_first_is_named(tmp_path: Path, stage: str, told: str) -> None:
+def test_what_has_to_come_first_is_named(tmp_path: Path, stage: str, message: str) -> None:
     with pytest.raises(RequestError) as refused:
         run_stages(tiny_config(), str(tmp_path / "run"), [stage])
-    assert told in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_label_needs_the_search_too(tiny_copy: Path) -> None:
@@ -160,33 +160,33 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
         (folder / "sheet.png").write_bytes(b"")
         assert evaluation_data(config, "llava", str(folder)).data.path == name
     assert evaluation_data(changed, "glyphs", "").data.source == "glyphs"
-    for benchmark, data, told in (
+    for benchmark, data, message in (
         ("docvqa", "", "expected glyphs, or llava"),
         ("llava", "", "needs --data"),
         ("glyphs", "mine.json", "takes no --data=mine.json"),
     ):
-        with pytest.raises(RequestError, match=told):
+        with pytest.raises(RequestError, match=message):
             evaluation_data(config, benchmark, data)
 
 
-@pytest.mark.parametrize("asked", [("full", "search"), ("full",)])
-def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, asked: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("stage_names", [("full", "search"), ("full",)])
+def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, stage_names: tuple[str, ...]) -> None:
     """The twenty records are about one picture: `validation` has none, and only the search reads it."""
     Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "Color?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": str(number), "image": "a.png", "conversations": talk} for number in range(20)]
     (tmp_path / "set.json").write_text(json.dumps(records))
-    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": asked}
+    changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": stage_names}
     config, steps = tiny_config(changes), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "run_stage", lambda config, workdir, stage: steps.append(stage))
         for also_reads in ((), ("test",)):
-            if "search" in asked or also_reads:
+            if "search" in stage_names or also_reads:
                 with pytest.raises(RequestError, match=r"leaves split '(validation|test)'.* without any of the 20"):
                     stages.run_stages(config, str(tmp_path / "run"), ["full"], also_reads)
             else:
                 stages.run_stages(config, str(tmp_path / "run"), ["full"], also_reads)
-    assert steps == ([] if "search" in asked else ["full"])
+    assert steps == ([] if "search" in stage_names else ["full"])
 
 
 # --- what a later pass reads is what an earlier one wrote -------------------------------------------------------------
@@ -217,14 +217,14 @@ def test_data_that_change_between_stages_are_refused(
 
 def narrow(path: Path) -> None:
     """Other viable budgets, as a search with other data might have found them."""
-    found = read_json(path / "search" / "viable.json")
-    write_json(path / "search" / "viable.json", {**found, "viable": ["0b00", "0b11"]})
+    actual = read_json(path / "search" / "viable.json")
+    write_json(path / "search" / "viable.json", {**actual, "viable": ["0b00", "0b11"]})
 
 
 @pytest.mark.parametrize("stage", ["universal", "label", "policy"])
 def test_a_complete_stage_that_was_made_of_other_budgets_is_refused(tiny_copy: Path, stage: str) -> None:
-    found = read_json(tiny_copy / "search" / "viable.json")["viable"]
-    if found == ["0b00", "0b11"]:
+    actual = read_json(tiny_copy / "search" / "viable.json")["viable"]
+    if actual == ["0b00", "0b11"]:
         write_json(tiny_copy / "search" / "viable.json", {"num_slots": 2, "viable": ["0b00", "0b01", "0b11"]})
     else:
         narrow(tiny_copy)
@@ -239,19 +239,19 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     import visor_jax.export.torch_export as torch_export
     import visor_jax.report.page as page
 
-    made, evaluate = [], runner.evaluate
+    created, evaluate = [], runner.evaluate
 
     def export(model: Any, out: Path, *, stage: str, force: bool, about: Any) -> None:
-        made.append("export")
+        created.append("export")
         write_json(out / "config.json", {})
         (out / "model.safetensors").write_bytes(b"weights")
         files = {"config.json": 3, "model.safetensors": 7}
         write_json(out / "parity.json", {"stage": stage, "model": model.fingerprint, "files": files})
 
-    monkeypatch.setattr(runner, "evaluate", lambda *arguments: [made.append("evaluation"), evaluate(*arguments)])
+    monkeypatch.setattr(runner, "evaluate", lambda *arguments: [created.append("evaluation"), evaluate(*arguments)])
     monkeypatch.setattr(torch_export, "export", export)
     monkeypatch.setattr(page, "write_report", lambda workdir: workdir.path / "report" / "index.html")
-    return made
+    return created
 
 
 def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finished: list[str]) -> None:

@@ -70,7 +70,7 @@ class Case(NamedTuple):
     send: str
     status: int
     left: Callable[[Path], bool]
-    said: str = ""
+    message: str = ""
 
 
 def steps(run: Path, stage: str) -> list[str]:
@@ -121,13 +121,13 @@ QUICK_CASES = ("first step, TERM", "search", "evaluate, INT", "report, INT")
     "name", [name if name in QUICK_CASES else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_a_signal_to_a_command(name: str, tiny_copy: Path, compiled: str) -> None:
-    command, again, point, send, status, left, said = CASES[name]
+    command, again, point, send, status, left, message = CASES[name]
     for folder in again.split():
         shutil.rmtree(tiny_copy / folder, ignore_errors=True)
     ended, err = visor(
         *command.split(), f"--workdir={tiny_copy}", at=point, send=send, JAX_COMPILATION_CACHE_DIR=compiled
     )
-    assert ended == status and said in err and "Traceback" not in err, err
+    assert ended == status and message in err and "Traceback" not in err, err
     assert left(tiny_copy), err
     assert not (tiny_copy / "lock.json").exists()
 

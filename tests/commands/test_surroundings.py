@@ -93,7 +93,7 @@ class Case(NamedTuple):
     command: str
     around: Callable[[Path, Path], Any]
     status: int
-    said: str
+    message: str
 
 
 def without(*names: str) -> Callable[[Path], None]:
@@ -220,14 +220,14 @@ def test_one_line_and_the_right_status(
     name: str, tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("visor_jax.workdir.lock.WATCH_SECONDS", 0.1)
-    command, around, status, said = CASES[name]
+    command, around, status, message = CASES[name]
     tmp = tmp_path / "more"
     tmp.mkdir()
     Image.new("RGB", (48, 48), "red").save(tmp / "red.png")
     (tmp / "tiny.py").write_text("from visor_jax.testing import tiny_config as get_config\n")
-    own = {"data.source": "llava", "data.root": str(tmp / "data"), "data.path": "train.json", "stages": ("full",)}
+    changes = {"data.source": "llava", "data.root": str(tmp / "data"), "data.path": "train.json", "stages": ("full",)}
     (tmp / "own.py").write_text(
-        f"from visor_jax.testing import tiny_config\ndef get_config():\n    return tiny_config({own!r})\n"
+        f"from visor_jax.testing import tiny_config\ndef get_config():\n    return tiny_config({changes!r})\n"
     )
     places = {"run": tiny_copy, "tmp": tmp}
     capsys.readouterr()
@@ -237,7 +237,7 @@ def test_one_line_and_the_right_status(
     assert ended == status and "Traceback" not in err, err
     if status:
         *_, last = [line for line in err.splitlines() if line.startswith("visor: ")]
-        assert said.format(**places) in last and err.endswith(last + "\n"), err
+        assert message.format(**places) in last and err.endswith(last + "\n"), err
     litter = [path for path in tmp_path.rglob(".*") if path.name.endswith((".tmp", ".partial", ".old"))]
     assert not litter
     assert status == 0 or not (tmp / "out").exists()
@@ -252,8 +252,8 @@ OUT = "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EMFILE", "ENFILE"
 @pytest.mark.parametrize("name", [*REQUEST_ERRNOS, *OUT])
 def test_errors_of_the_system_by_number(name: str) -> None:
     kind, number = RequestError if name in REQUEST_ERRNOS else RunError, getattr(errno, name)
-    told = from_os_error(OSError(number, os.strerror(number), "/some/where\n.json"))
-    assert type(told) is kind and str(told) == f"/some/where\n.json: {os.strerror(number)}"
+    error = from_os_error(OSError(number, os.strerror(number), "/some/where\n.json"))
+    assert type(error) is kind and str(error) == f"/some/where\n.json: {os.strerror(number)}"
     assert type(unwritable("--out=x", OSError(number, os.strerror(number)))) is kind
 
 

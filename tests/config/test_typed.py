@@ -32,7 +32,7 @@ def any_names(tree: ast.Module) -> set[str]:
 
 
 def test_no_parameter_named_config_is_any() -> None:
-    wrong = []
+    mismatches = []
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         untyped = any_names(tree)
@@ -42,8 +42,8 @@ def test_no_parameter_named_config_is_any() -> None:
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             for argument in (one for one in given if one.arg == "config"):
                 if argument.annotation is None or ast.unparse(argument.annotation) in untyped:
-                    wrong.append(f"{path.relative_to(PACKAGE)}:{argument.lineno}: {node.name}")
-    assert not wrong, "\n".join(wrong)
+                    mismatches.append(f"{path.relative_to(PACKAGE)}:{argument.lineno}: {node.name}")
+    assert not mismatches, "\n".join(mismatches)
 
 
 def test_what_validate_returns_is_frozen_all_the_way_down() -> None:
@@ -58,7 +58,7 @@ def test_what_validate_returns_is_frozen_all_the_way_down() -> None:
 
 
 def test_every_field_says_what_it_means() -> None:
-    pending, seen = [validate(tiny_config())], 0
+    pending, count = [validate(tiny_config())], 0
     while pending:
         section = pending.pop()
         for field in dataclasses.fields(section):
@@ -66,9 +66,9 @@ def test_every_field_says_what_it_means() -> None:
             if dataclasses.is_dataclass(value):
                 pending.append(value)
             elif field.name not in ("stage_overrides", "fields"):
-                seen += 1
+                count += 1
                 assert field.metadata, f"{type(section).__name__}.{field.name}"
-    assert seen > 60
+    assert count > 60
 
 
 def test_a_workdir_of_the_untyped_configurations_is_claimed_again(tmp_path: Path) -> None:

@@ -90,8 +90,8 @@ def test_tiles_equal_transformers_at_the_real_size(size: tuple[int, int]) -> Non
 def test_tiles_equal_transformers_on_random_sizes(architecture: Architecture, high: int) -> None:
     for seed, size in enumerate([*EXTREMES, *random_sizes(300, seed=1, high=high)]):
         image = random_image(size, seed)
-        found, expected = anyres.cut_tiles([image], architecture), reference_tiles([image], architecture)
-        np.testing.assert_array_equal(found, expected, err_msg=str(size))
+        actual, expected = anyres.cut_tiles([image], architecture), reference_tiles([image], architecture)
+        np.testing.assert_array_equal(actual, expected, err_msg=str(size))
 
 
 def test_frames_of_a_video_are_pooled_to_196_tokens() -> None:
@@ -170,8 +170,8 @@ def test_token_counts_equal_transformers(architecture: Architecture) -> None:
 
 
 def test_known_sizes() -> None:
-    known = {(384, 384): (2, 1485), (480, 640): (5, 2929), (1080, 1920): (16, 7269), (2200, 1700): (31, 7353)}
-    for size, (tiles, tokens) in known.items():
+    published = {(384, 384): (2, 1485), (480, 640): (5, 2929), (1080, 1920): (16, 7269), (2200, 1700): (31, 7353)}
+    for size, (tiles, tokens) in published.items():
         assert (anyres.tile_count(size, REAL), anyres.visual_token_count(size, REAL)) == (tiles, tokens)
     assert anyres.visual_token_count((480, 640), REAL, num_images=2) == 730
     assert anyres.tile_count((480, 640), REAL, num_images=2) == 1
@@ -282,7 +282,7 @@ def test_packing_averages_neighbors_before_the_newlines(sizes, packing, architec
 @pytest.mark.parametrize("packing", [1, 2, 4])
 def test_a_map_whose_rows_all_were_padding_leaves_the_whole_tile(packing) -> None:
     """A strip of 1 x 6 pixels on one tile of four patches: less than a patch's height is picture."""
-    made = make_architecture(8, 4, 3, max_tiles=2)
-    made = dataclasses.replace(made, anyres=dataclasses.replace(made.anyres, packing=packing))
-    layout = anyres.visual_layout([(1, 6)], made)
-    assert layout.lengths == (4 // packing,) == (anyres.visual_token_count((1, 6), made),)
+    tiled = make_architecture(8, 4, 3, max_tiles=2)
+    tiled = dataclasses.replace(tiled, anyres=dataclasses.replace(tiled.anyres, packing=packing))
+    layout = anyres.visual_layout([(1, 6)], tiled)
+    assert layout.lengths == (4 // packing,) == (anyres.visual_token_count((1, 6), tiled),)

@@ -91,8 +91,8 @@ def test_targets_and_turns_of_a_conversation(targets: str) -> None:
     tokens = np.array([i for i in encoded.token_ids if i != TOKENIZER.image_token_id])
     np.testing.assert_array_equal(example.text_tokens, tokens)
     for turn, answer in enumerate(["It is 7", "yes"]):
-        said = example.text_tokens[example.turn_index == turn].tolist()
-        assert said == [*TOKENIZER.encode(answer), TOKENIZER.end_token_id]
+        answer_tokens = example.text_tokens[example.turn_index == turn].tolist()
+        assert answer_tokens == [*TOKENIZER.encode(answer), TOKENIZER.end_token_id]
     assert example.loss_mask[example.turn_index >= 0].all()
     if targets == "answer":
         assert example.loss_mask.sum() == (example.turn_index >= 0).sum() == sum(encoded.target_mask)

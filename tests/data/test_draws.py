@@ -55,10 +55,10 @@ def drawn(consumer: str, batch_size: int, step: int, bad: int) -> list[int]:
 def test_no_batch_size_and_no_step_lets_two_stages_share_a_picture(
     consumers: tuple[str, str], batch_sizes: tuple[int, int], steps: tuple[int, int], bad: int
 ) -> None:
-    one, other = (set(drawn(*asked, bad)) for asked in zip(consumers, batch_sizes, steps, strict=True))
+    one, other = (set(drawn(*arguments, bad)) for arguments in zip(consumers, batch_sizes, steps, strict=True))
     assert not one & other
-    for found, consumer in ((one, consumers[0]), (other, consumers[1])):
-        assert all(index in index_range(consumer)[1] for index in found), "not even past the range's end"
+    for actual, consumer in ((one, consumers[0]), (other, consumers[1])):
+        assert all(index in index_range(consumer)[1] for index in actual), "not even past the range's end"
 
 
 def test_the_same_pictures_come_in_the_same_order_for_every_batch_size() -> None:
@@ -70,11 +70,11 @@ def test_the_same_pictures_come_in_the_same_order_for_every_batch_size() -> None
 
 
 def test_ranges_of_one_split_are_disjoint_and_the_stream_holds_them() -> None:
-    found = sorted((split, indices.start, indices.stop) for split, indices in map(index_range, CONSUMERS))
-    for (split, _, stop), (next_split, start, _) in itertools.pairwise(found):
+    actual = sorted((split, indices.start, indices.stop) for split, indices in map(index_range, CONSUMERS))
+    for (split, _, stop), (next_split, start, _) in itertools.pairwise(actual):
         assert split != next_split or stop <= start
-    assert {split for split, _, _ in found} == {"train", "validation", "test"}
-    assert all(stop - start == RANGE >= 2**40 and stop <= STREAM_LENGTH <= len(Glyphs()) for _, start, stop in found)
+    assert {split for split, _, _ in actual} == {"train", "validation", "test"}
+    assert all(stop - start == RANGE >= 2**40 and stop <= STREAM_LENGTH <= len(Glyphs()) for _, start, stop in actual)
 
 
 def test_stages_and_labels_read_the_ranges_that_are_theirs() -> None:

@@ -105,7 +105,7 @@ def test_no_picture_at_all(root: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
@@ -119,9 +119,9 @@ def test_no_picture_at_all(root: Path, content: bytes) -> None:
         (b"nothing that is known", "GIF file$"),
     ],
 )
-def test_what_is_no_picture_is_named(root: Path, content: bytes, told: str) -> None:
+def test_what_is_no_picture_is_named(root: Path, content: bytes, message: str) -> None:
     (root / "x.jpg").write_bytes(content)
-    with pytest.raises(SkipSample, match=told) as caught:
+    with pytest.raises(SkipSample, match=message) as caught:
         read_image(root / "x.jpg", LIMIT)
     assert caught.value.reason == "image_format"
 

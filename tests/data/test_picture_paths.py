@@ -64,10 +64,10 @@ def root(tmp_path: Path) -> Path:
 )
 def test_names_as_people_have_them(root: Path, name: str, file: str) -> None:
     for opened in (root, root.parent / "alias"):
-        asked = name.replace("ROOT", str(root)).replace("ALIAS", str(root.parent / "alias"))
+        requested = name.replace("ROOT", str(root)).replace("ALIAS", str(root.parent / "alias"))
         if "ALIAS" in name and opened == root:
             continue  # only the folder's own spellings are known
-        assert resolve_under(opened, asked) == (root / file).resolve()
+        assert resolve_under(opened, requested) == (root / file).resolve()
 
 
 @pytest.mark.parametrize(

@@ -125,5 +125,5 @@ def test_characters_are_looked_for_in_other_fonts(monkeypatch: pytest.MonkeyPatc
 
 def test_a_system_text_is_shown(tmp_path: Path) -> None:
     plain = Sample("1", (), (Turn("a", "b"),), "test")
-    told = Sample("1", (), (Turn("a", "b"),), "test", system="Be terse.")
-    assert sheet_of(tmp_path, told).shape[0] > sheet_of(tmp_path, plain).shape[0]
+    with_system = Sample("1", (), (Turn("a", "b"),), "test", system="Be terse.")
+    assert sheet_of(tmp_path, with_system).shape[0] > sheet_of(tmp_path, plain).shape[0]

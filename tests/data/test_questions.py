@@ -36,8 +36,8 @@ class Records:
         return len(self.turns)
 
     def outline(self, index: int) -> Sample:
-        asked = "<image>\nWhat is this letter" + " or this letter" * 4 * (index in self.long) + "?"
-        turns = (Turn(asked, "A"), *[Turn("And?", "B")] * (self.turns[index] - 1))
+        question_ids = "<image>\nWhat is this letter" + " or this letter" * 4 * (index in self.long) + "?"
+        turns = (Turn(question_ids, "A"), *[Turn("And?", "B")] * (self.turns[index] - 1))
         return Sample(f"id{index % 2}", (NO_PICTURE,), turns, self.name)
 
     def __getitem__(self, index: int) -> Sample:
@@ -45,11 +45,11 @@ class Records:
             self.opened.append(index)
         if index in self.broken:
             raise SkipSample("broken_image", "no picture")
-        known = self.outline(index)
-        return Sample(known.id, (np.full((48, 48, 3), index, np.uint8),), known.turns, self.name)
+        outlined = self.outline(index)
+        return Sample(outlined.id, (np.full((48, 48, 3), index, np.uint8),), outlined.turns, self.name)
 
 
-def asked(batches: Iterator[Batch]) -> list[str]:
+def question_ids(batches: Iterator[Batch]) -> list[str]:
     return [id for batch in batches for id in batch.ids]
 
 
@@ -57,7 +57,7 @@ def test_batches_are_the_same_each_time_and_the_last_is_filled_up() -> None:
     questions = single_questions(CONFIG, "validation", 11)
     batches = questions.batches(4)
     first, second = list(batches), list(batches)
-    assert [len(batch.ids) for batch in first] == [4, 4, 3] and asked(iter(first)) == asked(iter(second))
+    assert [len(batch.ids) for batch in first] == [4, 4, 3] and question_ids(iter(first)) == question_ids(iter(second))
     for one, other in zip(first, second, strict=True):
         assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
         assert {name: array.shape for name, array in one.arrays.items()} == {
@@ -82,21 +82,21 @@ def test_unreadable_samples_are_replaced_and_counted_once() -> None:
     questions = Questions(CONFIG, source, 5, skips=skips)
     batches = questions.batches(2)
     for _ in range(2):
-        assert asked(iter(batches)) == ["0/0", "2/0", "3/0", "3/1", "5/0"]
+        assert question_ids(iter(batches)) == ["0/0", "2/0", "3/0", "3/1", "5/0"]
         assert skips.counts == {("records", "broken_image"): 2}
     assert 6 not in source.opened, "five questions were found before"
     assert questions.find("3/1").turns[0].answer == "B"
 
 
 def test_a_source_that_is_too_short_gives_what_it_has() -> None:
-    assert asked(iter(Questions(CONFIG, Records((1, 1, 2)), 9).batches(4))) == ["0/0", "1/0", "2/0", "2/1"]
-    assert asked(iter(Questions(CONFIG, Records((1, 1), broken=(0, 1)), 9).batches(4))) == []
+    assert question_ids(iter(Questions(CONFIG, Records((1, 1, 2)), 9).batches(4))) == ["0/0", "1/0", "2/0", "2/1"]
+    assert question_ids(iter(Questions(CONFIG, Records((1, 1), broken=(0, 1)), 9).batches(4))) == []
 
 
 def test_questions_that_do_not_fit_are_left_out_and_counted_once() -> None:
     skips, short = SkipLog(), tiny_config({"data.text_length": 24})
     batches = Questions(short, Records((1, 1, 1), long=(1,)), 3, skips=skips).batches(4)
-    assert [asked(iter(batches)) for _ in range(2)] == [["0/0", "2/0"]] * 2
+    assert [question_ids(iter(batches)) for _ in range(2)] == [["0/0", "2/0"]] * 2
     assert skips.by_reason() == {"records/too_long": 1}
     (batch,) = batches
     assert batch.arrays["text_tokens"].shape[1] <= 24, "what is left out makes no batch longer"
@@ -121,7 +121,7 @@ def test_no_picture_is_opened_to_plan_and_few_ahead_of_their_batch() -> None:
 
 def test_one_picture_is_read_once_for_its_questions_nearly() -> None:
     source = Records((8,) * 10)
-    assert len(asked(iter(Questions(CONFIG, source, 80).batches(8)))) == 80
+    assert len(question_ids(iter(Questions(CONFIG, source, 80).batches(8)))) == 80
     assert len(source.opened) <= 10 * READ_THREADS < 80 and RECENT >= 2
 
 
@@ -129,9 +129,9 @@ def test_one_picture_is_read_once_for_its_questions_nearly() -> None:
 def test_the_outline_of_a_generated_sample_is_the_sample_without_its_picture(task: str) -> None:
     source = Glyphs("train", 3, tasks=(task,), grid=6)
     for index in (0, 2**40 + 5):
-        whole, known = source[index], outline(source, index)
-        assert (known.id, known.turns, known.level) == (whole.id, whole.turns, whole.level)
-        assert known.images == (NO_PICTURE,) and whole.images[0].size
+        whole, outlined = source[index], outline(source, index)
+        assert (outlined.id, outlined.turns, outlined.level) == (whole.id, whole.turns, whole.level)
+        assert outlined.images == (NO_PICTURE,) and whole.images[0].size
 
 
 def test_the_outline_of_a_record_opens_nothing(tmp_path: Path) -> None:
@@ -140,8 +140,8 @@ def test_the_outline_of_a_record_opens_nothing(tmp_path: Path) -> None:
     records = f'[{{"id": 1, "image": ["a.png", "gone.png"], "conversations": {talk}}}, {{"id": 2}}]'
     (tmp_path / "set.json").write_text(records)
     source = LlavaSource(tmp_path / "set.json", tmp_path, max_image_pixels=100)
-    known = outline(source, 0)
-    assert known.images == (NO_PICTURE, NO_PICTURE) and known.turns[0].answer == "that"
+    outlined = outline(source, 0)
+    assert outlined.images == (NO_PICTURE, NO_PICTURE) and outlined.turns[0].answer == "that"
     with pytest.raises(SkipSample, match="missing_file"):
         source[0]
     with pytest.raises(SkipSample, match="empty_conversation"):
@@ -154,5 +154,5 @@ def test_text_is_counted_as_it_is_encoded() -> None:
     for turns in ((Turn("Which letter?", "A"),), (Turn("<image>\nA?", "B"), Turn("<image> C?", "D E"))):
         sample = Sample("", pictures[: len(turns)], turns, "")
         for system in (None, "You are"):
-            found = encode_example(sample, tokenizer, arch, system=system).size.text
-            assert count_text(sample, tokenizer, system) == found
+            actual = encode_example(sample, tokenizer, arch, system=system).size.text
+            assert count_text(sample, tokenizer, system) == actual

@@ -89,17 +89,17 @@ def test_the_vocabulary_is_qwens(tokenizer: ChatTokenizer) -> None:
 
 
 def test_a_prompt_with_and_without_the_system_turn(tokenizer: ChatTokenizer) -> None:
-    asked = [*USER, IMAGE, NEWLINE, *WHAT, END, NEWLINE, *HEADER]
-    assert encode_prompt(tokenizer, "What is this?") == asked
-    assert encode_prompt(tokenizer, "What is this?", system="You are a helpful assistant.") == [*SYSTEM, *asked]
+    expected = [*USER, IMAGE, NEWLINE, *WHAT, END, NEWLINE, *HEADER]
+    assert encode_prompt(tokenizer, "What is this?") == expected
+    assert encode_prompt(tokenizer, "What is this?", system="You are a helpful assistant.") == [*SYSTEM, *expected]
 
 
 def masked(
     tokenizer: ChatTokenizer, targets: str, system: str | None, *turns: tuple[str, str]
 ) -> list[tuple[int, int]]:
     """(token id, 1 where it is a target)."""
-    found = encode_conversation(tokenizer, [Turn(*turn) for turn in turns], system=system, targets=targets)
-    return [(token, int(target)) for token, target in zip(found.token_ids, found.target_mask, strict=True)]
+    actual = encode_conversation(tokenizer, [Turn(*turn) for turn in turns], system=system, targets=targets)
+    return [(token, int(target)) for token, target in zip(actual.token_ids, actual.target_mask, strict=True)]
 
 
 def test_targets_are_the_answer_and_its_end(tokenizer: ChatTokenizer) -> None:

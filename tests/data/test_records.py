@@ -229,23 +229,30 @@ messages = st.lists(
 def test_any_json_is_a_record_or_skipped(value: Any) -> None:
     """Nothing else is raised, and what comes out can be encoded and has its pictures in place."""
     try:
-        found = parse_record(value, 3)
+        actual = parse_record(value, 3)
     except SkipSample as why:
         assert why.reason and why.detail
         return
-    everything = [found.id, *found.pictures, found.system, *(t for turn in found.turns for t in turn.__dict__.values())]
+    everything = [
+        actual.id,
+        *actual.pictures,
+        actual.system,
+        *(t for turn in actual.turns for t in turn.__dict__.values()),
+    ]
     assert all("\0" not in one and one.encode() is not None for one in everything)
-    assert found.turns and all(turn.question.strip() and turn.answer.strip() for turn in found.turns)
-    assert all(found.pictures)
-    markers = sum(turn.question.count(IMAGE_MARKER) for turn in found.turns)
-    assert markers == len(found.pictures) or (markers, len(found.pictures)) == (0, 1)
+    assert actual.turns and all(turn.question.strip() and turn.answer.strip() for turn in actual.turns)
+    assert all(actual.pictures)
+    markers = sum(turn.question.count(IMAGE_MARKER) for turn in actual.turns)
+    assert markers == len(actual.pictures) or (markers, len(actual.pictures)) == (0, 1)
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=3), st.text())
 def test_what_is_well_formed_comes_back_word_for_word(turns: list[tuple[str, str]], system: str) -> None:
-    said = [part for turn in turns for part in turn]
-    conversation = [{"from": who, "value": text} for who, text in zip(["human", "gpt"] * len(turns), said, strict=True)]
-    if any("\0" in one or IMAGE_MARKER in one for one in (*said, system)) or not all(map(str.strip, said)):
+    texts = [part for turn in turns for part in turn]
+    conversation = [
+        {"from": who, "value": text} for who, text in zip(["human", "gpt"] * len(turns), texts, strict=True)
+    ]
+    if any("\0" in one or IMAGE_MARKER in one for one in (*texts, system)) or not all(map(str.strip, texts)):
         return
     record = parse_record(json.loads(json.dumps({"system": system, "conversations": conversation})), 0)
     assert [(turn.question, turn.answer) for turn in record.turns] == turns and record.system == system.strip()

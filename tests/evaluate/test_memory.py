@@ -34,7 +34,7 @@ class Alive:
     """How many of the arrays that a function returned are held by somebody, at the most."""
 
     def __init__(self) -> None:
-        self.made, self.most = 0, 0
+        self.created, self.most = 0, 0
         self._held: list[weakref.ref[np.ndarray]] = []
         self._lock = threading.Lock()
 
@@ -42,7 +42,7 @@ class Alive:
         def watched(*args: Any, **options: Any) -> Any:
             result = function(*args, **options)
             with self._lock:
-                self.made += 1
+                self.created += 1
                 self._held = [ref for ref in self._held if ref() is not None]
                 self._held.append(weakref.ref(part(result)))
                 self.most = max(self.most, len(self._held))
@@ -80,7 +80,7 @@ def test_few_pictures_and_tiles_are_held_at_a_time(tiny_copy: Path, monkeypatch:
     monkeypatch.setattr("visor_jax.train.objectives.policy.KEPT_BYTES", 0)
     PASSES[name](config, workdir)
     batch = config.evaluate.batch_size
-    assert tiles.made >= COUNT and pictures.made >= 40
+    assert tiles.created >= COUNT and pictures.created >= 40
     # One batch in hand, two read ahead, one in every thread, and the samples kept by their index.
     assert pictures.most <= 3 * batch + 2 * questions.READ_THREADS + questions.RECENT < COUNT / 2
     assert tiles.most <= 3 * batch + 4 * questions.READ_THREADS < COUNT / 2

@@ -163,10 +163,10 @@ def test_multiple_choice(prediction: str, answer: str, right: bool) -> None:
 
 
 def test_pope() -> None:
-    said = ["yes", "Yes ", "no", "NO", "yes", "maybe"]
+    predictions = ["yes", "Yes ", "no", "NO", "yes", "maybe"]
     wanted = ["yes", "no", "no", "yes", "Yes", "yes"]
     # Hits 2, false alarms 1, misses 1; "maybe" is wrong, but no "no".
-    assert pope(said, wanted) == pytest.approx(
+    assert pope(predictions, wanted) == pytest.approx(
         {"accuracy": 3 / 6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 6}
     )
     assert pope(["no", "yes."], ["no", "no"]) == pytest.approx(
@@ -176,24 +176,24 @@ def test_pope() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["yes", "no", "?"]), st.sampled_from(["yes", "no"])), min_size=1))
 def test_pope_stays_in_bounds(pairs: list[tuple[str, str]]) -> None:
-    said, wanted = zip(*pairs, strict=True)
-    scores = pope(said, wanted)
+    predictions, wanted = zip(*pairs, strict=True)
+    scores = pope(predictions, wanted)
     assert all(0 <= value <= 1 for value in scores.values())
     assert min(scores["precision"], scores["recall"]) <= scores["f1"] + 1e-9
     assert scores["f1"] <= max(scores["precision"], scores["recall"]) + 1e-9
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted", "message"),
+    ("predictions", "wanted", "message"),
     [
         (["yes"], [], "1 predictions for 0"),
         ([], [], "at least one"),
         (["yes"], ["maybe"], "'maybe'; expected yes or no"),
     ],
 )
-def test_pope_refuses_what_it_cannot_score(said: list[str], wanted: list[str], message: str) -> None:
+def test_pope_refuses_what_it_cannot_score(predictions: list[str], wanted: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pope(said, wanted)
+        pope(predictions, wanted)
 
 
 @pytest.mark.parametrize("metric", [anls, ocrbench])

@@ -125,5 +125,5 @@ def test_costs_are_told_in_one_unit_that_suits_them(
     budgets = {f"b{number}": {**row, "decoder_gflops": max(cost, 1e-9)} for number, cost in enumerate(gflops)}
     dense = {"decoder_gflops": 80000.0, "end_to_end_gflops": 99000.0}
     print_budgets({"benchmark": "own", "split": "test", "levels": {}, "budgets": budgets, "dense": dense})
-    told = capsys.readouterr().out
-    assert all(f"{word} " in told for word in shown)
+    output = capsys.readouterr().out
+    assert all(f"{word} " in output for word in shown)

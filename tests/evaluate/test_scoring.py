@@ -43,17 +43,17 @@ def with_answer(sample: Sample, answer: str, number: int) -> Sample:
     return dataclasses.replace(sample, id=f"{number}", turns=(turn,))
 
 
-def said(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
+def answer_text(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
     return model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=8).text
 
 
 def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
     """For every budget; among the references are what the model itself says under one budget or another."""
-    asked = list(single_questions(tiny_config(), "validation", 3))
-    answers = {(i, bits): said(model, sample, bits) for i, sample in enumerate(asked) for bits in BUDGETS}
+    chosen = list(single_questions(tiny_config(), "validation", 3))
+    answers = {(i, bits): answer_text(model, sample, bits) for i, sample in enumerate(chosen) for bits in BUDGETS}
     samples = [
         with_answer(sample, answer, 10 * i + k)
-        for i, sample in enumerate(asked)
+        for i, sample in enumerate(chosen)
         for k, answer in enumerate(
             sorted({sample.turns[0].answer, *(a for (j, _), a in answers.items() if j == i and a.strip())})
         )
@@ -70,7 +70,7 @@ def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
 def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
     sample = next(iter(single_questions(tiny_config(), "validation", 1)))
     (batch,) = questions_of(tiny_config(), [sample]).batches(1)
-    found = score(model.params, [batch], BUDGETS, model.arch, mesh=MESH).log_likelihood[:, 0]
+    actual = score(model.params, [batch], BUDGETS, model.arch, mesh=MESH).log_likelihood[:, 0]
     tokens = model.tokenizer.encode(sample.turns[0].answer)
     arrays = batch.arrays
     used = arrays["text_segments"][0] > 0
@@ -83,7 +83,7 @@ def test_log_likelihood_is_that_of_the_logits(model: Visor) -> None:
         logits = model.logits(with_picture, list(sample.images), Budget.of(bits))
         log_probabilities = np.asarray(jax.nn.log_softmax(logits))
         expected = sum(log_probabilities[i - 1, ids[i]] for i in targets)
-        assert found[row] == pytest.approx(expected, abs=1e-4)
+        assert actual[row] == pytest.approx(expected, abs=1e-4)
 
 
 def test_routes_and_sizes_are_those_of_the_prompt(model: Visor) -> None:
@@ -112,16 +112,16 @@ def test_samples_without_a_picture_are_scored_as_they_are_answered(model: Visor)
     """In one batch with another; with a system text of its own."""
     pictured = next(iter(single_questions(tiny_config(), "validation", 1)))
     bare = dataclasses.replace(pictured, images=(), system="Be terse.")
-    asked, budgets = with_system(model, bare.system), [BUDGETS[0], BUDGETS[-1]]
+    prompted, budgets = with_system(model, bare.system), [BUDGETS[0], BUDGETS[-1]]
     question = bare.turns[0].question
-    answers = [asked.answer([], question, Budget.of(bits), max_new_tokens=6).text.strip() for bits in budgets]
+    answers = [prompted.answer([], question, Budget.of(bits), max_new_tokens=6).text.strip() for bits in budgets]
     samples = [with_answer(bare, text, n) for n, text in enumerate(sorted({*answers, "never"} - {""}))]
-    found = score(
+    actual = score(
         model.params, questions_of(tiny_config(), [*samples, pictured]).batches(4), budgets, model.arch, mesh=MESH
     )
-    assert found.num_tiles.tolist() == [0] * len(samples) + [1] and found.num_visual[0] == 0 < found.num_visual[-1]
+    assert actual.num_tiles.tolist() == [0] * len(samples) + [1] and actual.num_visual[0] == 0 < actual.num_visual[-1]
     for column, sample in enumerate(samples):
-        assert found.correct[:, column].tolist() == [answer == sample.turns[0].answer for answer in answers]
+        assert actual.correct[:, column].tolist() == [answer == sample.turns[0].answer for answer in answers]
 
 
 def test_a_black_picture_has_a_tile(model: Visor) -> None:
@@ -140,7 +140,7 @@ def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
 
 def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureFixture) -> None:
     """Other subsets, as many or not, other questions of the same lengths: programs are kept between calls."""
-    asked = list(single_questions(tiny_config(), "validation", 6))
+    chosen = list(single_questions(tiny_config(), "validation", 6))
 
     def compiled(samples: list[Sample], budgets: list[Bits]) -> list[str]:
         caplog.clear()
@@ -149,9 +149,9 @@ def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureF
         return [record.message for record in caplog.records if "ompil" in record.message]
 
     programs.cache_clear()
-    assert compiled(asked, BUDGETS[:2]), "the first pass compiles, and that is noticed"
-    assert compiled(asked[::-1], BUDGETS[2:]) == []
-    assert compiled(asked, BUDGETS[:1]) == compiled(asked, BUDGETS[:3]) == [], "as a best-first search asks"
+    assert compiled(chosen, BUDGETS[:2]), "the first pass compiles, and that is noticed"
+    assert compiled(chosen[::-1], BUDGETS[2:]) == []
+    assert compiled(chosen, BUDGETS[:1]) == compiled(chosen, BUDGETS[:3]) == [], "as a best-first search asks"
 
 
 def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +181,8 @@ def test_in_the_equal_mix_levels_and_their_tasks_weigh_the_same(tasks: list[str]
     by_level: dict[str, list[float]] = {}
     for task, weight in by_task.items():
         by_level.setdefault(levels.get(task, ""), []).append(weight)
-    for found in by_level.values():
-        assert found == pytest.approx([1 / len(by_level) / len(found)] * len(found))
+    for actual in by_level.values():
+        assert actual == pytest.approx([1 / len(by_level) / len(actual)] * len(actual))
     assert weights.sum() == pytest.approx(1)
 
 

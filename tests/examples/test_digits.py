@@ -21,7 +21,7 @@ def test_digits_are_real_scans_in_disjoint_splits(tmp_path: Path) -> None:
         for split in ("train", "validation", "test")
     }
     ids = {split: {source[i].id for i in range(len(source))} for split, source in sources.items()}
-    assert {split: len(found) for split, found in ids.items()} == {"train": 1257, "validation": 240, "test": 300}
+    assert {split: len(actual) for split, actual in ids.items()} == {"train": 1257, "validation": 240, "test": 300}
     assert len(set.union(*ids.values())) == 1797
     answers = [sources["test"][i].turns[0].answer for i in range(300)]
     assert set(answers) == set("0123456789")

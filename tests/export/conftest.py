@@ -1,4 +1,4 @@
-"""Shared by the export tests: a tiny model in PyTorch, in both plans, with random weights."""
+"""Fixtures of the export tests: a tiny PyTorch model with random weights, in both plans, and an exported folder."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from visor_jax.export.torch_model import VisorConfig, VisorForConditionalGenerat
 from visor_jax.hf import keys as key_map
 from visor_jax.loading import Visor
 
-IMAGE = 60  # the placeholder's id
+IMAGE = 60  # id of the placeholder
 TEXT = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -42,8 +42,8 @@ def no_gradients(pytorch_session: None):
         yield
 
 
-def randomise(model: VisorForConditionalGeneration, seed: int = 0) -> VisorForConditionalGeneration:
-    """Every parameter random and none at a special value, so that no mistake hides behind a zero or a one."""
+def randomize(model: VisorForConditionalGeneration, seed: int = 0) -> VisorForConditionalGeneration:
+    """Draws every parameter at random, so that no zero or one hides a mistake."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -75,13 +75,13 @@ def tiny_config(plan: str = "visor", num_layers: int = 7, **changes) -> VisorCon
 
 @pytest.fixture(scope="session")
 def visor() -> VisorForConditionalGeneration:
-    """Seven layers: two super-blocks and one layer more; four viable budgets."""
+    """A model of seven layers: two super-blocks and one more layer; four viable budgets."""
     with torch.no_grad():
-        return randomise(VisorForConditionalGeneration(tiny_config()))
+        return randomize(VisorForConditionalGeneration(tiny_config()))
 
 
 def greedily(count: int, **settings) -> dict:
-    """Arguments of `generate` for `count` tokens, none of them a placeholder or an end."""
+    """Returns arguments of `generate` for `count` greedy tokens, none of them a placeholder or an end token."""
     return {
         "max_new_tokens": count,
         "do_sample": False,
@@ -92,8 +92,8 @@ def greedily(count: int, **settings) -> dict:
     }
 
 
-def prompt(model, sizes=((20, 30),), before=3, after=5, seed=0, alone=None) -> dict[str, torch.Tensor]:
-    """Inputs of one prompt with pictures of the given (height, width), in the middle of random text."""
+def prompt(model, sizes=((20, 30),), before=3, after=5, seed=0) -> dict[str, torch.Tensor]:
+    """Returns the inputs of one prompt with pictures of these (height, width) between random text tokens."""
     generator = torch.Generator().manual_seed(seed)
     inputs, pieces = {}, [torch.randint(2, IMAGE, (before,), generator=generator)]
     if sizes:
@@ -110,23 +110,23 @@ def prompt(model, sizes=((20, 30),), before=3, after=5, seed=0, alone=None) -> d
 
 
 def join(prompts: list[dict[str, torch.Tensor]], side: str = "left") -> dict[str, torch.Tensor]:
-    """Prompts as one padded batch."""
-    longest = max(own["input_ids"].shape[1] for own in prompts)
+    """Returns the inputs of several prompts as one padded batch."""
+    longest = max(inputs["input_ids"].shape[1] for inputs in prompts)
 
     def pad(row: torch.Tensor) -> torch.Tensor:
         missing = longest - row.shape[1]
         return torch.nn.functional.pad(row, (missing, 0) if side == "left" else (0, missing))
 
-    ids = torch.cat([pad(own["input_ids"]) for own in prompts])
-    mask = torch.cat([pad(torch.ones_like(own["input_ids"])) for own in prompts])
-    with_pictures = [own for own in prompts if "pixel_values" in own]
+    ids = torch.cat([pad(inputs["input_ids"]) for inputs in prompts])
+    mask = torch.cat([pad(torch.ones_like(inputs["input_ids"])) for inputs in prompts])
+    with_pictures = [inputs for inputs in prompts if "pixel_values" in inputs]
     names = ("pixel_values", "image_sizes", "batch_num_images")
-    pictures = {name: torch.cat([own[name] for own in with_pictures]) for name in names} if with_pictures else {}
+    pictures = {name: torch.cat([inputs[name] for inputs in with_pictures]) for name in names} if with_pictures else {}
     return {"input_ids": ids, "attention_mask": mask, **pictures}
 
 
 def stock_twin(ours: VisorForConditionalGeneration) -> LlavaOnevisionForConditionalGeneration:
-    """transformers' model with the weights and sizes of a dense plan of ours."""
+    """Returns transformers' model with the shape and the weights of a dense plan of ours."""
     config = ours.config
     stock = LlavaOnevisionForConditionalGeneration(
         LlavaOnevisionConfig(
@@ -139,29 +139,29 @@ def stock_twin(ours: VisorForConditionalGeneration) -> LlavaOnevisionForConditio
             tie_word_embeddings=config.tie_word_embeddings,
         )
     ).eval()
-    own = ours.state_dict()
-    theirs = {key: own.get(key_map.canonical_key(key)) for key in stock.state_dict()}
-    unused = {key for key, value in theirs.items() if value is None}
+    weights = ours.state_dict()
+    stock_weights = {key: weights.get(key_map.canonical_key(key)) for key in stock.state_dict()}
+    unused = {key for key, value in stock_weights.items() if value is None}
     assert all("post_layernorm" in key for key in unused), unused
-    stock.load_state_dict({key: value for key, value in theirs.items() if value is not None}, strict=False)
+    stock.load_state_dict({key: value for key, value in stock_weights.items() if value is not None}, strict=False)
     return stock
 
 
 @pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
-    """The helpers above, for tests (which cannot import from here)."""
+    """The helpers above, because tests cannot import conftest.py."""
     return SimpleNamespace(
         IMAGE=IMAGE,
         greedily=greedily,
         config=tiny_config,
-        randomise=randomise,
+        randomize=randomize,
         prompt=prompt,
         join=join,
         stock_twin=stock_twin,
     )
 
 
-# --- a folder as `visor export` writes it, without its proof ----------------------------------------------------------
+# --- a folder of `visor export`, without parity.json ------------------------------------------------------------------
 
 TOKENIZER = testing.glyphs_tokenizer()
 

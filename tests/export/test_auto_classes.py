@@ -1,4 +1,4 @@
-"""An exported folder under transformers' own entrances: AutoProcessor, AutoModel, pipelines. By remote code."""
+"""An exported folder in transformers' AutoProcessor, AutoModel and pipelines, with remote code."""
 
 from typing import Any
 
@@ -22,13 +22,15 @@ def direct(visor_folder) -> tuple[Any, VisorProcessor]:
 
 
 def test_auto_processor_is_ours(visor_folder, direct):
-    found = transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=True)
-    assert type(found).__name__ == "VisorProcessor" and isinstance(found, transformers.ProcessorMixin)
-    assert type(found).__module__.startswith("transformers_modules.")
+    loaded_processor = transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=True)
+    assert type(loaded_processor).__name__ == "VisorProcessor" and isinstance(
+        loaded_processor, transformers.ProcessorMixin
+    )
+    assert type(loaded_processor).__module__.startswith("transformers_modules.")
     expected = direct[1](PICTURE, " Which digit? ")
-    inputs = found(PICTURE, " Which digit? ")
+    inputs = loaded_processor(PICTURE, " Which digit? ")
     assert all(torch.equal(inputs[name], value) for name, value in expected.items())
-    assert "VisorProcessor" in repr(found) and found.model_input_names[0] == "input_ids"
+    assert "VisorProcessor" in repr(loaded_processor) and loaded_processor.model_input_names[0] == "input_ids"
 
 
 @pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForImageTextToText"])
@@ -43,15 +45,15 @@ def test_pipeline_answers_as_the_model(visor_folder, direct, caplog):
     model, processor = direct
     ask = transformers.pipeline("image-text-to-text", model=str(visor_folder), trust_remote_code=True)
     for budget in ("auto", "0b10"):
-        found = ask(CHAT, return_full_text=False, generate_kwargs={"budget": budget, "max_new_tokens": 5})
+        output = ask(CHAT, return_full_text=False, generate_kwargs={"budget": budget, "max_new_tokens": 5})
         inputs = processor(PICTURE, "Which digit?")
         tokens = model.generate(**inputs, budget=budget, max_new_tokens=5)
         expected = processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert found[0]["generated_text"] == expected
+        assert output[0]["generated_text"] == expected
     assert "not supported" not in caplog.text
-    said = [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "It"}]}]
-    gone_on = ask(said, max_new_tokens=3)[0]["generated_text"][-1]
-    assert gone_on["role"] == "assistant" and gone_on["content"][-1]["text"].startswith("It")
+    opened = [*CHAT, {"role": "assistant", "content": [{"type": "text", "text": "It"}]}]
+    continued = ask(opened, max_new_tokens=3)[0]["generated_text"][-1]
+    assert continued["role"] == "assistant" and continued["content"][-1]["text"].startswith("It")
     several = ask([CHAT, CHAT], max_new_tokens=3, return_full_text=False)
     assert several[0] == several[1]
     rendered = processor.apply_chat_template(CHAT, add_generation_prompt=True)
@@ -59,7 +61,7 @@ def test_pipeline_answers_as_the_model(visor_folder, direct, caplog):
     assert by_text[0]["generated_text"] == several[0][0]["generated_text"]
 
 
-def test_without_trust_nothing_else_is_taken_silently(visor_folder):
-    """Never transformers' own processor, whose pixels and white space are a little different."""
+def test_without_trust_no_other_processor_is_loaded_silently(visor_folder):
+    """transformers' processor is never used instead; its pixels and white space differ slightly."""
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=False)

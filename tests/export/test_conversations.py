@@ -41,8 +41,8 @@ def messages(pictures: list[Image.Image], question: str) -> list[dict[str, Any]]
     """The conversation as transformers' chat templates take it: pictures in the first turn."""
     first: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
     turns: list[dict[str, Any]] = []
-    for asked, answer in [*HISTORY, (question, "")]:
-        turns.append({"role": "user", "content": [*first, {"type": "text", "text": asked}]})
+    for earlier_question, answer in [*HISTORY, (question, "")]:
+        turns.append({"role": "user", "content": [*first, {"type": "text", "text": earlier_question}]})
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         first = []
     return turns[:-1]
@@ -62,9 +62,9 @@ def answer_in_torch(folder: Path, dense: bool, pictures: list[Image.Image], ques
     inputs |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     auto, full = ({}, {}) if dense else ({"budget": "auto"}, {"budget": "full"})
     with torch.no_grad():
-        made = model.generate(**inputs, max_new_tokens=COUNT, do_sample=False, **auto)
+        tokens = model.generate(**inputs, max_new_tokens=COUNT, do_sample=False, **auto)
         first = model(**inputs, **full).logits[0, -1].numpy()
-    return TOKENIZER.decode(made[0, len(ids) :].tolist()), first
+    return TOKENIZER.decode(tokens[0, len(ids) :].tolist()), first
 
 
 @pytest.mark.parametrize("pictures", [[PICTURE], [PICTURE, OTHER], []], ids=["one picture", "two", "text only"])

@@ -94,11 +94,11 @@ def test_lmms_eval_drives_an_exported_folder(visor_folder, tmp_path):
     command += ["--include_path", str(tmp_path / "task"), "--batch_size", "2", "--output_path", str(tmp_path / "out")]
     run([*command, "--log_samples"], tmp_path)
     (samples,) = (tmp_path / "out").rglob("*_samples_visor_probe.jsonl")
-    found = [json.loads(line) for line in samples.read_text().splitlines()]
-    assert len(found) == len(QUESTIONS)
+    logged = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(logged) == len(QUESTIONS)
     (tmp_path / "direct.py").write_text(DIRECT)
     direct = run([str(tmp_path / "direct.py"), str(visor_folder), str(data)], tmp_path).splitlines()
-    answers = {row["doc_id"]: row["filtered_resps"] for row in found}
+    answers = {row["doc_id"]: row["filtered_resps"] for row in logged}
     # The harness strips what it scores and logs.
     expected = [json.loads(line).strip() for line in direct]
     assert [answers[number].strip() for number in range(len(QUESTIONS))] == expected

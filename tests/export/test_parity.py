@@ -1,4 +1,4 @@
-"""The JAX model against the exported module on the same random weights: logits under every budget, and routes."""
+"""The JAX model and the exported module agree on random weights: logits under every budget, and routes."""
 
 import dataclasses
 from functools import partial
@@ -24,14 +24,14 @@ from visor_jax.model import visor
 
 TINY = testing.tiny_architecture()
 VARIANTS = {
-    "grouped queries, one layer over": TINY,
-    "tied, patch-local, no grids, two layers over": testing.tiny_architecture(
+    "grouped queries, one extra layer": TINY,
+    "tied, patch-local, no grids, two extra layers": testing.tiny_architecture(
         8,
         text=dataclasses.replace(TINY.text, num_layers=8, tie_word_embeddings=True),
         vision=dataclasses.replace(TINY.vision, patch_local=True),
         anyres=dataclasses.replace(TINY.anyres, pinpoints=()),
     ),
-    "both ways, multi-head cross-attention, no layer over": testing.tiny_architecture(
+    "bidirectional, multi-head cross-attention, no extra layer": testing.tiny_architecture(
         6,
         bidirectional_vision=True,
         cross=dataclasses.replace(TINY.cross, num_kv_heads=4),
@@ -40,10 +40,16 @@ VARIANTS = {
     "another pattern": testing.other_plan(),
     "dense": testing.tiny_architecture(7, plan="dense"),
 }
-PICTURES = [[(11, 16)], [(8, 8), (3, 20)], [], [(16, 16)]]  # of each prompt; the last one's tokens are shrunk
+PICTURES = [
+    [(11, 16)],
+    [(8, 8), (3, 20)],
+    [],
+    [(16, 16)],
+]  # sizes of each prompt's pictures; the last one's tokens are shrunk
 
 
 def tokens_of(row: int, pictures) -> list[int]:
+    """Returns random token ids with one placeholder per picture."""
     rng = np.random.default_rng(row)
     ids = rng.integers(2, TINY.text.vocab_size, 3 + row).tolist()
     for _ in pictures:
@@ -53,13 +59,13 @@ def tokens_of(row: int, pictures) -> list[int]:
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=list(VARIANTS))
 def case(request):
-    """Architecture, parameters, the JAX batch, the PyTorch model and its inputs, for the same four prompts."""
+    """The same four prompts in both models: architecture, parameters, JAX batch, PyTorch model and its inputs."""
     arch = VARIANTS[request.param]
     params = testing.random_params(arch)
     images = [[testing.random_picture(*size, seed=row) for size in sizes] for row, sizes in enumerate(PICTURES)]
     ids = [tokens_of(row, sizes) for row, sizes in enumerate(PICTURES)]
     prompts = [
-        encode_tokens(own, pictures, testing.IMAGE_TOKEN, arch) for own, pictures in zip(ids, images, strict=True)
+        encode_tokens(tokens, pictures, testing.IMAGE_TOKEN, arch) for tokens, pictures in zip(ids, images, strict=True)
     ]
     row_shape = RowShape(*(max(getattr(p.size, name) for p in prompts) + 2 for name in ("tiles", "visual", "text")))
     batch = make_prompt_batch(prompts, row_shape, arch)
@@ -68,6 +74,7 @@ def case(request):
 
 
 def torch_twin(arch, params, ids, images):
+    """Returns the PyTorch model with these parameters, and its inputs."""
     values = write_config(
         arch,
         image_token_id=testing.IMAGE_TOKEN,
@@ -89,15 +96,16 @@ def torch_twin(arch, params, ids, images):
 
 
 def torch_inputs(processor, ids, images) -> dict[str, torch.Tensor]:
+    """Returns one left-padded batch of prompts."""
     rows, tiles, sizes, counts = [], [], [], []
-    for own, pictures in zip(ids, images, strict=True):
+    for tokens, pictures in zip(ids, images, strict=True):
         lengths = iter(processor.num_visual_tokens(picture.shape[:2], len(pictures)) for picture in pictures)
-        rows.append([t for token in own for t in [token] * (next(lengths) if token == testing.IMAGE_TOKEN else 1)])
+        rows.append([t for token in tokens for t in [token] * (next(lengths) if token == testing.IMAGE_TOKEN else 1)])
         tiles += processor.tiles([Image.fromarray(picture) for picture in pictures])
         sizes += [picture.shape[:2] for picture in pictures]
         counts += [len(pictures)] if pictures else []
     longest, most = max(map(len, rows)), max(map(len, tiles))
-    padded = [np.pad(own, ((0, most - len(own)), (0, 0), (0, 0), (0, 0))) for own in tiles]
+    padded = [np.pad(tile, ((0, most - len(tile)), (0, 0), (0, 0), (0, 0))) for tile in tiles]
     return {
         "input_ids": torch.tensor([[0] * (longest - len(row)) + row for row in rows]),
         "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
@@ -112,13 +120,13 @@ def test_logits_agree_under_every_budget(case):
     subsets = all_subsets(case.arch.num_slots)
     is_text = case.inputs["attention_mask"].bool() & (case.inputs["input_ids"] != testing.IMAGE_TOKEN)
     for turn in range(len(subsets)):
-        # A different budget for each prompt, so that one compiled program and one batch see them all.
+        # Each prompt has a different budget, so one compiled program and one batch cover all of them.
         bits = [subsets[(turn + row) % len(subsets)] for row in range(len(PICTURES))]
         expected = np.asarray(program(case.params, case.arrays, jnp.asarray(bits, bool)))
-        budget = {"budget": [list(own) for own in bits]} if case.arch.plan == "visor" else {}
-        found = case.model(**case.inputs, **budget).logits
+        budget = {"budget": [list(slots) for slots in bits]} if case.arch.plan == "visor" else {}
+        outputs = case.model(**case.inputs, **budget).logits
         for row, prompt in enumerate(case.prompts):
-            difference = found[row][is_text[row]].numpy() - expected[row, : prompt.size.text]
+            difference = outputs[row][is_text[row]].numpy() - expected[row, : prompt.size.text]
             assert np.abs(difference).max() <= 1e-5, (bits[row], PICTURES[row])
 
 
@@ -130,8 +138,8 @@ def test_routes_agree(case):
     count = len(all_subsets(case.arch.num_slots))
 
     def scores(params, arrays):
-        seen = visor.encode(params, arrays, case.arch)
-        return caches.prefill_prefix(params, seen, arrays, count, case.arch, routed=True)[1]
+        visual_tokens = visor.encode(params, arrays, case.arch)
+        return caches.prefill_prefix(params, visual_tokens, arrays, count, case.arch, routed=True)[1]
 
     expected = np.asarray(jax.jit(scores)(case.params, case.arrays))[:, :count]
     assert np.ptp(expected) > 1e-2

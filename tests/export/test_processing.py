@@ -1,4 +1,4 @@
-"""The processor that travels with an export, against transformers' PIL backend and against our own preprocessing."""
+"""The exported processor against transformers' PIL backend and our preprocessing."""
 
 import base64
 import io
@@ -25,6 +25,7 @@ PIL_BACKEND = "transformers.models.llava_onevision.image_processing_pil_llava_on
 
 
 def write(folder, pinpoints=None, system=None):
+    """Writes the small files of an exported folder; returns the architecture and the folder."""
     changes = {} if pinpoints is None else {"pinpoints": pinpoints}
     arch = testing.tiny_architecture()
     arch = type(arch)(**{**vars(arch), "anyres": type(arch.anyres)(**{**vars(arch.anyres), **changes})})
@@ -47,21 +48,21 @@ def picture(height, width, seed=0) -> Image.Image:
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=3))
-def test_tiles_and_token_counts_are_those_of_transformers_and_ours(tiled, sizes):
+def test_tiles_and_token_counts_equal_those_of_transformers_and_ours(tiled, sizes):
     arch, folder = tiled
-    # Before the PIL backend had a file of its own, it took pictures one or three pixels high for rows of channels.
+    # Older PIL backends, in a shared file, mistook pictures one or three pixels high for arrays with channels first.
     peer = pytest.importorskip(PIL_BACKEND, reason="transformers has no PIL backend of LLaVA-OneVision yet")
     pictures = [picture(*size, seed=index) for index, size in enumerate(sizes)]
     ours = VisorProcessor.from_pretrained(folder)
-    found = ours(pictures, "<image>" * len(sizes))
+    actual = ours(pictures, "<image>" * len(sizes))
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     one_prompt: Any = [pictures]
-    theirs = peer.LlavaOnevisionImageProcessorPil(**settings)(one_prompt, return_tensors="pt")
-    assert torch.equal(found["image_sizes"], torch.tensor(sizes))
-    assert torch.equal(found["batch_num_images"], torch.as_tensor(theirs["batch_num_images"]))
-    np.testing.assert_allclose(found["pixel_values"], theirs["pixel_values"], atol=1e-6)
+    reference = peer.LlavaOnevisionImageProcessorPil(**settings)(one_prompt, return_tensors="pt")
+    assert torch.equal(actual["image_sizes"], torch.tensor(sizes))
+    assert torch.equal(actual["batch_num_images"], torch.as_tensor(reference["batch_num_images"]))
+    np.testing.assert_allclose(actual["pixel_values"], reference["pixel_values"], atol=1e-6)
     expected = sum(visual_token_count(size, arch, len(sizes)) for size in sizes)
-    assert int((found["input_ids"] == ours.config.image_token_index).sum()) == expected
+    assert int((actual["input_ids"] == ours.config.image_token_index).sum()) == expected
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -78,12 +79,12 @@ def test_tiles_and_token_counts_are_those_of_transformers_and_ours(tiled, sizes)
 def test_prompts_are_encoded_as_in_training(tmp_path, question, count, system):
     arch, folder = write(tmp_path, pinpoints=(), system=system)
     processor = VisorProcessor.from_pretrained(folder)
-    found = processor([picture(9, 7)] * count, question)["input_ids"][0].tolist()
+    actual = processor([picture(9, 7)] * count, question)["input_ids"][0].tolist()
     expected = []
     for token in encode_prompt(testing.glyphs_tokenizer(), question, count, system):
         is_image = token == processor.config.image_token_index
         expected += [token] * (arch.vision.patches_per_tile + 1 if is_image else 1)
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.parametrize("system", [None, 'Say "yes" or "no".'])
@@ -91,11 +92,11 @@ def test_chat_template_writes_the_same_prompt(tmp_path, system):
     _, folder = write(tmp_path, pinpoints=(), system=system)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     content = [{"type": "image"}, {"type": "text", "text": "Which digit is below A?"}]
-    found = tokenizer.apply_chat_template(
+    actual = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
     )
     expected = encode_prompt(testing.glyphs_tokenizer(), "Which digit is below A?", 1, system)
-    assert list(found) == expected
+    assert list(actual) == expected
     assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.eos_token == "<|im_end|>"
 
 
@@ -107,15 +108,15 @@ def test_a_batch_is_padded_on_the_left_and_keeps_its_pictures(tiled):
         ([], "And without a picture?"),
         ([picture(3, 3), picture(4, 4)], "<image>" * 2),
     ]
-    together = processor.batch(prompts)
-    alone = [processor(*prompt) for prompt in prompts]
-    for row, own in enumerate(alone):
-        length = own["input_ids"].shape[1]
-        assert torch.equal(together["input_ids"][row, -length:], own["input_ids"][0])
-        assert int(together["attention_mask"][row].sum()) == length
-    assert together["batch_num_images"].tolist() == [1, 2]
-    tiles = alone[0]["pixel_values"]
-    assert torch.equal(together["pixel_values"][0, : tiles.shape[1]], tiles[0])
+    batched = processor.batch(prompts)
+    singles = [processor(*prompt) for prompt in prompts]
+    for row, single in enumerate(singles):
+        length = single["input_ids"].shape[1]
+        assert torch.equal(batched["input_ids"][row, -length:], single["input_ids"][0])
+        assert int(batched["attention_mask"][row].sum()) == length
+    assert batched["batch_num_images"].tolist() == [1, 2]
+    tiles = singles[0]["pixel_values"]
+    assert torch.equal(batched["pixel_values"][0, : tiles.shape[1]], tiles[0])
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "L", "LA", "RGBA", "P", "CMYK", "1", "RGB"])
@@ -129,8 +130,8 @@ def test_pictures_of_any_mode_are_read_as_in_training(tiled, mode):
 
 
 @pytest.mark.parametrize("kind", ["path", "Path", "~", "bytes", "bytearray", "file", "base64", "data"])
-def test_pictures_from_anywhere_are_the_same(tiled, tmp_path, monkeypatch, kind):
-    """With transparency and an orientation, which transformers' own `load_image` drops or which are lost on the way."""
+def test_pictures_from_any_source_are_the_same(tiled, tmp_path, monkeypatch, kind):
+    """With transparency and an orientation, which transformers' `load_image` would drop."""
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = picture(9, 7).convert("RGBA")
@@ -155,27 +156,27 @@ def test_pictures_from_anywhere_are_the_same(tiled, tmp_path, monkeypatch, kind)
     assert expected["image_sizes"].tolist() == [[7, 9]]
     chat = [{"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": "What?"}]}]
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-    for found in (
+    for actual in (
         processor.apply_chat_template(chat, **options),
         *([] if kind == "file" else [processor(source, "What?")]),
     ):
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("wrong", ["nowhere.png", "data:image/png;base64,AAAA", "A" * 4000])
-def test_a_text_that_is_no_picture_is_named(tiled, wrong):
+def test_a_text_that_is_not_a_picture_is_refused_by_name(tiled, wrong):
     with pytest.raises(ValueError, match=f"images: '{wrong[:20]}.*' is not a file, a URL or a picture in base64"):
         VisorProcessor.from_pretrained(tiled[1])(wrong, "What?")
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), 7, torch.zeros(3, 9, 9)])
-def test_what_is_no_picture_is_refused(tiled, wrong):
+def test_a_value_that_is_not_a_picture_is_refused(tiled, wrong):
     with pytest.raises(TypeError, match="expected PIL pictures"):
         VisorProcessor.from_pretrained(tiled[1])([wrong], "What?")
 
 
 def test_markers_and_pictures_must_agree(tiled):
-    """Or there are no markers: then the pictures come first."""
+    """Without markers, pictures are placed first."""
     processor = VisorProcessor.from_pretrained(tiled[1])
     pictures = [picture(3, 3), picture(4, 4)]
     marked = processor(pictures, "<image>\n<image>\nWhich is larger?")

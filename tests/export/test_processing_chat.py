@@ -1,4 +1,4 @@
-"""The exported processor against our own preprocessing: token ids and pixels, of questions and of conversations."""
+"""The exported processor gives the token ids and pixels of our preprocessing, for questions and conversations."""
 
 import ast
 import base64
@@ -31,7 +31,7 @@ ORIENTATION = 0x0112  # of EXIF
 
 @pytest.fixture(scope="module", params=[None, 'Say "yes".'], ids=["no system turn", "system turn"])
 def pair(request, tmp_path_factory):
-    """A folder's processor, the architecture and the system text that it was written for, and its chat template."""
+    """A folder's processor and chat template, and the architecture and system text of its model."""
     folder, arch = tmp_path_factory.mktemp("folder"), testing.tiny_architecture()
     files = folder_files.describe(Visor({}, arch, TOKENIZER, [], system=request.param), stage="full", dtype="float32")
     for name, value in files.json_files.items():
@@ -48,7 +48,7 @@ def pair(request, tmp_path_factory):
 
 @st.composite
 def pictures(draw) -> Image.Image:
-    """A picture of any size, mode and orientation, opened from a file as a user would."""
+    """Pictures of any size, mode and orientation, opened from a file."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     mode = draw(st.sampled_from(["RGB", "RGBA", "LA", "L", "P", "PA", "1", "I;16", "I"]))
     rgb = Image.fromarray(testing.random_picture(height, width, draw(st.integers(0, 9))))
@@ -63,7 +63,7 @@ def pictures(draw) -> Image.Image:
     exif = Image.Exif()
     exif[ORIENTATION] = draw(st.integers(1, 8))
     file = io.BytesIO()
-    if mode in ("PA", "I"):  # no PNG has these
+    if mode in ("PA", "I"):  # PNG files cannot have these modes
         picture.info["exif"] = exif.tobytes()
         return picture
     picture.save(file, "PNG", exif=exif, **({"transparency": 3} if mode == "P" and draw(st.booleans()) else {}))
@@ -80,21 +80,21 @@ def normalized(tiles: np.ndarray, arch) -> np.ndarray:
 
 
 def assert_same(pair, images, inputs, example) -> None:
-    """Model inputs of one prompt hold the tokens and pixels of one of our examples."""
+    """Asserts that the model inputs of one prompt have the tokens and pixels of an `Example`."""
     ids = inputs["input_ids"][0].numpy()
     is_image = ids == pair.processor.image_token_id
     np.testing.assert_array_equal(ids[~is_image], example.text_tokens)
     np.testing.assert_array_equal(np.flatnonzero(is_image), example.visual_positions)
     if len(example.tiles):
-        counts = [len(own) for own in pair.processor.tiles(images)]
-        tiles = [own[:count] for own, count in zip(inputs["pixel_values"].numpy(), counts, strict=True)]
+        counts = [len(cut) for cut in pair.processor.tiles(images)]
+        tiles = [cut[:count] for cut, count in zip(inputs["pixel_values"].numpy(), counts, strict=True)]
         np.testing.assert_allclose(np.concatenate(tiles), normalized(example.tiles, pair.arch), atol=1e-6)
 
 
 @settings(max_examples=60)
 @given(st.lists(pictures(), max_size=3), TEXTS, st.booleans(), TEXTS)
-def test_questions_are_read_as_ours(pair, images, before, marked, after):
-    """EXIF orientation, modes, white space, several pictures, none: the same ids and pixels."""
+def test_questions_are_encoded_like_ours(pair, images, before, marked, after):
+    """With EXIF orientation, any mode, white space, and any number of pictures."""
     question = (
         before + "<image>" * (len(images) if marked else 0) + after + ("" if (before + after).strip() else "What?")
     )
@@ -108,7 +108,7 @@ def test_questions_are_read_as_ours(pair, images, before, marked, after):
 
 @st.composite
 def conversations(draw):
-    """Turns with the pictures of each: (question, number of pictures, answer)."""
+    """Lists of turns: (question, number of pictures, answer)."""
     plain = st.lists(st.sampled_from(PIECES[:9]), max_size=6).map("".join)
     turns = draw(
         st.lists(st.tuples(plain, st.integers(0, 2), plain.map(lambda text: f"{text}x")), min_size=1, max_size=4)
@@ -118,28 +118,30 @@ def conversations(draw):
 
 @settings(max_examples=60)
 @given(conversations())
-def test_conversations_are_read_as_in_training(pair, turns):
-    """Messages, the rendered template and our own encoding agree; what the assistant says is what training learns."""
+def test_conversations_are_encoded_as_in_training(pair, turns):
+    """Messages, the rendered template and our encoding agree, and the assistant mask equals the training targets."""
     messages, expected, count = [], [], sum(number for _, number, _ in turns)
     for question, number, answer in turns:
         content = [*({"type": "image"} for _ in range(number)), {"type": "text", "text": question}]
         messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         expected.append(Turn("<image>\n" * number + question, answer))
-    if count == 0:  # a picture that nobody placed goes to the first question
+    if count == 0:  # a picture without a place belongs to the first question
         count, messages[0]["content"] = 1, [{"type": "image"}, *messages[0]["content"]]
     images = [Image.new("RGB", (9, 9 + index)) for index in range(count)]
     ours = encode_conversation(TOKENIZER, expected, system=pair.system, num_images=count)
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
-    found = pair.processor.apply_chat_template(messages, images=images, **options)
-    ids, said = (found[name][0].tolist() for name in ("input_ids", "assistant_masks"))
+    actual = pair.processor.apply_chat_template(messages, images=images, **options)
+    ids, is_answer = (actual[name][0].tolist() for name in ("input_ids", "assistant_masks"))
     lengths = [pair.processor.num_visual_tokens((one.height, one.width), count) for one in images]
     assert one_placeholder(ids, lengths, pair.processor.image_token_id) == ours.token_ids
-    assert sum(said) == sum(ours.target_mask)
+    assert sum(is_answer) == sum(ours.target_mask)
     *earlier, latest = [(turn.question, turn.answer) for turn in expected]
     if latest[0].replace("<image>", "").strip():  # a follow-up question, as `answer(..., history=...)` reads it
         example = prompt_of(images, latest[0], TOKENIZER, pair.arch, pair.system, earlier)
-        asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-        assert_same(pair, images, pair.processor.apply_chat_template(messages[:-1], images=images, **asked), example)
+        prompt_options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+        assert_same(
+            pair, images, pair.processor.apply_chat_template(messages[:-1], images=images, **prompt_options), example
+        )
     rendered = pair.processor.apply_chat_template(messages)
     assert pair.template.render(messages=messages, add_generation_prompt=False) == rendered
     assert pair.processor(images, text=rendered)["input_ids"][0].tolist() == ids
@@ -149,17 +151,17 @@ def test_conversations_are_read_as_in_training(pair, turns):
 
 
 def one_placeholder(ids: list[int], lengths: list[int], placeholder: int) -> list[int]:
-    """Token ids with each picture's run of placeholders cut to one."""
-    lengths, found = list(lengths), []
+    """Returns token ids with each picture's run of placeholders reduced to one."""
+    lengths, actual = list(lengths), []
     while ids:
-        found.append(ids[0])
+        actual.append(ids[0])
         ids = ids[lengths.pop(0) if ids[0] == placeholder else 1 :]
-    return found
+    return actual
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
 @pytest.mark.parametrize("question", ["Which?", " Which? ", "\nWhich?\r\n"])
-def test_template_puts_pictures_one_a_line(pair, count, question):
+def test_template_places_pictures_one_per_line(pair, count, question):
     content = [*({"type": "image"} for _ in range(count)), {"type": "text", "text": question}]
     rendered = pair.template.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
     expected = "<image>\n" * count + (question.strip() if count == 1 else question)
@@ -167,7 +169,7 @@ def test_template_puts_pictures_one_a_line(pair, count, question):
     assert rendered.startswith("<|im_start|>system\n") == (pair.system is not None)
 
 
-def test_a_turned_photo_is_counted_upright(pair):
+def test_a_rotated_photo_is_counted_upright(pair):
     photo, exif = Image.new("RGB", (60, 20)), Image.Exif()
     exif[ORIENTATION] = 6
     file = io.BytesIO()
@@ -178,13 +180,13 @@ def test_a_turned_photo_is_counted_upright(pair):
     assert int((inputs["input_ids"] == pair.processor.image_token_id).sum()) == expected
 
 
-def test_malformed_exif_costs_no_picture(pair):
+def test_malformed_exif_does_not_reject_the_picture(pair):
     photo, file = Image.new("RGB", (60, 20)), io.BytesIO()
     photo.save(file, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     assert pair.processor(Image.open(file), "Which?")["image_sizes"].tolist() == [[20, 60]]
 
 
-def test_pictures_come_from_paths_text_and_arrays(pair, tmp_path):
+def test_pictures_may_be_paths_text_and_arrays(pair, tmp_path):
     array = testing.random_picture(9, 14)
     Image.fromarray(array).save(tmp_path / "a.png")
     text = base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
@@ -197,12 +199,12 @@ def test_pictures_come_from_paths_text_and_arrays(pair, tmp_path):
     for part in parts:
         messages = [{"role": "user", "content": [part, {"type": "text", "text": "Which?"}]}]
         options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-        found = pair.processor.apply_chat_template(messages, **options)
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        actual = pair.processor.apply_chat_template(messages, **options)
+        assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_rendered_prompts_share_a_list_of_pictures(pair):
-    """As evaluation harnesses pass them: texts, and all pictures in one list; or a list for each text."""
+    """Evaluation harnesses pass texts with all pictures in one list, or one list per text."""
     images = [Image.fromarray(testing.random_picture(9, 9 + index, index)) for index in range(3)]
     texts = ["<|im_start|>user\n" + "<image>\n" * count + "What?<|im_end|>\n" for count in (1, 0, 2)]
     flat = pair.processor(text=texts, images=images, videos=[], audios=[], padding=True, return_tensors="pt")
@@ -214,7 +216,7 @@ def test_rendered_prompts_share_a_list_of_pictures(pair):
     assert right["attention_mask"][1, 0] == 1 and right["attention_mask"][1, -1] == 0
 
 
-def said(role: str, content) -> dict:
+def turn_of(role: str, content) -> dict:
     return {"role": role, "content": content}
 
 
@@ -231,31 +233,31 @@ def said(role: str, content) -> dict:
         (lambda p: p([], text="a", return_tensors="tf"), "return_tensors"),
         (lambda p: p([], text="a", padding="max_length", max_length=0), "max_length: 0"),
         (lambda p: p([], text="a", pading=True), "pading"),
-        (lambda p: p.apply_chat_template([said("user", [{"type": "image"}])], tokenize=True), "0 pictures for 1"),
-        (lambda p: p.apply_chat_template([said("user", [{"type": "video"}])], tokenize=True), "'video'"),
-        (lambda p: p.apply_chat_template([said("user", "A")], tokenize=True, images=["a.png"]), "1 pictures for 0"),
-        (lambda p: p.apply_chat_template([said("assistant", "<image>")], tokenize=True, images=["a"]), "a"),
+        (lambda p: p.apply_chat_template([turn_of("user", [{"type": "image"}])], tokenize=True), "0 pictures for 1"),
+        (lambda p: p.apply_chat_template([turn_of("user", [{"type": "video"}])], tokenize=True), "'video'"),
+        (lambda p: p.apply_chat_template([turn_of("user", "A")], tokenize=True, images=["a.png"]), "1 pictures for 0"),
+        (lambda p: p.apply_chat_template([turn_of("assistant", "<image>")], tokenize=True, images=["a"]), "a"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(pair, call, message):
+def test_invalid_calls_are_refused(pair, call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call(pair.processor)
 
 
-def test_save_keeps_what_was_read(pair, tmp_path):
+def test_save_writes_the_files_that_were_read(pair, tmp_path):
     pair.processor.save_pretrained(tmp_path)
     again = VisorProcessor.from_pretrained(tmp_path)
     image = Image.fromarray(testing.random_picture(9, 14))
     first, second = (processor(image, "Which?") for processor in (pair.processor, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    (tmp_path / "config.json").write_text(json.dumps({"of": "a model that was trained on"}))
+    (tmp_path / "config.json").write_text(json.dumps({"of": "a model that was trained further"}))
     pair.processor.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == {"of": "a model that was trained on"}
+    assert json.loads((tmp_path / "config.json").read_text()) == {"of": "a model that was trained further"}
 
 
 def test_batches_of_conversations(pair):
-    one = [said("user", [{"type": "image", "image": Image.new("RGB", (9, 9))}])]
-    two = [said("system", "Be brief."), said("user", "Which?")]
+    one = [turn_of("user", [{"type": "image", "image": Image.new("RGB", (9, 9))}])]
+    two = [turn_of("system", "Be brief."), turn_of("user", "Which?")]
     texts = pair.processor.apply_chat_template([one, two], add_generation_prompt=True)
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
     inputs = pair.processor.apply_chat_template([one, two], **options)
@@ -264,8 +266,8 @@ def test_batches_of_conversations(pair):
     assert texts[1].startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
 
 
-def test_a_folder_holds_the_one_statement_of_the_template():
-    """Encoders and templates are made of the same pieces, which a folder holds as template_visor.py."""
+def test_only_one_file_states_the_chat_template():
+    """Encoders and templates use the same parts, which a folder contains as template_visor.py."""
     assert all(getattr(template_visor, name) is getattr(chat_template, name) for name in template_visor.__all__)
     literals = re.compile(r"<\|(im_start|im_end|endoftext)\|>|\bassistant\\n")
     package = Path(chat_template.__file__).parents[1]
@@ -276,7 +278,7 @@ def test_a_folder_holds_the_one_statement_of_the_template():
 
 
 def code_of(source: str) -> str:
-    """A module without its docstrings and comments."""
+    """Returns a module's source without docstrings and comments."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

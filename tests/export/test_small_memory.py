@@ -1,6 +1,6 @@
-"""Exported models where memory is short: quantized, and with weights on the CPU or on the disk, with every budget.
+"""Exported models with little memory: quantized, or with weights on the CPU or on disk, with every budget.
 
-bitsandbytes and accelerate are no dependencies; `pip install accelerate bitsandbytes` into the environment runs these.
+bitsandbytes and accelerate are not dependencies; `pip install accelerate bitsandbytes` enables these tests.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ BUDGETS = ["auto", "full", "empty", "0b10"]
 
 
 @pytest.fixture(scope="module")
-def whole(visor_folder) -> Any:
+def reference(visor_folder) -> Any:
     return load(visor_folder)
 
 
@@ -39,30 +39,30 @@ def load(folder, **options) -> Any:
     return VisorForConditionalGeneration.from_pretrained(folder, **options).eval()
 
 
-def assert_close(found: Any, expected: Any, share: float) -> None:
-    """Logits within a share of their spread, on average."""
-    assert found.logits.shape == expected.logits.shape
-    assert found.policy_logits is None or torch.isfinite(found.policy_logits).all()
+def assert_close(actual: Any, expected: Any, share: float) -> None:
+    """Asserts that logits differ on average by less than `share` of their standard deviation."""
+    assert actual.logits.shape == expected.logits.shape
+    assert actual.policy_logits is None or torch.isfinite(actual.policy_logits).all()
     spread = expected.logits.std()
-    assert (found.logits.float() - expected.logits).abs().mean() < share * spread
+    assert (actual.logits.float() - expected.logits).abs().mean() < share * spread
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_dynamic_quantization(whole, inputs, budget):
+def test_dynamic_quantization(reference, inputs, budget):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that it moves to another package
-        small = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear}, dtype=torch.qint8)
-    found = small(**inputs, budget=budget)
-    fixed = found.budgets.tolist()  # a policy of 8 bits may route otherwise where two budgets are nearly alike
-    assert_close(found, whole(**inputs, budget=fixed), share=0.2)
+        small = torch.ao.quantization.quantize_dynamic(reference, {nn.Linear}, dtype=torch.qint8)
+    actual = small(**inputs, budget=budget)
+    fixed = actual.budgets.tolist()  # an 8-bit policy may choose differently if two budgets have nearly equal scores
+    assert_close(actual, reference(**inputs, budget=fixed), share=0.2)
     tokens = small.generate(**inputs, budget=budget, max_new_tokens=3)
     assert tokens.shape[1] > inputs["input_ids"].shape[1]
 
 
 @pytest.fixture(scope="module")
-def wide(whole, tmp_path_factory) -> Any:
-    """A model whose widths are multiples of 64 and 32, as real models have: bitsandbytes' 4 bits need that."""
-    fields = whole.config.to_dict()
+def wide(reference, tmp_path_factory) -> Any:
+    """A model whose widths are multiples of 64, which 4-bit bitsandbytes requires."""
+    fields = reference.config.to_dict()
     fields["text_config"] |= {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     fields["vision_config"] |= {"hidden_size": 64, "intermediate_size": 128}
     folder = tmp_path_factory.mktemp("wide")
@@ -82,16 +82,16 @@ def test_bitsandbytes(wide, inputs, bits, budget):
     settings = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_compute_dtype=torch.float32)
     small = load(wide.folder, quantization_config=settings, dtype=torch.float32)
     assert any(type(module).__module__.startswith("bitsandbytes") for module in small.modules())
-    found = small(**inputs, budget=budget)
-    assert_close(found, wide.model(**inputs, budget=found.budgets.tolist()), share=0.1 if bits == 8 else 0.5)
+    actual = small(**inputs, budget=budget)
+    assert_close(actual, wide.model(**inputs, budget=actual.budgets.tolist()), share=0.1 if bits == 8 else 0.5)
     assert small.generate(**inputs, budget=budget, max_new_tokens=3).shape[1] > inputs["input_ids"].shape[1]
 
 
 @needs_accelerate
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("place", ["cpu_offload", "disk_offload", "device_map"])
-def test_offloaded_weights_give_the_same(visor_folder, whole, inputs, tmp_path, place, budget):
-    """The routing token, the newlines and the gates are parameters of their own, which hooks bring in too."""
+def test_offloaded_weights_give_the_same(visor_folder, reference, inputs, tmp_path, place, budget):
+    """Hooks also load the parameters outside linear layers: routing token, newline and gates."""
     import accelerate
 
     if place == "cpu_offload":
@@ -99,17 +99,19 @@ def test_offloaded_weights_give_the_same(visor_folder, whole, inputs, tmp_path, 
     elif place == "disk_offload":
         model = accelerate.disk_offload(load(visor_folder), str(tmp_path), execution_device=torch.device("cpu"))
     else:
-        room = {"cpu": sum(2 * parameter.numel() for parameter in whole.parameters())}  # half of them, at 4 bytes
-        model = load(visor_folder, device_map="auto", max_memory=room, offload_folder=str(tmp_path))
+        memory = {
+            "cpu": sum(2 * parameter.numel() for parameter in reference.parameters())
+        }  # half of the float32 bytes
+        model = load(visor_folder, device_map="auto", max_memory=memory, offload_folder=str(tmp_path))
     assert any(parameter.is_meta for parameter in model.parameters())
-    expected, found = (own(**inputs, budget=budget) for own in (whole, model))
-    assert torch.equal(found.logits, expected.logits) and torch.equal(found.budgets, expected.budgets)
-    tokens = [own.generate(**inputs, budget=budget, max_new_tokens=3) for own in (whole, model)]
+    expected, actual = (tested(**inputs, budget=budget) for tested in (reference, model))
+    assert torch.equal(actual.logits, expected.logits) and torch.equal(actual.budgets, expected.budgets)
+    tokens = [tested.generate(**inputs, budget=budget, max_new_tokens=3) for tested in (reference, model)]
     assert torch.equal(*tokens)
-    assert torch.equal(model.route(**inputs), whole.route(**inputs))
+    assert torch.equal(model.route(**inputs), reference.route(**inputs))
 
 
 @needs_accelerate
-def test_device_map_auto_loads(visor_folder, whole, inputs):
+def test_device_map_auto_loads(visor_folder, reference, inputs):
     model = load(visor_folder, device_map="auto")
-    assert torch.equal(model(**inputs).logits, whole(**inputs).logits)
+    assert torch.equal(model(**inputs).logits, reference(**inputs).logits)

@@ -38,17 +38,17 @@ def run(visor_folder, tmp_path, monkeypatch):
 
 def test_the_model_cards_snippets_run(jax_model, tmp_path, run, capsys):
     write_card(tmp_path / "README.md", jax_model, PROVEN, About(), stage="policy", dtype="float32")
-    found = snippets((tmp_path / "README.md").read_text())
-    assert len(found) == 3
-    names = run(*found)
+    sources_found = snippets((tmp_path / "README.md").read_text())
+    assert len(sources_found) == 3
+    names = run(*sources_found)
     assert "generated_text" in capsys.readouterr().out and names["tokens"].shape[0] == 1
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])  # the second one exports programs
 def test_the_documents_snippets_run(run, count):
-    found = snippets((DOCS / "pytorch.md").read_text(encoding="utf-8"))
-    assert len(found) == 2
-    names = run(*found[:count])
+    sources_found = snippets((DOCS / "pytorch.md").read_text(encoding="utf-8"))
+    assert len(sources_found) == 2
+    names = run(*sources_found[:count])
     assert names["ask"].task == "image-text-to-text"
     if count == 2:
         assert names["logits"].shape[:2] == (1, 1)

@@ -23,21 +23,21 @@ def model(visor_folder) -> Any:
 
 @pytest.fixture(scope="module")
 def processor(visor_folder) -> VisorProcessor:
-    made = VisorProcessor.from_pretrained(visor_folder)
-    made.dtype = np.dtype(np.float64)
-    return made
+    created = VisorProcessor.from_pretrained(visor_folder)
+    created.dtype = np.dtype(np.float64)
+    return created
 
 
 def prompts(processor, count: int) -> dict[str, torch.Tensor]:
     """One prompt with a tiled picture; with two pictures; two prompts of one shape; a prompt without any."""
     pictures = [Image.fromarray(testing.random_picture(20, 33, seed)) for seed in (0, 1)]
-    asked = {
+    cases = {
         "one": [(pictures[0], "Which digit?")],
         "two pictures": [(pictures, "Which digit?")],
         "two prompts": [(pictures[0], "Which digit?"), (pictures[1], "Which digit?")],
         "text": [([], "Which digit?")],
     }
-    return dict(processor.batch(asked[count]))
+    return dict(processor.batch(cases[count]))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_exported_programs_give_the_models_logits(model, processor, kind, budget
             logits, cache = step(tokens[:, number : number + 1], position, cache)
             rows.append(logits)
         ids = torch.cat([inputs["input_ids"], tokens], dim=1)
-        whole = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        expected = model(**whole, budget=budget).logits
+        reference = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        expected = model(**reference, budget=budget).logits
     torch.testing.assert_close(torch.cat(rows, dim=1), expected, rtol=0, atol=1e-10)
 
 
@@ -80,7 +80,7 @@ def test_a_program_can_be_saved(model, processor, tmp_path):
     again = torch.export.load(tmp_path / "prefill.pt2").module()
     with torch.no_grad():
         first, second = (
-            own(inputs["input_ids"], inputs["pixel_values"])[0] for own in (programs.prefill.module(), again)
+            exported(inputs["input_ids"], inputs["pixel_values"])[0] for exported in (programs.prefill.module(), again)
         )
     assert torch.equal(first, second)
 

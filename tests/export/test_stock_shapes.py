@@ -83,13 +83,13 @@ def stock_logits(model: Any, visor: Visor, tokens: list[int], picture: Image.Ima
         image_grid_pinpoints=config.image_grid_pinpoints,
     )  # fmt: skip
     # Said, not guessed: before the PIL backend, a picture one pixel high passed for one of a single channel.
-    made = processor.preprocess([[picture]], input_data_format="channels_last", return_tensors="pt")
+    pixels = processor.preprocess([[picture]], input_data_format="channels_last", return_tensors="pt")
     count = visual_token_count((picture.height, picture.width), visor.arch)
     ids = torch.tensor([[i for token in tokens for i in [token] * (count if token == image else 1)]])
     sizes = torch.tensor([(picture.height, picture.width)])
     with torch.no_grad():
-        found = model(input_ids=ids, pixel_values=made["pixel_values"], image_sizes=sizes).logits[0]
-    return found[ids[0] != image].numpy()
+        actual = model(input_ids=ids, pixel_values=pixels["pixel_values"], image_sizes=sizes).logits[0]
+    return actual[ids[0] != image].numpy()
 
 
 def largest_difference(config: dict[str, Any], size: tuple[int, int]) -> tuple[float, float]:
@@ -101,9 +101,9 @@ def largest_difference(config: dict[str, Any], size: tuple[int, int]) -> tuple[f
     tokens = [*words[:3], TOKENIZER.image_token_id, *words[3:]]
     picture = Image.fromarray(testing.random_picture(*size, seed=1))
     expected = stock_logits(model, visor, tokens, picture)
-    found = visor.logits(tokens, [picture])
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    actual = visor.logits(tokens, [picture])
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max()), float(np.abs(expected).max())
 
 
 SIDES = st.tuples(st.integers(1, 150), st.integers(1, 150))
@@ -165,8 +165,8 @@ def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-c", COMMAND_AND_PEAK, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    told, peak = done.stdout.splitlines()[-2:]
-    size = 4 * json.loads(told)["parameters"]
+    report, peak = done.stdout.splitlines()[-2:]
+    size = 4 * json.loads(report)["parameters"]
     print(f"0.5B: {size / 1e9:.2f} GB of parameters, peak {int(peak) / 1e9:.2f} GB, {int(peak) / size:.2f}x")
     assert size < int(peak) <= 1.3 * size
 

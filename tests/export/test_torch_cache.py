@@ -58,10 +58,10 @@ def test_a_loop_by_hand_reads_the_picture_once_under_either_name(visor, inputs, 
         output = visor(input_ids=tokens[-1], **{name: getattr(output, name)})
     assert len(tower_calls) == 1
     ids = torch.cat([inputs["input_ids"], *tokens], dim=1)
-    whole = visor(**{**inputs, "input_ids": ids}, budget=budget, use_cache=False)
-    assert whole.past_key_values is None and whole.cache is None
-    assert torch.equal(whole.logits[:, -7:-1].argmax(-1), torch.cat(tokens, dim=1))
-    assert (whole.logits[:, -1] - output.logits[:, -1]).abs().max() <= 1e-5
+    reference = visor(**{**inputs, "input_ids": ids}, budget=budget, use_cache=False)
+    assert reference.past_key_values is None and reference.cache is None
+    assert torch.equal(reference.logits[:, -7:-1].argmax(-1), torch.cat(tokens, dim=1))
+    assert (reference.logits[:, -1] - output.logits[:, -1]).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True}, LOOKUP])
@@ -79,8 +79,10 @@ def test_generate_goes_on_behind_a_cache_under_either_name(visor, tiny, inputs, 
     mask = torch.ones_like(follow)
     second = visor.generate(follow, attention_mask=mask, **settings, **{name: first.past_key_values})
     assert len(tower_calls) == 1
-    whole = visor.generate(**{**inputs, "input_ids": follow}, **tiny.greedily(3), budget=first.past_key_values.budgets)
-    assert torch.equal(second.sequences, whole)
+    reference = visor.generate(
+        **{**inputs, "input_ids": follow}, **tiny.greedily(3), budget=first.past_key_values.budgets
+    )
+    assert torch.equal(second.sequences, reference)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,10 +90,10 @@ def test_inputs_of_the_next_step_are_the_new_tokens(visor, inputs, name):
     cache = visor(**inputs).past_key_values
     ids = torch.cat([inputs["input_ids"], torch.tensor([[7, 8]])], dim=1)
     pictures = {key: inputs[key] for key in ("pixel_values", "image_sizes", "batch_num_images")}
-    for given in ({"attention_mask": torch.ones_like(ids)}, {"next_sequence_length": 2}):
-        step = visor.prepare_inputs_for_generation(ids, **{name: cache}, **given, **pictures, budget="full")
+    for extra in ({"attention_mask": torch.ones_like(ids)}, {"next_sequence_length": 2}):
+        step = visor.prepare_inputs_for_generation(ids, **{name: cache}, **extra, **pictures, budget="full")
         assert step["input_ids"].tolist() == [[7, 8]] and not set(step) & set(pictures)
-        assert [step[own] for own in NAMES if own in step] == [cache]
+        assert [step[each] for each in NAMES if each in step] == [cache]
 
 
 def test_two_caches_and_other_kinds_of_cache_are_refused(visor, tiny, inputs):
@@ -123,11 +125,11 @@ def test_samples_change_places_with_their_budgets(visor, tiny, operation, rows):
     cache = visor(**inputs, budget=BUDGETS).past_key_values
     getattr(cache, operation)(torch.tensor(rows))
     tokens = torch.randint(2, tiny.IMAGE, (len(rows), 4), generator=torch.Generator().manual_seed(0))
-    found = decode(visor, cache, tokens, inputs["attention_mask"][rows])
+    actual = decode(visor, cache, tokens, inputs["attention_mask"][rows])
     for row, number in enumerate(rows):
-        alone = visor(**prompts[number], budget=BUDGETS[number]).past_key_values
-        expected = decode(visor, alone, tokens[row : row + 1])
-        assert (found[row] - expected[0]).abs().max() <= 1e-5
+        single = visor(**prompts[number], budget=BUDGETS[number]).past_key_values
+        expected = decode(visor, single, tokens[row : row + 1])
+        assert (actual[row] - expected[0]).abs().max() <= 1e-5
 
 
 def test_a_mask_selects_and_repeats_stand_side_by_side(visor, tiny):
@@ -139,10 +141,10 @@ def test_a_mask_selects_and_repeats_stand_side_by_side(visor, tiny):
     repeated.batch_repeat_interleave(2)
     tokens = torch.arange(2, 8).reshape(6, 1)
     mask = inputs["attention_mask"].repeat_interleave(2, dim=0)
-    found = decode(visor, repeated, tokens, mask)
+    actual = decode(visor, repeated, tokens, mask)
     for part in (0, 1):
         again = decode(visor, copy.deepcopy(cache), tokens[part::2], inputs["attention_mask"])
-        assert (found[part::2] - again).abs().max() <= 1e-5
+        assert (actual[part::2] - again).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -159,8 +161,8 @@ def test_tokens_taken_back_leave_no_trace(visor, tiny, side):
     cache.crop(length)
     assert cache.num_bytes() == untouched.num_bytes()
     tokens = torch.arange(2, 11).reshape(3, 3)
-    found, expected = (decode(visor, own, tokens, inputs["attention_mask"]) for own in (cache, untouched))
-    assert torch.equal(found, expected)
+    actual, expected = (decode(visor, each, tokens, inputs["attention_mask"]) for each in (cache, untouched))
+    assert torch.equal(actual, expected)
 
 
 def test_pictures_are_not_cut_into_and_a_reset_starts_again(visor, tiny):
@@ -192,14 +194,14 @@ def test_assisted_decoding_writes_the_same_tokens(visor, tiny, budget, helper):
         return
     assistant = visor
     if helper == "another":
-        assistant = tiny.randomise(VisorForConditionalGeneration(tiny.config()), seed=3)
+        assistant = tiny.randomize(VisorForConditionalGeneration(tiny.config()), seed=3)
     elif helper == "stock":  # of the dense plan's shape; it takes no budget
         assistant = stock_text_model(tiny)
     inputs = {**inputs} if helper != "stock" else tiny.prompt(visor, [], after=9)
     expected = expected if helper != "stock" else visor.generate(**inputs, **tiny.greedily(12))
     settings = settings if helper != "stock" else tiny.greedily(12)
-    found = visor.generate(**inputs, **settings, assistant_model=assistant)
-    assert torch.equal(found, expected)
+    actual = visor.generate(**inputs, **settings, assistant_model=assistant)
+    assert torch.equal(actual, expected)
 
 
 def stock_text_model(tiny):
@@ -213,16 +215,19 @@ def test_hidden_states_and_attentions(visor, tiny):
     prompts, inputs = three_prompts(visor, tiny)
     output = visor(**inputs, budget=BUDGETS, output_hidden_states=True)
     assert len(output.hidden_states) == 8 and output.attentions is None
-    for row, (own, budget) in enumerate(zip(prompts, BUDGETS, strict=True)):
-        alone = visor(**own, budget=budget, output_hidden_states=True).hidden_states
-        length = own["input_ids"].shape[1]
-        for one, other in zip(output.hidden_states, alone, strict=True):
+    for row, (each, budget) in enumerate(zip(prompts, BUDGETS, strict=True)):
+        single = visor(**each, budget=budget, output_hidden_states=True).hidden_states
+        length = each["input_ids"].shape[1]
+        for one, other in zip(output.hidden_states, single, strict=True):
             assert (one[row, -length:] - other[0]).abs().max() <= 1e-4
     assert (visor.lm_head(output.hidden_states[-1]) - output.logits).abs().max() <= 1e-5
-    given = visor.generate(**inputs, **tiny.greedily(2, output_hidden_states=True, return_dict_in_generate=True))
-    assert [len(step) for step in given.hidden_states] == [8, 8] and given.hidden_states[1][0].shape == (3, 1, 32)
-    asked = {"output_attentions": True}
-    for call in (lambda: visor(**inputs, **asked), lambda: visor.generate(**inputs, **tiny.greedily(2), **asked)):
+    extra = visor.generate(**inputs, **tiny.greedily(2, output_hidden_states=True, return_dict_in_generate=True))
+    assert [len(step) for step in extra.hidden_states] == [8, 8] and extra.hidden_states[1][0].shape == (3, 1, 32)
+    with_attentions = {"output_attentions": True}
+    for call in (
+        lambda: visor(**inputs, **with_attentions),
+        lambda: visor.generate(**inputs, **tiny.greedily(2), **with_attentions),
+    ):
         with pytest.raises(ValueError, match="output_attentions: a VISOR model does not return attention weights"):
             call()
 
@@ -255,7 +260,7 @@ def test_pictures_features_come_as_transformers_gives_them(visor, inputs):
     _, patches, size = output.last_hidden_state.shape
     assert (patches, size) == (16, 24) and len(output.hidden_states) == 3
     assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
-    assert [own.shape[1] for own in output.pooler_output] == [32]
+    assert [each.shape[1] for each in output.pooler_output] == [32]
     assert visor.get_image_features(**pictures).hidden_states is None
 
 
@@ -274,10 +279,10 @@ def test_outputs_have_the_fields_of_transformers_in_their_order():
 
 def test_the_dense_plan_has_the_hidden_states_of_transformers(tiny):
     config = tiny.config("dense")
-    ours = tiny.randomise(VisorForConditionalGeneration(config))
+    ours = tiny.randomize(VisorForConditionalGeneration(config))
     inputs = tiny.prompt(ours, [(20, 47)])
     stock = tiny.stock_twin(ours)
     expected = stock(**inputs, output_hidden_states=True).hidden_states
-    found = ours(**inputs, output_hidden_states=True).hidden_states
-    for one, other in zip(found, expected, strict=True):
+    actual = ours(**inputs, output_hidden_states=True).hidden_states
+    for one, other in zip(actual, expected, strict=True):
         assert (one - other).abs().max() <= 1e-5

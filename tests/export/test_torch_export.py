@@ -85,7 +85,9 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert proof["budgets"] == ["0b01", "0b10", "auto", "empty"]
     assert proof["files"]["model.safetensors"] == (out / "model.safetensors").stat().st_size
     assert len({path.stat().st_mode for path in out.iterdir() if path.is_file()}) == 1
-    assert all(own["max_logit_difference"] > 0 for own in proof["comparisons"])  # two programs, not one twice
+    assert all(
+        comparison["max_logit_difference"] > 0 for comparison in proof["comparisons"]
+    )  # two programs, not one twice
 
 
 def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, tmp_path):
@@ -262,20 +264,20 @@ def arguments(tmp_path, **changes) -> argparse.Namespace:
 
 
 def test_the_command_exports_the_newest_complete_stage(model, unproven, monkeypatch, tmp_path):
-    asked = []
-    monkeypatch.setattr("visor_jax.loading.load_stage", lambda workdir, stage: asked.append(stage) or model)
+    loaded_stages = []
+    monkeypatch.setattr("visor_jax.loading.load_stage", lambda workdir, stage: loaded_stages.append(stage) or model)
     for stage in ("full", "universal"):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "complete.json").write_text('{"step": 1}')
     result = command.main(arguments(tmp_path), tiny_config())
-    assert asked == ["universal"]
+    assert loaded_stages == ["universal"]
     assert result == {
         "out": str(tmp_path / "export"),
         "max_logit_difference": 0.0,
         "greedy_tokens_equal": True,
     }
     command.main(arguments(tmp_path, stage="full", out=str(tmp_path / "other")), tiny_config())
-    assert asked[1:] == ["full"] and (tmp_path / "other" / "config.json").exists()
+    assert loaded_stages[1:] == ["full"] and (tmp_path / "other" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

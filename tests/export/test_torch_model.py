@@ -56,10 +56,10 @@ def test_mixed_batch_equals_one_by_one(visor, tiny, side):
         tiny.prompt(visor, [], after=9, seed=3),
         tiny.prompt(visor, [(48, 5)], before=0, seed=4),
     ]
-    asked = ["full", "0b01", "0b10", "auto"]
-    alone = [steps(visor, own, budget=budget)[0] for own, budget in zip(prompts, asked, strict=True)]
-    together, cache = steps(visor, tiny.join(prompts, side), budget=asked)
-    close(together, torch.cat(alone))
+    requested = ["full", "0b01", "0b10", "auto"]
+    singles = [steps(visor, inputs_of, budget=budget)[0] for inputs_of, budget in zip(prompts, requested, strict=True)]
+    batched, cache = steps(visor, tiny.join(prompts, side), budget=requested)
+    close(batched, torch.cat(singles))
     assert cache.budgets[:3].tolist() == [[True, True], [False, True], [True, False]]
 
 
@@ -75,14 +75,14 @@ def test_generate_with_a_cache_equals_without(visor, tiny):
 def test_beams_keep_their_prompts_pictures_and_budget(visor, tiny):
     prompts = [tiny.prompt(visor, [(20, 30), (9, 9)], seed=1), tiny.prompt(visor, [(9, 9)], seed=2)]
     settings = tiny.greedily(6, num_beams=3)
-    alone = [
-        visor.generate(**own, **settings, budget=budget)[0, -6:]
-        for own, budget in zip(prompts, ["full", "0b01"], strict=True)
+    singles = [
+        visor.generate(**inputs_of, **settings, budget=budget)[0, -6:]
+        for inputs_of, budget in zip(prompts, ["full", "0b01"], strict=True)
     ]
-    together = visor.generate(**tiny.join(prompts), **settings, budget=["full", "0b01"])[:, -6:]
-    assert torch.equal(together, torch.stack(alone))
+    batched = visor.generate(**tiny.join(prompts), **settings, budget=["full", "0b01"])[:, -6:]
+    assert torch.equal(batched, torch.stack(singles))
     uncached = visor.generate(**tiny.join(prompts), **settings, budget=["full", "0b01"], use_cache=False)[:, -6:]
-    assert torch.equal(together, uncached)
+    assert torch.equal(batched, uncached)
 
 
 def test_auto_is_the_budget_that_the_route_names_and_changes_no_answer(visor, tiny):
@@ -113,8 +113,8 @@ def test_labels_are_not_seen_by_the_route(visor, tiny):
     labels = torch.full_like(ids, -100)
     labels[:, -4:] = ids[:, -4:]
     whole = visor(**inputs, labels=labels)
-    asked = visor(**{**inputs, "input_ids": ids[:, :-4]})
-    close(whole.policy_logits, asked.policy_logits)
+    requested = visor(**{**inputs, "input_ids": ids[:, :-4]})
+    close(whole.policy_logits, requested.policy_logits)
     expected = torch.nn.functional.cross_entropy(whole.logits[0, -5:-1], ids[0, -4:])
     close(whole.loss, expected)
 
@@ -136,23 +136,23 @@ def test_dial_never_turns_to_a_cheaper_budget_when_it_rises(visor, tiny):
 def test_the_choice_is_the_jax_models(scores, costs, dial):
     scores, costs = np.array([scores], np.float32), np.array([costs], np.float32)
     expected = jax_choose(scores, costs, np.float32(np.clip(dial, -1e38, 1e38)))
-    found = choose(torch.tensor(scores), torch.tensor(costs), dial)
-    assert costs[0, int(found[0])] == costs[0, int(expected[0])]
+    chosen = choose(torch.tensor(scores), torch.tensor(costs), dial)
+    assert costs[0, int(chosen[0])] == costs[0, int(expected[0])]
 
 
 def test_a_slot_that_is_off_has_no_say(tiny):
-    model = tiny.randomise(VisorForConditionalGeneration(tiny.config()))
+    model = tiny.randomize(VisorForConditionalGeneration(tiny.config()))
     inputs = tiny.prompt(model, [(20, 30)])
-    seen = []
+    parts = []
     original = type(model.model.language_model).run_part
 
     def spy(decoder, state, index, part, rows):
-        seen.append((index, part))
+        parts.append((index, part))
         return original(decoder, state, index, part, rows)
 
     model.model.language_model.run_part = spy.__get__(model.model.language_model)
     model(**inputs, budget="0b10")
-    assert [part for _, part in seen] == ["text", "text", "joint", "text", "text", "text", "text"]
+    assert [part for _, part in parts] == ["text", "text", "joint", "text", "text", "text", "text"]
 
 
 def architecture_of(config) -> Architecture:
@@ -189,7 +189,7 @@ def test_flops_are_those_of_the_budget_module(tiny, changes):
 
 
 def test_bidirectional_vision_lets_a_picture_see_ahead_but_not_text(tiny):
-    model = tiny.randomise(VisorForConditionalGeneration(tiny.config(bidirectional_vision=True)))
+    model = tiny.randomize(VisorForConditionalGeneration(tiny.config(bidirectional_vision=True)))
     one_way = VisorForConditionalGeneration(tiny.config())
     one_way.load_state_dict(model.state_dict())
     inputs = tiny.prompt(model, [(20, 30)])

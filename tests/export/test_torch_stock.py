@@ -11,7 +11,7 @@ def pair(request, tiny):
     """(transformers' model, ours): seven layers, grouped queries, at most two tiles' worth of stitched tokens."""
     with torch.no_grad():
         config = tiny.config("dense", tie_word_embeddings=request.param == "tied")
-        ours = tiny.randomise(VisorForConditionalGeneration(config))
+        ours = tiny.randomize(VisorForConditionalGeneration(config))
         return tiny.stock_twin(ours), ours
 
 
@@ -31,9 +31,9 @@ def test_logits_and_loss_equal_transformers(pair, tiny, sizes):
     inputs = tiny.prompt(ours, sizes)
     ids = inputs["input_ids"]
     labels = ids.masked_fill(ids == tiny.IMAGE, -100)
-    theirs, mine = stock(**inputs, labels=labels), ours(**inputs, labels=labels)
-    assert (theirs.logits - mine.logits).abs().max() <= 1e-5
-    assert abs(theirs.loss - mine.loss) <= 1e-5
+    expected, actual = stock(**inputs, labels=labels), ours(**inputs, labels=labels)
+    assert (expected.logits - actual.logits).abs().max() <= 1e-5
+    assert abs(expected.loss - actual.loss) <= 1e-5
 
 
 def test_batches_and_generation_equal_transformers(pair, tiny):

@@ -41,7 +41,7 @@ def gradients_of(model, batch, **settings) -> dict[str, torch.Tensor]:
     output = model(**batch, **settings)
     loss = output.loss if output.policy_logits is None else output.loss + output.policy_logits.square().sum()
     loss.backward()
-    return {name: own.grad.clone() for name, own in model.named_parameters() if own.grad is not None}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -56,11 +56,11 @@ def test_gradients_are_the_same_when_layers_run_again(model, batch, budget, reen
     once = len(calls)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     calls.clear()
-    found = gradients_of(model, batch, budget=budget)
+    actual = gradients_of(model, batch, budget=budget)
     assert len(calls) == 2 * once
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
 
 
 def test_no_cache_is_kept_while_layers_run_again(model, batch):

@@ -53,10 +53,10 @@ KEPT = [
 
 
 def test_the_next_holder_of_the_lock_removes_what_dead_processes_left(tmp_path: Path) -> None:
-    left, kept = [make(tmp_path / name) for name in LEFT], [make(tmp_path / name) for name in KEPT]
+    left, remaining = [make(tmp_path / name) for name in LEFT], [make(tmp_path / name) for name in KEPT]
     with WorkdirLock(tmp_path / "lock.json"):
         assert not any(path.exists() for path in left)
-        assert all(path.exists() for path in kept)
+        assert all(path.exists() for path in remaining)
 
 
 def test_links_are_neither_followed_nor_spared(tmp_path: Path) -> None:

@@ -93,11 +93,11 @@ NOT_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", NOT_FILES)
 def test_what_is_no_file_of_json_is_refused_at_once(tmp_path, name):
-    make, told = NOT_FILES[name]
+    make, message = NOT_FILES[name]
     make(tmp_path / "x.json")
     with pytest.raises(RequestError, match=r"x\.json: ") as error:
         read_json(tmp_path / "x.json")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_file_in_proc_that_holds_more_than_it_says_is_refused():

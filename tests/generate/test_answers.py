@@ -1,11 +1,11 @@
-"""Answers of an untrained model: they are what the full forward pass says, alone, in batches and in streams."""
+"""Answers of an untrained model equal those of the full forward pass, singly, in batches and in streams."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,15 +32,8 @@ pytestmark = pytest.mark.usefixtures("quick")
 TOKENIZER = testing.glyphs_tokenizer()
 
 
-def png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 VIABLE = [(False,), (True,)]
 WIDE, TALL, SMALL = (testing.random_picture(*size, seed=i) for i, size in enumerate([(20, 90), (40, 9), (8, 8)]))
-PNG = png(WIDE)
 QUESTIONS = [
     (WIDE, "Which digit is below A?"),
     ([], "No picture at all: what colour is it, and why?"),
@@ -49,43 +42,27 @@ QUESTIONS = [
 ]
 
 
-def architecture(plan: str) -> Any:
-    arch = testing.tiny_architecture(4, plan=plan)  # one super-block and one layer more
-    return dataclasses.replace(arch, text=dataclasses.replace(arch.text, vocab_size=TOKENIZER.vocab_size))
-
-
-def made(plan: str = "visor", **settings: Any) -> Visor:
-    arch = architecture(plan)
-    viable = VIABLE if plan == "visor" else []
-    return Visor(testing.random_params(arch), arch, TOKENIZER, viable, **settings)
-
-
 @pytest.fixture(scope="module")
-def model() -> Visor:
-    return made(has_policy=True, searched=True)
+def dense(make_model: Callable[..., Visor]) -> Visor:
+    return make_model("dense")
 
 
-@pytest.fixture(scope="module")
-def dense() -> Visor:
-    return made("dense")
-
-
-def timeless(answer: Answer) -> Answer:
+def without_times(answer: Answer) -> Answer:
     return dataclasses.replace(answer, seconds=0.0, seconds_to_first_token=0.0, seconds_compiling=0.0)
 
 
 class Spy:
-    """Writes down what the engine is asked to do, and every token that it says."""
+    """Records the engine's prefills and batches, and every token that it generates."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        self.state: list[tuple[Example, PrefillState]] = []
+        self.prefilled: list[tuple[Example, PrefillState]] = []
         self.batches: list[tuple[Bits, list[PrefillState]]] = []
-        self.said: dict[int, list[int]] = {}  # by the id of the prefilled state
+        self.generated: dict[int, list[int]] = {}  # by the id of the prefilled state
         prefill_shared, tokens = Engine.prefill_shared, Engine.tokens
 
         def spied_prefill(engine: Engine, prompt: Example, **settings: Any) -> PrefillState:
-            self.state.append((prompt, prefill_shared(engine, prompt, **settings)))
-            return self.state[-1][1]
+            self.prefilled.append((prompt, prefill_shared(engine, prompt, **settings)))
+            return self.prefilled[-1][1]
 
         def spied_tokens(
             engine: Engine, rows: Sequence[PrefillState], bits: Bits, *rest: Any
@@ -93,19 +70,19 @@ class Spy:
             self.batches.append((bits, list(rows)))
             for step in tokens(engine, rows, bits, *rest):
                 for row, token in zip(rows, step, strict=True):
-                    self.said.setdefault(id(row), []).extend([] if token is None else [token])
+                    self.generated.setdefault(id(row), []).extend([] if token is None else [token])
                 yield step
 
         monkeypatch.setattr(Engine, "prefill_shared", spied_prefill)
         monkeypatch.setattr(Engine, "tokens", spied_tokens)
 
     def tokens(self, number: int) -> list[int]:
-        """What was said to the prompt that was prefilled as `number`."""
-        return self.said[id(self.state[number][1])]
+        """Returns the tokens generated for the prompt that was prefilled as `number`."""
+        return self.generated[id(self.prefilled[number][1])]
 
 
 def with_answer(prompt: Example, tokens: list[int]) -> Example:
-    """The prompt with tokens of an answer behind it."""
+    """Returns the prompt followed by the tokens of an answer."""
     count = len(tokens)
     return dataclasses.replace(
         prompt,
@@ -118,10 +95,10 @@ def with_answer(prompt: Example, tokens: list[int]) -> Example:
 
 
 def best_tokens(model: Visor, prompt: Example, tokens: list[int], bits: Bits) -> list[int]:
-    """What one full forward pass over prompt and answer finds best, where each of the answer's tokens stands."""
-    scores = model._engine.logits(with_answer(prompt, tokens[:-1]), bits)[-len(tokens) :].copy()
-    scores[:, TOKENIZER.image_token_id] = -np.inf
-    return scores.argmax(axis=-1).tolist()
+    """Returns the best token at each position of the answer, from one full forward pass over prompt and answer."""
+    logits = model._engine.logits(with_answer(prompt, tokens[:-1]), bits)[-len(tokens) :].copy()
+    logits[:, TOKENIZER.image_token_id] = -np.inf
+    return logits.argmax(axis=-1).tolist()
 
 
 # --- the full forward pass --------------------------------------------------------------------------------------------
@@ -131,18 +108,18 @@ def best_tokens(model: Visor, prompt: Example, tokens: list[int], bits: Bits) ->
 def test_greedy_answers_are_those_of_the_full_forward_pass(
     budget: str, model: Visor, dense: Visor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In batches of questions that differ in length and in number and size of pictures."""
-    asked, name = (dense, "full") if budget == "dense" else (model, budget)
+    """In a batch of questions that differ in length and in number and size of pictures."""
+    tested, name = (dense, "full") if budget == "dense" else (model, budget)
     spy = Spy(monkeypatch)
-    answers = asked.answer_many(QUESTIONS, name, max_new_tokens=6)
+    answers = tested.answer_many(QUESTIONS, name, max_new_tokens=6)
     for number, answer in enumerate(answers):
-        prompt, tokens = spy.state[number][0], spy.tokens(number)
+        prompt, tokens = spy.prefilled[number][0], spy.tokens(number)
         bits = () if budget == "dense" else ((budget == "full"),)
-        assert best_tokens(asked, prompt, tokens, bits) == tokens and 1 <= len(tokens) <= 6
+        assert best_tokens(tested, prompt, tokens, bits) == tokens and 1 <= len(tokens) <= 6
         assert answer.text == TOKENIZER.decode(tokens) and answer.budget == budget
         assert answer.complete == (tokens[-1] == TOKENIZER.end_token_id)
     ((_, rows),) = spy.batches
-    assert len(rows) == 4 and len({row.row_shape for row in rows}) > 2, "one batch, rows of several sizes"
+    assert len(rows) == 4 and len({row.row_shape for row in rows}) > 2, "one batch with rows of several sizes"
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -153,8 +130,8 @@ def test_many_are_answered_by_route_exactly_as_one_by_one(model: Visor, monkeypa
     alone = [model.answer(*question, **settings) for question in QUESTIONS]
     spy = Spy(monkeypatch)
     together = model.answer_many(QUESTIONS, **settings)
-    assert [timeless(answer) for answer in together] == [timeless(answer) for answer in alone]
-    assert len(spy.state) == len(QUESTIONS), "what all budgets share is computed once, not again after routing"
+    assert [without_times(answer) for answer in together] == [without_times(answer) for answer in alone]
+    assert len(spy.prefilled) == len(QUESTIONS), "the shared prefill runs once, not again after routing"
     routes = Counter({budget_name(bits): len(rows) for bits, rows in spy.batches})
     assert routes == Counter(answer.budget for answer in alone) and len(routes) == 2
     assert model.answer_many([]) == []
@@ -164,8 +141,8 @@ def test_more_questions_than_are_prefilled_ahead(model: Visor, monkeypatch: pyte
     expected = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
     monkeypatch.setattr("visor_jax.generate.visor.PREFILL_AHEAD", 3)
     spy = Spy(monkeypatch)
-    found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
-    assert [timeless(answer) for answer in found] == [timeless(answer) for answer in expected]
+    answers = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    assert [without_times(answer) for answer in answers] == [without_times(answer) for answer in expected]
     assert [len(rows) for _, rows in spy.batches] == [3, 1]
 
 
@@ -175,7 +152,7 @@ HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]
 
 
 def training_ids(question: str, history: list[tuple[str, str]], pictures: int) -> list[int]:
-    """What training makes of the conversation, up to where the answer to its last question begins."""
+    """Returns the token ids of the conversation in training, up to the answer to its last question."""
     turns = [Turn(*turn) for turn in [*history, (question, "?")]]
     ids = encode_conversation(TOKENIZER, turns, num_images=pictures).token_ids
     return ids[: -len([*TOKENIZER.encode("?"), TOKENIZER.end_token_id, *TOKENIZER.encode("\n")])]
@@ -185,27 +162,27 @@ def training_ids(question: str, history: list[tuple[str, str]], pictures: int) -
 def test_a_follow_up_question_is_asked_in_the_conversation_as_it_was_trained(
     pictures: list[np.ndarray], model: Visor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same token ids, so the same route and the same greedy answer, in every way of asking."""
+    """The same token ids give the same route and the same greedy answer in `answer`, `stream` and `answer_many`."""
     first = "<image>\n" * len(pictures) + HISTORY[0][0]
     ids = training_ids("And where?", [(first, HISTORY[0][1]), HISTORY[1]], len(pictures))
-    asked = {"image": pictures, "question": "And where?", "history": HISTORY}
-    prompt = model._prompt(**asked)
+    request = {"image": pictures, "question": "And where?", "history": HISTORY}
+    prompt = model._prompt(**request)
     assert prompt.text_tokens.tolist() == [token for token in ids if token != TOKENIZER.image_token_id]
     positions = tokens_of(ids, pictures, TOKENIZER, model.arch)
     np.testing.assert_array_equal(prompt.text_positions, positions.text_positions)
     np.testing.assert_array_equal(prompt.visual_positions, positions.visual_positions)
-    assert prompt.length == positions.length, "where the routing token stands: behind the latest question"
+    assert prompt.length == positions.length, "the routing token follows the last question"
 
     routes = np.exp(np.asarray(model._engine.prefill_shared(positions, routed=True).scores)[0, : len(VIABLE)])
-    np.testing.assert_allclose(model.route(**asked), routes / routes.sum(), rtol=1e-5)
+    np.testing.assert_allclose(model.route(**request), routes / routes.sum(), rtol=1e-5)
     spy = Spy(monkeypatch)
-    answer = model.answer(**asked, max_new_tokens=5)
+    answer = model.answer(**request, max_new_tokens=5)
     ((bits, _),), tokens = spy.batches, spy.tokens(0)
     assert best_tokens(model, positions, tokens, bits) == tokens
-    stream = model.stream(**asked, max_new_tokens=5)
-    many = model.answer_many([tuple(asked.values()), (pictures, "And where?")], max_new_tokens=5)
-    assert timeless(stream.answer) == timeless(many[0]) == timeless(answer)
-    assert timeless(many[1]) == timeless(model.answer(pictures, "And where?", max_new_tokens=5))
+    stream = model.stream(**request, max_new_tokens=5)
+    many = model.answer_many([tuple(request.values()), (pictures, "And where?")], max_new_tokens=5)
+    assert without_times(stream.answer) == without_times(many[0]) == without_times(answer)
+    assert without_times(many[1]) == without_times(model.answer(pictures, "And where?", max_new_tokens=5))
 
 
 def test_markers_say_to_which_turn_of_a_conversation_a_picture_belongs(model: Visor) -> None:
@@ -220,38 +197,40 @@ def test_markers_say_to_which_turn_of_a_conversation_a_picture_belongs(model: Vi
 
 def test_none_and_an_empty_list_are_no_picture(model: Visor) -> None:
     answers = [model.answer(image, "What?", "full", max_new_tokens=3) for image in (None, [], ())]
-    assert len(set(map(timeless, answers))) == 1
+    assert len(set(map(without_times, answers))) == 1
 
 
-# --- pictures and questions as people have them -----------------------------------------------------------------------
+# --- forms of pictures and questions ----------------------------------------------------------------------------------
 
 
-def test_a_picture_is_a_path_bytes_or_an_array(model: Visor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "wide.png").write_bytes(PNG)
+def test_a_picture_is_a_path_bytes_or_an_array(
+    model: Visor, png: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wide.png").write_bytes(png)
     monkeypatch.setenv("HOME", str(tmp_path))
-    file, opened = tmp_path / "wide.png", Image.open(io.BytesIO(PNG))
-    forms = [WIDE, file, str(file), "~/wide.png", PNG, bytearray(PNG), memoryview(PNG), opened, [file], (PNG,)]
+    file, opened = tmp_path / "wide.png", Image.open(io.BytesIO(png))
+    forms = [WIDE, file, str(file), "~/wide.png", png, bytearray(png), memoryview(png), opened, [file], (png,)]
     for form in [*forms, iter([file])]:
         np.testing.assert_array_equal(model._prompt(form, "What?").tiles, model._prompt(WIDE, "What?").tiles)
 
 
 def test_a_generator_is_read_as_it_is_answered(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visor_jax.generate.visor.PREFILL_AHEAD", 2)
-    spy, read = Spy(monkeypatch), list[int]()  # how many prompts had been answered when each question was asked for
+    spy, read = Spy(monkeypatch), list[int]()  # number of prefilled prompts when each question was read
 
     def questions() -> Iterator[Any]:
         for question in QUESTIONS:
-            read.append(len(spy.state))
+            read.append(len(spy.prefilled))
             yield question
 
     answers = model.answer_many(questions(), "empty", max_new_tokens=3)
-    assert read == [0, 0, 2, 2], "the next ones only once these are answered"
-    assert [timeless(a) for a in answers] == [timeless(a) for a in model.answer_many(QUESTIONS, "empty", 3)]
+    assert read == [0, 0, 2, 2], "further questions are read after the first two are answered"
+    assert [without_times(a) for a in answers] == [without_times(a) for a in model.answer_many(QUESTIONS, "empty", 3)]
 
 
-def test_repr_says_what_was_loaded(model: Visor, dense: Visor) -> None:
+def test_repr_describes_the_loaded_model(model: Visor, dense: Visor, make_model: Callable[..., Visor]) -> None:
     assert "from" not in repr(model)
-    named = made(searched=True, stage="universal", source="runs/x")
+    named = make_model(searched=True, stage="universal", source="runs/x")
     size = sum(leaf.size for leaf in jax.tree.leaves(named.params))
     assert repr(named) == (
         f"<Visor from runs/x, stage universal: {size:,} parameters in float32, plan visor, 1 slots, "
@@ -265,16 +244,18 @@ def test_repr_says_what_was_loaded(model: Visor, dense: Visor) -> None:
 
 @pytest.fixture(scope="module")
 def compilations() -> list[str]:
-    """Grows by one with every program that is traced or compiled."""
-    found: list[str] = []
+    """Grows by one for every program that is traced or compiled."""
+    events: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: found.append(name) if "/compile/" in name else None
+        lambda name, seconds, **_: events.append(name) if "/compile/" in name else None
     )
-    return found
+    return events
 
 
-def test_another_question_of_another_length_compiles_nothing(compilations: list[str]) -> None:
-    model = made(has_policy=True, searched=True)
+def test_a_question_of_another_length_compiles_no_program(
+    compilations: list[str], make_model: Callable[..., Visor]
+) -> None:
+    model = make_model(has_policy=True, searched=True)
 
     def ask(picture: np.ndarray, question: str, **settings: Any) -> None:
         for budget in ("auto", "empty", "full"):
@@ -291,10 +272,10 @@ def test_another_question_of_another_length_compiles_nothing(compilations: list[
 
 
 def test_a_long_answer_outgrows_its_cache(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache starts with room for 64 text tokens and doubles, twice here."""
+    """The cache starts with capacity for 64 text tokens and doubles, here twice."""
     spy = Spy(monkeypatch)
     answer = model.answer(*QUESTIONS[0], "full", max_new_tokens=120)
-    prompt, tokens = spy.state[0][0], spy.tokens(0)
+    prompt, tokens = spy.prefilled[0][0], spy.tokens(0)
     assert len(tokens) == 120 and prompt.size.text + 119 > 2 * 64
     assert best_tokens(model, prompt, tokens, (True,)) == tokens
     assert answer.text == TOKENIZER.decode(tokens) and not answer.complete
@@ -304,8 +285,10 @@ def test_a_long_answer_outgrows_its_cache(model: Visor, monkeypatch: pytest.Monk
 # --- receipts: time ---------------------------------------------------------------------------------------------------
 
 
-def test_compilation_is_in_neither_time_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only tracing moves, as it happens while a program is compiled."""
+def test_neither_time_of_an_answer_includes_compilation(
+    make_model: Callable[..., Visor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock advances only during tracing, which is part of compilation."""
     clock = 0.0
     monkeypatch.setattr("visor_jax.generate.programs.time", SimpleNamespace(perf_counter=lambda: clock))
 
@@ -319,12 +302,12 @@ def test_compilation_is_in_neither_time_of_an_answer(monkeypatch: pytest.MonkeyP
 
     for name in ("encode", "prefill", "decode"):
         monkeypatch.setattr(f"visor_jax.generate.engine.{name}", slowly(getattr(engine, name)))
-    model = made(has_policy=True)
+    model = make_model(has_policy=True)
     answers = [model.answer(WIDE, "What?", "full", max_new_tokens=3) for _ in range(2)]
     assert [answer.seconds_compiling for answer in answers] == [30.0, 0.0]
     assert {(answer.seconds_to_first_token, answer.seconds) for answer in answers} == {(0.0, 0.0)}
     batch = model.answer_many([(WIDE, "What?"), (None, "What?")], "full", max_new_tokens=3)
-    assert [answer.seconds_compiling for answer in batch] == [20.0, 30.0], "no picture has shapes of its own"
+    assert [answer.seconds_compiling for answer in batch] == [20.0, 30.0], "a prompt without pictures has other shapes"
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------
@@ -352,13 +335,13 @@ def test_stop_tokens_end_an_answer_and_are_not_in_it(model: Visor, monkeypatch: 
     model.answer(*question, "full", max_new_tokens=12)
     tokens = spy.tokens(0)
     texts = [TOKENIZER.decode([token]) for token in tokens]
-    at = next(i for i in range(1, 12) if tokens[i] not in tokens[:i] and TOKENIZER.encode(texts[i]) == [tokens[i]])
-    answer = model.answer(*question, "full", max_new_tokens=12, stop=[texts[at], "<|endoftext|>"])
-    assert answer.text == TOKENIZER.decode(tokens[:at]) and answer.complete
-    for stop, text in ((tokens[at], answer.text), (tokens[0], "")):
+    end = next(i for i in range(1, 12) if tokens[i] not in tokens[:i] and TOKENIZER.encode(texts[i]) == [tokens[i]])
+    answer = model.answer(*question, "full", max_new_tokens=12, stop=[texts[end], "<|endoftext|>"])
+    assert answer.text == TOKENIZER.decode(tokens[:end]) and answer.complete
+    for stop, text in ((tokens[end], answer.text), (tokens[0], "")):
         monkeypatch.setattr(model, "stop_token_ids", frozenset({stop}))
-        found = model.answer(*question, "full", max_new_tokens=12)
-        assert (found.text, found.complete) == (text, True)
+        stopped = model.answer(*question, "full", max_new_tokens=12)
+        assert (stopped.text, stopped.complete) == (text, True)
 
 
 def test_each_row_of_a_batch_ends_on_its_own(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,11 +350,11 @@ def test_each_row_of_a_batch_ends_on_its_own(model: Visor, monkeypatch: pytest.M
     longer = [spy.tokens(number) for number in range(len(QUESTIONS))]
     stop = next(token for tokens in longer for token in tokens if not all(token in others for others in longer))
     monkeypatch.setattr(model, "stop_token_ids", frozenset({stop}))
-    found = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
-    for tokens, answer in zip(longer, found, strict=True):
+    answers = model.answer_many(QUESTIONS, "empty", max_new_tokens=6)
+    for tokens, answer in zip(longer, answers, strict=True):
         end = tokens.index(stop) if stop in tokens else 6
         assert (answer.text, answer.complete) == (TOKENIZER.decode(tokens[:end]), stop in tokens)
-    assert len({answer.complete for answer in found}) == 2
+    assert len({answer.complete for answer in answers}) == 2
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
@@ -383,8 +366,8 @@ def test_a_stream_is_the_answer_in_pieces(settings: dict[str, Any], model: Visor
     pieces = list(stream)
     answer = model.answer(*QUESTIONS[0], max_new_tokens=20, **settings)
     assert "".join(pieces) == answer.text and len(pieces) > 3 and all(pieces)
-    assert timeless(stream.answer) == timeless(answer)
-    assert list(stream) == [], "what was handed out is not handed out again"
+    assert without_times(stream.answer) == without_times(answer)
+    assert list(stream) == [], "a stream can be read only once"
 
 
 def test_the_receipt_of_a_stream_waits_for_its_end(model: Visor) -> None:
@@ -401,7 +384,7 @@ def test_seeds(model: Visor) -> None:
     assert texts[0] == texts[1] and len(set(texts)) == 3
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_searched_model_takes_viable_budgets_only(model: Visor) -> None:
@@ -412,16 +395,17 @@ def test_a_searched_model_takes_viable_budgets_only(model: Visor) -> None:
     assert unsearched.answer(*QUESTIONS[0], "full", max_new_tokens=1).budget == "full"
 
 
-def test_parameters_are_what_they_were_before_the_first_question():
-    model, params = made(), testing.random_params(architecture("visor"))
+def test_answering_leaves_parameters_unchanged(make_model: Callable[..., Visor]) -> None:
+    model = make_model()
+    params = testing.random_params(model.arch)
     model.answer(WIDE, "What?", budget="full", max_new_tokens=2)
     assert jax.tree.structure(model.params) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
 
 
 def test_several_pictures_without_a_marker_come_first(model: Visor) -> None:
-    asked = model.answer([SMALL, WIDE], "Is one red?", "full", max_new_tokens=3)
-    assert timeless(asked) == timeless(
+    answer = model.answer([SMALL, WIDE], "Is one red?", "full", max_new_tokens=3)
+    assert without_times(answer) == without_times(
         model.answer([SMALL, WIDE], "<image>\n<image>\nIs one red?", "full", max_new_tokens=3)
     )
     with pytest.raises(RequestError, match="1 <image> markers for 2 pictures"):

@@ -1,4 +1,4 @@
-"""Buckets hold what they are for, waste little, and are few; batches hold every question once, beside its like."""
+"""Buckets hold their prompts, waste little, and are few; batches group similar questions, each exactly once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_bucket_holds_its_prompt_and_little_more(size: RowShape) -> None:
     assert row_shape.holds(size) and row_shape.tiles >= 1 and row_shape.visual >= 1
     assert row_shape.tiles <= max(1.25 * size.tiles, size.tiles + 1)
     assert row_shape.visual <= max(1.125 * size.visual, size.visual + MIN_VISUAL)
-    assert row_bucket(row_shape) == row_shape, "a bucket is its own"
+    assert row_bucket(row_shape) == row_shape, "a bucket's bucket is itself"
 
 
 def test_buckets_are_few_and_the_largest_picture_has_its_own() -> None:
@@ -53,29 +53,29 @@ def test_no_anyres_grid_wastes_more_than_a_quarter_of_the_tower() -> None:
     for rows in range(1, 7):
         for columns in range(1, 7):
             tiles = 1 + rows * columns
-            assert min(held for held in TILES if held >= tiles) <= 1.25 * tiles
+            assert min(capacity for capacity in TILES if capacity >= tiles) <= 1.25 * tiles
 
 
 @given(tokens=st.integers(1, 10_000))
 def test_capacities_and_rows_are_powers_of_two(tokens: int) -> None:
-    for found in (cache_bucket(tokens), batch_bucket(tokens)):
-        assert found >= tokens and found & (found - 1) == 0
+    for size in (cache_bucket(tokens), batch_bucket(tokens)):
+        assert size >= tokens and size & (size - 1) == 0
     assert cache_bucket(tokens) < max(2 * tokens, 65)
 
 
 @given(sizes=st.lists(row_shapes.map(row_bucket), min_size=1, max_size=40))
-def test_batches_hold_every_question_once_beside_its_like(sizes: list[RowShape]) -> None:
+def test_batches_hold_every_question_once_with_similar_ones(sizes: list[RowShape]) -> None:
     groups = batches(sizes)
     assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
     for group in groups:
-        together = joined([sizes[index] for index in group])
+        batch_shape = joined([sizes[index] for index in group])
         assert len(group) <= MAX_ROWS
         for index in group:
-            assert together.visual <= 2 * max(sizes[index].visual, 128)
-            assert together.text <= 2 * max(sizes[index].text, 128)
+            assert batch_shape.visual <= 2 * max(sizes[index].visual, 128)
+            assert batch_shape.text <= 2 * max(sizes[index].text, 128)
 
 
-def test_alike_questions_share_batches() -> None:
+def test_similar_questions_share_batches() -> None:
     assert [len(group) for group in batches([RowShape(1, 40, 32)] * 19)] == [8, 8, 3]
     assert sorted(map(len, batches([RowShape(2, 1536, 32)] * 3 + [RowShape(31, 7680, 32)] * 2))) == [2, 3]
 
@@ -83,5 +83,5 @@ def test_alike_questions_share_batches() -> None:
 def test_real_pictures_fit_their_buckets() -> None:
     arch = testing.tiny_architecture(3)
     for size in ((8, 8), (16, 16), (5, 40), (40, 5)):
-        own = RowShape(tile_count(size, arch), visual_token_count(size, arch), 9)
-        assert row_bucket(own).holds(own)
+        row_shape = RowShape(tile_count(size, arch), visual_token_count(size, arch), 9)
+        assert row_bucket(row_shape).holds(row_shape)

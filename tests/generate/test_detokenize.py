@@ -1,4 +1,4 @@
-"""Text while it comes: the pieces are whole characters, come as early as they can, and together are the answer."""
+"""Streamed text: pieces are whole characters, arrive as early as possible, and together are the answer."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ def pieces(ids: list[int]) -> list[str]:
 
 @given(texts)
 def test_pieces_are_whole_characters_and_together_the_text(text: str) -> None:
-    found = pieces(TOKENIZER.encode(text))
-    assert "".join(found) == unicodedata.normalize("NFC", text)
-    assert found[-1] == "", "a whole text leaves nothing over"
-    assert not any(UNFINISHED in piece for piece in found)
+    streamed = pieces(TOKENIZER.encode(text))
+    assert "".join(streamed) == unicodedata.normalize("NFC", text)
+    assert streamed[-1] == "", "after a complete text no rest is left"
+    assert not any(UNFINISHED in piece for piece in streamed)
 
 
 @given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), max_size=30))
-def test_any_tokens_are_in_the_end_what_they_decode_to(ids: list[int]) -> None:
-    """Half characters too, which no text has but a model may say."""
+def test_pieces_of_any_tokens_join_to_their_decoded_text(ids: list[int]) -> None:
+    """Also for incomplete characters, which a model may generate."""
     assert "".join(pieces(ids)) == TOKENIZER.decode(ids)
 
 
-def test_a_character_of_several_tokens_comes_when_it_is_whole() -> None:
+def test_a_character_of_several_tokens_is_streamed_when_complete() -> None:
     ids = TOKENIZER.encode("red \N{GRINNING FACE} 3")
-    found = pieces(ids)
-    assert len(TOKENIZER.encode("\N{GRINNING FACE}")) == 4, "the tokenizer spells it byte by byte"
-    assert [piece for piece in found if piece][-3:] == ["\N{GRINNING FACE}", " ", "3"]
-    assert found.count("") == 4, "three bytes that finish nothing, and nothing held back at the end"
+    streamed = pieces(ids)
+    assert len(TOKENIZER.encode("\N{GRINNING FACE}")) == 4, "the tokenizer has one token per byte"
+    assert [piece for piece in streamed if piece][-3:] == ["\N{GRINNING FACE}", " ", "3"]
+    assert streamed.count("") == 4, "three incomplete bytes, and no rest at the end"
 
 
-def test_half_a_character_at_the_end_is_held_back_until_there() -> None:
+def test_an_incomplete_character_is_withheld_until_the_end() -> None:
     ids = TOKENIZER.encode("a\N{GRINNING FACE}")[:-1]
     assert "".join(pieces(ids)[:-1]) == "a"
     assert pieces(ids)[-1] == TOKENIZER.decode(ids)[1:]

@@ -1,13 +1,12 @@
-"""Pictures, questions and settings that are refused before anything runs, each with its message."""
+"""Requests that are refused before the model runs: pictures, questions and settings, each with its message."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,23 +17,6 @@ from visor_jax.loading import Visor
 
 TOKENIZER = testing.glyphs_tokenizer()
 WIDE = testing.random_picture(20, 90, seed=0)
-
-
-def png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-PNG = png(WIDE)
-
-
-@pytest.fixture(scope="module")
-def model() -> Visor:
-    arch = testing.tiny_architecture(4)
-    arch = dataclasses.replace(arch, text=dataclasses.replace(arch.text, vocab_size=TOKENIZER.vocab_size))
-    budgets = [(False,), (True,)]
-    return Visor(testing.random_params(arch), arch, TOKENIZER, budgets, has_policy=True, searched=True)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +69,7 @@ def test_what_is_no_list_of_questions_is_refused(questions: Any, message: str, m
 def test_wrong_settings_are_refused_before_anything_runs(
     settings: dict[str, Any], message: str, model: Visor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "prefill_shared", lambda *_, **__: pytest.fail("the engine was asked"))
+    monkeypatch.setattr(Engine, "prefill_shared", lambda *_, **__: pytest.fail("the engine was called"))
     many = lambda *question, history=(), **how: model.answer_many([(*question, history)], **how)  # noqa: E731
     for ask in (model.answer, model.stream, many):
         with pytest.raises(RequestError, match=message):
@@ -99,7 +81,6 @@ def test_wrong_settings_are_refused_before_anything_runs(
     [
         ([[WIDE]], "What?", r"image\[0\]: expected a picture file's path or bytes, a PIL image.* got list"),
         (5, "What?", "image: expected .* got int"),
-        (io.BytesIO(PNG), "What?", "image: expected .* got BytesIO; of an open file pass what .read"),
         ({"bytes": b""}, "What?", "image: expected .* got dict"),
         (WIDE.astype(float), "What?", r"image: expected .* got float64 \(20, 90, 3\)"),
         ("photo.jpg", "What?", "image: missing_file: 'photo.jpg': No such file.*; expected a JPEG"),
@@ -107,8 +88,6 @@ def test_wrong_settings_are_refused_before_anything_runs(
         ("https://example.org/photo.jpg", "What?", "image='https://example.org/photo.jpg': is an address"),
         (b"no picture", "What?", "image: image_format: 10 bytes is not a"),
         (b"", "What?", "image: image_format: 0 bytes is not a"),
-        (Image.open(io.BytesIO(PNG[:-40])), "What?", "image: broken_image: PngImageFile"),
-        (PNG[:-40], "What?", "image: broken_image"),
         (WIDE, "<image>", "question: is empty"),
         (WIDE, None, "question: expected text, got NoneType"),
         (WIDE, 5, "question: expected text, got int"),
@@ -120,6 +99,22 @@ def test_wrong_settings_are_refused_before_anything_runs(
 def test_what_is_no_picture_or_question_is_refused(image: Any, question: Any, message: str, model: Visor) -> None:
     with pytest.raises(RequestError, match=message):
         model.answer(image, question, "full")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (io.BytesIO, "image: expected .* got BytesIO; of an open file pass what .read"),
+        (lambda png: Image.open(io.BytesIO(png[:-40])), "image: broken_image: PngImageFile"),
+        (lambda png: png[:-40], "image: broken_image"),
+    ],
+    ids=["open file", "truncated PIL image", "truncated bytes"],
+)
+def test_an_open_or_truncated_file_is_refused(
+    encoded: Callable[[bytes], Any], message: str, model: Visor, png: bytes
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        model.answer(encoded(png), "What?", "full")
 
 
 @pytest.mark.parametrize("tokens", [[5, TOKENIZER.vocab_size], [5, -1], [5.7, 2], ["5"], [[5, 6]], [5, 2**40]])

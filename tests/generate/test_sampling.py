@@ -44,7 +44,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     weights = np.exp(LOGITS.astype(float) / 0.5)
     weights[:, FORBIDDEN] = 0
     np.testing.assert_allclose(frequencies(0.5, 1.0), weights / weights.sum(axis=1, keepdims=True), atol=0.04)
-    assert frequencies(1e-30, 1.0).tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], "towards 0 it is the best token"
+    assert frequencies(1e-30, 1.0).tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], "towards 0 it selects the best token"
     assert frequencies(1e30, 1.0)[0, [0, 1, 3, 4]] == pytest.approx([0.25] * 4, abs=0.04)
 
 
@@ -53,16 +53,16 @@ def test_temperature_sharpens_and_flattens() -> None:
     [(1e-9, [0]), (0.5, [0]), (0.51, [0, 1]), (0.75, [0, 1]), (0.76, [0, 1, 3]), (0.999, [0, 1, 3, 4])],
 )
 def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: list[int]) -> None:
-    found = frequencies(1.0, top_p)[0]
-    assert np.flatnonzero(found).tolist() == kept
+    sampled = frequencies(1.0, top_p)[0]
+    assert np.flatnonzero(sampled).tolist() == kept
     probabilities = np.array([0.5, 0.25, 0, 0.15, 0.1])[kept]
-    np.testing.assert_allclose(found[kept], probabilities / probabilities.sum(), atol=0.04)
+    np.testing.assert_allclose(sampled[kept], probabilities / probabilities.sum(), atol=0.04)
 
 
 def test_a_seed_is_an_answer() -> None:
     draws = {seed: np.asarray(MANY(LOGITS, Sampling(1.0, 1.0, seed).draw())) for seed in (0, 1, MAX_SEED)}
-    for seed, found in draws.items():
-        np.testing.assert_array_equal(found, MANY(LOGITS, Sampling(1.0, 1.0, seed).draw()))
+    for seed, tokens in draws.items():
+        np.testing.assert_array_equal(tokens, MANY(LOGITS, Sampling(1.0, 1.0, seed).draw()))
     assert not np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[MAX_SEED])
 
 
@@ -72,12 +72,12 @@ def test_a_seed_is_an_answer() -> None:
     temperature=st.floats(0, 1e6),
     top_p=st.floats(0, 1, exclude_min=True),
 )
-def test_a_row_draws_the_same_beside_others(values: list[float], temperature: float, top_p: float) -> None:
+def test_a_row_draws_the_same_token_in_a_batch(values: list[float], temperature: float, top_p: float) -> None:
     draw, row = Sampling(temperature, top_p, seed=7).draw(), np.array([values], np.float32)
     alone = SELECT(row, draw, 3, forbidden=FORBIDDEN)
     assert 0 <= int(alone[0]) < 5 and int(alone[0]) != FORBIDDEN
-    beside = SELECT(np.concatenate([LOGITS, row]), draw, 3, forbidden=FORBIDDEN)
-    assert int(beside[2]) == int(alone[0])
+    in_batch = SELECT(np.concatenate([LOGITS, row]), draw, 3, forbidden=FORBIDDEN)
+    assert int(in_batch[2]) == int(alone[0])
 
 
 @pytest.mark.parametrize(

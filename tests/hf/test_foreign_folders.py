@@ -227,8 +227,8 @@ def test_other_spellings_of_the_same_mean_the_same(folder: Path, case: str) -> N
 def test_rotary_embedding_is_read_as_transformers_reads_it(folder: Path, rope: dict[str, Any]) -> None:
     from transformers import Qwen2Config
 
-    found = open_checkpoint(text_config(folder, **{"rope_parameters": None, **rope})).arch.text.rope_theta
-    assert found == Qwen2Config(**copy.deepcopy(rope)).rope_parameters["rope_theta"]
+    actual = open_checkpoint(text_config(folder, **{"rope_parameters": None, **rope})).arch.text.rope_theta
+    assert actual == Qwen2Config(**copy.deepcopy(rope)).rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize(
@@ -360,5 +360,5 @@ def test_a_refusal_is_exit_status_2_and_one_line(folder: Path, capsys: pytest.Ca
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     assert main(ask) == 2
-    told = capsys.readouterr().err
-    assert told.endswith("config.json: cannot be read: Not a regular file\n") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.endswith("config.json: cannot be read: Not a regular file\n") and output.count("\n") == 1

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     """The endpoints that a download asks: revisions, the list of files, and each file (HEAD and GET)."""
 
     folder: Path
-    asked: list[str]
+    requested: list[str]
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -68,7 +68,7 @@ class Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             return self.send(200, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode())
         name = path.partition(f"/resolve/{COMMIT}/")[2]
-        self.asked.append(name)
+        self.requested.append(name)
         headers = {"ETag": f'"{oid(files[name])}"', "X-Repo-Commit": COMMIT}
         return self.send(200, files[name].read_bytes(), headers, body)
 
@@ -101,7 +101,9 @@ def server(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{running.server_port}", asked=handler.asked, folder=saved["tied"])
+    yield SimpleNamespace(
+        url=f"http://127.0.0.1:{running.server_port}", requested=handler.requested, folder=saved["tied"]
+    )
     running.shutdown()
     running.server_close()
 
@@ -138,14 +140,14 @@ def test_only_json_and_safetensors_are_taken_and_offline_finds_them_again(
     taken = {file.name for file in Path(folders[0]).rglob("*")}
     assert {"config.json", "tokenizer.json", "model.safetensors", "preprocessor_config.json"} <= taken
     assert not {Path(name).name for name in NOT_OURS[:4]} & taken and "onnx" not in taken
-    assert not set(NOT_OURS) & set(server.asked)
+    assert not set(NOT_OURS) & set(server.requested)
     offline = run(LOCATE, "org/model", folder=tmp_path, url=server.url, HF_HUB_OFFLINE="1")
     assert offline == folders[:1]
 
 
 def test_what_the_hub_refuses_is_said_in_one_line(server: SimpleNamespace, tmp_path: Path) -> None:
     names = ["org/gated", "org/missing", "org/model@99999999", "org/teapot", "hf://org", "hf://a--b/c", "org/x.git"]
-    told = run(LOCATE, *names, folder=tmp_path, url=server.url)
+    lines = run(LOCATE, *names, folder=tmp_path, url=server.url)
     expected = [
         f"RequestError org/gated: is gated; accept its terms at {server.url}/org/gated, then set HF_TOKEN",
         f"RequestError org/missing: no such folder here, and no such model at {server.url}; if it is",
@@ -155,8 +157,8 @@ def test_what_the_hub_refuses_is_said_in_one_line(server: SimpleNamespace, tmp_p
         "RequestError hf://a--b/c: no such folder here, and no name of a model on the hub",
         "RequestError org/x.git: no such folder here, and no name of a model on the hub",
     ]
-    assert len(told) == len(expected)
-    for line, start in zip(told, expected, strict=True):
+    assert len(lines) == len(expected)
+    for line, start in zip(lines, expected, strict=True):
         assert line.startswith(start)
 
 
@@ -164,12 +166,12 @@ def test_without_a_network_or_offline_one_line_says_what_to_do(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # where nobody listens
-        told = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url)
-    assert len(told) == 1
+        lines = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url)
+    assert len(lines) == 1
     start = f"RequestError runs/glyphs_mni: no such folder here, and {url} cannot be reached; for a model of the hub,"
-    assert told[0].startswith(start) and told[0].endswith("with: hf download runs/glyphs_mni")
-    told = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url, HF_HUB_OFFLINE="1")
-    assert len(told) == 1 and "no such folder here, and HF_HUB_OFFLINE is set; for a model of the hub" in told[0]
+    assert lines[0].startswith(start) and lines[0].endswith("with: hf download runs/glyphs_mni")
+    lines = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url, HF_HUB_OFFLINE="1")
+    assert len(lines) == 1 and "no such folder here, and HF_HUB_OFFLINE is set; for a model of the hub" in lines[0]
 
 
 LOAD_AND_IMPORT = """
@@ -221,8 +223,8 @@ def test_what_lies_here_is_never_looked_for_on_the_hub(tmp_path: Path, monkeypat
     for path in ("runs/glyphs_mini", "runs/glyphs_mni", "a/b/c", "/a/b", "./a/b", "~/a", "a", "gs://a/b", "../a/b"):
         assert hub.local_folder(path) == path
     assert hub.local_folder(Path("runs/other")) == Path("runs/other")
-    told = hub.hint(Path("runs/glyphs_mni"))
-    assert told.startswith(
+    lines = hub.hint(Path("runs/glyphs_mni"))
+    assert lines.startswith(
         "; did you mean 'glyphs_mini'?; for a model of the hub, since the folder 'runs' is here, write"
     )
     assert hub.hint(tmp_path / "none" / "none") == ""

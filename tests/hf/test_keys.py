@@ -53,13 +53,13 @@ def config_of(arch) -> dict:
 @pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS)
 def test_every_parameter_is_in_the_table_once(arch):
     params = abstract_params(arch)
-    found: dict[tuple[str, ...], list] = {}
+    actual: dict[tuple[str, ...], list] = {}
     for entry in key_map.entries(arch):
-        found.setdefault(entry.path, []).append(entry.index)
+        actual.setdefault(entry.path, []).append(entry.index)
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     expected = {tuple(key.key for key in path): leaf for path, leaf in leaves}
-    assert found.keys() == expected.keys()
-    for path, indices in found.items():
+    assert actual.keys() == expected.keys()
+    for path, indices in actual.items():
         whole = indices == [None] or indices == list(range(expected[path].shape[0]))
         assert whole, (path, indices)
 
@@ -70,8 +70,8 @@ def test_keys_and_shapes_are_those_of_the_pytorch_model(arch):
     with torch.device("meta"):
         model = VisorForConditionalGeneration(VisorConfig(**values))
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {key: shape for key, (shape, _) in visor_tensors(abstract_params(arch), arch).items()}
-    assert found == expected
+    actual = {key: shape for key, (shape, _) in visor_tensors(abstract_params(arch), arch).items()}
+    assert actual == expected
 
 
 @pytest.mark.parametrize("arch", [*(a for a in VARIANTS.values() if a.plan == "dense"), *TRUE_SIZES.values()])

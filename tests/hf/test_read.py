@@ -64,8 +64,8 @@ def stock_inputs(model: Any, tokens: list[int], pictures: list[Any], arch: Any) 
 def stock_logits(model: LlavaOnevisionForConditionalGeneration, tokens: list[int], pictures: list[Any], arch: Any):
     inputs = stock_inputs(model, tokens, pictures, arch)
     with torch.no_grad():
-        found = model(**inputs).logits[0]
-    return found[inputs["input_ids"][0] != TOKENIZER.image_token_id].numpy()
+        actual = model(**inputs).logits[0]
+    return actual[inputs["input_ids"][0] != TOKENIZER.image_token_id].numpy()
 
 
 @pytest.mark.parametrize("form", ["shards", "tied", "memory"])
@@ -95,15 +95,15 @@ def test_answers_are_transformers_own_and_end_where_it_ends(
     ask = "generate", f"--model={folder}", f"--image={tmp_path / 'picture.png'}", f"--question={question}"
     tokens = stock_answer(stock_model(False), encode_prompt(TOKENIZER, question), picture, load(folder).arch, 12)
     assert main([*ask, "--max-new-tokens=12", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["text"], found["budget"], found["complete"]) == (TOKENIZER.decode(tokens), "dense", False)
+    actual = json.loads(capsys.readouterr().out)
+    assert (actual["text"], actual["budget"], actual["complete"]) == (TOKENIZER.decode(tokens), "dense", False)
     end = next(i for i in range(2, 12) if tokens[i] not in tokens[:i])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokens[end], 5000]}))
     assert main([*ask, "--max-new-tokens=12", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["text"], found["complete"]) == (TOKENIZER.decode(tokens[:end]), True)
-    for wrong in ("[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [-1]}'):
-        (folder / "generation_config.json").write_text(wrong)
+    actual = json.loads(capsys.readouterr().out)
+    assert (actual["text"], actual["complete"]) == (TOKENIZER.decode(tokens[:end]), True)
+    for malformed in ("[]", "{", '{"eos_token_id": "x"}', '{"eos_token_id": [-1]}'):
+        (folder / "generation_config.json").write_text(malformed)
         with pytest.raises(RequestError, match=r"generation_config\.json: "):
             load(folder)
 
@@ -221,9 +221,13 @@ def test_all_problems_are_counted_and_the_first_of_each_kind_named(saved: dict[s
 
     with pytest.raises(RequestError, match="tensors are not as config") as refused:
         load(spoilt(saved["shards"], tmp_path, rename))
-    told = str(refused.value).replace(str(tmp_path), "")
-    assert "other." in told and "more are missing" in told and "more are not expected" in told
-    assert int(told.split(" tensors are not")[0].rpartition(" ")[2]) > 100 and len(told) < 1000 and "\n" not in told
+    refusal = str(refused.value).replace(str(tmp_path), "")
+    assert "other." in refusal and "more are missing" in refusal and "more are not expected" in refusal
+    assert (
+        int(refusal.split(" tensors are not")[0].rpartition(" ")[2]) > 100
+        and len(refusal) < 1000
+        and "\n" not in refusal
+    )
 
 
 def test_what_transformers_does_not_read_is_not_read(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -341,9 +345,9 @@ def test_import_into_another_shape_names_every_difference(
     other = ["--config.model.text.intermediate_size=64", "--config.model.anyres.max_tiles=9"]
     command = ["import", f"--from={saved['shards']}", f"--workdir={tmp_path / 'run'}", f"--config={config_file}"]
     assert main([*command, *other]) == 2
-    told = capsys.readouterr().err
-    assert "model.text.intermediate_size is 48 there and 64 here" in told
-    assert "model.anyres.max_tiles is 4 there and 9 here" in told
+    refusal = capsys.readouterr().err
+    assert "model.text.intermediate_size is 48 there and 64 here" in refusal
+    assert "model.anyres.max_tiles is 4 there and 9 here" in refusal
     assert not (tmp_path / "run").exists()
 
 
@@ -352,6 +356,6 @@ def test_import_without_a_tokenizer_names_the_checkpoints_own(
 ) -> None:
     command = ["import", f"--from={saved['shards']}", f"--workdir={tmp_path / 'run'}", f"--config={config_file}"]
     assert main([*command, "--config.tokenizer.path=not_here.json"]) == 2
-    told = capsys.readouterr().err
-    assert "no file not_here.json" in told and f"--config.tokenizer.path={saved['shards']}/tokenizer.json" in told
+    refusal = capsys.readouterr().err
+    assert "no file not_here.json" in refusal and f"--config.tokenizer.path={saved['shards']}/tokenizer.json" in refusal
     assert not (tmp_path / "run").exists()

@@ -44,9 +44,9 @@ class Clone:
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
         for tool in ("bash", "basename", "cat", "cp", "dirname", "flock", "mkdir", "rm", "sha256sum"):
-            found = shutil.which(tool)
-            assert found is not None
-            (self.bin / tool).symlink_to(found)
+            actual = shutil.which(tool)
+            assert actual is not None
+            (self.bin / tool).symlink_to(actual)
         self.log.touch()
         self.add_python("python3.11")
 
@@ -66,7 +66,7 @@ class Clone:
             text=True,
         )
 
-    def asked(self, word: str) -> list[str]:
+    def calls(self, word: str) -> list[str]:
         """The command lines of the fake Pythons that have `word` in them."""
         return [line for line in self.log.read_text().splitlines() if word in line]
 
@@ -83,8 +83,8 @@ def clone(tmp_path):
 def test_quickstart_installs_and_runs_on_the_cpu(clone):
     done = clone.run("launch/quickstart.sh", JAX_PLATFORMS="cuda")
     assert done.returncode == 0, done.stderr
-    assert len(clone.asked("--requirement")) == 1
-    assert len(clone.asked("--editable")) == 1
+    assert len(clone.calls("--requirement")) == 1
+    assert len(clone.calls("--editable")) == 1
     config, workdir = clone.root / "configs" / "glyphs_mini.py", clone.root / "runs" / "glyphs_mini"
     assert clone.got("visor") == [
         "JAX_PLATFORMS=cpu", "-P", "-m", "visor_jax", "run", f"--config={config}", f"--workdir={workdir}",
@@ -102,7 +102,7 @@ def test_quickstart_refuses_more_than_one_workdir(clone, arguments):
     done = clone.run("launch/quickstart.sh", *arguments)
     assert done.returncode == 2
     assert "usage: launch/quickstart.sh" in done.stderr
-    assert not clone.asked("install")
+    assert not clone.calls("install")
 
 
 def test_the_status_of_the_run_is_the_script_s(clone):
@@ -112,8 +112,8 @@ def test_the_status_of_the_run_is_the_script_s(clone):
 def test_a_second_run_installs_nothing(clone):
     assert clone.run("launch/quickstart.sh").returncode == 0
     assert clone.run("launch/test.sh").returncode == 0
-    assert not clone.asked("install")
-    assert not clone.asked("-m venv")
+    assert not clone.calls("install")
+    assert not clone.calls("-m venv")
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
@@ -122,15 +122,15 @@ def test_changed_requirements_are_installed(clone, name):
     with (clone.root / name).open("a") as file:
         file.write("# changed\n")
     assert clone.run("launch/quickstart.sh").returncode == 0
-    assert clone.asked("--requirement")
+    assert clone.calls("--requirement")
 
 
 def test_a_failed_installation_is_tried_again(clone):
     done = clone.run("launch/quickstart.sh", FAKE_INSTALL_STATUS="1")
     assert done.returncode != 0
-    assert not clone.asked("visor_jax")
+    assert not clone.calls("visor_jax")
     assert clone.run("launch/quickstart.sh").returncode == 0
-    assert clone.asked("--requirement")
+    assert clone.calls("--requirement")
 
 
 def test_without_a_python_it_says_what_to_do(clone):
@@ -143,14 +143,14 @@ def test_without_a_python_it_says_what_to_do(clone):
 def test_a_python_by_another_name_will_do(clone):
     (clone.bin / "python3.11").rename(clone.bin / "python3")
     assert clone.run("launch/quickstart.sh").returncode == 0
-    assert clone.asked("python3: -m venv")
+    assert clone.calls("python3: -m venv")
 
 
 def test_without_ensurepip_the_system_s_pip_helps(clone):
     done = clone.run("launch/quickstart.sh", FAKE_NO_ENSUREPIP="1")
     assert done.returncode == 0, done.stderr
-    assert clone.asked("-m venv --without-pip")
-    assert clone.asked("-m pip --python")
+    assert clone.calls("-m venv --without-pip")
+    assert clone.calls("-m pip --python")
 
 
 def test_without_either_the_package_is_named(clone):
@@ -184,15 +184,15 @@ def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_test
     assert done.returncode == 0, done.stderr
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "tests/export", "-k", "cache"]
     folder = clone.root / ".venv-transformers-5.3.0"
-    assert clone.asked(f"-m venv --without-pip {folder}") and (folder / "bin" / "python").exists()
-    (installed,) = clone.asked("transformers==5.3.0")
+    assert clone.calls(f"-m venv --without-pip {folder}") and (folder / "bin" / "python").exists()
+    (installed,) = clone.calls("transformers==5.3.0")
     assert "-m pip" in installed and "peft" in installed
     assert clone.run("launch/test.sh", "--transformers=5.3.0", FAKE_PYTEST_STATUS="1").returncode == 1
-    assert not clone.asked("install") and not clone.asked("ruff")
+    assert not clone.calls("install") and not clone.calls("ruff")
     assert clone.run("launch/test.sh", "--all", "--transformers=5.3.0", "tests/export/peer").returncode == 0
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/export/peer"]
     done = clone.run("launch/test.sh", "--transformers=5.24.0", FAKE_INSTALL_STATUS="1")
-    assert done.returncode == 1 and not clone.asked("-m pytest")
+    assert done.returncode == 1 and not clone.calls("-m pytest")
 
 
 @pytest.mark.parametrize("version", ["", "newest", "5", "5.3; true"])
@@ -200,7 +200,7 @@ def test_a_version_that_is_none_is_refused(clone, version):
     done = clone.run("launch/test.sh", f"--transformers={version}")
     assert done.returncode == 2
     assert f"--transformers={version}: expected a version, such as 5.3.0" in done.stderr
-    assert not clone.asked("install")
+    assert not clone.calls("install")
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_every_check_runs_and_a_failed_one_is_named(clone, fake, failed):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"test.sh: failed: {failed}"
     for check in ("ruff format", "ruff check", "basedpyright", "pytest"):
-        assert clone.asked(f"-m {check}")
+        assert clone.calls(f"-m {check}")
 
 
 def test_scripts_can_be_run_as_they_are():

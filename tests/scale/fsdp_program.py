@@ -61,25 +61,25 @@ def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], 
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
         out_shardings=(shardings, None),
     )
-    found: dict[str, Any] = {"start": host(state), "held": held(state, devices[0]), "losses": [], "norms": []}
+    measured: dict[str, Any] = {"start": host(state), "held": bytes_share(state, devices[0]), "losses": [], "norms": []}
     for step in objective.steps(0, STEPS):
         batch, budget = place_batch(step.arrays, mesh), jnp.asarray(step.budget, bool)
         state, metrics = update(state, batch, budget, rates[step.number - 1])
-        found["losses"].append(float(metrics["loss"]))
-        found["norms"].append(float(metrics["gradient_norm"]))
+        measured["losses"].append(float(metrics["loss"]))
+        measured["norms"].append(float(metrics["gradient_norm"]))
         if step.number == 1:
-            found["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
+            measured["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
     samples = list(single_questions(config, "validation", 5))  # no whole number of rows for any device
     params = unflatten({**state.trainable, **state.frozen})
     scores = score(params, questions_of(config, samples).batches(5), [(True,) * arch.num_slots], arch, mesh=mesh)
-    return {**found, "end": host(state), "likelihoods": scores.log_likelihood[0].tolist()}
+    return {**measured, "end": host(state), "likelihoods": scores.log_likelihood[0].tolist()}
 
 
 def host(state: State) -> dict[str, np.ndarray]:
     return jax.device_get({**state.trainable, **state.frozen})
 
 
-def held(state: State, device: Any) -> float:
+def bytes_share(state: State, device: Any) -> float:
     """The share of parameters and moments that one device holds."""
     leaves = [x for x in jax.tree.leaves(state) if x.ndim]
     here = sum(shard.data.size for x in leaves for shard in x.addressable_shards if shard.device == device)
@@ -91,11 +91,11 @@ def without_noise(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {path: x for path, x in params.items() if path != "blocks/cross_attention/k_proj/bias"}
 
 
-def worst(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+def worst(measured: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference, in units of each array's largest magnitude."""
-    assert found.keys() == expected.keys()
+    assert measured.keys() == expected.keys()
     scales = {name: max(float(np.abs(x).max()), 1e-3) for name, x in expected.items()}
-    return max(float(np.abs(found[name] - expected[name]).max()) / scales[name] for name in expected)
+    return max(float(np.abs(measured[name] - expected[name]).max()) / scales[name] for name in expected)
 
 
 def main(stage: str, folder: str) -> None:
@@ -105,17 +105,17 @@ def main(stage: str, folder: str) -> None:
     alone = run(config, stage, workdir, (1, 1, 1), devices[:1])
     report = {}
     for sizes in MESHES[stage]:
-        found = run(config, stage, workdir, sizes, devices)
+        measured = run(config, stage, workdir, sizes, devices)
         report["x".join(map(str, sizes))] = {
-            "losses": found["losses"],
+            "losses": measured["losses"],
             "expected_losses": alone["losses"],
-            "norms": float(np.abs(np.subtract(found["norms"], alone["norms"])).max() / max(alone["norms"])),
-            "start": worst(found["start"], alone["start"]),
-            "gradients": worst(found["gradients"], alone["gradients"]),
-            "end": worst(without_noise(found["end"]), without_noise(alone["end"])),
+            "norms": float(np.abs(np.subtract(measured["norms"], alone["norms"])).max() / max(alone["norms"])),
+            "start": worst(measured["start"], alone["start"]),
+            "gradients": worst(measured["gradients"], alone["gradients"]),
+            "end": worst(without_noise(measured["end"]), without_noise(alone["end"])),
             "moved": worst(alone["end"], alone["start"]),
-            "held": found["held"],
-            "likelihoods": found["likelihoods"],
+            "held": measured["held"],
+            "likelihoods": measured["likelihoods"],
             "expected_likelihoods": alone["likelihoods"],
         }
     print(json.dumps(report))

@@ -102,10 +102,10 @@ UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", UNSAFE)
 def test_a_folder_that_others_may_fill_is_not_used(tmp_path, caplog, name) -> None:
-    make, told = UNSAFE[name]
+    make, message = UNSAFE[name]
     make(tmp_path / "cache" / "visor_jax")
     assert use_compile_cache() == "" and in_use() is None
-    assert "compiled programs are not kept" in caplog.text and told in caplog.text
+    assert "compiled programs are not kept" in caplog.text and message in caplog.text
 
 
 def test_another_users_folder_is_not_used(tmp_path, monkeypatch, caplog) -> None:

@@ -26,12 +26,12 @@ def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -
     command = [sys.executable, str(PROGRAM), stage, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    for mesh, found in json.loads(done.stdout.splitlines()[-1]).items():
-        assert found["start"] < 1e-6, "the same random parameters on every mesh, to rounding"
-        np.testing.assert_allclose(found["losses"], found["expected_losses"], rtol=1e-5, err_msg=mesh)
-        assert len(set(found["losses"])) == len(found["losses"]) and found["moved"] > 0.01, "it trained"
-        assert found["norms"] < 1e-5 and found["gradients"] < 1e-5 and found["end"] < 1e-2, (mesh, found)
-        assert len(found["likelihoods"]) == 5
-        np.testing.assert_allclose(found["likelihoods"], found["expected_likelihoods"], rtol=1e-2, err_msg=mesh)
+    for mesh, measured in json.loads(done.stdout.splitlines()[-1]).items():
+        assert measured["start"] < 1e-6, "the same random parameters on every mesh, to rounding"
+        np.testing.assert_allclose(measured["losses"], measured["expected_losses"], rtol=1e-5, err_msg=mesh)
+        assert len(set(measured["losses"])) == len(measured["losses"]) and measured["moved"] > 0.01, "it trained"
+        assert measured["norms"] < 1e-5 and measured["gradients"] < 1e-5 and measured["end"] < 1e-2, (mesh, measured)
+        assert len(measured["likelihoods"]) == 5
+        np.testing.assert_allclose(measured["likelihoods"], measured["expected_likelihoods"], rtol=1e-2, err_msg=mesh)
         fsdp, tensor = (int(n) for n in mesh.replace("-1", "8").split("x")[1:])
-        assert found["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and the few small parameters"
+        assert measured["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and the few small parameters"

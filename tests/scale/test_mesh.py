@@ -28,10 +28,10 @@ def test_the_remaining_devices_go_to_minus_one() -> None:
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(sizes: tuple[int, int, int]) -> None:
-    asked = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    requested = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
     with pytest.raises(RequestError) as error:
         build_mesh(*sizes)
-    assert asked in str(error.value) and str(jax.device_count()) in str(error.value)
+    assert requested in str(error.value) and str(jax.device_count()) in str(error.value)
 
 
 def test_rows_that_the_devices_cannot_share_are_refused() -> None:

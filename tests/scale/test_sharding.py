@@ -82,8 +82,8 @@ def test_a_device_holds_little_more_than_its_share(name: str, sizes: tuple[int, 
     """Within 2 % of an even split over fsdp x tensor; replicas hold copies."""
     params = true_params(name, "visor")
     on = mesh(*sizes)
-    held = jax.tree.map(lambda x, s: prod(s.shard_shape(x.shape)), params, param_shardings(params, on))
-    assert sum(jax.tree.leaves(held)) <= 1.02 * size(params) / (sizes[1] * sizes[2])
+    per_device = jax.tree.map(lambda x, s: prod(s.shard_shape(x.shape)), params, param_shardings(params, on))
+    assert sum(jax.tree.leaves(per_device)) <= 1.02 * size(params) / (sizes[1] * sizes[2])
 
 
 def test_what_a_mesh_axis_does_not_divide_stays_whole() -> None:
@@ -135,7 +135,7 @@ def test_the_table_as_it_stands_never_collides() -> None:
 
 def test_a_super_block_of_another_pattern_is_split_alike() -> None:
     shardings = param_shardings(abstract_params(testing.other_plan()), mesh(1, 4, 2))
-    specs = {path: tuple(found.spec) for path, found in flatten(shardings).items()}
+    specs = {path: tuple(actual.spec) for path, actual in flatten(shardings).items()}
     for path in ("head", "tail", "blocks/self", "blocks/cross", "blocks/text/layer_0", "blocks/text/layer_1"):
         assert specs[f"{path}/mlp/up_proj/kernel"] == (None, "fsdp", "tensor")
         assert specs[f"{path}/self_attn/o_proj/kernel"] == (None, "tensor", "fsdp")

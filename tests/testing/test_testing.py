@@ -15,12 +15,12 @@ ARCH = testing.tiny_architecture(3)
 
 
 def test_parameters_fit_the_model_and_none_is_at_a_special_value() -> None:
-    found, again, other = (flatten(testing.random_params(ARCH, seed)) for seed in (1, 1, 2))
+    actual, again, other = (flatten(testing.random_params(ARCH, seed)) for seed in (1, 1, 2))
     for path, shape in flatten(abstract_params(ARCH)).items():
-        assert found[path].shape == shape.shape and found[path].dtype == np.float32
-        np.testing.assert_array_equal(found[path], again[path])
-        assert not np.array_equal(found[path], other[path])
-        assert not np.isin(found[path], (0.0, 1.0)).any(), path
+        assert actual[path].shape == shape.shape and actual[path].dtype == np.float32
+        np.testing.assert_array_equal(actual[path], again[path])
+        assert not np.array_equal(actual[path], other[path])
+        assert not np.isin(actual[path], (0.0, 1.0)).any(), path
 
 
 def test_batches_are_packed_padded_and_reproducible() -> None:

@@ -37,11 +37,11 @@ def test_waiting_for_data_is_told_from_using_it(tmp_path, clock):
         clock(1)
 
     goodput = Goodput(tmp_path / "goodput.json")
-    seen = []
+    items = []
     for item in goodput.waits("data_wait", slow()):
-        seen.append(item)
+        items.append(item)
         clock(10)
-    assert (seen, goodput.seconds) == ([0, 1, 2], {"data_wait": 7})
+    assert (items, goodput.seconds) == ([0, 1, 2], {"data_wait": 7})
 
 
 def test_seconds_add_up_over_restarts_and_survive_a_damaged_file(tmp_path, clock):

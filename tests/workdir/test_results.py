@@ -34,14 +34,14 @@ ROW = {"tasks": {"bg": 1.0}, "easy": 1.0, "hard": None, "decoder_gflops": 0.5, "
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir with every result file, of invented numbers; not to be changed."""
     path = tmp_path_factory.mktemp("made") / "run"
     workdir, config = Workdir(path), tiny_config()
     workdir.claim(config)
     subsets = [{"budget": "0b00", "accuracy": 0.5, "loss": 1.0, "decoder_gflops": 0.5, "easy": 0.5, "hard": 0.5}]
-    found = {"num_slots": 2, "viable": ["0b00", "0b10", "0b11"], "subsets": subsets}
-    write_json(path / "search" / "viable.json", {**found, "identity": workdir.identity(config, "search")})
+    actual = {"num_slots": 2, "viable": ["0b00", "0b10", "0b11"], "subsets": subsets}
+    write_json(path / "search" / "viable.json", {**actual, "identity": workdir.identity(config, "search")})
     count = 5
     labels = Labels(
         VIABLE,
@@ -66,8 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def run(written: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written, tmp_path / "run"))
 
 
 def test_what_nobody_changed_is_read(run: Path) -> None:

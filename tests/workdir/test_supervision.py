@@ -141,18 +141,18 @@ def test_a_forked_child_s_signals_are_its_own():
 
 
 def test_outside_the_main_thread_nothing_is_touched():
-    seen = []
+    stops = []
 
     def work() -> None:
         with supervised() as stop, stop.until_complete("full"), watched(600):
             stop.hold()
             beat()
-            seen.append(stop.should_stop())
+            stops.append(stop.should_stop())
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [False]
+    assert stops == [False]
 
 
 # --- SIGINT and SIGUSR1 -----------------------------------------------------------------------------------------------

@@ -73,14 +73,14 @@ def read(image: np.ndarray) -> tuple[Grid, str]:
     side = image.shape[0] // 8
     patches = image.reshape(side, 8, side, 8, 3).transpose(0, 2, 1, 3, 4).reshape(side * side, -1).astype(np.float32)
     distances = SQUARES - 2 * patches @ PATCHES.T
-    found = [LABELS[i] for i in distances.argmin(1)]
-    (background,) = {label[2] for label in found}
-    grid = {divmod(i, side): label[:2] for i, label in enumerate(found) if label[0] != "empty"}
+    actual = [LABELS[i] for i in distances.argmin(1)]
+    (background,) = {label[2] for label in actual}
+    grid = {divmod(i, side): label[:2] for i, label in enumerate(actual) if label[0] != "empty"}
     return grid, background
 
 
-def the_only(found: Iterable[T]) -> T:
-    (one,) = found
+def the_only(actual: Iterable[T]) -> T:
+    (one,) = actual
     return one
 
 
@@ -136,14 +136,14 @@ def solve(grid: Grid, background: str, turn: Turn) -> str:
 )
 def test_every_answer_can_be_read_off_the_picture(settings: dict) -> None:
     source = Glyphs("train", 3, **settings)
-    asked: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for index in range(60):
         sample = source[index]
         grid, background = read(sample.images[0])
         for turn in sample.turns:
             assert turn.answer == solve(grid, background, turn), (sample.id, turn)
-            asked[turn.task] += 1
-    assert set(asked) == set(TASKS)
+            counts[turn.task] += 1
+    assert set(counts) == set(TASKS)
 
 
 def same(one: Sample, other: Sample) -> bool:

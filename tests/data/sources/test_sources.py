@@ -115,11 +115,11 @@ def test_commands_refuse_an_unknown_source_before_anything_is_created(
 
 def test_only_the_table_names_a_source() -> None:
     """Beside the table a source is named in its own files, its objective, and `testing/`."""
-    own = re.compile(r"^(data/glyphs/|data/sources/(__init__|llava)\.py|train/objectives/glyphs_base\.py|testing/)")
+    allowed = re.compile(r"^(data/glyphs/|data/sources/(__init__|llava)\.py|train/objectives/glyphs_base\.py|testing/)")
     lines = []
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.j2")]):
         place = path.relative_to(PACKAGE).as_posix()
-        if own.match(place):
+        if allowed.match(place):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             compared = re.search(r"data\.source\s*(==|!=|in\b)|isinstance\(.*LlavaSource", line)

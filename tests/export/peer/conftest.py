@@ -60,8 +60,8 @@ def read_entries() -> list[Entry]:
     usual, entries = content.pop("versions"), []
     for case, patterns in content.items():
         for pattern, value in patterns.items():
-            own = value if isinstance(value, dict) else {"why": value}
-            entries.append(Entry(case, pattern, own["why"], SpecifierSet(own.get("versions", usual))))
+            fields = value if isinstance(value, dict) else {"why": value}
+            entries.append(Entry(case, pattern, fields["why"], SpecifierSet(fields.get("versions", usual))))
     return entries
 
 

@@ -12,8 +12,8 @@ import transformers
 def cases(items: list[pytest.Item]) -> dict[str, type]:
     """The classes that were collected beside this file, by name."""
     here = Path(__file__).parent
-    found = {item.cls for item in items if isinstance(item, pytest.Function) and item.path.parent == here and item.cls}
-    return {case.__name__: case for case in found if issubclass(case, unittest.TestCase)}
+    actual = {item.cls for item in items if isinstance(item, pytest.Function) and item.path.parent == here and item.cls}
+    return {case.__name__: case for case in actual if issubclass(case, unittest.TestCase)}
 
 
 def test_entries_are_of_our_classes(entries):
@@ -27,13 +27,13 @@ def test_entries_are_of_our_classes(entries):
 
 def test_every_entry_matches_a_test(entries, request):
     """A mistyped name would leave its test running, or hide that a newer transformers has renamed it."""
-    known = cases(request.session.items)
-    held = [entry for entry in entries if entry.case in known and transformers.__version__ in entry.versions]
-    if not held:
+    test_cases = cases(request.session.items)
+    applicable = [entry for entry in entries if entry.case in test_cases and transformers.__version__ in entry.versions]
+    if not applicable:
         pytest.skip("needs TRANSFORMERS_TESTS=DIR, and the other files of this folder, to compare names")
     without = [
         f"{entry.case}.{entry.pattern}"
-        for entry in held
-        if not any(fnmatch(name, entry.pattern) for name in dir(known[entry.case]) if name.startswith("test"))
+        for entry in applicable
+        if not any(fnmatch(name, entry.pattern) for name in dir(test_cases[entry.case]) if name.startswith("test"))
     ]
     assert not without, f"not_applicable.toml: no test of transformers {transformers.__version__} is called so"
