@@ -1,5 +1,7 @@
-"""Follow-up questions: our answer is that of the exported PyTorch model to the same conversation, and for the dense
-plan that of transformers' own class, each prompted through the folder's own chat template."""
+"""Answers to follow-up questions equal those of the exported PyTorch model, for the dense plan transformers' class.
+
+PyTorch's prompts are made with the folder's chat template.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def messages(pictures: list[Image.Image], question: str) -> list[dict[str, Any]]:
-    """The conversation as transformers' chat templates take it: pictures in the first turn."""
+    """Returns the conversation as messages of transformers, with the pictures in the first turn."""
     first: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
     turns: list[dict[str, Any]] = []
     for earlier_question, answer in [*HISTORY, (question, "")]:
@@ -49,7 +51,7 @@ def messages(pictures: list[Image.Image], question: str) -> list[dict[str, Any]]
 
 
 def answer_in_torch(folder: Path, dense: bool, pictures: list[Image.Image], question: str) -> tuple[str, np.ndarray]:
-    """The exported model's answer behind the templated conversation, and the logits of its first token under "full"."""
+    """Returns the exported model's answer to the conversation, and the logits of its first token under "full"."""
     kind = LlavaOnevisionForConditionalGeneration if dense else VisorForConditionalGeneration
     model: Any = kind.from_pretrained(folder, dtype=torch.float32).eval()
     processor = VisorProcessor.from_pretrained(folder)

@@ -1,6 +1,6 @@
-"""lmms-eval drives an exported folder as it is: `--model huggingface`, four questions of a task of our own.
+"""lmms-eval evaluates an exported folder unchanged: `--model huggingface`, four questions of a test task.
 
-lmms-eval wants other versions of what this project pins, so it lives in an environment of its own:
+lmms-eval requires other versions of this project's pinned dependencies, so it needs a separate environment:
 
     python3 -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 torch==2.14.1 torchvision==0.29.1 "filelock<4"  # 7 GB
     LMMS_EVAL_PYTHON=$PWD/lmms/bin/python launch/test.sh tests/export/test_lmms_eval.py
@@ -44,7 +44,7 @@ def pictures(doc):
 def question(doc, lmms_eval_specific_kwargs=None):
     return doc["question"]
 """
-# What the same environment answers without the harness: the question goes through the processor's own template.
+# Answers in the same environment without the harness, with the processor's template.
 DIRECT = """\
 import base64, io, json, sys, torch
 from PIL import Image
@@ -62,7 +62,7 @@ for line in open(data):
 
 
 def run(arguments: list[str], tmp_path: Path) -> str:
-    """Output of a command in lmms-eval's environment, offline and with its caches below `tmp_path`."""
+    """Returns the output of a command in lmms-eval's environment, offline and with its caches below `tmp_path`."""
     places = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     done = subprocess.run(
         [PYTHON, *arguments], env={**os.environ, **places}, cwd=tmp_path, capture_output=True, text=True, timeout=540
@@ -72,7 +72,7 @@ def run(arguments: list[str], tmp_path: Path) -> str:
 
 
 def write_task(folder: Path) -> Path:
-    """The task's folder, and its questions with a picture each as a JSON Lines file."""
+    """Writes the task's folder; returns its JSON Lines file of questions with one picture each."""
     rows = []
     for number, question in enumerate(QUESTIONS):
         file = io.BytesIO()
@@ -99,6 +99,6 @@ def test_lmms_eval_drives_an_exported_folder(visor_folder, tmp_path):
     (tmp_path / "direct.py").write_text(DIRECT)
     direct = run([str(tmp_path / "direct.py"), str(visor_folder), str(data)], tmp_path).splitlines()
     answers = {row["doc_id"]: row["filtered_resps"] for row in logged}
-    # The harness strips what it scores and logs.
+    # The harness strips the answers that it scores and logs.
     expected = [json.loads(line).strip() for line in direct]
     assert [answers[number].strip() for number in range(len(QUESTIONS))] == expected

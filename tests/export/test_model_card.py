@@ -1,4 +1,4 @@
-"""The model card: metadata as the hub reads them, and where license, base model and figures come from."""
+"""The model card: valid metadata for the hub, and the sources of license, base model and figures."""
 
 import json
 import threading
@@ -25,7 +25,7 @@ EVALUATION = {"benchmark": "mine", "split": "test", "stage": "policy", "budgets"
 
 
 def check_metadata(data: dict) -> list[str]:
-    """What the hub's own check of a card's metadata refuses, as far as a card of ours could break it."""
+    """Returns the errors in a card's metadata, by those rules of the hub that our cards could violate."""
     wrong = [f"license: {data['license']}"] if data.get("license") not in LICENSES else []
     languages = [data["language"]] if isinstance(data.get("language"), str) else data.get("language", [])
     wrong += [f"language: {code}" for code in languages if not (isinstance(code, str) and 2 <= len(code) <= 3)]
@@ -42,7 +42,7 @@ def check_metadata(data: dict) -> list[str]:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Stands in for the hub's `/api/validate-yaml`: 400 and the reasons for what it refuses."""
+    """Replaces the hub's `/api/validate-yaml`: status 400 and the errors for invalid metadata."""
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -68,7 +68,7 @@ def hub(monkeypatch):
             url.replace("https://huggingface.co", f"http://127.0.0.1:{server.server_port}"), **arguments
         )
 
-    # Not constants.ENDPOINT: huggingface_hub 1.x has the address in the call itself.
+    # huggingface_hub 1.x does not use constants.ENDPOINT here: the address is in the call.
     monkeypatch.setattr(repocard, "get_session", lambda: SimpleNamespace(post=post))
     yield
     server.shutdown()
@@ -141,7 +141,7 @@ def workdir_with(path: Path, complete: dict, evaluation: dict | None = None) -> 
 def test_what_a_workdir_tells(tmp_path):
     own = workdir_with(tmp_path / "own", {"step": 4}, EVALUATION)
     assert about_stage(ExportConfig(), own, "policy") == About(evaluation=EVALUATION)
-    assert about_stage(ExportConfig(), own, "full") == About()  # the figures are another stage's
+    assert about_stage(ExportConfig(), own, "full") == About()  # the figures belong to another stage
     imported = {"step": 0, "imported": True}
     origin = {"license": "mit", "base_model": "a/b"}
     based = workdir_with(tmp_path / "based", {**imported, "origin": origin})

@@ -1,4 +1,4 @@
-"""What docs/pytorch.md and the model card tell people to type runs as it is printed, in an exported folder."""
+"""The code in docs/pytorch.md and in the model card runs unchanged on an exported folder."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def snippets(text: str) -> list[str]:
 
 @pytest.fixture
 def run(visor_folder, tmp_path, monkeypatch):
-    """Executes snippets one after the other, where photo.png lies; DIR is the folder."""
+    """Returns a function that executes snippets in order in a folder with photo.png; DIR is the exported folder."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(testing.random_picture(20, 33)).save("photo.png")
     names: dict[str, Any] = {"DIR": str(visor_folder), "torch": torch}
@@ -44,7 +44,7 @@ def test_the_model_cards_snippets_run(jax_model, tmp_path, run, capsys):
     assert "generated_text" in capsys.readouterr().out and names["tokens"].shape[0] == 1
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])  # the second one exports programs
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])  # the second snippet exports programs
 def test_the_documents_snippets_run(run, count):
     sources_found = snippets((DOCS / "pytorch.md").read_text(encoding="utf-8"))
     assert len(sources_found) == 2

@@ -1,4 +1,4 @@
-"""`torch.export` programs of an exported model under one budget, against the model."""
+"""`torch.export` programs of an exported model under one budget equal the model."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SLOW = [("one", "full"), ("one", "empty"), ("two pictures", "0b01"), ("two promp
 
 @pytest.fixture(scope="module")
 def model(visor_folder) -> Any:
-    """In float64: what then differs is a mistake, not rounding."""
+    """A model in float64, so that differences are mistakes, not rounding."""
     return VisorForConditionalGeneration.from_pretrained(visor_folder, dtype=torch.float64).eval()
 
 
@@ -29,7 +29,7 @@ def processor(visor_folder) -> VisorProcessor:
 
 
 def prompts(processor, count: int) -> dict[str, torch.Tensor]:
-    """One prompt with a tiled picture; with two pictures; two prompts of one shape; a prompt without any."""
+    """Inputs with one tiled picture, with two pictures, of two prompts of equal shape, or without a picture."""
     pictures = [Image.fromarray(testing.random_picture(20, 33, seed)) for seed in (0, 1)]
     cases = {
         "one": [(pictures[0], "Which digit?")],
@@ -48,12 +48,12 @@ def prompts(processor, count: int) -> dict[str, torch.Tensor]:
     ],
 )
 def test_exported_programs_give_the_models_logits(model, processor, kind, budget):
-    """Prefill, then steps along tokens that are given, with a cache longer at each; neither has a choice left."""
+    """Prefill, then steps over given tokens with a growing cache; the programs have no control flow."""
     inputs = prompts(processor, kind)
     programs = export_programs(model, inputs, budget)
     prefill, step = programs.prefill.module(), programs.step.module()
     nodes = [node for program in programs[:2] for node in program.graph.nodes]
-    names = [str(node.target) for node in nodes if node.op == "call_function"]  # parameters have names too
+    names = [str(node.target) for node in nodes if node.op == "call_function"]  # parameter names also match
     assert not [
         name for name in names if any(part in name for part in ("scalar_dense", "aten.item", "cond", "nonzero"))
     ]

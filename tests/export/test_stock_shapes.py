@@ -1,4 +1,4 @@
-"""Stock checkpoints of any shape give transformers' logits, from files and pixels on; the true 0.5B shape does too."""
+"""Logits equal transformers' for stock checkpoints of any shape, including 0.5B, from the same files and pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from visor_jax.loading import Visor, load
 
 try:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-except ImportError:  # transformers 5.3 has it under another name
+except ImportError:  # its name in transformers 5.3
     from transformers.models.llava_onevision.image_processing_llava_onevision import (
         LlavaOnevisionImageProcessor as LlavaOnevisionImageProcessorPil,
     )
@@ -36,7 +36,7 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 
 @st.composite
 def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    """Small shapes of every kind that a LLaVA-OneVision checkpoint may have."""
+    """Small shapes of all kinds of LLaVA-OneVision checkpoints."""
     kv_heads, head_dim = draw(st.sampled_from([1, 2])), draw(st.sampled_from([8, 16]))
     heads = kv_heads * draw(st.integers(1, 3))
     patch = draw(st.sampled_from([7, 14]))
@@ -64,7 +64,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def save_stock(folder: Path, config: dict[str, Any]) -> LlavaOnevisionForConditionalGeneration:
-    """A random model, written as transformers writes it, with what a checkpoint has beside it."""
+    """Writes a random model with transformers, and a checkpoint's preprocessor and tokenizer; returns the model."""
     torch.manual_seed(0)
     full = LlavaOnevisionConfig(**config, image_token_index=TOKENIZER.image_token_id, video_token_index=0)
     model = LlavaOnevisionForConditionalGeneration(full).eval()
@@ -75,14 +75,14 @@ def save_stock(folder: Path, config: dict[str, Any]) -> LlavaOnevisionForConditi
 
 
 def stock_logits(model: Any, visor: Visor, tokens: list[int], picture: Image.Image) -> np.ndarray:
-    """transformers' logits at the text tokens of a prompt with one placeholder."""
+    """Returns transformers' logits at the text tokens of a prompt with one placeholder."""
     config, image = model.config, TOKENIZER.image_token_id
     tile = config.vision_config.image_size
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": tile, "width": tile}, image_mean=MEAN, image_std=STD,
         image_grid_pinpoints=config.image_grid_pinpoints,
     )  # fmt: skip
-    # Said, not guessed: before the PIL backend, a picture one pixel high passed for one of a single channel.
+    # Explicit, because older versions mistake a picture one pixel high for one with a single channel.
     pixels = processor.preprocess([[picture]], input_data_format="channels_last", return_tensors="pt")
     count = visual_token_count((picture.height, picture.width), visor.arch)
     ids = torch.tensor([[i for token in tokens for i in [token] * (count if token == image else 1)]])
@@ -93,7 +93,7 @@ def stock_logits(model: Any, visor: Visor, tokens: list[int], picture: Image.Ima
 
 
 def largest_difference(config: dict[str, Any], size: tuple[int, int]) -> tuple[float, float]:
-    """Of our logits from transformers' on the same files; and the largest logit."""
+    """Returns the largest difference of our logits from transformers' for the same files, and the largest logit."""
     with tempfile.TemporaryDirectory() as folder:
         model = save_stock(Path(folder), config)
         visor = load(folder)
@@ -111,7 +111,7 @@ SIDES = st.tuples(st.integers(1, 150), st.integers(1, 150))
 
 def check_shape(config: dict[str, Any], size: tuple[int, int]) -> None:
     difference, largest = largest_difference(config, size)
-    assert largest > 0.05, "logits large enough to tell"
+    assert largest > 0.05, "logits are large enough for a comparison"
     assert difference <= 1e-5
 
 
@@ -128,7 +128,7 @@ def test_many_shapes_give_transformers_logits(config: dict[str, Any], size: tupl
     check_shape(config, size)
 
 
-# --- the true 0.5B shape ----------------------------------------------------------------------------------------------
+# --- the 0.5B shape ---------------------------------------------------------------------------------------------------
 
 HALF = [0.5, 0.5, 0.5]  # the published mean and deviation
 TRUE_05B: dict[str, Any] = {
@@ -149,7 +149,7 @@ TRUE_05B: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_the_true_half_billion_gives_transformers_logits() -> None:
-    """One tile and its base, 1,485 visual tokens. float32 sums over wide layers round further apart: 2e-4."""
+    """One tile and its base tile, 1,485 visual tokens. The bound is 2e-4: float32 sums of wide layers round more."""
     difference, largest = largest_difference(TRUE_05B, (384, 384))
     print(f"0.5B: largest logit difference {difference:.2e}, largest logit {largest:.2f}")
     assert difference <= 2e-4
@@ -157,7 +157,7 @@ def test_the_true_half_billion_gives_transformers_logits() -> None:
 
 @pytest.mark.slow
 def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
-    """The whole command, writing included; its peak is all of its process's memory."""
+    """Measures the peak memory of the process of `visor import`, which includes writing."""
     save_stock(tmp_path / "hub", TRUE_05B)
     (tmp_path / "hub" / "preprocessor_config.json").write_text(json.dumps({"image_mean": HALF, "image_std": HALF}))
     config = f"--config={CONFIGS / 'llava_ov_0p5b.py'}:{tmp_path / 'hub' / 'tokenizer.json'}"
@@ -171,7 +171,7 @@ def test_import_holds_little_more_than_the_parameters(tmp_path: Path) -> None:
     assert size < int(peak) <= 1.3 * size
 
 
-# `getrusage` would tell of the process that started this one.
+# `getrusage` would report the memory of the parent process.
 COMMAND_AND_PEAK = """
 import sys
 from visor_jax import __main__ as cli

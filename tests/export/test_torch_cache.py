@@ -1,4 +1,4 @@
-"""The exported module's cache: both of its names, every operation on it, and decoding that takes tokens back."""
+"""The cache of the exported module: both of its names, all operations, and decoding that removes tokens."""
 
 import copy
 
@@ -11,12 +11,12 @@ from visor_jax.export.torch_model import VisorForConditionalGeneration
 from visor_jax.export.torch_model.cache_visor import VisorCache
 
 NAMES = ["past_key_values", "cache"]
-LOOKUP = {"prompt_lookup_num_tokens": 3, "eos_token_id": 60}  # an end that is never written; 5.3 needs one here
+LOOKUP = {"prompt_lookup_num_tokens": 3, "eos_token_id": 60}  # 5.3 requires an end token
 BUDGETS = ["full", "0b01", "empty"]
 
 
 def three_prompts(visor, tiny, side="left"):
-    """A batch whose samples have different budgets, pictures and lengths."""
+    """Returns three prompts with different pictures and lengths, and their batch."""
     prompts = [
         tiny.prompt(visor, [(20, 30)], before=2, seed=1),
         tiny.prompt(visor, [(16, 16), (30, 9)], before=1, after=1, seed=2),
@@ -26,7 +26,7 @@ def three_prompts(visor, tiny, side="left"):
 
 
 def decode(model, cache, tokens, mask=None, name="cache"):
-    """Logits behind each of `tokens` [B, n], fed one by one."""
+    """Returns the logits after each of `tokens` [B, n], decoded one by one."""
     rows = []
     for column in tokens.T:
         mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -41,7 +41,7 @@ def inputs(visor, tiny):
 
 @pytest.fixture
 def tower_calls(visor, inputs):
-    """One entry for each run of the vision tower, from when the inputs are there."""
+    """A list that gets one entry per run of the vision tower, after `inputs` is made."""
     calls = []
     hook = visor.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
     yield calls
@@ -186,7 +186,7 @@ def test_pictures_are_not_cut_into_and_a_reset_starts_again(visor, tiny):
 @pytest.mark.parametrize("helper", ["itself", "another", "stock", "lookup"])
 def test_assisted_decoding_writes_the_same_tokens(visor, tiny, budget, helper):
     inputs = tiny.prompt(visor, [(20, 30)], after=9)
-    inputs["input_ids"][:, -4:] = inputs["input_ids"][:, -8:-4]  # something to look up
+    inputs["input_ids"][:, -4:] = inputs["input_ids"][:, -8:-4]  # a repetition that prompt lookup finds
     settings = tiny.greedily(12, budget=budget)
     expected = visor.generate(**inputs, **settings)
     if helper == "lookup":
@@ -195,7 +195,7 @@ def test_assisted_decoding_writes_the_same_tokens(visor, tiny, budget, helper):
     assistant = visor
     if helper == "another":
         assistant = tiny.randomize(VisorForConditionalGeneration(tiny.config()), seed=3)
-    elif helper == "stock":  # of the dense plan's shape; it takes no budget
+    elif helper == "stock":  # a text model without budgets
         assistant = stock_text_model(tiny)
     inputs = {**inputs} if helper != "stock" else tiny.prompt(visor, [], after=9)
     expected = expected if helper != "stock" else visor.generate(**inputs, **tiny.greedily(12))

@@ -1,4 +1,4 @@
-"""Exported folders: what is in them, how they load, the proof that travels with them, and when none is written."""
+"""Exported folders: their files, loading, the recorded comparison, and refused or failed exports."""
 
 import argparse
 import copy
@@ -55,14 +55,14 @@ def model() -> Visor:
 
 @pytest.fixture(scope="module")
 def exported(model, tmp_path_factory):
-    """A folder with its proof, made by the whole of `export`, and what `export` returned."""
+    """A folder written by `export` with its comparison, and the result of `export`."""
     out = tmp_path_factory.mktemp("exports") / "visor"
     return out, torch_export.export(model, out, stage="policy")
 
 
 @pytest.fixture
 def unproven(monkeypatch):
-    """Exports without the comparison, where a test is about something else."""
+    """Replaces the comparison during export by a successful result."""
     monkeypatch.setattr(torch_export, "compare", lambda *_: PROVEN)
 
 
@@ -87,7 +87,7 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert len({path.stat().st_mode for path in out.iterdir() if path.is_file()}) == 1
     assert all(
         comparison["max_logit_difference"] > 0 for comparison in proof["comparisons"]
-    )  # two programs, not one twice
+    )  # the two programs differ
 
 
 def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, tmp_path):
@@ -106,7 +106,7 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, t
     loaded.save_pretrained(tmp_path / "again")
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again", trust_remote_code=True)
     assert torch.equal(again.eval()(**inputs, budget="0b10").logits, expected)
-    processor.save_pretrained(tmp_path / "again")  # and now the folder is whole: it goes back in
+    processor.save_pretrained(tmp_path / "again")  # completes the folder, so that it loads
     get_class_from_dynamic_module("processing_visor.VisorProcessor", str(tmp_path / "again"))
     picture, question = testing.random_picture(8, 14), "Which digit is below A?"
     first, second = (load(folder).answer(picture, question, max_new_tokens=5) for folder in (out, tmp_path / "again"))
@@ -115,7 +115,7 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, t
 
 @pytest.mark.parametrize("budget", ["0b10", "auto"])
 def test_a_compiled_model_gives_the_same_logits(exported, budget):
-    """Several graphs: sizes of pictures, the budget and the cache are Python's, and end one. No code is generated."""
+    """The graph breaks at Python values (sizes, budget, cache); the backend generates no code."""
     inputs = some_inputs(exported[0])
     model: Any = VisorForConditionalGeneration.from_pretrained(exported[0]).eval()
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_a_dense_plan_is_a_stock_model(tmp_path, pinpoints):
     assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert type(loaded) is transformers.LlavaOnevisionForConditionalGeneration
-    if pinpoints is None:  # a checkpoint without grids is none of LLaVA-OneVision's
+    if pinpoints is None:  # `load` requires grids, which every LLaVA-OneVision has
         again = load(tmp_path / "out")
         assert (again.stage, again.system) == ("dense", "Be brief.")
 

@@ -1,4 +1,4 @@
-"""The exported PyTorch module by itself: budgets, caches, batches, routes, and what it refuses."""
+"""The exported PyTorch module: budgets, caches, batches, routes, and refusals."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -30,7 +30,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def steps(model, inputs, count=6, **settings):
-    """Logits behind the prompt and behind each of `count` greedy tokens, with the cache: [B, count + 1, V]."""
+    """Returns logits after the prompt and each of `count` greedy tokens [B, count + 1, V], and the cache."""
     output = model(**inputs, **settings, use_cache=True)
     rows, cache, mask = [output.logits[:, -1]], output.past_key_values, inputs.get("attention_mask")
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The dense plan of the exported module against transformers' LLaVA-OneVision, with the same weights."""
+"""The dense plan of the exported module equals transformers' LLaVA-OneVision with the same weights."""
 
 import pytest
 import torch

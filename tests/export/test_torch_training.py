@@ -1,4 +1,4 @@
-"""Training the exported module with PyTorch's tools: layers that run again in the backward pass, Trainer, LoRA."""
+"""Training the exported module with PyTorch's tools: gradient checkpointing, Trainer, LoRA."""
 
 import copy
 from typing import Any
@@ -36,7 +36,7 @@ def batch(visor, tiny):
 
 
 def gradients_of(model, batch, **settings) -> dict[str, torch.Tensor]:
-    """Of the loss, and of the policy's scores where it was asked."""
+    """Returns the gradients of the loss, and of the policy's scores if the policy ran."""
     model.zero_grad()
     output = model(**batch, **settings)
     loss = output.loss if output.policy_logits is None else output.loss + output.policy_logits.square().sum()
@@ -78,7 +78,7 @@ def test_a_model_in_training_still_generates(model, visor, tiny):
 
 
 def train(model: Any, batch, folder, **settings) -> list[float]:
-    """Losses of eight steps of transformers' Trainer on one batch."""
+    """Returns the losses of eight steps of transformers' Trainer on one batch."""
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 

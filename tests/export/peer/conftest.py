@@ -1,9 +1,9 @@
-"""transformers' own tests, from a checkout of its repository that the variable TRANSFORMERS_TESTS names.
+"""Runs transformers' tests from a checkout of its repository, which the variable TRANSFORMERS_TESTS names.
 
-The checkout's `tests` folder is imported, and the classes here give its mixins our models; nothing of it is copied.
-A release's source archive has the files directly in `tests` alone; unpacked, it may stand before a checkout of about
-its age: TRANSFORMERS_TESTS=transformers-5.24.0:checkout. Without the variable they are skipped. `not_applicable.toml`
-says which of them do not apply to a VISOR model, and why: class name, then test name or pattern, then the reason.
+The checkout's `tests` folder is imported, and the classes here pass our models to its mixins; no code is copied.
+A release's source archive has only the files directly in `tests`; name it before a checkout of about the same date:
+TRANSFORMERS_TESTS=transformers-5.24.0:checkout. Without the variable the tests are skipped. `not_applicable.toml` lists
+the tests that do not apply to a VISOR model: class name, then test name or pattern, then the reason.
 """
 
 import os
@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 
 def folders() -> list[Path]:
-    """The `tests` folders that the variable names; where two have a file, the first one's counts."""
+    """Returns the `tests` folders that the variable names; of files in several folders, the first one counts."""
     named = [Path(name).expanduser() for name in os.environ.get("TRANSFORMERS_TESTS", "").split(os.pathsep) if name]
     for folder in named:
         if not (folder / "tests" / "test_modeling_common.py").is_file():
@@ -32,22 +32,22 @@ def folders() -> list[Path]:
 
 
 if folders():
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what would be downloaded is on no list of ours
-    # They import each other as `tests`.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests must not download anything
+    # The checkout's files import each other as `tests`.
     package = sys.modules.setdefault("tests", ModuleType("tests"))
     package.__path__ = [*map(str, folders()), *getattr(package, "__path__", ())]
     sys.path.extend(str(folder.parent / "utils") for folder in folders())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The checkout's tests bear marks that we do not have."""
+    """Registers the pytest marks of the checkout's tests."""
     for file in [file for tests in folders() for pattern in ("*.py", "*/*.py") for file in tests.glob(pattern)]:
         for mark in set(re.findall(r"@(?:pytest\.)?mark\.(\w+)", file.read_text(encoding="utf-8"))):
             config.addinivalue_line("markers", f"{mark}: of transformers' tests")
 
 
 class Entry(NamedTuple):
-    """One line of `not_applicable.toml`; `versions` are those of transformers that have such a test."""
+    """One line of `not_applicable.toml`; `versions`: the versions of transformers that have such a test."""
 
     case: str
     pattern: str
@@ -83,6 +83,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_gradients():
-    """The other export tests compute none; these train."""
+    """Enables gradients, which the other export tests disable, because these tests train."""
     with torch.enable_grad():
         yield

@@ -1,4 +1,4 @@
-"""transformers' tests of any model and of generation, on the exported module (conftest.py says how they get here)."""
+"""transformers' tests of models and of generation, run on the exported module (see conftest.py)."""
 
 import importlib
 import unittest
@@ -20,7 +20,7 @@ except ImportError as error:
     pytest.skip(reason, allow_module_level=True)
 
 IMAGE, PADDING, VOCABULARY = 1, 0, 99
-PLACEHOLDERS = 10  # of a square picture: 2 x 2 patches of the whole, and two rows of the one crop with their newlines
+PLACEHOLDERS = 10  # of a square picture: 2 x 2 patches of the base tile, and two rows of one crop with their newlines
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -45,7 +45,7 @@ VISION = {
 
 
 class Tester:
-    """What the mixins ask of a model: its sizes, a configuration, and inputs of three prompts with a picture each."""
+    """The mixins' interface to a model: sizes, a configuration, and inputs of three prompts with one picture each."""
 
     batch_size, seq_length, is_training = 3, 7 + PLACEHOLDERS, True
     hidden_size, num_attention_heads = TEXT["hidden_size"], TEXT["num_attention_heads"]
@@ -82,7 +82,7 @@ class Tester:
 
 
 def class_names(mapping: dict[str, str]) -> list[str]:
-    """The mixins ask these tables what a class is for; ours are in none of them."""
+    """Adds our classes to the tables in which the mixins look up a class's task."""
     ours = {
         id(common.MODEL_MAPPING_NAMES): ["VisorModel"],
         id(common.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES): ["VisorForConditionalGeneration"],
@@ -96,9 +96,9 @@ stock_class_names, common.get_values = common.get_values, class_names
 class TestModel(common.ModelTesterMixin, generation.GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (VisorModel, VisorForConditionalGeneration)
     pipeline_model_mapping = {"image-text-to-text": VisorForConditionalGeneration}  # noqa: RUF012
-    has_attentions = False  # they are refused
-    skip_test_image_features_output_shape = True  # one row for each tile, not for each picture
-    test_all_params_have_gradient = False  # the policy's have none: it learns from labels of budgets, not from answers
+    has_attentions = False  # attention weights are refused
+    skip_test_image_features_output_shape = True  # one row per tile, not per picture
+    test_all_params_have_gradient = False  # the policy has none: it is trained on budgets' labels, not on answers
     _is_composite = True
 
     def setUp(self) -> None:

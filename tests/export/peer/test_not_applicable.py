@@ -1,4 +1,4 @@
-"""The list of transformers' tests that do not apply: each of its entries stands for a test that there is."""
+"""Every entry of the list of tests that do not apply matches an existing test of transformers."""
 
 import re
 import unittest
@@ -10,7 +10,7 @@ import transformers
 
 
 def cases(items: list[pytest.Item]) -> dict[str, type]:
-    """The classes that were collected beside this file, by name."""
+    """Returns the collected test classes of this folder, by name."""
     here = Path(__file__).parent
     actual = {item.cls for item in items if isinstance(item, pytest.Function) and item.path.parent == here and item.cls}
     return {case.__name__: case for case in actual if issubclass(case, unittest.TestCase)}
@@ -26,7 +26,7 @@ def test_entries_are_of_our_classes(entries):
 
 
 def test_every_entry_matches_a_test(entries, request):
-    """A mistyped name would leave its test running, or hide that a newer transformers has renamed it."""
+    """A mistyped or outdated name would match no test."""
     test_cases = cases(request.session.items)
     applicable = [entry for entry in entries if entry.case in test_cases and transformers.__version__ in entry.versions]
     if not applicable:

@@ -1,4 +1,4 @@
-"""transformers' tests of any processor, on the processor of an exported folder (conftest.py says how they get here)."""
+"""transformers' tests of processors, run on the processor of an exported folder (see conftest.py)."""
 
 import importlib
 import shutil
