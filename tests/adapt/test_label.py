@@ -1,4 +1,4 @@
-"""Labels: the cheapest budget that is good enough, and finding each labeled question again."""
+"""Labels: the cheapest budget that is good enough, and lookup of each labeled question."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_the_first_budget_that_reaches_the_bound(table: np.ndarray, tolerance: f
     labels = cheapest_good_enough(table, full, tolerance)
     for row, label in zip(table, labels, strict=True):
         bound = row[full] + np.log1p(-tolerance)
-        assert label <= full, "never dearer than the full budget"
+        assert label <= full, "never more expensive than the full budget"
         assert label == full or row[label] >= bound
-        assert (row[:label] < bound).all(), "every cheaper one falls short"
+        assert (row[:label] < bound).all(), "every cheaper budget is insufficient"
 
 
 @given(TABLES, st.floats(0, 0.5), st.floats(0, 0.4))
@@ -61,7 +61,7 @@ def test_where_nothing_is_known_the_full_budget_is_taken() -> None:
 
 
 def test_a_lucky_guess_is_not_good_enough() -> None:
-    """Right by argmax, and yet at half of the full budget's likelihood."""
+    """Correct by argmax, but with half of the full budget's likelihood."""
     assert cheapest_good_enough(np.log([[0.45, 0.9]]), 1, 0.1).tolist() == [1]
 
 
@@ -89,7 +89,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
 
     def full_is_right(*given: Any, **options: Any) -> Scores:
         scores = score(*given, **options)
-        correct = np.ones_like(scores.correct)  # what cheaper budgets get right does not count
+        correct = np.ones_like(scores.correct)  # correct answers of cheaper budgets do not count
         correct[-1] = right
         return dataclasses.replace(scores, correct=correct)
 
@@ -112,10 +112,10 @@ def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
     assert len(labeled.places) == 16
     _, ids = labeled.batch(np.arange(16))
     for row, expected in enumerate(map(all_questions.example, labeled.places)):
-        assert ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id that people know"
+        assert ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id in the data set"
         assert np.array_equal(labeled.example(row).text_tokens, expected.text_tokens)
         assert np.array_equal(labeled.example(row).tiles, expected.tiles)
-    assert len(set(labels.picture_index.tolist())) < 16, "several questions are asked about a picture"
+    assert len(set(labels.picture_index.tolist())) < 16, "pictures have several questions"
 
 
 def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Search: what is kept of evaluated subsets, and which are evaluated when there are too many."""
+"""Search: viable subsets among the evaluated ones, and the choice of subsets to evaluate if there are too many."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from visor_jax.workdir.results import read_viable
 
 @st.composite
 def evaluated(draw: st.DrawFn) -> list[Subset]:
-    """All subsets of some slots with invented figures; few values, so that ties are common."""
+    """All subsets of some slots with random figures of few values, so that ties are common."""
     slots = draw(st.integers(1, 4))
     price = draw(st.lists(st.integers(1, 3), min_size=slots, max_size=slots))
 
@@ -38,7 +38,7 @@ def test_viable_holds_the_front_and_the_best_of_each_count(candidates: list[Subs
     remaining = viable(candidates)
     assert len({s.bits for s in remaining}) == len(remaining)
     assert {s.count for s in remaining} == {s.count for s in candidates}, (
-        "every count, so also the empty and the full budget"
+        "every count, also the empty and the full budget"
     )
     for count in {s.count for s in candidates}:
         best = max(s.accuracy for s in candidates if s.count == count)
@@ -51,7 +51,7 @@ def test_viable_holds_the_front_and_the_best_of_each_count(candidates: list[Subs
             for o in candidates
         )
         reached = any(o.flops <= subset.flops and o.accuracy >= subset.accuracy for o in remaining)
-        assert reached, "nothing left out beats everything kept"
+        assert reached, "no dropped subset beats all kept ones"
         if beaten and subset in remaining:
             assert subset.accuracy == max(s.accuracy for s in candidates if s.count == subset.count)
 
@@ -66,7 +66,7 @@ def test_viable_is_sorted_by_cost_and_the_better_first_among_equal_cost(candidat
 
 
 class Landscape:
-    """Accuracy = sum of the slots' own worth; remembers what was asked."""
+    """Accuracy is the sum of the slots' values; records the requested subsets."""
 
     def __init__(self, worth: Sequence[float]) -> None:
         self.worth, self.requested = worth, list[Bits]()
@@ -100,7 +100,7 @@ def test_the_limit_holds_whatever_it_is(slots: int, most: int) -> None:
     candidates = explore(landscape, slots, most)
     assert len(candidates) == len(set(landscape.requested)) == len(landscape.requested) <= most
     if most > slots:
-        assert {s.count for s in candidates} == set(range(slots + 1)), "every count has its share"
+        assert {s.count for s in candidates} == set(range(slots + 1)), "every count is evaluated"
 
 
 def test_the_files_of_a_search(tiny_run: Path) -> None:

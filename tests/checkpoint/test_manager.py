@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back, what is damaged never does, and a failed save is never silent."""
+"""Checkpoints: saved steps are restored, damaged ones never, and a failed save is always reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDENTITY = {"stage": "full", "config": {"model.text.num_layers": 6}, "data": ""}
 
 
 class Adam(NamedTuple):
-    """A container that Orbax must not need to know."""
+    """A container that is not registered with Orbax."""
 
     steps: jax.Array
     mu: dict
@@ -56,7 +56,7 @@ def opened(folder: Path, **changes) -> Checkpoints:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """A folder with the good steps 1 and 2, never to be changed (`copied` gives one that may be)."""
+    """A folder with valid steps 1 and 2; tests must not change it (`copied` is a copy that they may change)."""
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
     with opened(folder) as checkpoints:
         for step in (1, 2):
@@ -69,7 +69,7 @@ def copied(saved, tmp_path) -> Path:
     return shutil.copytree(saved, tmp_path / "checkpoints")
 
 
-# --- what was saved comes back ----------------------------------------------------------------------------------------
+# --- saved steps are restored -----------------------------------------------------------------------------------------
 
 
 def test_state_and_meta_come_back_exactly(saved):
@@ -116,7 +116,7 @@ def test_a_damaged_step_does_not_count_as_kept(copied):
     with opened(copied, keep=2) as checkpoints:
         assert checkpoints.latest() == 1
         checkpoints.save(3, make_state(3), wait=True)
-    assert (copied / "1").exists(), "steps 3 and 1 are the two good ones"
+    assert (copied / "1").exists(), "steps 3 and 1 are the two valid ones"
 
 
 def test_saving_a_step_again_replaces_a_damaged_one(copied):
@@ -138,7 +138,7 @@ def test_a_stage_that_never_ran_is_not_complete(tmp_path):
         restore_complete(Workdir(tmp_path), "base", make_state()["params"])
 
 
-# --- what is damaged never does ---------------------------------------------------------------------------------------
+# --- damaged steps are never restored ---------------------------------------------------------------------------------
 
 
 def newest(folder: Path) -> Manifest:
@@ -148,7 +148,7 @@ def newest(folder: Path) -> Manifest:
 
 
 def flip(path: Path) -> None:
-    """Turn one bit in the middle of a file."""
+    """Flips one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
@@ -287,7 +287,7 @@ def test_another_format_is_refused_not_skipped(copied, monkeypatch):
 
 
 def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
-    """With a bound of the largest array, as an import has it: what is read is what was written."""
+    """With memory limited to the largest array, as in an import, restored arrays equal the saved ones."""
     state = {"params": {"a": jnp.arange(70_000.0).reshape(100, 700), "b": [jnp.ones(3), jnp.zeros((5, 70))]}}
     with Checkpoints(tmp_path, identity=IDENTITY, keep=1, copied_bytes=280_000) as checkpoints:
         checkpoints.save(0, state, wait=True)
@@ -299,7 +299,7 @@ def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
 
 
 class Unwritable:
-    """A saver whose disk is full, so many times."""
+    """A saver whose next `left` saves fail because the disk is full."""
 
     left = 0
 
@@ -330,7 +330,7 @@ def unwritable(monkeypatch):
 
 
 def settled(checkpoints: Checkpoints) -> bool:
-    """`poll` once the save on its way has ended."""
+    """Waits for the pending save, then calls `poll`."""
     pending = checkpoints._pending
     assert pending is not None
     pending[1].exception()
@@ -343,7 +343,7 @@ def test_a_failed_save_is_told_at_the_next_step_and_made_again(tmp_path, unwrita
         checkpoints.save(1, make_state(1))
         assert settled(checkpoints) is True
         assert "No space left" in caplog.text
-        assert not (tmp_path / "1").exists(), "what a failed save wrote is given back"
+        assert not (tmp_path / "1").exists(), "files of a failed save are removed"
         checkpoints.save(2, make_state(2))
         assert settled(checkpoints) is False
         assert checkpoints.latest() == 2

@@ -1,4 +1,4 @@
-"""The manifest: it holds for what was sealed, and for nothing else."""
+"""The manifest matches the sealed files and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of processes that are killed, stopped, short of disk, or come back on another mesh."""
+"""Checkpoints of processes that are killed, stopped, out of disk space, or resumed on another mesh."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def opened(folder: Path) -> Checkpoints:
 
 
 def newest(folder: Path) -> int:
-    """The step that would be resumed from."""
+    """Returns the step from which training would resume."""
     manifest = find_newest(folder).manifest
     assert manifest is not None
     return manifest.step
 
 
 def start(script: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """A Python process that runs `script` after the imports it shares with the others."""
+    """Starts a Python process that runs `script` after the common imports."""
     head = """
         import os, resource, signal, sys
         from pathlib import Path
@@ -68,14 +68,14 @@ KILL = """
 
 def test_kill_9_at_any_point_of_a_save_leaves_the_last_good_step(tmp_path):
     expected = {"save_begin": 1, "arrays_written": 1, "before_manifest": 1, "before_commit": 1, "gc": 2}
-    # Step 2 is being saved; of retention, step 1 is being removed by then.
+    # Step 2 is being saved, or step 1 is being removed by retention.
     points = {name: f"{name}:{1 if name == 'gc' else 2}" for name in expected}
     running = {name: start(KILL, tmp_path / name, VISOR_TEST_KILL_AT=point) for name, point in points.items()}
     for name, process in running.items():
         status, text = finish(process)
         assert status == -9, f"{name}: {text}"
         if name == "gc":
-            assert not (tmp_path / "gc" / "1" / "commit.json").exists(), "a half removed step must not count"
+            assert not (tmp_path / "gc" / "1" / "commit.json").exists(), "a partially removed step must not count"
         with opened(tmp_path / name) as checkpoints:
             step = checkpoints.latest()
             assert step is not None and step == expected[name], name
@@ -94,7 +94,7 @@ DISK_FULL = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         checkpoints.save(2, big)
         checkpoints._pending[1].exception()
-        assert checkpoints.poll(), "the failed save is not told"
+        assert checkpoints.poll(), "the failed save is not reported"
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         checkpoints.save(3, big)
         checkpoints.wait()
@@ -192,7 +192,7 @@ def test_sigterm_to_one_of_two_processes_saves_one_step_of_both_and_both_resume(
 @pytest.mark.slow
 @pytest.mark.parametrize("signaled", [0, 1])
 def test_sigterm_to_one_of_two_processes_that_compile_ends_it_at_once(tmp_path, signaled):
-    """JAX's notifier, which would keep the signal until a step has ended, hears of it from the first step on only."""
+    """JAX's notifier, which would hold the signal until a step is complete, receives it only from the first step on."""
     began = time.monotonic()
     statuses = run_two_processes(tmp_path, signaled, compiling_step=1)
     assert statuses[signaled][0] == 143 and "nothing to save" in statuses[signaled][1]
@@ -200,7 +200,7 @@ def test_sigterm_to_one_of_two_processes_that_compile_ends_it_at_once(tmp_path, 
 
 
 def run_two_processes(folder: Path, signaled: int, compiling_step: int = 0) -> list[tuple[int, str]]:
-    """Start both, send SIGTERM to one of them when they step (or compile), and see how they end."""
+    """Starts both, sends SIGTERM to one while they step (or compile), and returns their results."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -214,7 +214,7 @@ def run_two_processes(folder: Path, signaled: int, compiling_step: int = 0) -> l
         if not compiling_step:
             return [finish(process) for process in processes]
         ended = finish(processes[signaled])
-        processes[1 - signaled].kill()  # it would wait for its peer until the coordinator gives up
+        processes[1 - signaled].kill()  # it would wait for its peer until the coordinator times out
         other = finish(processes[1 - signaled])
         return [ended, other] if signaled == 0 else [other, ended]
     finally:

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint folder is used as what it is, or not at all: damage of every kind, foreign states."""
+"""Checkpoint folders are restored exactly or refused: damage of every kind, foreign states."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def restore_latest(folder: Path) -> dict[str, Any] | None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The good steps 1 and 2 of one stage; never to be changed."""
+    """Valid steps 1 and 2 of one stage; tests must not change them."""
     return save(tmp_path_factory.mktemp("saved") / "checkpoints")
 
 
@@ -57,7 +57,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def file_of(step: Path, number: int) -> Path:
-    """One of a step's files, each of them for some number."""
+    """Returns the file `number` (modulo their count) of a step."""
     files = sorted(path for path in step.rglob("*") if path.is_file())
     return files[number % len(files)]
 
@@ -75,7 +75,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
 
 def bind_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(path.parent)  # a socket's path is short
+        os.chdir(path.parent)  # the path of a socket must be short
         server.bind(path.name)
 
 
@@ -86,7 +86,7 @@ def swap(left: Path, right: Path) -> None:
 
 
 def reseal(step: Path, change: Callable[[dict[str, Any]], object], marker: dict[str, Any] | None = None) -> None:
-    """Change a manifest and make its checksum right again, as whoever forges one would."""
+    """Changes a manifest and updates its checksum, like a forger."""
     record = json.loads((step / "manifest.json").read_text())
     change(record)
     text = json.dumps(record).encode()
@@ -180,7 +180,7 @@ def seal_text(step: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_never_loaded(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """The step that is used holds, exactly, what was saved as it; otherwise an error says what is wrong."""
+    """The restored step equals the saved one exactly; otherwise an error names the damage."""
     expected, damage = DAMAGE[name]
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(saved, tmp_path / "checkpoints")
@@ -218,7 +218,7 @@ CONFIG = {
 
 
 def make_run(path: Path, records: str = "[]", **changes: Any) -> Workdir:
-    """A run whose stages full, universal and policy are complete, each with the steps 1 and 2, untrained."""
+    """An untrained run whose stages full, universal and policy are complete, each with steps 1 and 2."""
     path.mkdir()
     (path / "train.json").write_text(records)
     config = {**CONFIG, **changes, "data": {"source": "llava", "root": str(path), "path": "train.json"}}
@@ -234,7 +234,7 @@ def make_run(path: Path, records: str = "[]", **changes: Any) -> Workdir:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that differ in one thing each; not to be changed."""
+    """Runs that differ in one property each; tests must not change them."""
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder / "run")
     make_run(folder / "again")
@@ -323,7 +323,7 @@ def files(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_complete_stage_is_its_own_last_step_or_an_error(runs: Path, tmp_path: Path, name: str) -> None:
-    """Each of these was loaded, without a word or with a warning, as if it were the stage's result."""
+    """Earlier versions loaded each of these as the stage's result, silently or with a warning."""
     kind, message, change = FOREIGN[name]
     copy = shutil.copytree(runs, tmp_path / "runs")
     workdir = Workdir(copy / "run")
@@ -334,14 +334,14 @@ def test_a_complete_stage_is_its_own_last_step_or_an_error(runs: Path, tmp_path:
 
 
 def test_a_run_is_read_where_its_data_are_not(runs: Path, tmp_path: Path) -> None:
-    """The workdir on another machine, some of its earlier stages removed."""
+    """The workdir was copied to another machine without some earlier stages."""
     shutil.copytree(runs / "run", tmp_path / "run", ignore=shutil.ignore_patterns("train.json", "full", "universal"))
     restored = restore_complete(Workdir(tmp_path / "run"), "policy", make_params(0))
     np.testing.assert_array_equal(restored["w"], make_params(2)["w"])
 
 
 def test_a_stage_that_an_earlier_version_completed_is_read(runs: Path, tmp_path: Path) -> None:
-    """Its complete.json has the step alone, and its identity less than today's."""
+    """Its complete.json has only the step, and its identity has fewer fields than today's."""
     workdir = Workdir(shutil.copytree(runs / "run", tmp_path / "run"))
     step = workdir.path / "policy" / "checkpoints" / "2"
     reseal(step, lambda record: [record["identity"].pop(name) for name in ("inputs", "pictures")])
@@ -381,7 +381,7 @@ def test_loading_parameters_reads_nothing_of_the_optimizer(
 
 
 def test_steps_whose_items_share_files_still_load(saved: Path, tmp_path: Path) -> None:
-    """Format 1, as versions before 0.2 wrote it: one Orbax folder, a manifest without items."""
+    """Format 1, of versions before 0.2: one Orbax folder, a manifest without items."""
     step = tmp_path / "checkpoints" / "1"
     state = {"params": make_params(1), "opt_state": {"mu": make_params(1)}}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:

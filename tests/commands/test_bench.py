@@ -1,4 +1,4 @@
-"""`visor bench`: every budget of a model or of a configuration is timed, in turns, and its cost told."""
+"""`visor bench` times every budget of a model or a configuration, interleaved, and reports its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`visor generate --chat`, with a model that says what it is told to: turns, stops, commands, mistakes."""
+"""`visor generate --chat` with a scripted model: turns, stops, commands, mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER = Answer("", "full", 1e9, 0.1, 0.2, 100, 5e8, True, 0.0)
 
 
 class Parrot:
-    """Says every question back in two pieces, and remembers how it was asked; Ctrl-C comes in the middle of "stop"."""
+    """Repeats every question in two pieces and records the requests; "stop" raises KeyboardInterrupt in between."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[Any, str, str, list[tuple[str, str]]]] = []
@@ -74,7 +74,7 @@ def test_for_json_nothing_but_the_objects_is_for_stdout(
 def test_an_answer_that_is_stopped_is_a_turn_as_far_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     parrot, rows = talk(monkeypatch, "stop\nnothing\nthen\n")
     assert rows[0] == {"question": "stop", "text": "stop, ", "stopped": True}
-    assert parrot.requests[-1][3] == [("a", "b"), ("stop", "stop, ")], "and one without a word is none"
+    assert parrot.requests[-1][3] == [("a", "b"), ("stop", "stop, ")], "a turn without text is not recorded"
 
 
 def test_what_else_may_be_typed(

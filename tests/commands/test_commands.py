@@ -1,4 +1,4 @@
-"""The commands, in-process: what `--json` holds, and exit status 2 with one line for mistakes."""
+"""The commands, in-process: results of `--json`, and exit status 2 with one line for wrong requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[st
     capsys.readouterr()
     assert main([*map(str, arguments), "--json"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 1, "with --json nothing else is on stdout"
+    assert len(out) == 1, "with --json stdout holds only the result"
     return json.loads(out[0])
 
 
@@ -79,7 +79,7 @@ def test_generate_in_a_conversation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Several pictures or none, earlier turns, a chat that has them too, and `~` in every path."""
+    """Any number of pictures, earlier turns, also in a chat, and `~` in every path."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").symlink_to(tiny_run)
     turns = [["<image> or <image>?", "red"]]
@@ -114,7 +114,7 @@ def test_generate_in_a_conversation(
 def test_histories_that_are_none(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are refused before the model is looked for."""
+    """Refused before the model is loaded."""
     if content is not None:
         (tmp_path / "turns.json").write_text(content)
     ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
@@ -141,7 +141,7 @@ def test_evaluate(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"} <= row.keys()
     assert read_json(tiny_copy / "eval" / "partial" / "test.json") == actual
     whole = read_json(tiny_copy / "eval" / "test.json")["budgets"]
-    assert {"empty", "full", "auto"} <= set(whole), "the whole one stays"
+    assert {"empty", "full", "auto"} <= set(whole), "the complete evaluation is kept"
     before = (tiny_copy / "eval" / "test.json").read_bytes()
     other = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", "--config.evaluate.samples=3")
     assert other == read_json(tiny_copy / "eval" / "partial" / "test.json") and set(other["budgets"]) == set(whole)
@@ -159,7 +159,7 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     assert read_json(tiny_copy / "eval" / "of_set" / "partial" / "test.json") == actual
     actual = result_of(capsys, "evaluate", f"--workdir={tiny_copy}", data)
     assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == actual and "auto" in actual["budgets"]
-    assert read_json(tiny_copy / "eval" / "test.json") == evaluation, "the run's own evaluation stays"
+    assert read_json(tiny_copy / "eval" / "test.json") == evaluation, "the run's evaluation is kept"
 
 
 def test_search_label_and_run_of_a_complete_workdir(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +178,7 @@ def test_report(tiny_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plan_of_a_picture_needs_no_jax() -> None:
-    """Nothing is compiled: what could compile is not even loaded."""
+    """The command compiles nothing: it does not load JAX."""
     code = (
         "import sys; from visor_jax.__main__ import main; "
         f"status = main(['plan', '--config={CONFIGS / 'llava_ov_7b.py'}', '--image=640x480', '--json']); "
@@ -190,7 +190,7 @@ def test_plan_of_a_picture_needs_no_jax() -> None:
 
 
 def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
-    """A page of 1700 x 2200 pixels, by contract: 31 tiles and 7353 visual tokens."""
+    """A page of 1700 x 2200 pixels has, by contract, 31 tiles and 7353 visual tokens."""
     actual = result_of(capsys, "plan", f"--config={CONFIGS / 'llava_ov_0p5b.py'}", "--image=1700x2200")
     assert actual["tiles"] == 31 and actual["visual_tokens"] == 7353
     costs = actual["decoder_gflops"]
@@ -199,17 +199,17 @@ def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert 8 < costs["dense"] / two < 12
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- wrong requests ---------------------------------------------------------------------------------------------------
 
 
 def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are refused before the model is looked for."""
+    """Refused before the model is loaded."""
     ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
     (tmp_path / "text.png").write_text("no picture")
     Image.new("P", (9, 9)).save(tmp_path / "bitmap.jpg", format="BMP")
     Image.new("RGB", (99, 99), "red").save(tmp_path / "red.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "red.jpg").read_bytes()[:-200])
-    bomb = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)  # a header that promises 100 megapixels
+    bomb = struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)  # a header that declares 100 megapixels
     chunk = b"IHDR" + bomb
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     (tmp_path / "bomb.png").write_bytes(
@@ -250,7 +250,7 @@ def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_settings_of_generate(
     setting: str, message: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are refused before the model is looked for."""
+    """Refused before the model is loaded."""
     ask = "generate", f"--model={tmp_path / 'nowhere'}", f"--image={picture}", "--question=What?", setting
     assert message in refusal(capsys, *ask)
 
@@ -301,7 +301,7 @@ def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_the_same_question_again_compiles_nothing(tiny_run: Path, picture: Path, tmp_path: Path) -> None:
-    """In two processes: the second one adds nothing to the user's cache, into which all that is compiled goes."""
+    """All compiled programs are cached: a second process adds none to the user's cache."""
     left_out = {"JAX_COMPILATION_CACHE_DIR", "VISOR_COMPILE_CACHE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"}
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     ask = "generate", f"--workdir={tiny_run}", f"--image={picture}", "--question=What colour?", "--max-new-tokens=3"

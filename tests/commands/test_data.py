@@ -1,4 +1,4 @@
-"""`visor data`: what it counts, prints, writes and refuses."""
+"""`visor data`: its counts, output, files and refusals."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_paths_may_begin_with_a_tilde(
     good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(good))
-    for change in ("root=~", "path=~/set.jsonl"):  # the file's own folder holds its pictures where no root is named
+    for change in ("root=~", "path=~/set.jsonl"):  # without a root, pictures are in the folder of the file
         root = "" if change.startswith("root") else "--config.data.root="
         arguments = [
             "check",
@@ -152,7 +152,7 @@ def test_check_fails_where_training_would(
     actual = result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, status=1)
     assert any(problem in one for one in actual["problems"])
     capsys.readouterr()
-    if "path" in change:  # one split alone was asked for, and is all right
+    if "path" in change:  # only one split is checked, and it is valid
         result_of(capsys, "check", f"--config={good / 'good.py'}", *changes, "--split=train")
 
 
@@ -208,7 +208,7 @@ def test_build_leaves_other_peoples_folders_alone_and_is_on_the_disk_before_it_i
     config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
     (folder / "built.partial").mkdir()
     (folder / "built.partial" / "mine").write_text("precious")
-    left = folder / f".built.{2**22 + 1}.partial"  # by a process that was killed: there is none of this number
+    left = folder / f".built.{2**22 + 1}.partial"  # from a killed process: no process has this number
     (left / "images").mkdir(parents=True)
     flushed, fsync = set(), os.fsync
 

@@ -1,4 +1,4 @@
-"""The order of things: complete stages are skipped, missing ones are named, another configuration is refused."""
+"""Order of stages: complete ones are skipped, missing ones are named, another configuration is refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_stages_run_in_the_order_given(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_another_pattern_goes_through_every_stage_and_is_exported(tmp_path: Path) -> None:
-    """Trained, searched, labeled; the PyTorch module agrees (the export proves it), and is read back."""
+    """All stages run; the export, which compares with PyTorch, loads again."""
     other = {"model.pattern": ("text", "self", "text", "cross"), "model.head_layers": 2, "model.text.num_layers": 11}
     config, workdir = tiny_config(other), tmp_path / "run"
     run_stages(config, str(workdir), config.stages)
@@ -121,7 +121,7 @@ def test_a_complete_run_of_other_random_numbers_is_still_read(tiny_copy: Path) -
 
 
 def test_a_checkpoint_of_other_random_numbers_is_not_resumed(tiny_copy: Path) -> None:
-    """Also where `config.json`, which says whose the workdir is, is gone."""
+    """Also without `config.json`, which identifies the workdir's configuration."""
     workdir, config = Workdir(tiny_copy), tiny_config()
     as_the_first_version_left_it(tiny_copy)
     theirs = workdir.identity(config, "full")
@@ -171,7 +171,7 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage_names", [("full", "search"), ("full",)])
 def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, stage_names: tuple[str, ...]) -> None:
-    """The twenty records are about one picture: `validation` has none, and only the search reads it."""
+    """All twenty records have the same picture, so `validation`, which only the search reads, is empty."""
     Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "Color?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": str(number), "image": "a.png", "conversations": talk} for number in range(20)]
@@ -189,7 +189,7 @@ def test_an_empty_split_is_refused_before_the_first_step(tmp_path: Path, stage_n
     assert steps == ([] if "search" in stage_names else ["full"])
 
 
-# --- what a later pass reads is what an earlier one wrote -------------------------------------------------------------
+# --- later passes read the results of earlier ones --------------------------------------------------------------------
 
 
 def write_records(folder: Path, answer: str = "a", shade: int = 0) -> None:
@@ -216,7 +216,7 @@ def test_data_that_change_between_stages_are_refused(
 
 
 def narrow(path: Path) -> None:
-    """Other viable budgets, as a search with other data might have found them."""
+    """Writes other viable budgets, as from a search with other data."""
     actual = read_json(path / "search" / "viable.json")
     write_json(path / "search" / "viable.json", {**actual, "viable": ["0b00", "0b11"]})
 
@@ -234,7 +234,7 @@ def test_a_complete_stage_that_was_made_of_other_budgets_is_refused(tiny_copy: P
 
 @pytest.fixture
 def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What `finish` has made, in order; the export is a stand-in, and so is the report."""
+    """A list of what `finish` created, in order; export and report are replaced by stubs."""
     import visor_jax.evaluate.runner as runner
     import visor_jax.export.torch_export as torch_export
     import visor_jax.report.page as page
@@ -256,7 +256,7 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finished: list[str]) -> None:
     stages.finish(tiny_config(), str(tiny_copy))
-    assert finished == ["export"], "the evaluation is there"
+    assert finished == ["export"], "the evaluation exists"
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"]
     for damage in (Path.unlink, lambda path: path.write_bytes(b"wei")):
@@ -264,7 +264,7 @@ def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finish
         stages.finish(tiny_config(), str(tiny_copy))
     (tiny_copy / "export" / "config.json").write_text('{"edited": true}')
     stages.finish(tiny_config(), str(tiny_copy))
-    assert finished == ["export"] * 3, "its weights were gone, and cut short"
+    assert finished == ["export"] * 3, "its weights were missing, then truncated"
     changed = tiny_config({"evaluate.samples": 8})
     run_stages(changed, str(tiny_copy), changed.stages)
     result = stages.finish(changed, str(tiny_copy))["evaluation"]
@@ -281,7 +281,7 @@ def test_an_evaluation_of_other_records_or_pictures_is_made_again(tiny_copy: Pat
     def is_kept() -> bool:
         return stages.is_current(evaluated, evaluation_identity(config, model, workdir, "test"))
 
-    assert not is_kept(), "it is of generated data"
+    assert not is_kept(), "the configuration uses generated data"
     evaluate(config, model, workdir)
     assert is_kept()
     for changed in ({"shade": 9}, {"answer": "b", "shade": 9}):

@@ -1,4 +1,4 @@
-"""Signals to whole commands, each in a process of its own: the exit status, what is left, and that nothing goes on."""
+"""Signals to commands in separate processes: exit status, remaining files, and no process that continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items
 
 
 def visor(*arguments: object, at: str = "", send: str = "SIGTERM", **environment: str) -> tuple[int, str]:
-    """Exit status and stderr of a command that is sent signals at a fault point."""
+    """Returns exit status and stderr of a command that receives signals at a fault point."""
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "VISOR_TEST_KILL_AT": at}
     done = subprocess.run(
         [sys.executable, "-P", "-m", "visor_jax", *map(str, arguments)],
@@ -44,7 +44,7 @@ def test_a_signal_at_start_up_is_a_status_and_no_traceback(point: str, send: str
 
 
 def test_nothing_is_imported_before_signals_are_owned() -> None:
-    """Of what takes time: standard modules that the interpreter has at hand, and two of ours."""
+    """Before that, no slow package and only these modules of ours are imported."""
     script = (
         "import sys; from visor_jax import __main__; from visor_jax.workdir import fault_points, supervision\n"
         "heavy = 'numpy', 'jax', 'rich', 'ml_collections', 'etils'\n"
@@ -62,7 +62,7 @@ def test_nothing_is_imported_before_signals_are_owned() -> None:
 
 
 class Case(NamedTuple):
-    """A signal at a point of a command on a workdir in which `again` is repeated; `left` says what is right."""
+    """A signal at a point of a command; `again` is the command to repeat, `left` checks the remaining files."""
 
     command: str
     again: str
@@ -137,7 +137,7 @@ def test_a_signal_to_a_command(name: str, tiny_copy: Path, compiled: str) -> Non
 def test_a_signal_while_a_step_compiles_ends_it_at_once(
     send: str, status: int, tiny_copy: Path, tmp_path: Path
 ) -> None:
-    """A compilation takes 4 s here with an empty cache: the signal comes in its midst, and Python runs no handler."""
+    """With an empty cache, compiling takes 4 s here: the signal arrives meanwhile, when Python runs no handler."""
     shutil.rmtree(tiny_copy / "universal")
     ended, err = visor(
         *("train", "--config.stage=universal", f"--workdir={tiny_copy}"),
@@ -148,7 +148,7 @@ def test_a_signal_while_a_step_compiles_ends_it_at_once(
         JAX_COMPILATION_CACHE_DIR=str(tmp_path / "empty"),
     )
     assert ended == status and "Traceback" not in err, err
-    assert not (tiny_copy / "universal" / "metrics.jsonl").read_text(), "no step has ended"
+    assert not (tiny_copy / "universal" / "metrics.jsonl").read_text(), "no step is complete"
 
 
 # --- hangs ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
-"""What surrounds a run fails: full disks, missing rights, names that cannot be. One line with the path, and the status:
-2 where the request can never be met as it was asked, 1 where something ran out while running. Nothing is half written.
+"""Failures of a run's environment: full disks, missing permissions, impossible names.
+
+The error is one line with the path; the exit status is 2 if the request can never succeed, 1 if a resource ran out
+while running. No file is written partially.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from visor_jax.errors import RequestError, RunError, from_os_error, unwritable
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-# --- rights and limits of this process --------------------------------------------------------------------------------
+# --- permissions and limits of this process ---------------------------------------------------------------------------
 
 
 class _Header(ctypes.Structure):
@@ -35,12 +37,12 @@ class _Sets(ctypes.Structure):
     _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
 
 
-OVERRIDE = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: what makes root read and write where it has no rights
+OVERRIDE = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, with which root bypasses file permissions
 
 
 @contextlib.contextmanager
 def ordinary_rights() -> Iterator[None]:
-    """As somebody who is not root, where we are: the rights of files hold for this thread inside the block."""
+    """Makes file permissions apply to this thread inside the block, also for root."""
     libc, header, sets = ctypes.CDLL(None, use_errno=True), _Header(0x20080522, 0), (_Sets * 2)()
     if os.geteuid() != 0:
         yield
@@ -69,7 +71,7 @@ def mode(path: Path, bits: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """A disk that is full after `size` bytes of each file."""
+    """Simulates a disk that is full after `size` bytes of each file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -88,7 +90,7 @@ def test_rights_hold_in_these_tests(tmp_path: Path) -> None:
 
 
 class Case(NamedTuple):
-    """`command` on a copy of a run; the surroundings are made by `around` from the run and an empty folder."""
+    """Runs `command` on a copy of a run; `around` prepares the environment from the run and an empty folder."""
 
     command: str
     around: Callable[[Path, Path], Any]
@@ -136,7 +138,7 @@ def as_it_is(run: Path, tmp: Path) -> Any:
 
 
 def own_data(run: Path, tmp: Path) -> Any:
-    """Records of one's own whose folder may not be entered."""
+    """Writes a data set in a folder without permission to enter it."""
     (tmp / "data").mkdir()
     (tmp / "data" / "train.json").write_text("[]")
     return mode(tmp / "data", 0)
@@ -159,7 +161,7 @@ CASES = {
     ),
     "label": Case(f"label {HERE}", full(300, "labels"), 1, ": File too large"),
     "search": Case(f"search {HERE}", full(300, "search"), 1, ": File too large"),
-    # A folder may only be read.
+    # The folder is read-only.
     "train, read-only": Case(TRAIN, rights("", 0o555), 2, "{run}: cannot be written: Permission denied"),
     "run, read-only": Case(f"run {HERE}", rights("", 0o555), 2, "{run}: cannot be written: Permission denied"),
     "evaluate, read-only": Case(f"evaluate {HERE}", rights("eval", 0o555), 2, "test.json: Permission denied"),
@@ -167,7 +169,7 @@ CASES = {
     "export, read-only": Case(f"export {HERE}", rights("", 0o555, "export"), 2, "cannot be written"),
     "generate, read-only": Case(ASK, rights("", 0o555), 0, ""),
     "export elsewhere, read-only": Case(f"export {HERE} --out={{tmp}}/out", rights("", 0o555), 0, ""),
-    # Rights are missing.
+    # Permissions are missing.
     "stage 000": Case(TRAIN, rights("policy", 0), 2, "policy"),
     "stage 555": Case(TRAIN, rights("full", 0o555, "full/checkpoints"), 0, ""),
     "new stage 555": Case(f"train {HERE} --config.stage=full", lambda run, tmp: unwritable_stage(run), 2, "full"),
@@ -177,7 +179,7 @@ CASES = {
     "labels 000": Case(TRAIN, rights("labels/labels.npz", 0, "policy"), 2, "labels.npz"),
     "data 000": Case("data check --config={tmp}/own.py", own_data, 2, "data"),
     "picture 000": Case(ASK, lambda run, tmp: mode(tmp / "red.png", 0), 2, "red.png"),
-    # Names that cannot be.
+    # Impossible names.
     "long name": Case(BASE + "{tmp}/" + "n" * 300, as_it_is, 2, "too long"),
     "long path": Case(BASE + "{tmp}/" + "n/" * 2030, as_it_is, 2, "too long"),
     "a file": Case(BASE + "{tmp}/red.png", as_it_is, 2, "red.png"),
@@ -185,7 +187,7 @@ CASES = {
     "no file system": Case(BASE + "/proc/x", as_it_is, 2, "/proc/x"),
     "a device": Case(BASE + "/dev/full", as_it_is, 2, "/dev/full"),
     "odd name": Case("report --workdir={tmp}/odd", lambda run, tmp: odd(run, tmp), 0, ""),
-    # Locks that no run wrote.
+    # Locks that were not written by a run.
     "lock a folder": Case(TRAIN, lock(None), 2, "lock.json"),
     "lock nested": Case(TRAIN, lock("[" * 60_000), 0, ""),
     "lock of no process": Case(TRAIN, lock(json.dumps(LOCK)), 0, ""),
@@ -204,7 +206,7 @@ SLOW = (
 
 
 def unwritable_stage(run: Path) -> Any:
-    """A stage's folder that somebody else has made."""
+    """Replaces a stage's folder by an empty one without write permission."""
     shutil.rmtree(run / "full")
     (run / "full").mkdir()
     return mode(run / "full", 0o555)
@@ -258,7 +260,7 @@ def test_errors_of_the_system_by_number(name: str) -> None:
 
 
 def test_errors_without_a_path() -> None:
-    """What ran out is said all the same; anything else is a defect and keeps its traceback."""
+    """An exhausted resource is reported in one line; any other error is a defect and keeps its traceback."""
     assert str(from_os_error(OSError(errno.ENOSPC, "No space left on device"))) == "No space left on device"
     assert from_os_error(OSError(errno.EBADF, "Bad file descriptor")) is None
     assert from_os_error(OSError("in words")) is None

@@ -1,4 +1,4 @@
-"""Configurations: what is refused and how it is said, what survives a round trip, and that loading stays light."""
+"""Configurations: refusals and their messages, round trips, and loading without JAX."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def get_config():
 
 
 def refused(*overrides: str) -> str:
-    """The message with which overrides of the default configuration are refused: one line."""
+    """Returns the one-line message with which overrides of the default configuration are refused."""
     with pytest.raises(RequestError) as caught:
         apply_overrides(default_config(), [f"--config.{override}" for override in overrides])
     assert "\n" not in str(caught.value)
@@ -101,7 +101,7 @@ def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        ((), 2 * 81 + 2048),  # rows are shorter than that; two pictures of one tile of 9 x 9 patches
+        ((), 2 * 81 + 2048),  # longer than the rows; two pictures of one tile of 9 x 9 patches
         (("model.anyres.pinpoints=(1x1),(1x2)", "data.tiles=3"), 2 * 10 * 81 + 2048),
         (("data.visual_length=600", "data.text_length=400"), 4000),
         (("data.visual_length=9000",), 32_768),
@@ -269,7 +269,7 @@ def test_any_text_is_a_value_or_refused_by_name(name, text):
 @given(st.sampled_from(all_names()), st.integers(0, 40))
 def test_a_typo_gets_a_suggestion(name, place):
     slip = name[: place % len(name)] + "~" + name[place % len(name) :]
-    if "." not in slip[place % len(name) :]:  # the slip is in the field's own name, not in its section's
+    if "." not in slip[place % len(name) :]:  # the typo is in the name of the field, not of its section
         with pytest.raises(RequestError, match="unknown field"):
             changed(f"{slip}=1")
 

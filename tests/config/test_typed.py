@@ -1,4 +1,4 @@
-"""Configurations are typed below the edge: frozen dataclasses, and no parameter named `config` takes anything."""
+"""Validated configurations are frozen dataclasses, and no parameter named `config` has type Any."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIGS = PACKAGE.parent / "configs"
 
 
 def any_names(tree: ast.Module) -> set[str]:
-    """`Any`, and the names that this module gives it."""
+    """Returns `Any` and its aliases in a module."""
     names = {"Any"}
     for node in tree.body:
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
@@ -72,7 +72,7 @@ def test_every_field_says_what_it_means() -> None:
 
 
 def test_a_workdir_of_the_untyped_configurations_is_claimed_again(tmp_path: Path) -> None:
-    """Its `config.json` names the same fields with the same values; fields that came later have their defaults."""
+    """Its `config.json` has the same fields and values; fields that were added later have their defaults."""
     config, workdir = tiny_config(), Workdir(tmp_path)
     workdir.create()
     workdir.claim(config)
@@ -94,5 +94,5 @@ def test_a_shipped_config_says_how_it_is_run_and_what_to_expect(path: Path) -> N
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_shipped_config_reads_whole(path: Path) -> None:
-    """It builds on the defaults alone, so that everything it sets stands in the file."""
+    """It builds only on the defaults, so the file shows everything that it sets."""
     assert "config_from_file" not in path.read_text(encoding="utf-8")

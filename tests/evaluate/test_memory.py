@@ -1,4 +1,4 @@
-"""Passes over data hold a bounded number of pictures, however many questions they ask."""
+"""Passes over data hold a bounded number of pictures, for any number of questions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CONFIG = {"search.samples": COUNT, "label.samples": COUNT, "evaluate.samples": C
 
 
 class Alive:
-    """How many of the arrays that a function returned are held by somebody, at the most."""
+    """Counts the arrays returned by a function that are alive at the same time, at most."""
 
     def __init__(self) -> None:
         self.created, self.most = 0, 0
@@ -53,7 +53,7 @@ class Alive:
 
 def train_policy(config: Any, workdir: Workdir) -> None:
     record = read_json(workdir.path / "config.json")
-    record["config"]["label"]["samples"] = config.label.samples  # whose labels these are
+    record["config"]["label"]["samples"] = config.label.samples  # part of the identity of the labels
     write_json(workdir.path / "config.json", record)
     label_stage(config, workdir, load_stage(workdir, "universal"))
     for step in make_objective(config, "policy", workdir).steps(0, 40):
@@ -81,7 +81,7 @@ def test_few_pictures_and_tiles_are_held_at_a_time(tiny_copy: Path, monkeypatch:
     PASSES[name](config, workdir)
     batch = config.evaluate.batch_size
     assert tiles.created >= COUNT and pictures.created >= 40
-    # One batch in hand, two read ahead, one in every thread, and the samples kept by their index.
+    # One current batch, two prefetched, one per thread, and the samples cached by index.
     assert pictures.most <= 3 * batch + 2 * questions.READ_THREADS + questions.RECENT < COUNT / 2
     assert tiles.most <= 3 * batch + 4 * questions.READ_THREADS < COUNT / 2
 
@@ -104,7 +104,7 @@ peaks = []
 for count in (200, 2000):
     counts = {f"{part}.samples": count for part in ("search", "label", "evaluate")}
     config, workdir = tiny_config({**changes, **counts, "stages": ("full",)}), Workdir(path)
-    if name == "search":  # whose result would be that of other data than the workdir's
+    if name == "search":  # its result would have other data than the workdir's
         (Path(path) / "search" / "viable.json").unlink(missing_ok=True)
     if name == "policy":
         table = np.zeros((count, 2))
@@ -115,7 +115,7 @@ for count in (200, 2000):
             examples.batch(np.array([row]))
     else:
         PASSES[name](config, workdir)
-    # Not getrusage: its peak is that of the process that started this one, where that was larger.
+    # Not getrusage: it reports the peak of the parent process if that is larger.
     peaks.append(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024)
 print(json.dumps(peaks))
 """

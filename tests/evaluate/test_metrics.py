@@ -1,4 +1,4 @@
-"""The benchmarks' metrics against their definitions, worked out by hand."""
+"""The benchmarks' metrics equal their definitions, computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXT = st.text(max_size=30)
         ("", ["x"], 0.0),
         ("", [""], 1.0),
         ("ab   c", ["ab d"], 1 - 1 / 6),  # the distance ignores runs of spaces, the length does not
-        ("Straße", "strasse", 1 - 2 / 7),  # a single reference may come bare; "ß" counts as two
+        ("Straße", "strasse", 1 - 2 / 7),  # a single reference may be a string; "ß" counts as two
     ],
 )
 def test_anls(prediction: str, answers: list[str] | str, score: float) -> None:
@@ -90,7 +90,7 @@ def test_vqa_accuracy_leaves_out_each_annotator(agreeing: int, score: float) -> 
 
 
 def test_vqa_accuracy_needs_annotators() -> None:
-    assert vqa_accuracy("cat", ["cat"]) == 0  # nobody else to agree with
+    assert vqa_accuracy("cat", ["cat"]) == 0  # no other answer to agree with
     with pytest.raises(TypeError):
         vqa_accuracy("cat", "cat")
     with pytest.raises(ValueError, match="no reference answer"):
@@ -154,7 +154,7 @@ def test_ocrbench(prediction: str, answers: list[str] | str, dataset: str, right
         ("B a tree", "B", False),
         ("A. B", "B", False),
         ("the answer is B", "B", False),
-        ("b. a tree", "B", False),  # only capitals begin an option
+        ("b. a tree", "B", False),  # only capital letters name an option
         ("", "B", False),
     ],
 )
@@ -165,7 +165,7 @@ def test_multiple_choice(prediction: str, answer: str, right: bool) -> None:
 def test_pope() -> None:
     predictions = ["yes", "Yes ", "no", "NO", "yes", "maybe"]
     wanted = ["yes", "no", "no", "yes", "Yes", "yes"]
-    # Hits 2, false alarms 1, misses 1; "maybe" is wrong, but no "no".
+    # Hits 2, false alarms 1, misses 1; "maybe" is wrong, but is not "no".
     assert pope(predictions, wanted) == pytest.approx(
         {"accuracy": 3 / 6, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "yes_ratio": 3 / 6}
     )

@@ -1,4 +1,4 @@
-"""`evaluate`: what it writes, and that its figures are those of the samples."""
+"""`evaluate`: its files, and figures that match the samples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
     )
     assert all(sum(shares.values()) == pytest.approx(1) for shares in result["routes"].values())
     cheapest, dearest = (result["budgets"][name]["decoder_gflops"] for name in ("empty", "full"))
-    assert cheapest < auto["decoder_gflops"] <= dearest * 1.5, "a budget's FLOPs and the policy's own"
+    assert cheapest < auto["decoder_gflops"] <= dearest * 1.5, "a budget's FLOPs plus the policy's"
     for sample, bits in list(zip(samples, picked, strict=True))[:3]:
         answer = model.answer(list(sample.images), sample.turns[0].question, max_new_tokens=1)
         assert answer.budget == str(Budget.of(model.viable_budgets[bits]))
@@ -82,7 +82,7 @@ def test_examples_are_there_to_be_looked_at(tiny_run: Path) -> None:
 
 
 def test_records_without_a_picture_are_evaluated_and_shown(tiny_copy: Path, tmp_path: Path) -> None:
-    """Also where they come first; the report shows them without a picture."""
+    """Also if they come first; the report shows them without a picture."""
     Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
     talk = [{"from": "human", "value": "What is two plus two?"}, {"from": "gpt", "value": "4"}]
     records = [{"id": "t", "conversations": talk}, {"id": "p", "image": "a.png", "conversations": talk}]
@@ -92,7 +92,7 @@ def test_records_without_a_picture_are_evaluated_and_shown(tiny_copy: Path, tmp_
     result = evaluate(config, model, workdir)
     assert [example["image"] for example in result["examples"]] == ["", "examples/1.png"]
     assert result["budgets"]["auto"]["samples"] == 2
-    (tiny_copy / "config.json").unlink()  # the report is only of evaluations that the workdir's configuration asks for
+    (tiny_copy / "config.json").unlink()  # the report only shows evaluations of the workdir's configuration
     workdir.claim(config)
     assert write_report(workdir).read_text().count("no picture</div>") == 1
 

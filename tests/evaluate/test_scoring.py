@@ -1,4 +1,4 @@
-"""Scoring: one teacher-forced pass says the same as real generation, and the figures made of it add up."""
+"""Scoring: one teacher-forced pass gives the same result as generation, and its figures are consistent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BUDGETS = all_subsets(2)
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> Visor:
     model = load(tiny_run)
-    model.searched = False  # any budget may be asked for, viable or not
+    model.searched = False  # any budget may be requested, viable or not
     return model
 
 
@@ -48,7 +48,7 @@ def answer_text(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
 
 
 def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
-    """For every budget; among the references are what the model itself says under one budget or another."""
+    """For every budget; some references are answers of the model under one of the budgets."""
     chosen = list(single_questions(tiny_config(), "validation", 3))
     answers = {(i, bits): answer_text(model, sample, bits) for i, sample in enumerate(chosen) for bits in BUDGETS}
     samples = [
@@ -109,7 +109,7 @@ def test_white_space_around_a_reference_does_not_count(model: Visor) -> None:
 
 
 def test_samples_without_a_picture_are_scored_as_they_are_answered(model: Visor) -> None:
-    """In one batch with another; with a system text of its own."""
+    """In one batch with a sample that has a picture; with its own system text."""
     pictured = next(iter(single_questions(tiny_config(), "validation", 1)))
     bare = dataclasses.replace(pictured, images=(), system="Be terse.")
     prompted, budgets = with_system(model, bare.system), [BUDGETS[0], BUDGETS[-1]]
@@ -139,7 +139,7 @@ def test_nothing_usable_is_a_wrong_request(model: Visor) -> None:
 
 
 def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureFixture) -> None:
-    """Other subsets, as many or not, other questions of the same lengths: programs are kept between calls."""
+    """Programs are reused for other subsets, in any number, and for other questions of the same lengths."""
     chosen = list(single_questions(tiny_config(), "validation", 6))
 
     def compiled(samples: list[Sample], budgets: list[Bits]) -> list[str]:
@@ -149,9 +149,9 @@ def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureF
         return [record.message for record in caplog.records if "ompil" in record.message]
 
     programs.cache_clear()
-    assert compiled(chosen, BUDGETS[:2]), "the first pass compiles, and that is noticed"
+    assert compiled(chosen, BUDGETS[:2]), "the first pass compiles, and `compiled` reports it"
     assert compiled(chosen[::-1], BUDGETS[2:]) == []
-    assert compiled(chosen, BUDGETS[:1]) == compiled(chosen, BUDGETS[:3]) == [], "as a best-first search asks"
+    assert compiled(chosen, BUDGETS[:1]) == compiled(chosen, BUDGETS[:3]) == [], "as in a best-first search"
 
 
 def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:

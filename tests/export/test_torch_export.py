@@ -85,9 +85,7 @@ def test_the_proof_covers_every_viable_budget_and_auto(model, exported):
     assert proof["budgets"] == ["0b01", "0b10", "auto", "empty"]
     assert proof["files"]["model.safetensors"] == (out / "model.safetensors").stat().st_size
     assert len({path.stat().st_mode for path in out.iterdir() if path.is_file()}) == 1
-    assert all(
-        comparison["max_logit_difference"] > 0 for comparison in proof["comparisons"]
-    )  # the two programs differ
+    assert all(comparison["max_logit_difference"] > 0 for comparison in proof["comparisons"])  # the two programs differ
 
 
 def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, tmp_path):

@@ -1,4 +1,4 @@
-"""Shared by the tests of Hugging Face folders: tiny LLaVA-OneVision checkpoints as transformers writes them."""
+"""Fixtures of the tests of Hugging Face folders: tiny LLaVA-OneVision checkpoints written by transformers."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ STOCK_GRIDS = [[rows * STOCK_TILE, columns * STOCK_TILE] for rows in (1, 2, 3) f
 
 
 def make_stock_model(tied: bool) -> LlavaOnevisionForConditionalGeneration:
-    """A random LLaVA-OneVision of seven decoder layers; one of its three tower layers is never read."""
+    """A random LLaVA-OneVision with seven decoder layers; one of its three tower layers is unused."""
     torch.manual_seed(int(tied))
     config = LlavaOnevisionConfig(
         vision_config={
@@ -48,7 +48,7 @@ def finish_folder(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same kind of model in every form that it is found in."""
+    """Folders with such a model in all supported forms."""
     root = tmp_path_factory.mktemp("hub")
     make_stock_model(False).save_pretrained(root / "shards", max_shard_size="60KB")
     make_stock_model(True).save_pretrained(root / "tied")

@@ -1,4 +1,4 @@
-"""Configurations in Hugging Face's format that are damaged, or another model's: refused by the name of the field."""
+"""Damaged or foreign configurations in Hugging Face's format are refused by the name of the field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as other programs save them: read as they mean it, or refused by the name of the field with what to do."""
+"""Folders of other programs are read correctly, or refused with the field's name and a remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATISTICS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.25, 0.2]}
 
 @pytest.fixture
 def folder(saved: dict[str, Path], tmp_path: Path) -> Path:
-    """A folder of links to an untied model of one safetensors file, whose files a test may replace."""
+    """A folder of links to an untied model with one safetensors file; tests may replace its files."""
     (tmp_path / "folder").mkdir()
     for file in saved["memory"].iterdir():
         name = "model.safetensors" if file.suffix == ".safetensors" else file.name
@@ -91,7 +91,7 @@ REFUSED = [
 @pytest.mark.parametrize("joint", [False, True], ids=["preprocessor_config", "processor_config"])
 @pytest.mark.parametrize("fields", OBEYED, ids=str)
 def test_fields_of_the_image_processor_are_obeyed(folder: Path, fields: dict[str, Any], joint: bool) -> None:
-    """transformers 5 saves processor_config.json alone, with the image processor in it."""
+    """transformers 5 saves only processor_config.json, which includes the image processor."""
     if joint:
         (folder / "preprocessor_config.json").unlink()
         processor = {"image_processor": {**STATISTICS, **fields}, "num_image_tokens": 16, "image_token": "<image>"}
@@ -108,7 +108,7 @@ def test_other_values_of_the_image_processor_are_refused(folder: Path, field: st
     with pytest.raises(RequestError, match=rf"preprocessor_config\.json: {field}=.*{message}"):
         open_checkpoint(folder)
     write(folder / "processor_config.json", {"image_processor": {**STATISTICS, field: value}})
-    write(folder / "preprocessor_config.json", STATISTICS)  # which transformers does not read then
+    write(folder / "preprocessor_config.json", STATISTICS)  # transformers does not read it in this case
     with pytest.raises(RequestError, match=rf"processor_config\.json: image_processor\.{field}=.*{message}"):
         open_checkpoint(folder)
 
@@ -142,7 +142,7 @@ def test_statistics_that_are_missing_are_transformers_default_and_files_are_name
 
 
 def test_the_published_files_are_taken(tmp_path: Path) -> None:
-    """The fields of llava-hf's 0.5B, as the converter of transformers 4 wrote them."""
+    """The fields of llava-hf's 0.5B, written by the converter of transformers 4."""
     grids = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
     config = {
         "architectures": ["LlavaOnevisionForConditionalGeneration"], "image_grid_pinpoints": grids,

@@ -1,7 +1,7 @@
-"""Model folders made to hang, to explode or to deceive: each is refused in one line, before parameters are read.
+"""Hostile model folders that try to hang, exhaust memory or deceive are refused in one line, before reading parameters.
 
-With `test_config.py` (damaged fields) and `test_foreign_folders.py` (what other programs save) this is the table of
-folders that are tried; a row hangs or eats the memory where a refusal is missing.
+`test_config.py` has damaged fields and `test_foreign_folders.py` the folders of other programs. Without its refusal, a
+row of this table hangs or exhausts the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Change = Callable[[Path], object]
 
 
 def copied(folder: Path, into: Path) -> Path:
-    """A folder of links, whose files a test may replace."""
+    """A folder of links; tests may replace its files."""
     into.mkdir()
     for file in folder.iterdir():
         (into / file.name).symlink_to(file)
@@ -33,7 +33,7 @@ def copied(folder: Path, into: Path) -> Path:
 
 
 def everything(folder: Path) -> Checkpoint:
-    """All that loading does before it reads parameters, in its order."""
+    """Runs the steps of loading that precede reading parameters, in order."""
     is_folder(folder)
     checkpoint = open_checkpoint(folder)
     tokenizer = load_tokenizer(folder)
@@ -59,7 +59,7 @@ def in_place(name: str, make: Change) -> Change:
     return change
 
 
-# --- every file that is read, as what it should not be ----------------------------------------------------------------
+# --- every file, replaced by something invalid ------------------------------------------------------------------------
 
 
 def sparse(path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_file_that_is_none_is_refused(saved: dict[str, Path], tmp_path: Path, 
 
 
 def raw(header: str | bytes, data: bytes = b"", length: int | None = None) -> Change:
-    """A safetensors file of this header, whatever is in it."""
+    """Writes a safetensors file with this header."""
     encoded = header.encode() if isinstance(header, str) else header
     size = struct.pack("<Q", len(encoded) if length is None else length)
     return in_place("model.safetensors", lambda path: path.write_bytes(size + encoded + data))
@@ -148,11 +148,11 @@ def test_a_damaged_header_is_refused(saved: dict[str, Path], tmp_path: Path, cas
     refused(folder, message)
 
 
-# --- sizes, indices, and what lies beside -----------------------------------------------------------------------------
+# --- sizes, indices and other files -----------------------------------------------------------------------------------
 
 
 def config(**changes: Any) -> Change:
-    """Changes fields of config.json; `text_config={...}` and the like change fields of a section."""
+    """Changes fields of config.json; `text_config={...}` changes fields of a section."""
 
     def change(folder: Path) -> None:
         whole = json.loads((folder / "config.json").read_text())

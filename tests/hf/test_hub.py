@@ -1,6 +1,6 @@
-"""Models by their name on the hub, against a small server that speaks the hub's protocol on this machine.
+"""Models by their name on the hub, with a small local server that implements the hub's protocol.
 
-Each case runs in a process of its own, for `huggingface_hub` reads its environment when it is imported.
+Each case runs in a separate process, because `huggingface_hub` reads its environment when it is imported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NOT_OURS = (
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The endpoints that a download asks: revisions, the list of files, and each file (HEAD and GET)."""
+    """The endpoints of a download: revisions, the list of files, and each file (HEAD and GET)."""
 
     folder: Path
     requested: list[str]
@@ -90,7 +90,7 @@ def oid(file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def server(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A hub with one model under any name, beside files that nobody should take."""
+    """A hub with one model under any name, and files that must not be downloaded."""
     folder = tmp_path_factory.mktemp("hub_files")
     for file in saved["tied"].iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -121,7 +121,7 @@ for name in sys.argv[1:]:
 
 
 def run(script: str, *arguments: str, folder: Path, url: str, **environment: str) -> list[str]:
-    """Lines that `script` prints, in a process whose hub is at `url` and whose working folder is `folder`."""
+    """Returns the lines that `script` prints in a process with the hub at `url`, in the working folder `folder`."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     variables |= {"HF_ENDPOINT": url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_XET": "1", "no_proxy": "*"}
     command = [sys.executable, "-c", script, *arguments]
@@ -165,7 +165,7 @@ def test_what_the_hub_refuses_is_said_in_one_line(server: SimpleNamespace, tmp_p
 def test_without_a_network_or_offline_one_line_says_what_to_do(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"  # where nobody listens
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"  # a port without a server
         lines = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url)
     assert len(lines) == 1
     start = f"RequestError runs/glyphs_mni: no such folder here, and {url} cannot be reached; for a model of the hub,"

@@ -1,4 +1,4 @@
-"""The table between parameter tree and PyTorch keys: complete, exact in shape, and the same both ways."""
+"""The table between parameter tree and PyTorch keys is complete, exact in shape, and invertible."""
 
 import dataclasses
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""Checkpoints in Hugging Face's format: what transformers wrote gives its logits, what we wrote comes back, what is
-wrong is told before anything is read into a model."""
+"""Checkpoints in Hugging Face's format: transformers' give its logits, ours load unchanged, invalid ones are refused.
+
+Refusals precede reading any parameter.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ from visor_jax.tree import flatten
 
 try:
     from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-except ImportError:  # transformers 5.3 has it under another name
+except ImportError:  # its name in transformers 5.3
     from transformers.models.llava_onevision.image_processing_llava_onevision import (
         LlavaOnevisionImageProcessor as LlavaOnevisionImageProcessorPil,
     )
@@ -44,7 +46,7 @@ StockModel = Callable[[bool], LlavaOnevisionForConditionalGeneration]
 
 
 def stock_inputs(model: Any, tokens: list[int], pictures: list[Any], arch: Any) -> dict[str, torch.Tensor]:
-    """What transformers' model takes: placeholders written out as often as a picture has visual tokens."""
+    """Returns the inputs of transformers' model: one placeholder per visual token."""
     side = model.config.vision_config.image_size
     processor = LlavaOnevisionImageProcessorPil(
         size={"height": side, "width": side}, image_grid_pinpoints=model.config.image_grid_pinpoints,
@@ -88,7 +90,7 @@ def test_a_stock_checkpoint_gives_transformers_logits(
 def test_answers_are_transformers_own_and_end_where_it_ends(
     saved: dict[str, Path], stock_model: StockModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`visor generate` on a checkpoint's folder; its own tokenizer, its own generation_config.json."""
+    """`visor generate` on a checkpoint's folder, with the folder's tokenizer and generation_config.json."""
     folder = Path(shutil.copytree(saved["shards"], tmp_path / "copy"))
     picture, question = Image.fromarray(testing.random_picture(30, 50, seed=0)), "Which digit is below A?"
     picture.save(tmp_path / "picture.png")
@@ -109,7 +111,7 @@ def test_answers_are_transformers_own_and_end_where_it_ends(
 
 
 def stock_answer(model: Any, prompt: list[int], picture: Image.Image, arch: Any, count: int) -> list[int]:
-    """Greedy tokens of transformers' `generate`, which never says a placeholder."""
+    """Returns the greedy tokens of transformers' `generate`, without placeholders."""
     inputs = stock_inputs(model, prompt, [picture], arch)
     greedy = {"do_sample": False, "max_new_tokens": count, "eos_token_id": None, "pad_token_id": 0}
     with torch.no_grad():
@@ -143,7 +145,7 @@ def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_our_exports_add_is_checked(tiny_run: Path, tmp_path: Path, field: str, value: Any, expected: str) -> None:
-    """A folder from outside names no file to write and no budget that the model has not."""
+    """A foreign folder cannot name files to write, or budgets that the model does not have."""
     torch_export.write_folder(tmp_path, load(tiny_run), stage="policy", dtype="float32", max_shard_bytes=100_000_000)
     file = tmp_path / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
@@ -167,11 +169,11 @@ def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
         load(saved["shards"], plan="sparse")
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
+# --- invalid folders --------------------------------------------------------------------------------------------------
 
 
 def spoilt(folder: Path, tmp_path: Path, change: Any) -> Path:
-    """A copy of a folder with one file of tensors, changed."""
+    """Copies a folder with one file of tensors and changes its tensors."""
     copy = tmp_path / "spoilt"
     copy.mkdir()
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
@@ -231,7 +233,7 @@ def test_all_problems_are_counted_and_the_first_of_each_kind_named(saved: dict[s
 
 
 def test_what_transformers_does_not_read_is_not_read(saved: dict[str, Path], tmp_path: Path) -> None:
-    """Beside model.safetensors: another file of tensors, and an index of shards that are gone."""
+    """model.safetensors counts; other files of tensors, and an index of missing shards, are ignored."""
     for file in saved["tied"].iterdir():
         (tmp_path / file.name).symlink_to(file)
     save_file({"adapter": torch.zeros(2)}, tmp_path / "other.safetensors")
@@ -320,7 +322,7 @@ def test_import_makes_the_stage_that_training_goes_on_from(
     model = load(workdir)
     assert isinstance(model, Visor) and model.stage == "base" == result["stage"]
     stated = json.loads((saved["shards"] / "config.json").read_text())["text_config"]["max_position_embeddings"]
-    assert model.arch.text.max_positions == stated, "what the checkpoint says, where the configuration says nothing"
+    assert model.arch.text.max_positions == stated, "the checkpoint's value, if the configuration has none"
     counts = {name: x.size for name, x in flatten(model.params).items()}
     new = {name: n for name, n in counts.items() if "cross_attention" in name or name.startswith("routing")}
     assert result["parameters"] == sum(counts.values()) and result["new_parameters"] == sum(new.values())

@@ -1,4 +1,4 @@
-"""Our own export folders load back: the same model, bit for bit, as a folder and imported into a workdir."""
+"""Exported folders load as the same model bit for bit, directly and imported into a workdir."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def exported(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `visor export` writes of the policy's stage, unproven."""
+    """The exported folder of the stage policy, written without the comparison."""
     folder = tmp_path_factory.mktemp("exported")
     torch_export.write_folder(folder, load(tiny_run), stage="policy", dtype="float32", max_shard_bytes=100_000)
     return folder
 
 
 def same(ours: Visor, theirs: Visor, budgets: list[str]) -> None:
-    """Equal logits and answers under every budget."""
+    """Asserts equal logits and answers under every budget."""
     picture = Image.fromarray(testing.random_picture(60, 40, seed=1))
     tokens = encode_prompt(ours.tokenizer, QUESTION, system=ours.system)
     assert theirs.tokenizer.text == ours.tokenizer.text and theirs.system == ours.system
@@ -91,7 +91,7 @@ OTHER_PLAN = {
 
 @pytest.mark.parametrize("other", [False, True], ids=["usual pattern", "another pattern"])
 def test_cross_attention_of_fewer_heads_than_the_decoder_comes_back(tmp_path: Path, other: bool) -> None:
-    """`cross.init` says how training starts, not what is stored."""
+    """`cross.init` is about the start of training, not about stored parameters."""
     changes = {"model.cross.num_kv_heads": 1, "model.cross.init": "zero"}
     arch = architecture(testing.tiny_config({**changes, **OTHER_PLAN} if other else changes), "full")
     viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
