@@ -1,4 +1,4 @@
-"""Plans and budgets: which layers are optional, how a budget is written and read, and what is refused."""
+"""Plans and budgets: optional layers, names of budgets, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLOPs and cache bytes: the published figures, the formulas against the programs, and how the formulas behave."""
+"""FLOPs and cache bytes: published figures, formulas compared with programs, and properties of the formulas."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slots_on(count: int, num_slots: int = 8) -> tuple[bool, ...]:
 
 
 def decoder_saving(architecture, count: int, num_text: int) -> float:
-    """How many times cheaper the decoder is than the dense plan, at 7,290 visual tokens."""
+    """Returns the dense plan's decoder FLOPs over a budget's, at 7,290 visual tokens."""
     dense = dense_decoder_flops(architecture, 7290, num_text)
     return dense / decoder_flops(architecture, slots_on(count), 7290, num_text)
 
@@ -74,7 +74,7 @@ def decoder_saving(architecture, count: int, num_text: int) -> float:
     ],
 )
 def test_savings_of_the_paper(architecture, count, published):
-    """Decoder only, at 7,290 visual tokens, by number of text tokens: within one unit of the last digit printed."""
+    """Decoder only, at 7,290 visual tokens, by number of text tokens: within one unit of the last printed digit."""
     for num_text, figure in published.items():
         unit = 0.1 if "." in figure else 1.0
         decoder = decoder_saving(architecture, count, num_text)
@@ -94,7 +94,7 @@ def test_end_to_end_saving_counts_the_tower():
 
 
 def test_cache_of_the_paper():
-    """12,288 bytes a token in bfloat16 where every layer holds it; visual ones in 8 + 2 of 24 layers here."""
+    """12,288 bytes per token in bfloat16 if every layer holds it; here 8 + 2 of 24 layers hold visual tokens."""
     dense = dataclasses.replace(OV_0P5B, plan="dense")
     assert cache_bytes(dense, (), 7290, 0, bytes_per_value=2) == 12_288 * 7290
     assert cache_bytes(OV_0P5B, slots_on(2), 0, 100, bytes_per_value=2) == 12_288 * 100
@@ -105,7 +105,7 @@ def test_cache_of_the_paper():
 
 
 def product_flops(program) -> float:
-    """FLOPs of the matrix products of a jaxpr, inner programs included, those of a scan once for each turn."""
+    """Returns the FLOPs of matrix products of a jaxpr with inner programs; a scan's body counts once per iteration."""
     total = 0.0
     for equation in program.eqns:
         if equation.primitive.name == "dot_general":
@@ -134,7 +134,7 @@ parameter_specs = functools.cache(abstract_params)
 
 
 def decoder_specs(architecture: Architecture, num_visual: int, num_text: int):
-    """Arguments of a specialized decoder: parameters, V, T and the stream."""
+    """Returns the arguments of a specialized decoder: parameters, V, T and the stream."""
     size = architecture.text.hidden_size
     lengths = num_visual, num_visual, num_text, num_text, num_text
     stream = TokenStream(*(spec(1, length, dtype=jnp.int32) for length in lengths))
@@ -182,7 +182,7 @@ def runs(draw) -> tuple[Architecture, tuple[bool, ...], int, int]:
 @settings(max_examples=10, deadline=None)
 @given(run=runs())
 def test_decoder_formula_equals_the_specialized_program(run):
-    """Matrix products are counted exactly; XLA's attention computes what causality hides, and the program no logits."""
+    """Matrix products are counted exactly, except that XLA also computes masked attention and the program no logits."""
     architecture, bits, num_visual, num_text = run
     actual = counted(specialize(bits, architecture), *decoder_specs(architecture, num_visual, num_text))
     formula = decoder_flops(architecture, bits, num_visual, num_text, num_logits=0, causal_half=False)
@@ -193,7 +193,7 @@ def test_decoder_formula_equals_the_specialized_program(run):
 
 @pytest.mark.parametrize("bits", [(False,), (True,)], ids=budget_name)
 def test_decoder_formula_is_within_two_percent_of_what_xla_counts(bits):
-    """Norms, softmax, activations and the conditional position are in XLA's count."""
+    """XLA's count includes norms, softmax, activations and the conditional position."""
     text = TextArchitecture(64, 256, 1024, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=64)
     architecture = tiny_architecture(text=text)
     program = jax.jit(specialize(bits, architecture)).lower(*decoder_specs(architecture, 192, 64)).compile()
@@ -204,7 +204,7 @@ def test_decoder_formula_is_within_two_percent_of_what_xla_counts(bits):
 
 
 def unread_flops(architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int) -> float:
-    """What a prompt spares: the last layer that reads V need not change it, so its V has keys and values only."""
+    """In a prefill, the last layer that reads V computes only keys and values of V."""
     text, kinds = architecture.text, Plan.of(architecture).under(bits)
     readers = [kind for kind in kinds if kind is not LayerKind.TEXT]
     if readers[-1] is not LayerKind.SELF:
@@ -218,7 +218,7 @@ def unread_flops(architecture: Architecture, bits: Sequence[bool], num_visual: i
 @example(run=(tiny_architecture(3), (True,), 7, 5))
 @given(run=runs())
 def test_prefill_and_decode_step_formulas_equal_the_programs(run):
-    """The logits of one token each; the cache holds the bytes that the formula says."""
+    """Each step computes one token's logits; the cache's bytes equal the formula."""
     architecture, bits, num_visual, num_text = run
     params, visual, _, _ = decoder_specs(architecture, num_visual, num_text)
     arguments = params, visual, prompt_specs(num_visual, num_text)
@@ -242,7 +242,7 @@ def test_route_formula_is_what_the_routing_token_adds():
     params, visual, _, _ = decoder_specs(architecture, 200, 9)
     programs = [prefill(architecture, (False, False), 9, routed=routed) for routed in (False, True)]
     without, with_token = (counted(program, params, visual, prompt_specs(200, 9)) for program in programs)
-    # Plain XLA also multiplies all ten queries by the routing token's key, in two layers, only to mask the result.
+    # Plain XLA also multiplies all ten queries by the routing token's key in two layers, and masks the result.
     masked = 2 * 10 * 4 * text.num_heads * text.head_dim
     assert with_token - without == route_flops(architecture, 200, 9) + masked
 
@@ -272,7 +272,7 @@ def test_formulas_of_another_pattern_equal_the_programs(bits):
     assert allocated == cache_bytes(architecture, bits, 7, 9, bytes_per_value=4)
 
 
-# --- how the formulas behave ------------------------------------------------------------------------------------------
+# --- properties of the formulas ---------------------------------------------------------------------------------------
 
 
 @given(run=runs(), slot=st.integers(0, 7))

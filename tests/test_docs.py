@@ -1,7 +1,7 @@
 """Pages, docstrings and comments name only files, modules and names of this repository that exist.
 
 Reads every Markdown page, shell script and template, and docstrings and comments of every Python file. The changelog
-is left out, because it tells what used to be.
+is excluded, because it names former files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORD = re.compile(r"\w+")
 LINK = re.compile(r"\]\(([^)#\s]+)")
 
 LIBRARIES = ("jax", "jnp", "np", "nnx", "flax", "optax", "torch", "transformers", "huggingface_hub", "sklearn", "PIL")
-# Names of other projects and stand-ins that no code here spells out.
+# Names of other projects and placeholders that do not occur in code here.
 FOREIGN = {
     "EventFileWriter",
     "Fast",
@@ -49,7 +49,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass
 class Repository:
-    """What exists, and the prose that names it.
+    """Existing files and names, and the prose that refers to them.
 
     Fields:
       files: paths relative to the root, and each of their tails ("api.py", "attention/api.py", ...).
@@ -72,7 +72,7 @@ def tails(path: str) -> Iterator[str]:
 
 
 def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
-    """Names that the statements of a module or class bind, and `self.name = ...` in the methods of a class."""
+    """Returns the names that a module or class binds, with `self.name = ...` in the methods of a class."""
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield statement.name
@@ -87,13 +87,13 @@ def defined(body: Iterable[ast.stmt]) -> Iterator[str]:
 
 
 def members_of(node: ast.ClassDef, source: str) -> set[str]:
-    """Names that a class defines; `*` where it inherits others."""
+    """Returns the names that a class defines, and `*` if it inherits others."""
     class_source = "\n".join(source.splitlines()[node.lineno - 1 : node.end_lineno])
     return {*defined(node.body), *re.findall(r"\bself\.(\w+)", class_source), *("*" for _ in node.bases)}
 
 
 def documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """The module, and its classes and functions at any depth."""
+    """Returns the module, and its classes and functions at any depth."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
@@ -149,7 +149,7 @@ def add_file(repository: Repository, path: Path) -> None:
 
 
 def unknown_module(dotted: str, repo: Repository) -> bool:
-    """Whether "visor_jax.a.b.Class.attribute" does not exist; what follows a class is checked by `unknown_name`."""
+    """Returns whether "visor_jax.a.b.Class" does not exist; `unknown_name` checks attributes of the class."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         path = "/".join(parts[:end])
@@ -162,12 +162,12 @@ def unknown_module(dotted: str, repo: Repository) -> bool:
 
 
 def exported(module: str, repo: Repository) -> set[str]:
-    """Names that `visor_jax/__init__.py` imports when they are first used."""
+    """Returns the names that `visor_jax/__init__.py` imports when they are first used."""
     return {"load", "Visor", "Plan", "Budget"} & repo.names if module == "visor_jax/__init__.py" else set()
 
 
 def unknown_name(dotted: str, repo: Repository) -> bool:
-    """Whether a part of `a.b.c` occurs nowhere in code, or a class of this package lacks the attribute named."""
+    """Returns whether a part of `a.b.c` does not occur in code, or a class of this package lacks the attribute."""
     parts = dotted.split(".")
     if dotted in FOREIGN or parts[0] in LIBRARIES:
         return False
@@ -180,7 +180,7 @@ def unknown_name(dotted: str, repo: Repository) -> bool:
 
 
 def unknown_references(text: str, repo: Repository) -> list[str]:
-    """Files, folders, modules and `names` in a text that this repository does not have."""
+    """Returns the files, folders, modules and `names` in a text that this repository does not have."""
     unknown = [name for name in FILE.findall(text) if name not in repo.files | FOREIGN]
     unknown += [name for name in FOLDER.findall(text) if name.rstrip("/") not in repo.folders]
     unknown += [f"visor_jax{rest}" for rest in MODULE.findall(text) if unknown_module(f"visor_jax{rest}", repo)]

@@ -1,4 +1,4 @@
-"""Which mistake a failure to write is, and what was probably meant."""
+"""Errors of failed writes, suggestions for misspelled names, and printable text."""
 
 import errno
 import os

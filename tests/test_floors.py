@@ -1,6 +1,6 @@
-"""The floors of the house: which room may import which, read from the import statements themselves.
+"""The floors of the package: which room may import which, read from the import statements.
 
-An import goes down or stays in its room. Every import statement counts, also in functions and under TYPE_CHECKING.
+An import refers to a lower floor or to its own room. Every import counts, also in functions and under TYPE_CHECKING.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import visor_jax.errors
 
 PACKAGE = Path(visor_jax.errors.__file__).parent
 
-# Bottom to top. Rooms of one floor do not import each other, but for the ground floor, where each file may import those
-# before it.
+# Bottom to top. Rooms of one floor do not import each other, except the ground floor, where each file may import
+# earlier ones.
 GROUND = ("errors", "files", "tree", "architecture", "budget", "cost")
 FLOORS = (
     *((name,) for name in GROUND),
@@ -40,7 +40,7 @@ MAX_LINES, MAX_FILES = 450, 9
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, room) of every import of this package's own modules in one of its files."""
+    """Returns (line, room) of every import of this package's modules in one of its files."""
     for node in ast.walk(ast.parse((PACKAGE / path).read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -65,8 +65,8 @@ def room_of(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_an_import_goes_down_or_stays_in_its_room(path: Path) -> None:
     room = room_of(path)
-    if path.parts[:2] == ("export", "torch_model"):  # copied into exported folders, where nothing of ours is installed
-        pieces = {"data"} if path.name == "template_visor.py" else set()  # an export puts data/chat_template.py there
+    if path.parts[:2] == ("export", "torch_model"):  # copied into exported folders, where visor_jax is not installed
+        pieces = {"data"} if path.name == "template_visor.py" else set()  # from data/chat_template.py
         assert {to for _, to in imported(path)} <= {"export", *pieces}
     wrong = [
         f"line {line} imports {to}"
@@ -88,7 +88,7 @@ def test_the_hall_is_small_and_files_are_short() -> None:
 
 
 def test_the_architecture_page_shows_these_floors() -> None:
-    """Row by row, the table of docs/architecture.md has the rooms of each floor that exist."""
+    """Each row of the table in docs/architecture.md lists the existing rooms of one floor."""
     page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = page.split("| floor, bottom to top |")[1].split("\n\n")[0]
     shown = [
@@ -100,7 +100,7 @@ def test_the_architecture_page_shows_these_floors() -> None:
 
 
 def test_tests_mirror_the_package() -> None:
-    """Every folder of tests is one of the package, or of what lies beside it."""
+    """Every folder of tests corresponds to one of the package, or to another folder of the repository."""
     here = Path(__file__).parent
     beside = {"benchmarks", "examples", "launch", "export/peer"}
     folders = {path.relative_to(here) for path in here.rglob("*") if path.is_dir() and any(path.glob("test_*.py"))}

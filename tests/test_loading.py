@@ -1,4 +1,4 @@
-"""The Python interface: loading, answers with receipts, logits, routes, and what is refused."""
+"""The Python interface: loading, answers with receipts, logits, routes, and refusals."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_transparency_is_laid_over_white_as_in_training(model: Visor, samples: l
     assert not np.allclose(logits[0], logits[2])
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_questions(model: Visor, samples: list[Sample]) -> None:

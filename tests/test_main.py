@@ -1,4 +1,4 @@
-"""The command line: what is listed, what is refused and with which status, and what `--json` promises."""
+"""The command line: help, refusals with their exit status, and output of `--json`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MINI = str(ROOT / "configs" / "glyphs_mini.py")
 
 @pytest.fixture
 def command(monkeypatch):
-    """Installs a command called `probe`; returns the module, whose `main` a test sets."""
+    """Installs a command `probe`; returns its module, whose `main` tests set."""
     module = types.ModuleType("visor_probe", "A command for tests.\n\nSecond paragraph.")
     module.__spec__ = ModuleSpec("visor_probe", loader=None)  # importlib.util.find_spec reads it
     vars(module).update(
@@ -53,7 +53,7 @@ def returns(value, calls: list | None = None):
 
 
 def complaint(capsys) -> str:
-    """What was said on stderr: one line that starts with the program's name."""
+    """Returns stderr, which must be one line that starts with the program's name."""
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("visor: ")
@@ -332,7 +332,7 @@ def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, formatted):
 
 
 def test_errors_after_an_interrupt_are_the_interrupt_s(command, monkeypatch):
-    """Libraries turn a KeyboardInterrupt into errors of their own."""
+    """Libraries raise other errors for a KeyboardInterrupt."""
 
     def main(args, config):
         try:

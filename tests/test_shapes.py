@@ -1,4 +1,4 @@
-"""Public functions say the shapes of the arrays that they take."""
+"""Public functions annotate the shapes of their array arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
 
 
 def has_bare_array(annotation: ast.expr | None) -> bool:
-    """Whether `Array` or `jax.Array` stands there without a shape; what a callable takes is its own matter."""
+    """Returns whether an annotation has `Array` without a shape, except in the arguments of a callable."""
     if annotation is None:
         return False
     if isinstance(annotation, ast.Subscript):

@@ -1,4 +1,4 @@
-"""`JAX_ENABLE_X64=1`, as some people have it in their environment: the package computes in float32 all the same."""
+"""With `JAX_ENABLE_X64=1` in the environment, the package still computes in float32."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ evaluate(config, loading.load(sys.argv[1]), Workdir(sys.argv[1]))
 
 
 def with_x64(script: str, *arguments: object, cache: str = "") -> str:
-    """The last line that a script prints in a process where JAX has 64 bits."""
+    """Returns the last line that a script prints in a process with 64-bit JAX."""
     environment = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}
     command = [sys.executable, "-c", script, *map(str, arguments)]

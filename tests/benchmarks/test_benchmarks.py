@@ -1,4 +1,4 @@
-"""The benchmark scripts run, at a tiny size, and write what they promise. Their timings are not looked at."""
+"""The benchmark scripts run at a tiny size and write their reports. Timings are not checked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(autouse=True)
 def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts import `harness`, which lies beside them."""
+    """Lets the scripts import `harness`, which is in their folder."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def run_benchmark(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """What a script wrote."""
+    """Runs a script and returns its report."""
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""AnyRes against transformers: tiles pixel by pixel, token counts, and the packing of features."""
+"""AnyRes equals transformers': tiles pixel by pixel, token counts, and the packing of features."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -47,7 +47,7 @@ ODD_SIZES = [(1, 1), (1, 2000), (2000, 1), (384, 384), (383, 385), (480, 640), (
 
 
 def random_sizes(count: int, seed: int, low: int = 1, high: int = 2600) -> list[tuple[int, int]]:
-    """Heights and widths, small and large equally often."""
+    """Heights and widths, small and large ones equally often."""
     rng = np.random.default_rng(seed)
     sizes = np.exp(rng.uniform(np.log(low), np.log(high), (count, 2))).astype(int)
     return [(int(height), int(width)) for height, width in sizes]
@@ -67,7 +67,7 @@ def reference_tiles(images: list[np.ndarray], architecture: Architecture) -> np.
         do_rescale=False,
         do_normalize=False,
     )
-    nested: Any = [[Image.fromarray(image) for image in images]]  # a list for each prompt
+    nested: Any = [[Image.fromarray(image) for image in images]]  # one list per prompt
     values = processor.preprocess(nested)["pixel_values"]
     return np.concatenate([np.moveaxis(np.asarray(value), 1, -1) for value in values])
 
@@ -99,11 +99,11 @@ def test_frames_of_a_video_are_pooled_to_196_tokens() -> None:
     assert [anyres.tile_count(size, REAL) for size in sizes] == [32, 5]
     assert [anyres.visual_token_count(size, REAL) for size in sizes] == [32 * 196 + 1, 2929]
     layout = anyres.visual_layout(sizes, REAL)
-    assert (layout.num_tiles, layout.lengths) == (37, (32 * 196 + 1, 2929))  # one picture is tiled beside a video too
+    assert (layout.num_tiles, layout.lengths) == (37, (32 * 196 + 1, 2929))  # also tiled with a video
     video = random_image((3, 40, 30))
     tiles = anyres.cut_tiles([video, random_image((20, 50))], SMALL)
     assert len(tiles) == 3 + anyres.tile_count((20, 50), SMALL)
-    np.testing.assert_array_equal(tiles[1], reference_tiles([video[1]], SMALL)[0])  # stretched, as a base tile is
+    np.testing.assert_array_equal(tiles[1], reference_tiles([video[1]], SMALL)[0])  # stretched, like a base tile
 
 
 def test_several_images_are_padded_to_one_tile_each() -> None:
@@ -146,7 +146,7 @@ def test_without_pinpoints_every_picture_is_one_stretched_tile() -> None:
 
 
 def hf_count(size: tuple[int, int], architecture: Architecture) -> int:
-    """LlavaOnevisionProcessor's own count, without the tokenizer that its constructor asks for."""
+    """Returns the count of LlavaOnevisionProcessor, without the tokenizer that its constructor requires."""
     tile = architecture.vision.tile_size
     processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
     processor.__dict__.update(
@@ -178,14 +178,14 @@ def test_known_sizes() -> None:
 
 
 def reference_features(features: torch.Tensor, size: tuple[int, int], architecture: Architecture) -> torch.Tensor:
-    """transformers' packing of [n, patches, D] features of one picture; the newline is a row of 100s."""
+    """Returns transformers' packing of one picture's features [n, patches, D]; the newline is a row of 100s."""
     config = SimpleNamespace(
         vision_config=SimpleNamespace(
             image_size=architecture.vision.tile_size, patch_size=architecture.vision.patch_size
         ),
         image_grid_pinpoints=[list(pinpoint) for pinpoint in architecture.anyres.pinpoints],
     )
-    model: Any = SimpleNamespace(config=config)  # all that the method reads of its model
+    model: Any = SimpleNamespace(config=config)  # all attributes that the method reads of its model
     packed, _ = LlavaOnevisionModel.pack_image_features(
         model,
         [features],
@@ -258,14 +258,14 @@ def test_packing_averages_neighbors_before_the_newlines(sizes, packing, architec
         return (features[of.gather] * of.weights[..., None]).sum(axis=1)
 
     def pooled(rows: np.ndarray, width: int) -> np.ndarray:
-        """Torch's mean over windows that may hang over the edge, of a map given row by row."""
+        """Returns torch's mean over windows, partial at the edges, of a map given row by row."""
         there = torch.from_numpy(rows.reshape(-1, width, 2)).permute(2, 0, 1)[None]
         mean = torch.nn.functional.avg_pool2d(there, window, ceil_mode=True, count_include_pad=False)
         return mean[0].permute(1, 2, 0).numpy()
 
     expected, start, newline = [], 0, features[-1:]
     side = architecture.vision.patches_per_side
-    for length in plain.lengths:  # a whole tile, then either one newline or the rows of the stitched map
+    for length in plain.lengths:  # one tile, then one newline or the rows of the stitched map
         end = start + side**2
         expected.append(pooled(slots(plain)[start:end], side).reshape(-1, 2))
         rest = slots(plain)[end : start + length]
@@ -281,7 +281,7 @@ def test_packing_averages_neighbors_before_the_newlines(sizes, packing, architec
 
 @pytest.mark.parametrize("packing", [1, 2, 4])
 def test_a_map_whose_rows_all_were_padding_leaves_the_whole_tile(packing) -> None:
-    """A strip of 1 x 6 pixels on one tile of four patches: less than a patch's height is picture."""
+    """A strip of 1 x 6 pixels on one tile of four patches: the picture is lower than a patch."""
     tiled = make_architecture(8, 4, 3, max_tiles=2)
     tiled = dataclasses.replace(tiled, anyres=dataclasses.replace(tiled.anyres, packing=packing))
     layout = anyres.visual_layout([(1, 6)], tiled)

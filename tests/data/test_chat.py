@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.chat`: each token and each target, against conversations written out by hand."""
+"""Tests of `visor_jax.data.chat`: each token and each target of conversations encoded by hand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TOKENIZER = load_tokenizer("glyphs")
 
 
 def pieces(ids: list[int]) -> list[str]:
-    """Each token's own text."""
+    """Returns the text of each token."""
     return [TOKENIZER.decode([token], keep_special=True) for token in ids]
 
 
 def conversation(*turns: tuple[str, str], **settings) -> tuple[list[str], list[str]]:
-    """All tokens, and those among them that are targets."""
+    """Returns the text of all tokens, and of the targets among them."""
     encoded = encode_conversation(TOKENIZER, [Turn(*turn) for turn in turns], **settings)
     assert len(encoded.token_ids) == len(encoded.target_mask)
     tokens = pieces(encoded.token_ids)
@@ -178,7 +178,7 @@ marked = st.lists(
 def test_a_prompt_with_history_is_the_same_conversation_as_in_training(
     turns: list[tuple[list[str], str]], system: str, unmarked: bool
 ) -> None:
-    """Up to each of its answers, wherever its pictures stand, or with one picture and no marker."""
+    """Up to each of its answers, with pictures anywhere, or with one picture and no marker."""
     conversation = [Turn(("" if unmarked else "<image>").join(pieces), answer) for pieces, answer in turns]
     for count in range(1, len(turns) + 1):
         before, (*earlier, latest) = conversation[:count], conversation[:count]

@@ -46,7 +46,7 @@ def conversation(*turns: tuple[str, str], images: tuple[np.ndarray, ...] = ()) -
 
 
 def dense(example: Example) -> list[int]:
-    """The interleaved sequence that the positions describe: token ids, and -1 for visual positions."""
+    """Returns the interleaved sequence of the positions: token ids, and -1 for visual positions."""
     sequence = np.full(example.length, -2)
     sequence[example.visual_positions] = -1
     sequence[example.text_positions] = example.text_tokens
@@ -136,7 +136,7 @@ def test_a_prompt_is_the_conversation_up_to_its_first_answer() -> None:
 
 
 def features(batch_row: dict[str, np.ndarray]) -> np.ndarray:
-    """Feature of each visual position, with the mean of a patch's pixels as its feature; newline is -1."""
+    """Returns the feature of each visual position: the mean of its patch's pixels, -1 for newlines."""
     tiles = batch_row["tiles"].astype(np.float64)
     patches = tiles.reshape(len(tiles), 2, 4, 2, 4, 3).mean(axis=(2, 4, 5)).reshape(-1)
     table = np.append(patches, -1.0)
@@ -149,7 +149,7 @@ def row_of(arrays: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
 
 @st.composite
 def some_examples(draw: st.DrawFn) -> list[Example]:
-    """Up to six samples of zero to two pictures and one or two turns."""
+    """Up to six samples with zero to two pictures and one or two turns."""
     examples = []
     for number in range(draw(st.integers(1, 6))):
         sizes = draw(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=2))
@@ -173,7 +173,7 @@ def test_packing_keeps_every_example_whole(examples: list[Example], num_pools: i
     assert sorted(e.id for e in [*itertools.chain(*rows), *waiting]) == [e.id for e in examples]
     batch = make_batch(rows, ROOM, TILED, rows_per_pool)
     assert batch.arrays["tiles"].shape[:2] == (num_pools, ROOM.tiles)
-    batch.arrays["tiles"] = np.repeat(batch.arrays["tiles"], rows_per_pool, axis=0)  # each row's own view of its pool
+    batch.arrays["tiles"] = np.repeat(batch.arrays["tiles"], rows_per_pool, axis=0)  # each row gets the tiles of its pool
     assert batch.ids == [e.id for row in rows for e in row]
     for number, row in enumerate(rows):
         arrays = row_of(batch.arrays, number)
@@ -213,7 +213,7 @@ def test_batch_shapes_and_types() -> None:
         "loss_mask": ((2, 200), "bool"),
         "turn_index": ((2, 200), "int32"),
     }
-    assert arrays["visual_gather"].max() == 12 * 4  # the newline stands behind the patches of all the row's tiles
+    assert arrays["visual_gather"].max() == 12 * 4  # the newline follows the patches of all tiles of the row
     plain = encode_tokens([1, IMAGE, 2], [picture(30, 30)], IMAGE, PLAIN)
     assert make_batch([[plain]], ROOM, PLAIN).arrays["visual_gather"].shape == (1, 80, 1)
 

@@ -1,4 +1,4 @@
-"""Who reads which pictures of the endless generated data: ranges that are disjoint whatever the batch size."""
+"""Consumers of the endless generated data read disjoint ranges of pictures for any batch size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEARNING = (*TRAINED_STAGES, "label")
 
 
 class Indices:
-    """A source whose samples are nothing but their index, some of which cannot be used."""
+    """A source of samples that only hold their index, some of them unusable."""
 
     name = "indices"
 
@@ -39,7 +39,7 @@ class Indices:
 
 
 def drawn(consumer: str, batch_size: int, step: int, bad: int) -> list[int]:
-    """The pictures of one step of a stage, as its stream finds them."""
+    """Returns the pictures of one step of a consumer's stream, at most three."""
     stream = ExampleStream(
         [Part(Within(Indices(bad), index_range(consumer)[1]), shuffle=False)], lambda s: int(s.id), seed=0
     )
@@ -58,7 +58,7 @@ def test_no_batch_size_and_no_step_lets_two_stages_share_a_picture(
     one, other = (set(drawn(*arguments, bad)) for arguments in zip(consumers, batch_sizes, steps, strict=True))
     assert not one & other
     for actual, consumer in ((one, consumers[0]), (other, consumers[1])):
-        assert all(index in index_range(consumer)[1] for index in actual), "not even past the range's end"
+        assert all(index in index_range(consumer)[1] for index in actual), "not even past the end of the range"
 
 
 def test_the_same_pictures_come_in_the_same_order_for_every_batch_size() -> None:

@@ -1,4 +1,4 @@
-"""The fingerprint of a run's pictures: what it notices, and that reading it costs little."""
+"""The fingerprint of a run's pictures: the changes that it detects, and its low cost."""
 
 from __future__ import annotations
 

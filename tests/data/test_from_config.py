@@ -1,4 +1,4 @@
-"""Single questions out of conversations: each with the pictures shown up to it."""
+"""Single questions from conversations, each with the pictures shown up to it."""
 
 import numpy as np
 

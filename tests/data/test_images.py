@@ -1,4 +1,4 @@
-"""Opening pictures: what is refused and why, and what pixels come out of each kind of file."""
+"""Opening pictures: refusals with their reasons, and the pixels of each kind of file."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def reason_of(root: Path, name: str, max_pixels: int = LIMIT) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """tmp/data, with a good picture in a folder, and a secret beside it."""
+    """tmp/data with a valid picture in a folder, and a secret file outside of it."""
     (tmp_path / "data" / "folder").mkdir(parents=True)
     picture().save(tmp_path / "data" / "folder" / "good.png")
     picture().save(tmp_path / "secret.png")
@@ -127,7 +127,7 @@ def test_what_is_no_picture_is_named(root: Path, content: bytes, message: str) -
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims to be large."""
+    """Returns a PNG of a few bytes that declares a large picture."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
@@ -161,14 +161,14 @@ def test_a_file_that_ends_early_is_broken_never_half_a_picture(format: str, opti
             pixels = decode_image(io.BytesIO(whole[:length]), LIMIT)
         except SkipSample:
             refused += 1
-        else:  # only an end marker was lost
+        else:  # only the end marker is missing
             np.testing.assert_array_equal(pixels, expected, err_msg=str(length))
     assert refused >= 117
 
 
 def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 270 degrees
+    exif[0x0112] = 6  # rotate by 270 degrees
     pixels = decode_image(io.BytesIO(encoded(picture(), "PNG", exif=exif)), LIMIT)
     np.testing.assert_array_equal(pixels, np.rot90(np.asarray(picture()), -1))
 
@@ -226,13 +226,13 @@ def chunk(kind: bytes, body: bytes, right: bool = True) -> bytes:
 
 
 def png_with(*chunks: bytes, at: int = 33) -> bytes:
-    """The picture with chunks behind its header, or before its end (`at=-12`)."""
+    """Returns the PNG with chunks inserted after its header, or before its end (`at=-12`)."""
     whole = encoded(picture(), "PNG")
     return whole[:at] + b"".join(chunks) + whole[at:]
 
 
 def exif_block(orientation: int, *entries: bytes) -> bytes:
-    """A TIFF block of one directory: the orientation and other entries of 12 bytes."""
+    """Returns a TIFF block with one directory: the orientation and other entries of 12 bytes."""
     first = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", 1 + len(entries)) + first + b"".join(entries) + bytes(4)
 
@@ -273,7 +273,7 @@ def test_the_orientation_holds_whatever_else_is_wrong(format: str, entries: tupl
 
 
 def test_a_jpeg_is_read_without_its_metadata_where_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one in CMYK, whose Adobe segment says how its channels are meant."""
+    """Also in CMYK, where an Adobe segment defines the channels."""
     from PIL import JpegImagePlugin
 
     def broken(*_: object) -> None:
@@ -322,8 +322,8 @@ def test_gifs_are_read_by_content(root: Path) -> None:
         ([0, 0x0FFF], [0, 255]),  # 12 bits
         ([0, 0x0010, 0x0800], [0, 1, 128]),
         ([0, 0x03FF], [0, 255]),  # 10 bits
-        ([0, 200], [0, 200]),  # 8 bits in a file of 16
-        ([0, 3], [0, 3]),  # darker than that is dark
+        ([0, 200], [0, 200]),  # 8 bits in a 16-bit file
+        ([0, 3], [0, 3]),  # darker values stay dark
         ([0x1000, 0xFFFF], [0x10, 255]),
     ],
 )
@@ -332,7 +332,7 @@ def test_deep_gray_is_scaled_by_the_bits_it_uses(values: list[int], expected: li
     assert decode_image(data, LIMIT)[0, :, 0].tolist() == expected
 
 
-# --- what comes from elsewhere ----------------------------------------------------------------------------------------
+# --- pictures that are not files --------------------------------------------------------------------------------------
 
 
 def test_files_bytes_and_opened_pictures_are_read_alike() -> None:
@@ -340,9 +340,9 @@ def test_files_bytes_and_opened_pictures_are_read_alike() -> None:
     expected = decode_image(io.BytesIO(data), LIMIT)
     for source in (data, bytearray(data), memoryview(data), Image.open(io.BytesIO(data))):
         np.testing.assert_array_equal(decode_image(source, LIMIT), expected)
-    deep = Image.new("I", (2, 2), 7)  # of no format that is read from files
+    deep = Image.new("I", (2, 2), 7)  # not a format that is read from files
     assert decode_image(deep, LIMIT).tolist() == [[[7, 7, 7]] * 2] * 2
-    with pytest.raises(SkipSample, match=r"floating-point pixels.*convert it to 8 bits"):  # in 0 to 1, or to 255?
+    with pytest.raises(SkipSample, match=r"floating-point pixels.*convert it to 8 bits"):  # range 1 or 255?
         decode_image(Image.fromarray(np.full((2, 2), 0.5, np.float32)), LIMIT)
     with pytest.raises(SkipSample, match="has no pixels"):
         decode_image(Image.new("RGB", (0, 2)), LIMIT)

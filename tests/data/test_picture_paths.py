@@ -1,4 +1,4 @@
-"""Picture names: which file they mean, and that none leads out of the data folder."""
+"""Picture names: the file that each refers to, and refusal of names outside the data folder."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from visor_jax.data.sample import SkipSample
 
 
 def build(top: Path) -> Path:
-    """top/data with files and links, and files beside it that no name may reach."""
+    """top/data with files and links, and files outside of it that no name may reach."""
     root = top / "data"
     (root / "sub" / unicodedata.normalize("NFD", "Übung")).mkdir(parents=True)
     for name in (
@@ -49,10 +49,10 @@ def root(tmp_path: Path) -> Path:
         ("sub/../plain.png", "plain.png"),
         ("gone/../plain.png", "plain.png"),
         ("inside/plain.png", "sub/plain.png"),
-        ("inside/../plain.png", "plain.png"),  # by its spelling, whatever the link leads to
+        ("inside/../plain.png", "plain.png"),  # by its spelling, wherever the link leads
         ("sub\\plain.png", "sub/plain.png"),
         (".\\sub\\..\\plain.png", "plain.png"),
-        ("a\\b.png", "a\\b.png"),  # a name with a backslash is a name here
+        ("a\\b.png", "a\\b.png"),  # a backslash is an ordinary character of a name
         ("ROOT/plain.png", "plain.png"),
         ("ROOT/sub/../plain.png", "plain.png"),
         ("//ROOT/plain.png", "plain.png"),
@@ -66,7 +66,7 @@ def test_names_as_people_have_them(root: Path, name: str, file: str) -> None:
     for opened in (root, root.parent / "alias"):
         requested = name.replace("ROOT", str(root)).replace("ALIAS", str(root.parent / "alias"))
         if "ALIAS" in name and opened == root:
-            continue  # only the folder's own spellings are known
+            continue  # only spellings of the folder itself are recognized
         assert resolve_under(opened, requested) == (root / file).resolve()
 
 

@@ -1,4 +1,4 @@
-"""The stream of batches: a pure function of (seed, step), on any number of processes, with bad samples in it."""
+"""The stream of batches is a pure function of (seed, step) on any number of processes, also with bad samples."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ from visor_jax.errors import RequestError, RunError
 
 
 class Numbers:
-    """A source whose sample i is named "<name>/<i>"; every `bad_every`-th cannot be used."""
+    """A source whose sample i is named "<name>/<i>"; every `bad_every`-th is unusable."""
 
     def __init__(self, name: str, size: int, bad_every: int = 0):
         self.name, self._size, self._bad_every = name, size, bad_every
@@ -116,7 +116,7 @@ def test_a_bad_sample_moves_no_other_and_its_place_is_taken_from_the_same_source
 @hypothesis.given(st.integers(0, 20), st.integers(0, 2**40))
 @hypothesis.settings(max_examples=10, deadline=None)
 def test_counts_of_a_resumed_run_equal_the_uninterrupted_ones(stop: int, seed: int) -> None:
-    """Whatever has been made ahead: a batch's tally counts when a step takes it."""
+    """A batch's tally counts when a step takes the batch, however many were made ahead."""
 
     def used(start: int, count: int, state: dict | None = None) -> list[dict]:
         skips, states = SkipLog(), []
@@ -134,7 +134,7 @@ def test_counts_of_a_resumed_run_equal_the_uninterrupted_ones(stop: int, seed: i
 
 
 def test_the_allowed_fraction_holds_over_all_starts() -> None:
-    """A run that is started again often has tried few samples each time."""
+    """A run that is restarted often has tried few samples each time."""
     parts, state = [Part(Numbers("a", 40, bad_every=4))], {}
     with pytest.raises(RunError, match=r"of \d\d+ samples could not be used"):
         for start in range(100):

@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.preview`: what is on a contact sheet, and what it makes of unusual samples."""
+"""Tests of `visor_jax.data.preview`: content of a contact sheet, also for unusual samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_columns_decide_the_shape(tmp_path: Path) -> None:
 
 
 def test_line_breaks_in_names_change_nothing(tmp_path: Path) -> None:
-    """Ids and tasks come with data and stand on one line."""
+    """Ids and tasks of the data are printed on one line."""
     sample = Glyphs("test")[0]
     turns = tuple(dataclasses.replace(turn, task="a b") for turn in sample.turns)
     plain = dataclasses.replace(sample, id="one two", turns=turns, level="hard rows")
@@ -95,7 +95,7 @@ def test_the_same_samples_give_the_same_file(tmp_path: Path) -> None:
 
 
 def test_what_no_font_has_is_written_out(tmp_path: Path) -> None:
-    """DejaVu Sans is always there: Arabic has letters, what it lacks has a name or a number, never a box."""
+    """DejaVu Sans has Arabic and is always installed; characters that it lacks get a name or number, no box."""
     painter = TextPainter(14)
     assert painter.readable("ما اللون Ünï Ж λ\n\t") == "ما اللون Ünï Ж λ\n\t" and not painter.missing
     assert painter.readable("a\u202eb\x07\ufe0f") == "a[U+202E]b[U+0007]"
@@ -107,7 +107,7 @@ def test_what_no_font_has_is_written_out(tmp_path: Path) -> None:
 
 
 def test_characters_are_looked_for_in_other_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a font of few characters in front, the others come from the fonts behind it; what none has is named."""
+    """Characters that the first font lacks come from the next fonts; those that all lack are named."""
     fonts = Path(preview_text._first_font()).parent
     for name in ("_font_with", "_first_font", "_installed"):
         getattr(preview_text, name).cache_clear()

@@ -1,4 +1,4 @@
-"""Single questions, read as they are needed: the same batches every time, few pictures at once, skips counted once."""
+"""Single questions, read on demand: the same batches every time, few pictures in memory, skips counted once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIG = tiny_config()
 
 
 class Records:
-    """Conversations of which some have pictures that cannot be read; counts how many it was asked for."""
+    """Conversations, some with unreadable pictures; counts how often pictures are read."""
 
     name = "records"
 
@@ -84,7 +84,7 @@ def test_unreadable_samples_are_replaced_and_counted_once() -> None:
     for _ in range(2):
         assert question_ids(iter(batches)) == ["0/0", "2/0", "3/0", "3/1", "5/0"]
         assert skips.counts == {("records", "broken_image"): 2}
-    assert 6 not in source.opened, "five questions were found before"
+    assert 6 not in source.opened, "five questions came before"
     assert questions.find("3/1").turns[0].answer == "B"
 
 
@@ -99,7 +99,7 @@ def test_questions_that_do_not_fit_are_left_out_and_counted_once() -> None:
     assert [question_ids(iter(batches)) for _ in range(2)] == [["0/0", "2/0"]] * 2
     assert skips.by_reason() == {"records/too_long": 1}
     (batch,) = batches
-    assert batch.arrays["text_tokens"].shape[1] <= 24, "what is left out makes no batch longer"
+    assert batch.arrays["text_tokens"].shape[1] <= 24, "skipped questions make no batch longer"
 
 
 def test_a_longer_question_in_place_of_an_unreadable_one_has_room() -> None:

@@ -1,7 +1,7 @@
-"""The chat template and its targets with Qwen's real BPE, token by token, against conversations worked out by hand.
+"""The chat template and its targets with Qwen's real BPE equal conversations encoded by hand, token by token.
 
-The BPE's ranks come with the package `dashscope` (`pip install --no-deps dashscope`); without it these tests are
-skipped, for nothing of it is in this repository. Ids are those of LLaVA-OneVision: ranks, then the added tokens.
+The BPE's ranks are in the package `dashscope` (`pip install --no-deps dashscope`); without it these tests are skipped.
+Ids are those of LLaVA-OneVision: ranks, then the added tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visor_jax.data.sample import Turn
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.generate.detokenize import Characters
 
-FOUND = importlib.util.find_spec("dashscope")  # it is looked for, not imported
+FOUND = importlib.util.find_spec("dashscope")  # the package is located, not imported
 RANKS = Path(FOUND.origin).parent / "resources" / "qwen.tiktoken" if FOUND and FOUND.origin else Path("none")
 pytestmark = pytest.mark.skipif(not RANKS.is_file(), reason="needs Qwen's BPE: pip install --no-deps dashscope")
 
@@ -42,7 +42,7 @@ def ranks() -> dict[bytes, int]:
 
 @pytest.fixture(scope="module")
 def tokenizer(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """A checkpoint's folder with a tokenizer.json as Qwen2's: the glyphs' one with the real vocabulary and merges."""
+    """A checkpoint's folder with Qwen2's tokenizer.json: the glyphs' one with the real vocabulary and merges."""
     letters = byte_letters()
 
     def spelled(token: bytes) -> str:
@@ -60,7 +60,7 @@ def tokenizer(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory)
 
 
 def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte in a byte-level tokenizer.json."""
+    """Returns the letter of each byte in a byte-level tokenizer.json."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {**{byte: chr(byte) for byte in printable}, **{byte: chr(256 + n) for n, byte in enumerate(others)}}
@@ -69,7 +69,7 @@ def byte_letters() -> dict[int, str]:
 
 
 def last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts that a token is merged from: its bytes, merged by rank while the token itself is left out."""
+    """Returns the two parts from which a token is merged: its bytes merged by rank, without the last merge."""
     parts, limit = [token[i : i + 1] for i in range(len(token))], ranks[token]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, limit) for a, b in itertools.pairwise(parts)]
@@ -84,7 +84,7 @@ def test_the_vocabulary_is_qwens(tokenizer: ChatTokenizer) -> None:
     assert ids == (151_643, START, END, IMAGE) and tokenizer.vocab_size == 151_647
     assert tokenizer.encode("What is this?") == WHAT and tokenizer.encode("A cat.") == CAT
     assert tokenizer.encode("\n") == [NEWLINE] and tokenizer.encode("\n\n") == [271]
-    assert tokenizer.encode("2024") == [17, 15, 17, 19], "digits stand alone"
+    assert tokenizer.encode("2024") == [17, 15, 17, 19], "digits are separate tokens"
     assert tokenizer.encode("e\u0301") == tokenizer.encode("\u00e9") == [963], "NFC first"
 
 

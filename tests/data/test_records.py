@@ -1,4 +1,4 @@
-"""Layouts of records: which are read and as what, which are named, and that nothing is dropped in silence."""
+"""Layouts of records: supported ones and their meaning, refused ones by name; nothing is dropped silently."""
 
 import json
 from typing import Any
@@ -227,7 +227,7 @@ messages = st.lists(
 
 @given(values | st.fixed_dictionaries({"conversations": messages}, optional=OTHERS))
 def test_any_json_is_a_record_or_skipped(value: Any) -> None:
-    """Nothing else is raised, and what comes out can be encoded and has its pictures in place."""
+    """No other error is raised, and results can be encoded and have their pictures in place."""
     try:
         actual = parse_record(value, 3)
     except SkipSample as why:

@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.tokenizer` and of the glyph tokenizer that it ships with."""
+"""Tests of `visor_jax.data.tokenizer` and of the included glyph tokenizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def changed(tmp_path: Path, **fields) -> Path:
-    """A copy of the glyph tokenizer.json with top-level fields replaced; None removes one."""
+    """Writes a copy of the glyph tokenizer.json with top-level fields replaced; None removes one."""
     content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
     content = {name: value for name, value in {**content, **fields}.items() if value is not None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -57,7 +57,7 @@ def test_every_name_is_one_token_at_the_start_and_after_a_space() -> None:
     names = [*glyph_names(), *color_names(), *background_names()]
     bare, spaced = zip(*(TOKENIZER.word_ids(name) for name in names), strict=True)
     assert [TOKENIZER.decode([token]) for token in bare] == names
-    # Qwen parts digits from the space before them.
+    # Qwen separates digits from the space before them.
     assert [TOKENIZER.decode([token]) for token in spaced] == [name if name in DIGITS else f" {name}" for name in names]
     assert len(set(bare)) == len(set(spaced)) == len(names)
 

@@ -1,4 +1,4 @@
-"""Tokenizers that would hang, explode or panic are refused by their parts; those of real models are not."""
+"""Tokenizers that would hang, exhaust memory or panic are refused by their parts; those of real models are not."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_other_plain_tokenizers_are_read(tmp_path: Path, changes: dict[str, Any]
 
 
 def test_a_panic_of_the_library_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its exception derives from BaseException and can only be told by its name."""
+    """Its exception derives from BaseException and can only be recognized by its name."""
     tokenizer = load_tokenizer("glyphs")
     panic = type("PanicException", (BaseException,), {})
 

@@ -1,4 +1,4 @@
-"""The digits example: what it writes is a data set that training can read."""
+"""The digits example writes a data set that training can read."""
 
 import importlib.util
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_digits_are_real_scans_in_disjoint_splits(tmp_path: Path) -> None:
     answers = [sources["test"][i].turns[0].answer for i in range(300)]
     assert set(answers) == set("0123456789")
 
-    # A picture shrunk back to 8x8 is the scan, so its nearest neighbor in the training part is the same digit.
+    # Pictures shrunk to 8x8 are the scans; the nearest neighbor in the training part mostly has the same digit.
     def scans(source: LlavaSource, count: int) -> np.ndarray:
         pictures = np.stack([source[i].images[0] for i in range(count)])
         assert pictures.shape[1:] == (72, 72, 3) and pictures.max() == 255 and pictures.min() == 0

@@ -1,4 +1,4 @@
-"""What killed processes leave: removed where they certainly ran here and are dead, and nothing else."""
+"""Leftovers of killed processes are removed only if the process certainly ran here and is dead."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = socket.gethostname()
 
 
 def make(path: Path) -> Path:
-    """A file, or where the name says "partial" or "old" a folder with one."""
+    """Creates a file, or a folder with one if the name contains "partial" or "old"."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tmp" or path.suffix == ".json":
         path.write_text("half")
@@ -44,7 +44,7 @@ LEFT = [
 ]
 KEPT = [
     f".export.{os.getppid()}@{HOST}.partial",  # alive
-    f".export.{DEAD}@elsewhere.partial",  # nobody here knows
+    f".export.{DEAD}@elsewhere.partial",  # unknown on this machine
     f".viable.json.{os.getpid()}@{HOST}.tmp",  # this process is writing it
     f"export.{DEAD}.partial",
     f".notes.{DEAD}.txt.json",

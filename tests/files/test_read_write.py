@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read only when regular and of bounded size."""
+"""Files are written completely or not at all, and read only if regular and of bounded size."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch, act):
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null"), Path.mkdir])
 def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    """With --list=/dev/full the administrator's machine had a file there, and no device any more."""
+    """Replacing /dev/full, as root with --list=/dev/full, would turn the device into a file."""
     make(tmp_path / "x")
     before = (tmp_path / "x").lstat()
     with pytest.raises(OSError, match=r"Not a regular file|Is a directory") as error:

@@ -1,4 +1,4 @@
-"""The choice of the next token: the best, or drawn as its probabilities say, within top-p, reproducibly."""
+"""Sampling: the best token, or one drawn by probability within top-p, reproducibly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANY = testing.quick_jit(
 
 
 def frequencies(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
-    """How often each token is drawn, [rows, vocabulary]."""
+    """Returns how often each token is drawn, [rows, vocabulary]."""
     drawn = np.asarray(MANY(LOGITS, Sampling(temperature, top_p, seed).draw()))  # [2000, B]
     return np.stack([np.bincount(row, minlength=5) for row in drawn.T]) / len(drawn)
 

@@ -1,4 +1,4 @@
-"""The launch scripts, run with a Python that only writes down what it is asked: no network, no installation."""
+"""The launch scripts, run with a fake Python that only records its arguments: no network, no installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Stands in for the system's Python and, copied by its own `-m venv`, for the environment's. FAKE_* say what it can do.
+# Replaces the system's Python and, copied by its `-m venv`, the environment's. FAKE_* set its abilities.
 FAKE_PYTHON = r"""#!/bin/bash
 printf '%s\n' "$(basename "$0"): $*" >>"$FAKE_LOG"
 case "$*" in
@@ -34,7 +34,7 @@ esac
 
 
 class Clone:
-    """The launch scripts and the files they read in a folder, and a PATH on which the only Python is a fake one."""
+    """A folder with the launch scripts and the files that they read, and a PATH whose only Python is the fake one."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.log = folder / "a clone", folder / "bin", folder / "log"
@@ -67,11 +67,11 @@ class Clone:
         )
 
     def calls(self, word: str) -> list[str]:
-        """The command lines of the fake Pythons that have `word` in them."""
+        """Returns the command lines of the fake Pythons that contain `word`."""
         return [line for line in self.log.read_text().splitlines() if word in line]
 
     def got(self, program: str) -> list[str]:
-        """The platform and the arguments with which a program was run."""
+        """Returns the platform and the arguments with which a program was run."""
         return Path(f"{self.log}.{program}").read_text().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""A workdir as a run would leave it, with invented numbers: the report's tests need no training."""
+"""A workdir like that of a complete run, with invented numbers, so that the report's tests need no training."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def metrics(stage: str, steps: int) -> str:
 
 
 def write_everything(folder: Path) -> Path:
-    """The workdir of a run in which everything was run."""
+    """The workdir of a run with all stages and passes."""
     write_json(folder / "eval" / "test.json", evaluation(folder / "eval"))
     for stage, steps in {"base": 400, "warmup": 300, "full": 300, "universal": 400, "policy": 200}.items():
         (folder / stage).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The figures: what is drawn of which numbers."""
+"""The figures: which numbers they draw."""
 
 from __future__ import annotations
 
@@ -132,6 +132,6 @@ def test_only_tasks_are_colored_by_level() -> None:
         rows = [{"step": step, **row} for step in (1, 2, 3)]
         return figures.accuracy_curve(Stage("full", rows, True), tasks).decode()
 
-    of_tasks, of_others = drawn("above", "digit"), drawn("above", "named")  # a base stage names what it likes
+    of_tasks, of_others = drawn("above", "digit"), drawn("above", "named")  # a base stage may report any metrics
     assert deepest["hard"] in of_tasks and deepest["easy"] in of_tasks and deepest[""] not in of_tasks
     assert deepest["hard"] not in of_others and deepest[""] in of_others

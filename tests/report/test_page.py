@@ -1,4 +1,4 @@
-"""The report's page: what it says, what it leaves out, and that it trusts no text."""
+"""The report's page: its content, its omissions, and escaping of all text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page as a browser reads it: tags, addresses, the text of every section."""
+    """A parsed page: tags, addresses, the text of every section."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def report_of(folder: Path) -> tuple[str, Page]:
 
 
 def forget_training(folder: Path) -> None:
-    """Drawing curves is what takes time; most tests are about something else."""
+    """Removes the stages' metrics, because drawing curves is slow and most tests do not check them."""
     for metrics in folder.glob("*/metrics.jsonl"):
         shutil.rmtree(metrics.parent)
 
@@ -92,7 +92,7 @@ def test_a_complete_run(full_run: Path) -> None:
     for text in ("glyphs, test split, 1000 questions", "54 % of the full", "4.11x", "3.46x", "99.0 %", "-0.3 points"):
         assert text in header
     assert "Not run" not in page.text
-    # It needs nothing beside itself.
+    # It needs no other files.
     assert set(page.tags) <= {
         *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "figure", "figcaption"),
         *("h1", "h2", "h3", "p", "b", "i", "span", "code", "pre", "img", "br", "details", "summary"),
@@ -108,7 +108,7 @@ def test_a_complete_run(full_run: Path) -> None:
         assert len(list(root.iter("{http://www.w3.org/2000/svg}path"))) > 5
         assert not re.search(rb"(href|src)=\"(?!#)", drawing)
     assert len(page.pictures("png")) == 20
-    # What the other files say.
+    # Content of the other files.
     assert "8 subsets of the slots were evaluated" in page.section("search")
     assert page.section("search").count("viable") == 4 + 1
     assert "1700 41.5" in page.section("labels") and "reaches 99 %" in page.section("labels")
@@ -151,7 +151,7 @@ def test_stages_that_were_asked_for_and_those_that_stopped(full_run: Path) -> No
     assert "warmup 1 steps, not complete" in training
     for stage in ("base", "full", "universal", "policy"):
         assert f"{stage} Not run" in training
-    assert "search" not in training and "dense" not in training  # no trained stage; not asked for
+    assert "search" not in training and "dense" not in training  # not a trained stage; not requested
 
 
 HOSTILE = (
@@ -303,7 +303,7 @@ def test_a_browser_draws_it(full_run: Path, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     forget_training(full_run)
     write_report(Workdir(full_run))
-    # Frames, because a window has a least width; what is wider than its frame is cut at the right edge.
+    # Frames, because a window has a minimum width; content wider than its frame is cut at the right edge.
     frames = "".join(
         f"<iframe src='run/report/index.html' style='border:0;float:left;width:{width}px;height:2600px'></iframe>"
         for width in (1200, 390)
@@ -326,4 +326,4 @@ def test_a_browser_draws_it(full_run: Path, tmp_path: Path) -> None:
         for color in ("#2463b4", "#b4471b", "#0d4439"):  # easy and hard in text and curves; full in the routes
             wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
             assert (np.abs(pixels - wanted).max(axis=-1) < 6).sum() > 50, color
-        assert (pixels[:, -12:] > 200).all()  # nothing but the margin and its rules: nothing runs over the edge
+        assert (pixels[:, -12:] > 200).all()  # only the margin and its rules: no content exceeds the edge

@@ -1,7 +1,7 @@
-"""Run by `test_fsdp.py` in a process of its own: one stage's first steps on several meshes of eight simulated devices.
+"""Runs one stage's first steps on several meshes of eight simulated devices; a process of `test_fsdp.py`.
 
 Usage: fsdp_program.py STAGE FOLDER. Prints one JSON object: for each mesh, named "replica x fsdp x tensor", how far
-its losses, gradients, parameters and scores are from those of a single device, and how much of the state one holds.
+its losses, gradients, parameters and scores differ from a single device's, and one device's share of the state.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ OVERRIDES = [
 
 
 def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], devices: Any) -> dict[str, Any]:
-    """Losses and gradient norms of the first steps, the first step's gradients, the last step's parameters."""
+    """Returns losses and gradient norms of the first steps, the first step's gradients, the last step's parameters."""
     settings, arch = stage_config(config, stage), architecture(config, stage)
     mesh = build_mesh(*sizes, devices=devices)
     objective, tx = make_objective(config, stage, workdir), build_optimizer(settings)
@@ -69,7 +69,7 @@ def run(config: Any, stage: str, workdir: Workdir, sizes: tuple[int, int, int], 
         measured["norms"].append(float(metrics["gradient_norm"]))
         if step.number == 1:
             measured["gradients"] = jax.device_get(optax.tree.get(state.opt_state, "mu"))
-    samples = list(single_questions(config, "validation", 5))  # no whole number of rows for any device
+    samples = list(single_questions(config, "validation", 5))  # not divisible by the number of devices
     params = unflatten({**state.trainable, **state.frozen})
     scores = score(params, questions_of(config, samples).batches(5), [(True,) * arch.num_slots], arch, mesh=mesh)
     return {**measured, "end": host(state), "likelihoods": scores.log_likelihood[0].tolist()}
@@ -80,19 +80,19 @@ def host(state: State) -> dict[str, np.ndarray]:
 
 
 def bytes_share(state: State, device: Any) -> float:
-    """The share of parameters and moments that one device holds."""
+    """Returns the share of parameters and moments that one device holds."""
     leaves = [x for x in jax.tree.leaves(state) if x.ndim]
     here = sum(shard.data.size for x in leaves for shard in x.addressable_shards if shard.device == device)
     return here / sum(x.size for x in leaves)
 
 
 def without_noise(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without what has no gradient but rounding, which Adam blows up: a shift of all keys changes no softmax."""
+    """Drops key biases: softmax ignores a shift of all keys, so their gradients are rounding, which Adam amplifies."""
     return {path: x for path, x in params.items() if path != "blocks/cross_attention/k_proj/bias"}
 
 
 def worst(measured: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
-    """The largest difference, in units of each array's largest magnitude."""
+    """Returns the largest difference relative to each array's largest magnitude."""
     assert measured.keys() == expected.keys()
     scales = {name: max(float(np.abs(x).max()), 1e-3) for name, x in expected.items()}
     return max(float(np.abs(measured[name] - expected[name]).max()) / scales[name] for name in expected)

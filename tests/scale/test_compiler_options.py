@@ -1,4 +1,4 @@
-"""Compiled programs are machine code: they are kept where only this user can write, and never in a workdir."""
+"""The cache of compiled programs, which are machine code: only this user can write it; it is never in a workdir."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from visor_jax.testing import tiny_config
 
 @pytest.fixture(autouse=True)
 def nothing_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user without settings, whose cache folder is `tmp_path/cache`; JAX's settings come back afterwards."""
+    """A user without settings and with the cache folder `tmp_path/cache`; restores JAX's settings afterwards."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     for name in ("JAX_COMPILATION_CACHE_DIR", CACHE_VARIABLE):
@@ -47,7 +47,7 @@ def in_use() -> str | None:
 def test_programs_lie_in_the_users_cache_folder_for_nobody_else(tmp_path: Path) -> None:
     assert use_compile_cache() == in_use() == str(tmp_path / "cache" / "visor_jax")
     assert stat.S_IMODE((tmp_path / "cache" / "visor_jax").stat().st_mode) == 0o700
-    assert use_compile_cache() == str(tmp_path / "cache" / "visor_jax"), "asked again, the same"
+    assert use_compile_cache() == str(tmp_path / "cache" / "visor_jax"), "a second call returns the same folder"
 
 
 @pytest.mark.parametrize("base", ["", "relative"])
@@ -124,7 +124,7 @@ def test_a_run_ignores_what_lies_in_its_workdir_and_says_so(tiny_copy: Path, cap
 
 
 def test_a_bucket_keeps_programs_for_the_next_machine(tmp_path, monkeypatch) -> None:
-    """`gs://` stands for a folder here, through the package that would reach the bucket."""
+    """`gs://` maps to a local folder here, through the package that would access the bucket."""
 
     class StandIn(DirFileSystem):
         def __init__(self, **settings):

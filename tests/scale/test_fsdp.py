@@ -1,4 +1,4 @@
-"""Fully sharded training over eight simulated devices is the single device's training, to rounding."""
+"""Fully sharded training over eight simulated devices equals training on a single device up to rounding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from visor_jax.scale.compiler_options import QUICK
 
 PROGRAM = Path(__file__).with_name("fsdp_program.py")
-# A quick compiler: the programs run three steps.
+# Fast compilation, because the programs run only three steps.
 FLAGS = " ".join(
     ["--xla_force_host_platform_device_count=8", *(f"--{name}={str(x).lower()}" for name, x in QUICK.items())]
 )
@@ -27,11 +27,11 @@ def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for mesh, measured in json.loads(done.stdout.splitlines()[-1]).items():
-        assert measured["start"] < 1e-6, "the same random parameters on every mesh, to rounding"
+        assert measured["start"] < 1e-6, "the same random parameters on every mesh, up to rounding"
         np.testing.assert_allclose(measured["losses"], measured["expected_losses"], rtol=1e-5, err_msg=mesh)
         assert len(set(measured["losses"])) == len(measured["losses"]) and measured["moved"] > 0.01, "it trained"
         assert measured["norms"] < 1e-5 and measured["gradients"] < 1e-5 and measured["end"] < 1e-2, (mesh, measured)
         assert len(measured["likelihoods"]) == 5
         np.testing.assert_allclose(measured["likelihoods"], measured["expected_likelihoods"], rtol=1e-2, err_msg=mesh)
         fsdp, tensor = (int(n) for n in mesh.replace("-1", "8").split("x")[1:])
-        assert measured["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and the few small parameters"
+        assert measured["held"] < 1.3 / (fsdp * tensor), "a device holds its share, and all small parameters"

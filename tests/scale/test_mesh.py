@@ -1,4 +1,4 @@
-"""The mesh's sizes: what is left goes to -1, and what does not fit is the asker's mistake."""
+"""The mesh's sizes: -1 takes the remaining devices, and impossible sizes are wrong requests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def test_the_remaining_devices_go_to_minus_one() -> None:
     "sizes",
     [
         (1, 1, jax.device_count() + 1),  # too many
-        (3, -1, 1),  # no multiple of the known sizes
-        (-1, -1, 1),  # only one may be left open
+        (3, -1, 1),  # not a multiple of the known sizes
+        (-1, -1, 1),  # only one size may be -1
         (0, -1, 1),
         (0, 1, 1),
         (-2, 1, 1),

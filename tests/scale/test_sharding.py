@@ -1,4 +1,4 @@
-"""The sharding table at the true sizes: it covers every parameter, splits what is large, and refuses collisions."""
+"""The sharding table at full size: it covers every parameter, splits large ones, and refuses collisions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def size(tree: Any) -> int:
 
 
 def test_the_dense_half_billion_model_has_transformers_parameters() -> None:
-    """893.7 M as `LlavaOnevisionForConditionalGeneration` counts them, less the post_layernorm that nobody reads."""
+    """893.7 M as in `LlavaOnevisionForConditionalGeneration`, without the unused post_layernorm."""
     text = true_size("0.5B", "dense").text
-    config = LlavaOnevisionConfig(  # its defaults are SigLIP so400m at 384 with 26 layers
+    config = LlavaOnevisionConfig(  # the defaults are SigLIP so400m at 384 with 26 layers
         text_config={
             "model_type": "qwen2",
             "vocab_size": text.vocab_size,
@@ -120,7 +120,7 @@ def test_golden_shardings_of_each_kind_of_parameter() -> None:
 @pytest.mark.parametrize("axis", ["heads", "mlp", "vocab"])
 @pytest.mark.parametrize("sizes", [(64, 64), (63, 61)])
 def test_two_dimensions_on_one_mesh_axis_are_refused(axis: str, sizes: tuple[int, int]) -> None:
-    """Whether or not these sizes would let both be split: the rules are wrong, not the sizes."""
+    """Refused for any sizes, even if both rules could apply, because the rules are wrong."""
     params = flatten(true_params("0.5B", "dense"))
     path = next(path for path in params if set(logical_axes(path)) == {axis, "embed"})
     stacked = params[path].shape[:-2]

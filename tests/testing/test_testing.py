@@ -1,4 +1,4 @@
-"""The public testing package keeps its word: what it makes is small, random everywhere, and reproducible."""
+"""The public testing package makes small, fully random and reproducible models and batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_batches_are_packed_padded_and_reproducible() -> None:
         segments = one.arrays[f"{stream}_segments"]
         assert (segments[:, -1] == 0).all(), "every row ends in padding"
         assert segments.max() == 2, "two examples share a row"
-    assert not one.arrays["visual_segments"][-1].any(), "a row of text only"
+    assert not one.arrays["visual_segments"][-1].any(), "a row with text only"
     assert one.arrays["loss_mask"].any(axis=1).all()
     assert testing.IMAGE_TOKEN not in one.arrays["text_tokens"]
 

@@ -1,4 +1,4 @@
-"""Fault points are quiet unless the environment names them."""
+"""Fault points do nothing unless the environment names them."""
 
 from __future__ import annotations
 

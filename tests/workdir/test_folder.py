@@ -1,4 +1,4 @@
-"""The workdir: files whole or not at all, one run at a time, one configuration."""
+"""The workdir: complete files, one run at a time, one configuration."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def test_the_same_configuration_may_come_back_and_free_fields_may_change(tmp_pat
 
 
 def test_a_workdir_keeps_the_random_numbers_that_it_was_begun_with(tmp_path):
-    """Claiming it by this version does not make it this version's; its checkpoints' identity is what it was."""
+    """A workdir of an older version stays valid: its checkpoints keep their identity."""
     workdir, config = Workdir(tmp_path / "old"), make_config()
     workdir.claim(config)
     record = read_json(workdir.path / "config.json")
     assert workdir.identity(config, "full")["random_numbers"] == record.pop("random_numbers") == RANDOM_NUMBERS
     workdir.check_random_numbers()
-    write_json(workdir.path / "config.json", record)  # as the first version wrote it
+    write_json(workdir.path / "config.json", record)  # written by the first version
     workdir.claim(config)
     assert workdir.random_numbers() == 1 and "random_numbers" not in workdir.identity(config, "full")
     with pytest.raises(RequestError, match=r"other random numbers \(random_numbers is 1 there and") as error:
@@ -255,7 +255,7 @@ def test_only_one_of_many_takes_over(tmp_path, monkeypatch):
 
     def slow_read(lock: WorkdirLock):
         holder = read(lock)
-        time.sleep(0.05)  # between looking and writing
+        time.sleep(0.05)  # between reading and writing
         return holder
 
     monkeypatch.setattr(WorkdirLock, "_read", slow_read)

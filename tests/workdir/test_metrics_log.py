@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl: every step stands in the file exactly once, whatever happened in between."""
+"""Rows of metrics.jsonl: every step is in the file exactly once, also after interruptions."""
 
 from __future__ import annotations
 

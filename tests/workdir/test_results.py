@@ -35,7 +35,7 @@ ROW = {"tasks": {"bg": 1.0}, "easy": 1.0, "hard": None, "decoder_gflops": 0.5, "
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir with every result file, of invented numbers; not to be changed."""
+    """A workdir with every result file, with invented numbers; tests must not change it."""
     path = tmp_path_factory.mktemp("made") / "run"
     workdir, config = Workdir(path), tiny_config()
     workdir.claim(config)
@@ -46,7 +46,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = Labels(
         VIABLE,
         np.arange(count) % 3,
-        -np.ones((3, count), np.float32).T,  # as scoring gives them: the other way round in memory
+        -np.ones((3, count), np.float32).T,  # in scoring's memory order, which is transposed
         index_range("label")[1].start + np.arange(count) // 2,
         np.arange(count) % 2,
     )
@@ -82,7 +82,7 @@ def test_what_nobody_changed_is_read(run: Path) -> None:
 
 
 def change(path: Path, **fields: Any) -> None:
-    """Set fields of a JSON file, dots between the parts of their names (written "__"); None removes one."""
+    """Sets fields of a JSON file; "__" in a name is a dot; None removes a field."""
     tree = json.loads(path.read_text())
     for name, value in fields.items():
         *parents, last = name.split("__")
@@ -102,7 +102,7 @@ def replace(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def spoil(name: str) -> dict[str, Callable[[Path], object]]:
-    """What can be done to any JSON file."""
+    """Ways to damage any JSON file."""
     return {
         f"{name}: empty": lambda run: (run / name).write_text(""),
         f"{name}: nested": lambda run: (run / name).write_text(NESTED),
@@ -116,7 +116,7 @@ def spoil(name: str) -> dict[str, Callable[[Path], object]]:
 
 
 def save_arrays(run: Path, header: bytes | None = None, compressed: bool = False, **arrays: Any) -> None:
-    """Write labels.npz with other arrays; None leaves one out, `header` stands for the labels' own."""
+    """Rewrites labels.npz with other arrays; None drops one, `header` replaces the header."""
     path = run / "labels" / "labels.npz"
     with np.load(path) as saved:
         merged = {**{name: saved[name] for name in saved}, **arrays}
@@ -226,7 +226,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
 
 
 def read_all(run: Path) -> None:
-    """As stages, passes and the report read them."""
+    """Reads the results like stages, passes and the report."""
     workdir = Workdir(run)
     workdir.config()
     read_viable(workdir, 2)

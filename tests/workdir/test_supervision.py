@@ -20,14 +20,14 @@ ROOT = Path(visor_jax.errors.__file__).parents[1]
 
 
 def start(script: str, **environment: str) -> subprocess.Popen[str]:
-    """A Python process that runs `script`; it prints "ready" when it may be signaled."""
+    """Starts a Python process that runs `script`, which prints "ready" when it may be signaled."""
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **environment}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def signaled(script: str, *numbers: signal.Signals) -> tuple[int, str, str]:
-    """Run `script`, send it the signals once it is ready; its exit status, stdout after that and stderr."""
+    """Runs `script`, sends the signals when it is ready; returns exit status, stdout after that and stderr."""
     process = start(script)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for number in numbers:
@@ -59,11 +59,11 @@ def test_one_stop_for_a_whole_command():
         assert inner is outer
         with inner.until_complete("full"):
             inner.hold()
-        assert not outer._held, "what comes after a stage has nothing to save"
+        assert not outer._held, "after a stage there is nothing to save"
 
 
 def test_a_signal_in_a_stages_end_is_obeyed_once_it_is_complete():
-    """Whatever the loop has asked: what came while the last step was saved counts."""
+    """A signal that arrives while the last step is saved counts, whatever the loop polled before."""
     done = []
     with pytest.raises(SystemExit) as stopped, supervised() as stop, stop.until_complete("full"):
         stop.hold()
@@ -84,7 +84,7 @@ UNINTERRUPTIBLE = """
     import random, sys, zlib
     from visor_jax.workdir.supervision import supervised, watched
     data = random.Random(0).randbytes(1 << 25)
-    def compile():  # as XLA does: seconds in which no Python runs in the main thread
+    def compile():  # like XLA: the main thread runs no Python for seconds
         for _ in range(40):
             zlib.compress(data, 9)
     with supervised() as stop, watched({hang_seconds}):
@@ -110,12 +110,12 @@ def test_what_has_to_be_done_before_an_exit_at_once_is_done(tmp_path):
         from visor_jax.workdir.lock import WorkdirLock
         from visor_jax.workdir.supervision import supervised
         with supervised() as stop, WorkdirLock(Path({str(tmp_path)!r}) / "lock.json"):
-            stop.before_exit(lambda: time.sleep(60))  # what hangs cannot hold it up
+            stop.before_exit(lambda: time.sleep(60))  # a hanging action does not delay the exit
             print("ready", flush=True)
             time.sleep(60)
     """
     assert signaled(script, signal.SIGTERM)[0] == 143
-    assert not (tmp_path / "lock.json").exists(), "nobody has to wait for a run that ended"
+    assert not (tmp_path / "lock.json").exists(), "the lock is released"
 
 
 def test_a_forked_child_s_signals_are_its_own():
@@ -186,7 +186,7 @@ def test_an_interrupt_that_nobody_hears_ends_a_watched_command():
 
 
 def test_who_handles_interrupts_goes_on():
-    """A conversation in the terminal is not watched: there SIGINT may end an answer only."""
+    """In a chat, which has no watchdog, SIGINT may end only an answer."""
     script = """
         import time
         from visor_jax.workdir import supervision

@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.glyphs.source`: pictures are read back from pixels, every answer checked on them."""
+"""Tests of `visor_jax.data.glyphs.source`: pictures are decoded from pixels, and every answer is checked on them."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ SCENES = tuple({about.scene: None for about in TASKS.values()})
 # --- reading a picture ------------------------------------------------------------------------------------------------
 
 T = TypeVar("T")
-Grid = dict[tuple[int, int], tuple[str, str]]  # where -> (glyph, color); empty patches are left out
+Grid = dict[tuple[int, int], tuple[str, str]]  # place -> (glyph, color), without empty patches
 
 
 def quiet(offset: int) -> Any:
-    """A generator whose noise is silent and whose jitter is given."""
+    """A random generator without pixel noise and with a given jitter."""
 
     def integers(low: int, high: int, size: Any, dtype: Any = np.int64) -> np.ndarray:
-        # Four bytes of 127.5 on average are no pixel noise.
+        # Bytes with a mean of 127.5 give no pixel noise.
         return np.full(size, 0x7F7F8080 if high == 2**32 else offset, dtype)
 
     return SimpleNamespace(integers=integers, standard_normal=np.zeros)
 
 
 def templates() -> tuple[list[tuple[str, str, str]], np.ndarray]:
-    """Every (glyph, color, background) at every offset, and how its patch looks: float32 [N, 192]."""
+    """Returns every (glyph, color, background) at every offset, and its patch: float32 [N, 192]."""
     labels, patches = [], []
     count = len(glyph_names()) * len(color_names())
     glyphs, colors = np.divmod(np.arange(count), len(color_names()))
@@ -69,7 +69,7 @@ SQUARES = (PATCHES**2).sum(1)
 
 
 def read(image: np.ndarray) -> tuple[Grid, str]:
-    """The glyphs of a picture and its background, by the nearest template of each patch."""
+    """Returns a picture's glyphs and background, by the nearest template of each patch."""
     side = image.shape[0] // 8
     patches = image.reshape(side, 8, side, 8, 3).transpose(0, 2, 1, 3, 4).reshape(side * side, -1).astype(np.float32)
     distances = SQUARES - 2 * patches @ PATCHES.T
@@ -89,7 +89,7 @@ def find(grid: Grid, glyph: str) -> tuple[int, int]:
 
 
 def solve(grid: Grid, background: str, turn: Turn) -> str:
-    """The answer, worked out from the picture; fails if it is not unique."""
+    """Returns the answer, computed from the picture; fails if it is not unique."""
     letter = (re.findall(r"\b[A-K]\b", turn.question) or [""])[-1]
     match turn.task:
         case "bg":
@@ -214,12 +214,12 @@ def test_nothing_is_asked_twice_and_tasks_alternate() -> None:
     source = Glyphs()
     for index in range(100):
         turns = source[index].turns
-        about = r"\b[A-K]\b|" + "|".join(color_names())  # what a question is about, however it is phrased
+        about = r"\b[A-K]\b|" + "|".join(color_names())  # the content of a question, for any phrasing
         facts = [(turn.task, re.findall(about, turn.question)) for turn in turns]
         assert all(facts.count(fact) == 1 for fact in facts)
         here = [task for task, about in TASKS.items() if about.scene == TASKS[turns[0].task].scene]
         assert len({turn.task for turn in turns}) == min(len(here), len(turns))
-        # A picture with few cards or letters runs out of questions, and a scatter has three; chains always have enough.
+        # A picture with few cards or letters has few questions, and a scatter has three; chains always have enough.
         assert len(turns) == 4 or (2 <= len(turns) < 4 and not turns[0].task.startswith("follow"))
 
 
@@ -242,7 +242,7 @@ def test_chains_of_every_length_start_in_their_own_color() -> None:
         starts = [color for name, color in grid.values() if name in MOVES and color != "white"]
         assert len(starts) == len(set(starts)) == len(sample.turns)
         assert {turn.task for turn in sample.turns} == {"follow1", "follow2", "follow3"}
-        assert sum(name not in MOVES for name, _ in grid.values()) >= len(starts) + 8  # ends and loose glyphs
+        assert sum(name not in MOVES for name, _ in grid.values()) >= len(starts) + 8  # ends and isolated glyphs
         numbers[len(starts)] += 1
     assert set(numbers) == {4, 5}
 
@@ -271,7 +271,7 @@ def test_noise_is_as_strong_as_documented() -> None:
         .mean((1, 3))
         for _ in range(20)
     ]
-    colors = np.array(blue).reshape(-1, 3)[:, :2]  # blue itself would be cut at 255
+    colors = np.array(blue).reshape(-1, 3)[:, :2]  # pure blue would be clipped at 255
     assert np.abs(colors.mean(0) - (60, 90)).max() < 1.5 and np.abs(colors.std(0) - np.hypot(8, 3)).max() < 0.8
 
 

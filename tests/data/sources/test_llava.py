@@ -1,4 +1,4 @@
-"""LLaVA files and records: what is read, what is the asker's mistake, what is skipped and under which reason."""
+"""LLaVA files and records: valid ones, wrong requests, and skipped records with their reasons."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def gpt(text: str) -> dict[str, str]:
 
 @pytest.fixture
 def open_source(tmp_path: Path) -> Open:
-    """Writes the given content to a file beside two pictures, and opens it."""
+    """Writes the content to a file next to two pictures, and opens it."""
     for number in (1, 2):
         Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"{number}.png")
 
@@ -62,7 +62,7 @@ def test_several_pictures_or_none(open_source: Open) -> None:
     assert [image[0, 0, 0] for image in source[0].images] == [1, 2]
     assert source[0].turns[0].question == "Is <image> like <image>?"
     assert source[1].images == () and source[1].id == "7"
-    assert source[2].id == "2"  # its place in the file
+    assert source[2].id == "2"  # its index in the file
     with pytest.raises(IndexError):
         source[3]
 
@@ -184,7 +184,7 @@ def test_a_bad_line_is_one_skipped_record(open_source: Open) -> None:
 
 
 def test_splits_are_disjoint_complete_and_stable(open_source: Open, tmp_path: Path) -> None:
-    records = [record(id=i, image=f"{i // 2}.png") for i in range(1000)]  # two records a picture
+    records = [record(id=i, image=f"{i // 2}.png") for i in range(1000)]  # two records per picture
 
     def ids(count: int, split: str) -> set[str]:
         source = open_source(records[:count], split=split, test_fraction=0.1)
@@ -198,7 +198,7 @@ def test_splits_are_disjoint_complete_and_stable(open_source: Open, tmp_path: Pa
     assert ids(500, "test") == {i for i in parts["test"] if int(i) < 500}
     asking = [{"type": "image", "image": "1.png"}, {"type": "text", "text": "What?"}]
     openai = [{"role": "user", "content": asking}, {"role": "assistant", "content": "A box."}]
-    one_picture = [{"messages": openai}] * 10  # named by the messages
+    one_picture = [{"messages": openai}] * 10  # named in the messages
     spelled = ["1.png", "./1.png", "gone/..\\1.png", str(tmp_path / "1.png"), f"{tmp_path}//gone/../1.png"]
     one_picture += [record(id=name, image=name) for name in spelled]
     source = open_source(one_picture, split="all", test_fraction=0.3)
@@ -216,14 +216,14 @@ def test_a_configuration_names_one_file_or_one_for_each_split(open_source: Open,
     assert [LlavaSource.from_config(config, split)[0].id for split in ("train", "test")] == ["t", "v"]
     with pytest.raises(RequestError, match=r"validation\.json"):
         LlavaSource.from_config(config, "validation")
-    data.path = "test.json"  # all its records are about one picture
+    data.path = "test.json"  # all its records have the same picture
     splits = [split for split in ("train", "validation", "test") if has_records(config, split)]
     assert len(splits) == 1 and len(LlavaSource.from_config(config, "all")) == 2
     data.max_image_pixels = 23
     with pytest.raises(SkipSample, match="too_many_pixels"):
         LlavaSource.from_config(config, splits[0])[0]
     data.root, data.path, data.max_image_pixels = "", str(tmp_path / "train.json"), 24
-    assert LlavaSource.from_config(config, "all")[0].images[0].shape == (4, 6, 3)  # beside the file
+    assert LlavaSource.from_config(config, "all")[0].images[0].shape == (4, 6, 3)  # next to the file
 
 
 def has_records(config: Any, split: str) -> bool:
@@ -297,7 +297,7 @@ def test_system_texts_and_links_reach_the_sample(open_source: Open, tmp_path: Pa
 
 
 def test_splits_that_would_be_empty_are_told(open_source: Open, tmp_path: Path) -> None:
-    open_source([record(id=str(number)) for number in range(30)])  # all about one picture
+    open_source([record(id=str(number)) for number in range(30)])  # all with the same picture
     data = SimpleNamespace(source="llava", root=str(tmp_path), path="set.json", test_fraction=0.1, tiles=1)
     data.max_image_pixels, data.follow_links = 24, False
     config = SimpleNamespace(data=data)
@@ -308,7 +308,7 @@ def test_splits_that_would_be_empty_are_told(open_source: Open, tmp_path: Path) 
     check_splits(config, {"train", "validation", "test"})
     data.path = "{split}.json"
     open_source([record()], "validation.json")
-    check_splits(config, {"train", "validation"})  # that of "train" is read at once anyway
+    check_splits(config, {"train", "validation"})  # that of "train" is always read immediately
     with pytest.raises(RequestError, match=r"test\.json: No such file"):
         check_splits(config, {"validation", "test"})
     open_source([record(image="gone.png"), record(image="../1.png")], "test.json")

@@ -1,4 +1,4 @@
-"""The table of sources: what it refuses, and that one more source needs one file and one line."""
+"""The table of sources: its refusals, and a further source with one file and one line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_does_not_fit_a_source_is_refused(overrides: list[str], message: st
 
 @pytest.fixture
 def third(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The example of docs/your_data.md as a module, and its line in the table."""
+    """Adds the example of docs/your_data.md as a module, and its line in the table."""
     (code,) = re.findall(r"```python\n(# shades\.py\n.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     module = types.ModuleType("shades")
     monkeypatch.setitem(sys.modules, "shades", module)
@@ -114,7 +114,7 @@ def test_commands_refuse_an_unknown_source_before_anything_is_created(
 
 
 def test_only_the_table_names_a_source() -> None:
-    """Beside the table a source is named in its own files, its objective, and `testing/`."""
+    """Outside the table, a source is named only in its files, its objective, and `testing/`."""
     allowed = re.compile(r"^(data/glyphs/|data/sources/(__init__|llava)\.py|train/objectives/glyphs_base\.py|testing/)")
     lines = []
     for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.j2")]):
