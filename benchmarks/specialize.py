@@ -97,14 +97,14 @@ def compared(
     dynamic: Callable[..., Any], special: Callable[..., Any], inputs: tuple[Any, ...], bits: Bits, repeats: int
 ) -> dict[str, Any]:
     """Returns both programs' seconds under one budget, the ratio per round, and the largest output difference."""
-    runs = {"dynamic": lambda: dynamic(*inputs, jnp.asarray(bits, bool)), "specialised": lambda: special(*inputs)}
+    runs = {"dynamic": lambda: dynamic(*inputs, jnp.asarray(bits, bool)), "specialized": lambda: special(*inputs)}
     outputs = [jax.block_until_ready(run()) for run in runs.values()]
     difference = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*outputs, strict=True))
     times = harness.interleaved({name: harness.timed(run) for name, run in runs.items()}, repeats)
     return {
         "dynamic_seconds_quartiles": harness.quartiles(times["dynamic"]),
-        "specialised_seconds_quartiles": harness.quartiles(times["specialised"]),
-        "overhead_quartiles": harness.quartiles(times["dynamic"] / times["specialised"]),
+        "specialised_seconds_quartiles": harness.quartiles(times["specialized"]),
+        "overhead_quartiles": harness.quartiles(times["dynamic"] / times["specialized"]),
         "max_difference": difference,
     }
 

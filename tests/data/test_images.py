@@ -181,8 +181,12 @@ def test_every_mode_becomes_rgb() -> None:
         "L": (Image.new("L", (2, 1), 77), {}, (77, 77, 77)),
         "1": (Image.new("1", (2, 1), 1), {}, (255, 255, 255)),
         "P": (clear_palette, {}, (10, 20, 30)),
-        "P with a clear colour": (clear_palette, {"transparency": 1}, (255, 255, 255)),
-        "RGB with a clear colour": (Image.new("RGB", (2, 1), (1, 2, 3)), {"transparency": (1, 2, 3)}, (255, 255, 255)),
+        "P with a transparent color": (clear_palette, {"transparency": 1}, (255, 255, 255)),
+        "RGB with a transparent color": (
+            Image.new("RGB", (2, 1), (1, 2, 3)),
+            {"transparency": (1, 2, 3)},
+            (255, 255, 255),
+        ),
         "RGBA": (red_half, {}, (255, 127, 127)),
         "LA": (Image.new("LA", (2, 1), (0, 0)), {}, (255, 255, 255)),
         "I;16": (Image.fromarray(np.full((1, 2), 0x8040, np.uint16)), {}, (0x80, 0x80, 0x80)),
@@ -248,8 +252,8 @@ WITH_METADATA = {
     "wrong checksum": png_with(chunk(b"tEXt", b"Comment\0abc", right=False)),
     "wrong checksum behind": png_with(chunk(b"tEXt", b"Comment\0abc", right=False), at=-12),
     "wrong checksum of transparency": png_with(chunk(b"tRNS", bytes(6), right=False)),
-    "EXIF that is none, PNG": png_with(chunk(b"eXIf", b"garbage")),
-    "EXIF that is none, WebP": encoded(picture(), "WEBP", lossless=True, exif=b"garbage"),
+    "invalid EXIF, PNG": png_with(chunk(b"eXIf", b"garbage")),
+    "invalid EXIF, WebP": encoded(picture(), "WEBP", lossless=True, exif=b"garbage"),
 }
 
 
@@ -288,7 +292,7 @@ def test_a_jpeg_is_read_without_its_metadata_where_that_is_broken(monkeypatch: p
             np.testing.assert_array_equal(decode_image(data, LIMIT), expected)
 
 
-@pytest.mark.parametrize("name", ["wrong checksum", "large comment", "EXIF that is none, PNG"])
+@pytest.mark.parametrize("name", ["wrong checksum", "large comment", "invalid EXIF, PNG"])
 def test_a_second_attempt_makes_no_broken_picture_whole(name: str) -> None:
     whole = WITH_METADATA[name]
     data = bytearray(whole[: len(whole) - 40])

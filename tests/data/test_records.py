@@ -158,7 +158,7 @@ NAMED = {
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
     "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),
     "videos": ("video", "'videos'", {"videos": ["a.mp4"], "conversations": PLAIN}),
-    "videos beside pictures": ("video", "'videos'", {"videos": ["a"], "image": "a.png", "conversations": ASK}),
+    "videos and pictures": ("video", "'videos'", {"videos": ["a"], "image": "a.png", "conversations": ASK}),
     "audios": ("video", "'audios'", {"audios": ["a.wav"], "conversations": PLAIN}),
     "Alpaca": ("unknown_layout", "`instruction` and `output`: the Alpaca", {"instruction": "a", "output": "b"}),
     "ms-swift": ("unknown_layout", "`query` and `response`", {"query": "a", "response": "b", "images": ["a.png"]}),

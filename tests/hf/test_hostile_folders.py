@@ -126,7 +126,7 @@ HEADERS: dict[str, tuple[Change, str]] = {
     "20,000 empty tensors": (raw(MORE), "20,000 tensors, expected at most 10,000"),
     "9,000 empty tensors": (raw(SOME), "t0, t1, t2 and 8,997 more are not expected"),
     "overlapping tensors": (raw(f'{{"a": {tensor()}, "b": {tensor()}}}', bytes(4)), "no whole safetensors"),
-    "bytes that nobody owns": (raw(f'{{"a": {tensor()}}}', bytes(9)), "no whole safetensors"),
+    "bytes of no tensor": (raw(f'{{"a": {tensor()}}}', bytes(9)), "no whole safetensors"),
     "offsets outside": (raw(f'{{"a": {tensor(offsets=[0, 2**40])}}}', bytes(4)), "no whole safetensors"),
     "a negative shape": (raw(f'{{"a": {tensor(shape=[-1])}}}', bytes(4)), "no whole safetensors"),
     "a shape that overflows": (raw(f'{{"a": {tensor(shape=[2**33, 2**33])}}}', bytes(4)), "no whole safetensors"),

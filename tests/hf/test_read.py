@@ -172,9 +172,9 @@ def test_a_dense_checkpoint_is_given_new_layers(saved: dict[str, Path]) -> None:
 # --- invalid folders --------------------------------------------------------------------------------------------------
 
 
-def spoilt(folder: Path, tmp_path: Path, change: Any) -> Path:
+def changed_copy(folder: Path, tmp_path: Path, change: Any) -> Path:
     """Copies a folder with one file of tensors and changes its tensors."""
-    copy = tmp_path / "spoilt"
+    copy = tmp_path / "changed"
     copy.mkdir()
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json"):
         shutil.copy(folder / name, copy)
@@ -213,7 +213,7 @@ def put(end: str, make: Any) -> Any:
 )
 def test_tensors_are_checked_before_they_are_read(saved: dict[str, Path], tmp_path: Path, change: Any, message: str):
     with pytest.raises(RequestError, match=f"1 tensors are not as config.json says: .*{message}"):
-        load(spoilt(saved["shards"], tmp_path, change))
+        load(changed_copy(saved["shards"], tmp_path, change))
 
 
 def test_all_problems_are_counted_and_the_first_of_each_kind_named(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_all_problems_are_counted_and_the_first_of_each_kind_named(saved: dict[s
             tensors[f"other.{name}"] = tensors.pop(name)
 
     with pytest.raises(RequestError, match="tensors are not as config") as refused:
-        load(spoilt(saved["shards"], tmp_path, rename))
+        load(changed_copy(saved["shards"], tmp_path, rename))
     refusal = str(refused.value).replace(str(tmp_path), "")
     assert "other." in refusal and "more are missing" in refusal and "more are not expected" in refusal
     assert (
@@ -259,7 +259,7 @@ def test_a_tied_head_must_be_the_embeddings(saved: dict[str, Path], tmp_path: Pa
         tensors["lm_head.weight"] = torch.ones_like(tensors[key(tensors, "embed_tokens.weight")])
 
     with pytest.raises(RequestError, match=r"lm_head\.weight differs from the embeddings"):
-        load(spoilt(saved["tied"], tmp_path, untie))
+        load(changed_copy(saved["tied"], tmp_path, untie))
 
 
 def test_files_that_are_missing_or_cut_short(saved: dict[str, Path], tmp_path: Path) -> None:

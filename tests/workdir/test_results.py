@@ -1,4 +1,4 @@
-"""Files of a workdir that somebody changed: refused by name, or made again; never a traceback, never accepted."""
+"""Changed files of a workdir are refused by name or recomputed; never accepted, and never a traceback."""
 
 from __future__ import annotations
 
