@@ -163,7 +163,7 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     assert [reason for _, reason in skips.counts] == ["missing_file"]
 
 
-def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:
+def test_missing_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="run the label stage first"):
         Labels.read(Workdir(tmp_path))
 

@@ -122,7 +122,7 @@ def test_the_files_of_a_search(tiny_run: Path) -> None:
     assert float(table[1]["bg"]) == row["tasks"]["bg"]
 
 
-def test_without_a_search_one_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_search_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="run the search first"):
         read_viable(Workdir(tmp_path))
 

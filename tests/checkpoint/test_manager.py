@@ -337,7 +337,7 @@ def settled(checkpoints: Checkpoints) -> bool:
     return checkpoints.poll()
 
 
-def test_a_failed_save_is_told_at_the_next_step_and_made_again(tmp_path, unwritable, caplog):
+def test_a_failed_save_is_reported_at_the_next_step_and_retried(tmp_path, unwritable, caplog):
     unwritable.left = 1
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(1))
@@ -349,7 +349,7 @@ def test_a_failed_save_is_told_at_the_next_step_and_made_again(tmp_path, unwrita
         assert checkpoints.latest() == 2
 
 
-def test_a_save_that_is_waited_for_is_made_again_until_it_stands(tmp_path, unwritable):
+def test_a_save_that_is_waited_for_is_retried_until_it_succeeds(tmp_path, unwritable):
     unwritable.left = module.SAVE_ATTEMPTS - 1
     with opened(tmp_path) as checkpoints:
         checkpoints.save(1, make_state(1), wait=True)

@@ -31,7 +31,7 @@ def sealed(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_says_what_was_sealed(tmp_path):
+def test_the_manifest_lists_sealed_files(tmp_path):
     manifest = examine(sealed(tmp_path / "7", {"arrays/d/x": b"abc", "arrays/y": b""}))
     assert (manifest.step, manifest.identity, manifest.meta, manifest.tree) == (
         7,
@@ -56,7 +56,7 @@ def test_any_single_flipped_bit_is_noticed(tmp_path_factory, data):
         examine(folder)
 
 
-def test_reasons_are_told(tmp_path):
+def test_reasons_are_reported(tmp_path):
     folder = sealed(tmp_path / "7", {"arrays/x": b"abc"})
     (folder / "arrays" / "x").write_bytes(b"abcd")
     with pytest.raises(Damaged, match="arrays/x has 4 bytes instead of 3"):

@@ -109,7 +109,7 @@ DISK_FULL = """
 """
 
 
-def test_a_full_disk_is_told_retried_and_ends_in_exit_1(tmp_path):
+def test_a_full_disk_is_reported_retried_and_ends_in_exit_1(tmp_path):
     status, text = finish(start(DISK_FULL, tmp_path))
     assert status == 1 and "3 in a row" in text, text
     assert "Traceback" not in text.splitlines()[-1]

@@ -51,7 +51,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, typed: str, first: str | None = None, 
     return parrot, list(chat.run(first))
 
 
-def test_each_question_follows_on_what_was_said(
+def test_each_question_continues_the_conversation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parrot, rows = talk(monkeypatch, " one \ntwo\n\nnot asked\n", first="zero")
@@ -103,7 +103,7 @@ def test_what_else_may_be_typed(
         ("/budget fulll", "did you mean 'full'"),
     ],
 )
-def test_a_mistake_is_told_and_the_chat_goes_on(
+def test_a_wrong_request_is_reported_and_the_chat_continues(
     line: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parrot, rows = talk(monkeypatch, f"{line}\nthen\n")

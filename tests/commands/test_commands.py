@@ -111,7 +111,7 @@ def test_generate_in_a_conversation(
         (None, "turns.json: no such file"),
     ],
 )
-def test_histories_that_are_none(
+def test_invalid_histories(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refused before the model is loaded."""
@@ -202,7 +202,7 @@ def test_plan_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
 # --- wrong requests ---------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before the model is loaded."""
     ask = "generate", f"--workdir={tmp_path / 'nowhere'}", "--question=What?"
     (tmp_path / "text.png").write_text("no picture")

@@ -86,7 +86,7 @@ def good(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_check_of_a_good_set_passes_and_tells_what_has_no_picture(
+def test_check_of_a_valid_set_passes_and_counts_records_without_a_picture(
     good: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = f"--config={good / 'good.py'}"

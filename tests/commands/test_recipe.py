@@ -222,7 +222,7 @@ def narrow(path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["universal", "label", "policy"])
-def test_a_complete_stage_that_was_made_of_other_budgets_is_refused(tiny_copy: Path, stage: str) -> None:
+def test_a_complete_stage_of_other_budgets_is_refused(tiny_copy: Path, stage: str) -> None:
     actual = read_json(tiny_copy / "search" / "viable.json")["viable"]
     if actual == ["0b00", "0b11"]:
         write_json(tiny_copy / "search" / "viable.json", {"num_slots": 2, "viable": ["0b00", "0b01", "0b11"]})
@@ -254,7 +254,7 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return created
 
 
-def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finished: list[str]) -> None:
+def test_an_evaluation_with_other_settings_is_repeated(tiny_copy: Path, finished: list[str]) -> None:
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"], "the evaluation exists"
     stages.finish(tiny_config(), str(tiny_copy))
@@ -272,7 +272,7 @@ def test_an_evaluation_with_other_settings_is_made_again(tiny_copy: Path, finish
     assert {row["samples"] for row in result["budgets"].values()} == {8}
 
 
-def test_an_evaluation_of_other_records_or_pictures_is_made_again(tiny_copy: Path, tmp_path: Path) -> None:
+def test_an_evaluation_of_other_records_or_pictures_is_repeated(tiny_copy: Path, tmp_path: Path) -> None:
     write_records(tmp_path)
     data = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "data.test_fraction": 0.0}
     config, workdir = tiny_config({**data, "stages": ("full",)}), Workdir(tiny_copy)

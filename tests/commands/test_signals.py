@@ -43,7 +43,7 @@ def test_a_signal_at_start_up_is_a_status_and_no_traceback(point: str, send: str
     assert (ended, "Traceback" in err) == (status, False), err
 
 
-def test_nothing_is_imported_before_signals_are_owned() -> None:
+def test_signals_are_handled_before_slow_imports() -> None:
     """Before that, no slow package and only these modules of ours are imported."""
     script = (
         "import sys; from visor_jax import __main__; from visor_jax.workdir import fault_points, supervision\n"

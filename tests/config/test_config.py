@@ -57,7 +57,7 @@ def changed(*overrides: str):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_config_is_valid_and_says_what_it_is(path):
+def test_shipped_config_is_valid_and_described(path):
     config = load_config(path)
     assert config.name == path.stem
     text = path.read_text()
@@ -239,7 +239,7 @@ def test_overrides_become_values_of_the_field_s_type(override, field, value):
     assert type(config) is type(value)
 
 
-def test_of_a_field_given_twice_the_last_counts_and_it_is_said(caplog):
+def test_of_a_repeated_field_the_last_counts_with_a_warning(caplog):
     assert changed("train.steps=3", "train.steps=4").train.steps == 4
     assert "--config.train.steps is given twice: using '4', not '3'" in caplog.text
 

@@ -46,7 +46,7 @@ def test_no_parameter_named_config_is_any() -> None:
     assert not mismatches, "\n".join(mismatches)
 
 
-def test_what_validate_returns_is_frozen_all_the_way_down() -> None:
+def test_validated_configurations_are_deeply_frozen() -> None:
     given = tiny_config()
     config = validate(given)
     assert isinstance(given, ConfigDict) and isinstance(config, Config)
@@ -57,7 +57,7 @@ def test_what_validate_returns_is_frozen_all_the_way_down() -> None:
             setattr(section, name, getattr(section, name))
 
 
-def test_every_field_says_what_it_means() -> None:
+def test_every_field_is_described() -> None:
     pending, count = [validate(tiny_config())], 0
     while pending:
         section = pending.pop()
@@ -85,7 +85,7 @@ def test_a_workdir_of_the_untyped_configurations_is_claimed_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_a_shipped_config_says_how_it_is_run_and_what_to_expect(path: Path) -> None:
+def test_a_shipped_config_states_its_command_and_expected_result(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert re.search(rf"visor (run|train) [^`]*--config=configs/{path.name}", text), "the command"
     assert "never run to the end" in text.lower() or "Expected: " in text, "time and result"

@@ -79,7 +79,7 @@ def test_llava_targets_are_the_assistants_turn_and_all_structure() -> None:
     "written",
     ["What colour is A?", "<image>\nWhat colour is A?", "What colour is A? <image>", "\n<image>What colour is A?\n"],
 )
-def test_one_picture_goes_in_front_on_a_line_of_its_own(written: str) -> None:
+def test_a_single_picture_is_placed_first_on_a_separate_line(written: str) -> None:
     assert conversation((written, "red"))[0] == [*USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
 
 

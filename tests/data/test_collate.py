@@ -173,7 +173,9 @@ def test_packing_keeps_every_example_whole(examples: list[Example], num_pools: i
     assert sorted(e.id for e in [*itertools.chain(*rows), *waiting]) == [e.id for e in examples]
     batch = make_batch(rows, ROOM, TILED, rows_per_pool)
     assert batch.arrays["tiles"].shape[:2] == (num_pools, ROOM.tiles)
-    batch.arrays["tiles"] = np.repeat(batch.arrays["tiles"], rows_per_pool, axis=0)  # each row gets the tiles of its pool
+    batch.arrays["tiles"] = np.repeat(
+        batch.arrays["tiles"], rows_per_pool, axis=0
+    )  # each row gets the tiles of its pool
     assert batch.ids == [e.id for row in rows for e in row]
     for number, row in enumerate(rows):
         arrays = row_of(batch.arrays, number)

@@ -100,7 +100,7 @@ def test_no_two_purposes_or_places_draw_the_same_numbers(places: list[tuple[str,
 
 
 @pytest.mark.parametrize("split", range(4))
-def test_what_is_drawn_beside_the_pictures_is_not_drawn_like_them(split: int) -> None:
+def test_other_random_numbers_differ_from_those_of_pictures(split: int) -> None:
     """NumPy pads short seeds with zeros, so that those of (1, 0, 7) and (1, 0, 7, 0) are the same."""
     pictures = {tuple(np.random.SeedSequence((seed, split, 7)).generate_state(4)) for seed in range(6)}
     others = {

@@ -78,7 +78,7 @@ def test_the_processes_rows_make_up_the_batch(process_count: int) -> None:
         pipeline(MIXED, batch_size=4, process_count=3)
 
 
-def test_an_epoch_shows_every_sample_once_in_an_order_of_its_own() -> None:
+def test_an_epoch_has_every_sample_once_in_a_different_order() -> None:
     def epochs(seed: int) -> list[list[str]]:
         return take(3, [Part(Numbers("a", 50))], batch_size=50, seed=seed)
 
@@ -146,7 +146,7 @@ def test_the_allowed_fraction_holds_over_all_starts() -> None:
 
 
 @pytest.mark.parametrize("state", [None, [], {}, {"tried": -1, "skipped": []}, {"tried": 1, "skipped": [["a", "b"]]}])
-def test_counts_that_no_checkpoint_wrote_are_none(state: object) -> None:
+def test_counts_that_no_checkpoint_wrote_are_ignored(state: object) -> None:
     skips = SkipLog()
     skips.restore(state)
     assert skips.state() == {"tried": 0, "skipped": []}

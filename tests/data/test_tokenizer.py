@@ -46,7 +46,7 @@ def test_text_never_becomes_a_chat_token(text: str) -> None:
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == unicodedata.normalize("NFC", text)
 
 
-def test_chat_tokens_have_ids_of_their_own() -> None:
+def test_chat_tokens_have_separate_ids() -> None:
     ids = [TOKENIZER.pad_token_id, TOKENIZER.start_token_id, TOKENIZER.end_token_id, TOKENIZER.image_token_id]
     assert [TOKENIZER.decode([token], keep_special=True) for token in ids] == list(CHAT_TOKENS)
     assert TOKENIZER.decode(ids) == ""

@@ -43,7 +43,7 @@ def test_budgets_by_contract(tiny_run: Path) -> None:
     assert set(result["levels"].values()) == {"easy", "hard"} and len(result["levels"]) == 11
 
 
-def test_auto_is_made_of_the_policys_picks(tiny_run: Path) -> None:
+def test_auto_figures_follow_the_policys_choices(tiny_run: Path) -> None:
     result, model = read_json(tiny_run / "eval" / "test.json"), load(tiny_run)
     config = from_dict(Workdir(tiny_run).config())
     samples = list(single_questions(config, "test", config.evaluate.samples))
@@ -118,7 +118,7 @@ def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:
         ((0.0, 0.5), ("decoder MFLOP", "0.00", "500.00")),
     ],
 )
-def test_costs_are_told_in_one_unit_that_suits_them(
+def test_costs_are_printed_in_one_suitable_unit(
     capsys: pytest.CaptureFixture[str], gflops: tuple[float, ...], shown: tuple[str, ...]
 ) -> None:
     row = {"easy": None, "hard": None, "tasks": {"all": 0.5}, "end_to_end_gflops": 90000.0, "samples": 3}

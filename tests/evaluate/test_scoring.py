@@ -47,7 +47,7 @@ def answer_text(model: Visor, sample: Sample, bits: tuple[bool, ...]) -> str:
     return model.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=8).text
 
 
-def test_teacher_forced_is_what_generation_says(model: Visor) -> None:
+def test_teacher_forced_scores_equal_generation(model: Visor) -> None:
     """For every budget; some references are answers of the model under one of the budgets."""
     chosen = list(single_questions(tiny_config(), "validation", 3))
     answers = {(i, bits): answer_text(model, sample, bits) for i, sample in enumerate(chosen) for bits in BUDGETS}
@@ -196,7 +196,7 @@ def test_levels_are_means_of_tasks() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.floats(-8, 8), min_size=2, max_size=6))
-def test_turning_the_dial_down_never_picks_a_dearer_budget(seed: int, dials: list[float]) -> None:
+def test_a_lower_dial_never_selects_a_more_expensive_budget(seed: int, dials: list[float]) -> None:
     rng = np.random.default_rng(seed)
     costs = np.sort(rng.uniform(1, 5, 4))
     routes = rng.normal(size=(20, 4)).astype(np.float32)

@@ -115,7 +115,7 @@ def test_license_and_base_model(settings, origin, expected):
     assert (known.license, known.base_model) == expected
 
 
-def test_a_base_model_is_known_by_its_card_and_place(tmp_path):
+def test_a_base_model_is_identified_by_its_card_and_path(tmp_path):
     assert origin_of(tmp_path) == {}
     (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# B\n")
     assert origin_of(tmp_path) == {"license": "mit", "base_model": "a/b"}
@@ -138,7 +138,7 @@ def workdir_with(path: Path, complete: dict, evaluation: dict | None = None) -> 
     return workdir
 
 
-def test_what_a_workdir_tells(tmp_path):
+def test_about_a_workdirs_stages(tmp_path):
     own = workdir_with(tmp_path / "own", {"step": 4}, EVALUATION)
     assert about_stage(ExportConfig(), own, "policy") == About(evaluation=EVALUATION)
     assert about_stage(ExportConfig(), own, "full") == About()  # the figures belong to another stage

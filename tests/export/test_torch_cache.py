@@ -120,7 +120,7 @@ def test_a_cache_given_empty_is_filled(visor, inputs):
 
 @pytest.mark.parametrize("rows", [[2, 0, 1], [1, 1], [2], [0, 2, 2, 1]], ids=str)
 @pytest.mark.parametrize("operation", ["batch_select_indices", "reorder_cache"])
-def test_samples_change_places_with_their_budgets(visor, tiny, operation, rows):
+def test_samples_are_reordered_with_their_budgets(visor, tiny, operation, rows):
     prompts, inputs = three_prompts(visor, tiny)
     cache = visor(**inputs, budget=BUDGETS).past_key_values
     getattr(cache, operation)(torch.tensor(rows))
@@ -132,7 +132,7 @@ def test_samples_change_places_with_their_budgets(visor, tiny, operation, rows):
         assert (actual[row] - expected[0]).abs().max() <= 1e-5
 
 
-def test_a_mask_selects_and_repeats_stand_side_by_side(visor, tiny):
+def test_a_mask_selects_and_repeats_are_adjacent(visor, tiny):
     _, inputs = three_prompts(visor, tiny)
     cache = visor(**inputs, budget=BUDGETS).past_key_values
     selected, repeated = copy.deepcopy(cache), copy.deepcopy(cache)
@@ -148,7 +148,7 @@ def test_a_mask_selects_and_repeats_stand_side_by_side(visor, tiny):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_tokens_taken_back_leave_no_trace(visor, tiny, side):
+def test_removed_tokens_leave_no_trace(visor, tiny, side):
     _, inputs = three_prompts(visor, tiny, side)
     length, cache = inputs["input_ids"].shape[1], visor(**inputs, budget=BUDGETS).past_key_values
     untouched = copy.deepcopy(cache)

@@ -191,7 +191,7 @@ def test_large_weights_are_sharded(model, unproven, tmp_path):
     assert torch.equal(one, other)
 
 
-def test_a_model_without_a_policy_says_so(tmp_path, unproven):
+def test_a_model_without_a_policy_refuses_auto(tmp_path, unproven):
     model = copy.copy(tiny_model())
     model.has_policy = False
     torch_export.export(model, tmp_path / "out", stage="full")

@@ -98,7 +98,7 @@ def test_auto_is_the_budget_that_the_route_names_and_changes_no_answer(visor, ti
     close(kept.logits, named.logits[:, [0, 3]])
 
 
-def test_an_argument_that_is_none_is_refused(visor, tiny):
+def test_an_unknown_argument_is_refused(visor, tiny):
     inputs = tiny.prompt(visor, [(9, 9)])
     for name in ("budgets", "position_ids", "output_router_logits"):
         with pytest.raises(TypeError, match=f"unexpected arguments {name}; slots are chosen by `budget`"):
@@ -107,7 +107,7 @@ def test_an_argument_that_is_none_is_refused(visor, tiny):
     assert visor(**inputs, labels=labels, num_items_in_batch=4, output_router_logits=False).loss > 0
 
 
-def test_labels_are_not_seen_by_the_route(visor, tiny):
+def test_the_route_ignores_labels(visor, tiny):
     inputs = tiny.prompt(visor, [(20, 30)], after=8)
     ids = inputs["input_ids"]
     labels = torch.full_like(ids, -100)
@@ -119,7 +119,7 @@ def test_labels_are_not_seen_by_the_route(visor, tiny):
     close(whole.loss, expected)
 
 
-def test_dial_never_turns_to_a_cheaper_budget_when_it_rises(visor, tiny):
+def test_a_higher_dial_never_selects_a_cheaper_budget(visor, tiny):
     inputs = tiny.prompt(visor, [(20, 30)])
     dials = (-1e300, -50.0, -1.0, 0.0, 1.0, 50.0, 1e38, 1e39, 1e300)
     sums = [int(visor(**inputs, budget="auto", dial=dial).budgets.sum()) for dial in dials]
@@ -140,7 +140,7 @@ def test_the_choice_is_the_jax_models(scores, costs, dial):
     assert costs[0, int(chosen[0])] == costs[0, int(expected[0])]
 
 
-def test_a_slot_that_is_off_has_no_say(tiny):
+def test_a_slot_that_is_off_is_not_computed(tiny):
     model = tiny.randomize(VisorForConditionalGeneration(tiny.config()))
     inputs = tiny.prompt(model, [(20, 30)])
     parts = []
@@ -171,7 +171,7 @@ def architecture_of(config) -> Architecture:
 
 
 @pytest.mark.parametrize("budget", ALL)
-def test_cache_holds_what_the_formula_says(visor, tiny, budget):
+def test_cache_bytes_equal_the_formula(visor, tiny, budget):
     inputs = tiny.prompt(visor, [(20, 30)])
     _, cache = steps(visor, inputs, count=3, budget=budget)
     visual = int((inputs["input_ids"] == tiny.IMAGE).sum())

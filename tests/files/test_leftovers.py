@@ -81,7 +81,7 @@ def test_an_export_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "model"]
 
 
-def test_what_cannot_be_removed_is_said(
+def test_leftovers_that_cannot_be_removed_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(tmp_path / LEFT[2])

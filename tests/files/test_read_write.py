@@ -100,7 +100,7 @@ def test_what_is_no_file_of_json_is_refused_at_once(tmp_path, name):
     assert message in str(error.value)
 
 
-def test_a_file_in_proc_that_holds_more_than_it_says_is_refused():
+def test_a_file_in_proc_larger_than_its_size_is_refused():
     assert Path("/proc/self/status").stat().st_size == 0
     with pytest.raises(OSError, match="too large") as error:
         read_regular("/proc/self/status", 16)

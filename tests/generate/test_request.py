@@ -32,7 +32,7 @@ WIDE = testing.random_picture(20, 90, seed=0)
         (None, "questions: expected .* got NoneType"),
     ],
 )
-def test_what_is_no_list_of_questions_is_refused(questions: Any, message: str, model: Visor) -> None:
+def test_invalid_lists_of_questions_are_refused(questions: Any, message: str, model: Visor) -> None:
     with pytest.raises(RequestError, match=message):
         model.answer_many(questions, "empty", max_new_tokens=1)
 
@@ -96,7 +96,7 @@ def test_wrong_settings_are_refused_before_anything_runs(
         (None, "A a " * 17_000, "positions .* of text, 0 of pictures.* max_new_tokens=64 are more than the 32,768"),
     ],
 )
-def test_what_is_no_picture_or_question_is_refused(image: Any, question: Any, message: str, model: Visor) -> None:
+def test_invalid_pictures_and_questions_are_refused(image: Any, question: Any, message: str, model: Visor) -> None:
     with pytest.raises(RequestError, match=message):
         model.answer(image, question, "full")
 
@@ -118,6 +118,6 @@ def test_an_open_or_truncated_file_is_refused(
 
 
 @pytest.mark.parametrize("tokens", [[5, TOKENIZER.vocab_size], [5, -1], [5.7, 2], ["5"], [[5, 6]], [5, 2**40]])
-def test_token_ids_that_the_model_has_not_are_refused(model: Visor, tokens: Any) -> None:
+def test_token_ids_outside_the_vocabulary_are_refused(model: Visor, tokens: Any) -> None:
     with pytest.raises(RequestError, match=f"token_ids: expected whole numbers from 0 to {TOKENIZER.vocab_size - 1}"):
         model.logits(tokens, [])

@@ -270,7 +270,7 @@ def test_pinpoints_that_are_missing_are_transformers_default(folder: Path) -> No
     [{"model_type": "llava"}, {"model_type": "llava_qwen"}, {"mm_projector_type": "mlp2x_gelu"}],
     ids=str,
 )
-def test_the_layout_of_llavas_own_code_is_answered_with_how_to_convert_it(folder: Path, changes: Any) -> None:
+def test_the_layout_of_llavas_code_is_refused_with_how_to_convert_it(folder: Path, changes: Any) -> None:
     with pytest.raises(RequestError, match=r"convert_llava_onevision_weights_to_hf\.py") as refused:
         load(with_config(folder, **changes))
     assert len(str(refused.value).replace(str(folder), "")) < 450
@@ -328,7 +328,7 @@ def test_a_tensor_with_and_without_a_wrapper_is_there_twice(folder: Path) -> Non
     assert canonical_key("module.model.image_newline") == "model.image_newline"
 
 
-def test_an_adapters_folder_says_how_to_merge_it(folder: Path) -> None:
+def test_an_adapters_folder_is_refused_with_how_to_merge_it(folder: Path) -> None:
     (folder / "config.json").unlink()
     write(folder / "adapter_config.json", {"peft_type": "LORA"})
     with pytest.raises(RequestError, match="a PEFT adapter, without the model; merge it into its model"):

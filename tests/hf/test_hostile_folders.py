@@ -91,7 +91,7 @@ FILES = (
 
 @pytest.mark.parametrize("kind", BAD_FILES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_none_is_refused(saved: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
+def test_a_path_that_is_not_a_file_is_refused(saved: dict[str, Path], tmp_path: Path, name: str, kind: str) -> None:
     make, message = BAD_FILES[kind]
     folder = copied(saved["shards" if "index" in name else "tied"], tmp_path / "folder")
     in_place(name, make)(folder)
@@ -225,7 +225,7 @@ def test_sizes_and_indices_are_checked_against_the_tensors(saved: dict[str, Path
     refused(folder, message)
 
 
-def test_code_and_pickles_beside_a_model_are_never_run(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_code_and_pickles_in_a_models_folder_are_never_run(saved: dict[str, Path], tmp_path: Path) -> None:
     folder = copied(saved["tied"], tmp_path / "folder")
     config(auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})(folder)
     witness = tmp_path / "ran"

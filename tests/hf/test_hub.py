@@ -145,7 +145,7 @@ def test_only_json_and_safetensors_are_taken_and_offline_finds_them_again(
     assert offline == folders[:1]
 
 
-def test_what_the_hub_refuses_is_said_in_one_line(server: SimpleNamespace, tmp_path: Path) -> None:
+def test_refusals_of_the_hub_are_reported_in_one_line(server: SimpleNamespace, tmp_path: Path) -> None:
     names = ["org/gated", "org/missing", "org/model@99999999", "org/teapot", "hf://org", "hf://a--b/c", "org/x.git"]
     lines = run(LOCATE, *names, folder=tmp_path, url=server.url)
     expected = [

@@ -296,7 +296,7 @@ def test_system_texts_and_links_reach_the_sample(open_source: Open, tmp_path: Pa
                 source[0]
 
 
-def test_splits_that_would_be_empty_are_told(open_source: Open, tmp_path: Path) -> None:
+def test_splits_that_would_be_empty_are_reported(open_source: Open, tmp_path: Path) -> None:
     open_source([record(id=str(number)) for number in range(30)])  # all with the same picture
     data = SimpleNamespace(source="llava", root=str(tmp_path), path="set.json", test_fraction=0.1, tiles=1)
     data.max_image_pixels, data.follow_links = 24, False
