@@ -97,7 +97,7 @@ def server(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     for name in NOT_OURS:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("print('never')")
-    handler = type("OurHandler", (Handler,), {"folder": folder, "asked": []})
+    handler = type("OurHandler", (Handler,), {"folder": folder, "requested": []})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=running.serve_forever, daemon=True)
     thread.start()
