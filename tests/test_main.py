@@ -103,7 +103,7 @@ def test_a_defect_keeps_its_traceback(command):
     ("arguments", "expected"),
     [
         (["prbe"], "'prbe': unknown command; did you mean 'probe'?"),
-        (["xyz"], "'xyz': unknown command; there are"),
+        (["xyz"], "'xyz': unknown command; expected one of"),
         (["probe", "extra"], "probe: unexpected argument 'extra'"),
         (["probe", "--imge=3"], "probe: unexpected argument '--imge=3'; did you mean '--image'?"),
         (["generate", "--imgae=a.png"], "generate: unexpected argument '--imgae=a.png'; did you mean '--image'?"),
@@ -234,9 +234,9 @@ def test_help_needs_no_jax():
 
 
 def test_the_program_itself():
-    refused_arguments = visor("rnu")
-    assert (refused_arguments.returncode, refused_arguments.stdout) == (2, "")
-    assert refused_arguments.stderr.startswith("visor: 'rnu': unknown command")
+    misspelled = visor("rnu")
+    assert (misspelled.returncode, misspelled.stdout) == (2, "")
+    assert misspelled.stderr.startswith("visor: 'rnu': unknown command")
     assert visor("--help").stdout.startswith("usage: visor COMMAND")
 
 
@@ -320,15 +320,15 @@ def test_tracebacks_are_those_of_our_own_defects():
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "formatted"),
+    ("name", "place", "is_printed"),
     [
         ("absl", "/site/orbax/checkpoint/handler.py", False),
         ("absl", "/site/grain/x.py", True),
         ("visor_jax", "/x", True),
     ],
 )
-def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, formatted):
-    assert command_line._is_news(logging.LogRecord(name, logging.ERROR, place, 0, "failed", None, None)) is formatted
+def test_what_orbax_logs_of_a_failed_save_is_said_once(name, place, is_printed):
+    assert command_line._is_news(logging.LogRecord(name, logging.ERROR, place, 0, "failed", None, None)) is is_printed
 
 
 def test_errors_after_an_interrupt_are_the_interrupt_s(command, monkeypatch):
