@@ -4,16 +4,17 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from visor_jax.config import Config, as_config
 from visor_jax.data.sample import SkipSample, Turn
 from visor_jax.data.sources.llava import LlavaSource, check_splits
 from visor_jax.errors import RequestError
+from visor_jax.testing import tiny_config
 
 HELLO = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A box."}]
 Open = Callable[..., LlavaSource]
@@ -207,22 +208,25 @@ def test_splits_are_disjoint_complete_and_stable(open_source: Open, tmp_path: Pa
         open_source(records[:1], split="test", test_fraction=1e-9)
 
 
+def configured(root: Path | str, **fields: Any) -> Config:
+    """A configuration of records below `root`, a tenth of them in each of validation and test."""
+    given = {"source": "llava", "root": str(root), "path": "set.json", "test_fraction": 0.1, **fields}
+    return as_config(tiny_config({"stages": ("full",)} | {f"data.{name}": value for name, value in given.items()}))
+
+
 def test_a_configuration_names_one_file_or_one_for_each_split(open_source: Open, tmp_path: Path) -> None:
     open_source([record(id="t")], "train.json")
     open_source([record(id="v")] * 2, "test.json")
-    data = SimpleNamespace(root=str(tmp_path), path="{split}.json", test_fraction=0.1, max_image_pixels=24, tiles=1)
-    data.follow_links = False
-    config = SimpleNamespace(data=data)
+    config = configured(tmp_path, path="{split}.json", max_image_pixels=24)
     assert [LlavaSource.from_config(config, split)[0].id for split in ("train", "test")] == ["t", "v"]
     with pytest.raises(RequestError, match=r"validation\.json"):
         LlavaSource.from_config(config, "validation")
-    data.path = "test.json"  # all its records have the same picture
+    config = configured(tmp_path, path="test.json", max_image_pixels=24)  # all with the same picture
     splits = [split for split in ("train", "validation", "test") if has_records(config, split)]
     assert len(splits) == 1 and len(LlavaSource.from_config(config, "all")) == 2
-    data.max_image_pixels = 23
     with pytest.raises(SkipSample, match="too_many_pixels"):
-        LlavaSource.from_config(config, splits[0])[0]
-    data.root, data.path, data.max_image_pixels = "", str(tmp_path / "train.json"), 24
+        LlavaSource.from_config(configured(tmp_path, path="test.json", max_image_pixels=23), splits[0])[0]
+    config = configured("", path=str(tmp_path / "train.json"), max_image_pixels=24)
     assert LlavaSource.from_config(config, "all")[0].images[0].shape == (4, 6, 3)  # next to the file
 
 
@@ -285,10 +289,8 @@ def test_system_texts_and_links_reach_the_sample(open_source: Open, tmp_path: Pa
     Image.new("RGB", (6, 4)).save(outside / "1.png")
     (root / "coco").symlink_to(outside)
     (root / "set.json").write_text(json.dumps([record(image="coco/1.png", system="Be terse.")]))
-    data = {"root": str(root), "path": "set.json", "test_fraction": 0.1, "max_image_pixels": 24, "tiles": 1}
     for follow in (True, False):
-        config = SimpleNamespace(data=SimpleNamespace(**data, follow_links=follow))
-        source = LlavaSource.from_config(config, "all")
+        source = LlavaSource.from_config(configured(root, max_image_pixels=24, follow_links=follow), "all")
         if follow:
             assert source[0].system == "Be terse." and source[0].images[0].shape == (4, 6, 3)
         else:
@@ -298,15 +300,13 @@ def test_system_texts_and_links_reach_the_sample(open_source: Open, tmp_path: Pa
 
 def test_splits_that_would_be_empty_are_reported(open_source: Open, tmp_path: Path) -> None:
     open_source([record(id=str(number)) for number in range(30)])  # all with the same picture
-    data = SimpleNamespace(source="llava", root=str(tmp_path), path="set.json", test_fraction=0.1, tiles=1)
-    data.max_image_pixels, data.follow_links = 24, False
-    config = SimpleNamespace(data=data)
+    config = configured(tmp_path)
     with pytest.raises(RequestError, match="leaves split 'validation' and 'test' without any of the 30 records"):
         check_splits(config, {"train", "validation", "test"})
     check_splits(config, {"train"})
-    data.test_fraction = 0.0
+    config = configured(tmp_path, test_fraction=0.0)
     check_splits(config, {"train", "validation", "test"})
-    data.path = "{split}.json"
+    config = configured(tmp_path, path="{split}.json")
     open_source([record()], "validation.json")
     check_splits(config, {"train", "validation"})  # that of "train" is always read immediately
     with pytest.raises(RequestError, match=r"test\.json: No such file"):
@@ -314,7 +314,7 @@ def test_splits_that_would_be_empty_are_reported(open_source: Open, tmp_path: Pa
     open_source([record(image="gone.png"), record(image="../1.png")], "test.json")
     with pytest.raises(RequestError, match=r"split 'test' has no usable record.*unsafe_path: test.json\[1\]"):
         check_splits(config, {"validation", "test"})
-    data.path = "test.json"
+    config = configured(tmp_path, path="test.json", test_fraction=0.0)
     check_splits(config, {"train"})
     with pytest.raises(RequestError, match="split 'validation' has no usable record"):
         check_splits(config, {"train", "validation"})
