@@ -1,4 +1,4 @@
-"""What all tests share: a CPU that behaves the same everywhere, and a hypothesis profile without time limits."""
+"""Shared by all tests: JAX on the CPU, a hypothesis profile without time limits, a small trained run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything imports JAX. Several devices are simulated only where a test asks for them, in a process of its own.
+# Before anything imports JAX. Tests that simulate several devices use separate processes.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 from hypothesis import settings
 
-# Shared machines stall now and then: a deadline would fail a test over its neighbors.
+# Shared machines stall sometimes: a deadline would fail tests because of other processes.
 settings.register_profile("visor", deadline=None, print_blob=True)
 settings.load_profile("visor")
 
@@ -26,7 +26,7 @@ settings.load_profile("visor")
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Where compiled programs are kept: training the same stage again compiles nothing again."""
+    """Folder of compiled programs, so that training the same stage again compiles nothing."""
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
 
 
@@ -41,7 +41,7 @@ def _quick(compiled: str) -> Iterator[None]:
     before = {name: getattr(jax.config, name) for name in changes}
     for name, value in changes.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # whether there is one is asked once, at the first compilation
+    compilation_cache.reset_cache()  # JAX checks for a cache only once, at the first compilation
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
@@ -53,14 +53,14 @@ def _quick(compiled: str) -> Iterator[None]:
 
 @pytest.fixture
 def quick(compiled: str) -> Iterator[None]:
-    """Programs compile several times faster, into slower ones; the same program is compiled once."""
+    """Programs compile several times faster, but run slower; equal programs are compiled once."""
     with _quick(compiled):
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir in which `visor_jax.testing.tiny_config` ran all its stages and was evaluated. Not to be changed."""
+    """A workdir with all stages and the evaluation of `visor_jax.testing.tiny_config`. Tests must not change it."""
     from visor_jax import loading
     from visor_jax.commands import recipe
     from visor_jax.evaluate.runner import evaluate
@@ -77,7 +77,7 @@ def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_copy(tiny_run: Path, tmp_path: Path) -> Path:
-    """A copy of `tiny_run` that a test may change."""
+    """A copy of `tiny_run`, which the test may change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
@@ -86,7 +86,7 @@ def tiny_copy(tiny_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pytorch_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, as tiny tensors gain nothing from more; remote code is copied into one folder of this session."""
+    """One thread, because more do not speed up tiny tensors; remote code is copied into one folder per session."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Kernels under a mesh of eight simulated devices: each computes its share, and nothing else changes."""
+"""Kernels on a mesh of eight simulated devices: each device computes its share, with equal results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def test_each_device_computes_its_part():
     done = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report.pop("order") == [], "every sample is put in order where it lies"
+    assert report.pop("order") == [], "every sample is sorted on its device"
     mixed = report.pop("mixed")
     assert mixed["worst"] < 1e-5
-    assert mixed["sent"] == ["pred[] all-reduce"], "whether a part is on is all that devices tell each other"
+    assert mixed["sent"] == ["pred[] all-reduce"], "devices exchange only whether a part is on"
     assert len(report) == 9
     # Samples and KV heads of one device: 4 samples over replica x fsdp, 2 KV heads over tensor; and of 20 rows and 18
     # words. Eight divide neither two heads nor 18 words: then each device has all.

@@ -1,4 +1,4 @@
-"""The scan over super-blocks: the same layers as one after the other, for every budget, from one compiled program."""
+"""The scan over super-blocks equals running the layers in sequence, for every budget, with one compiled program."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def inputs() -> tuple[Any, ...]:
 
 
 def by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.Array]:
-    """method.md section 3, written down: one layer after the other."""
+    """Runs the layers in sequence, by the definition of the method."""
     for block, on in enumerate(bits):
         layers = select_layer(params["blocks"], block)
         text = TEXT_LAYER(layers["text"], text, stream)
@@ -50,7 +50,7 @@ def by_hand(params: Params, visual, text, stream, bits) -> tuple[jax.Array, jax.
 
 
 def layer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` and its gradient, each compiled once: whatever the budget, these few programs serve."""
+    """Compiles `function` and its gradient once each; they serve all budgets."""
     program = testing.quick_jit(function)
     backward = testing.quick_jit(lambda arguments, cotangents: jax.vjp(function, *arguments)[1](cotangents))
     wrapped = jax.custom_vjp(program)
@@ -223,7 +223,7 @@ def test_a_dense_plan_may_be_shallower_than_a_super_block(num_layers: int) -> No
     assert_close(found, testing.quick_jit(lambda *x: run_layers(*x, (), arch))(*inputs))
 
 
-# --- what is off costs nothing ----------------------------------------------------------------------------------------
+# --- slots that are off are not computed ------------------------------------------------------------------------------
 
 
 def equations(jaxpr: Any, inside: tuple[str, ...] = (), times: int = 1):
@@ -285,7 +285,7 @@ def test_a_slot_that_is_off_hands_v_through(distinct) -> None:
 
 
 def test_of_a_mixed_batch_only_as_many_rows_as_are_on_are_computed(distinct, monkeypatch) -> None:
-    """Rounded up to quarters of the batch; whichever rows they are, each comes out as it would alone."""
+    """The number of rows is rounded up to quarters of the batch; each row's result is the same as alone."""
     arch, num_visual, num_text, (params, *one) = distinct
     layer, rows = select_layer(params["blocks"], 0)["self"], 8
     several = jax.tree.map(lambda x: jnp.concatenate([x] * rows), one)

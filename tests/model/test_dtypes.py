@@ -39,7 +39,7 @@ def test_every_activation_and_cache_has_the_parameters_dtype() -> None:
     assert {x.dtype for x in jax.tree.leaves((visual, hidden, prefix))} == {jnp.dtype(jnp.bfloat16)}
     assert {x.dtype for x in jax.tree.leaves((cache.layers, cache.cross))} == {jnp.dtype(jnp.bfloat16)}
     assert scores is not None and {x.dtype for x in (first, following, scores)} == {jnp.dtype(jnp.float32)}
-    assert shapes(later) == shapes(cache), "a step gives back a cache of the same shapes, so that it compiles once"
+    assert shapes(later) == shapes(cache), "a step returns a cache of the same shapes, so that it compiles once"
 
 
 @pytest.mark.parametrize("num_layers", [7, 24])

@@ -1,4 +1,4 @@
-"""Generation with caches equals the full forward pass at every step, and keeps only what is read again."""
+"""Generation with caches equals the full forward pass at every step, and caches only what is read again."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_doubled_cache_holds_the_same_and_says_the_same(arch: Architecture, bi
 
 
 def test_a_step_adds_its_token_in_place() -> None:
-    """With the old cache given away, the compiled program writes into it: it holds no second copy."""
+    """If the old cache is donated, the compiled program writes into it and holds no second copy."""
     bits = (False, True)
     _, cache = prefilled(VISOR, bits)
     step = jax.jit(partial(decode_step, bits=bits, arch=VISOR), donate_argnums=2)

@@ -1,4 +1,4 @@
-"""The parameter tree, whose names are a contract, and what a model starts from."""
+"""The parameter tree, whose names are a contract, and initial values."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_orthonormal_columns(rows, columns):
 
 
 def test_no_factorisation_that_would_wait_for_its_own_threads():
-    """Two batched LAPACK calls at once wait for ever in JAX's thread pool on two cores; a random start makes none."""
+    """Two concurrent batched LAPACK calls deadlock in JAX's thread pool on two cores; a random start makes none."""
     arch = dataclasses.replace(ARCH, cross=dataclasses.replace(ARCH.cross, init="match"))
     lowered = jax.jit(lambda key: start_cross_attention(init_params(arch, key), arch, key)).lower(KEY).as_text()
     assert "stablehlo" in lowered and "lapack" not in lowered

@@ -1,4 +1,4 @@
-"""The policy's choice: a dial that only ever goes one way, and never a budget that is not viable."""
+"""The policy's choice is monotonic in the dial, and always a viable budget."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_costs_may_be_those_of_all_samples_or_of_each() -> None:
 
 def test_the_ends_of_the_dial() -> None:
     scores, costs = jnp.array([[0.0, 3.0, -1.0], [5.0, 0.0, 0.0]]), jnp.array([1.0, 2.0, 4.0])
-    assert CHOOSE(scores, costs).tolist() == [1, 0], "at 0 the policy's own choice"
-    assert CHOOSE(scores, costs, 100.0).tolist() == [2, 2], "all the way up: the dearest"
-    assert CHOOSE(scores, costs, -100.0).tolist() == [0, 0], "all the way down: the cheapest"
+    assert CHOOSE(scores, costs).tolist() == [1, 0], "at 0 the policy's choice"
+    assert CHOOSE(scores, costs, 100.0).tolist() == [2, 2], "highest dial: the most expensive budget"
+    assert CHOOSE(scores, costs, -100.0).tolist() == [0, 0], "lowest dial: the cheapest budget"
 
 
 def test_what_is_not_viable_is_never_chosen() -> None:

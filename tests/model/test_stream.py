@@ -1,4 +1,4 @@
-"""The stream in order of position: the same layers, in an order in which attention visits fewer blocks."""
+"""Sorting the stream by position gives the same results, and attention visits fewer blocks."""
 
 from __future__ import annotations
 

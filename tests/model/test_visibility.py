@@ -1,7 +1,7 @@
-"""Who may read whom, shown by gradients: an output depends on an input exactly where method.md section 3 lets it.
+"""Visibility, tested by gradients: an output depends on an input exactly where the definition allows it.
 
-The expected dependencies are worked out here from positions and segments alone, as boolean matrices over [V; T], and
-compared entry by entry: nothing is read that must not be, and everything that may be read is.
+The expected dependencies are computed from positions and segments only, as boolean matrices over [V; T], and compared
+entry by entry.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS = (((2, 3), (1, 1, 2)), ((1, 1),))  # a picture amid text; beside it, in on
 ON, OFF = True, False
 
 
-# --- found: by gradients ----------------------------------------------------------------------------------------------
+# --- actual: by gradients ---------------------------------------------------------------------------------------------
 
 
 def influence(arch: Architecture, layers: range | None = None) -> Callable[..., np.ndarray]:

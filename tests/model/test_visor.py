@@ -184,7 +184,7 @@ def test_a_route_depends_on_prompt_and_picture_and_on_nothing_else() -> None:
 
     for row in range(3):
         answer = np.flatnonzero(arrays["loss_mask"][row])
-        assert moved("text_tokens", row, (answer,), 9).max() == 0, "the answer is not known when the route is chosen"
+        assert moved("text_tokens", row, (answer,), 9).max() == 0, "the route does not depend on the answer"
         for token in range(answer[0]):
             change = moved("text_tokens", row, (token,), (arrays["text_tokens"][row, token] + 1) % 64)
             assert change[row] > 1e-6 and np.delete(change, row).max() == 0
@@ -195,7 +195,7 @@ def test_a_route_depends_on_prompt_and_picture_and_on_nothing_else() -> None:
 
 
 def test_the_routing_hidden_state_is_taken_before_the_first_slot() -> None:
-    """It does not depend on any later layer, so that it can be had before the budget is known."""
+    """It does not depend on later layers, so it can be computed before the budget is known."""
     batch = testing.random_prompts(ARCH).arrays
     blocks = params()["blocks"]
     spoilt = {**params(), "tail": None, "norm": None, "lm_head": None, "blocks": {**blocks, "self": None}}

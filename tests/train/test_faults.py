@@ -1,4 +1,4 @@
-"""Faults: a step that is not finite changes nothing, and too many of them end a run."""
+"""Faults: a step with non-finite values changes nothing, and too many of them end a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from visor_jax.errors import RunError
 from visor_jax.train.faults import BadSteps, keep_if_finite
 
-# --- steps that are not finite ----------------------------------------------------------------------------------------
+# --- non-finite steps -------------------------------------------------------------------------------------------------
 
 
 def test_a_nan_step_changes_neither_parameters_nor_optimizer_state():

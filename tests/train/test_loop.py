@@ -1,4 +1,4 @@
-"""The loop: what a stage leaves, and that no interruption, signal, kill or bad step changes what it would have been."""
+"""The loop: a stage's files, and equal results after any interruption, signal, kill or bad step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> No
 
 
 def told(run: Path, stage: str) -> list[dict[str, Any]]:
-    """What the metrics say, wall time aside."""
+    """Returns the metrics without wall times."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run / stage / "metrics.jsonl")]
 
 
@@ -75,7 +75,7 @@ def begin_again(run: Path, stage: str, **changes: Any) -> tuple[Any, Workdir]:
 
 @pytest.fixture
 def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has SIGTERM come at a fault point, "" at none."""
+    """Returns a function that schedules SIGTERM at a fault point; "": at none."""
 
     def at(point: str) -> None:
         monkeypatch.setenv("VISOR_TEST_KILL_AT", point)
@@ -84,7 +84,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return at
 
 
-# --- what a stage leaves ----------------------------------------------------------------------------------------------
+# --- a stage's files --------------------------------------------------------------------------------------------------
 
 
 def test_every_step_is_written_down_once(tiny_run: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_signal_in_a_stages_end_completes_it_and_begins_no_other(
 
 
 def in_a_process(run: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`visor train` of the policy stage of `run` in a process of its own."""
+    """Runs `visor train` of the policy stage of `run` in a separate process."""
     main = "from visor_jax.__main__ import main\n"
     main += f"raise SystemExit(main(['train', '--workdir={run}', '--config.stage=policy']))"
     flags = " ".join(f"--{name}={str(x).lower()}" for name, x in QUICK.items())
@@ -270,11 +270,11 @@ def test_skip_counts_go_on_where_they_were(
     assert (reason, count) == ("missing_file", counts[-1])
 
 
-# --- steps that are not finite ----------------------------------------------------------------------------------------
+# --- non-finite steps -------------------------------------------------------------------------------------------------
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
-    """Put a NaN into these steps' batches."""
+    """Puts a NaN into the batches of these steps."""
     make = loop.make_objective
 
     def make_spoilt(config: Any, stage: str, workdir: Workdir) -> Objective:
@@ -308,7 +308,7 @@ def test_a_bad_step_is_counted_not_applied_and_not_saved(
 
 
 def arrays_at(step: Path) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint: parameters and optimizer state."""
+    """Returns every array of a checkpoint: parameters and optimizer state."""
     saved = read_manifest(step).tree
     leaves = {name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in saved.items()}
     tree = load(step, saved, unflatten(leaves), {item: step / "arrays" / item for item in ("params", "opt_state")})
@@ -326,7 +326,7 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
 def test_a_stop_over_bad_steps_stays_a_stop(
     tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], most: int, said: str
 ) -> None:
-    """However often the run is started again: nothing is saved in a bad row, so it meets the same steps."""
+    """Also after restarts: nothing is saved within a run of bad steps, so the same steps repeat."""
     config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=most, checkpoint_every=1, keep=9)
     spoil(monkeypatch, *bad)
     messages = []

@@ -1,4 +1,4 @@
-"""What a stage writes down as it trains: metrics.jsonl, TensorBoard events and the line of progress."""
+"""Records of a stage in training: metrics.jsonl, TensorBoard events and the progress line."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_full_disk_ends_the_run_and_the_cut_line_is_left_out_later(tmp_path, m
 
 
 def read_events(folder: Path) -> list[Event]:
-    """TensorBoard's own reader, which checks the checksums."""
+    """Reads events with TensorBoard's reader, which verifies checksums."""
     return [
         event for path in sorted(folder.glob("events.out.tfevents.*")) for event in EventFileLoader(str(path)).Load()
     ]

@@ -1,4 +1,4 @@
-"""The optimizer: which parameters train, at which rate, under which schedule."""
+"""The optimizer: trained parameters, their rates, and schedules."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_weight_decay_is_decoupled_and_falls_with_the_group_rate() -> None:
 
 
 def test_large_gradients_are_clipped_by_their_global_norm() -> None:
-    """Adam forgets scale, so clipping shows in its moments."""
+    """Adam is invariant to scale, so clipping is visible only in its moments."""
     tx = build_optimizer(settings(clip_norm=1.0))
     flat = flatten(PARAMS)
     _, state = tx.update(jax.tree.map(lambda x: 1e3 * jnp.ones_like(x), flat), tx.init(flat), flat)

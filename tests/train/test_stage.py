@@ -1,4 +1,4 @@
-"""What stages feed the loop: budgets and batches as pure functions of (seed, stage, step)."""
+"""Inputs of the loop: budgets and batches are pure functions of (seed, stage, step)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ Use = tuple[str, tuple[int, ...], int]  # "bits", "split" or "fold_in", the key,
 
 
 class Uses:
-    """What every key was used for since the last `clear`."""
+    """Uses of every key since the last `clear`."""
 
     def __init__(self) -> None:
         self._found: list[Use] = []
@@ -90,7 +90,7 @@ ASKED = [tuple(jax.random.key_data(frozen_key(ASKED_SEED)).tolist())]
 
 @pytest.fixture
 def uses(monkeypatch: pytest.MonkeyPatch) -> Uses:
-    """Keys made from now on note down their uses."""
+    """Keys that are made in the test record their uses."""
     found = Uses()
     monkeypatch.setattr(jax.random, "key", partial(jax.random.key, impl=found.impl))
     return found
@@ -102,7 +102,7 @@ def test_reuse_is_noticed(uses: Uses) -> None:
     assert uses.again() == []
     jax.jit(jax.vmap(lambda k: jax.random.normal(k, (2,))))(jax.random.split(key))
     parent, child = sorted(uses.again(), key=lambda found: "bits" in found)
-    assert "fold_in" in parent and "split" in parent, "each is fine alone; both make keys of one key"
+    assert "fold_in" in parent and "split" in parent, "each is valid alone; both derive keys from one key"
     assert "'bits': 2" in child, "and make the same one"
 
 
@@ -126,7 +126,7 @@ def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, 
         start_params(config, stage, arch, mesh, Workdir(tiny_run), places, fresh)
         started.append(len(uses.all()))
     assert uses.again(ASKED) == []
-    assert started[0] > 0 and started[-1] > started[0], "two stages at least start something at random"
+    assert started[0] > 0 and started[-1] > started[0], "at least two stages draw random initial values"
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,4 +1,4 @@
-"""The choice of an implementation, and how attention is imported."""
+"""The choice of an implementation, and the imports of attention."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_function_and_the_folder_of_the_same_name():
 
 
 def shapes(q_length: int, kv_length: int, dtype=jnp.float32, head_dim: int = 64):
-    """Arguments of an attention of 14 heads over 2, as shapes only."""
+    """Returns shapes of the arguments of attention with 14 heads over 2 key/value heads."""
 
     def made():
         q_ids, kv_ids = jnp.zeros((1, q_length), jnp.int32), jnp.zeros((1, kv_length), jnp.int32)
@@ -50,7 +50,7 @@ def shapes(q_length: int, kv_length: int, dtype=jnp.float32, head_dim: int = 64)
         ("tpu", shapes(150, 150), "xla"),
         ("tpu", shapes(80, 7290), "pallas_tpu"),
         ("tpu", shapes(8832, 8832, jnp.bfloat16), "pallas_tpu"),
-        ("tpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),  # a head dim that the kernel does not serve
+        ("tpu", shapes(8832, 8832, jnp.bfloat16, 512), "xla_chunked"),  # a head dim that the kernel does not support
         ("tpu", shapes(8832, 8832, jnp.float16), "xla_chunked"),
         ("gpu", shapes(8832, 8832, jnp.bfloat16), "cudnn"),
         ("gpu", shapes(8831, 8832, jnp.bfloat16), "cudnn"),
@@ -104,7 +104,7 @@ def test_the_platform_is_that_of_the_mesh_or_the_default_device():
 
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the implementations that run, in order."""
+    """A list of the names of the implementations that run, in order."""
     names: list[str] = []
     for name, entry in list(api.IMPLEMENTATIONS.items()):
 

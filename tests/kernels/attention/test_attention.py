@@ -1,4 +1,4 @@
-"""Every implementation of attention against a float64 definition written out here, from one list of cases."""
+"""Every implementation of attention equals a float64 definition, for one list of cases."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RUNS: dict[str, Callable[..., jax.Array]] = {
     "pallas_gpu, keys split": functools.partial(gpu.attention, tiles=gpu.Tiles(128, 4, 4, 8, split=8), interpret=True),
     "cudnn": in_the_place_of_cudnn,
 }
-# The others see every case at one shape: fewer programs to compile.
+# The others run every case at one shape, which needs fewer programs.
 OWN_SHAPES = ("xla", "xla_chunked", "xla_decode", "cudnn")
 ONE_SHAPE = (19, 21)
 
@@ -59,7 +59,7 @@ def implementation(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short cases meet several chunks of keys, the last one partly filled."""
+    """Makes chunks small, so that short cases have several, the last one partly filled."""
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
     monkeypatch.setattr(xla_chunked, "ROWS", 5 * HEADS)
     monkeypatch.setattr(xla_decode, "CHUNK", 8)
@@ -70,7 +70,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def may_see(mask: AttentionMask, b: int, i: int, j: int) -> bool:
-    """DESIGN's sentence, word by word."""
+    """Returns the mask by its definition in DESIGN."""
     active = mask.active is None or bool(mask.active[b])
     same = mask.q_segments[b, i] == mask.kv_segments[b, j] and mask.q_segments[b, i] != 0
     earlier = not mask.causal or mask.kv_positions[b, j] <= mask.q_positions[b, i]
@@ -79,13 +79,13 @@ def may_see(mask: AttentionMask, b: int, i: int, j: int) -> bool:
 
 def written_out(mask: AttentionMask) -> np.ndarray:
     (batch, q_length), kv_length = mask.q_segments.shape, mask.kv_segments.shape[1]
-    mask = jax.tree.map(np.asarray, mask)  # reading single numbers from device arrays takes ages
+    mask = jax.tree.map(np.asarray, mask)  # reading single numbers from device arrays is slow
     pairs = np.ndindex(batch, q_length, kv_length)
     return np.array([may_see(mask, *pair) for pair in pairs], bool).reshape(batch, q_length, kv_length)
 
 
 def expected(inputs: Inputs, mask: AttentionMask) -> Arrays:
-    """Output and gradients (dq, dk, dv) in float64; a row that takes no part is 0 in each."""
+    """Returns output and gradients (dq, dk, dv) in float64; inactive rows are 0 in each."""
     q, k, v, grad = inputs
     group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5
     allowed = written_out(mask)
@@ -117,7 +117,7 @@ COMPILED = jax.jit(output_and_gradients, static_argnames=STATIC, compiler_option
 
 
 def compute(inputs: Inputs, mask: AttentionMask, implementation: str) -> tuple[jax.Array, ...]:
-    """Output and gradients as the implementation gives them."""
+    """Returns output and gradients of the implementation."""
     if implementation in OWN_SHAPES:
         return COMPILED(inputs, mask, implementation, xla_chunked.CHUNK)
     q_length, kv_length = mask.q_segments.shape[1], mask.kv_segments.shape[1]
@@ -126,7 +126,7 @@ def compute(inputs: Inputs, mask: AttentionMask, implementation: str) -> tuple[j
 
 
 def at_one_shape(inputs: Inputs, mask: AttentionMask) -> tuple[Inputs, AttentionMask]:
-    """Padded to at least `ONE_SHAPE`, and with an array for `active`: the same answers, and few programs to compile."""
+    """Pads a case to at least `ONE_SHAPE` and makes `active` an array: the same results with fewer programs."""
 
     def padded(x, length: int) -> jax.Array:
         return jnp.pad(x, [(0, max(length - x.shape[1], 0) * (axis == 1)) for axis in range(x.ndim)])
@@ -147,7 +147,7 @@ def at_one_shape(inputs: Inputs, mask: AttentionMask) -> tuple[Inputs, Attention
 
 
 def computed(inputs: Inputs, mask: AttentionMask, implementation: str) -> Arrays:
-    """Output and gradients of an implementation, as `expected`."""
+    """Returns output and gradients of an implementation, in the form of `expected`."""
     return tuple(np.asarray(x, np.float64) for x in compute(inputs, mask, implementation))
 
 
@@ -160,7 +160,7 @@ def agree(found: Arrays, wanted: Arrays, tolerance: float = 2e-6) -> None:
 
 
 def rows(values: Iterable[int]) -> jax.Array:
-    """The same row for every sample."""
+    """Repeats a row for every sample."""
     return jnp.tile(jnp.array(list(values), jnp.int32), (BATCH, 1))
 
 
@@ -227,7 +227,7 @@ def random_inputs(mask: AttentionMask, kv_heads: int = 2, seed: int = 0) -> Inpu
     return Inputs(*(rng.normal(size=shape).astype(np.float32) for shape in (q, kv, kv, q)))
 
 
-# --- what every implementation promises -------------------------------------------------------------------------------
+# --- properties of every implementation -------------------------------------------------------------------------------
 
 
 def test_output_and_gradients(case, implementation):
@@ -239,7 +239,7 @@ def test_output_and_gradients(case, implementation):
     "name", [name for name, (mask, _) in CASES.items() if not mask.causal and mask.kv_segments.size]
 )
 def test_splash(name, monkeypatch):
-    """Where its masks, fixed ahead, can say what ours do: not causal, and some key."""
+    """Cases that its static masks can express: not causal, with at least one key."""
     monkeypatch.setitem(RUNS, "splash", functools.partial(library.splash, interpret=True))
     mask, kv_heads = CASES[name]
     check_what_takes_no_part(mask, random_inputs(mask, kv_heads), "splash", tolerance=1e-5)
@@ -300,7 +300,7 @@ def test_half_precision_is_rounded_once(implementation):
 
 
 def test_numpy_arrays_without_jit(implementation):
-    """As a user tries things out: nothing is a tracer, and nothing is an array of JAX's."""
+    """Without tracers and with numpy arrays, as in interactive use."""
     mask = jax.tree.map(np.asarray, dataclasses.replace(STREAM, active=np.array([True, False, True])))
     q, k, v, _ = inputs = random_inputs(mask)
     np.testing.assert_allclose(
@@ -403,7 +403,7 @@ def test_mask_is_a_pytree_with_causal_static():
     assert tree != jax.tree.structure(dataclasses.replace(SOME_OFF, causal=False))
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 Q, K = jnp.zeros((3, 19, 4, 8)), jnp.zeros((3, 19, 2, 8))
 REFUSED = {

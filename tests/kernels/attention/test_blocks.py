@@ -1,4 +1,4 @@
-"""Which blocks have work: certain where they say so, exact on the masks that matter, and nothing fetched in vain."""
+"""Kinds of blocks: never wrong, exact for the relevant masks, and without needless fetches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Q_BLOCK, KV_BLOCK = 4, 8
 
 
 def in_blocks(mask: AttentionMask) -> np.ndarray:
-    """Who sees whom as [B, n, m, pairs of a block]; padding sees and is seen by nothing."""
+    """Returns which query attends to which key as [B, n, m, pairs of a block]; padding takes no part."""
     allowed = np.asarray(mask.as_array())
     batch, q_length, kv_length = allowed.shape
     allowed = np.pad(allowed, ((0, 0), (0, -q_length % Q_BLOCK), (0, -kv_length % KV_BLOCK)))
@@ -55,7 +55,7 @@ def row(*parts: np.ndarray) -> jnp.ndarray:
     return jnp.asarray(np.concatenate(parts), jnp.int32)[None]
 
 
-STREAM_POSITIONS = row(np.arange(14, 62), np.arange(14), np.arange(62, 80))  # [V; T]: text stands on both sides of V
+STREAM_POSITIONS = row(np.arange(14, 62), np.arange(14), np.arange(62, 80))  # [V; T]: text before and after V
 PACKED = row(np.full(20, 1), np.full(28, 2), np.full(24, 3), np.zeros(8, int))
 ONES = jnp.ones_like(STREAM_POSITIONS)
 PLAIN = AttentionMask(row(np.arange(80)), row(np.arange(80)), ONES, ONES)

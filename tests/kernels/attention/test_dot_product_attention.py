@@ -1,4 +1,4 @@
-"""When lengths and "causal" say all that a mask says, so that cuDNN needs no array of queries by keys."""
+"""Masks that lengths and "causal" express completely, so that cuDNN needs no array of queries by keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mask_of(q: tuple[Row, Row], kv: tuple[Row, Row], *, causal: bool, active: bo
 
 
 def with_lengths(mask: AttentionMask) -> np.ndarray:
-    """Who sees whom as cuDNN is told it."""
+    """Returns the mask that cuDNN's arguments express."""
     lengths = library.lengths_of(mask)
     query, key = np.arange(mask.q_segments.shape[1])[:, None], np.arange(mask.kv_segments.shape[1])
     allowed = (query < np.asarray(lengths.queries)[:, None, None]) & (key < np.asarray(lengths.keys)[:, None, None])
@@ -88,7 +88,7 @@ def test_odd_lengths_get_one_token_of_padding():
 
 
 def test_no_array_of_queries_by_keys_where_lengths_suffice():
-    """Both ways are in the program; a batch takes one of them."""
+    """The program contains both branches; a batch takes one of them."""
     seen: list[str] = []
 
     def run(q, k, v, allowed=None, **how):

@@ -1,4 +1,4 @@
-"""Parts of the keys put together: as if they had never been apart."""
+"""Merged partial results over parts of the keys equal attention over all keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the TPU kernels promise beyond the contract: work only where it is, no races, the hardware's own compiler."""
+"""Properties of the TPU kernels beyond the contract: skipped blocks, no races, and compiling for TPUs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_mask_for_each_mapped_sample():
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["eager", "on_wait"])
 def test_no_race_on_a_simulated_tpu(order):
-    """Memory, transfers and two cores as the hardware has them, uninitialized memory full of NaN."""
+    """Simulates memory, transfers and two cores of the hardware, with NaN in uninitialized memory."""
     short = jax.tree.map(lambda x: x[:, :12] if x.ndim == 2 else x, MASK)
     params = pltpu.InterpretParams(
         detect_races=True, dma_execution_mode=order, uninitialized_memory="nan", num_cores_or_threads=2

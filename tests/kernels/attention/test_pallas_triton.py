@@ -1,4 +1,4 @@
-"""What the GPU kernels promise beyond the contract: they lower for CUDA at real shapes, and refuse what they cannot."""
+"""Properties of the GPU kernels beyond the contract: lowering for CUDA at real shapes, and refusals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from visor_jax.kernels.attention.blocks import NOTHING, block_kinds
 
 @pytest.fixture(autouse=True)
 def an_h100() -> Iterator[None]:
-    """What is lowered for: JAX 0.11 asks, and here no device answers."""
+    """The target of lowering, which JAX 0.11 reads from a device that does not exist here."""
     device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
     mesh = jax.sharding.AbstractMesh((1,), ("one",), (jax.sharding.AxisType.Auto,), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
@@ -46,7 +46,7 @@ def arguments(dtype, q_length: int, kv_length: int, heads: int, kv_heads: int, h
     ids=str,
 )
 def test_lowers_for_cuda(case):
-    """Shapes, layouts and operations are what Triton takes; whether it is right is shown interpreted."""
+    """Triton accepts shapes, layouts and operations; interpreted runs check the results."""
 
     def loss(q, kv, mask):
         return jnp.sum(gpu.attention(q, kv, kv, mask=mask).astype(jnp.float32) ** 2)

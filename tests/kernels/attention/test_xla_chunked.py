@@ -1,4 +1,4 @@
-"""What the chunked implementation promises beyond the contract: memory."""
+"""A property of the chunked implementation beyond the contract: its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUERIES, KEYS, HEAD_DIM = 96, 1030, 4
 
 
 def sizes(program) -> Iterator[int]:
-    """Elements of every array that a jaxpr makes, those of inner programs included."""
+    """Yields the sizes of all arrays in a jaxpr and its inner programs."""
     for equation in program.eqns:
         yield from (variable.aval.size for variable in equation.outvars)
         for parameter in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):

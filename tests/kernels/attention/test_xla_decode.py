@@ -1,4 +1,4 @@
-"""Which stretches of a cache a decoding step reads: those of each sample that hold something it sees, and no other."""
+"""A decoding step reads only those chunks of a sample's cache that hold a visible key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every implementation of cross-entropy against a float64 definition written out here."""
+"""Every implementation of cross-entropy equals a float64 definition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def implementation(request: pytest.FixtureRequest) -> api.Implementation:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows meet several chunks, the last one partly filled."""
+    """Makes chunks small, so that few rows have several, the last one partly filled."""
     monkeypatch.setattr(xla_chunked, "CHUNK", 5)
 
 
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 def random_inputs(seed: int = 0) -> Inputs:
-    """Every third row weighs nothing; about half of the labels are the likeliest."""
+    """Returns a case in which every third row has weight 0 and about half of the labels are the most likely ones."""
     rng = np.random.default_rng(seed)
     hidden, head = rng.normal(size=(ROWS, SIZE)), rng.normal(size=(SIZE, VOCABULARY))
     labels = np.where(rng.random(ROWS) < 0.5, (hidden @ head).argmax(axis=1), rng.integers(0, VOCABULARY, ROWS))
@@ -66,7 +66,7 @@ def expected(inputs: Inputs, z_loss: float = 0.0) -> tuple[np.ndarray, ...]:
 
 @functools.partial(jax.jit, static_argnames=("implementation", "z_loss"))
 def computed(inputs: Inputs, implementation: api.Implementation, z_loss: float = 0.0):
-    """What `expected` gives."""
+    """Returns the values of `expected` for an implementation."""
     labels, weights = jnp.asarray(inputs.labels), jnp.asarray(inputs.weights)
 
     def losses(hidden, head):
@@ -126,7 +126,7 @@ def test_the_first_of_equal_logits_counts(implementation):
 
 
 def test_many_logits_are_not_kept(monkeypatch):
-    """The automatic choice, and that no array of rows by words is in the chunked program."""
+    """Checks the automatic choice, and that the chunked program has no array of rows by vocabulary."""
     monkeypatch.setattr(api, "MAX_LOGITS", ROWS * VOCABULARY - 1)
     inputs = random_inputs()
 

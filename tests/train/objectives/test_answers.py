@@ -64,4 +64,6 @@ def test_batches_with_conversations_about_no_picture_are_trained_on(tmp_path: Pa
 def test_a_turn_is_right_where_all_its_targets_are() -> None:
     correct = jnp.array([[True, False, True, True]])
     turns = jnp.array([[-1, 0, 0, 1, -1]])  # of the tokens; each is predicted from the one before
-    assert turn_correct(correct, turns, 3).tolist() == [[False, True, True]], "a turn that a row has not is right"
+    assert turn_correct(correct, turns, 3).tolist() == [[False, True, True]], (
+        "turns that a row does not have count as correct"
+    )

@@ -1,4 +1,4 @@
-"""What all objectives share: activations of another dtype than the parameters."""
+"""Common to all objectives: activations with another dtype than the parameters."""
 
 from __future__ import annotations
 

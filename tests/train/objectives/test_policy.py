@@ -1,4 +1,4 @@
-"""Objective "policy": how labels weigh, and its loss."""
+"""Objective "policy": weights of labels, and the loss."""
 
 from __future__ import annotations
 
