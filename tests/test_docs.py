@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("visor_jax", "tests", "docs", "configs", "benchmarks", "launch", "examples")
+FOLDERS = ("visor_jax", "visor_jax_data", "tests", "docs", "configs", "benchmarks", "launch", "examples")
 PAGES = (".md", ".sh", ".j2")
 
 # A path or file name with one of these endings; data files are not listed, because most of them are outputs of a run.

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.media import Video, names_of
 from visor_jax.data.records import Record, parse_record
 from visor_jax.data.sample import SkipSample, Turn
 
 ASK = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
 PLAIN = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "red"}]
+VIDEO = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "red"}]
 OPENAI = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "red"}]
 SYSTEM = {"from": "system", "value": "Be terse."}
 MARKED, UNMARKED = (Turn("<image>\nWhat?", "red"),), (Turn("What?", "red"),)
@@ -98,6 +100,51 @@ READ = {
     "both alike": ({"system": "Be terse.", "messages": [SYSTEM, *PLAIN]}, Record("0", (), UNMARKED, "Be terse.")),
     "both": ({"system": "Hi.", "messages": [SYSTEM, *PLAIN]}, Record("0", (), UNMARKED, "Hi.\nBe terse.")),
     "no system": ({"system": None, "messages": [{"from": "system", "value": ""}, *PLAIN]}, Record("0", (), UNMARKED)),
+    "a video, LLaVA's": ({"video": "a.mp4", "conversations": ASK}, Record("0", (Video("a.mp4"),), MARKED)),
+    "a video with its own marker": (
+        {"id": 1, "video": "a.mp4", "conversations": VIDEO},
+        Record("1", (Video("a.mp4"),), MARKED),
+    ),
+    "a video without a marker": ({"video": "a.mp4", "conversations": PLAIN}, Record("0", (Video("a.mp4"),), UNMARKED)),
+    "a video of frames": (
+        {"video": ["a/1.jpg", "a/2.JPG"], "conversations": ASK},
+        Record("0", (Video(frames=("a/1.jpg", "a/2.JPG")),), MARKED),
+    ),
+    "a video that the record holds": (
+        {"video": {"bytes": b"GIF", "path": "a.gif"}, "conversations": ASK},
+        Record("0", (Video("a.gif", b"GIF"),), MARKED),
+    ),
+    "videos and pictures, in the order of their markers": (
+        {
+            "messages": [
+                {"role": "user", "content": "<video><image> or <video>?"},
+                {"role": "assistant", "content": "red"},
+            ],
+            "images": ["a.png"],
+            "videos": ["b.mp4", ["c1.png", "c2.png"]],
+        },
+        Record(
+            "0",
+            (Video("b.mp4"), "a.png", Video(frames=("c1.png", "c2.png"))),
+            (Turn("<image><image> or <image>?", "red"),),
+        ),
+    ),
+    "content parts, a picture and a video": (
+        {"messages": parts({"type": "image", "image": "a"}, {"type": "video", "video": ["b", "c"]}, "What?")},
+        Record("0", ("a", Video(frames=("b", "c"))), (Turn("<image>\n<image>\nWhat?", "red"),)),
+    ),
+    "content parts, a video of the record": (
+        {"messages": parts({"type": "video"}, "What?"), "videos": ["a.webm"]},
+        Record("0", (Video("a.webm"),), MARKED),
+    ),
+    "text only, HTML with a video": (
+        {"conversations": [{"from": "human", "value": "What does <video> do?"}, PLAIN[1]]},
+        Record("0", (), (Turn("What does <video> do?", "red"),)),
+    ),
+    "a task for each question": (
+        {"data_source": ["x", "y"], "conversations": [*PLAIN, *PLAIN]},
+        Record("0", (), (Turn("What?", "red", "x"), Turn("What?", "red", "y"))),
+    ),
     "a task": (
         {"id": 3, "data_source": "colors", "conversations": PLAIN},
         Record("3", (), (Turn("What?", "red", "colors"),)),
@@ -156,10 +203,23 @@ NAMED = {
     "pairs": ("unknown_layout", "a message is a list.*expected", {"conversations": [["What?", "red"]]}),
     "image_id alone": ("picture_key", "'image_id'", {"image_id": 7, "conversations": PLAIN}),
     "video_path": ("picture_key", "'video_path'", {"video_path": "a.mp4", "conversations": PLAIN}),
-    "video": ("video", "'video'.*not supported", {"video": "a.mp4", "conversations": PLAIN}),
-    "videos": ("video", "'videos'", {"videos": ["a.mp4"], "conversations": PLAIN}),
-    "videos and pictures": ("video", "'videos'", {"videos": ["a"], "image": "a.png", "conversations": ASK}),
-    "audios": ("video", "'audios'", {"audios": ["a.wav"], "conversations": PLAIN}),
+    "audios": ("audio", "'audios': sound is not supported", {"audios": ["a.wav"], "conversations": PLAIN}),
+    "a video and a picture, one marker": (
+        "image_count",
+        "0 <video> and 1 <image> markers, 1 videos and 1 pictures; write one marker where",
+        {"videos": ["a"], "image": "a.png", "conversations": ASK},
+    ),
+    "two videos, one marker": ("image_count", "1 <image> markers, 2", {"video": ["a", "b"], "conversations": ASK}),
+    "a <video> marker too many": (
+        "image_count",
+        "1 <video> and 0 <image> markers, 2 videos and 0 pictures",
+        {"videos": ["a.mp4", "b.mp4"], "conversations": VIDEO},
+    ),
+    "a <video> marker without a video": ("image_count", "no video; name it in `video`", {"conversations": VIDEO}),
+    "two keys for videos": ("bad_record", "different videos", {"video": "a", "videos": ["b"], "conversations": VIDEO}),
+    "a video of another kind": ("bad_record", "`video` is neither", {"video": 3, "conversations": VIDEO}),
+    "half a pair in a frame": ("bad_text", "name", {"videos": [["\ud800.png"]], "conversations": VIDEO}),
+    "more tasks than questions": ("bad_record", "2 tasks for 1 q", {"data_source": ["a", "b"], "conversations": PLAIN}),
     "Alpaca": ("unknown_layout", "`instruction` and `output`: the Alpaca", {"instruction": "a", "output": "b"}),
     "ms-swift": ("unknown_layout", "`query` and `response`", {"query": "a", "response": "b", "images": ["a.png"]}),
     "VQA": ("unknown_layout", '`question` and `answer`.*expected "conv', {"question": "a", "answer": "b"}),
@@ -210,8 +270,23 @@ def test_layouts_that_are_named(name: str) -> None:
 
 
 KEYS = ["id", "image", "images", "conversations", "messages", "system", "data_source", "from", "value", "role",
-        "content", "type", "text", "url", "path", "video", "image_path"]  # fmt: skip
-WORDS = ["human", "gpt", "user", "assistant", "system", "image", "text", "<image>", "a.png", "", "\ud800", "\0"]
+        "content", "type", "text", "url", "path", "video", "videos", "image_path"]  # fmt: skip
+WORDS = [
+    "human",
+    "gpt",
+    "user",
+    "assistant",
+    "system",
+    "image",
+    "video",
+    "text",
+    "<image>",
+    "<video>\n",
+    "a.png",
+    "",
+    "\ud800",
+    "\0",
+]
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
@@ -233,15 +308,11 @@ def test_any_json_is_a_record_or_skipped(value: Any) -> None:
     except SkipSample as why:
         assert why.reason and why.detail
         return
-    everything = [
-        actual.id,
-        *actual.pictures,
-        actual.system,
-        *(t for turn in actual.turns for t in turn.__dict__.values()),
-    ]
+    names = [name for picture in actual.pictures for name in names_of(picture)]
+    everything = [actual.id, *names, actual.system, *(t for turn in actual.turns for t in turn.__dict__.values())]
     assert all("\0" not in one and one.encode() is not None for one in everything)
     assert actual.turns and all(turn.question.strip() and turn.answer.strip() for turn in actual.turns)
-    assert all(actual.pictures)
+    assert all(actual.pictures) and all(names)
     markers = sum(turn.question.count(IMAGE_MARKER) for turn in actual.turns)
     assert markers == len(actual.pictures) or (markers, len(actual.pictures)) == (0, 1)
 

@@ -195,6 +195,12 @@ class DataConfig:
     reduced_jpeg: bool = setting(
         False, "decode JPEGs far larger than their tiles at a fraction of their size: faster, tiles differ slightly"
     )
+    features: str = setting(
+        "", "source tfds: 'image=image, question=question, answer=answer': features that hold a sample"
+    )
+    max_frames: int = setting(
+        32, "used of one video, evenly spaced, as in LLaVA-OneVision", within(1, 10_000), units="frames"
+    )
     max_skipped_fraction: float = setting(
         0.05, "training stops when a larger fraction of the samples is skipped", within(0, 1)
     )

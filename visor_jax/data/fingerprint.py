@@ -8,6 +8,7 @@ pictures would cost as much as training on them.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from visor_jax.config import ConfigLike, as_config
@@ -48,12 +49,18 @@ def sampled(count: int) -> list[int]:
 
 
 def picture_digest(content: Path | bytes | None) -> bytes:
-    """Returns the sha256 of a picture's size and first megabyte; of no bytes if it cannot be read."""
+    """Returns the sha256 of a picture's size and first megabyte; of no bytes if it cannot be read.
+
+    Of a folder, which holds the frames of a video, the names of its files are used.
+    """
     if content is None:
         return hashlib.sha256().digest()
     if isinstance(content, bytes):
         return _digest(content[:MAX_BYTES], len(content))
     try:
+        if content.is_dir():  # a video's frames
+            names = "\0".join(sorted(os.listdir(content))).encode("utf-8", "surrogatepass")
+            return _digest(names[:MAX_BYTES], len(names))
         with open_regular(content) as file:
             beginning = file.read(MAX_BYTES)
             size = file.seek(0, 2)

@@ -9,6 +9,7 @@ Keys that are read:
   `role`/`content`; `content` may be a list of text and image parts, as in OpenAI's format;
 - the pictures under `image` or `images`, or in the image parts of the messages: one name, a list of names, or objects
   with a `path`;
+- videos under `video` or `videos`, or in the video parts of the messages (`visor_jax.data.media`);
 - a system text from a `system` key or from leading system messages.
 
 A record without pictures is a text-only sample only if no other key of it seems to hold a picture.
@@ -19,32 +20,44 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.media import (
+    PICTURE_KEYS,
+    VIDEO_KEYS,
+    VIDEO_MARKER,
+    Picture,
+    names_of,
+    picture_of,
+    pictures_of,
+    place_videos,
+    video_of,
+    videos_of,
+)
+from visor_jax.data.media import EmbeddedPicture as EmbeddedPicture
 from visor_jax.data.sample import SkipSample, Turn
 
 MAX_CHARACTERS = 1_000_000  # per conversation; no row holds that many
 
 CONVERSATION_KEYS = ("conversations", "conversation", "messages")
-PICTURE_KEYS = ("image", "images")
 _MESSAGE_KEYS = (("from", "value"), ("role", "content"))
 _ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer", "system": "system"}
 
-# Key names that suggest pictures, video or sound; only `image` and `images` are read.
+# Key names that suggest pictures, video or sound; only `image`, `images`, `video` and `videos` are read.
 _MEDIA_KEY = re.compile(r"image|img|picture|photo|pixel|video|audio|frames", re.IGNORECASE)
 _MEDIA_FILE = re.compile(
     r"\.(jpe?g|png|webp|gif|bmp|tiff?|jp2|heic|heif|avif|mp4|avi|mov|mkv|webm|mp3|wav|flac)$", re.IGNORECASE
 )
-_OTHER_MEDIA = frozenset({"video", "videos", "audio", "audios"})
+_SOUND = frozenset({"audio", "audios"})
 _NUMBERED_PICTURE_KEY = re.compile(r"(image|img|picture|photo)([ _-]?[0-9]{1,3}|[ _-][a-z])", re.IGNORECASE)
 _NO_MEDIA = frozenset({"id", "from", "value", "role", "content", "system", *CONVERSATION_KEYS})
 
 # Image markers of other programs: Qwen-VL, Qwen2-VL, Phi-3, InternLM-XComposer, MiniCPM-V, MMMU, Pixtral. They do not
 # occur in HTML or prose, so a record that holds one is not text-only.
 _FOREIGN_MARKER = re.compile(
-    r"<img>[^<>\n]{1,1000}</img>|<\|image(?:_\d+|_pad)?\|>|<ImageHere>|<image[ _]?\d+>|<IMAGE>|\[IMG\]"
+    r"<img>[^<>\n]{1,1000}</img>|<\|(?:image|video)(?:_\d+|_pad)?\|>|<ImageHere>|<image[ _]?\d+>|<IMAGE>|\[IMG\]"
     r"|(?:^\s*<Image>)|(?:<Image>\s*$)"
 )
 
@@ -67,17 +80,6 @@ _EXPECTED_LAYOUT = (
 
 
 @dataclass(frozen=True)
-class EmbeddedPicture:
-    """An encoded picture that a record holds itself; `name` is for messages, and may be ""."""
-
-    data: bytes = field(repr=False)
-    name: str = ""
-
-
-Picture = str | EmbeddedPicture  # the name of a file, or the file's content
-
-
-@dataclass(frozen=True)
 class Record:
     """A conversation and its pictures, in the order of its `<image>` markers."""
 
@@ -92,11 +94,9 @@ def parse_record(record: Any, number: int) -> Record:
 
     Raises:
       SkipSample: "bad_record", "bad_text", "unknown_layout", "empty_conversation", "unknown_role", "turn_order",
-        "empty_question", "empty_answer", "too_long", "picture_key", "video", "foreign_marker", or "image_count".
+        "empty_question", "empty_answer", "too_long", "picture_key", "audio", "foreign_marker", or "image_count".
     """
     pictures = record_pictures(record)
-    task = record.get("data_source")
-    task = _clean(task, "`data_source`") if isinstance(task, str) else ""
     messages, message_pictures = _messages(record)
     if pictures and message_pictures:
         raise SkipSample(
@@ -104,10 +104,11 @@ def parse_record(record: Any, number: int) -> Record:
         )
     pictures = pictures or message_pictures
     _check_other_media(record, pictures)
-    for picture in pictures:
-        _clean(_name_of(picture), "a picture's name")
-    system, turns = _turns(messages, _system_text(record), task)
+    for name in (name for picture in pictures for name in names_of(picture)):
+        _clean(name, "a picture's name")
+    system, turns = _turns(messages, _system_text(record), _tasks(record))
     _check_markers(turns)
+    turns, pictures = place_videos(turns, pictures)
     markers = sum(turn.question.count(IMAGE_MARKER) for turn in turns)
     if markers != len(pictures) and (markers, len(pictures)) != (0, 1):  # a single picture needs no marker
         hint = f"; write one {IMAGE_MARKER} where each picture belongs" if len(pictures) > 1 and not markers else ""
@@ -125,47 +126,20 @@ def record_id(record: Any, number: int) -> str:
 
 
 def record_pictures(record: Any) -> list[Picture]:
-    """Returns the pictures under `image` or `images`; an empty list if there are none.
+    """Returns the pictures under `image` or `images`, then the videos under `video` or `videos`.
 
     Raises:
       SkipSample: "bad_record".
     """
     if not isinstance(record, dict):
         raise SkipSample("bad_record", f"expected an object, got {type(record).__name__}")
-    by_key = {key: pictures for key in PICTURE_KEYS if (pictures := _pictures(record.get(key), key))}
-    if len(set(map(tuple, by_key.values()))) > 1:
-        raise SkipSample("bad_record", "`image` and `images` name different pictures; expected one of them")
-    return next(iter(by_key.values()), [])
-
-
-def _pictures(value: Any, key: str) -> list[Picture]:
-    """Returns the pictures in the value of a picture key; "" and null mean no picture."""
-    pictures = [_picture(item, key) for item in (value if isinstance(value, list) else [value])]
-    if all(not picture for picture in pictures):
-        return []
-    if not all(pictures):
-        raise SkipSample("bad_record", f"`{key}` holds names, but one of them is empty")
-    return pictures
-
-
-def _picture(item: Any, key: str) -> Picture:
-    """Returns a picture by its name, or by its bytes as tables hold them (`{"bytes", "path"}`); "" for none."""
-    if isinstance(item, bytes):
-        return EmbeddedPicture(item)
-    name = item
-    if isinstance(item, dict):
-        name, data = item.get("path"), item.get("bytes")
-        if isinstance(data, bytes):
-            return EmbeddedPicture(data, name if isinstance(name, str) else "")
-        if name is None and not ("bytes" in item and data is None):
-            raise SkipSample("bad_record", f"`{key}` holds an object without a `path`; expected the name of a file")
-    if name is not None and not isinstance(name, str):
-        raise SkipSample("bad_record", f"`{key}` is neither a name nor a list of names")
-    return name or ""
-
-
-def _name_of(picture: Picture) -> str:
-    return picture.name if isinstance(picture, EmbeddedPicture) else picture
+    media: list[Picture] = []
+    for keys, parse, what in ((PICTURE_KEYS, pictures_of, "pictures"), (VIDEO_KEYS, videos_of, "videos")):
+        by_key = {key: found for key in keys if (found := parse(record.get(key), key))}
+        if len(set(map(tuple, by_key.values()))) > 1:
+            raise SkipSample("bad_record", f"`{keys[0]}` and `{keys[1]}` name different {what}; expected one of them")
+        media += next(iter(by_key.values()), [])
+    return media
 
 
 def named_pictures(record: Any) -> list[str]:
@@ -174,14 +148,14 @@ def named_pictures(record: Any) -> list[str]:
         pictures = record_pictures(record) or _messages(record)[1]
     except SkipSample:
         return []
-    return [name for picture in pictures if (name := _name_of(picture))]
+    return [name for picture in pictures for name in names_of(picture)]
 
 
 def _check_other_media(record: dict[str, Any], pictures: list[Picture]) -> None:
-    """Refuses a record that would be trained on without its media: videos, sound, pictures under keys not read."""
+    """Refuses a record that would be trained on without its media: sound, pictures under keys not read."""
     for key, value in record.items():
-        if value and key.lower() in _OTHER_MEDIA:
-            raise SkipSample("video", f"{key!r}: videos and sound are not supported; name single frames in `image`")
+        if value and key.lower() in _SOUND:
+            raise SkipSample("audio", f"{key!r}: sound is not supported; remove it")
     if pictures:
         extra = next((key for key in record if _NUMBERED_PICTURE_KEY.fullmatch(key) and _is_name(record[key])), None)
         if extra is not None:
@@ -290,10 +264,24 @@ def _parts(content: Iterable[Any], pictures: list[Picture]) -> Iterable[str]:
                 name = name["url"]
             if name is not None and not isinstance(name, str | bytes | dict):
                 raise SkipSample("bad_record", f"an {kind} part names no file")
-            pictures += [picture] if (picture := _picture(name, kind)) else []
+            pictures += [picture] if (picture := picture_of(name, kind)) else []
             yield IMAGE_MARKER
+        elif kind in ("video", "video_url"):
+            name = next((part[key] for key in ("video", "video_url", "path", "url") if part.get(key)), None)
+            name = name["url"] if isinstance(name, dict) and "url" in name else name
+            pictures += [video] if (video := video_of(name, kind)) else []
+            yield VIDEO_MARKER
         else:
-            raise SkipSample("unknown_layout", f"a content part of type {str(kind)[:50]!r}; expected text or image")
+            what = f"a content part of type {str(kind)[:50]!r}"
+            raise SkipSample("unknown_layout", f"{what}; expected text, image or video")
+
+
+def _tasks(record: dict[str, Any]) -> str | list[str]:
+    """Returns the name of the record's task, "" for none, or the names of its questions' tasks in a list."""
+    task = record.get("data_source")
+    if isinstance(task, list) and all(isinstance(name, str) for name in task):
+        return [_clean(name, "`data_source`") for name in task]
+    return _clean(task, "`data_source`") if isinstance(task, str) else ""
 
 
 def _system_text(record: dict[str, Any]) -> str:
@@ -303,7 +291,7 @@ def _system_text(record: dict[str, Any]) -> str:
     return _clean(system or "", "`system`")
 
 
-def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str, tuple[Turn, ...]]:
+def _turns(messages: list[tuple[str, str]], system: str, task: str | list[str]) -> tuple[str, tuple[Turn, ...]]:
     """Returns the system text, and the questions with their answers.
 
     Drops an answer before the first question, as LLaVA's loader does, and a last question without an answer.
@@ -326,7 +314,10 @@ def _turns(messages: list[tuple[str, str]], system: str, task: str) -> tuple[str
         if not text.strip():
             raise SkipSample(f"empty_{kind}", f"message {place} is empty")
     texts = [text for _, text in messages]
-    turns = tuple(Turn(question, answer, task) for question, answer in zip(texts[::2], texts[1::2], strict=True))
+    tasks = [task] * (len(texts) // 2) if isinstance(task, str) else task
+    if len(tasks) != len(texts) // 2:
+        raise SkipSample("bad_record", f"`data_source` names {len(tasks)} tasks for {len(texts) // 2} questions")
+    turns = tuple(map(Turn, texts[::2], texts[1::2], tasks))
     return "\n".join(dict.fromkeys(systems)), turns
 
 

@@ -57,6 +57,7 @@ class Source(Protocol):
 
 # Replaces a picture or a video in samples whose pictures are not opened.
 NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
+NO_VIDEO = np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def still(image: np.ndarray) -> np.ndarray:

@@ -18,22 +18,30 @@ class VideoLimits:
         max_frames: frames that are used; a longer video is sampled evenly.
         max_pixels: height times width of one frame.
         room: pixels of all frames that are used, together.
+        max_tiles: of the row that holds the video, each frame takes one; None for any number.
     """
 
     max_frames: int
     max_pixels: int = DEFAULT_MAX_PIXELS
     room: int = DEFAULT_MAX_PIXELS
+    max_tiles: int | None = None
 
     def numbers(self, stored: int, shown: str) -> list[int]:
         """Returns which of `stored` frames are used: all, or `max_frames` evenly spaced with the first and the last.
 
         Raises:
-            SkipSample: "broken_video" for a video without frames, "too_large" for one with too many to look through.
+            SkipSample: "broken_video" for a video without frames, "too_large" for one with too many to look through,
+                "too_long" for more than the row holds.
         """
         if stored < 1:
             raise SkipSample("broken_video", f"{shown} has no frame")
         if stored > MAX_STORED_FRAMES:
             raise SkipSample("too_large", f"{shown} has {stored} frames; at most {MAX_STORED_FRAMES} are allowed")
+        used = min(stored, self.max_frames)
+        if self.max_tiles is not None and used > self.max_tiles:
+            raise SkipSample(
+                "too_long", f"{shown}: {used} frames; data.tiles={self.max_tiles} holds fewer; lower data.max_frames"
+            )
         if stored <= self.max_frames:
             return list(range(stored))
         return [number * (stored - 1) // max(self.max_frames - 1, 1) for number in range(self.max_frames)]

@@ -15,9 +15,9 @@ import errno
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -34,15 +34,15 @@ _MAX_ANIMATION_BYTES = 256 << 20  # Pillow holds the file in memory
 _FRAME_FILE = re.compile(r".*\.(jpe?g|png|webp|gif)", re.IGNORECASE | re.DOTALL)
 _HEAD_BYTES = 64
 
+FrameT = TypeVar("FrameT")
 
-def open_video_under(
-    root: Path, name: str | Sequence[str], limits: VideoLimits, follow_links: bool = False
-) -> np.ndarray:
+
+def open_video_under(root: Path, name: str, limits: VideoLimits, follow_links: bool = False) -> np.ndarray:
     """Reads the video that `name` means under `root`.
 
     Args:
         root: the folder that no name may leave.
-        name: a file or a folder, as `picture_paths.resolve_under` takes it, or the names of the frames' files in order.
+        name: a file or a folder, as `picture_paths.resolve_under` takes it.
         limits: of frames and pixels.
         follow_links: whether links inside `root` may lead out of it.
 
@@ -53,12 +53,12 @@ def open_video_under(
         SkipSample: "unsafe_path", "missing_file", "too_large", "too_many_pixels", "video_format", "video_decoder" (the
             extra is not installed), "broken_video", "frame_sizes", or a reason of `images.open_under` for a frame.
     """
-    if not isinstance(name, str):
-        return _read_pictures(root, name, f"{name[0] if name else ''!r} and the frames after it", limits, follow_links)
     path = resolve_under(root, name, follow_links)
     if path.is_dir():
         files = [f"{name.rstrip('/')}/{file}" for file in frame_files(path)]
-        return _read_pictures(root, files, repr(name[:200]), limits, follow_links)
+        return stack_frames(
+            files, lambda file: open_under(root, file, limits.max_pixels, follow_links), limits, repr(name[:200])
+        )
     return read_video_file(path, limits, shown=name)
 
 
@@ -144,22 +144,35 @@ def _natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def _read_pictures(root: Path, names: Sequence[str], shown: str, limits: VideoLimits, follow_links: bool) -> np.ndarray:
-    frames: list[np.ndarray] = []
-    numbers = limits.numbers(len(names), shown)
+def stack_frames(
+    frames: Sequence[FrameT], decode: Callable[[FrameT], np.ndarray], limits: VideoLimits, shown: str
+) -> np.ndarray:
+    """Decodes the frames that are used and stacks them to uint8 [F, H, W, 3].
+
+    Args:
+        frames: all frames of the video, in order, as `decode` takes them.
+        decode: frame -> uint8 [H, W, 3]; may raise `SkipSample`.
+        limits: of frames and pixels.
+        shown: the video's name in messages.
+
+    Raises:
+        SkipSample: as `decode`; "broken_video", "too_large", "too_long", "too_many_pixels", "frame_sizes".
+    """
+    decoded: list[np.ndarray] = []
+    numbers = limits.numbers(len(frames), shown)
     for number in numbers:
-        frame = open_under(root, names[number], limits.max_pixels, follow_links)
-        if not frames:
-            limits.check(len(numbers), frame.shape[0], frame.shape[1], shown)
-        elif frame.shape != frames[0].shape:
-            (height, width), (first_height, first_width) = frame.shape[:2], frames[0].shape[:2]
+        pixels = decode(frames[number])
+        if not decoded:
+            limits.check(len(numbers), pixels.shape[0], pixels.shape[1], shown)
+        elif pixels.shape != decoded[0].shape:
+            (height, width), (first_height, first_width) = pixels.shape[:2], decoded[0].shape[:2]
             raise SkipSample(
                 "frame_sizes",
-                f"{names[number][:200]!r} is {width}x{height}, the first frame {first_width}x{first_height};"
+                f"{shown}: frame {number} is {width}x{height}, the first frame {first_width}x{first_height};"
                 " expected frames of one size",
             )
-        frames.append(frame)
-    return np.stack(frames)
+        decoded.append(pixels)
+    return np.stack(decoded)
 
 
 # --- single files -----------------------------------------------------------------------------------------------------

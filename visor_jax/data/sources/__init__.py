@@ -15,6 +15,7 @@ from visor_jax.errors import RequestError, nearest
 SOURCES: dict[str, str] = {
     "glyphs": "visor_jax.data.glyphs.kind",
     "llava": "visor_jax.data.sources.llava",
+    "tfds": "visor_jax.data.sources.tfds",
 }
 
 

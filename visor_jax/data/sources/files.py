@@ -58,12 +58,12 @@ def open_files(config: Config, split: str, open_file: OpenFile) -> StoredSource:
         source_name(data.path.replace(SPLIT_MARK, split)),
         [open_file(path) for path in paths],
         root,
-        reading(config, split),
+        reading(config, split, divided=SPLIT_MARK not in data.path),
     )
 
 
-def reading(config: Config, split: str) -> Reading:
-    """Returns how `config.data` says that the records of a split are read."""
+def reading(config: Config, split: str, *, divided: bool = True) -> Reading:
+    """Returns how `config.data` says that records are read; `divided`: whether the same files hold other splits too."""
     data = config.data
     return Reading(
         max_image_pixels=data.max_image_pixels,
@@ -71,7 +71,8 @@ def reading(config: Config, split: str) -> Reading:
         follow_links=data.follow_links,
         reduce_to=_longest_sides(config) if data.reduced_jpeg else (0, 0),
         split=split,
-        test_fraction=0.0 if SPLIT_MARK in data.path else data.test_fraction,
+        max_frames=data.max_frames,
+        test_fraction=data.test_fraction if divided else 0.0,
     )
 
 
@@ -131,7 +132,7 @@ def check_splits(config: Config, splits: Collection[str], open_source: OpenSourc
     if SPLIT_MARK in config.data.path:
         for split in sorted({*splits} - {"train"}):
             source = open_source(config, split)
-            _require_usable(source, split, range(len(source)))
+            require_usable(source, split, range(len(source)))
         return
     source = open_source(config, WHOLE)
     members: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -141,10 +142,15 @@ def check_splits(config: Config, splits: Collection[str], open_source: OpenSourc
     if missing := [split for split in SPLITS if split in splits and not members[split]]:
         raise source.empty_split(*missing)
     for split in sorted({*splits} - {"train"}):
-        _require_usable(source, split, members[split])
+        require_usable(source, split, members[split])
 
 
-def _require_usable(source: StoredSource, split: str, indices: Iterable[int]) -> None:
+def require_usable(source: StoredSource, split: str, indices: Iterable[int]) -> None:
+    """Checks that one of the records is usable.
+
+    Raises:
+        RequestError: none is.
+    """
     last = None
     for index in indices:
         try:

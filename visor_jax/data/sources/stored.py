@@ -24,10 +24,13 @@ import numpy as np
 from visor_jax.config.schema import DEFAULT_MAX_PIXELS
 from visor_jax.data.images import decode_embedded, open_under
 from visor_jax.data.json_records import BadLine
+from visor_jax.data.media import EmbeddedPicture, Picture, Video, names_of
 from visor_jax.data.picture_paths import plain_name, resolve_under
-from visor_jax.data.records import EmbeddedPicture, Picture, Record, named_pictures, parse_record, record_id
-from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample
+from visor_jax.data.records import Record, named_pictures, parse_record, record_id
+from visor_jax.data.sample import NO_PICTURE, NO_VIDEO, Sample, SkipSample
 from visor_jax.data.source_kind import SPLITS
+from visor_jax.data.video_limits import VideoLimits
+from visor_jax.data.videos import decode_video, open_video_under, stack_frames
 from visor_jax.errors import RequestError
 
 WHOLE = "all"  # every record of the files, besides the splits
@@ -91,6 +94,7 @@ class Reading:
         test_fraction: 0 puts every record into every split. Otherwise about this fraction of the records is "test", the
             same fraction "validation", and the rest "train". A hash of the record's picture names (of its id if it has
             none) decides, so adding records moves no other record.
+        max_frames: frames used of one video.
         select: number of records -> the indices that are used, ascending; None for all. Applied before the split.
         reduce_to: `images.decode_image`'s, of a picture that is its record's only one and of one among several.
     """
@@ -100,6 +104,7 @@ class Reading:
     follow_links: bool = False
     split: str = "train"
     test_fraction: float = 0.0
+    max_frames: int = 32
     select: Callable[[int], Sequence[int]] | None = None
     reduce_to: tuple[int, int] = (0, 0)
 
@@ -138,7 +143,7 @@ class StoredSource:
         return self._sample(index, outline=False)
 
     def outline(self, index: int) -> Sample:
-        """Returns sample `index` with `NO_PICTURE` for each picture; opens none."""
+        """Returns sample `index` with `NO_PICTURE` for each picture and `NO_VIDEO` for each video; opens none."""
         return self._sample(index, outline=True)
 
     def place(self, index: int) -> str:
@@ -181,7 +186,8 @@ class StoredSource:
     def picture_files(self, index: int) -> list[tuple[str, Path | bytes | None]]:
         """Returns (name, content) of the pictures of sample `index`.
 
-        The content is a file, the bytes of a picture that the record holds, or None if the file may not be read.
+        The content is a file, the bytes of a picture that the record holds, or None if the file may not be read. Of a
+        video it is its file or folder, or its first frame where the record lists frames.
         """
         number = self._number(index)
         file, local = self._locate(number)
@@ -191,13 +197,15 @@ class StoredSource:
             return []
         found: list[tuple[str, Path | bytes | None]] = []
         for picture in pictures:
-            if isinstance(picture, EmbeddedPicture):
-                found.append((picture.name, picture.data))
+            stored = picture.frames[0] if isinstance(picture, Video) and picture.frames else picture
+            name = next(iter(names_of(stored)), "")
+            if not isinstance(stored, str) and stored.data:
+                found.append((name, stored.data))
                 continue
             try:
-                found.append((picture, resolve_under(self._root, picture, self._reading.follow_links)))
+                found.append((name, resolve_under(self._root, name, self._reading.follow_links)))
             except SkipSample:
-                found.append((picture, None))
+                found.append((name, None))
         return found
 
     def _sample(self, index: int, *, outline: bool) -> Sample:
@@ -205,7 +213,7 @@ class StoredSource:
         file, local = self._locate(number)
         try:
             record = _parsed(file.outline(local) if outline else file.record(local), number)
-            images = (NO_PICTURE,) * len(record.pictures) if outline else self._images(record)
+            images = tuple(map(_placeholder, record.pictures)) if outline else self._images(record)
             return Sample(record.id, images, record.turns, self.name, system=record.system)
         except SkipSample as why:
             raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
@@ -233,21 +241,34 @@ class StoredSource:
         images: list[np.ndarray] = []
         allowed = self._reading.max_image_pixels
         room = max(allowed, DEFAULT_MAX_PIXELS)
+        reduce_to = self._reading.reduce_to[sum(not isinstance(picture, Video) for picture in record.pictures) > 1]
         for picture in record.pictures:
             try:
-                image = self._decode(picture, min(allowed, room), self._reading.reduce_to[len(record.pictures) > 1])
+                if isinstance(picture, Video):
+                    image = self._decode_video(picture, min(allowed, room), room)
+                else:
+                    image = self._decode(picture, min(allowed, room), reduce_to)
             except SkipSample as why:
                 if why.reason == "too_many_pixels" and room < allowed:
                     raise SkipSample(why.reason, f"{why.detail}, after the record's other pictures") from None
                 raise
             images.append(image)
-            room -= image.shape[0] * image.shape[1]
+            room -= image.size // 3
         return tuple(images)
 
-    def _decode(self, picture: Picture, max_pixels: int, reduce_to: int) -> np.ndarray:
+    def _decode(self, picture: str | EmbeddedPicture, max_pixels: int, reduce_to: int) -> np.ndarray:
         if isinstance(picture, EmbeddedPicture):
             return decode_embedded(picture.data, max_pixels, picture.name, reduce_to)
         return open_under(self._root, picture, max_pixels, self._reading.follow_links, reduce_to)
+
+    def _decode_video(self, video: Video, max_pixels: int, room: int) -> np.ndarray:
+        limits = VideoLimits(self._reading.max_frames, max_pixels, room, self._reading.max_pictures)
+        if video.frames:
+            shown = f"the video of {names_of(video)[:1]}"
+            return stack_frames(video.frames, lambda frame: self._decode(frame, max_pixels, 0), limits, shown)
+        if video.data:
+            return decode_video(video.data, limits, repr(video.name[:200]) if video.name else "the record's video")
+        return open_video_under(self._root, video.name, limits, self._reading.follow_links)
 
     def _chosen_numbers(self) -> Sequence[int]:
         split = self._reading.split
@@ -264,6 +285,10 @@ class StoredSource:
         digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         return (("test", "validation", "train")[min(int(place / fraction), 2)],)
+
+
+def _placeholder(picture: Picture) -> np.ndarray:
+    return NO_VIDEO if isinstance(picture, Video) else NO_PICTURE
 
 
 def _parsed(record: Any, number: int) -> Record:
