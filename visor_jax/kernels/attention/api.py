@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
@@ -21,7 +20,7 @@ from visor_jax.kernels.attention import base, xla_chunked, xla_decode
 from visor_jax.kernels.attention import dot_product_attention as library
 from visor_jax.kernels.attention import pallas_tpu as tpu
 from visor_jax.kernels.attention import pallas_triton as gpu
-from visor_jax.kernels.attention.base import AttentionMask
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask
 
 Implementation = Literal["xla", "xla_chunked", "xla_decode", "pallas_tpu", "pallas_gpu", "cudnn", "splash", "tokamax"]
 Refusal = Callable[[Array, Array, AttentionMask], str | None]
@@ -38,7 +37,9 @@ class Entry(NamedTuple):
     refusal: Refusal = lambda q, k, mask: None
     partitioned: bool = False
 
-    def reason(self, q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+    def reason(
+        self, q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
+    ) -> str | None:
         if self.platforms is not None and platform() not in self.platforms:
             return f"it runs on {' or '.join(self.platforms)}, and this is computed on {platform()}"
         return self.refusal(q, k, mask) if self.partitioned else self.refusal(*on_one_device(q, k), mask)
@@ -87,9 +88,9 @@ CHOICE = (
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
     implementation: Implementation | None = None,
@@ -111,8 +112,7 @@ def attention(
       ValueError: an argument of the wrong shape or dtype, an implementation that does not exist, or a forced one that
         cannot serve, with its reason. A forced implementation is never replaced by another.
     """
-    base.validate(q, k, v, mask)
-    q, k, v, mask = jax.tree.map(jnp.asarray, (q, k, v, mask))  # NumPy's arrays do not take a traced index
+    q, k, v, mask = base.validated(q, k, v, mask)
     name = choose(q, k, mask) if implementation is None else implementation
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation {name!r} does not exist; known are {', '.join(IMPLEMENTATIONS)}")
@@ -124,7 +124,9 @@ def attention(
     return over_mesh(entry.run, q, k, v, mask)
 
 
-def choose(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> Implementation:
+def choose(
+    q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
+) -> Implementation:
     """The first row of `CHOICE` that matches these arrays on this platform and can serve them."""
     queries, logits, here = q.shape[1], q.shape[1] * k.shape[1], platform()
     for platforms, max_queries, min_logits, name in CHOICE:
@@ -145,12 +147,12 @@ def platform() -> str:
     return default if isinstance(default, str) else default.platform
 
 
-def on_one_device(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"]) -> tuple[Any, Any]:
+def on_one_device(q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"]) -> tuple[Any, Any]:
     """Shapes of the queries and keys that `over_mesh` gives one device."""
     sizes, heads = mesh.free_axes(), mesh.split_axis(k.shape[2])
     samples = math.prod(sizes[axis] for axis in mesh.sample_axes(q.shape[0]))
 
-    def part(x: Array) -> Any:
+    def part(x: Float[ArrayOrShape, "B T H D"]) -> Any:
         batch, length, num_heads, head_dim = x.shape
         shape = (batch // samples, length, num_heads // (sizes[heads] if heads else 1), head_dim)
         return jax.ShapeDtypeStruct(shape, x.dtype)

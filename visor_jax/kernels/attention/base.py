@@ -1,22 +1,27 @@
 """Attention by position and segment: the contract, its validation, and the plain XLA reference.
 
 In: queries `q [B,Tq,H,D]`, keys and values `k, v [B,Tk,K,D]` (H a multiple of K: grouped-query attention) and an
-`AttentionMask`. Out: `[B,Tq,H,D]` in `q.dtype`. Every implementation in this folder keeps the promises that
-`attention` below states, and the tests run one list of cases against all of them.
+`AttentionMask`. Out: `[B,Tq,H,D]` in `q.dtype`. Every implementation in this folder satisfies the contract of
+`attention` below, and the tests run one list of cases against all of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.precision import widened
 
 # Replaces minus infinity: finite, so that a row in which everything is masked makes no NaN.
 MASKED_LOGIT = -1e30
+
+AnyArray = Array | np.ndarray  # JAX's and NumPy's arrays, which implementations take
+ArrayOrShape = AnyArray | jax.ShapeDtypeStruct  # refusals and choices read shapes and dtypes only
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
 
@@ -43,6 +48,9 @@ class AttentionMask:
     active: Bool[Array, " B"] | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
 
+    # JAX also builds masks of shapes, shardings and tangents: run-time checks of annotations skip the constructor.
+    __no_type_check__: ClassVar[bool] = True
+
     def as_array(self) -> Bool[Array, "B Tq Tk"]:
         """The definition: True where a query may see a key."""
         allowed = (self.q_segments[:, :, None] == self.kv_segments[:, None, :]) & (self.kv_segments != 0)[:, None, :]
@@ -54,24 +62,24 @@ class AttentionMask:
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
     """Softmax attention with logits scaled by 1/sqrt(D): the reference, which keeps a [B,H,Tq,Tk] array.
 
     Products and softmax are accumulated in float32 (float64 for float64); on TPUs and GPUs XLA rounds float32 operands
-    as `jax_default_matmul_precision` says, while our kernels take them whole. A query that may see nothing gets exactly
-    0 and gives exactly zero gradients. Unused rows (a query that sees nothing, a key that no query of its sample
-    sees) may hold anything, NaN included: they reach no output and no gradient. Logits must lie well within
-    `MASKED_LOGIT` and its negative.
+    as `jax_default_matmul_precision` says, while the Pallas kernels use them at full precision. A query that may see
+    nothing gets exactly 0 and gives exactly zero gradients. Unused rows (a query that sees nothing, a key that no query
+    of its sample sees) may hold anything, NaN included: they reach no output and no gradient. Logits must lie well
+    within `MASKED_LOGIT` and its negative.
 
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     allowed = mask.as_array()
     query_valid, key_used = jnp.any(allowed, axis=2), jnp.any(allowed, axis=1)
     # 0 * NaN is NaN: unused rows are replaced before the product, not after.
@@ -113,10 +121,17 @@ def mask_logits(logits: Float[Array, "B K R S"], allowed: Bool[Array, "B T S"]) 
     return jnp.where(allowed[:, None, None], grouped, MASKED_LOGIT).reshape(logits.shape)
 
 
-def validate(
-    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
-) -> None:
-    """Checks the arguments of every implementation; raises ValueError."""
+def validated(
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
+    mask: AttentionMask,
+) -> tuple[Float[Array, "B Tq H D"], Float[Array, "B Tk K D"], Float[Array, "B Tk K D"], AttentionMask]:
+    """The arguments of every implementation, checked, as JAX's arrays.
+
+    Raises:
+      ValueError: an argument of the wrong shape or dtype; the message names it.
+    """
     if not isinstance(mask, AttentionMask):
         raise ValueError(f"mask must be an AttentionMask, got {type(mask).__name__}")
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -149,9 +164,10 @@ def validate(
             raise ValueError(f"mask.active must be boolean, got {mask.active.dtype}")
         if mask.active.shape != (batch,):
             raise ValueError(f"mask.active must have shape {(batch,)}, got {mask.active.shape}")
+    return jax.tree.map(jnp.asarray, (q, k, v, mask))  # NumPy's arrays cannot be indexed by tracers
 
 
-def _validate_integers(name: str, x: Array, shape: tuple[int, int]) -> None:
+def _validate_integers(name: str, x: Any, shape: tuple[int, int]) -> None:
     if not hasattr(x, "shape"):
         raise ValueError(f"mask.{name} must be an array, got {type(x).__name__}")
     if not jnp.issubdtype(x.dtype, jnp.integer):

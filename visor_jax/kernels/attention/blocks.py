@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from visor_jax.kernels.attention.base import AttentionMask
 
@@ -23,13 +23,16 @@ INT32 = jnp.iinfo(jnp.int32)
 
 
 class Bounds(NamedTuple):
-    """Bounds [B, n] of blocks of tokens. Real tokens are those of a segment; low > high where a block has none."""
+    """Bounds [B, n] of blocks of tokens, with one more axis where queries and keys are compared.
 
-    segment_low: Array  # of the real tokens
-    segment_high: Array
-    position_low: Array
-    position_high: Array
-    has_padding: Array  # whether any token is not real
+    Real tokens are those of a segment; low > high where a block has none.
+    """
+
+    segment_low: Int[Array, "B ..."]  # of the real tokens
+    segment_high: Int[Array, "B ..."]
+    position_low: Int[Array, "B ..."]
+    position_high: Int[Array, "B ..."]
+    has_padding: Bool[Array, "B ..."]  # whether any token is not real
 
 
 def block_kinds(mask: AttentionMask, q_block: int, kv_block: int) -> Int[Array, "B n m"]:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from visor_jax.kernels.attention.base import AttentionMask, validate
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, validated
 from visor_jax.kernels.attention.blocks import pad_mask
 from visor_jax.kernels.precision import widened
 
@@ -31,7 +31,11 @@ Dense = Callable[[Array, Array, Array, Array], Array]  # (q, k, v, allowed [B,1,
 
 
 def cudnn(
-    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], *, mask: AttentionMask
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
+    *,
+    mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
     """cuDNN's fused attention; raises ValueError where `cudnn_refusal` has a reason."""
     if reason := cudnn_refusal(q, k, mask):
@@ -39,7 +43,9 @@ def cudnn(
     return with_lengths(functools.partial(fused, implementation="cudnn"), *pad_to_even(q, k, v, mask))[:, : q.shape[1]]
 
 
-def cudnn_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+def cudnn_refusal(
+    q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
+) -> str | None:
     del mask
     if q.dtype not in HALVES:
         return f"q has dtype {q.dtype}; it serves bfloat16 and float16"
@@ -49,11 +55,11 @@ def cudnn_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask
 
 
 def pad_to_even(
-    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], mask: AttentionMask
+    q: Float[AnyArray, "B Tq H D"], k: Float[AnyArray, "B Tk K D"], v: Float[AnyArray, "B Tk K D"], mask: AttentionMask
 ) -> tuple[Array, Array, Array, AttentionMask]:
     """Pads odd lengths by one token: cuDNN's backward pass with a mask requires even lengths."""
 
-    def padded(x: Array) -> Array:
+    def padded(x: Shaped[AnyArray, "B T ..."]) -> Array:
         return jnp.pad(x, [(0, x.shape[1] % 2 if axis == 1 else 0) for axis in range(x.ndim)])
 
     mask = dataclasses.replace(
@@ -67,9 +73,9 @@ def pad_to_even(
 
 
 def fused(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     allowed: Bool[Array, "..."] | None = None,
     *,
     implementation: Any,
@@ -80,7 +86,11 @@ def fused(
 
 
 def tokamax(
-    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], v: Float[Array, "B Tk K D"], *, mask: AttentionMask
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
+    *,
+    mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
     """tokamax's choice for the platform; raises ValueError where `tokamax_refusal` has a reason."""
     if reason := tokamax_refusal(q, k, mask):
@@ -91,7 +101,9 @@ def tokamax(
     return with_dense_mask(lambda q, k, v, allowed: library.dot_product_attention(q, k, v, mask=allowed), q, k, v, mask)
 
 
-def tokamax_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+def tokamax_refusal(
+    q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
+) -> str | None:
     del q, k, mask
     if importlib.util.find_spec("tokamax") is None:
         return "the package tokamax is not installed: pip install tokamax"
@@ -130,14 +142,14 @@ def lengths_of(mask: AttentionMask) -> Lengths:
 
 def with_lengths(
     run: Callable[..., Array],
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     mask: AttentionMask,
 ) -> Array:
     """Runs a function that takes lengths, or the dense mask where lengths do not suffice; keeps `base.attention`'s
     contract."""
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     lengths = lengths_of(mask)
 
     def short(q: Array, k: Array, v: Array) -> Float[Array, "B Tq H D"]:
@@ -162,13 +174,13 @@ def with_lengths(
 
 def with_dense_mask(
     run: Dense,
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
     """Runs a function that takes an array of queries by keys; keeps `base.attention`'s contract on zeros and NaN."""
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     allowed = mask.as_array()
     query_valid, key_used = (jnp.any(allowed, axis=axis)[..., None, None] for axis in (2, 1))
     q, k, v = jnp.where(query_valid, q, 0), jnp.where(key_used, k, 0), jnp.where(key_used, v, 0)
@@ -178,9 +190,9 @@ def with_dense_mask(
 
 
 def splash(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
     interpret: bool = False,
@@ -189,7 +201,7 @@ def splash(
 
     Splash does not scale logits: queries are scaled first, which rounds them to their dtype once more than elsewhere.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     if reason := splash_refusal(q, k, mask):
         raise ValueError(f"splash cannot serve: {reason}")
     allowed = mask.as_array()
@@ -211,7 +223,9 @@ def splash(
     return jnp.where(query_valid, out.swapaxes(1, 2)[:, : q.shape[1], :, : q.shape[3]], 0).astype(q.dtype)
 
 
-def splash_refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+def splash_refusal(
+    q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
+) -> str | None:
     if mask.causal:
         return "the mask is causal by positions that are known at run time only; its masks are fixed ahead"
     if q.dtype not in (jnp.float32, jnp.bfloat16):

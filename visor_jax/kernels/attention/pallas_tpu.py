@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Num
 
-from visor_jax.kernels.attention.base import AttentionMask, validate
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, validated
 from visor_jax.kernels.attention.blocks import Visits, block_kinds, pad_mask, visits
 from visor_jax.kernels.attention.pallas_tpu_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
 
@@ -48,9 +48,9 @@ Interpret = bool | pltpu.InterpretParams
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
     tiles: Tiles | None = None,
@@ -66,7 +66,7 @@ def attention(
     Raises:
       ValueError: an argument of the wrong shape or dtype, or one that the kernels do not serve; the message names it.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     tiles = tiles or default_tiles(q.shape[1], k.shape[1], q.shape[2] // k.shape[2])
     if reason := refusal(q, k, mask, tiles):
         raise ValueError(f"pallas_tpu cannot serve: {reason}")
@@ -76,7 +76,10 @@ def attention(
 
 
 def refusal(
-    q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask, tiles: Tiles | None = None
+    q: Float[ArrayOrShape, "B Tq H D"],
+    k: Float[ArrayOrShape, "B Tk K D"],
+    mask: AttentionMask,
+    tiles: Tiles | None = None,
 ) -> str | None:
     """Why these kernels cannot serve such arrays, or None where they can."""
     del mask
@@ -213,22 +216,26 @@ class Call(NamedTuple):
     def rows(self) -> int:
         return self.group * self.tiles.queries
 
-    def q_layout(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B K G Tq_padded D"]:
+    def q_layout(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B K G Tq_padded D_padded"]:
         batch, length, num_heads, head_dim = x.shape
         more = (self.q_blocks * self.tiles.queries - length, self.head_dim - head_dim)
         x = jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1])))
         x = x.reshape(batch, x.shape[1], self.kv_heads, num_heads // self.kv_heads, self.head_dim)
         return x.transpose(0, 2, 3, 1, 4)
 
-    def from_q_layout(self, x: Float[Array, "B K G Tq_padded D"], shape: tuple[int, ...]) -> Float[Array, "B Tq H D"]:
+    def from_q_layout(
+        self, x: Float[Array, "B K G Tq_padded D_padded"], shape: tuple[int, ...]
+    ) -> Float[Array, "B Tq H D"]:
         batch, length, num_heads, head_dim = shape
         return x[:, :, :, :length, :head_dim].transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
 
-    def kv_layout(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B K Tk_padded D"]:
+    def kv_layout(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B K Tk_padded D_padded"]:
         more = (self.kv_blocks * self.tiles.keys - x.shape[1], self.head_dim - x.shape[3])
         return jnp.pad(x, ((0, 0), (0, more[0]), (0, 0), (0, more[1]))).swapaxes(1, 2)
 
-    def from_kv_layout(self, x: Float[Array, "B K Tk_padded D"], shape: tuple[int, ...]) -> Float[Array, "B Tk K D"]:
+    def from_kv_layout(
+        self, x: Float[Array, "B K Tk_padded D_padded"], shape: tuple[int, ...]
+    ) -> Float[Array, "B Tk K D"]:
         return x[:, :, : shape[1], : shape[3]].swapaxes(1, 2)
 
     def run(
@@ -241,7 +248,7 @@ class Call(NamedTuple):
         results: tuple[str, ...],
         dtypes: tuple[Any, ...],
         scratch: list[tuple[int, int]],
-    ) -> list[Array]:
+    ) -> Sequence[Array]:
         """One kernel over grid (batch, KV head, outer block, inner block); `inner` is "keys" or "queries".
 
         Its arguments: ids of queries and keys, `operands` in the order q, k, v, grad, log_sum, delta, the results.

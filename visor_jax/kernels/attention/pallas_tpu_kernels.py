@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from visor_jax.kernels.attention.base import MASKED_LOGIT
 from visor_jax.kernels.attention.blocks import ALL, SOME
+
+# Arguments of a kernel are references into memory, as Pallas passes them; indexing one reads or writes its block.
+Ref = Any
 
 
 class Sizes(NamedTuple):
@@ -32,7 +35,20 @@ class Sizes(NamedTuple):
 
 
 def forward_kernel(
-    rows, cells, q_ids, kv_ids, q, k, v, out, log_sum, running_max, denominator, acc, *, sizes: Sizes
+    rows: Ref,
+    cells: Ref,
+    q_ids: Ref,
+    kv_ids: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    out: Ref,
+    log_sum: Ref,
+    running_max: Ref,
+    denominator: Ref,
+    acc: Ref,
+    *,
+    sizes: Sizes,
 ) -> None:
     """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
 
@@ -68,7 +84,22 @@ def forward_kernel(
             log_sum[0, 0, g : g + 1, :] = logs[:, g * sizes.queries : (g + 1) * sizes.queries]
 
 
-def grad_q_kernel(rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, grad_q, acc, *, sizes: Sizes) -> None:
+def grad_q_kernel(
+    rows: Ref,
+    cells: Ref,
+    q_ids: Ref,
+    kv_ids: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    grad: Ref,
+    log_sum: Ref,
+    delta: Ref,
+    grad_q: Ref,
+    acc: Ref,
+    *,
+    sizes: Sizes,
+) -> None:
     """Gradient of a block of queries, summed over the blocks of keys."""
 
     @pl.when(pl.program_id(3) == 0)
@@ -88,7 +119,22 @@ def grad_q_kernel(rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, gra
 
 
 def grad_kv_kernel(
-    rows, cells, q_ids, kv_ids, q, k, v, grad, log_sum, delta, grad_k, grad_v, acc_k, acc_v, *, sizes: Sizes
+    rows: Ref,
+    cells: Ref,
+    q_ids: Ref,
+    kv_ids: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    grad: Ref,
+    log_sum: Ref,
+    delta: Ref,
+    grad_k: Ref,
+    grad_v: Ref,
+    acc_k: Ref,
+    acc_v: Ref,
+    *,
+    sizes: Sizes,
 ) -> None:
     """Gradients of a block of keys and values, summed over the blocks of queries and the heads that share them."""
 
@@ -111,7 +157,7 @@ def grad_kv_kernel(
         grad_v[0, 0] = acc_v[...].astype(grad_v.dtype)
 
 
-def where_visible(cells, sizes: Sizes, step: Callable[[bool], None]) -> None:
+def where_visible(cells: Ref, sizes: Sizes, step: Callable[[bool], None]) -> None:
     """Runs `step` (with masking or without) unless nothing is visible in this block."""
     row = pl.program_id(0) * pl.num_programs(2) + pl.program_id(2)
     kind = cells[row * sizes.inner_blocks + pl.program_id(3)] & 3
@@ -119,8 +165,10 @@ def where_visible(cells, sizes: Sizes, step: Callable[[bool], None]) -> None:
     pl.when(kind == ALL)(functools.partial(step, False))
 
 
-def load_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array, Array, Array | None]:
-    """Keys and values [C,D] of the block, 0 where no query of the block sees them; and `allowed` [C,bq] if masked."""
+def load_keys(
+    q_ids: Ref, kv_ids: Ref, k: Ref, v: Ref, sizes: Sizes, *, masked: bool
+) -> tuple[Float[Array, "C D"], Float[Array, "C D"], Bool[Array, "C bq"] | None]:
+    """Keys and values of the block, 0 where no query of the block sees them; and `allowed` if masked."""
     keys, values = k[0, 0], v[0, 0]
     if not masked:
         return keys, values, None
@@ -134,7 +182,9 @@ def load_keys(q_ids, kv_ids, k, v, sizes: Sizes, *, masked: bool) -> tuple[Array
     return jnp.where(key_used, keys, jnp.zeros_like(keys)), jnp.where(key_used, values, jnp.zeros_like(values)), allowed
 
 
-def masked_logits(rows: Array, keys: Array, allowed: Array | None, sizes: Sizes) -> Float[Array, "C R"]:
+def masked_logits(
+    rows: Float[Array, "R D"], keys: Float[Array, "C D"], allowed: Bool[Array, "C bq"] | None, sizes: Sizes
+) -> Float[Array, "C R"]:
     """Scaled logits of every row against the keys, `MASKED_LOGIT` where a query may not see; heads are concatenated
     along the rows."""
     logits = product(keys, rows, 1, 1) * sizes.scale
@@ -144,25 +194,36 @@ def masked_logits(rows: Array, keys: Array, allowed: Array | None, sizes: Sizes)
     return jnp.concatenate([jnp.where(allowed, x, MASKED_LOGIT) for x in heads], axis=1)
 
 
-def recomputed(q, keys: Array, values: Array, grad, log_sum, delta, allowed: Array | None, sizes: Sizes):
-    """Weights and gradient of the unscaled logits, both [C,R], from the saved log-sum-exp."""
+def recomputed(
+    q: Ref,
+    keys: Float[Array, "C D"],
+    values: Float[Array, "C D"],
+    grad: Ref,
+    log_sum: Ref,
+    delta: Ref,
+    allowed: Bool[Array, "C bq"] | None,
+    sizes: Sizes,
+) -> tuple[Float[Array, "C R"], Float[Array, "C R"]]:
+    """Weights and gradient of the unscaled logits, from the saved log-sum-exp."""
     logits = masked_logits(matrix(q), keys, allowed, sizes)
     weights = jnp.exp(logits - along_lanes(log_sum))
     grad_weights = product(values, matrix(grad), 1, 1)
     return weights, weights * (grad_weights - along_lanes(delta))
 
 
-def matrix(x) -> Float[Array, "R D"]:
+def matrix(x: Ref) -> Float[Array, "R D"]:
     """The block [1,1,G,bq,D] as rows."""
     return x[0, 0].reshape(-1, x.shape[-1])
 
 
-def along_lanes(x) -> Float[Array, "1 R"]:
+def along_lanes(x: Ref) -> Float[Array, "1 R"]:
     """The block [1,1,G,bq] as one row."""
     return jnp.concatenate([x[0, 0, g : g + 1, :] for g in range(x.shape[2])], axis=1)
 
 
-def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "..."]:
+def product(
+    x: Float[Array, "rows_x columns_x"], y: Float[Array, "rows_y columns_y"], x_axis: int, y_axis: int
+) -> Float[Array, "M N"]:
     """Matrix product over the given axes, summed in float32; exact to float32 where the operands are."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     axes = (((x_axis,), (y_axis,)), ((), ()))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, Shaped
 
-from visor_jax.kernels.attention.base import AttentionMask, unfold, validate
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, unfold, validated
 from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, pad_mask
 from visor_jax.kernels.attention.merge_partials import merge_partials
 from visor_jax.kernels.attention.pallas_triton_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
@@ -50,9 +50,9 @@ class Tiles:
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
     tiles: Tiles | None = None,
@@ -68,7 +68,7 @@ def attention(
     Raises:
       ValueError: an argument of the wrong shape or dtype, or one that the kernels do not serve; the message names it.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     if reason := refusal(q, k, mask):
         raise ValueError(f"pallas_gpu cannot serve: {reason}")
     if 0 in (q.size, k.size):
@@ -76,7 +76,7 @@ def attention(
     return _attention(q, k, v, mask, tiles or Tiles(), interpret)
 
 
-def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+def refusal(q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask) -> str | None:
     """Why these kernels cannot serve such arrays, or None where they can."""
     del k, mask
     if q.dtype not in DTYPES:
@@ -136,7 +136,7 @@ def _split(
     mask, padding = pad_mask(mask, 1, chunk_size), -k.shape[1] % chunk_size
     num_chunks = mask.kv_segments.shape[1] // chunk_size
 
-    def split_chunks(x: Array) -> Float[Array, "BS C ..."]:
+    def split_chunks(x: Shaped[Array, "B Tk ..."]) -> Shaped[Array, "BS C ..."]:
         return x.reshape(batch * num_chunks, chunk_size, *x.shape[2:])
 
     def repeat_per_chunk(x: Array) -> Array:
@@ -216,10 +216,10 @@ class Call(NamedTuple):
         head_dim = next(size for size in HEAD_DIMS if size >= q.shape[3])
         return cls(pad_mask(mask, queries, keys), sizes, head_dim, interpret)
 
-    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B Tq_padded H D"]:
+    def queries(self, x: Float[Array, "B Tq H D"]) -> Float[Array, "B Tq_padded H D_padded"]:
         return self._padded(x, self.mask.q_segments.shape[1])
 
-    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B Tk_padded K D"]:
+    def keys(self, x: Float[Array, "B Tk K D"]) -> Float[Array, "B Tk_padded K D_padded"]:
         return self._padded(x, self.mask.kv_segments.shape[1])
 
     def _padded(self, x: Array, length: int) -> Array:
@@ -245,7 +245,7 @@ class Call(NamedTuple):
         results: tuple[jax.ShapeDtypeStruct, ...],
         *,
         outer: str,
-    ) -> list[Array]:
+    ) -> Sequence[Array]:
         """One kernel over grid (outer block, head, sample); it loads its own blocks of `arrays`.
 
         `outer` is "queries" (the heads are query heads) or "keys" (KV heads, each with its group of query heads).

@@ -6,14 +6,17 @@ count and their indices. Shapes: R queries of a block, C keys of a block, D head
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention.base import MASKED_LOGIT
+
+# Arguments of a kernel are references into memory, as Pallas passes them; indexing one reads or writes its block.
+Ref = Any
 
 
 class Sizes(NamedTuple):
@@ -27,7 +30,18 @@ class Sizes(NamedTuple):
 
 
 def forward_kernel(
-    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, out, log_sum, *, sizes: Sizes
+    work: Ref,
+    q_segments: Ref,
+    q_positions: Ref,
+    kv_segments: Ref,
+    kv_positions: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    out: Ref,
+    log_sum: Ref,
+    *,
+    sizes: Sizes,
 ) -> None:
     """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
     here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
@@ -58,7 +72,20 @@ def forward_kernel(
 
 
 def grad_q_kernel(
-    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, grad, log_sum, delta, grad_q, *, sizes: Sizes
+    work: Ref,
+    q_segments: Ref,
+    q_positions: Ref,
+    kv_segments: Ref,
+    kv_positions: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    grad: Ref,
+    log_sum: Ref,
+    delta: Ref,
+    grad_q: Ref,
+    *,
+    sizes: Sizes,
 ) -> None:
     """Gradient of a block of queries, summed over the blocks of keys."""
     here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
@@ -77,9 +104,22 @@ def grad_q_kernel(
 
 
 def grad_kv_kernel(
-    work, q_segments, q_positions, kv_segments, kv_positions, q, k, v, grad, log_sum, delta, grad_k, grad_v, *,
+    work: Ref,
+    q_segments: Ref,
+    q_positions: Ref,
+    kv_segments: Ref,
+    kv_positions: Ref,
+    q: Ref,
+    k: Ref,
+    v: Ref,
+    grad: Ref,
+    log_sum: Ref,
+    delta: Ref,
+    grad_k: Ref,
+    grad_v: Ref,
+    *,
     sizes: Sizes,
-) -> None:  # fmt: skip
+) -> None:
     """Gradients of a block of keys and values, summed over the blocks of queries and the heads that share them."""
     there = pl.ds(pl.program_id(0) * sizes.keys, sizes.keys)
     ids, count = (kv_segments[there], kv_positions[there]), work[0]
@@ -104,7 +144,9 @@ def grad_kv_kernel(
     grad_v[...] = acc_v.astype(grad_v.dtype)
 
 
-def may_see(queries: tuple[Array, Array], keys: tuple[Array, Array], sizes: Sizes) -> Bool[Array, "R C"]:
+def may_see(
+    queries: tuple[Int[Array, " R"], Int[Array, " R"]], keys: tuple[Int[Array, " C"], Int[Array, " C"]], sizes: Sizes
+) -> Bool[Array, "R C"]:
     """Whether each query may see each key, from segments and positions."""
     allowed = (queries[0][:, None] == keys[0][None, :]) & (keys[0] != 0)[None, :]
     if sizes.causal:
@@ -118,18 +160,32 @@ def where_seen(x: Float[Array, "C D"], allowed: Bool[Array, "R C"]) -> Float[Arr
     return jnp.where(key_used[:, None], x, jnp.zeros_like(x))
 
 
-def masked_logits(rows: Array, keys: Array, allowed: Array, sizes: Sizes) -> Float[Array, "R C"]:
+def masked_logits(
+    rows: Float[Array, "R D"], keys: Float[Array, "C D"], allowed: Bool[Array, "R C"], sizes: Sizes
+) -> Float[Array, "R C"]:
+    """Scaled logits of every query against the keys, `MASKED_LOGIT` where a query may not see."""
     return jnp.where(allowed, product(rows, keys, 1, 1) * sizes.scale, MASKED_LOGIT)
 
 
-def recomputed(rows, keys, values, grad_rows, log_sum, delta, allowed, sizes: Sizes) -> tuple[Array, Array]:
-    """Weights and gradient of the unscaled logits, both [R,C], from the saved log-sum-exp."""
+def recomputed(
+    rows: Float[Array, "R D"],
+    keys: Float[Array, "C D"],
+    values: Float[Array, "C D"],
+    grad_rows: Float[Array, "R D"],
+    log_sum: Float[Array, " R"],
+    delta: Float[Array, " R"],
+    allowed: Bool[Array, "R C"],
+    sizes: Sizes,
+) -> tuple[Float[Array, "R C"], Float[Array, "R C"]]:
+    """Weights and gradient of the unscaled logits, from the saved log-sum-exp."""
     weights = jnp.exp(masked_logits(rows, keys, allowed, sizes) - log_sum[:, None])
     grad_weights = product(grad_rows, values, 1, 1)
     return weights, weights * (grad_weights - delta[:, None])
 
 
-def product(x: Array, y: Array, x_axis: int, y_axis: int) -> Float[Array, "..."]:
+def product(
+    x: Float[Array, "rows_x columns_x"], y: Float[Array, "rows_y columns_y"], x_axis: int, y_axis: int
+) -> Float[Array, "M N"]:
     """Matrix product over the given axes, summed in float32; exact to float32 where the operands are."""
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     axes = (((x_axis,), (y_axis,)), ((), ()))

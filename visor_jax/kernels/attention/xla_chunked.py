@@ -19,12 +19,13 @@ from jaxtyping import Array, Float
 
 from visor_jax.kernels.attention.base import (
     MASKED_LOGIT,
+    AnyArray,
     AttentionMask,
     fold,
     heads_first,
     mask_logits,
     unfold,
-    validate,
+    validated,
 )
 from visor_jax.kernels.attention.blocks import ALL, NOTHING, block_kinds, pad_mask
 
@@ -33,9 +34,9 @@ ROWS, CHUNK = 2048, 1024
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
@@ -44,7 +45,7 @@ def attention(
     Raises:
       ValueError: an argument of the wrong shape or dtype; the message names it.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     return _attention(q, k, v, mask)
 
 

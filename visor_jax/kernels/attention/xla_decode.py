@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.attention import xla_chunked
-from visor_jax.kernels.attention.base import MASKED_LOGIT, AttentionMask, unfold, validate
+from visor_jax.kernels.attention.base import MASKED_LOGIT, AnyArray, ArrayOrShape, AttentionMask, unfold, validated
 from visor_jax.kernels.attention.merge_partials import merge_partials
 from visor_jax.kernels.precision import widened
 
@@ -23,9 +23,9 @@ MAX_QUERIES = 16
 
 
 def attention(
-    q: Float[Array, "B Tq H D"],
-    k: Float[Array, "B Tk K D"],
-    v: Float[Array, "B Tk K D"],
+    q: Float[AnyArray, "B Tq H D"],
+    k: Float[AnyArray, "B Tk K D"],
+    v: Float[AnyArray, "B Tk K D"],
     *,
     mask: AttentionMask,
 ) -> Float[Array, "B Tq H D"]:
@@ -34,13 +34,13 @@ def attention(
     Raises:
       ValueError: an argument of the wrong shape or dtype, or too many queries; the message names it.
     """
-    validate(q, k, v, mask)
+    q, k, v, mask = validated(q, k, v, mask)
     if reason := refusal(q, k, mask):
         raise ValueError(f"xla_decode cannot serve: {reason}")
     return _attention(q, k, v, mask)
 
 
-def refusal(q: Float[Array, "B Tq H D"], k: Float[Array, "B Tk K D"], mask: AttentionMask) -> str | None:
+def refusal(q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask) -> str | None:
     del k, mask
     if q.shape[1] > MAX_QUERIES:
         return f"there are {q.shape[1]} queries; it serves up to {MAX_QUERIES}"

@@ -31,7 +31,7 @@ def cross_entropy(
     labels: Int[Array, " N"],
     weights: Float[Array, " N"],
     *,
-    z_loss: float = 0.0,
+    z_loss: float | int | np.floating | np.integer = 0.0,
     implementation: Implementation | None = None,
 ) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
     """Weighted loss of each row, and whether its label is the most likely token; see `base.cross_entropy`.
