@@ -59,7 +59,7 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> No
     assert not different
 
 
-def told(run: Path, stage: str) -> list[dict[str, Any]]:
+def metric_rows(run: Path, stage: str) -> list[dict[str, Any]]:
     """Returns the metrics without wall times."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run / stage / "metrics.jsonl")]
 
@@ -89,12 +89,12 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 def test_every_step_is_written_down_once(tiny_run: Path) -> None:
     for stage in ("base", "warmup", "full", "universal", "policy"):
-        rows = told(tiny_run, stage)
+        rows = metric_rows(tiny_run, stage)
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
         assert all(np.isfinite(row["loss"]) and row["gradient_norm"] > 0 for row in rows)
         assert read_json(tiny_run / stage / "complete.json")["step"] == 4
-    assert {row["budget"] for row in told(tiny_run, "full")} == {"full"}
-    assert all(any(key.startswith("accuracy/") for key in row) for row in told(tiny_run, "full"))
+    assert {row["budget"] for row in metric_rows(tiny_run, "full")} == {"full"}
+    assert all(any(key.startswith("accuracy/") for key in row) for row in metric_rows(tiny_run, "full"))
     seconds = read_json(tiny_run / "goodput.json")
     assert {"init", "compile", "step", "data_wait", "save"} <= seconds.keys()
 
@@ -152,10 +152,10 @@ def test_stopped_and_resumed_is_the_same_run(
     with pytest.raises(SystemExit) as stopped:
         train(config, stage, workdir)
     assert stopped.value.code == 143
-    assert not workdir.stage(stage).is_complete() and len(told(tiny_copy, stage)) == at
+    assert not workdir.stage(stage).is_complete() and len(metric_rows(tiny_copy, stage)) == at
     signal_at("")
     train(config, stage, workdir)
-    assert told(tiny_copy, stage) == told(tiny_run, stage)
+    assert metric_rows(tiny_copy, stage) == metric_rows(tiny_run, stage)
     assert_same(params_of(tiny_copy, stage), params_of(tiny_run, stage))
 
 
@@ -205,7 +205,7 @@ def test_sigterm_saves_and_exits_143(tiny_run: Path, tiny_copy: Path) -> None:
     assert "stopped by SIGTERM after step 2; saved" in done.stderr
     assert (tiny_copy / "policy" / "checkpoints" / "2").is_dir() and not workdir.stage("policy").is_complete()
     train(config, "policy", workdir)
-    assert told(tiny_copy, "policy") == told(tiny_run, "policy")
+    assert metric_rows(tiny_copy, "policy") == metric_rows(tiny_run, "policy")
     assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
 
 
@@ -225,7 +225,7 @@ def test_kill_9_then_the_last_good_checkpoint_is_used(
     caplog.set_level("INFO", logger="visor_jax")
     train(config, "policy", workdir)
     assert ("policy: resumed after step" in caplog.text) == (last is not None)
-    assert told(tiny_copy, "policy") == told(tiny_run, "policy")
+    assert metric_rows(tiny_copy, "policy") == metric_rows(tiny_run, "policy")
     assert_same(params_of(tiny_copy, "policy"), params_of(tiny_run, "policy"))
 
 
@@ -254,7 +254,7 @@ def test_skip_counts_go_on_where_they_were(
         train(config, "full", runs["stopped"])
     signal_at("")
     train(config, "full", runs["stopped"])
-    whole, stopped = (told(workdir.path, "full") for workdir in runs.values())
+    whole, stopped = (metric_rows(workdir.path, "full") for workdir in runs.values())
     assert whole == stopped
     counts = [sum(row["skipped"].values()) for row in whole]
     assert counts == sorted(counts) and counts[-1] > 4
@@ -300,7 +300,7 @@ def test_a_bad_step_is_counted_not_applied_and_not_saved(
     assert not (tiny_copy / "policy" / "checkpoints" / "2").exists()
     assert any("opt_state" in path for path in saved[1])
     assert any(saved[3][path].tobytes() != saved[1][path].tobytes() for path in saved[3])
-    losses = [row["loss"] for row in told(tiny_copy, "policy")]
+    losses = [row["loss"] for row in metric_rows(tiny_copy, "policy")]
     assert losses[1] is None and all(isinstance(loss, float) for loss in losses[:1] + losses[2:])
     assert "step 2: loss or gradient not finite, step not applied" in caplog.text
     manifest = read_manifest(tiny_copy / "policy" / "checkpoints" / "4")
@@ -316,7 +316,7 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("bad", "most", "said"),
+    ("bad", "most", "message"),
     [
         ((1, 3, 4), 2, r"step 4: .* in 2 steps in a row .*samples: glyphs/train/0/\d+"),
         ((1, 2, 3, 4), 3, r"step 3: .* in 3 steps in a row .*samples: glyphs/train/0/\d+"),
@@ -324,14 +324,14 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
     ],
 )
 def test_a_stop_over_bad_steps_stays_a_stop(
-    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], most: int, said: str
+    tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, bad: tuple[int, ...], most: int, message: str
 ) -> None:
     """Also after restarts: nothing is saved within a run of bad steps, so the same steps repeat."""
     config, workdir = begin_again(tiny_copy, "policy", max_bad_steps=most, checkpoint_every=1, keep=9)
     spoil(monkeypatch, *bad)
     messages = []
     for _ in range(3):
-        with pytest.raises(RunError, match=said) as stopped:
+        with pytest.raises(RunError, match=message) as stopped:
             train(config, "policy", workdir)
         messages.append(str(stopped.value))
         assert not workdir.stage("policy").is_complete()
@@ -348,7 +348,7 @@ def test_sigterm_in_a_bad_row_saves_nothing_and_the_count_goes_on(
     signal_at("dispatched:3")
     with pytest.raises(SystemExit) as stopped:
         train(config, "policy", workdir)
-    assert stopped.value.code == 143 and "not saved, for it was not finite" in caplog.text
+    assert stopped.value.code == 143 and "not saved, because it was not finite" in caplog.text
     signal_at("")
     with pytest.raises(RunError, match=r"step 4: .* in 3 steps in a row"):
         train(config, "policy", workdir)

@@ -39,8 +39,7 @@ def stitch(
     pools, _, _, size = features.shape
     source = features.reshape(pools, -1, size)
     source = jnp.concatenate([source, jnp.broadcast_to(newline, (pools, 1, size)).astype(source.dtype)], axis=1)
-    patches = jnp.take_along_axis(
-        source[:, :, None], gather.reshape(pools, -1, 1, 1), axis=1
-    )  # [G, B / G * Nv * K, 1, D]
+    index = gather.reshape(pools, -1, 1, 1)
+    patches = jnp.take_along_axis(source[:, :, None], index, axis=1)  # [G, B / G * Nv * K, 1, D]
     patches = patches.reshape(*gather.shape, size)
     return jnp.einsum("BVKD,BVK->BVD", patches, weights.astype(patches.dtype))

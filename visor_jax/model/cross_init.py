@@ -1,13 +1,13 @@
-"""How the new cross-attention layers start (method.md section 3): as a copy, behind a closed gate, or as a match.
+"""Initializes the new cross-attention layers (method.md section 3) by `cross.init`.
 
-In: freshly initialized or imported parameters. Out: the same tree with `blocks/cross_attention` filled in.
+In: freshly initialized or imported parameters. Out: the same tree with new values in `blocks/cross_attention`.
 
-* `copy`: the base layer's own attention weights; key and value heads are repeated where cross-attention has more.
-* `zero`: random weights behind a gate of tanh(0), so that the model begins as its base.
-* `match`: for a base made here, whose own attention layers have never seen a picture, but whose tower is aligned with
-  the token embeddings: keys begin as the queries and the output as the transpose of the values, so that from the first
-  step on a text token reads the visual tokens that resemble it, as they are; and, from the second super-block on, those
-  that resemble what it is asked about (`asked_rotation`), which `base` has taught it to keep.
+* `copy`: the attention weights of the layer itself; key and value heads are repeated if cross-attention has more.
+* `zero`: random weights behind a gate of tanh(0), so that the model starts as its base.
+* `match`: for a base trained here. Its attention layers have seen no pictures, but its tower is aligned with the token
+  embeddings. Keys start equal to queries and the output as the transpose of the values, so that a text token reads the
+  visual tokens that resemble it. From the second super-block on it also reads those that resemble the object of the
+  question (`asked_rotation`), which stage `base` trains text to hold.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, copying_pair, inside, orthonormal
 from visor_jax.tree import flatten, unflatten
 
-MATCH_SHARPNESS = 8.0  # of the first softmax, against plain similarity
+MATCH_SHARPNESS = 8.0  # scale of the logits relative to plain similarity
 ASKED_SEED = 97
-ASKED_SHARPNESS = 2.0  # relative to the token's own embedding
+ASKED_SHARPNESS = 2.0  # relative to the embedding of the token itself
 
 
 def asked_rotation(size: int) -> Array:
@@ -41,24 +41,24 @@ def start_cross_attention(params: Params, arch: Architecture, key: PRNGKeyArray)
         return params
     flat = flatten(params)
     for number, place in enumerate(place for place in arch.block if place.cross):
-        own = key if number == 0 else jax.random.fold_in(key, number)
-        new = starts[arch.cross.init](inside(params["blocks"], place.path), arch, own)
+        layer_key = key if number == 0 else jax.random.fold_in(key, number)
+        new = starts[arch.cross.init](inside(params["blocks"], place.path), arch, layer_key)
         flat.update({f"{place.cross}/{path}": leaf for path, leaf in flatten(new).items()})
     return unflatten(flat)
 
 
 def copied(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
-    """The projections of the layer `layer` that cross-attention stands before, stacked over super-blocks."""
+    """The attention projections of `layer`, which cross-attention precedes; stacked over super-blocks."""
     del key
-    own = layer["self_attn"]
+    attention = layer["self_attn"]
     repeats = arch.cross.num_kv_heads // arch.text.num_kv_heads
 
     def widen(x):
         heads = x.reshape(*x.shape[:-1], arch.text.num_kv_heads, arch.text.head_dim)
         return jnp.repeat(heads, repeats, axis=-2).reshape(*x.shape[:-1], x.shape[-1] * repeats)
 
-    copies = {name: jax.tree.map(jnp.array, own[name]) for name in ("q_proj", "o_proj")}
-    return {**copies, **{name: jax.tree.map(widen, own[name]) for name in ("k_proj", "v_proj")}}
+    copies = {name: jax.tree.map(jnp.array, attention[name]) for name in ("q_proj", "o_proj")}
+    return {**copies, **{name: jax.tree.map(widen, attention[name]) for name in ("k_proj", "v_proj")}}
 
 
 def matched(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
@@ -67,18 +67,18 @@ def matched(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
     text, kv_heads = arch.text, arch.cross.num_kv_heads
     sizes = (text.hidden_size, kv_heads, text.num_heads, text.head_dim)
     keys = jax.random.split(key, (2, arch.num_blocks))
-    match, same = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[0])
-    read, give = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[1])
-    groups, sharp = text.num_heads // kv_heads, MATCH_SHARPNESS**0.5
-    queries = same.swapaxes(-1, -2)
+    key_kernel, query_kernel = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[0])
+    value_kernel, output_kernel = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[1])
+    groups, scale = text.num_heads // kv_heads, MATCH_SHARPNESS**0.5
+    queries = query_kernel.swapaxes(-1, -2)
     queries = queries.at[1:].add(ASKED_SHARPNESS * asked_rotation(text.hidden_size) @ queries[1:])
 
     def projection(kernel: Array) -> Params:
         return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]), kernel.dtype)}
 
     return {
-        "q_proj": projection(sharp * groups * queries),
-        "k_proj": projection(sharp * match),
-        "v_proj": projection(read),
-        "o_proj": {"kernel": give},
+        "q_proj": projection(scale * groups * queries),
+        "k_proj": projection(scale * key_kernel),
+        "v_proj": projection(value_kernel),
+        "o_proj": {"kernel": output_kernel},
     }

@@ -29,7 +29,7 @@ from visor_jax.model.mixed import optional_self_attention
 from visor_jax.model.stream import TokenStream, with_order
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
 
-Budget = Sequence[bool] | Bool[Array, " slots"] | Bool[Array, "B slots"]
+Budget = Sequence[bool] | Bool[Array | np.ndarray, " slots"] | Bool[Array | np.ndarray, "B slots"]
 
 
 # --- declarations -----------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def super_block(
     params: Params,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
-    on: Bool[Array, "slots *B"],
+    on: Bool[Array, "block_slots *B"],
     stream: TokenStream,
     arch: Architecture,
     *,
@@ -100,7 +100,7 @@ def super_block(
     return visual, text
 
 
-def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks own *B"]:
+def by_block(budget: Budget, arch: Architecture) -> Bool[Array, "blocks block_slots *B"]:
     """A budget [slots] or [B, slots] split by super-block, samples last."""
     on = jnp.asarray(budget, bool)
     on = on.reshape(*on.shape[:-1], arch.num_blocks, arch.slots_per_block)

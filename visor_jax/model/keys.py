@@ -1,8 +1,8 @@
-"""The root keys of everything that JAX draws at random: one purpose, one key.
+"""The root keys of all random numbers drawn by JAX: one key per purpose.
 
 A key is consumed once: by one `split`, by one draw, or by `fold_in`s of different numbers. What two consumers draw from
-one key is not independent. So nothing takes `jax.random.key(seed)` as it is: every purpose first folds in a number of
-its own.
+one key is not independent. Therefore no code uses `jax.random.key(seed)` directly: every purpose first folds in its own
+number.
 """
 
 from __future__ import annotations

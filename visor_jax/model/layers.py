@@ -1,9 +1,8 @@
 """Layers of the tower and the decoder: NNX modules declare the parameters, pure functions do the arithmetic.
 
-A module is only ever built and split (`visor_jax.model.visor.init_params`); every function below takes the nested
-dict of arrays that the split gives (`params["q_proj"]["kernel"]`, ...) and plain arrays, holds no state and may be
-scanned, differentiated or compiled on its own. Shapes: B batch, T tokens, D hidden size, H heads, K key/value heads,
-E head dimension.
+`visor_jax.model.visor.init_params` builds the modules and takes their parameters as a nested dict of arrays
+(`params["q_proj"]["kernel"]`, ...). The functions below take this dict and plain arrays and hold no state. Shapes: B
+batch, T tokens, D hidden size, H heads, K key/value heads, E head dimension.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def in_dtype(params: Params, dtype: Any) -> Params:
 
 
 class Linear(nnx.Module):
-    """`kernel` [in, out], normal with standard deviation gain / sqrt(in); `bias` [out] at zero where wanted."""
+    """`kernel` [in, out], normal with standard deviation gain / sqrt(in); `bias` [out], zero, if `bias`."""
 
     def __init__(self, size_in: int, size_out: int, *, rngs: nnx.Rngs, bias: bool = False, gain: float = 1.0):
         random = jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32)
@@ -65,7 +64,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size, jnp.float32))
 
 
-UNROLLED = 4
+UNROLLED = 4  # layers
 
 
 def inside(block: Params, path: str) -> Params:
@@ -76,9 +75,9 @@ def inside(block: Params, path: str) -> Params:
 
 
 def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked: Any) -> tuple[Any, Any]:
-    """`lax.scan` over stacked layers, unrolled where there are no more than `UNROLLED` of them.
+    """`lax.scan` over stacked layers, unrolled for up to `UNROLLED` of them.
 
-    Weights and kept activations slide in and out of stacks; for a model of few layers that is a quarter of its step.
+    A scan slices weights out of stacks and activations into them; in a model of few layers that is a quarter of a step.
     """
     count = jax.tree.leaves(stacked)[0].shape[0]
     return jax.lax.scan(body, state, stacked, unroll=count <= UNROLLED)
@@ -90,7 +89,7 @@ def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "row
     Not `jnp.linalg.qr`: on CPU a batched factorization waits in JAX's thread pool for work that it gives to the same
     pool, so that two at once on two cores wait forever.
     """
-    corner = jnp.arange(rows)[None] >= jnp.arange(columns)[:, None]  # reflection i leaves the first i rows alone
+    corner = jnp.arange(rows)[None] >= jnp.arange(columns)[:, None]  # reflection i does not change the first i rows
     vectors = jnp.where(corner, jax.random.normal(key, (columns, rows), jnp.float32), 0.0)
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -103,10 +102,10 @@ def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "row
 def copying_pair(
     key: PRNGKeyArray, size: int, num_kv_heads: int, num_heads: int, head_dim: int
 ) -> tuple[Float[Array, "D C"], Float[Array, "H D"]]:
-    """Value and output kernels of a random attention that hands on what it attends to, as it is.
+    """Random value and output kernels with which attention copies the tokens that it attends to.
 
-    The output is the transpose of orthonormal values (Trockman and Kolter, "Mimetic initialization", ICML 2023): from
-    random pairs a small model needs hundreds of steps before the first look-up works, from these it starts with one.
+    The output is the transpose of orthonormal values (Trockman and Kolter, "Mimetic initialization", ICML 2023). With
+    independent random kernels a small model needs hundreds of steps before its first look-up works.
     """
     width = num_kv_heads * head_dim
     values = orthonormal(key, max(size, width), min(size, width))
@@ -116,15 +115,15 @@ def copying_pair(
     return values, per_query_head.T / groups
 
 
-RECENCY_REACH = 20.0  # tokens: what turns faster than this once around takes no part in recency
+RECENCY_REACH = 20.0  # tokens; faster frequencies, which turn once around within this, get no bias
 
 
 def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, " E"]:
-    """A bias for the queries and keys of one head, from which attention begins by preferring near tokens.
+    """A bias for the queries and keys of one head that makes untrained attention prefer near tokens.
 
     Rotated by positions n tokens apart, its product with itself is proportional to the sum of cos(n * frequency) over
-    the slower frequencies: `arch.recency_init` at n = 0, about nothing beyond `RECENCY_REACH`. A text-only layer that
-    starts from random weights finds the question it is to answer among several at once.
+    the slower frequencies: `arch.recency_init` at n = 0, about zero beyond `RECENCY_REACH`. It lets a random text-only
+    layer find the question that it must answer among several.
     """
     slow = rope_frequencies(arch) * RECENCY_REACH < 2 * np.pi
     strength = (arch.recency_init * arch.head_dim**0.5 / max(slow.sum(), 1)) ** 0.5
@@ -140,8 +139,8 @@ class Qwen2Attention(nnx.Module):
         self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
         self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
         self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
-        read, give = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
-        self.v_proj.kernel[...], self.o_proj.kernel[...] = read, give
+        kernels = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
+        self.v_proj.kernel[...], self.o_proj.kernel[...] = kernels
 
 
 class Qwen2MLP(nnx.Module):
@@ -178,7 +177,7 @@ class GeluMLP(nnx.Module):
 
 
 class SiglipLayer(nnx.Module):
-    """One encoder layer (`transformers.SiglipEncoderLayer`); a patch-local one has no attention half."""
+    """One encoder layer (`transformers.SiglipEncoderLayer`); a patch-local one has no attention."""
 
     def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
         if not arch.patch_local:
@@ -196,8 +195,8 @@ def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
     return y + for_each(y, params["bias"]) if "bias" in params else y
 
 
-def for_each(x: Float[Array, "... D"], vector: Float[Array, " D"]) -> Float[Array, "... D"]:
-    """`vector` with as many axes as `x`, to be combined with each of its rows."""
+def for_each(x: Float[Array, "... D"], vector: Float[Array | np.ndarray, " D"]) -> Float[Array, "... D"]:
+    """`vector` with leading axes of size 1, so that it broadcasts over the rows of `x`."""
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
@@ -230,10 +229,9 @@ def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
 
 def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
     """Cosine and sine of the rotary embedding, both halves of the head alike (`Qwen2RotaryEmbedding`)."""
-    angles = (
-        positions.astype(jnp.float32)[..., None, None] * rope_frequencies(arch)[None, None, None]
-    )  # [B, T, 1, E / 2]
-    angles = angles.astype(float)  # float64 where JAX computes in it
+    frequencies = rope_frequencies(arch)[None, None, None]
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, E / 2]
+    angles = angles.astype(float)  # float64 if JAX has it enabled
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([sin, sin], axis=-1)
 
@@ -267,7 +265,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 def finish_layer(
     params: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T H E"], arch: TextArchitecture
 ) -> Float[Array, "B T D"]:
-    """The rest of a Qwen2 layer after its attention: output projection, residual, MLP."""
+    """The part of a Qwen2 layer after attention: output projection, residual, MLP."""
     x = x + linear(params["self_attn"]["o_proj"], merge_heads(attended))
     y = rms_norm(params["post_attention_layernorm"], x, arch.rms_norm_eps)
     mlp = params["mlp"]
@@ -279,7 +277,7 @@ def qwen2_layer(
 ) -> tuple[Float[Array, "B Tq D"], tuple[Array, Array]]:
     """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep.
 
-    The tokens before `first` are only read: they come out no more, and have no row in `mask`'s queries.
+    Tokens before `first` serve as keys and values only: the output and the queries of `mask` leave them out.
     """
     query, key, value = project_qkv(params, x, rope, arch, first)
     return finish_layer(params, x[:, first:], attention(query, key, value, mask=mask), arch), (key, value)

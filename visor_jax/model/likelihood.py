@@ -1,4 +1,4 @@
-"""What the model makes of a given answer: loss and correctness of every token that it should predict.
+"""Scores given answers: loss and correctness of every token to predict.
 
 In: parameters, encoded visual tokens, a batch with its answers, a budget. Out: arrays per next-token prediction.
 Training minimizes them; search, label and evaluate score with them.
@@ -27,7 +27,7 @@ def answer_tokens(
     *,
     remat: bool = False,
 ) -> tuple[Float[Array, "B T"], Array, Array]:
-    """Loss, correctness (greedy) and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
+    """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
     hidden = hidden_states(params, visual, batch, budget, arch, remat=remat)[:, :-1]
     labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]
     weights = (batch["loss_mask"][:, 1:] & (segments[:, 1:] == segments[:, :-1])).astype(jnp.float32)
@@ -42,9 +42,9 @@ def prompt_end(batch: Batch) -> Int[Array, " B"]:
 
 
 def prompt_ends(batch: Batch, samples: int) -> Int[Array, "B R"]:
-    """The same of each of up to R = `samples` samples per row, in the order of their segments."""
-    own = _of_samples(batch["text_segments"], samples) & batch["loss_mask"][..., None]  # [B, Nt, R]
-    return jnp.min(jnp.where(own, batch["text_positions"][..., None], _NEVER), axis=1)
+    """`prompt_end` of each of up to R = `samples` samples per row, in the order of their segments."""
+    targets = _of_samples(batch["text_segments"], samples) & batch["loss_mask"][..., None]  # [B, Nt, R]
+    return jnp.min(jnp.where(targets, batch["text_positions"][..., None], _NEVER), axis=1)
 
 
 def answers(
@@ -56,9 +56,9 @@ def answers(
       losses, correct, weights: of every next-token prediction, as `answer_tokens` returns them.
       samples: R, at least the number of samples of any row.
     """
-    own = _of_samples(batch["text_segments"][:, 1:], samples) & (weights > 0)[..., None]  # [B, T, R]
-    right = jnp.all(correct[..., None] | ~own, axis=1)
-    return right, -jnp.sum(jnp.where(own, losses[..., None], 0), axis=1)
+    targets = _of_samples(batch["text_segments"][:, 1:], samples) & (weights > 0)[..., None]  # [B, T, R]
+    all_correct = jnp.all(correct[..., None] | ~targets, axis=1)
+    return all_correct, -jnp.sum(jnp.where(targets, losses[..., None], 0), axis=1)
 
 
 def _of_samples(segments: Int[Array, "B T"], samples: int) -> Bool[Array, "B T R"]:

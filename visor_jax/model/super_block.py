@@ -31,7 +31,7 @@ from visor_jax.model.layers import (
 )
 from visor_jax.model.stream import TokenStream, sort_by_position, unsort
 
-KeysValues = tuple[Array, Array]
+KeysValues = tuple[Float[Array, "B _T _K E"], Float[Array, "B _T _K E"]]
 
 
 # --- declarations -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Sequence
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from visor_jax.architecture import Architecture
@@ -102,12 +104,12 @@ def random_prompts(
     return make_prompt_batch(examples, row_shape_of([[example] for example in examples], spare), arch)
 
 
-def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, TokenStream]:
+def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[jax.Array, jax.Array, TokenStream]:
     """Returns arguments of `visor_jax.model.decoder.forward`: random V [B, Nv, D], T [B, Nt, D] and the stream."""
     rng, size = np.random.default_rng(seed), arch.text.hidden_size
     visual = rng.standard_normal((*batch.arrays["visual_segments"].shape, size), np.float32)
     text = rng.standard_normal((*batch.arrays["text_segments"].shape, size), np.float32)
-    return visual, text, stream_of(batch.arrays)
+    return jax.tree.map(jnp.asarray, (visual, text, stream_of(batch.arrays)))
 
 
 @cache

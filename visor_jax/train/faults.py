@@ -1,7 +1,7 @@
-"""What training does about steps that are not finite.
+"""Handles optimizer steps whose loss or gradient is not finite.
 
-Out: `BadSteps` (give up after too many in a row) and `keep_if_finite` (the jitted part of it). Signals and hangs:
-`visor_jax.workdir.supervision`.
+Out: `BadSteps`, which counts them and ends the run after too many in a row, and `keep_if_finite` for the jitted step.
+`visor_jax.workdir.supervision` handles signals and hangs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TreeT = TypeVar("TreeT")
 
 
 class BadSteps:
-    """Counts steps whose loss or gradient was not finite, and gives up after too many in a row.
+    """Counts steps whose loss or gradient was not finite, and raises RunError after too many in a row.
 
-    Nothing is to be saved or completed while `in_row` is above 0, so that a run that is started again meets the same
-    steps with the same count, and stops again.
+    Callers save and complete nothing while `in_row` is above 0: a restarted run then repeats the same steps with the
+    same count, and stops again.
 
     Attributes:
       in_row: bad steps since the last good one.
@@ -35,17 +35,17 @@ class BadSteps:
     def __init__(self, max_in_row: int) -> None:
         """
         Args:
-          max_in_row: so many bad steps in a row end the run; 1 or more.
+          max_in_row: the number of bad steps in a row that ends the run; at least 1.
         """
         self._max = max_in_row
         self.in_row = self.total = 0
         self._last: Sequence[str] = ()
 
     def observe(self, step: int, finite: bool, sample_ids: Sequence[str]) -> None:
-        """Count `step`.
+        """Counts `step`.
 
         Raises:
-          RunError: it is one bad step too many; names the batch's samples.
+          RunError: `max_in_row` steps in a row were bad; the message names the batch's samples.
         """
         if finite:
             self.in_row = 0
@@ -59,9 +59,10 @@ class BadSteps:
             )
 
     def check_ended_well(self, stage: str, step: int) -> None:
-        """
+        """Checks that the stage's last steps were finite.
+
         Raises:
-          RunError: the stage's last steps were bad, so that it is not complete.
+          RunError: they were not, so that the stage is not complete.
         """
         if self.in_row:
             raise RunError(
@@ -70,19 +71,19 @@ class BadSteps:
             )
 
     def state(self) -> dict[str, int]:
-        """What a checkpoint keeps of it."""
+        """The counts that a checkpoint stores."""
         return {"in_row": self.in_row, "total": self.total}
 
     def restore(self, saved: Any) -> None:
-        """Go on from `state`; of a checkpoint that has none, from zero."""
-        found = saved if isinstance(saved, Mapping) else {}
-        counts = [found.get(name) for name in ("in_row", "total")]
+        """Takes the counts from `state`'s dict; zeros if a checkpoint has none or damaged ones."""
+        state = saved if isinstance(saved, Mapping) else {}
+        counts = [state.get(name) for name in ("in_row", "total")]
         self.in_row, self.total = (n if isinstance(n, int) and n >= 0 else 0 for n in counts)
 
 
 def keep_if_finite(finite: Bool[Array, ""], new: TreeT, old: TreeT) -> TreeT:
     """`new` where `finite` (boolean scalar), else `old`, bit for bit; for use inside the jitted step.
 
-    Unlike `optax.apply_if_finite` it never applies a bad update, however many there were before.
+    Unlike `optax.apply_if_finite` it never applies a bad update, even after many bad ones.
     """
     return jax.tree.map(lambda fresh, kept: jnp.where(finite, fresh, kept), new, old)

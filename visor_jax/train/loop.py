@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
@@ -39,7 +39,7 @@ from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batc
 from visor_jax.train.faults import BadSteps, keep_if_finite
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.base import Loss, Objective, computed_in
+from visor_jax.train.objectives.base import Loss, Metrics, Objective, computed_in
 from visor_jax.train.optimizer import (
     FlatParams,
     build_optimizer,
@@ -58,13 +58,15 @@ log = logging.getLogger(__name__)
 
 
 # (state, batch, budget, learning rate) -> (state, metrics)
-Update = Callable[["State", dict[str, jax.Array], jax.Array, jax.Array], tuple["State", dict[str, jax.Array]]]
-RandomStart = Callable[[jax.Array], Params]  # parameters of a key, in their shardings
-Pending = tuple[Step, dict[str, jax.Array], float]  # a dispatched step, its metrics on the device, when it began
+Update = Callable[
+    ["State", dict[str, Shaped[Array, "..."]], Bool[Array, " slots"], Float[Array, ""]], tuple["State", Metrics]
+]
+RandomStart = Callable[[PRNGKeyArray], Params]  # parameters of a key, in their shardings
+Pending = tuple[Step, Metrics, float]  # a dispatched step, its metrics on the device, when it began
 
 
 class State(NamedTuple):
-    """What a step changes: parameters by path (those that train, those that do not), optimizer state."""
+    """The state that a step updates: trainable and frozen parameters by path, and the optimizer state."""
 
     trainable: dict[str, Any]
     frozen: dict[str, Any]
@@ -72,11 +74,11 @@ class State(NamedTuple):
 
 
 def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
-    """Run `stage` to its end; returns at once where it is complete.
+    """Runs `stage` to its end; returns at once if it is complete.
 
     Raises:
       SystemExit: with status 143 after SIGTERM, the state saved or the stage complete.
-      RunError: when the run cannot go on (bad steps in a row, too many skipped samples, saves that fail).
+      RunError: the run cannot continue (bad steps in a row, too many skipped samples, saves that fail).
     """
     config = as_config(config)
     if workdir.stage(stage).is_complete():
@@ -86,7 +88,7 @@ def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
 
 
 def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> None:
-    """What `train` does, under its signals and its watchdog."""
+    """Trains a stage; `train` has installed the signal handlers and the watchdog."""
     # --- mesh, objective ----------------------------------------------------------------------------------------------
     settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
     goodput = Goodput(workdir.path / "goodput.json")
@@ -129,7 +131,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same over a stage's steps."""
+    """Everything that does not change over a stage's steps."""
 
     stage: str
     update: Update
@@ -144,12 +146,12 @@ class Run:
 
 
 def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
-    """Take the steps after `start` and save the last one, whose number is returned.
+    """Runs the steps after `start`, saves the last one and returns its number.
 
     `position` is the `Step.position` that step `start` was saved with.
 
-    The metrics of a step are read after the next one has been dispatched, so that reading them costs no wait. While
-    steps are not finite nothing is saved: a run that is started again is to meet them again.
+    The metrics of a step are read after the next one has been dispatched, so that the host does not wait for them.
+    Nothing is saved while steps are not finite, so that a restarted run repeats them.
 
     Raises:
       SystemExit: 143 after SIGTERM, the state saved.
@@ -189,12 +191,13 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
 
 
 def leave(run: Run, step: int) -> NoReturn:
-    """
+    """Writes the goodput and ends the process after SIGTERM.
+
     Raises:
-      SystemExit: 143, after SIGTERM.
+      SystemExit: with status 143.
     """
     run.goodput.write()
-    saved = "not saved, for it was not finite: the last checkpoint counts" if run.bad_steps.in_row else "saved"
+    saved = "not saved, because it was not finite; the last checkpoint counts" if run.bad_steps.in_row else "saved"
     log.warning("%s: stopped by SIGTERM after step %d; %s", run.stage, step, saved)
     sys.exit(STOPPED)
 
@@ -206,7 +209,7 @@ def update_step(
     batch: dict[str, Shaped[Array, "..."]],
     budget: Bool[Array, " slots"],
     learning_rate: Float[Array, ""],
-) -> tuple[State, dict[str, jax.Array]]:
+) -> tuple[State, Metrics]:
     """One optimizer step; where the loss or a gradient is not finite, everything keeps its old value."""
 
     def loss_of(trainable):
@@ -244,7 +247,7 @@ def initial_state(
 def start_params(
     config: Config, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
 ) -> Params:
-    """Random parameters, or those of the stage to start from; what that stage's plan does not have starts afresh."""
+    """Random parameters, or those of the stage to start from; parameters that it does not have are random."""
     settings, key = stage_config(config, stage), start_key(config.seed, stage)
     if not settings.init_from:
         return fresh(key)
@@ -263,7 +266,7 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
     """The folder of the stage to start from: one of this workdir, or a path to another run's.
 
     Raises:
-      RequestError: that stage is not complete, so that what it would give is not what it is to give.
+      RequestError: that stage is not complete.
     """
     folder = StageFolder(as_path(init_from)) if "/" in init_from else workdir.stage(init_from)
     if not folder.is_complete():
@@ -272,9 +275,10 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
 
 
 def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: bool) -> None:
-    """Parameters as one nested dict, optimizer state beside it; the data position is the step itself, or the step's.
+    """Saves the parameters as one nested dict, and the optimizer state.
 
-    The counts that the rows tell and that end a run travel along, so that they go on where they were.
+    The data position is `step.position`, or the step number if that is None. The metadata also holds the counts of bad
+    steps and of skipped samples, so that a resumed run continues them.
     """
     writer.flush()
     params = unflatten({**state.trainable, **state.frozen})
@@ -288,7 +292,7 @@ def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: boo
 
 
 def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: BadSteps) -> None:
-    """Take up the counts that were saved with a step; steps saved by earlier versions have none."""
+    """Restores the counts that were saved with a step; checkpoints of earlier versions have none."""
     bad_steps.restore(meta.get("bad_steps"))
     if objective.skips is not None:
         objective.skips.restore(meta.get("skips"))
@@ -310,19 +314,19 @@ def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State)
 
 
 def record(
-    pending: tuple[Step, dict, float],
+    pending: Pending,
     objective: Objective,
     writer: MetricsWriter,
     progress: StageProgress,
     bad_steps: BadSteps,
 ) -> None:
-    """Write a finished step's metrics, once the next step has been dispatched: reading them then costs no wait."""
+    """Writes a step's metrics. Called once the next step has been dispatched, so that the device stays busy."""
     step, metrics, began = pending
     values = jax.device_get(metrics)
     row = objective.summarize(step, values)
     row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
-    row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # it may have waited for the step before
+    row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # the step may have waited for the one before
     writer.write(row)
     progress.update(step.number, row)
     bad_steps.observe(step.number, bool(values["finite"]), step.ids)

@@ -1,8 +1,8 @@
-"""What a stage tells the world: `metrics.jsonl`, TensorBoard scalars, a progress bar.
+"""A stage's output while it trains: `metrics.jsonl`, TensorBoard scalars, a progress bar.
 
 `metrics.jsonl` is the record: one JSON object per step, each step exactly once, also after a kill and a resume. Every
 line reaches the operating system in one write as soon as the step is known, so that killing the process loses at most a
-step that no checkpoint holds either; `flush` puts the lines on the disk and belongs before each checkpoint.
+step that no checkpoint holds either; `flush` puts the lines on the disk and is called before each checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -44,8 +44,8 @@ class EventFile:
     def __init__(self, folder: Path, *, first_step: int) -> None:
         """
         Args:
-          folder: where the file is made.
-          first_step: TensorBoard forgets points of earlier files from this step on.
+          folder: where the file is created.
+          first_step: TensorBoard discards the points of earlier files from this step on.
         """
         now = time.time()
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -56,10 +56,10 @@ class EventFile:
         self.flush()
 
     def add_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Append one point per tag; it is written to the disk every half minute and on `flush`.
+        """Appends one point per tag; points are written to the disk every half minute and on `flush`.
 
-        Numbers beyond float32's range become infinite. A tag with half a surrogate pair, which no encoding has, is
-        written with its escape.
+        Numbers beyond float32's range become infinite. Unpaired surrogates in a tag, which UTF-8 cannot encode, are
+        written as escapes.
         """
         event = messages.Event(wall_time=time.time(), step=step)
         for tag, value in scalars.items():
@@ -82,10 +82,10 @@ class EventFile:
 class MetricsWriter:
     """Writes one stage's metrics; a context manager.
 
-    On opening, the rows of `first_step` and later are dropped: steps that a kill threw away are about to be run again.
+    Opening it drops the rows of `first_step` and later, whose steps were lost in a kill and are about to run again.
 
     Attributes:
-      lost_seconds: how long the dropped steps had taken.
+      lost_seconds: how long the dropped steps took.
       written_at: when the last row was written, by `time.perf_counter`.
     """
 
@@ -93,7 +93,7 @@ class MetricsWriter:
         """
         Args:
           folder: the stage's folder; `metrics.jsonl` and the TensorBoard events go there.
-          first_step: the number of the step that is written first.
+          first_step: the number of the first step to be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
@@ -102,7 +102,7 @@ class MetricsWriter:
         self._board = EventFile(folder, first_step=first_step)
         self.written_at = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(
@@ -111,10 +111,10 @@ class MetricsWriter:
         self.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it has at least "step". Numbers that are not finite are written as null.
+        """Appends a row with at least "step". Numbers that are not finite are written as null.
 
         Raises:
-          RunError: it cannot be written, for example because the disk is full.
+          RunError: the row cannot be written, for example because the disk is full.
         """
         line = (json.dumps(finite_or_null(row), allow_nan=False) + "\n").encode()
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
@@ -128,7 +128,7 @@ class MetricsWriter:
         self.written_at = time.perf_counter()
 
     def flush(self) -> None:
-        """Put everything written so far on the disk."""
+        """Flushes everything written so far to the disk."""
         os.fsync(self._file)
         self._board.flush()
 
@@ -167,7 +167,7 @@ class StageProgress:
             )
             self._task = self._bar.add_task(stage, total=total, completed=start, figures="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> StageProgress:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -181,7 +181,7 @@ class StageProgress:
             self._line("")
 
     def update(self, step: int, row: Mapping[str, Any]) -> None:
-        """Show that `step` is done, and its loss."""
+        """Shows that `step` is done, and its loss."""
         self._done = step
         loss = row.get("loss")
         figures = f"loss {loss:.3f}" if isinstance(loss, float) else ""

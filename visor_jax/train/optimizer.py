@@ -1,4 +1,4 @@
-"""The optimizer of a stage: which parameters train, at which rates, under which schedule. Optax throughout.
+"""The optimizer of a stage, built from Optax: trainable parameters, learning rates and schedule.
 
 Parameters are addressed by path ("blocks/self/mlp/up_proj/kernel"); a pattern is a regular expression that matches from
 the start of a path. A stage's frozen parameters get no gradient and no optimizer state at all.
@@ -14,19 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
+from visor_jax.config import TrainConfig
 from visor_jax.errors import RequestError, nearest
 from visor_jax.tree import flatten
 
-FlatParams = dict[str, Array]
+FlatParams = dict[str, Shaped[Array, "..."]]
 
 
 def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[FlatParams, FlatParams]:
     """Trainable and frozen parameters by path.
 
     Raises:
-      RequestError: if a pattern matches no parameter.
+      RequestError: a pattern matches no parameter.
     """
     flat = flatten(params)
     for pattern in patterns:
@@ -36,8 +37,8 @@ def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple
     return trainable, {path: x for path, x in flat.items() if path not in trainable}
 
 
-def schedule(stage: Any) -> optax.Schedule:
-    """Learning rate against step: linear warm-up, then `stage.schedule` down to `end_fraction` of the peak."""
+def schedule(stage: TrainConfig) -> optax.Schedule:
+    """The learning rate at each step: linear warm-up, then `stage.schedule` down to `end_fraction` of the peak."""
     peak, steps = stage.learning_rate, stage.steps
     warmup = round(stage.warmup_fraction * steps)
     rest = max(steps - warmup, 1)
@@ -55,7 +56,7 @@ def group_rate(path: str, rates: Mapping[str, float]) -> float:
 
 
 def scale_by_group(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiply each parameter's update by its group's rate."""
+    """Multiplies each parameter's update by its group's rate."""
 
     def update(updates: Any, params: Any = None) -> Any:
         return {path: update * group_rate(path, rates) for path, update in updates.items()}
@@ -63,15 +64,15 @@ def scale_by_group(rates: Mapping[str, float]) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def learning_rates(stage: Any) -> Float[np.ndarray, " steps"]:
-    """The rate of every step, the first one at index 0."""
+def learning_rates(stage: TrainConfig) -> Float[np.ndarray, " steps"]:
+    """The learning rate of every step; index 0 is the first step."""
     return np.asarray(jax.vmap(schedule(stage))(jnp.arange(stage.steps)), np.float32)
 
 
-def build_optimizer(stage: Any) -> optax.GradientTransformation:
-    """Clip by global norm, AdamW, per-group rates: what a step subtracts from the parameters, times its learning rate.
+def build_optimizer(stage: TrainConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, AdamW, rates per group. A step subtracts the result times its learning rate.
 
-    The rate is the step's own input, so that stages which differ in their schedule alone share one compiled program.
+    The learning rate is an input of the step, so that stages that differ only in their schedule share one program.
     """
     return optax.chain(
         optax.clip_by_global_norm(stage.clip_norm),
@@ -82,7 +83,7 @@ def build_optimizer(stage: Any) -> optax.GradientTransformation:
 
 
 def state_shardings(opt_state: Any, shardings: Mapping[str, Any], default: Any) -> Any:
-    """Shardings of an optimizer state: moments live where their parameter lives, the rest is replicated."""
+    """Shardings of an optimizer state: moments are sharded like their parameter, the rest gets `default`."""
 
     def place(path, leaf):
         owner = next((str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)), None)

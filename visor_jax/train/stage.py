@@ -1,7 +1,7 @@
 """The steps of a trained stage: rows, budget and random numbers of each, all pure functions of (seed, stage, step).
 
-So a resumed stage sees exactly what an uninterrupted one would have seen. In: a configuration and a stage. Out:
-`Step`s, made ahead of the device. What is minimized over them is in `visor_jax.train.objectives`.
+A resumed stage therefore sees the same steps as an uninterrupted one. In: a configuration and a stage. Out: `Step`s,
+prepared ahead of the device. The losses are in `visor_jax.train.objectives`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Step:
     budget_name: str
     ids: list[str]
     tasks: list[list[str]]
-    skipped: Mapping[str, int] = field(default_factory=dict)  # by source and reason, up to and with this step
-    position: Any = None  # where the data continues after this step, where the number of steps does not say it
+    skipped: Mapping[str, int] = field(default_factory=dict)  # counts by source and reason, including this step
+    position: Any = None  # where the data continues after this step; None if the step number says it
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------
@@ -52,26 +52,26 @@ def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int
     if kind == "viable":
         choices = read_viable(workdir, arch.num_slots)
     else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
-        num_slots = arch.num_blocks * arch.slots_per_block  # of a dense plan too, whose base stage turns layers off
+        num_slots = arch.num_blocks * arch.slots_per_block  # also in a dense plan, whose base stage turns layers off
         choices = [bits for bits in np.ndindex(*(2,) * num_slots) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
 
 
 def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:
-    """One of `choices`, every one equally likely."""
+    """One of `choices`, all equally likely."""
     entropy = seed_sequence("budget", stage_seed(seed, stage), step).generate_state(1, np.uint64)
     return choices[int(entropy[0]) % len(choices)]
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """A number that no other (seed, stage) has: what is drawn for one stage says nothing of another."""
+    """A number unique to (seed, stage), so that stages draw independently of each other."""
     return seed * len(STAGES) + STAGES.index(stage)
 
 
 def numbered(
     pipeline: BatchIterator[Batch], done: int, total: int, budget_of: Callable[[int], Bits], skips: SkipLog
 ) -> Iterator[Step]:
-    """Steps done + 1 .. total from a pipeline that starts at the right place; closes it at the end."""
+    """Steps done + 1 .. total from a pipeline that starts at step done + 1; closes it at the end."""
     with pipeline:
         for number in range(done + 1, total + 1):
             batch = next(pipeline)
@@ -83,7 +83,7 @@ def numbered(
 def made_ahead(
     make: Callable[[int], Step], done: int, total: int, position: None = None, /, *, threads: int = 1
 ) -> Iterator[Step]:
-    """Steps done + 1 .. total, in order, the next two or `threads` of them made while the device works on one."""
+    """Steps done + 1 .. total in order. Prepares the next two, or `threads`, while the device runs one."""
     numbers = grain.MapDataset.range(done + 1, total + 1).map(make)
     ahead = iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 2))))
     try:
@@ -93,6 +93,6 @@ def made_ahead(
 
 
 def process_rows(rows: int) -> range:
-    """The rows of every batch that this process makes."""
+    """The rows of every batch that this process prepares."""
     local = rows // jax.process_count()
     return range(jax.process_index() * local, (jax.process_index() + 1) * local)

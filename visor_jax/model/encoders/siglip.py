@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +12,8 @@ from jaxtyping import Array, Float, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
 from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, for_each, linear, scan_layers, siglip_layer
+
+ModuleT = TypeVar("ModuleT", bound=nnx.Module)
 
 
 class VisionTower(nnx.Module):
@@ -21,7 +26,7 @@ class VisionTower(nnx.Module):
             self.layers = stacked(lambda r: SiglipLayer(arch, rngs=r), arch.num_layers, rngs)
 
 
-def stacked(make, count: int, rngs: nnx.Rngs):
+def stacked(make: Callable[[nnx.Rngs], ModuleT], count: int, rngs: nnx.Rngs) -> ModuleT:
     """`count` modules of one kind as a single module whose parameters carry a leading axis."""
     return nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 

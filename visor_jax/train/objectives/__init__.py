@@ -1,4 +1,4 @@
-"""What stages minimize: one file per objective, found by the name that `train.objective` gives."""
+"""The objectives of trained stages, one file each; `train.objective` names a stage's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ OBJECTIVES = {"answer": answer_objective, "base": base_objective, "policy": poli
 
 
 def make_objective(config: ConfigLike, stage: str, workdir: Workdir) -> Objective:
-    """The objective that `stage` asks for by `train.objective`."""
+    """The objective that `train.objective` of `stage` names."""
     config = as_config(config)
     return OBJECTIVES[stage_config(config, stage).objective](config, stage, workdir)

@@ -30,11 +30,11 @@ from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
-TURNS_OF_SAMPLES = 16  # packing: the accuracy by task looks at the first turns of a row, as of so many samples
+TURNS_OF_SAMPLES = 16  # packed rows: the accuracy by task counts the turns of so many samples per row
 
 
 def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
-    """Next-token cross-entropy on the answers of the configured data source."""
+    """Next-token cross-entropy on the answers in the configured data source."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     tokenizer, row_shape = make_tokenizer(config), training_row_shape(config)
     encode = sample_encoder(config, tokenizer, row_shape)
@@ -122,18 +122,18 @@ def answer_loss(
 
 
 def turn_correct(correct: Bool[Array, "B T"], turn_index: Int[Array, "B Nt"], num_turns: int) -> Array:
-    """[B, turns]: whether every target token of a turn was predicted; True for turns a row does not have."""
+    """[B, turns]: whether every target token of a turn was predicted; True for turns that a row does not have."""
     turn = turn_index[:, 1:, None] == jnp.arange(num_turns)[None, None]
     return jnp.all(correct[..., None] | ~turn, axis=1)
 
 
 def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Accuracy of each task in a batch, from [rows, turns] and the rows' tasks.
+    """Accuracy of each task in a batch, from [rows, turns] and the tasks of each row's turns.
 
-    Of a conversation with more turns than that the first ones count; the loss has them all.
+    Turns past the last column do not count here; the loss includes them.
     """
-    found: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {}
     for row, names in enumerate(tasks):
         for turn, name in enumerate(names[: turn_correct.shape[1]]):
-            found.setdefault(name or "all", []).append(bool(turn_correct[row, turn]))
-    return {name: float(np.mean(values)) for name, values in sorted(found.items())}
+            correct.setdefault(name or "all", []).append(bool(turn_correct[row, turn]))
+    return {name: float(np.mean(values)) for name, values in sorted(correct.items())}

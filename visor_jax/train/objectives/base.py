@@ -1,7 +1,7 @@
-"""What an objective is: a loss, the steps that feed it, and how a step's metrics are summed up.
+"""The interface of objectives: a loss, the steps that feed it, and a summary of each step's metrics.
 
-A loss is a pure function (params, batch, budget) -> (loss, metrics). `metrics` is a dict of arrays that the loop writes
-down: scalars as they are, "turn_correct" [B, turns] by task.
+A loss is a pure function (params, batch, budget) -> (loss, metrics). `metrics` is a dict of arrays, from which
+`summarize` makes the row that the loop writes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from visor_jax.data.skips import SkipLog
 from visor_jax.model.decoder import Budget
@@ -18,7 +18,7 @@ from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import Batch
 from visor_jax.train.stage import Step
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Shaped[Array, "..."]]
 Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 
@@ -28,14 +28,14 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What a stage minimizes and on what.
+    """The loss that a stage minimizes, and its data.
 
     Attributes:
       loss: (params, batch, budget) -> (loss, metrics).
-      steps: (steps done, total, position in the data) -> the remaining steps; a position is what the last one of the
-        steps done carried (`Step.position`), None where the number of steps is all.
-      summarize: (step, metrics on the host) -> the row to write down beside step, loss and budget.
-      skips: counts of skipped samples, which go on where a checkpoint left them; None where none are skipped.
+      steps: (steps done, total, position) -> the remaining steps. `position` is the `Step.position` of the last step
+        done; None if the number of steps suffices.
+      summarize: (step, metrics on the host) -> the metrics row, without step, loss and budget.
+      skips: counts of skipped samples, saved in checkpoints; None if the objective skips none.
     """
 
     loss: Loss
@@ -45,5 +45,5 @@ class Objective:
 
 
 def computed_in(dtype: str, loss: Loss) -> Loss:
-    """`loss` with activations of `dtype`: parameters are cast on their way in, and nowhere else."""
+    """`loss` with activations in `dtype`: casts the parameters before it calls `loss`."""
     return lambda params, batch, budget: loss(in_dtype(params, dtype), batch, budget)

@@ -1,7 +1,7 @@
 """Objective "base": the stand-in for pretraining of models that are made here from scratch (method.md section 5.0).
 
-Visual tokens are named through the token embedding table, self-attention layers relate them, and the decoder learns to
-read questions. The labels come from the generated data set.
+Visual tokens learn to name their patch through the token embedding table, self-attention layers to relate patches, and
+the decoder to read questions. The labels come from the generated data set.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.stage import Step, budget_drawer, made_ahead, process_rows
 from visor_jax.workdir.folder import Workdir
 
-# --- what the stage reads ---------------------------------------------------------------------------------------------
+# --- the steps of the stage -------------------------------------------------------------------------------------------
 
 
 def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
@@ -88,36 +88,34 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
         "colour": glyphs.color_names(),
         "background": glyphs.background_names(),
     }
-    found = {
+    tables = {
         group: np.array([tokenizer.word_ids(name) for name in names], np.int32).T for group, names in groups.items()
     }
     first, count = glyphs_render.FIRST_LETTER, len(glyphs_render.LETTERS)
-    found["asked"] = np.concatenate([found["glyph"][:, first : first + count], found["colour"]], axis=1)
-    return found
+    tables["asked"] = np.concatenate([tables["glyph"][:, first : first + count], tables["colour"]], axis=1)
+    return tables
 
 
 def picture_prefix(tokenizer: ChatTokenizer, config: Config) -> np.ndarray:
-    """The token ids that stand before the picture in every conversation."""
+    """The token ids before the picture in every conversation."""
     ids = encode_prompt(tokenizer, "", 1, config.tokenizer.system or None)
     return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)
 
 
-WORDS_AFTER = 16  # words behind every picture of the base stage
+WORDS_AFTER = 16  # random words after every picture of the base stage
 
 
 def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.ndarray:
-    """The token ids [W] of all names, and of the words and the template in which questions are asked."""
+    """The token ids [W] of all names, of the words of questions and of the chat template."""
     wording = " ".join(text for phrasings in PHRASINGS.values() for phrasing in phrasings for text in phrasing)
-    asked = {*encode_prompt(tokenizer, re.sub("{.*?}", "", wording))} - {tokenizer.image_token_id}
-    return np.unique(np.concatenate([[*asked], *(ids.ravel() for ids in names.values())])).astype(np.int32)
+    question_ids = {*encode_prompt(tokenizer, re.sub("{.*?}", "", wording))} - {tokenizer.image_token_id}
+    return np.unique(np.concatenate([[*question_ids], *(ids.ravel() for ids in names.values())])).astype(np.int32)
 
 
 def grid_arrays(
     seed: int, index: int, hops: int, prefix: np.ndarray, words: np.ndarray, arch: Architecture
 ) -> dict[str, np.ndarray]:
-    """One labeled grid as arrays: the picture where a conversation has it, before it `prefix` and after it some of
-    `words` in no order; what every patch is and relates to.
-    """
+    """One labeled grid as arrays: `prefix`, the picture and random `words`, with the labels of every patch."""
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
     count = len(layout.gather)
@@ -143,10 +141,10 @@ def grid_arrays(
 
 
 def reading_arrays(example: Example, names: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """A conversation's first `length` tokens of text, and what each question asks about where its answer begins.
+    """The first `length` text tokens of a conversation, and the name that each question asks about.
 
-    `asked` is 1 + index into `names` [2, classes] of the last name in the question, 0 where there is none and at all
-    other tokens.
+    At the token before an answer, `asked` is 1 + index into `names` [2, classes] of the last name in the question, or 0
+    without a name. It is 0 at all other tokens.
     """
     tokens, turns = example.text_tokens, example.turn_index
     index_of = {int(token): index for form in names for index, token in enumerate(form)}
@@ -213,8 +211,8 @@ def refine(
             )
         return state, None
 
-    own = {LayerKind.SELF.value: params["blocks"][LayerKind.SELF]}
-    (visual, text), _ = scan_layers(slots, (visual, text), (own, by_block(budget, arch)))
+    slot_layers = {LayerKind.SELF.value: params["blocks"][LayerKind.SELF]}
+    (visual, text), _ = scan_layers(slots, (visual, text), (slot_layers, by_block(budget, arch)))
     return visual, text
 
 
@@ -245,55 +243,60 @@ def words_loss(
 
 NAMING_TEMPERATURE = 4.0
 CODEBOOK_SEED = 98
-# What a patch is to tell of others, and in whose names: int32 [B, P] of a batch, 0 for "nothing", else 1 + index.
+# Relations that a patch encodes, each with the names of its classes. Labels: int32 [B, P], 0 for "nothing", else 1 +
+# index of the name.
 RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
-# Share of the name in what tells a relation. A patch that has a name of that kind itself says less or nothing: it would
-# be taken for what it tells of.
-SAID = {"digit": 0.8, "colour": 0.4}
+# Weight of the name in a relation's code. A patch with a name of that kind itself gets less of it or none: its own name
+# and the related one would be confused.
+NAME_WEIGHT = {"digit": 0.8, "colour": 0.4}
 
 
 def relation_scores(
     features: Float[Array, "B P D"],
     relation: str,
-    names: Int[Array, "F C"],
+    names: Int[Array | np.ndarray, "F C"],
     table: Float[Array, "V D"],
-    speaks: Float[Array, "B P"],
+    use_name: Float[Array, "B P"],
 ) -> Float[Array, "B P K"]:
-    """Scores of a relation's classes along each name's own direction plus a frozen random one of this relation.
+    """Scores of a relation's classes: along each name's embedding plus a frozen random direction of this relation.
 
-    The name makes what is told ready to be said, in patches that `speaks` [B, P] marks; the random part tells one
-    relation from another. Class 0, "nothing", has a random part only.
+    The name lets the decoder read the class as a word; `use_name` [B, P] weighs it per patch. The random part tells
+    relations apart. Class 0, "nothing", has only a random part.
     """
     key = jax.random.fold_in(frozen_key(CODEBOOK_SEED), list(RELATIONS).index(relation))
-    said = SAID[RELATIONS[relation]] * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
-    own = jax.random.normal(key, (1 + said.shape[0], said.shape[1]), jnp.float32) / said.shape[1] ** 0.5
-    in_words = jnp.pad(features @ said.T, ((0, 0), (0, 0), (1, 0)))
-    return features @ own.T + speaks[..., None] * in_words
+    name_part = NAME_WEIGHT[RELATIONS[relation]] * jnp.mean(table[names], axis=0) / NAMING_TEMPERATURE
+    classes, size = name_part.shape
+    random_part = jax.random.normal(key, (1 + classes, size), jnp.float32) / size**0.5
+    name_scores = jnp.pad(features @ name_part.T, ((0, 0), (0, 0), (1, 0)))
+    return features @ random_part.T + use_name[..., None] * name_scores
 
 
 def relation_loss(
     scores: Float[Array, "B P C"], labels: Int[Array, "B P"], counts: Float[Array, "B P"]
 ) -> tuple[Array, Array]:
-    """Mean cross-entropy of a relation's labels where `counts` [B, P] is not 0, and accuracy where there is a relation.
+    """Mean cross-entropy of a relation's labels where `counts` is not 0, and accuracy on patches with a relation.
 
-    Patches with something to tell and patches with nothing weigh half each, however rare the former are.
+    Patches with a relation and patches without one weigh half each, however rare the former are.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    tells = (labels > 0) * counts
-    loss = 0.5 * (masked_mean(losses, tells) + masked_mean(losses, (labels == 0) * counts))
-    return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, tells)
+    related = (labels > 0) * counts
+    loss = 0.5 * (masked_mean(losses, related) + masked_mean(losses, (labels == 0) * counts))
+    return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, related)
 
 
 def masked_mean(x: Shaped[Array, "..."], mask: Shaped[Array, "..."]) -> Array:
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Array, "F C"]) -> tuple[Array, Metrics]:
-    """Reading and answering in words: the decoder on conversations without their pictures.
+def reading_loss(
+    params: Params, batch: Batch, arch: Architecture, names: Int[Array | np.ndarray, "F C"]
+) -> tuple[Array, Metrics]:
+    """Trains the decoder to read and answer conversations without their pictures.
 
-    It answers blindly, which teaches what an answer looks like. And where the answer begins it holds the name asked
-    about (`batch["asked"]` [B, T], 1 + index into `names` [2, classes], 0 elsewhere) when it comes to cross-attention,
-    so that text finds the patches that say that name; but not before the first slot, where the routing token reads.
+    Answering without the picture teaches the form of answers. Text at the start of an answer also learns to hold the
+    name that the question asks about, so that cross-attention finds the patches of that name: `batch["asked"]` [B, T]
+    is 1 + index into `names` [2, classes], 0 elsewhere. Cross-attention before the first slot is left out, because the
+    routing token reads there.
     """
     tokens, positions, segments = (batch[f"reading_{name}"] for name in ("tokens", "positions", "segments"))
     stream = TokenStream(positions, segments, positions, segments, segments)  # no layer here reads visual tokens
@@ -309,59 +312,61 @@ def reading_loss(params: Params, batch: Batch, arch: Architecture, names: Int[Ar
     text = embed(params, tokens)
     for index in range(arch.num_head_layers):
         text = text_layer(select_layer(params["head"], index), text, stream, arch.text)[0]
-    own = {kind: params["blocks"][kind] for kind in sorted({*arch.pattern})}
-    text, asked = scan_layers(block, text, own)
+    blocks = {kind: params["blocks"][kind] for kind in sorted({*arch.pattern})}
+    text, asked = scan_layers(block, text, blocks)
     asked = asked[0] if len(asked) == 1 else jnp.stack(asked, axis=1).reshape(-1, *asked[0].shape[1:])
     early = sum(bool(arch.layers[index].cross) for index in arch.shared_layers)
     asked = asked[min(early, len(asked) - 1) :]
     table, mask = params["embed_tokens"]["embedding"], (batch["asked"] > 0).astype(jnp.float32)
-    told = unit_rms(asked) @ asked_rotation(arch.text.hidden_size)
-    held, right = jax.vmap(lambda x: naming_loss(x, table, names, jnp.maximum(batch["asked"] - 1, 0)))(told)
+    rotated = unit_rms(asked) @ asked_rotation(arch.text.hidden_size)
+    losses, correct = jax.vmap(lambda x: naming_loss(x, table, names, jnp.maximum(batch["asked"] - 1, 0)))(rotated)
     text = rms_norm(params["norm"], text, arch.text.rms_norm_eps)[:, :-1]
     weights = batch["reading_targets"][:, 1:].astype(jnp.float32)
     flat = text.reshape(-1, text.shape[-1])
     blind, _ = cross_entropy(flat, head(params), tokens[:, 1:].reshape(-1), weights.reshape(-1))
-    metrics = {"asked": masked_mean(jnp.mean(right, axis=0), mask), "blind": jnp.sum(blind) / jnp.sum(weights)}
-    return masked_mean(jnp.mean(held, axis=0), mask) + metrics["blind"], metrics
+    metrics = {"asked": masked_mean(jnp.mean(correct, axis=0), mask), "blind": jnp.sum(blind) / jnp.sum(weights)}
+    return masked_mean(jnp.mean(losses, axis=0), mask) + metrics["blind"], metrics
 
 
 def base_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch
 ) -> tuple[Array, Metrics]:
-    """Name every patch's glyph, color and background; after the slots that are on, also tell its relations.
+    """Loss of naming every patch's glyph, color and background, and of its relations after the slots that are on.
 
-    Naming goes through the token embedding table, which aligns tower and words; it is asked again after the slots, so
-    that neither a patch nor a word of the text loses itself there. Beside the pictures the decoder learns to read
-    questions (`reading_loss`). `names` holds the token ids [2, classes] of the glyphs', digits', colors' and
-    backgrounds' names, and of those that questions ask about.
+    Naming goes through the token embedding table, which aligns tower and words. It is repeated after the slots, for
+    patches and for words of the text, so that both keep their names there. `reading_loss` is added. `names` holds the
+    token ids [2, classes] of the names of glyphs, digits, colors and backgrounds, and of the names in questions.
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
     table = params["embed_tokens"]["embedding"]
-    there = (batch["glyph"] > 0).astype(jnp.float32)
+    has_glyph = (batch["glyph"] > 0).astype(jnp.float32)
 
     def name_all(features):
-        glyph, right = naming_loss(features, table, names["glyph"], batch["glyph"])
-        color, color_right = naming_loss(features, table, names["colour"], batch["colour"])
+        glyph, correct = naming_loss(features, table, names["glyph"], batch["glyph"])
+        color, color_correct = naming_loss(features, table, names["colour"], batch["colour"])
         background, _ = naming_loss(features, table, names["background"], batch["background"])
-        found = {"named": jnp.mean(right.astype(jnp.float32)), "colour_named": masked_mean(color_right, there)}
-        return jnp.mean(glyph) + masked_mean(color, there) + 0.5 * jnp.mean(background), found
+        accuracies = {
+            "named": jnp.mean(correct.astype(jnp.float32)),
+            "colour_named": masked_mean(color_correct, has_glyph),
+        }
+        return jnp.mean(glyph) + masked_mean(color, has_glyph) + 0.5 * jnp.mean(background), accuracies
 
     first, metrics = name_all(unit_rms(visual[:, :patches]))
     last, text = refine(params, visual, batch, budget, arch)
     last = unit_rms(last[:, :patches])
-    still, found = name_all(last)
-    metrics |= {f"still_{name}": value for name, value in found.items()}
+    still, accuracies = name_all(last)
+    metrics |= {f"still_{name}": value for name, value in accuracies.items()}
     words, metrics["words_kept"] = words_loss(text, table, batch["text_tokens"])
-    reading, found = reading_loss(params, batch, arch, names["asked"])
-    metrics |= found
+    reading, accuracies = reading_loss(params, batch, arch, names["asked"])
+    metrics |= accuracies
     loss = first + 2.0 * still + words + reading
     arrow = batch["arrow"].astype(jnp.float32)
-    speaks = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(arrow)}
+    use_name = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(arrow)}
     for relation, kind in RELATIONS.items():
         counts = arrow if relation == "reached" else jnp.ones_like(arrow)
-        scores = relation_scores(last, relation, names[kind], table, speaks[kind])
-        one, metrics[relation] = relation_loss(scores, batch[relation], counts)
-        loss = loss + 2.0 * one
+        scores = relation_scores(last, relation, names[kind], table, use_name[kind])
+        relation_part, metrics[relation] = relation_loss(scores, batch[relation], counts)
+        loss = loss + 2.0 * relation_part
     return loss, metrics
 
 

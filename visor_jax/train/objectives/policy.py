@@ -33,12 +33,12 @@ from visor_jax.workdir.supervision import beat
 
 T = TypeVar("T")
 
-KEPT_BYTES = 2**26  # of the tiles of labeled prompts
-RARE = 0.05  # share of all labels by which every budget's count is raised: what is rare is noise as often as not
+KEPT_BYTES = 2**26  # size of the cache of labeled prompts, in bytes of tiles
+RARE = 0.05  # share of all labels that is added to every budget's count: rare labels are often noise
 
 
 def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
-    """The labels of `labels/`, their questions read anew from the source they were made from."""
+    """The policy's objective on the labels of `labels/`, whose questions are read again from their source."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
     labels = Labels.read(workdir)
     examples = LabeledExamples(config, labels)
@@ -59,19 +59,19 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 
 
 class LabeledExamples:
-    """The prompts that were labeled, read anew whenever they are needed; a few of them are kept."""
+    """Labeled prompts, read from their source when they are needed; a cache keeps a few."""
 
     def __init__(self, config: Config, labels: Labels):
         """
         Raises:
-          RequestError: a label is of a question that its source does not have.
+          RequestError: the source does not have the question of a label.
         """
         self.labels = labels
         source, settings = label_source(config), stage_config(config, "policy")
         self.source_name = source.name
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
         self.questions = Questions(config, source, len(self.places))
-        # Single questions: a conversation has room for more.
+        # Rows hold single questions, which are shorter than conversations.
         self.row_shape = dataclasses.replace(training_row_shape(config), text=text_bucket(self._longest()))
         self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
         row_bytes = self.row_shape.tiles * architecture(config).vision.tile_size ** 2 * 3
@@ -119,10 +119,10 @@ def policy_loss(
 
 
 def balance(labels: np.ndarray, num_budgets: int, strength: float, caution: float = 1.0) -> np.ndarray:
-    """Weight float32 [N] of each label: strength 0 all alike, 1 as much for rare budgets as for common ones.
+    """Weight float32 [N] of each label. `strength` 0 weighs all labels equally, 1 weighs all budgets equally.
 
-    Budgets that more than an even share of the labels ask for weigh alike. Then those above the cheapest budget weigh
-    `caution` times more: to look less than a question needs costs its answer, to look more costs FLOPs only.
+    Counts above an even share of the labels are treated as an even share. Labels above the cheapest budget weigh
+    `caution` times more: too small a budget costs the answer, too large a budget only FLOPs.
     """
     counts = np.bincount(labels, minlength=num_budgets)
     counts = np.minimum(counts, len(labels) / np.count_nonzero(counts)) + RARE * len(labels)
