@@ -12,13 +12,29 @@ from pathlib import Path
 # Before anything imports JAX. Tests that simulate several devices use separate processes.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# JAX refuses to broadcast arrays of different ranks unless the code adds the axes. Child processes inherit this.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+import jaxtyping
 import pytest
 from hypothesis import settings
+
+# Calls of functions in these packages are checked against their annotations, including shapes and dtypes. Installed
+# before any test imports them.
+CHECKED = ("visor_jax.kernels", "visor_jax.model", "visor_jax.train")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 # Shared machines stall sometimes: a deadline would fail tests because of other processes.
 settings.register_profile("visor", deadline=None, print_blob=True)
 settings.load_profile("visor")
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Turns the checks of annotations off, for tests of the package's own validation."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 # --- one small trained run --------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_slots_and_cross_attention_may_stand_anywhere(pattern) -> None:
     assert_close(testing.quick_jit(lambda *x: forward(*x, np.array(bits), arch))(*inputs), expected)
 
 
-def test_rematerialisation_changes_nothing_but_memory() -> None:
+def test_rematerialization_changes_nothing_but_memory() -> None:
     arch, on = testing.tiny_architecture(3), np.array([True])
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
     inputs = {"blocks": inputs[0]["blocks"]}, *inputs[1:]
@@ -176,6 +176,7 @@ def test_budgets_per_sample_equal_one_by_one(inputs) -> None:
     assert_close(of_params, alone_of_params)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("shape", [(3,), (1,), (1, 2), (2, 3), (2, 2, 1)])
 def test_a_budget_of_another_shape_is_refused(inputs, shape) -> None:
     with pytest.raises(
@@ -351,7 +352,7 @@ def test_the_compiler_keeps_the_branch(distinct) -> None:
     assert " conditional(" in compiled.as_text()
 
 
-def test_specialised_programs_contain_only_what_is_on(distinct) -> None:
+def test_specialized_programs_contain_only_what_is_on(distinct) -> None:
     arch, num_visual, num_text, inputs = distinct
     text, cross = arch.text, arch.cross
     heads, kv = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim

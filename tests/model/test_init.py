@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -79,8 +80,8 @@ def test_the_same_key_gives_the_same_parameters_and_another_key_others() -> None
 
 def test_recency_makes_attention_begin_by_preferring_near_tokens() -> None:
     text = dataclasses.replace(ARCH.text, recency_init=6.0, rope_theta=30.0, head_dim=16)
-    positions = np.arange(60)[None]
-    keys = np.tile(recency_bias(text), (1, 60, 1, 1)).astype(np.float32)
+    positions = jnp.arange(60)[None]
+    keys = jnp.tile(recency_bias(text), (1, 60, 1, 1))
     turned = np.asarray(rotate(keys, rotary(positions, text)))[0, :, 0]
     logit = turned @ turned[-1] / 16**0.5
     assert logit[-1] == pytest.approx(6.0, rel=1e-4)
@@ -152,7 +153,7 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     found = np.asarray(program(params, batch, np.array([False]), arch=arch))
 
     blind = {**batch, "visual_segments": np.zeros_like(batch["visual_segments"])}
-    expected = np.asarray(program(params, blind, np.array([]), arch=dataclasses.replace(arch, plan="dense")))
+    expected = np.asarray(program(params, blind, np.zeros(0, bool), arch=dataclasses.replace(arch, plan="dense")))
     real = batch["text_segments"] > 0
     np.testing.assert_allclose(found[real], expected[real], atol=1e-5)
     seeing = np.asarray(program(params, batch, np.array([True]), arch=arch))
@@ -166,7 +167,7 @@ def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: in
     arch = dataclasses.replace(testing.tiny_architecture(6), cross=match)
     visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
     unlike = orthonormal(KEY, arch.text.hidden_size, visual.shape[1]).T * arch.text.hidden_size**0.5
-    visual = np.asarray(unlike)[None]
+    visual = unlike[None]
     text = visual[:, : text.shape[1]]  # text token i is visual token i, or is asked about it
     if asked:
         text = text @ asked_rotation(arch.text.hidden_size).T
@@ -193,7 +194,7 @@ def test_orthonormal_columns(rows, columns):
     assert rows == 1 or np.abs(drawn[0] - drawn[1]).max() > 0.1
 
 
-def test_no_factorisation_that_would_wait_for_its_own_threads():
+def test_no_factorization_that_would_wait_for_its_own_threads():
     """Two concurrent batched LAPACK calls deadlock in JAX's thread pool on two cores; a random start makes none."""
     arch = dataclasses.replace(ARCH, cross=dataclasses.replace(ARCH.cross, init="match"))
     lowered = jax.jit(lambda key: start_cross_attention(init_params(arch, key), arch, key)).lower(KEY).as_text()

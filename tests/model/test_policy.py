@@ -43,7 +43,8 @@ def test_a_higher_dial_never_picks_a_cheaper_budget(scores, costs, dials) -> Non
 def test_the_choice_is_the_best_shifted_score_and_of_equals_the_cheaper(scores, powers, dial) -> None:
     """Costs are powers of two and scores multiples of log 2, so that ties are ties."""
     unit = float(np.log(np.float32(2)))
-    found = int(CHOOSE(np.array([scores], np.float32) * np.float32(unit), np.float32(2) ** np.array(powers), dial)[0])
+    costs = np.float32(2) ** np.array(powers)
+    found = int(CHOOSE(np.array([scores], np.float32) * np.float32(unit), costs, float(dial))[0])
     shifted = [score + dial * (power - min(powers)) for score, power in zip(scores, powers, strict=True)]
     best = [index for index in range(5) if shifted[index] == max(shifted)]
     near = [index for index in range(5) if shifted[index] >= max(shifted) - 1e-3]

@@ -95,7 +95,7 @@ def test_labels_and_routes_of_packed_samples_equal_those_alone(budget) -> None:
     assert np.isfinite(alone[2][..., :3]).all() and len(np.unique(alone[1])) == 4
 
 
-def test_budgets_of_a_mixed_batch_are_honoured_sample_by_sample() -> None:
+def test_budgets_of_a_mixed_batch_are_honored_sample_by_sample() -> None:
     """Rows of different pictures and texts, each under its own budget: the logits that each has alone under it."""
     batch = make_batch([[e] for e in examples()], SEPARATE, ARCH)
     alone = {budget: logits_by_example(batch, [budget] * 4) for budget in itertools.product((False, True), repeat=2)}

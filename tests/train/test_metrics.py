@@ -151,6 +151,7 @@ def test_metrics_import_neither_tensorflow_nor_torch():
 # --- progress ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # beartype takes no `io.StringIO` for a `TextIO`
 def test_without_a_terminal_a_line_now_and_then(monkeypatch):
     clock = iter(float(second) for second in range(1000))
     monkeypatch.setattr("visor_jax.train.metrics.time.monotonic", lambda: next(clock))
@@ -169,6 +170,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # beartype takes no `io.StringIO` for a `TextIO`
 def test_on_a_terminal_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()

@@ -39,7 +39,7 @@ def test_draws_are_even_and_differ_by_seed_and_stage() -> None:
 
 
 def test_universal_draws_viable_budgets_only(tiny_run: Path) -> None:
-    of = budget_drawer(tiny_config(), "universal", Workdir(tiny_run))
+    of = budget_drawer(as_config(tiny_config()), "universal", Workdir(tiny_run))
     assert {of(step) for step in range(200)} == set(read_viable(Workdir(tiny_run)))
 
 
@@ -49,7 +49,7 @@ def test_universal_without_a_search_asks_for_it(tmp_path: Path) -> None:
 
 
 def test_full_and_base_budgets(tmp_path: Path) -> None:
-    config = tiny_config()
+    config = as_config(tiny_config())
     full, base = (budget_drawer(config, stage, Workdir(tmp_path)) for stage in ("full", "base"))
     assert {full(step) for step in range(9)} == {(True, True)}
     assert {base(step) for step in range(200)} == {(True, True), (True, False), (False, True)}

@@ -21,7 +21,7 @@ from jax.extend.random import define_prng_impl, threefry_prng_impl
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
-from visor_jax.config import architecture
+from visor_jax.config import architecture, as_config
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
 from visor_jax.hf.model import add_visor_params
@@ -123,7 +123,7 @@ def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, 
         arch = architecture(config, stage)
         places = param_shardings(abstract_params(arch), mesh)
         fresh = testing.quick_jit(partial(init_params, arch))
-        start_params(config, stage, arch, mesh, Workdir(tiny_run), places, fresh)
+        start_params(as_config(config), stage, arch, mesh, Workdir(tiny_run), places, fresh)
         started.append(len(uses.all()))
     assert uses.again(ASKED) == []
     assert started[0] > 0 and started[-1] > started[0], "at least two stages draw random initial values"

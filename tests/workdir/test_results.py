@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from visor_jax.adapt.label import write
+from visor_jax.config import as_config
 from visor_jax.data.draws import index_range
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.skips import SkipLog
@@ -73,7 +74,7 @@ def run(written: Path, tmp_path: Path) -> Path:
 def test_what_nobody_changed_is_read(run: Path) -> None:
     workdir = Workdir(run)
     assert read_viable(workdir, 2) == VIABLE
-    assert len(LabeledExamples(tiny_config(), Labels.read(workdir)).places) == 5
+    assert len(LabeledExamples(as_config(tiny_config()), Labels.read(workdir)).places) == 5
     assert read_facts(workdir).goodput == {"step": 2.5, "compile": 1.0}
     assert len(read_rows(run / "full" / "metrics.jsonl")) == 3
 
@@ -230,7 +231,7 @@ def read_all(run: Path) -> None:
     workdir = Workdir(run)
     workdir.config()
     read_viable(workdir, 2)
-    LabeledExamples(tiny_config(), Labels.read(workdir))
+    LabeledExamples(as_config(tiny_config()), Labels.read(workdir))
     read_facts(workdir)
     with workdir.lock():
         pass

@@ -146,6 +146,7 @@ def test_none_takes_the_table_and_a_name_forces(called):
     assert called == ["xla", "xla_chunked"]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_implementation_is_refused_with_the_list(called):
     force: Callable[..., jax.Array] = api.attention
     with pytest.raises(

@@ -441,6 +441,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_refuses_by_name(name, implementation):
     message, q, k, v, mask = REFUSED[name]
     with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ import dataclasses
 import hypothesis
 import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -46,6 +47,7 @@ def integers(length: int, low: int, high: int) -> st.SearchStrategy[np.ndarray]:
     )
 )
 def test_nothing_and_all_are_certain(mask):
+    mask = jax.tree.map(jnp.asarray, mask)
     kinds, pairs = kinds_of(mask), in_blocks(mask)
     assert not pairs[kinds == NOTHING].any()
     assert pairs[kinds == ALL].all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 
@@ -31,7 +32,7 @@ def test_merged_chunks_equal_softmax_over_all_keys(allowed, seed, scale):
         *(softmax(logits[:, chunk], values[chunk]) for chunk in np.split(np.arange(NUM_CHUNKS * KEYS), NUM_CHUNKS)),
         strict=True,
     )
-    out, log_sum = merge_partials(np.stack(outs)[None, :, None], np.stack(log_sums)[None, :, None])
+    out, log_sum = merge_partials(jnp.stack(outs)[None, :, None], jnp.stack(log_sums)[None, :, None])
     expected, wanted_log_sum = softmax(logits, values)
     np.testing.assert_allclose(out[0, 0], expected, atol=1e-5)
     np.testing.assert_allclose(log_sum[0, 0], wanted_log_sum, rtol=1e-5, atol=1e-5)
@@ -41,5 +42,5 @@ def test_what_is_not_seen_may_hold_nan_and_what_is_seen_may_not():
     outs, log_sums = np.ones((1, 2, 1, 2, SIZE)), np.zeros((1, 2, 1, 2))
     outs[0, 0, 0, 0], log_sums[0, 0, 0, 0] = np.nan, np.inf
     outs[0, 0, 0, 1] = np.nan
-    out, _ = merge_partials(outs, log_sums)
+    out, _ = merge_partials(jnp.asarray(outs), jnp.asarray(log_sums))
     np.testing.assert_array_equal(out[0, 0], [[1, 1], [np.nan, np.nan]])

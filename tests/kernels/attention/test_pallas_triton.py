@@ -116,6 +116,7 @@ def test_serves_where_python_numbers_are_wide():
             np.testing.assert_allclose(wide, found, atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(("dtype", "head_dim", "message"), [(jnp.int32, 64, "floating"), (jnp.bfloat16, 512, "512")])
 def test_refuses_with_its_reason(dtype, head_dim, message):
     with pytest.raises(ValueError, match=message):

@@ -204,6 +204,7 @@ def test_no_rows(implementation):
         (jnp.ones(()), "a Python or NumPy number"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_refuses_such_a_z_loss(z_loss, message, implementation):
     with pytest.raises(ValueError, match=f"z_loss must be {message}"):
         cross_entropy(*map(jnp.asarray, random_inputs()[:4]), z_loss=z_loss, implementation=implementation)
@@ -221,12 +222,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_refuses_by_name(message, implementation):
     hidden, head, labels, weights = map(jnp.asarray, REFUSED[message](*random_inputs()[:4]))
     with pytest.raises(ValueError, match=message):
         cross_entropy(hidden, head, labels, weights, implementation=implementation)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_refuses_lists(implementation):
     _, head, labels, weights = map(jnp.asarray, random_inputs()[:4])
     hidden: Any = [[1.0] * SIZE] * ROWS
@@ -234,10 +237,11 @@ def test_refuses_lists(implementation):
         cross_entropy(hidden, head, labels, weights, implementation=implementation)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_implementation_is_refused_with_the_list():
     force: Callable[..., tuple[jax.Array, jax.Array]] = cross_entropy
     with pytest.raises(ValueError, match="'pallas' does not exist; known are xla, xla_chunked"):
-        force(*random_inputs()[:4], implementation="pallas")
+        force(*map(jnp.asarray, random_inputs()[:4]), implementation="pallas")
 
 
 def test_the_function_and_the_folder_of_the_same_name():

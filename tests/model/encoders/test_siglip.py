@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from visor_jax import testing
@@ -24,19 +25,19 @@ def test_pixels_are_normalized_per_channel() -> None:
     anyres = AnyResArchitecture(image_mean=(0.1, 0.5, 0.9), image_std=(0.5, 0.25, 1.0))
     tiles = random_tiles((2, 3, 8, 8, 3))
     expected = (tiles / 255 - np.array(anyres.image_mean)) / np.array(anyres.image_std)
-    np.testing.assert_allclose(normalize(tiles, anyres), expected, atol=1e-6)
+    np.testing.assert_allclose(normalize(jnp.asarray(tiles), anyres), expected, atol=1e-6)
 
 
 def test_patches_run_row_by_row_over_row_column_channel() -> None:
     tiles = random_tiles((2, 2, 8, 8, 3)).astype(np.float32)
-    found = np.asarray(patchify(tiles, 4))
+    found = np.asarray(patchify(jnp.asarray(tiles), 4))
     assert found.shape == (2, 2, 4, 48)
     for index, (top, left) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
         np.testing.assert_array_equal(found[:, :, index], tiles[:, :, top : top + 4, left : left + 4].reshape(2, 2, 48))
 
 
 def test_pixels_behind_the_last_whole_patch_are_left_out() -> None:
-    tiles = random_tiles((1, 2, 11, 11, 3))
+    tiles = jnp.asarray(random_tiles((1, 2, 11, 11, 3)), jnp.float32)
     np.testing.assert_array_equal(patchify(tiles, 4), patchify(tiles[:, :, :8, :8], 4))
 
 
@@ -56,7 +57,7 @@ def test_a_patch_local_tower_lets_no_patch_see_another_and_no_tower_mixes_tiles(
 
 def test_a_tower_without_layers_is_its_embedding() -> None:
     arch = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, num_layers=0))
-    params, tiles = testing.random_params(arch)["vision"], random_tiles((1, 1, 8, 8, 3))
+    params, tiles = testing.random_params(arch)["vision"], jnp.asarray(random_tiles((1, 1, 8, 8, 3)))
     patches = np.asarray(patchify(normalize(tiles, arch.anyres), 4))
     expected = patches @ params["patch_embedding"]["kernel"] + params["patch_embedding"]["bias"]
     found = tower(params, tiles, arch.vision, arch.anyres)
@@ -70,7 +71,7 @@ def test_stitching_mixes_the_named_features() -> None:
     gather[:, 0] = 12
     weights = rng.uniform(size=(2, 6, 4)).astype(np.float32)
     weights[:, 5] = 0  # padding
-    found = np.asarray(stitch(features, newline, gather, weights))
+    found = np.asarray(stitch(*map(jnp.asarray, (features, newline, gather, weights))))
     for row in range(2):
         source = np.concatenate([features[row].reshape(12, 5), newline[None]])
         for slot in range(6):

@@ -14,7 +14,7 @@ from visor_jax.train.objectives.base import computed_in
 
 def test_in_bfloat16_activations_are_cast_and_gradients_are_those_of_the_float32_parameters() -> None:
     arch = testing.tiny_architecture()
-    params, batch = testing.random_params(arch), testing.random_batch(arch).arrays
+    params, batch = testing.random_params(arch), jax.tree.map(jnp.asarray, testing.random_batch(arch).arrays)
     on = jnp.ones(arch.num_slots, bool)
 
     def step(dtype: str):

@@ -85,10 +85,10 @@ def test_patches_with_and_without_a_relation_weigh_half_each() -> None:
     assert float(accuracy) == 0.0, "accuracy is that of the patches that have a relation"
 
 
-def test_a_relation_is_told_in_words_only_by_patches_that_may_speak() -> None:
+def test_a_relation_uses_the_names_only_in_patches_that_may_use_them() -> None:
     table = jnp.array(np.random.default_rng(0).normal(size=(6, 64)), jnp.float32)
     names = jnp.array([[0, 1, 2], [3, 4, 5]])  # two written forms of three names
-    features = jnp.tile(table[1] + table[4], (1, 2, 1))  # the second name, twice: one patch speaks, one does not
+    features = jnp.tile(table[1] + table[4], (1, 2, 1))  # the second name, twice; only the first patch uses names
     scores = relation_scores(features, "above", names, table, jnp.array([[1.0, 0.0]]))
     silent = relation_scores(jnp.zeros_like(features), "above", names, table, jnp.ones((1, 2)))
     assert scores.shape == (1, 2, 4) and not silent.any()

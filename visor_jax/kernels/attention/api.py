@@ -23,7 +23,7 @@ from visor_jax.kernels.attention import pallas_triton as gpu
 from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask
 
 Implementation = Literal["xla", "xla_chunked", "xla_decode", "pallas_tpu", "pallas_gpu", "cudnn", "splash", "tokamax"]
-Refusal = Callable[[Array, Array, AttentionMask], str | None]
+Refusal = Callable[[ArrayOrShape, ArrayOrShape, AttentionMask], str | None]
 
 
 class Entry(NamedTuple):

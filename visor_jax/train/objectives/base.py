@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Shaped
 
@@ -22,7 +22,10 @@ Metrics = dict[str, Shaped[Array, "..."]]
 Loss = Callable[[Params, Batch, Budget], tuple[Float[Array, ""], Metrics]]
 
 
+@runtime_checkable
 class Steps(Protocol):
+    """The remaining steps, from the steps done, the total and the position in the data."""
+
     def __call__(self, done: int, total: int, position: Any = None, /) -> Iterator[Step]: ...
 
 
