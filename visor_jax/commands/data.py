@@ -1,7 +1,8 @@
 """Inspect a configuration's data before or without training.
 
     visor data check --config=configs/X.py      runs every record through the whole pipeline and counts skipped ones;
-        exit status 1 if training would stop; --list=FILE writes one JSON object per record and line
+        exit status 1 if training would stop; --list=FILE writes one JSON object per record and line; --workers=N checks
+        in N processes; a check that is killed continues when it is run again (--restart: from the beginning)
     visor data stats --config=configs/X.py      prints sizes of samples, and how many fit the configured row shape
     visor data preview --config=configs/X.py --out=sheet.png      draws a contact sheet with the questions
     visor data build --config=configs/X.py --out=DIR      writes samples as PNG files and LLaVA JSON
@@ -26,7 +27,7 @@ from PIL import Image
 
 from visor_jax.config import Config
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
-from visor_jax.data.check import check
+from visor_jax.data.check import Running, check
 from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.preview import contact_sheet
@@ -44,6 +45,7 @@ GENERATED_SAMPLES = 1000  # of each split of generated data, unless --samples is
 PREVIEW_SAMPLES = 12
 _BINS = 10  # of a histogram
 _BAR = 40  # characters of its longest bar
+_MAX_WORKERS = 1024
 _MAX_PICTURES = 1000  # of one record, independent of the row shape
 _ANY_SIZE = RowShape(tiles=1 << 30, visual=1 << 30, text=1 << 30)
 
@@ -56,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="", help="only this split")
     parser.add_argument("--samples", type=_count, metavar="N", help="limit on the samples of a split")
     parser.add_argument("--list", metavar="FILE", help="check: write the result of every record, as JSON lines")
+    parser.add_argument(
+        "--workers", type=_number, metavar="N", help="check: processes; 0: this one (default: data.workers)"
+    )
+    parser.add_argument("--restart", action="store_true", help="check: drop what a killed check has found")
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
 
 
@@ -65,10 +71,15 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
     if args.list is not None and (args.action != "check" or not args.list):
         raise RequestError(f"data {args.action}: --list={args.list} belongs to data check; expected --list=FILE there")
+    if args.action != "check" and (args.workers is not None or args.restart):
+        flag = "--restart" if args.restart else f"--workers={args.workers}"
+        raise RequestError(f"data {args.action}: {flag} belongs to data check; expected it there")
     sources = _sources(_of_any_size(config) if args.action == "stats" else config, args.split)
     limit = args.samples or (GENERATED_SAMPLES if source_kind(config).endless else None)
     if args.action == "check":
-        return check(config, sources, limit, whole=not args.split, listing=args.list)
+        workers = config.data.workers if args.workers is None else args.workers
+        running = Running(workers=workers, listing=args.list, restart=args.restart)
+        return check(config, sources, limit, whole=not args.split, running=running)
     if args.action == "stats":
         return _stats(config, sources, limit)
     try:
@@ -82,6 +93,12 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to {_MAX_WORKERS}")
     return int(text)
 
 

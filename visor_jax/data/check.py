@@ -1,8 +1,11 @@
 """`visor data check`: sends every record through the whole pipeline, without training.
 
-In: a configuration and its sources. Out: counts by reason, printed and as an object; with a listing, one JSON object
-per line about every record. If training would stop (too many records are skipped, or a split that a stage reads has no
-usable sample), `RunError` is raised with the object.
+In: a configuration and its sources. Out: counts by reason and source, printed and as an object; with a listing, one
+JSON object per line about every record. If training would stop (too many records are skipped, or a split that a stage
+reads has no usable sample), `RunError` is raised with the object. What is unusual but trained on is only reported:
+duplicates, answers that occur in their questions, samples without pictures.
+
+`visor_jax.data.check_records` checks single records, `visor_jax.data.check_progress` runs through all of them.
 """
 
 from __future__ import annotations
@@ -10,36 +13,54 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from visor_jax.config import Config, ConfigLike, as_config
-from visor_jax.data.collate import Example
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
-from visor_jax.data.sample import Sample, SkipSample, Source
-from visor_jax.data.skips import SkipLog
+from visor_jax.data.check_progress import Progress, check_ranges
+from visor_jax.data.check_records import FIRST, Entry, Findings, Named, RecordChecker, repeated
+from visor_jax.data.sample import Source
 from visor_jax.data.source_kind import SPLITS, RecordSource, as_records, split_read_by
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RunError, printable, unwritable
 from visor_jax.files.read_write import file_beside, replaceable
 
-Entry = dict[str, Any]
 _DETAIL_CHARACTERS = 300  # printed of a record's defect; the listing has all of it
+_ID_CHARACTERS = 40  # printed of an id
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a check runs: with how many processes, what it writes about every record, whether it begins again.
+
+    Attributes:
+      workers: processes; 0 checks in this one.
+      listing: the file for one line per record; None writes none.
+      restart: whether the progress of a check that was killed is dropped.
+    """
+
+    workers: int = 0
+    listing: str | None = None
+    restart: bool = False
 
 
 @dataclass
-class _Counts:
-    """Counts of one source; `tried` and `usable` by split, as a file may hold several."""
+class _Checked:
+    """What was found in one source, and which records repeat others."""
 
-    skips: SkipLog = field(default_factory=SkipLog)
-    without_picture: int = 0
-    tried: Counter[str] = field(default_factory=Counter)
-    usable: Counter[str] = field(default_factory=Counter)
+    findings: Findings = field(default_factory=Findings)
+    same_id: Named = field(default_factory=Named)
+    same_content: Named = field(default_factory=Named)
 
 
 def check(
-    config: ConfigLike, sources: Mapping[str, Source], limit: int | None, *, whole: bool, listing: str | None = None
+    config: ConfigLike,
+    sources: Mapping[str, Source],
+    limit: int | None,
+    *,
+    whole: bool,
+    running: Running = Running(),
 ) -> dict[str, Any]:
     """Checks at most `limit` samples of each source and prints the counts.
 
@@ -48,116 +69,61 @@ def check(
       sources: by split, or the whole file under "all".
       limit: samples per source; None for all.
       whole: whether `sources` are all that the configuration reads; then a missing split is a problem.
-      listing: the file for one line per record; None writes none.
+      running: workers, listing, restart.
 
     Returns:
       {"samples", "usable", "without_picture", "skipped": {reason: n}, "within_limit", "first": {reason: detail},
-      "splits": {name: the first four and "duplicate_ids"}, "problems": [text]}.
+      "splits": {name: the first four, "first_ids": {reason: [ids]}, "too_large": {field: {"samples", "largest"}},
+      "duplicate_ids", "duplicates", "answers_in_questions"}, "problems": [text]}. Counts in "splits" that name records
+      have the first ids under the same name in "first_ids".
 
     Raises:
-      RunError: training would stop; its `result` is the same object.
+      RunError: training would stop, or a worker died; in the first case its `result` is the same object.
       RequestError: the listing cannot be written.
     """
     config = as_config(config)
-    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     records = {name: as_records(source, name) for name, source in sources.items()}
-    counts: dict[str, _Counts] = {}
+    checked: dict[str, _Checked] = {}
     splits: dict[str, Any] = {}
-    with _lines(listing) as write:
+    begun: list[Progress] = []
+    with _lines(running.listing) as write:
         for name, source in records.items():
-            counts[name] = _check_source(name, source, limit, encode, write)
-            splits[name] = _facts(source, counts[name])
+            checker = RecordChecker(config, name, source, listing=running.listing is not None)
+            count = min(len(source), limit or len(source))
+            begun.append(Progress.of(checker, count, restart=running.restart))
+            checked[name] = _check_source(checker, count, running.workers, begun[-1], write)
+            splits[name] = _facts(checked[name])
             _print_split(name if name == source.name else f"{source.name} {name}", splits[name])
-    reasons: Counter[str] = sum((Counter(facts["skipped"]) for facts in splits.values()), Counter())
-    logs = [of_source.skips for of_source in counts.values()]
-    first = {reason: detail for log in reversed(logs) for reason, detail in log.first.items()}
-    for reason, detail in first.items():
-        print(f"first {reason}: {printable(detail[:_DETAIL_CHARACTERS])}")
-    tried, skipped = sum(log.tried for log in logs), reasons.total()
-    allowed = config.data.max_skipped_fraction
-    problems = _problems(config, records, counts, complete=limit is None) if whole else []
-    within = skipped <= allowed * tried
-    if not within:
-        problems.insert(0, f"{skipped} of {tried} samples are skipped, more than data.max_skipped_fraction={allowed:g}")
-    for problem in problems:
-        print(f"training would stop: {problem}")
-    print(
-        f"{tried - skipped} of {tried} samples can be used; {skipped} are skipped, "
-        f"{'within' if within else 'MORE than'} data.max_skipped_fraction={allowed:g}"
-    )
-    result = {
-        "samples": tried,
-        "usable": tried - skipped,
-        "without_picture": sum(of_source.without_picture for of_source in counts.values()),
-        "skipped": dict(reasons.most_common()),
-        "within_limit": within,
-        "first": first,
-        "splits": splits,
-        "problems": problems,
-    }
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise RunError(f"data check: training would stop: {problems[0]}{more}", result)
+    for progress in begun:
+        progress.remove()
+    result = _summary(config, splits, [of_source.findings for of_source in checked.values()])
+    found = {name: of_source.findings for name, of_source in checked.items()}
+    result["problems"] += _problems(config, records, found, complete=limit is None) if whole else []
+    _print_summary(config, result)
+    if result["problems"]:
+        more = f" (and {len(result['problems']) - 1} more)" if len(result["problems"]) > 1 else ""
+        raise RunError(f"data check: training would stop: {result['problems'][0]}{more}", result)
     return result
 
 
 def _check_source(
-    name: str,
-    source: RecordSource,
-    limit: int | None,
-    encode: Callable[[Sample], Example],
-    write: Callable[[Entry], None],
-) -> _Counts:
-    """Tries at most `limit` samples of a source and writes an entry for each."""
-    counts = _Counts()
-    for index in range(min(len(source), limit or len(source))):
-        splits = (name,) if name in SPLITS else source.splits_of(index)
-        counts.skips.count_tried()
-        counts.tried.update(splits)
-        try:
-            sample = source[index]
-            example = _encoded(encode, sample, source, index)
-        except SkipSample as why:
-            counts.skips.count_skipped(source.name, index, why)
-            write(_entry(source, index, why))
-        else:
-            counts.usable.update(splits)
-            counts.without_picture += not sample.images
-            write(_entry(source, index, (sample, example)))
-    return counts
+    checker: RecordChecker, count: int, workers: int, progress: Progress, write: Callable[[Entry], None]
+) -> _Checked:
+    """Checks the first `count` samples of a source and writes an entry for each."""
+    checked = _Checked()
+    for findings in check_ranges(checker, count, workers, progress):
+        for entry in findings.entries:
+            write(entry)
+        checked.findings.add(findings)
+    checked.same_id = _repetitions(checked.findings.ids, checker.source)
+    checked.same_content = _repetitions(checked.findings.contents, checker.source)
+    return checked
 
 
-def _encoded(encode: Callable[[Sample], Example], sample: Sample, source: RecordSource, index: int) -> Example:
-    """Encodes a sample; names its place in the details of `SkipSample`."""
-    try:
-        return encode(sample)
-    except SkipSample as why:
-        raise SkipSample(why.reason, f"{source.place(index)}: {why.detail}") from None
-
-
-def _entry(source: RecordSource, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
-    """Returns the listing's entry of a record; lengths are known only if it can be used."""
-    id, pictures = source.record_facts(index)
-    entry: Entry = {
-        "place": source.place(index),
-        "id": id,
-        "usable": True,
-        "reason": "",
-        "detail": "",
-        "pictures": pictures,
-    }
-    if isinstance(outcome, SkipSample):
-        return {
-            **entry,
-            "usable": False,
-            "reason": outcome.reason,
-            "detail": outcome.detail,
-            "visual_tokens": None,
-            "text_tokens": None,
-        }
-    sample, example = outcome
-    sizes = {"visual_tokens": example.size.visual, "text_tokens": example.size.text}
-    return {**entry, "id": sample.id, "pictures": len(sample.images), **sizes}
+def _repetitions(keys: Sequence[int], source: RecordSource) -> Named:
+    """Returns how many records repeat the key of an earlier one; both are named, "second = first"."""
+    pairs = repeated([*keys])
+    return Named(len(pairs), [f"{source.place(again)} = {source.place(first)}" for again, first in pairs[:FIRST]])
 
 
 @contextlib.contextmanager
@@ -177,33 +143,92 @@ def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
         raise unwritable(f"--list={listing}", error) from error
 
 
-def _facts(source: RecordSource, counts: _Counts) -> dict[str, Any]:
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def _facts(checked: _Checked) -> dict[str, Any]:
     """Returns the counts of one source, as in `check`'s "splits"."""
-    skipped = Counter({reason: count for (_, reason), count in counts.skips.counts.most_common()})
+    findings = checked.findings
+    skipped = sorted(findings.skipped.items(), key=lambda item: -item[1].count)
+    unusual = {
+        "duplicate_ids": checked.same_id,
+        "duplicates": checked.same_content,
+        "answers_in_questions": findings.leaks,
+    }
+    named = {**dict(skipped), **unusual}
     return {
-        "samples": counts.skips.tried,
-        "usable": counts.skips.tried - skipped.total(),
-        "without_picture": counts.without_picture,
-        "skipped": dict(skipped),
-        "duplicate_ids": source.duplicate_ids(),
+        "samples": findings.samples,
+        "usable": findings.samples - sum(reason.count for _, reason in skipped),
+        "without_picture": findings.without_picture,
+        "skipped": {reason: of_reason.count for reason, of_reason in skipped},
+        "first_ids": {reason: of_reason.first for reason, of_reason in named.items() if of_reason.count},
+        "too_large": {name: {"samples": n, "largest": most} for name, (n, most) in findings.too_large.items()},
+        **{name: of_name.count for name, of_name in unusual.items()},
     }
 
 
+def _summary(config: Config, splits: Mapping[str, Any], found: Sequence[Findings]) -> dict[str, Any]:
+    """Returns the sums over all sources; "problems" holds only that too many samples are skipped."""
+    reasons: Counter[str] = sum((Counter(facts["skipped"]) for facts in splits.values()), Counter())
+    samples, skipped = sum(findings.samples for findings in found), reasons.total()
+    allowed = config.data.max_skipped_fraction
+    within = skipped <= allowed * samples
+    problem = f"{skipped} of {samples} samples are skipped, more than data.max_skipped_fraction={allowed:g}"
+    return {
+        "samples": samples,
+        "usable": samples - skipped,
+        "without_picture": sum(findings.without_picture for findings in found),
+        "skipped": dict(reasons.most_common()),
+        "within_limit": within,
+        "first": {r: named.detail for findings in reversed(found) for r, named in findings.skipped.items()},
+        "splits": dict(splits),
+        "problems": [] if within else [problem],
+    }
+
+
+_UNUSUAL = {
+    "without_picture": "of the usable samples have no picture (text only)",
+    "duplicate_ids": "repeat the id of an earlier record (kept)",
+    "duplicates": "of the usable samples have the pictures and questions of an earlier one (kept)",
+    "answers_in_questions": "of the usable samples have an answer that occurs in its question (kept)",
+}
+
+
 def _print_split(name: str, facts: dict[str, Any]) -> None:
-    print(f"{name}: {facts['samples']} samples")
+    print(f"{printable(name)}: {facts['samples']} samples")
     for reason, count in [("usable", facts["usable"]), *facts["skipped"].items()]:
-        print(f"  {count:>9}  {reason}")
-    if facts["without_picture"]:
-        print(f"  {facts['without_picture']:>9}  of the usable samples have no picture (text only)")
-    if facts["duplicate_ids"]:
-        print(f"  {facts['duplicate_ids']:>9}  repeat the id of an earlier record (kept)")
+        print(f"  {count:>9}  {reason}{_named(facts['first_ids'].get(reason, []), count)}")
+        for limit, exceeding in facts["too_large"].items() if reason == "too_long" else ():
+            print(f"             {exceeding['samples']} exceed {limit}; {limit}={exceeding['largest']} holds them all")
+    for name, what in _UNUSUAL.items():
+        if facts[name]:
+            print(f"  {facts[name]:>9}  {what}{_named(facts['first_ids'].get(name, []), facts[name])}")
+
+
+def _named(ids: Sequence[str], count: int) -> str:
+    """Returns the first ids, for the end of a line."""
+    shown = [printable(id if len(id) <= _ID_CHARACTERS else f"{id[:_ID_CHARACTERS]}...") for id in ids]
+    return f": {', '.join(shown)}{', ...' if count > len(shown) else ''}" if shown else ""
+
+
+def _print_summary(config: Config, result: Mapping[str, Any]) -> None:
+    for reason, detail in result["first"].items():
+        print(f"first {reason}: {printable(detail[:_DETAIL_CHARACTERS])}")
+    for problem in result["problems"]:
+        print(f"training would stop: {problem}")
+    skipped = result["samples"] - result["usable"]
+    print(
+        f"{result['usable']} of {result['samples']} samples can be used; {skipped} are skipped, "
+        f"{'within' if result['within_limit'] else 'MORE than'} "
+        f"data.max_skipped_fraction={config.data.max_skipped_fraction:g}"
+    )
 
 
 # --- where training would stop ----------------------------------------------------------------------------------------
 
 
 def _problems(
-    config: Config, sources: Mapping[str, RecordSource], counts: Mapping[str, _Counts], *, complete: bool
+    config: Config, sources: Mapping[str, RecordSource], found: Mapping[str, Findings], *, complete: bool
 ) -> list[str]:
     """Returns the defects of the splits that the configured stages and the evaluation after them read.
 
@@ -212,8 +237,8 @@ def _problems(
     kind = source_kind(config)
     if kind.endless:
         return []
-    tried = sum((of_source.tried for of_source in counts.values()), Counter())
-    usable = sum((of_source.usable for of_source in counts.values()), Counter())
+    tried = sum((findings.tried for findings in found.values()), Counter())
+    usable = sum((findings.usable for findings in found.values()), Counter())
     read = [split for split in SPLITS if split in {*map(split_read_by, config.stages), "test"}]
     if sources.keys() <= {*SPLITS}:
         files = kind.split_files(config)

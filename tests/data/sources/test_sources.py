@@ -14,7 +14,7 @@ import visor_jax
 from visor_jax.__main__ import main
 from visor_jax.commands.recipe import evaluation_data, run_stages
 from visor_jax.config import apply_overrides, as_config, default_config, from_dict
-from visor_jax.data.check import check
+from visor_jax.data.check import Running, check
 from visor_jax.data.from_config import make_source
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import SOURCES, check_source
@@ -83,7 +83,7 @@ def test_a_third_source_is_checked(third: str, tmp_path: Path) -> None:
     config = as_config(tiny_config({"data.source": third}))
     listing = tmp_path / "samples.jsonl"
     sources = {split: make_source(config, split) for split in SPLITS}
-    result = check(config, sources, 2, whole=True, listing=str(listing))
+    result = check(config, sources, 2, whole=True, running=Running(listing=str(listing)))
     assert result["usable"] == 6 and result["problems"] == []
     entries = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines()]
     expected = [("shades[0]", "shades/0"), ("shades[1]", "shades/1"), ("shades[0]", "shades/64")]

@@ -1,0 +1,244 @@
+"""Checks records one by one, as training would read them; `visor_jax.data.check` adds up what this finds.
+
+In: a `RecordSource` and a range of its indices. Out: `Findings`, which are sums: findings of neighboring ranges add up
+to those of the whole, whoever made them. They are JSON values too, so that they can be kept on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from visor_jax.config import Config, architecture
+from visor_jax.data import anyres
+from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.collate import Example, RowShape, count_text
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
+from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.source_kind import SPLITS, RecordSource
+
+Entry = dict[str, Any]
+
+FIRST = 5  # ids that are named for each reason
+NO_KEY = 0  # of the content of a record that cannot be used
+# Limits of a row -> their fields in a configuration.
+LIMITS = {"tiles": "data.tiles", "visual": "data.visual_length", "text": "data.text_length"}
+
+# An answer that occurs in its question is reported if it is at least this long; shorter ones occur by chance.
+_LEAK_WORDS, _LEAK_CHARACTERS = 3, 12
+_OPTION_WORDS = 8  # an offered choice has at most this many words, unless it follows a letter on a line of its own
+_OPTION_LETTER = r"^\s*[(\[]?[a-z0-9]{1,2}[.):\]]\s*"
+
+
+@dataclass
+class Named:
+    """How many records have something in common, the ids of the first ones, and the first one's detail."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    detail: str = ""
+
+    def add(self, id: str, detail: str = "") -> None:
+        """Counts one more record."""
+        self.add_all(Named(1, [id], detail))
+
+    def add_all(self, later: Named) -> None:
+        """Adds the records of a later range."""
+        self.detail = self.detail if self.count else later.detail
+        self.count += later.count
+        self.first = [*self.first, *later.first][:FIRST]
+
+
+@dataclass
+class Findings:
+    """What was found in a range of records.
+
+    Attributes:
+        tried, usable: records by split; a record may belong to several.
+        samples, without_picture: records tried; usable records without a picture.
+        skipped: reason -> records that cannot be used.
+        too_large: field of a configuration -> [records whose sample exceeds it, the largest of them].
+        leaks: usable records with an answer that occurs in its question or in the system text.
+        ids, contents: one 64-bit key per record, of its id, and of its pictures, system text and questions.
+        entries: the listing's lines, if one is asked for.
+    """
+
+    tried: Counter[str] = field(default_factory=Counter)
+    usable: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    without_picture: int = 0
+    skipped: dict[str, Named] = field(default_factory=dict)
+    too_large: dict[str, list[int]] = field(default_factory=dict)
+    leaks: Named = field(default_factory=Named)
+    ids: list[int] = field(default_factory=list)
+    contents: list[int] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, later: Findings) -> None:
+        """Adds the findings of the range after this one, except its entries."""
+        self.tried += later.tried
+        self.usable += later.usable
+        self.samples += later.samples
+        self.without_picture += later.without_picture
+        for reason, named in later.skipped.items():
+            self.skipped.setdefault(reason, Named()).add_all(named)
+        for limit, (count, largest) in later.too_large.items():
+            before = self.too_large.get(limit, [0, 0])
+            self.too_large[limit] = [before[0] + count, max(before[1], largest)]
+        self.leaks.add_all(later.leaks)
+        self.ids += later.ids
+        self.contents += later.contents
+
+    def state(self) -> dict[str, Any]:
+        """Returns the findings as JSON values."""
+        skipped = {reason: vars(named) for reason, named in self.skipped.items()}
+        return {**vars(self), "skipped": skipped, "leaks": vars(self.leaks)}
+
+    @classmethod
+    def of(cls, state: Any) -> Findings:
+        """Restores findings from `state()`; raises ValueError, TypeError, KeyError or AttributeError for others."""
+        findings = cls(**state)
+        findings.tried, findings.usable = Counter(findings.tried), Counter(findings.usable)
+        findings.skipped = {reason: Named(**named) for reason, named in state["skipped"].items()}
+        findings.leaks = Named(**state["leaks"])
+        if not len(findings.ids) == len(findings.contents) == findings.samples:
+            raise ValueError("not as many keys as records")
+        return findings
+
+
+class RecordChecker:
+    """Checks records of one source; picklable, so that other processes can check too."""
+
+    def __init__(self, config: Config, name: str, source: RecordSource, *, listing: bool) -> None:
+        """
+        Args:
+            config: the configuration of the training.
+            name: the split that `source` is, or "all".
+            source: the records.
+            listing: whether findings have entries.
+        """
+        self.config, self.name, self.source, self.listing = config, name, source, listing
+        self._tokenizer = make_tokenizer(config)
+        self._encode = sample_encoder(config, self._tokenizer, training_row_shape(config))
+
+    def check(self, indices: Iterable[int]) -> Findings:
+        """Returns what is found in the records of these indices."""
+        findings = Findings()
+        for index in indices:
+            splits = (self.name,) if self.name in SPLITS else self.source.splits_of(index)
+            findings.samples += 1
+            findings.tried.update(splits)
+            outcome = self._try(index, findings)
+            if not isinstance(outcome, SkipSample):
+                findings.usable.update(splits)
+            if self.listing:
+                findings.entries.append(_entry(self.source, index, outcome))
+        return findings
+
+    def _try(self, index: int, findings: Findings) -> SkipSample | tuple[Sample, Example]:
+        """Encodes one record and adds what is found to `findings`, except what depends on its splits."""
+        sample = None
+        try:
+            sample = self.source[index]
+            example = self._encode(sample)
+        except SkipSample as why:
+            detail = why.detail if sample is None else f"{self.source.place(index)}: {why.detail}"
+            id = _id(self.source, index)
+            findings.skipped.setdefault(why.reason, Named()).add(id, detail)
+            findings.ids.append(_key(id))
+            findings.contents.append(NO_KEY)
+            if sample is not None and why.reason == "too_long":
+                self._note_size(sample, findings)
+            return SkipSample(why.reason, detail)
+        findings.without_picture += not sample.images
+        findings.ids.append(_key(sample.id))
+        findings.contents.append(_content_key(sample))
+        if any(leaks(turn.answer, f"{sample.system}\n{turn.question}") for turn in sample.turns):
+            findings.leaks.add(sample.id)
+        return sample, example
+
+    def _note_size(self, sample: Sample, findings: Findings) -> None:
+        """Adds the limits that a sample exceeds; reads no pixel."""
+        layout = anyres.visual_layout([image.shape[:-1] for image in sample.images], architecture(self.config))
+        text = count_text(sample, self._tokenizer, self.config.tokenizer.system or None)
+        size = RowShape(layout.num_tiles, len(layout.gather), text)
+        for limit, most in asdict(training_row_shape(self.config)).items():
+            if (amount := getattr(size, limit)) > most:
+                count, largest = findings.too_large.get(LIMITS[limit], [0, 0])
+                findings.too_large[LIMITS[limit]] = [count + 1, max(largest, amount)]
+
+
+def _id(source: RecordSource, index: int) -> str:
+    """Returns a record's id, or its place where none is known."""
+    return source.record_facts(index)[0] or source.place(index)
+
+
+def _entry(source: RecordSource, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
+    """Returns the listing's entry of a record; lengths are known only if it can be used."""
+    entry: Entry = {"place": source.place(index)}
+    if isinstance(outcome, SkipSample):
+        id, pictures = source.record_facts(index)
+        entry |= {"id": id, "usable": False, "reason": outcome.reason, "detail": outcome.detail, "pictures": pictures}
+        return entry | {"visual_tokens": None, "text_tokens": None}
+    sample, example = outcome
+    entry |= {"id": sample.id, "usable": True, "reason": "", "detail": "", "pictures": len(sample.images)}
+    return entry | {"visual_tokens": example.size.visual, "text_tokens": example.size.text}
+
+
+# --- duplicates -------------------------------------------------------------------------------------------------------
+
+
+def _content_key(sample: Sample) -> int:
+    """Returns the key of a sample's pictures (their pixels, so that copies of files are equal) and questions."""
+    digest = hashlib.blake2b(digest_size=8)
+    for image in sample.images:
+        digest.update(f"{image.shape}".encode())
+        digest.update(np.ascontiguousarray(image).data)
+    digest.update(
+        "\0".join([sample.system, *(turn.question for turn in sample.turns)]).encode("utf-8", "surrogatepass")
+    )
+    return int.from_bytes(digest.digest(), "big") or 1
+
+
+def _key(id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
+
+
+def repeated(keys: list[int]) -> list[tuple[int, int]]:
+    """Returns (position, position of the first one with the same key) of every repetition, ascending."""
+    values = np.array(keys, np.uint64)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    again = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != NO_KEY)) + 1
+    begins = np.searchsorted(ordered, ordered[again])
+    return sorted(zip(order[again].tolist(), order[begins].tolist(), strict=True))
+
+
+# --- answers in prompts -----------------------------------------------------------------------------------------------
+
+
+def leaks(answer: str, prompt: str) -> bool:
+    """Whether an answer of several words occurs in its prompt, other than as one of the choices that are offered."""
+    answer = " ".join(answer.split()).casefold().rstrip(".!")
+    words = len(answer.split())
+    if words < _LEAK_WORDS or len(answer) < _LEAK_CHARACTERS:
+        return False
+    prompt = prompt.replace(IMAGE_MARKER, " ").casefold()
+    lines = [" ".join(line.split()) for line in prompt.splitlines()]
+    text = "\n".join(lines)
+    if answer not in text and answer not in text.replace("\n", " "):
+        return False
+    options = [line for line in lines if re.match(_OPTION_LETTER, line)]
+    if len(options) > 1 and any(re.sub(_OPTION_LETTER, "", line).rstrip(".!;,") == answer for line in options):
+        return False
+    if words > _OPTION_WORDS:
+        return True
+    between, end = r"(?:[,;/]|\bor\b|\band\b)", r"(?:$|[,;:()/\n\"'?.])"
+    choice = re.escape(answer)
+    return not re.search(rf"{between}\s*{choice}\s*(?:{between}|{end})|(?:^|{end})\s*{choice}\s*{between}", text)
