@@ -12,7 +12,7 @@ import sys
 from typing import Any
 
 from visor_jax.errors import RequestError, RunError
-from visor_jax_data.visor_jax_data_dataset_builder import EXPECTED, Builder, VisorDataConfig
+from visor_jax_data.visor_jax_data_dataset_builder import EXPECTED, Builder, VisorDataConfig, checked
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _config(text: str) -> VisorDataConfig:
     try:
         fields: Any = json.loads(text)
-        return VisorDataConfig(**fields)
+        return checked(VisorDataConfig(**fields))
     except (ValueError, TypeError) as error:
         raise RequestError(f"--config={text[:80]}: {error}; expected {EXPECTED}") from None
 

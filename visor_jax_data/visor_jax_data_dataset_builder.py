@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from PIL import Image
 
 from visor_jax.config import Config, apply_overrides, default_config, load_config
@@ -41,6 +42,8 @@ from visor_jax.errors import RequestError
 from visor_jax.files.read_write import read_regular
 
 _BLOCK = 64  # samples that one step of a Beam pipeline reads
+_ANY_NUMBER = 1_000_000  # data.tiles: how much a row holds does not matter here, it limits who reads the data set
+_SHOWN = 20  # records that are left out and logged, per process
 EXPECTED = """--config='{"name": "mine", "data": {"source": "llava", "root": "DATA", "path": "train.json"}}'"""
 
 
@@ -92,7 +95,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        wanted = _wanted(self.builder_config)
+        wanted = checked(self.builder_config)
         request = (wanted.visor_config, json.dumps(dict(wanted.data)))
         counts = _counts(_visor_config(request), wanted)
         print("visor_jax_data: " + ", ".join(f"{split} {count} records" for split, count in counts.items()))
@@ -108,7 +111,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 Request = tuple[str, str]  # a file of a configuration, and as JSON the fields of `config.data` that differ from it
 
 
-def _wanted(config: Any) -> VisorDataConfig:
+def checked(config: Any) -> VisorDataConfig:
+    """Returns the request itself.
+
+    Raises:
+      RequestError: it is the placeholder that stands for no request.
+    """
     if not isinstance(config, VisorDataConfig) or config.name == Builder.BUILDER_CONFIGS[0].name:
         raise RequestError(f"visor_jax_data: which records are stored is not said; expected {EXPECTED}")
     return config
@@ -121,7 +129,7 @@ def _visor_config(request: Request) -> Config:
     overrides = [f"--config.data.{name}={value}" for name, value in json.loads(fields).items()]
     config = load_config(file, overrides) if file else apply_overrides(default_config(), overrides)
     source_kind(config).check(config)
-    return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tiles=_ANY_NUMBER))
 
 
 @functools.lru_cache(maxsize=len(SPLITS))
@@ -180,6 +188,7 @@ def _encoded_block(
             yield index, encode_sample(source, index)
         except SkipSample as why:
             skips.count_skipped(source.name, index, why)
+            logging.log_first_n(logging.WARNING, "visor_jax_data: %s is left out: %s", _SHOWN, f"{split}[{index}]", why)
 
 
 # --- one example ------------------------------------------------------------------------------------------------------

@@ -108,6 +108,11 @@ def _builder(folder: Path) -> Any:
     try:
         builder = tfds.builder_from_directory(folder)
         formats = {kind.value for kind in builder.info.available_file_formats()}
+    except ModuleNotFoundError as error:
+        raise RequestError(
+            f"{folder}: its features need TensorFlow ({error}), as tfds.features.Video does: install it, or store a"
+            " video as a Sequence of Image"
+        ) from None
     except Exception as error:  # TFDS raises many kinds for files that it did not write
         raise RequestError(f"{folder}: cannot be read as a TFDS data set: {type(error).__name__}: {error}") from None
     if "array_record" not in formats:
@@ -131,20 +136,6 @@ def _class_names(value: Any) -> list[str]:
     ]
 
 
-@functools.cache
-def _raw_decoder() -> Any:
-    """Returns a TFDS decoder that leaves a feature as it is stored."""
-    import tensorflow_datasets as tfds
-
-    class Raw(tfds.decode.SkipDecoding):
-        def decode_batch_example_np(self, serialized_example: Any) -> Any:
-            return serialized_example
-
-        decode_ragged_example_np = decode_batch_example_np
-
-    return Raw
-
-
 def _decoders(feature: Any, used: Collection[tuple[str, ...]] | None) -> Any:
     """Returns decoders that leave pictures, and features which no path in `used` begins with, as they are stored."""
     from tensorflow_datasets import features as kinds
@@ -161,12 +152,15 @@ def _decoders(feature: Any, used: Collection[tuple[str, ...]] | None) -> Any:
     leaf = feature
     while isinstance(leaf, kinds.Sequence):
         leaf = leaf.feature
-    return _raw_decoder()() if isinstance(leaf, kinds.Image) else None
+    return _raw(feature) if isinstance(leaf, kinds.Image) else None
 
 
 def _raw(feature: Any) -> Any:
+    """Returns decoders that leave a feature and those inside it as they are stored."""
+    from visor_jax.data.sources.tfds_decoder import Undecoded
+
     inner = inner_features(feature)
-    return _raw_decoder()() if inner is None else {key: _raw(one) for key, one in inner.items()}
+    return Undecoded() if inner is None else {key: _raw(one) for key, one in inner.items()}
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -118,9 +118,6 @@ def plain(value: Any, feature: Any) -> Any:
     """Returns a feature's value as JSON has it; pictures and other bytes that are not text as `{"bytes": ...}`.
 
     A class label becomes its name, a sequence of dicts a list of dicts.
-
-    Raises:
-        SkipSample: "bad_text" for a text that is not UTF-8.
     """
     from tensorflow_datasets import features as kinds
 
@@ -136,21 +133,13 @@ def plain(value: Any, feature: Any) -> Any:
     if isinstance(feature, kinds.ClassLabel):
         return feature.int2str(int(value)) if int(value) >= 0 else ""
     if isinstance(value, bytes):
-        return _text_or_bytes(value, feature)
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return {"bytes": value, "path": None}
     if isinstance(value, np.ndarray):
         return plain(value.item(), feature) if value.ndim == 0 else [plain(item, feature) for item in value]
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _text_or_bytes(value: bytes, feature: Any) -> Any:
-    from tensorflow_datasets import features as kinds
-
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        if isinstance(feature, kinds.Text):
-            raise SkipSample("bad_text", f"a text feature holds bytes that are not UTF-8: {value[:20]!r}") from None
-        return {"bytes": value, "path": None}
 
 
 def mapped_record(mapped: Mapped, get: Callable[[tuple[str, ...]], Any]) -> dict[str, Any]:
@@ -165,6 +154,8 @@ def mapped_record(mapped: Mapped, get: Callable[[tuple[str, ...]], Any]) -> dict
     """
     values = {key: path.text if isinstance(path, Literal) else get(path) for key, path in mapped.items()}
     record = {key: value for key, value in values.items() if key not in ("question", "answer")}
+    if isinstance(record.get("video"), list):  # the frames of one video
+        record["video"] = [record["video"]]
     for key in CONVERSATION_KEYS:
         if isinstance(record.get(key), str):
             try:
