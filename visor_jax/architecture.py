@@ -105,7 +105,7 @@ class CrossAttentionArchitecture:
     """The added cross-attention from text to visual tokens (method.md section 3)."""
 
     num_kv_heads: int
-    init: str = "copy"  # or "zero", "match": see visor_jax.model.cross_init
+    init: str = "copy"  # or "zero", "match": see visor_jax.model.initializers
     gate_init: float = 1.0  # before tanh; ignored by init="zero", whose gate starts at 0
     kernel_size: int = 7  # of the conditional position's depthwise convolution
 

@@ -25,7 +25,7 @@ from visor_jax.config import architecture, as_config
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
 from visor_jax.hf.model import add_visor_params
-from visor_jax.model.cross_init import ASKED_SEED
+from visor_jax.model.initializers import ASKED_SEED
 from visor_jax.model.keys import frozen_key, start_key
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import build_mesh, configured_mesh

@@ -124,7 +124,7 @@ class CrossAttentionConfig:
     num_kv_heads: int = setting(
         0, "key and value heads of cross-attention; 0: model.text.num_kv_heads", within(0, limits.MAX_HEADS)
     )
-    init: str = setting("copy", "cross-attention's initialization (cross_init.py)", one_of("copy", "zero", "match"))
+    init: str = setting("copy", "cross-attention's initialization (initializers.py)", one_of("copy", "zero", "match"))
     gate_init: float = setting(1.0, "initial gate before tanh, with init='copy'")
     kernel_size: int = setting(7, "width of the conditional position's convolution", within(1, limits.MAX_KERNEL))
 

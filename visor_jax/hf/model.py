@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from visor_jax.architecture import Architecture
-from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.sharding import param_shardings

@@ -21,10 +21,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from visor_jax.architecture import Architecture, LayerPlace, TextArchitecture
+from visor_jax.architecture import Architecture, LayerPlace
 from visor_jax.budget import LayerKind, Plan
-from visor_jax.model.encoders.siglip import stacked
-from visor_jax.model.layers import Params, Qwen2Attention, Qwen2Layer, inside, recency_bias, scan_layers
+from visor_jax.model.decoders.qwen2 import Qwen2Layer, start_with_recency
+from visor_jax.model.layers import Params, inside, scan_layers, stacked
 from visor_jax.model.mixed import optional_self_attention
 from visor_jax.model.stream import TokenStream, with_order
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
@@ -60,16 +60,6 @@ class Blocks(nnx.Module):
 
 class Siblings(nnx.Module):
     """The layers of one kind in a super-block that has several: `layer_0`, `layer_1` and so on."""
-
-
-def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
-    """Makes stacked text-only attention prefer near tokens, except in the first super-block, which the routing token
-    reads.
-    """
-    for projection in (attention.q_proj, attention.k_proj):
-        blocks, width = projection.bias.shape
-        near = np.tile(recency_bias(arch), width // arch.head_dim)
-        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near, jnp.float32)
 
 
 # --- one program for all budgets --------------------------------------------------------------------------------------

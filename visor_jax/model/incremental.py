@@ -22,7 +22,8 @@ from visor_jax.budget import LayerKind, Plan
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.precision import widened
 from visor_jax.model.decoder import Record, cross_params, layer_params, run_layers
-from visor_jax.model.layers import Params, finish_layer, project_qkv, rms_norm, rotary
+from visor_jax.model.decoders.qwen2 import finish_layer, project_qkv, rotary
+from visor_jax.model.layers import Params, rms_norm
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.super_block import KeysValues, cross_attention
 from visor_jax.model.visor import Batch, embed, head, stream_of, with_routing_tokens

@@ -16,19 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.model.layers import (
-    QKV,
-    Linear,
-    Params,
-    RMSNorm,
-    for_each,
-    linear,
-    merge_heads,
-    qwen2_layer,
-    rms_norm,
-    rotary,
-    split_heads,
-)
+from visor_jax.model.decoders.qwen2 import qwen2_layer, rotary
+from visor_jax.model.layers import QKV, Linear, Params, RMSNorm, for_each, linear, merge_heads, rms_norm, split_heads
 from visor_jax.model.stream import TokenStream, sort_by_position, unsort
 
 KeysValues = tuple[Float[Array, "B _T _K E"], Float[Array, "B _T _K E"]]

@@ -18,10 +18,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
-from visor_jax.model.cross_init import start_cross_attention
 from visor_jax.model.decoder import Blocks, Budget, forward, run_layers
-from visor_jax.model.encoders.siglip import VisionTower, stacked, tower
-from visor_jax.model.layers import Embedding, Linear, Params, Qwen2Layer, RMSNorm, rms_norm
+from visor_jax.model.decoders.qwen2 import Qwen2Layer
+from visor_jax.model.encoders.siglip import VisionTower, tower
+from visor_jax.model.initializers import start_cross_attention
+from visor_jax.model.layers import Embedding, Linear, Params, RMSNorm, rms_norm, stacked
 from visor_jax.model.policy import Routing, policy_logits
 from visor_jax.model.stream import TokenStream
 
@@ -53,7 +54,7 @@ class Visor(nnx.Module):
 
 
 def init_params(arch: Architecture, key: PRNGKeyArray) -> Params:
-    """Random parameters; `cross.init` sets how cross-attention starts (`visor_jax.model.cross_init`)."""
+    """Random parameters; `cross.init` sets how cross-attention starts (`visor_jax.model.initializers`)."""
     weights, cross = jax.random.split(key)
     params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=weights))))
     return start_cross_attention(params, arch, cross) if arch.plan == "visor" else params

@@ -28,7 +28,7 @@ from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import STOPPED, RequestError
 from visor_jax.files.read_write import as_path
-from visor_jax.model.cross_init import start_cross_attention
+from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
-from visor_jax.model.layers import Embedding, Linear, Params, SiglipLayer, for_each, linear, scan_layers, siglip_layer
+from visor_jax.kernels import AttentionMask, attention
+from visor_jax.model.layers import (
+    QKV,
+    Embedding,
+    GeluMLP,
+    LayerNorm,
+    Linear,
+    Params,
+    for_each,
+    gelu_mlp,
+    layer_norm,
+    linear,
+    merge_heads,
+    scan_layers,
+    split_heads,
+    stacked,
+)
 
-ModuleT = TypeVar("ModuleT", bound=nnx.Module)
+
+class SiglipAttention(nnx.Module):
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.q_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.k_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.v_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.out_proj = Linear(size, size, bias=True, rngs=rngs)
+
+
+class SiglipLayer(nnx.Module):
+    """One encoder layer (`transformers.SiglipEncoderLayer`); a patch-local one has no attention."""
+
+    def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
+        if not arch.patch_local:
+            self.layer_norm1 = LayerNorm(arch.hidden_size)
+            self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs)
+        self.layer_norm2 = LayerNorm(arch.hidden_size)
+        self.mlp = GeluMLP(arch.hidden_size, arch.intermediate_size, rngs=rngs)
 
 
 class VisionTower(nnx.Module):
@@ -24,11 +53,6 @@ class VisionTower(nnx.Module):
         self.position_embedding = Embedding(arch.patches_per_tile, arch.hidden_size, std=0.3, rngs=rngs)
         if arch.num_layers:
             self.layers = stacked(lambda r: SiglipLayer(arch, rngs=r), arch.num_layers, rngs)
-
-
-def stacked(make: Callable[[nnx.Rngs], ModuleT], count: int, rngs: nnx.Rngs) -> ModuleT:
-    """`count` modules of one kind as a single module whose parameters carry a leading axis."""
-    return nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(rngs.params(), count))
 
 
 def normalize(tiles: UInt8[Array, "B n S S 3"], anyres: AnyResArchitecture) -> Float[Array, "B n S S 3"]:
@@ -62,3 +86,19 @@ def tower(
     if "layers" in params:
         x, _ = scan_layers(lambda y, layer: (siglip_layer(layer, y, arch), None), x, params["layers"])
     return x.reshape(shape)
+
+
+def whole_mask(batch: int, length: int) -> AttentionMask:
+    """Every token sees every token of its row."""
+    zeros, ones = jnp.zeros((batch, length), jnp.int32), jnp.ones((batch, length), jnp.int32)
+    return AttentionMask(zeros, zeros, ones, ones, None, False)
+
+
+def siglip_layer(params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture) -> Float[Array, "N P D"]:
+    """One encoder layer over the patches of each tile."""
+    if "self_attn" in params:
+        y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
+        query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
+        attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
+        x = x + linear(params["self_attn"]["out_proj"], merge_heads(attended))
+    return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))

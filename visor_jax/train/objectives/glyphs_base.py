@@ -31,8 +31,8 @@ from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
-from visor_jax.model.cross_init import asked_rotation
 from visor_jax.model.decoder import Budget, by_block, select_layer
+from visor_jax.model.initializers import asked_rotation
 from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, inside, rms_norm, scan_layers
 from visor_jax.model.stream import TokenStream

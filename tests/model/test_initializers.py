@@ -12,9 +12,9 @@ from flax import nnx
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
-from visor_jax.model.cross_init import asked_rotation, start_cross_attention
 from visor_jax.model.decoder import select_layer
-from visor_jax.model.layers import orthonormal, recency_bias, rotary, rotate
+from visor_jax.model.decoders.qwen2 import recency_bias, rotary, rotate
+from visor_jax.model.initializers import asked_rotation, orthonormal, start_cross_attention
 from visor_jax.model.super_block import CrossAttention, cross_attention, cross_keys_values
 from visor_jax.model.visor import abstract_params, init_params, logits
 from visor_jax.tree import flatten

@@ -1,0 +1,130 @@
+"""Qwen2's decoder layer: its parameters, how they start, and its arithmetic (`transformers.Qwen2DecoderLayer`).
+
+In: an architecture, or a layer's parameters and the states of its tokens. Out: modules that declare parameters, and
+states, keys and values. Shapes: B batch, T tokens, D hidden size, H heads, K key/value heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from visor_jax.architecture import TextArchitecture
+from visor_jax.kernels import AttentionMask, attention
+from visor_jax.model.initializers import copying_pair
+from visor_jax.model.layers import QKV, Linear, Params, RMSNorm, linear, merge_heads, rms_norm, split_heads
+
+Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
+
+RECENCY_REACH = 20.0  # tokens; faster frequencies, which turn once around within this, get no bias
+
+
+def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, " E"]:
+    """A bias for the queries and keys of one head that makes untrained attention prefer near tokens.
+
+    Rotated by positions n tokens apart, its product with itself is proportional to the sum of cos(n * frequency) over
+    the slower frequencies: `arch.recency_init` at n = 0, about zero beyond `RECENCY_REACH`. It lets a random text-only
+    layer find the question that it must answer among several.
+    """
+    slow = rope_frequencies(arch) * RECENCY_REACH < 2 * np.pi
+    strength = (arch.recency_init * arch.head_dim**0.5 / max(slow.sum(), 1)) ** 0.5
+    return strength * np.concatenate([slow, np.zeros_like(slow)]).astype(np.float32)
+
+
+def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
+    """Makes stacked text-only attention prefer near tokens, except in the first super-block, which the routing token
+    reads.
+    """
+    for projection in (attention.q_proj, attention.k_proj):
+        blocks, width = projection.bias.shape
+        near = np.tile(recency_bias(arch), width // arch.head_dim)
+        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near, jnp.float32)
+
+
+class Qwen2Attention(nnx.Module):
+    """Grouped-query projections with bias on q, k and v (`transformers.Qwen2Attention`)."""
+
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        heads, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+        self.q_proj = Linear(arch.hidden_size, heads, bias=True, rngs=rngs)
+        self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
+        self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
+        self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
+        kernels = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
+        self.v_proj.kernel[...], self.o_proj.kernel[...] = kernels
+
+
+class Qwen2MLP(nnx.Module):
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        self.gate_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+        self.up_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+        self.down_proj = Linear(arch.intermediate_size, arch.hidden_size, gain=arch.residual_init, rngs=rngs)
+
+
+class Qwen2Layer(nnx.Module):
+    """One pretrained decoder layer (`transformers.Qwen2DecoderLayer`)."""
+
+    def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(arch.hidden_size)
+        self.self_attn = Qwen2Attention(arch, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(arch.hidden_size)
+        self.mlp = Qwen2MLP(arch, rngs=rngs)
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def rotary(positions: Int[Array, "B T"], arch: TextArchitecture) -> Rotary:
+    """Cosine and sine of the rotary embedding, both halves of the head alike (`Qwen2RotaryEmbedding`)."""
+    frequencies = rope_frequencies(arch)[None, None, None]
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies  # [B, T, 1, E / 2]
+    angles = angles.astype(float)  # float64 if JAX has it enabled
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([sin, sin], axis=-1)
+
+
+def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " half_E"]:
+    """Radians per token of each pair, rounded as torch rounds: at position 8,000 one unit in the last place is 1e-3."""
+    powers = (arch.rope_theta ** (np.arange(0, arch.head_dim, 2) / arch.head_dim)).astype(np.float32)
+    return np.float32(1) / powers
+
+
+def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
+    cos, sin = rope
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x * cos + turned * sin).astype(x.dtype)
+
+
+def project_qkv(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int = 0
+) -> tuple[Array, ...]:
+    """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalized input."""
+    x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
+    inputs = zip(QKV, (x[:, first:], x, x), strict=True)
+    query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)
+    return rotate(query, jax.tree.map(lambda turn: turn[:, first:], rope)), rotate(key, rope), value
+
+
+def finish_layer(
+    params: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T H E"], arch: TextArchitecture
+) -> Float[Array, "B T D"]:
+    """The part of a Qwen2 layer after attention: output projection, residual, MLP."""
+    x = x + linear(params["self_attn"]["o_proj"], merge_heads(attended))
+    y = rms_norm(params["post_attention_layernorm"], x, arch.rms_norm_eps)
+    mlp = params["mlp"]
+    return x + linear(mlp["down_proj"], jax.nn.silu(linear(mlp["gate_proj"], y)) * linear(mlp["up_proj"], y))
+
+
+def qwen2_layer(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture, first: int = 0
+) -> tuple[Float[Array, "B Tq D"], tuple[Array, Array]]:
+    """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep.
+
+    Tokens before `first` serve as keys and values only: the output and the queries of `mask` leave them out.
+    """
+    query, key, value = project_qkv(params, x, rope, arch, first)
+    return finish_layer(params, x[:, first:], attention(query, key, value, mask=mask), arch), (key, value)
