@@ -4,7 +4,8 @@
         exit status 1 if training would stop; --list=FILE writes one JSON object per record and line; --workers=N checks
         in N processes; a check that is killed continues when it is run again (--restart: from the beginning)
     visor data stats --config=configs/X.py      prints sizes of samples, and how many fit the configured row shape
-    visor data preview --config=configs/X.py --out=sheet.png      draws a contact sheet with the questions
+    visor data preview --config=configs/X.py --out=sheet.png      draws what the model will see: tiles, tokens by kind
+        and loss mask, a packed row; --view=pictures draws a contact sheet with the questions
     visor data build --config=configs/X.py --out=DIR      writes samples as PNG files and LLaVA JSON
 
 Without --split, all splits are read (`preview`: the first samples). Generated data is endless: --samples limits each
@@ -31,6 +32,7 @@ from visor_jax.data.check import Running, check
 from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.preview import contact_sheet
+from visor_jax.data.preview_model import model_sheet
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS
@@ -42,7 +44,7 @@ HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
 
 GENERATED_SAMPLES = 1000  # of each split of generated data, unless --samples is given
-PREVIEW_SAMPLES = 12
+PREVIEW_SAMPLES = {"model": 6, "pictures": 12}  # by --view
 _BINS = 10  # of a histogram
 _BAR = 40  # characters of its longest bar
 _MAX_WORKERS = 1024
@@ -62,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=_number, metavar="N", help="check: processes; 0: this one (default: data.workers)"
     )
     parser.add_argument("--restart", action="store_true", help="check: drop what a killed check has found")
+    parser.add_argument(
+        "--view", choices=[*PREVIEW_SAMPLES], help="preview: what the model sees (default), or pictures with questions"
+    )
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
 
 
@@ -74,6 +79,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if args.action != "check" and (args.workers is not None or args.restart):
         flag = "--restart" if args.restart else f"--workers={args.workers}"
         raise RequestError(f"data {args.action}: {flag} belongs to data check; expected it there")
+    if args.view is not None and args.action != "preview":
+        raise RequestError(f"data {args.action}: --view={args.view} belongs to data preview; expected it there")
     sources = _sources(_of_any_size(config) if args.action == "stats" else config, args.split)
     limit = args.samples or (GENERATED_SAMPLES if source_kind(config).endless else None)
     if args.action == "check":
@@ -85,7 +92,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     try:
         if args.action == "build":
             return _build(sources, limit, as_path(args.out))
-        return _preview(sources, args.samples or PREVIEW_SAMPLES, replaceable(args.out))
+        view = args.view or "model"
+        return _preview(sources, args.samples or PREVIEW_SAMPLES[view], replaceable(args.out), config, view)
     except OSError as error:
         raise unwritable(f"--out={args.out}", error) from error
 
@@ -233,17 +241,25 @@ def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
 # --- preview ----------------------------------------------------------------------------------------------------------
 
 
-def _preview(sources: dict[str, Source], count: int, out: Path) -> dict[str, Any]:
+def _preview(sources: dict[str, Source], count: int, out: Path, config: Config, view: str) -> dict[str, Any]:
     """Draws the first usable samples."""
     skips = SkipLog()
-    usable = (sample for source in sources.values() for sample in _usable(source, None, skips, lambda sample: sample))
-    samples = list(itertools.islice(usable, count))
-    if not samples:
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+
+    def prepared(sample: Sample) -> tuple[Sample, Example | None]:
+        return sample, encode(sample) if view == "model" else None
+
+    usable = (pair for source in sources.values() for pair in _usable(source, None, skips, prepared))
+    wanted = max(count, config.data.pack_window) if view == "model" else count
+    pairs = list(itertools.islice(usable, wanted))
+    if not pairs:
         raise RequestError(
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
-    missing = contact_sheet(samples, out)
-    print(f"{out}: {len(samples)} samples, {skips.skipped} skipped")
+    encoded = [(sample, example) for sample, example in pairs if example is not None]
+    missing = model_sheet(encoded, count, config, out) if encoded else contact_sheet([s for s, _ in pairs], out)
+    shown = min(count, len(pairs))
+    print(f"{out}: {shown} samples, {skips.skipped} skipped")
     if missing:
         print(f"{len(missing)} characters are shown by name or number, because no installed font has them")
-    return {"out": str(out), "samples": len(samples), "skipped": skips.by_reason()}
+    return {"out": str(out), "samples": shown, "skipped": skips.by_reason()}
