@@ -27,12 +27,10 @@ from visor_jax.budget import Bits
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path, read_json
-from visor_jax.hf.config import architecture_of, image_token_of, own_fields
-from visor_jax.hf.headers import MERGE, Stored, listed, locate, shown
-from visor_jax.hf.hub import hint
+from visor_jax.hf.config import image_token_of, own_fields
+from visor_jax.hf.folder import read_shape
+from visor_jax.hf.headers import Stored, listed, locate, shown
 from visor_jax.hf.keys import Entry, entries, from_torch, leaf, torch_shape
-from visor_jax.hf.preprocessor import read_preprocessor
-from visor_jax.hf.section import read_object
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.sharding import param_shardings
@@ -90,12 +88,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
         differ from those of the tensors.
     """
     folder = as_path(folder)
-    if not folder.is_dir():
-        raise RequestError(f"{folder}: no such folder; expected one in Hugging Face's format{hint(folder)}")
-    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
-        raise RequestError(f"{folder}: a PEFT adapter, without the model; {MERGE}")
-    config = read_object(folder / "config.json")
-    arch = architecture_of(config, read_preprocessor(folder), folder)
+    config, arch = read_shape(folder)
     fields = own_fields(config, arch, folder)
     checkpoint = Checkpoint(folder, arch, locate(folder), image_token_of(config, folder), *fields)
     _check_sizes(checkpoint)
