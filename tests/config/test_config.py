@@ -57,8 +57,8 @@ def changed(*overrides: str):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_config_is_valid_and_described(path):
-    config = load_config(path)
+def test_shipped_config_is_valid_and_described(path, shipped):
+    config = load_config(shipped(path))
     assert config.name == path.stem
     text = path.read_text()
     assert "Reproduces" in text
@@ -420,10 +420,11 @@ def test_from_dict_refuses_what_is_no_object():
         from_dict(json.loads("[]"))
 
 
-def test_loading_imports_neither_jax_nor_the_model():
+def test_loading_imports_neither_jax_nor_the_model(shipped):
     code = (
         "import sys; from visor_jax.config import load_config, architecture;"
         f"load_config({str(ROOT / 'configs' / 'llava_ov_0p5b.py')!r});"
+        f"load_config({shipped(ROOT / 'configs' / 'llava_ov_finetune.py')!r});"
         "print([m for m in ('jax', 'flax', 'torch', 'numpy', 'tensorflow') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,11 @@ def test_a_workdir_of_the_untyped_configurations_is_claimed_again(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_a_shipped_config_states_its_command_and_expected_result(path: Path) -> None:
+def test_a_shipped_config_states_its_command_and_expected_result(path: Path, shipped: Callable[[Path], str]) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     assert re.search(rf"visor (run|train) [^`]*--config=configs/{path.name}", text), "the command"
     assert "never run to the end" in text.lower() or "Expected: " in text, "time and result"
-    assert load_config(path).stages
+    assert load_config(shipped(path)).stages
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

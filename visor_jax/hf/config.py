@@ -42,6 +42,7 @@ CONVERT = (
     " src/transformers/models/llava_onevision/convert_llava_onevision_weights_to_hf.py, or take the converted"
     " llava-hf/llava-onevision-qwen2-0.5b-ov-hf (7b, 72b) from the hub"
 )
+MERGE = "merge it into its model with merge_and_unload() of peft and save that with save_pretrained"
 GENERATING, PROCESSOR = "modeling_visor.VisorForConditionalGeneration", "processing_visor.VisorProcessor"
 POLICY_HIDDEN_SIZE = 512  # of a policy that is added to a dense checkpoint
 # transformers' Qwen2Config and SiglipVisionConfig

@@ -1,7 +1,6 @@
 """Reads the shape of a model from a checkpoint folder's JSON files; opens no tensors. No JAX import.
 
-In: a folder in Hugging Face's format. Out: its `config.json` and `Architecture`, and the values that
-`visor_jax.config` has for them.
+In: a folder in Hugging Face's format. Out: its `config.json` and `Architecture`.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from typing import Any
 from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
-from visor_jax.hf.config import architecture_of
-from visor_jax.hf.headers import MERGE
+from visor_jax.hf.config import MERGE, architecture_of
 from visor_jax.hf.hub import hint
 from visor_jax.hf.preprocessor import read_preprocessor
 from visor_jax.hf.section import read_object

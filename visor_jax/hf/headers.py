@@ -20,14 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import open_regular
-from visor_jax.hf.config import CONVERT
+from visor_jax.hf.config import CONVERT, MERGE
 from visor_jax.hf.keys import canonical_key, unwrapped
 from visor_jax.hf.section import read_object
 
 log = logging.getLogger(__name__)
 MAX_HEADER_BYTES, MAX_TENSORS, MAX_FILES = 4 * 2**20, 10_000, 1000  # 72B: 0.2 MB, 1,500 tensors, 31 files
 _SPARSE = 8  # a file this many times longer than its disk usage is sparse and holds no weights
-MERGE = "merge it into its model with merge_and_unload() of peft and save that with save_pretrained"
 
 
 @dataclass(frozen=True)
