@@ -65,9 +65,13 @@ def abstract_params(arch: Architecture) -> Params:
     return jax.eval_shape(partial(init_params, arch), jax.random.key(0))
 
 
-def encode(params: Params, batch: Batch, arch: Architecture) -> Float[Array, "B Nv D"]:
-    """Visual tokens V(0) of the batch's pictures: tower, connector, stitching."""
-    features = connector(params["connector"], tower(params["vision"], batch["tiles"], arch.vision, arch.anyres))
+def encode(params: Params, batch: Batch, arch: Architecture, *, remat: bool = False) -> Float[Array, "B Nv D"]:
+    """Visual tokens V(0) of the batch's pictures: tower, connector, stitching.
+
+    `remat` recomputes each layer of the tower in the backward pass instead of keeping its activations.
+    """
+    patches = tower(params["vision"], batch["tiles"], arch.vision, arch.anyres, remat=remat)
+    features = connector(params["connector"], patches)
     return stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
 
 

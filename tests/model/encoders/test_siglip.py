@@ -78,3 +78,16 @@ def test_stitching_mixes_the_named_features() -> None:
             expected = sum(weights[row, slot, k] * source[gather[row, slot, k]] for k in range(4))
             np.testing.assert_allclose(found[row, slot], expected, atol=1e-6)
     assert not found[:, 5].any()
+
+
+def test_recomputed_layers_give_the_same_gradients() -> None:
+    params, tiles = testing.random_params(ARCH)["vision"], random_tiles((1, 2, 8, 8, 3))
+
+    def loss(params, remat: bool):
+        return jax.numpy.sum(jax.numpy.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
+
+    gradients = {}
+    for remat in (False, True):
+        assert ("remat" in str(jax.make_jaxpr(lambda p, r=remat: loss(p, r))(params))) == remat
+        gradients[remat] = testing.quick_jit(jax.grad(loss), static_argnames="remat")(params, remat=remat)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients[False], gradients[True])

@@ -75,16 +75,28 @@ def patchify(tiles: Float[Array, "B n S S 3"], patch_size: int) -> Float[Array, 
 
 
 def tower(
-    params: Params, tiles: UInt8[Array, "B n S S 3"], arch: VisionArchitecture, anyres: AnyResArchitecture
+    params: Params,
+    tiles: UInt8[Array, "B n S S 3"],
+    arch: VisionArchitecture,
+    anyres: AnyResArchitecture,
+    *,
+    remat: bool = False,
 ) -> Float[Array, "B n P Dv"]:
-    """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype."""
+    """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype.
+
+    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    """
     patches = patchify(normalize(tiles, anyres), arch.patch_size)
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
     x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"][None, None]
     shape = x.shape
     x = x.reshape(-1, *shape[2:])  # one row per tile: [B * n, P, Dv]
     if "layers" in params:
-        x, _ = scan_layers(lambda y, layer: (siglip_layer(layer, y, arch), None), x, params["layers"])
+
+        def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
+            return siglip_layer(layer, y, arch), None
+
+        x, _ = scan_layers(jax.checkpoint(body) if remat else body, x, params["layers"])
     return x.reshape(shape)
 
 

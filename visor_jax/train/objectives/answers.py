@@ -113,7 +113,7 @@ def answer_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
 ) -> tuple[Array, Metrics]:
     """Mean cross-entropy over the target tokens of the batch."""
-    visual = encode(params, batch, arch)
+    visual = encode(params, batch, arch, remat=remat)
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
     tokens = jnp.sum(weights)
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
