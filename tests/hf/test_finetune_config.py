@@ -23,8 +23,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "llava_ov_finetune.py"
 RECORDS = 40
 SIZES = ((20, 30), (28, 28), (60, 40), (90, 90))  # height and width: 2, 2, 7 and 10 tiles of 28 pixels
 SMALLER = (
-    "data.text_length=256",
+    "data.text_length=128",
     "data.pack_window=8",
+    "data.pool_tiles=16",
     "data.workers=0",
     "train.checkpoint_every=2",
     "stage_overrides.warmup.steps=4",
@@ -65,7 +66,10 @@ def visor(saved: dict[str, Path], records: Path) -> Visor:
 
     def run(command: str, workdir: Path, *arguments: str) -> int:
         where = [f"--workdir={workdir}"] if command != "data" else []
-        return main([command, *arguments, config, *where, f"--config.data.root={records}", *smaller])
+        try:
+            return main([command, *arguments, config, *where, f"--config.data.root={records}", *smaller])
+        except SystemExit as stopped:  # after SIGTERM
+            return int(str(stopped.code))
 
     return run
 
