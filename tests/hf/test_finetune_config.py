@@ -115,6 +115,14 @@ def test_training_starts_saves_is_stopped_and_resumes(
     assert any(np.any(value != base[name]) for name, value in first.items()), "the new layers train"
 
 
+def test_training_before_the_import_is_refused(
+    visor: Visor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert visor("train", tmp_path / "run", "--config.stage=warmup") == 2
+    told = capsys.readouterr().err
+    assert "init_from='base'" in told and "run that stage first, or write it with `visor import`" in told
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_every_stage_runs_and_the_result_is_evaluated_and_exported(

@@ -270,7 +270,10 @@ def start_folder(init_from: str, workdir: Workdir) -> Path:
     """
     folder = StageFolder(as_path(init_from)) if "/" in init_from else workdir.stage(init_from)
     if not folder.is_complete():
-        raise RequestError(f"init_from={init_from!r}: {folder.path} holds no complete stage; run that stage first")
+        imported = ", or write it with `visor import`" if folder.path.name == "base" else ""
+        raise RequestError(
+            f"init_from={init_from!r}: {folder.path} holds no complete stage; run that stage first{imported}"
+        )
     return folder.path
 
 
