@@ -38,9 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _config(text: str) -> VisorDataConfig:
     try:
         fields: Any = json.loads(text)
-        return checked(VisorDataConfig(**fields))
+        config = checked(VisorDataConfig(**fields))
     except (ValueError, TypeError) as error:
         raise RequestError(f"--config={text[:80]}: {error}; expected {EXPECTED}") from None
+    if config.beam:
+        raise RequestError("beam=true: expected `tfds build ... --beam_pipeline_options=...`; this is one process")
+    return config
 
 
 if __name__ == "__main__":

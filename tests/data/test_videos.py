@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from visor_jax.data import video_limits, videos
@@ -156,6 +158,34 @@ def test_frames_of_a_folder_stay_inside_and_are_equally_large(tmp_path: Path) ->
     (root / "clip" / "2.png").write_bytes((root / "clip" / "1.png").read_bytes()[:43])
     assert reason("clip") == "broken_image"
     assert [reason(name) for name in ("empty", "gone", "../x")] == ["broken_video", "missing_file", "unsafe_path"]
+
+
+HEADS = [
+    b"GIF89a",
+    b"RIFF\0\1\0\0WEBPVP8X",
+    b"\x93NUMPY\1\0",
+    b"\0\0\0\x20ftypisom",
+    b"\x1a\x45\xdf\xa3",
+    b"RIFF\0\1\0\0AVI ",
+]
+WHOLE = [animation("GIF", [frame(gray) for gray in GRAY]), animation("WEBP", [frame(0), frame(9)]), array(video(3))]
+
+
+@given(
+    st.tuples(st.sampled_from(HEADS), st.binary(max_size=200)).map(b"".join)
+    | st.tuples(st.sampled_from(WHOLE), st.integers(0, 400), st.binary(max_size=8)).map(
+        lambda parts: parts[0][: parts[1]] + parts[2] + parts[0][parts[1] + len(parts[2]) :]
+    )
+)
+def test_any_bytes_are_a_video_or_refused(source: bytes) -> None:
+    """No other error is raised, and what is read has its limits."""
+    try:
+        read = decode_video(source, VideoLimits(4, max_pixels=10_000, room=40_000))
+    except SkipSample as why:
+        assert why.reason and why.detail
+        return
+    assert read.dtype == np.uint8 and read.ndim == 4 and read.shape[-1] == 3
+    assert 0 < read.shape[0] <= 4 and read.size <= 3 * 40_000
 
 
 # --- MP4 and its like -------------------------------------------------------------------------------------------------

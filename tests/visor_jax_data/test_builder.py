@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -11,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from visor_jax.config import Config, architecture, as_config, default_config
 from visor_jax.data.collate import Batch, make_batch
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.pipeline import ExampleStream, Part, make_pipeline
-from visor_jax.data.sample import Source
+from visor_jax.data.sample import SkipSample, Source
 from visor_jax.data.source_kind import SPLITS
+from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
+from visor_jax_data import Builder, VisorDataConfig
 from visor_jax_data.__main__ import main
 
 ANSWER = {"from": "gpt", "value": "red"}
@@ -78,8 +83,6 @@ def from_tfds(built: Path, **data: Any) -> Config:
 
 
 def usable(source: Source) -> Iterator[Any]:
-    from visor_jax.data.sample import SkipSample
-
     for index in range(len(source)):
         try:
             yield source[index]
@@ -163,6 +166,7 @@ def test_generated_samples_are_stored_with_the_task_of_each_question(tmp_path: P
         ("{", 2, "expected --config="),
         ('{"name": "x", "dat": 1}', 2, "dat"),
         ('{"name": "needs_config"}', 2, "which records"),
+        ('{"name": "x", "beam": true}', 2, "tfds build ... --beam_pipeline_options"),
         ('{"name": "x", "data": {"source": "lava"}}', 2, "did you mean 'llava'"),
         ('{"name": "x", "data": {"source": "glyphs"}}', 2, "samples"),
         ('{"name": "x", "splits": ["dev"], "samples": 1, "data": {"source": "glyphs"}}', 2, "dev"),
@@ -185,10 +189,18 @@ def test_what_cannot_be_built_is_refused(
     assert not (built / "visor_jax_data" / "x" / "1.0.0").exists()
 
 
-def test_beam_is_asked_for_by_name(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own pipeline runs where the extra is installed; without it the message names the extra."""
-    status = build(tmp_path, "beam", {**DATA, "root": str(root), "path": "train.json"}, beam=True)
-    try:
-        import apache_beam  # noqa: F401  # pyright: ignore
-    except ImportError:
-        assert status == 2 and "pip install 'visor_jax[tfds]'" in capsys.readouterr().err
+def test_beam_makes_the_same_data_set_or_names_its_extra(root: Path, built: Path, tmp_path: Path) -> None:
+    data = {**DATA, "root": str(root), "max_skipped_fraction": 0.5}
+    builder = Builder(
+        data_dir=tmp_path, file_format="array_record", config=VisorDataConfig("mine", data=data, beam=True)
+    )
+    if importlib.util.find_spec("apache_beam") is None:
+        with pytest.raises(RequestError, match=r"pip install 'visor_jax\[tfds\]'"):
+            builder.download_and_prepare()
+        return
+    options: Any = importlib.import_module("apache_beam.options.pipeline_options")
+    in_memory = options.PipelineOptions(["--direct_running_mode=in_memory"])
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(beam_options=in_memory))
+    for split in SPLITS:
+        samples, expected = (list(usable(make_source(from_tfds(out), split))) for out in (tmp_path, built))
+        assert [getattr(one, "turns", one) for one in samples] == [getattr(one, "turns", one) for one in expected]
