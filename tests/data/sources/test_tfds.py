@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
@@ -243,14 +244,6 @@ def test_a_mapping_is_read_as_it_is_written() -> None:
     assert list(mapping) == ["question", "answer"] and mapping["answer"] == ("a", "b-c.d")
 
 
-def with_video(text: str) -> str:
-    """features.json in which one feature is of the class of TFDS's videos, which imports TensorFlow."""
-    features = json.loads(text)
-    video = {"pythonClassName": "tensorflow_datasets.core.features.video_feature.Video"}
-    features["featuresDict"]["features"]["clip"] = {**video, "video": {"dtype": "uint8", "encodingFormat": "png"}}
-    return json.dumps(features)
-
-
 @pytest.mark.parametrize(
     "file, change, message",
     [
@@ -260,7 +253,6 @@ def with_video(text: str) -> str:
             "canary",
         ),
         ("features.json", lambda text: "[" * 100_000, "not valid JSON"),
-        ("features.json", with_video, "features need TensorFlow.*tfds.features.Video"),
         ("features.json", lambda text: "{}", "cannot be read as a TFDS data set"),
         ("dataset_info.json", lambda text: text[:50], "not valid JSON"),
         ("dataset_info.json", lambda text: text.replace("array_record", "tfrecord"), "expected array_record"),
@@ -274,3 +266,21 @@ def test_files_from_outside_run_no_code(root: Path, tmp_path: Path, file: str, c
     path.write_text(change(path.read_text()))
     with pytest.raises(RequestError, match=message):
         open_tfds(config(tmp_path, features=ONE), "all")
+
+
+def test_a_video_feature_is_read_where_tensorflow_is_installed_and_names_it_elsewhere(
+    root: Path, tmp_path: Path
+) -> None:
+    """The class `tfds.features.Video` imports TensorFlow; what it stores is a sequence of pictures."""
+    shutil.copytree(root / "catalog" / "plain", tmp_path / "catalog" / "plain")
+    path = tmp_path / "catalog" / "plain" / "1.10.0" / "features.json"
+    features = json.loads(path.read_text())
+    video = {"pythonClassName": "tensorflow_datasets.core.features.video_feature.Video"}
+    features["featuresDict"]["features"]["clip"] = {**video, "video": {"dtype": "uint8", "encodingFormat": "png"}}
+    path.write_text(json.dumps(features))
+    given = config(tmp_path, features="video=clip, question=question, answer=label")
+    if importlib.util.find_spec("tensorflow") is None:
+        with pytest.raises(RequestError, match=r"features need TensorFlow.*tfds\.features\.Video"):
+            open_tfds(given, "all")
+    else:
+        np.testing.assert_array_equal(open_tfds(given, "all")[3].images[0], PIXELS[[3, 5, 7]])
