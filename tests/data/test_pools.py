@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 from typing import Any
 
 import grain
@@ -101,6 +102,17 @@ def test_worker_processes_change_nothing() -> None:
     with_workers, again, same_counts = take(3, dataclasses.replace(SETTINGS, num_pools=1, workers=2))
     assert_same(with_workers, whole)
     assert again == positions and same_counts == counts
+
+
+def test_a_worker_that_dies_ends_the_run_with_one_message() -> None:
+    settings = dataclasses.replace(SETTINGS, num_pools=1, workers=1)
+    with make_packed_pipeline(stream(), ARCH, settings) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        with pytest.raises(RunError, match=r"prepares samples died .*exit code -9\), .* fewer data\.workers"):
+            for _ in range(200):
+                next(batches)
 
 
 def test_grains_own_check_of_saved_positions_passes() -> None:

@@ -38,6 +38,7 @@ ElementT = TypeVar("ElementT")
 MAX_ATTEMPTS = 1000  # per position of the stream, whatever fraction of skips is allowed
 # Otherwise Grain adds a paragraph to error messages. Unparsed flags have their default values.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
+_WORKER_DIED = "Worker process was terminated"  # how Grain's message begins
 FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
@@ -204,7 +205,15 @@ class BatchIterator(Iterator[BatchT]):
         self._batches, self._skips, self._position = batches, skips, position
 
     def __next__(self) -> BatchT:
-        batch, tally = next(self._batches)
+        try:
+            batch, tally = next(self._batches)
+        except RuntimeError as error:
+            if not str(error).startswith(_WORKER_DIED):
+                raise
+            raise RunError(
+                f"a process that prepares samples died ({str(error).split('.')[0]}), perhaps for want of memory; resume"
+                " with fewer data.workers or a smaller data.pack_window"
+            ) from error
         self._skips.use(tally)
         return batch
 
