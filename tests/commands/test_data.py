@@ -265,6 +265,8 @@ def test_what_is_written_replaces_no_device_and_no_link(
         (["chek"], "invalid choice"),
         (["check", "--split=dev"], "invalid choice"),
         (["stats", "--list=x.jsonl"], "--list=x.jsonl belongs to data check"),
+        (["check", "--format=array_record"], "data check: --format and --shards belong to data build"),
+        (["build", "--out=x", "--shards=2"], "--shards=2: belongs to --format=array_record"),
         (["check", "--list=none/x.jsonl"], "--list=none/x.jsonl: cannot be written"),
         (["check", "--config.data.path=none.json"], "none.json: No such file"),
         (["check", "--config.data.path={split}.json"], "train.json: No such file"),

@@ -17,17 +17,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from visor_jax.config import Config
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.data.build import FORMATS, build
 from visor_jax.data.check import Running, check
 from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
@@ -38,7 +36,7 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError, printable, unwritable
-from visor_jax.files.read_write import as_path, folder_beside, replaceable
+from visor_jax.files.read_write import as_path, replaceable
 
 HELP = "check, measure, preview or write out the data of a configuration"
 CONFIG = "workdir"
@@ -68,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--view", choices=[*PREVIEW_SAMPLES], help="preview: what the model sees (default), or pictures with questions"
     )
     parser.add_argument("--out", metavar="PATH", help="preview: the PNG file; build: the folder, which must not exist")
+    parser.add_argument("--format", choices=FORMATS, help="build: llava (default) or array_record")
+    parser.add_argument("--shards", type=_count, default=1, metavar="N", help="build: files per split of array_record")
 
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -81,7 +81,9 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise RequestError(f"data {args.action}: {flag} belongs to data check; expected it there")
     if args.view is not None and args.action != "preview":
         raise RequestError(f"data {args.action}: --view={args.view} belongs to data preview; expected it there")
-    sources = _sources(_of_any_size(config) if args.action == "stats" else config, args.split)
+    if args.action != "build" and (args.format or args.shards != 1):
+        raise RequestError(f"data {args.action}: --format and --shards belong to data build")
+    sources = _sources(_of_any_size(config) if args.action in ("stats", "build") else config, args.split)
     limit = args.samples or (GENERATED_SAMPLES if source_kind(config).endless else None)
     if args.action == "check":
         workers = config.data.workers if args.workers is None else args.workers
@@ -91,7 +93,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         return _stats(config, sources, limit)
     try:
         if args.action == "build":
-            return _build(sources, limit, as_path(args.out))
+            return build(sources, as_path(args.out), format=args.format or "llava", shards=args.shards, limit=limit)
         view = args.view or "model"
         return _preview(sources, args.samples or PREVIEW_SAMPLES[view], replaceable(args.out), config, view)
     except OSError as error:
@@ -193,49 +195,6 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
     if low < high:
         for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True):
             print(f"  {start:>8} to {end - 1:<8} {'#' * round(_BAR * count / max(counts)):<{_BAR}} {count}")
-
-
-# --- build ------------------------------------------------------------------------------------------------------------
-
-
-def _build(sources: dict[str, Source], limit: int | None, out: Path) -> dict[str, Any]:
-    """Writes the samples to the new folder `out` atomically."""
-    if out.exists():
-        raise RequestError(f"--out={out}: exists already; expected a new folder")
-    skips = SkipLog()
-    counts: dict[str, int] = {}
-    with folder_beside(out) as folder:
-        (folder / "images").mkdir()
-        for split, source in sources.items():
-            samples = _usable(source, limit, skips, lambda sample: sample)
-            records = [_record(sample, f"{split}-{number:07d}", folder) for number, sample in enumerate(samples)]
-            (folder / f"{split}.json").write_text(json.dumps(records, indent=1), encoding="utf-8")
-            counts[split] = len(records)
-    for split, count in counts.items():
-        print(f"{out / f'{split}.json'}: {count} conversations")
-    return {"out": str(out), "samples": counts, "skipped": skips.by_reason()}
-
-
-def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
-    """Writes a sample's pictures to `folder`/images and returns its record in LLaVA's format."""
-    images = [f"images/{name}-{number}.png" for number in range(len(sample.images))]
-    for path, pixels in zip(images, sample.images, strict=True):
-        Image.fromarray(pixels).save(folder / path)
-    questions = [turn.question for turn in sample.turns]
-    if not any(IMAGE_MARKER in question for question in questions):
-        questions[0] = images_before(questions[0], len(images))
-    conversation = []
-    for question, turn in zip(questions, sample.turns, strict=True):
-        conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
-    record: dict[str, Any] = {"id": sample.id, "conversations": conversation}
-    if sample.system:
-        record["system"] = sample.system
-    if images:
-        record["image"] = images if len(images) > 1 else images[0]
-    tasks = {turn.task for turn in sample.turns}
-    if len(tasks) == 1 and "" not in tasks:  # the format has one task name per record
-        record["data_source"] = tasks.pop()
-    return record
 
 
 # --- preview ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 from visor_jax.config import Config, ConfigLike, as_config, validate
 from visor_jax.data.source_kind import split_read_by
-from visor_jax.data.sources import SOURCES, check_source, named_kind, source_kind
+from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
@@ -202,11 +202,11 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
       RequestError: the source is unknown, or `--data` is missing or does not belong to it.
     """
     reading = [name for name in SOURCES if named_kind(name).from_file is not None]
-    with_file = " or ".join(f"{name} with --data=FILE.json" for name in reading)
+    with_file = f"{' or '.join(reading)} with --data=FILE"
     if benchmark and benchmark not in SOURCES:
         generated = ", ".join(name for name in SOURCES if name not in reading)
         raise RequestError(f"--benchmark={benchmark}: expected {generated}, or {with_file}")
-    name = benchmark or (reading[0] if data else config.data.source)
+    name = benchmark or ((source_of_file(data) or reading[0]) if data else config.data.source)
     if data and name not in reading:
         raise RequestError(
             f"--benchmark={name}: is generated and takes no --data={data}; expected --benchmark={reading[0]}"
@@ -216,7 +216,7 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
     data_fields: dict[str, Any] = {"source": name}
     if from_file := named_kind(name).from_file:
         if not data:
-            raise RequestError(f"--benchmark={name}: needs --data=FILE.json, questions in LLaVA's format")
+            raise RequestError(f"--benchmark={name}: needs --data=FILE, the file with the questions")
         data_fields |= from_file(_question_file(data))
     # Nothing is trained here, so checks of the stages' data do not apply.
     new_data = dataclasses.replace(config.data, **data_fields)
@@ -230,9 +230,7 @@ def _question_file(data: str) -> Path:
     file = as_path(data)
     if not file.is_dir():
         return file
-    files = sorted(path for path in file.iterdir() if path.suffix.lower() in (".json", ".jsonl", ".ndjson"))
+    files = sorted(path for path in file.iterdir() if source_of_file(path))
     if len(files) != 1:
-        raise RequestError(
-            f"--data={data}: expected one .json, .jsonl or .ndjson file in the folder, found {len(files)}"
-        )
+        raise RequestError(f"--data={data}: expected one {', '.join(SUFFIXES)} file in the folder, found {len(files)}")
     return files[0]

@@ -36,9 +36,9 @@ _FOREIGN = (
     (b"SQLite format 3", "is an SQLite database; expected JSON: write its rows as JSON lines first"),
     (b"<", "is HTML or XML, perhaps an error page that was downloaded; expected JSON"),
     (b"PK\3\4", "is a zip archive; expected JSON: unpack it first"),
-    (b"PAR1", "is a Parquet file; expected JSON: write its rows as JSON lines first"),
+    (b"PAR1", "is a Parquet file; expected JSON: read it with data.source=parquet"),
     (b"ARROW1", "is an Arrow file; expected JSON: write its rows as JSON lines first"),
-    (b"datasets:", "is a YAML mixture; expected JSON: name one of its files, or join them into one"),
+    (b"datasets:", "is a YAML mixture; expected JSON: name it as data.mixture instead"),
 )
 
 

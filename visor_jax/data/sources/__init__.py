@@ -6,6 +6,7 @@ In: a configuration. Out: the `SourceKind` that its `data.source` names.
 from __future__ import annotations
 
 import importlib
+import os
 
 from visor_jax.config import Config
 from visor_jax.data.source_kind import SourceKind
@@ -15,8 +16,25 @@ from visor_jax.errors import RequestError, nearest
 SOURCES: dict[str, str] = {
     "glyphs": "visor_jax.data.glyphs.kind",
     "llava": "visor_jax.data.sources.llava",
+    "parquet": "visor_jax.data.sources.parquet",
+    "messages": "visor_jax.data.sources.messages",
+    "array_record": "visor_jax.data.sources.array_record",
     "tfds": "visor_jax.data.sources.tfds",
 }
+
+# ending of a file's name -> the source that reads it, where nothing else names one
+SUFFIXES: dict[str, str] = {
+    ".json": "llava",
+    ".jsonl": "llava",
+    ".ndjson": "llava",
+    ".parquet": "parquet",
+    ".array_record": "array_record",
+}
+
+
+def source_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Returns the source that reads a file, by the ending of its name; None if the ending is unknown."""
+    return SUFFIXES.get(os.path.splitext(os.fspath(path))[1].lower())
 
 
 def named_kind(name: str) -> SourceKind:

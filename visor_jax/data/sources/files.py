@@ -97,7 +97,9 @@ def check_root(root: Path) -> Path:
 def source_name(path: str) -> str:
     """Returns a source's name: that of its file without the ending, of a pattern without its special characters."""
     stem = Path(path).stem
-    return re.sub(r"[*?\[\]{}]+", "", stem).strip("-_., ") or stem if is_pattern(path) else stem
+    if not is_pattern(path):
+        return stem
+    return re.sub(r"[*?\[\]{}]+", "", re.sub(r"-[^-]*-of-[^-]*$", "", stem)).strip("-_., ") or stem
 
 
 def stored_kind(open_source: OpenSource, what: str) -> SourceKind:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from visor_jax.config.schema import DEFAULT_MAX_PIXELS
-from visor_jax.data.images import decode_embedded, open_under
+from visor_jax.data.images import byte_limit, decode_embedded, open_under
 from visor_jax.data.json_records import BadLine
 from visor_jax.data.media import EmbeddedPicture, Picture, Video, names_of
 from visor_jax.data.picture_paths import plain_name, resolve_under
@@ -32,6 +32,7 @@ from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.video_limits import VideoLimits
 from visor_jax.data.videos import decode_video, open_video_under, stack_frames
 from visor_jax.errors import RequestError
+from visor_jax.files.read_write import read_regular
 
 WHOLE = "all"  # every record of the files, besides the splits
 
@@ -207,6 +208,30 @@ class StoredSource:
             except SkipSample:
                 found.append((name, None))
         return found
+
+    def encoded(self, index: int) -> tuple[Record, tuple[EmbeddedPicture, ...]]:
+        """Returns the record of sample `index` and its pictures as encoded files; decodes none.
+
+        Raises:
+            SkipSample: the record or a picture cannot be read.
+        """
+        number = self._number(index)
+        file, local = self._locate(number)
+        try:
+            record = _parsed(file.record(local), number)
+            return record, tuple(map(self._content, record.pictures))
+        except SkipSample as why:
+            raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
+
+    def _content(self, picture: Picture) -> EmbeddedPicture:
+        """Returns a picture with the bytes of its file."""
+        if isinstance(picture, EmbeddedPicture):
+            return picture
+        path = resolve_under(self._root, picture, self._reading.follow_links)
+        try:
+            return EmbeddedPicture(read_regular(path, byte_limit(self._reading.max_image_pixels)), picture)
+        except OSError as error:
+            raise SkipSample("missing_file", f"{picture[:200]!r}: {error.strerror or error}") from None
 
     def _sample(self, index: int, *, outline: bool) -> Sample:
         number = self._number(index)
