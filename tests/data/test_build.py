@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from visor_jax.__main__ import main
 from visor_jax.data.sources import source_kind
@@ -82,3 +83,34 @@ def test_generated_data_are_converted_too(tmp_path: Path) -> None:
     for index in range(3):
         assert np.array_equal(source[index].images[0], theirs[index].images[0])
         assert [turn.answer for turn in source[index].turns] == [turn.answer for turn in theirs[index].turns]
+
+
+def test_videos_are_converted_with_their_frames(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "clip").mkdir(parents=True)
+    frames = [Image.new("RGB", (8, 6), (40 * number, 0, 0)) for number in range(3)]
+    for number, frame in enumerate(frames):
+        frame.save(folder / "clip" / f"{number}.png")
+    frames[0].save(folder / "clip.gif", save_all=True, append_images=frames[1:])
+    answer = {"from": "gpt", "value": "a"}
+    listed = ["clip/0.png", "clip/2.png"]
+    records = [
+        {"id": "folder", "video": "clip", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, answer]},
+        {"id": "gif", "video": "clip.gif", "conversations": [{"from": "human", "value": "<video> What?"}, answer]},
+        {"id": "both", "image": "clip/1.png", "video": [listed]},
+    ]
+    records[2]["conversations"] = [{"from": "human", "value": "<video> or <image>?"}, answer]
+    (folder / "set.json").write_text(json.dumps(records))
+    fields = {**changes("llava", folder, "set.json"), "data.tiles": 8, "data.test_fraction": 0.0}
+    build(fields, tmp_path)
+    after = {**fields, "data.source": "array_record", "data.root": str(tmp_path / "built")}
+    sources = []
+    for config in (tiny_config(fields), tiny_config({**after, "data.path": "all.array_record"})):
+        sources.append(source_kind(config).open(config, "all"))
+    theirs, mine = sources
+    for index in range(3):
+        assert (mine[index].id, mine[index].turns) == (theirs[index].id, theirs[index].turns)
+        pairs = list(zip(mine[index].images, theirs[index].images, strict=True))
+        assert pairs and all(np.array_equal(a, b) for a, b in pairs)
+        assert mine.outline(index).turns == mine[index].turns
+    assert [image.ndim for image in mine[2].images] == [4, 3]

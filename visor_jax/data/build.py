@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
-from visor_jax.data.records import EmbeddedPicture, Record
+from visor_jax.data.media import EmbeddedPicture
+from visor_jax.data.records import Record
 from visor_jax.data.sample import Sample, SkipSample, Source, Turn
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources.array_record import SUFFIX, write_array_record
@@ -90,8 +91,8 @@ def _write_array_records(folder: Path, split: str, source: Source, size: int, sh
     return written
 
 
-def _encoded(source: Source, index: int, sample: Sample) -> tuple[Record, tuple[EmbeddedPicture, ...]]:
-    """Returns a sample's record and its pictures: the stored files, or PNG files of pictures that are generated."""
+def _encoded(source: Source, index: int, sample: Sample) -> tuple[Record, list[str]]:
+    """Returns a sample's record with its pictures: the stored files, or PNG files of pictures that are generated."""
     if isinstance(source, StoredSource):
         return source.encoded(index)
     pictures = tuple(EmbeddedPicture(_png(image)) for image in sample.images)
@@ -99,7 +100,7 @@ def _encoded(source: Source, index: int, sample: Sample) -> tuple[Record, tuple[
     turns = tuple(
         Turn(question, turn.answer, task) for question, turn in zip(_questions(sample), sample.turns, strict=True)
     )
-    return Record(sample.id, pictures, turns, sample.system), pictures
+    return Record(sample.id, pictures, turns, sample.system), []
 
 
 def _png(image: Any) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from visor_jax.data.records import EmbeddedPicture, parse_record
+from visor_jax.data.media import EmbeddedPicture
+from visor_jax.data.records import parse_record
 from visor_jax.data.sources.array_record import write_array_record
 
 COUNT = 12
@@ -123,16 +125,14 @@ def write_message_parts(root: Path) -> str:
 
 def write_array_records(root: Path) -> str:
     root.mkdir()
-    records = [parse_record(record, number) for number, record in enumerate(llava_records())]
+    items = []
+    for number, record in enumerate(llava_records()):
+        parsed = parse_record(record, number)
+        names = [str(name) for name in parsed.pictures]
+        pictures = tuple(EmbeddedPicture(held(name)["bytes"], name) for name in names)
+        items.append((replace(parsed, pictures=pictures), names))
     for shard in range(2):
-        items = [
-            (
-                record,
-                [EmbeddedPicture(held(str(name))["bytes"], str(name)) for name in record.pictures],
-            )
-            for record in records[6 * shard : 6 * shard + 6]
-        ]
-        write_array_record(root / f"set-{shard:05d}-of-00002.array_record", items)
+        write_array_record(root / f"set-{shard:05d}-of-00002.array_record", items[6 * shard : 6 * shard + 6])
     return "set-*.array_record"
 
 

@@ -3,25 +3,29 @@
 In: files that `write_array_record` wrote (`visor data build --format=array_record`). Out: a `StoredSource`.
 
 Every record of a file is a block: 4 bytes with the length of a header (little-endian), the header as UTF-8 JSON, then
-the pictures' files one after another. The header is a record in LLaVA's format, in which `image` is a list of
-`{"path": name, "bytes": length}`. The last block of a file is its index, without pictures: format, version, and id and
-picture names of every record. So splits and ids are known without reading a picture, and a file that was cut off or
-comes from another program is refused. Blocks hold data only; no object is ever unpickled.
+the files of its pictures and videos one after another. The header is a record in LLaVA's format, in which `image` and
+`video` are lists of `{"path": name, "bytes": length}`, or of lists of a video's frames. The last block of a file is its
+index, without pictures: format, version, and id and picture names of every record. So splits and ids are known without
+reading a picture, and a file that was cut off or comes from another program is refused. Blocks hold data only; no
+object is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from visor_jax.config import Config
-from visor_jax.data.records import EmbeddedPicture, Record
+from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.media import VIDEO_MARKER, Picture, Video
+from visor_jax.data.records import Record
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.sources import files
 from visor_jax.data.sources.stored import StoredSource
@@ -110,12 +114,13 @@ class ArrayRecordShard:
             return self._reader
 
 
-def write_array_record(path: Path, items: Iterable[tuple[Record, Iterable[EmbeddedPicture]]]) -> int:
+def write_array_record(path: Path, items: Iterable[tuple[Record, Sequence[str]]]) -> int:
     """Writes conversations with their pictures to a new file; returns how many.
 
     Args:
         path: the file. It is complete when the function returns; a file that was cut off lacks its index.
-        items: (record, its pictures with their bytes) in order.
+        items: (record whose pictures and videos have their bytes, names of its pictures) in order, as
+            `StoredSource.encoded` returns them.
 
     Raises:
         OSError: the file cannot be written.
@@ -123,33 +128,42 @@ def write_array_record(path: Path, items: Iterable[tuple[Record, Iterable[Embedd
     index: list[tuple[str, list[str]]] = []
     try:
         writer = array_record_module.ArrayRecordWriter(str(path), _WRITE)
-        for record, pictures in items:
-            pictures = tuple(pictures)
-            writer.write(encode_block(record, pictures))
-            index.append((record.id, [picture.name for picture in pictures]))
-        writer.write(_block({"format": FORMAT, "version": VERSION, "index": index}))
+        for record, names in items:
+            writer.write(encode_block(record))
+            index.append((record.id, list(names)))
+        writer.write(_block({"format": FORMAT, "version": VERSION, "index": index}, ()))
         writer.close()
     except RuntimeError as error:  # what the library raises for a full disk, among others
         raise OSError(None, f"{path.name}: {error}") from error
     return len(index)
 
 
-def encode_block(record: Record, pictures: Iterable[EmbeddedPicture]) -> bytes:
-    """Returns the block of a conversation and its encoded pictures."""
-    pictures = tuple(pictures)
-    conversations = [
-        message
-        for turn in record.turns
-        for message in ({"from": "human", "value": turn.question}, {"from": "gpt", "value": turn.answer})
-    ]
-    header: dict[str, Any] = {"id": record.id, "conversations": conversations}
-    if pictures:
-        header["image"] = [{"path": picture.name, "bytes": len(picture.data)} for picture in pictures]
+def encode_block(record: Record) -> bytes:
+    """Returns the block of a conversation whose pictures and videos have their bytes."""
+    contents: list[bytes] = []
+
+    def described(picture: Picture) -> Any:
+        if isinstance(picture, Video) and picture.frames:
+            return [described(frame) for frame in picture.frames]
+        if isinstance(picture, str):
+            raise ValueError(f"{picture!r}: expected the picture's bytes")
+        contents.append(picture.data)
+        return {"path": picture.name, "bytes": len(picture.data)}
+
+    markers = iter([VIDEO_MARKER if isinstance(picture, Video) else IMAGE_MARKER for picture in record.pictures])
+    messages: list[dict[str, str]] = []
+    for turn in record.turns:
+        question = re.sub(re.escape(IMAGE_MARKER), lambda _: next(markers), turn.question)
+        messages += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
+    header: dict[str, Any] = {"id": record.id, "conversations": messages}
+    for key, is_video in (("image", False), ("video", True)):
+        if media := [described(picture) for picture in record.pictures if isinstance(picture, Video) == is_video]:
+            header[key] = media
     if record.system:
         header["system"] = record.system
     if task := record.turns[0].task:
         header["data_source"] = task
-    return _block(header, *(picture.data for picture in pictures))
+    return _block(header, contents)
 
 
 def decode_block(block: bytes, *, with_bytes: bool = True) -> Any:
@@ -159,20 +173,23 @@ def decode_block(block: bytes, *, with_bytes: bool = True) -> Any:
         ValueError: the block is damaged or of another format.
     """
     record, place = _header(block)
-    if "image" not in record:
-        return record
-    pictures = []
-    for item in record["image"] if isinstance(record["image"], list) else [None]:
+
+    def restored(item: Any) -> Any:
+        nonlocal place
+        if isinstance(item, list):
+            return [restored(frame) for frame in item]
         if not isinstance(item, dict) or type(length := item.get("bytes")) is not int or length < 0:
             raise ValueError("the header of a record does not say how long its pictures are")
-        pictures.append({"path": item.get("path"), "bytes": block[place : place + length] if with_bytes else b""})
-        place += length
+        start, place = place, place + length
+        return {"path": item.get("path"), "bytes": block[start:place] if with_bytes else b""}
+
+    media = {key: restored(record[key]) for key in ("image", "video") if isinstance(record.get(key), list)}
     if place != len(block):
         raise ValueError(f"a record of {len(block)} bytes; its header says {place}")
-    return {**record, "image": pictures}
+    return {**record, **media}
 
 
-def _block(header: dict[str, Any], *contents: bytes) -> bytes:
+def _block(header: dict[str, Any], contents: Iterable[bytes]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     return b"".join((_LENGTH.pack(len(text)), text, *contents))
 

@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visor_jax.config import Config
-from visor_jax.data.records import CONVERSATION_KEYS, PICTURE_KEYS
+from visor_jax.data.media import PICTURE_KEYS, VIDEO_KEYS
+from visor_jax.data.records import CONVERSATION_KEYS
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.sources import files
 from visor_jax.data.sources.stored import StoredSource
@@ -31,6 +32,7 @@ from visor_jax.files.read_write import open_regular
 
 CACHE_BYTES = 256 << 20  # of row groups that stay in memory, over all files of a process
 MAX_GROUP_BYTES = 2 << 30  # of one row group
+_MEDIA_KEYS = (*PICTURE_KEYS, *VIDEO_KEYS)
 _BLOCK = 4096  # rows whose ids are converted at once
 _ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError)
 
@@ -87,7 +89,7 @@ class ParquetShard:
         if not any(key in columns for key in CONVERSATION_KEYS):
             shown = ", ".join(repr(column[:30]) for column in columns[:8]) or "(none)"
             raise RequestError(f"data.path: {path} has the columns {shown}; expected `conversations` or `messages`")
-        self._pictures = [key for key in PICTURE_KEYS if key in columns]
+        self._pictures = [key for key in _MEDIA_KEYS if key in columns]
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -124,7 +126,7 @@ class ParquetShard:
     def _is_small(self, leaf: str) -> bool:
         """Whether a column is anything but the bytes of the record's pictures, whose names stand beside them."""
         struct, _, field = leaf.rpartition(".")
-        return not (field == "bytes" and leaf.partition(".")[0] in PICTURE_KEYS and f"{struct}.path" in self._leaves)
+        return not (field == "bytes" and leaf.partition(".")[0] in _MEDIA_KEYS and f"{struct}.path" in self._leaves)
 
     def _is_name(self, leaf: str) -> bool:
         """Whether a column holds names of the record's pictures."""

@@ -10,6 +10,7 @@ raises `SkipSample`. Records about the same pictures always belong to the same s
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -30,11 +31,12 @@ from visor_jax.data.records import Record, named_pictures, parse_record, record_
 from visor_jax.data.sample import NO_PICTURE, NO_VIDEO, Sample, SkipSample
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.video_limits import VideoLimits
-from visor_jax.data.videos import decode_video, open_video_under, stack_frames
+from visor_jax.data.videos import decode_video, frame_files, open_video_under, stack_frames
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import read_regular
 
 WHOLE = "all"  # every record of the files, besides the splits
+MAX_VIDEO_BYTES = 1 << 30  # of a video's file that is copied
 
 
 class RecordFile(Protocol):
@@ -209,29 +211,43 @@ class StoredSource:
                 found.append((name, None))
         return found
 
-    def encoded(self, index: int) -> tuple[Record, tuple[EmbeddedPicture, ...]]:
-        """Returns the record of sample `index` and its pictures as encoded files; decodes none.
+    def encoded(self, index: int) -> tuple[Record, list[str]]:
+        """Returns the record of sample `index` with the encoded files of its pictures, and its pictures' names.
+
+        Decodes nothing. A video that is a folder becomes its frames.
 
         Raises:
-            SkipSample: the record or a picture cannot be read.
+            SkipSample: the record or a file cannot be read.
         """
         number = self._number(index)
         file, local = self._locate(number)
         try:
             record = _parsed(file.record(local), number)
-            return record, tuple(map(self._content, record.pictures))
+            pictures = tuple(map(self._held, record.pictures))
         except SkipSample as why:
             raise SkipSample(why.reason, f"{self.place(index)}: {why.detail}") from None
+        return dataclasses.replace(record, pictures=pictures), named_pictures(file.identity(local))
 
-    def _content(self, picture: Picture) -> EmbeddedPicture:
-        """Returns a picture with the bytes of its file."""
-        if isinstance(picture, EmbeddedPicture):
+    def _held(self, picture: Picture) -> Picture:
+        """Returns a picture or a video with the bytes of its files."""
+        if isinstance(picture, str):
+            return EmbeddedPicture(self._content(picture, byte_limit(self._reading.max_image_pixels)), picture)
+        if isinstance(picture, EmbeddedPicture) or picture.data:
             return picture
-        path = resolve_under(self._root, picture, self._reading.follow_links)
+        frames: Sequence[str | EmbeddedPicture] = picture.frames
+        if not frames:
+            folder = resolve_under(self._root, picture.name, self._reading.follow_links)
+            if not folder.is_dir():
+                return Video(picture.name, self._content(picture.name, MAX_VIDEO_BYTES))
+            frames = [f"{picture.name.rstrip('/')}/{name}" for name in frame_files(folder)]
+        return Video(frames=tuple(frame for frame in map(self._held, frames) if isinstance(frame, EmbeddedPicture)))
+
+    def _content(self, name: str, max_bytes: int) -> bytes:
+        path = resolve_under(self._root, name, self._reading.follow_links)
         try:
-            return EmbeddedPicture(read_regular(path, byte_limit(self._reading.max_image_pixels)), picture)
+            return read_regular(path, max_bytes)
         except OSError as error:
-            raise SkipSample("missing_file", f"{picture[:200]!r}: {error.strerror or error}") from None
+            raise SkipSample("missing_file", f"{name[:200]!r}: {error.strerror or error}") from None
 
     def _sample(self, index: int, *, outline: bool) -> Sample:
         number = self._number(index)
