@@ -69,6 +69,10 @@ def test_grain_state_also_resumes() -> None:
     grain.experimental.assert_equal_output_after_checkpoint(dataset.to_iter_dataset())
 
 
+def test_worker_processes_change_nothing() -> None:
+    assert take(5, MIXED, seed=3, start_step=2, workers=1) == take(5, MIXED, seed=3, start_step=2)
+
+
 @pytest.mark.parametrize("process_count", [2, 3])
 def test_the_processes_rows_make_up_the_batch(process_count: int) -> None:
     whole = take(6, MIXED, batch_size=6)
