@@ -81,10 +81,10 @@ def test_stitching_mixes_the_named_features() -> None:
 
 
 def test_recomputed_layers_give_the_same_gradients() -> None:
-    params, tiles = testing.random_params(ARCH)["vision"], random_tiles((1, 2, 8, 8, 3))
+    params, tiles = testing.random_params(ARCH)["vision"], jnp.asarray(random_tiles((1, 2, 8, 8, 3)))
 
-    def loss(params, remat: bool):
-        return jax.numpy.sum(jax.numpy.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
+    def loss(params, remat: bool) -> jax.Array:
+        return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
 
     gradients = {}
     for remat in (False, True):
