@@ -159,7 +159,7 @@ def test_records_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     changes = {"data.source": "llava", "data.root": str(tmp_path), "data.path": "set.json", "stages": ("full",)}
     skips = SkipLog()
     all_questions = label_questions(tiny_config({**changes, "data.test_fraction": 0.0}), skips)
-    assert [example.id for example in all_questions.examples(ahead=2)] == ["0/0"]
+    assert [id for batch in all_questions.batches(2) for id in batch.ids] == ["0/0"]
     assert [reason for _, reason in skips.counts] == ["missing_file"]
 
 

@@ -161,7 +161,7 @@ def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeyp
         encoder, one_budget = programs(arch)
         return (
             lambda *args: (encoded.append(1), encoder(*args))[1],
-            lambda *args: (scored.append(1), one_budget(*args))[1],
+            lambda *args, **options: (scored.append(1), one_budget(*args, **options))[1],
         )
 
     monkeypatch.setattr("visor_jax.evaluate.scoring.programs", counted)

@@ -21,6 +21,8 @@ from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.questions import Place, label_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.scoring import score
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.generate.visor import Visor
@@ -48,7 +50,10 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
     skips = SkipLog()
     batches = label_questions(config, skips).batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
-    scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype)
+    identity = workdir.identity(config, "label")
+    chunks = ChunkStore(workdir, "labels", identity, "universal")
+    features = FeatureStore.of(config, workdir)
+    scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype, chunks=chunks, features=features)
     places = [Place.of(id) for id in scores.ids]
     log_likelihood = scores.log_likelihood.T
     full = viable.index((True,) * model.arch.num_slots)
@@ -66,7 +71,8 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
         if not correct.any():
             raise RequestError("label.only_right=True: the full budget answers no question correctly; expected False")
         labels, tasks = labels.only(correct), tasks[correct]
-    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, workdir.identity(config, "label"))
+    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, identity)
+    chunks.remove()
     return labels
 
 

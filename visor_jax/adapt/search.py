@@ -23,6 +23,8 @@ from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.questions import single_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
+from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import level_means, mean_decoder_flops, task_accuracies
 from visor_jax.files.read_write import write_json, write_text
@@ -57,15 +59,28 @@ def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bit
     skips, mesh = SkipLog(), scoring_mesh(config)
     questions = single_questions(config, "validation", config.search.samples, skips)
     batches = questions.batches(config.evaluate.batch_size)  # every call of `evaluate` iterates over them again
+    chunks = ChunkStore(workdir, "search", identity, "full")
+    features = FeatureStore.of(config, workdir)
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
         dtype, levels = config.model.dtype, source_kind(config).levels
-        scores = score(model.params, batches, subsets, model.arch, mesh=mesh, dtype=dtype, levels=levels)
+        scores = score(
+            model.params,
+            batches,
+            subsets,
+            model.arch,
+            mesh=mesh,
+            dtype=dtype,
+            levels=levels,
+            chunks=chunks,
+            features=features,
+        )
         return summarize(scores, model.arch)
 
     subsets = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(subsets)
     write_results(workdir, subsets, kept, model.arch, skips.by_reason(), identity, source_kind(config).levels)
+    chunks.remove()
     return [subset.bits for subset in kept]
 
 

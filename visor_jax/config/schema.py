@@ -298,6 +298,12 @@ class EvaluateConfig:
 
     samples: int = setting(1024, "questions of the test split", at_least(1))
     batch_size: int = setting(64, "rows per batch", at_least(1), units="rows")
+    cache_gigabytes: float = setting(
+        0.0,
+        "disk space below WORKDIR/features for visual tokens and budget-independent layers; 0: none",
+        at_least(0),
+        units="GB",
+    )
     dials: tuple[float, ...] = setting(
         (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0), "cost/accuracy dial values to evaluate", not_empty()
     )

@@ -10,13 +10,14 @@ is opened, from samples without their pixels (`sample.outline`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import grain
 
@@ -57,13 +58,41 @@ class Place(NamedTuple):
         return cls(int(index), int(turn))
 
 
-class _Read(NamedTuple):
-    """The result of reading a question: an example, or why there is none, and whether its sample could be read."""
+class Failure(NamedTuple):
+    """A question that cannot be used, and why; `readable`: its sample was read, only the question does not fit."""
 
-    place: Place
-    example: Example | None
-    why: SkipSample | None = None
-    readable: bool = True
+    index: int
+    turn: int
+    reason: str
+    detail: str
+    readable: bool
+
+
+class Kept(Protocol):
+    """What an earlier run made of a chunk, which need not be read again."""
+
+    @property
+    def failures(self) -> list[Failure]: ...
+
+
+KeptT = TypeVar("KeptT", bound=Kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk(Generic[KeptT]):
+    """Consecutive questions that become one batch: the unit in which a pass computes and is resumed.
+
+    Attributes:
+      places: of the planned questions, also of those that cannot be used.
+      batch: of the usable ones; None if there is none, or if the chunk was kept.
+      failures: the others.
+      kept: what was kept of the chunk, if anything.
+    """
+
+    places: list[Place]
+    batch: Batch | None
+    failures: list[Failure]
+    kept: KeptT | None = None
 
 
 class Questions:
@@ -95,8 +124,9 @@ class Questions:
         self._system = config.tokenizer.system or None
         self._longest = 1  # text tokens of the longest question surveyed so far
         self._survey = self._surveyed()
-        self._planned: list[Place] | None = None  # questions that the survey accepted
-        self._places: list[Place] | None = None  # questions that could be read, after the first pass
+        self._rounds: list[list[Place]] = []  # the planned places, then those that replace unreadable ones
+        self._failures: dict[Place, Failure] = {}  # of every pass so far
+        self._unreadable: set[int] = set()  # indices of samples, already counted as skipped
         self._sample = functools.lru_cache(maxsize=RECENT)(source.__getitem__)
 
     def read(self, place: Place) -> Sample:
@@ -147,37 +177,53 @@ class Questions:
         """Returns batches of `batch_size` rows; they can be iterated over repeatedly."""
         return QuestionBatches(self, batch_size)
 
-    def examples(self, ahead: int) -> Iterator[Example]:
-        """Yields the questions, encoded, in order; prefetches `ahead` of them.
+    def chunks(self, size: int, kept: Callable[[list[Place]], KeptT | None]) -> Iterator[Chunk[KeptT]]:
+        """Yields the questions as chunks of `size` planned questions; reads at most two chunks ahead.
 
-        The first pass logs and counts samples that cannot be read or used.
+        The questions of a chunk follow from the source alone, so a resumed pass has the same chunks. Further chunks
+        hold questions that replace those of unreadable samples. A sample that cannot be read or used is logged and
+        counted in the first pass.
+
+        Args:
+          kept: returns what an earlier run kept of a chunk; the questions of that chunk are not read.
         """
-        if self._places is not None:
-            for result in self._read_ahead(self._places, ahead):
-                if result.example is not None:
-                    yield result.example
-            return
-        places: list[Place] = []
-        pending = self.plan()
-        while pending:
-            unreadable = -1
-            for result in self._read_ahead(pending, ahead):
-                beat()
-                if result.readable:
-                    places.append(result.place)
-                if result.why is not None and result.place.index != unreadable:
-                    self._skip(result.place.index, result.why)
-                unreadable = unreadable if result.readable else result.place.index
-                if result.example is not None:
-                    yield result.example
-            pending = list(itertools.islice(self._survey, self._count - len(places)))  # replace unreadable questions
-        self._places = places
+        readable = 0
+        for number in itertools.count():
+            if not (places := self._round(number, readable)):
+                return
+            chunks = [places[start : start + size] for start in range(0, len(places), size)]
+            known = [kept(chunk) for chunk in chunks]
+            missing = [place for chunk, had in zip(chunks, known, strict=True) if had is None for place in chunk]
+            with contextlib.closing(self._read_ahead(missing, 2 * size)) as reader:
+                for chunk, had in zip(chunks, known, strict=True):
+                    beat()
+                    read = list(itertools.islice(reader, len(chunk))) if had is None else had.failures
+                    failures = [item for item in read if isinstance(item, Failure)]
+                    examples = [item for item in read if isinstance(item, Example)]
+                    self._note(failures)
+                    readable += len(chunk) - sum(not failure.readable for failure in failures)
+                    yield Chunk(chunk, self.batch(examples, size) if examples else None, failures, had)
 
     def plan(self) -> list[Place]:
-        """Returns the places of the questions; opens no picture, so some may turn out to be unreadable."""
-        if self._planned is None:
-            self._planned = list(itertools.islice(self._survey, self._count))
-        return self._planned
+        """Returns the questions as far as can be told without opening a picture."""
+        return self._round(0, 0)
+
+    def _round(self, number: int, readable: int) -> list[Place]:
+        """Returns the places that a pass reads first (0), or in place of unreadable ones, if `readable` were read."""
+        if number == len(self._rounds):
+            self._rounds.append(list(itertools.islice(self._survey, max(self._count - readable, 0))))
+        return self._rounds[number]
+
+    def _note(self, failures: Iterable[Failure]) -> None:
+        """Counts and logs failures that are new; an unreadable sample once, however many questions it has."""
+        for failure in failures:
+            place = Place(failure.index, failure.turn)
+            new = place not in self._failures and failure.index not in self._unreadable
+            self._failures[place] = failure
+            if not failure.readable:
+                self._unreadable.add(failure.index)
+            if new:
+                self._skip(failure.index, SkipSample(failure.reason, failure.detail))
 
     def batch(self, examples: Sequence[Example], num_rows: int) -> Batch:
         """Makes a batch of `num_rows` rows, whose text length is that of the longest question of all."""
@@ -211,25 +257,27 @@ class Questions:
             return 0
         return length if length <= self._limits.text else 0
 
-    def _read_ahead(self, places: Sequence[Place], ahead: int) -> Iterator[_Read]:
+    def _read_ahead(self, places: Sequence[Place], ahead: int) -> Generator[Example | Failure]:
         options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=max(ahead, READ_THREADS))
         if not places:
             return
-        results = iter(grain.MapDataset.source(places).map(self._load).to_iter_dataset(options))
+        found = iter(grain.MapDataset.source(places).map(self._load).to_iter_dataset(options))
         try:
-            yield from results
+            yield from found
         finally:
-            results.close()
+            found.close()
 
-    def _load(self, place: Place) -> _Read:
+    def _load(self, place: Place) -> Example | Failure:
+        if place in self._failures:  # of an earlier pass
+            return self._failures[place]
         try:
             single = self.read(place)
         except SkipSample as why:
-            return _Read(place, None, why, readable=False)
+            return Failure(*place, why.reason, why.detail, readable=False)
         try:
-            return _Read(place, self._encode(single))
+            return self._encode(single)
         except SkipSample as why:
-            return _Read(place, None, why)
+            return Failure(*place, why.reason, why.detail, readable=True)
 
     def _encode(self, single: Sample) -> Example:
         return encode_example(single, self._tokenizer, self.arch, system=self._system, row_shape=self._limits)
@@ -240,7 +288,7 @@ class Questions:
 
 
 class QuestionBatches:
-    """Batches of one question per row, all of one shape; the last one is padded with empty rows.
+    """Batches of one question per row, all of one shape; padded with empty rows at the end and in place of failures.
 
     If a question that replaces an unreadable one is longer than all others, the batches from there on are longer.
     """
@@ -249,9 +297,17 @@ class QuestionBatches:
         self._questions, self._batch_size = questions, batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        examples = self._questions.examples(ahead=2 * self._batch_size)
-        while rows := list(itertools.islice(examples, self._batch_size)):
-            yield self._questions.batch(rows, self._batch_size)
+        for chunk in self.chunks(_nothing_kept):
+            if chunk.batch is not None:
+                yield chunk.batch
+
+    def chunks(self, kept: Callable[[list[Place]], KeptT | None]) -> Iterator[Chunk[KeptT]]:
+        """Yields the batches with the places of their questions; see `Questions.chunks`."""
+        return self._questions.chunks(self._batch_size, kept)
+
+
+def _nothing_kept(places: list[Place]) -> Kept | None:
+    del places
 
 
 def text_bucket(length: int) -> int:

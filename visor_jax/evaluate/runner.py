@@ -30,6 +30,8 @@ from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError, printable
+from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.files.read_write import write_bytes, write_json
@@ -67,12 +69,26 @@ def evaluate(
     batches = questions.batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     levels, routed = source_kind(config).levels, model.has_policy
-    scores = score(model.params, batches, rows, model.arch, mesh=mesh, dtype=dtype, routed=routed, levels=levels)
+    identity = evaluation_identity(config, model, workdir, split)
+    chunks = ChunkStore(workdir, f"eval/{name}", identity, model.stage)
+    features = FeatureStore.of(config, workdir)
+    scores = score(
+        model.params,
+        batches,
+        rows,
+        model.arch,
+        mesh=mesh,
+        dtype=dtype,
+        routed=routed,
+        levels=levels,
+        chunks=chunks,
+        features=features,
+    )
     result = {
         "benchmark": config.data.source,
         "split": split,
         "stage": model.stage,
-        "identity": evaluation_identity(config, model, workdir, split),
+        "identity": identity,
         "skipped": skips.by_reason(),
         "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in requested.items()},
         "levels": {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels},
@@ -84,6 +100,7 @@ def evaluate(
         result["routes"] = routes_by_task(scores, picked)
         result["examples"] = write_examples(folder, model, scores, picked, questions)
     write_json(folder / f"{split}.json", result)
+    chunks.remove()
     return result
 
 

@@ -11,7 +11,7 @@ generation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -24,7 +24,10 @@ from jaxtyping import Bool, Float, Int
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
+from visor_jax.data.questions import Chunk, QuestionBatches
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.chunks import ChunkScores, ChunkStore
+from visor_jax.evaluate.features import TOWER_INPUTS, FeatureStore, SharedFeatures
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.policy import choose
@@ -72,6 +75,8 @@ def score(
     dtype: str = "float32",
     routed: bool = False,
     levels: Mapping[str, str] | None = None,
+    chunks: ChunkStore | None = None,
+    features: FeatureStore | None = None,
 ) -> Scores:
     """Scores `budgets` on batches of single-turn samples with one sample per row, and skips rows of padding.
 
@@ -79,48 +84,117 @@ def score(
     keeps only its scores.
 
     Args:
+      batches: of questions (`Questions.batches`), or any others if there is no `chunks`.
       dtype: of activations.
       routed: also run the policy.
       levels: task -> "easy" or "hard", stored in the scores.
+      chunks: where each batch's scores are written; those that are there are read instead of computed.
+      features: where visual tokens and the results of budget-independent layers are stored and read.
 
     Raises:
       RequestError: there is no usable question.
     """
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
-    encoder, one_budget = programs(arch)
-    router = routing(arch, len(budgets)) if routed else None
-    correct, log_likelihood, routes, tasks, ids, sizes = [], [], [], [], [], []
-    for batch in batches:
+    scorer = Scorer(params, budgets, arch, mesh, routed=routed, features=features)
+    scored: list[ChunkScores] = []
+    for number, chunk in enumerate(as_chunks(batches, budgets, routed, chunks)):
         beat()
+        if chunk.kept is not None:
+            scored.append(chunk.kept)
+            continue
         fault_point("score")
-        rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
-        arrays = place_batch(padded(batch.arrays, mesh), mesh)
-        with jax.set_mesh(mesh):  # kernels split their work over it
-            visual = encoder(params, arrays)
-            per_budget = [one_budget(params, visual, arrays, jnp.asarray(bits, bool)) for bits in budgets]
-            scores = router(params, visual, {**arrays, "routing_position": prompt_end(arrays)}) if router else None
-        correct.append(np.stack([np.asarray(c)[rows] for c, _ in per_budget]))
-        log_likelihood.append(np.stack([np.asarray(ll)[rows] for _, ll in per_budget]))
-        if scores is not None:
-            routes.append(np.asarray(scores)[rows, : len(budgets)])
-        tasks += [batch.tasks[row][0] for row in rows]
-        ids += [batch.ids[row] for row in rows]
-        sizes.append(sample_sizes(batch, arch)[rows])
-    if not sizes:
+        scored.append(scorer.score(chunk))
+        if chunks is not None:
+            chunks.save(chunk.places, budgets, routed, scored[-1])
+        fault_point("chunk", number)
+    if not any(chunk.ids for chunk in scored):
         raise RequestError("data: no usable question; every question was skipped, see the warnings")
-    all_sizes = np.concatenate(sizes)
+    all_sizes = np.concatenate([chunk.sizes for chunk in scored])
     return Scores(
         budgets=[tuple(bool(b) for b in bits) for bits in budgets],
-        correct=np.concatenate(correct, axis=1),
-        log_likelihood=np.concatenate(log_likelihood, axis=1),
-        routes=np.concatenate(routes) if routed else None,
-        tasks=tasks,
-        ids=ids,
+        correct=np.concatenate([chunk.correct for chunk in scored], axis=1),
+        log_likelihood=np.concatenate([chunk.log_likelihood for chunk in scored], axis=1),
+        routes=np.concatenate([chunk.routes for chunk in scored if chunk.routes is not None]) if routed else None,
+        tasks=[task for chunk in scored for task in chunk.tasks],
+        ids=[id for chunk in scored for id in chunk.ids],
         num_visual=all_sizes[:, 0],
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
         levels=levels or {},
     )
+
+
+def as_chunks(
+    batches: Iterable[Batch] | QuestionBatches, budgets: Sequence[Bits], routed: bool, chunks: ChunkStore | None
+) -> Iterator[Chunk[ChunkScores]]:
+    """Yields batches as chunks, with the scores that an earlier run left in `chunks`."""
+    if isinstance(batches, QuestionBatches):
+        yield from batches.chunks(lambda places: chunks.load(places, budgets, routed) if chunks else None)
+    else:
+        assert chunks is None, "only batches of questions have places"
+        for batch in batches:
+            yield Chunk([], batch, [])
+
+
+class Scorer:
+    """Scores chunk after chunk under the same budgets."""
+
+    def __init__(
+        self,
+        params: Params,
+        budgets: Sequence[Bits],
+        arch: Architecture,
+        mesh: Mesh,
+        *,
+        routed: bool,
+        features: FeatureStore | None,
+    ) -> None:
+        """
+        Args:
+          params: in their shardings, in the dtype of activations.
+        """
+        self.params, self.budgets, self.arch, self.mesh = params, budgets, arch, mesh
+        self.encoder, self.one_budget = programs(arch)
+        self.router = routing(arch, len(budgets)) if routed else None
+        self.features = SharedFeatures(features, params, arch, mesh) if features else None
+
+    def score(self, chunk: Chunk[ChunkScores]) -> ChunkScores:
+        """Returns the scores of a chunk's batch; of no question if it has none."""
+        if (batch := chunk.batch) is None:
+            nothing, num_budgets = np.zeros((0, 3), np.int64), len(self.budgets)
+            routes = np.zeros((0, num_budgets), np.float32) if self.router else None
+            correct, log_likelihood = np.zeros((num_budgets, 0), bool), np.zeros((num_budgets, 0), np.float32)
+            return ChunkScores(correct, log_likelihood, routes, nothing, [], [], chunk.failures)
+        rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
+        arrays, visual, shared = self.place(padded(batch.arrays, self.mesh))
+        with jax.set_mesh(self.mesh):  # kernels split their work over it
+            visual = self.encoder(self.params, arrays) if visual is None else visual
+            per_budget = [
+                self.one_budget(self.params, visual, arrays, jnp.asarray(bits, bool), shared=shared)
+                for bits in self.budgets
+            ]
+            routed = {**arrays, "routing_position": prompt_end(arrays)}
+            scores = self.router(self.params, visual, routed) if self.router else None
+        return ChunkScores(
+            correct=np.stack([np.asarray(c)[rows] for c, _ in per_budget]),
+            log_likelihood=np.stack([np.asarray(ll)[rows] for _, ll in per_budget]),
+            routes=None if scores is None else np.asarray(scores)[rows, : len(self.budgets)],
+            sizes=sample_sizes(batch, self.arch)[rows],
+            ids=[batch.ids[row] for row in rows],
+            tasks=[batch.tasks[row][0] for row in rows],
+            failures=chunk.failures,
+        )
+
+    def place(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array | None, jax.Array | None]:
+        """Returns a batch on the devices, and its stored V(0) and T at the first optional layer, if any."""
+        if self.features is None:
+            return place_batch(arrays, self.mesh), None, None
+        stored = {"visual": self.features.visual(arrays)}
+        if self.arch.num_slots:
+            stored["shared"] = self.features.text(stored["visual"], arrays)
+        rest = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS}
+        placed = place_batch({**rest, **stored}, self.mesh)
+        return placed, placed.pop("visual"), placed.pop("shared", None)
 
 
 @lru_cache(maxsize=8)
@@ -142,10 +216,16 @@ def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray
 
 
 def score_batch(
-    params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture
+    params: Params,
+    visual: jax.Array,
+    batch: dict[str, jax.Array],
+    budget: jax.Array,
+    *,
+    arch: Architecture,
+    shared: jax.Array | None = None,
 ):
-    """Returns (correct [B], log-likelihood [B]) of each row's answer under one budget."""
-    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch)
+    """Returns (correct [B], log-likelihood [B]) of each row's answer under one budget; `shared` as `hidden_states`."""
+    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, shared=shared)
     return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
 
 

@@ -251,6 +251,15 @@ def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
     sync_folder(target.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, local or in a bucket, with all its files; it need not exist."""
+    if "://" in os.fspath(folder):
+        with contextlib.suppress(FileNotFoundError):
+            cast(Any, folder).rmtree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _flush(folder: Path) -> None:
     """Flushes all files and folders below a folder."""
     for place, _, names in os.walk(folder, topdown=False):

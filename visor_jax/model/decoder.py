@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, LayerPlace
 from visor_jax.budget import LayerKind, Plan
@@ -74,10 +74,14 @@ def super_block(
     arch: Architecture,
     *,
     remat: bool = False,
+    first: int = 0,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """One super-block of the plan, the unit of the scan, with its `params` and its slots `on` [slots] or [slots, B]."""
+    """One super-block of the plan, the unit of the scan, with its `params` and its slots `on` [slots] or [slots, B].
+
+    `first`: the layer of the block to start with; there is no slot before it.
+    """
     slots = iter(range(arch.slots_per_block))
-    for place in arch.block:
+    for place in arch.block[first:]:
         layer = inside(params, place.path)
         if arch.plan == "dense":
             visual, text, _ = joint_layer(layer, visual, text, stream, arch)
@@ -133,6 +137,34 @@ def forward(
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
         body = jax.checkpoint(body) if remat else body
         (visual, text), _ = scan_layers(body, (visual, text), (params["blocks"], by_block(on, arch)))
+    return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
+
+
+def forward_rest(
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    text: Float[Array, "B Nt D"],
+    stream: TokenStream,
+    budget: Budget,
+    arch: Architecture,
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
+    """The layers of `forward` from the first optional one on, for V(0) and T at its entry.
+
+    For a plan with at least one slot; `run_layers` over `arch.shared_layers` gives T.
+    """
+    stream, on = with_order(stream), by_block(budget, arch)
+
+    def block(index: Int[Array, ""] | int) -> tuple[Params, Array]:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), (params["blocks"], on))
+
+    def body(state, index):  # by index: a slice of the stack without its first block would be a copy
+        (block_params, block_on), (visual, text) = block(index), state
+        return super_block(block_params, visual, text, block_on, stream, arch), None
+
+    first = arch.shared_layers.stop - arch.num_head_layers
+    params_0, on_0 = block(0)
+    visual, text = super_block(params_0, visual, text, on_0, stream, arch, first=first)
+    (visual, text), _ = scan_layers(body, (visual, text), jnp.arange(1, arch.num_blocks))
     return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
 
 

@@ -26,9 +26,10 @@ def answer_tokens(
     arch: Architecture,
     *,
     remat: bool = False,
+    shared: Float[Array, "B Nt D"] | None = None,
 ) -> tuple[Float[Array, "B T"], Array, Array]:
     """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
-    hidden = hidden_states(params, visual, batch, budget, arch, remat=remat)[:, :-1]
+    hidden = hidden_states(params, visual, batch, budget, arch, remat=remat, shared=shared)[:, :-1]
     labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]
     weights = (batch["loss_mask"][:, 1:] & (segments[:, 1:] == segments[:, :-1])).astype(jnp.float32)
     flat = hidden.reshape(-1, hidden.shape[-1])

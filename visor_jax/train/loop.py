@@ -120,6 +120,9 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
             restore_counts(meta, objective, bad_steps)
             position = meta.get("data")
             log.info("%s: resumed after step %d", stage, start)
+        if objective.prepare is not None:
+            with goodput.time("prepare"):
+                objective.prepare(state.frozen, mesh)
         run = Run(stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop)
         last = run_steps(run, state, start, position)
 

@@ -50,6 +50,7 @@ RANDOM_NUMBERS = 2
 MAX_MANIFEST_BYTES = 2**26
 MAX_STEP = 2**53  # the largest integer that every JSON reader represents exactly
 OFFLINE = ("search", "label")  # sections of the configuration that no trained stage reads
+WITHOUT_EFFECT = ("evaluate.cache_gigabytes",)  # fields that change where results come from, not the results
 
 SPLIT_OF = {"search": "validation", "evaluate": "test"}  # other stages read the training split
 
@@ -354,6 +355,6 @@ def stage_fields(tree: Mapping[str, Any], stage: str) -> dict[str, Any]:
     for name, value in flat_fields(tree):
         top, _, rest = name.partition(".")
         elsewhere = top in OFFLINE or (top == "stage_overrides" and rest.partition(".")[0] != stage)
-        if top == stage or not (elsewhere or is_free(name)):
+        if name not in WITHOUT_EFFECT and (top == stage or not (elsewhere or is_free(name))):
             fields[name] = value
     return fields

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from visor_jax.data.skips import SkipLog
@@ -39,12 +40,14 @@ class Objective:
         done; None if the number of steps suffices.
       summarize: (step, metrics on the host) -> the metrics row, without step, loss and budget.
       skips: counts of skipped samples, saved in checkpoints; None if the objective skips none.
+      prepare: (frozen parameters by path, mesh) -> None, called once before the first step.
     """
 
     loss: Loss
     steps: Steps
     summarize: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
     skips: SkipLog | None = None
+    prepare: Callable[[Mapping[str, Any], Mesh], None] | None = None
 
 
 def computed_in(dtype: str, loss: Loss) -> Loss:

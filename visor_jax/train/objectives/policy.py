@@ -1,8 +1,14 @@
-"""Objective "policy": cross-entropy of the policy against each question's label (`labels/labels.npz`)."""
+"""Objective "policy": cross-entropy of the policy against each question's label (`labels/labels.npz`).
+
+Everything but the routing parameters is frozen. With `evaluate.cache_gigabytes` above 0 the visual tokens of all
+labeled questions are therefore stored before the first step, or found there because the label stage stored them, and
+no step runs the vision tower. The routing token trains, so its path through the first layers is computed in each step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -11,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from visor_jax.architecture import Architecture
@@ -22,14 +29,19 @@ from visor_jax.data.from_config import label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.features import TOWER_INPUTS, VISUAL, FeatureStore, SharedFeatures
 from visor_jax.model.decoder import Budget
-from visor_jax.model.layers import Params
-from visor_jax.model.visor import Batch, encode, route
+from visor_jax.model.layers import Params, in_dtype
+from visor_jax.model.visor import Batch, abstract_params, encode, route
 from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.stage import Step, made_ahead, process_rows, stage_seed
+from visor_jax.tree import flatten, unflatten
+from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import MADE_OF_OTHERS, Labels
 from visor_jax.workdir.supervision import beat
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,7 +67,46 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         return {"accuracy/agreement": float(metrics["agreement"])}
 
     loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
-    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarize)
+    prepare = partial(store_features, examples, config, workdir)
+    return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarize, prepare=prepare)
+
+
+def store_features(
+    examples: LabeledExamples, config: Config, workdir: Workdir, frozen: Mapping[str, Any], mesh: Mesh
+) -> None:
+    """Stores the visual tokens of all labeled questions, so that steps read them instead of running the tower.
+
+    Steps run the tower after all, with a warning, if not all of them fit in `evaluate.cache_gigabytes`, if the vision
+    tower trains, or if there are several processes.
+    """
+    if (store := FeatureStore.of(config, workdir)) is None:
+        return
+    several = "there are several processes" if jax.process_count() > 1 else ""
+    if reason := several or unfrozen(frozen, examples.questions.arch):
+        log.warning("policy: evaluate.cache_gigabytes has no effect, each step runs the vision tower: %s", reason)
+        return
+    params = in_dtype({name: unflatten(frozen)[name] for name in VISUAL}, config.model.dtype)
+    features = SharedFeatures(store, params, examples.questions.arch, mesh)
+    size, count = config.evaluate.batch_size, len(examples.places)
+
+    def chunk(number: int) -> Step:
+        arrays, ids = examples.batch(np.arange((number - 1) * size, min(number * size, count)))
+        return Step(number, arrays, (), "", ids, [])
+
+    for step in made_ahead(chunk, 0, -(-count // size), threads=READ_THREADS):
+        beat()
+        fault_point("features", step.number)
+        features.visual(step.arrays)
+        if store.full:
+            log.warning("policy: not all visual tokens fit, each step runs the vision tower")
+            return
+    examples.features = features.only_stored()
+
+
+def unfrozen(frozen: Mapping[str, Any], arch: Architecture) -> str:
+    """Describes the first parameter of the visual tokens that trains; "" if all are frozen."""
+    trained = (path for path in flatten(abstract_params(arch)) if path not in frozen)
+    return next((f"{path} trains" for path in trained if path.split("/")[0] in VISUAL), "")
 
 
 class LabeledExamples:
@@ -67,6 +118,7 @@ class LabeledExamples:
           RequestError: the source does not have the question of a label.
         """
         self.labels = labels
+        self.features: SharedFeatures | None = None  # of all labeled questions, once they are stored
         source, settings = label_source(config), stage_config(config, "policy")
         self.source_name = source.name
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
@@ -103,14 +155,20 @@ class LabeledExamples:
         arrays = {**batch.arrays, "routing_position": positions}
         arrays["label"] = self.labels.label[rows].astype(np.int32)
         arrays["label_weight"] = self.weights[rows]
+        if self.features is not None:
+            visual = self.features.visual(arrays)
+            arrays = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS} | {"visual": visual}
         return arrays, batch.ids
 
 
 def policy_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
 ) -> tuple[Array, Metrics]:
-    """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B]."""
-    visual = jax.lax.stop_gradient(encode(params, batch, arch))
+    """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B].
+
+    `batch["visual"]`: the visual tokens, if they were stored.
+    """
+    visual = jax.lax.stop_gradient(batch["visual"] if "visual" in batch else encode(params, batch, arch))
     scores = route(params, visual, batch, num_viable, arch)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))

@@ -1,0 +1,304 @@
+"""Keeps what every budget shares on disk: visual tokens, and the text at the entry of the first optional layer.
+
+Search, label, evaluate and the policy stage read the same samples several times: in each round of a search, for other
+budgets, for every question about a picture. With `evaluate.cache_gigabytes` above 0 they compute the visual tokens of a
+sample once and its budget-independent layers once per question, store both below `features/` in the workdir, and read
+them back afterwards.
+
+A folder `features/<digest>` belongs to the parameters, architecture, dtype, versions and platform that its content
+depends on; a tensor in it has the digest of its inputs (tiles and their places; also tokens, for text) as its name. So
+nothing stale is read: another stage with the same vision tower finds the visual tokens, one with another tower does
+not. Files are safetensors, one per batch, without padding. When the bound is reached, the folders of other parameters
+are removed first, those used longest ago before others; after that nothing more is stored, with one warning, and what
+is not stored is computed each time. `features/` can be removed at any time.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from visor_jax.architecture import Architecture
+from visor_jax.config import Config
+from visor_jax.errors import RequestError, RunError
+from visor_jax.files.read_write import file_beside, remove_folder
+from visor_jax.model.decoder import cross_params, layer_params
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import encode, shared_text
+from visor_jax.scale.mesh import row_shards
+from visor_jax.scale.sharding import place_batch
+from visor_jax.tree import flatten
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.provenance import versions
+
+log = logging.getLogger(__name__)
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class FeatureStore:
+    """The stored tensors of a workdir, at most `limit` bytes of them."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """
+        Args:
+          folder: `features/` of a workdir.
+          limit: bytes of all files below it.
+        """
+        self.folder, self._limit = folder, limit
+        self._known: dict[str, dict[str, Path]] = {}  # file of each tensor, by the parameters' digest and its own
+        self.full = False
+
+    @classmethod
+    def of(cls, config: Config, workdir: Workdir) -> FeatureStore | None:
+        """Returns the store of a workdir; None if `evaluate.cache_gigabytes` is 0.
+
+        Raises:
+          RequestError: the workdir is not on a local disk.
+        """
+        if not config.evaluate.cache_gigabytes:
+            return None
+        if "://" in os.fspath(workdir.path):
+            raise RequestError(
+                f"evaluate.cache_gigabytes={config.evaluate.cache_gigabytes:g}: features are stored on a local disk and"
+                f" the workdir is {workdir.path}; expected 0, or a local workdir"
+            )
+        return cls(workdir.path / "features", int(config.evaluate.cache_gigabytes * 1e9))
+
+    def known(self, owner: str) -> Mapping[str, Path]:
+        """Returns the file of every stored tensor of an owner, the digest of parameters; marks them as used now."""
+        if owner not in self._known:
+            tensors = self._known[owner] = dict[str, Path]()
+            for path in sorted((self.folder / owner).glob("*.safetensors")):
+                try:
+                    with safe_open(path, framework="numpy") as file:
+                        tensors.update(dict.fromkeys(file.keys(), path))
+                except (SafetensorError, OSError) as error:
+                    log.warning("%s: damaged, removed: %s", path, error)
+                    path.unlink(missing_ok=True)
+            if tensors:
+                os.utime(self.folder / owner)
+        return self._known[owner]
+
+    def read(self, owner: str, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns those of the named tensors that are stored; a file that was removed meanwhile has none."""
+        known, by_file = self.known(owner), dict[Path, list[str]]()
+        for name in dict.fromkeys(names):
+            if name in known:
+                by_file.setdefault(known[name], []).append(name)
+        found: dict[str, np.ndarray] = {}
+        for path, own in by_file.items():
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    found |= {name: _restored(file.get_tensor(name)) for name in own}
+            except (SafetensorError, OSError) as error:
+                log.warning("%s: cannot be read, its features are computed again: %s", path, error)
+                self._known[owner] = {name: other for name, other in known.items() if other != path}
+        return found
+
+    def write(self, owner: str, tensors: Mapping[str, np.ndarray]) -> bool:
+        """Stores new tensors; returns whether there was room for them."""
+        if not tensors:
+            return True
+        data = save({name: _stored(x) for name, x in tensors.items()})
+        if self.full or not self._make_room(owner, len(data)):
+            return False
+        name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:32]
+        path = self.folder / owner / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_beside(path) as file:
+            file.write(data)
+        self.known(owner)
+        self._known[owner].update(dict.fromkeys(tensors, path))
+        return True
+
+    def _make_room(self, owner: str, size: int) -> bool:
+        """Removes the folders of other owners, as far as needed, and returns whether `size` bytes fit."""
+        while self._bytes(self.folder) + size > self._limit:
+            others = [path for path in self.folder.glob("*") if path.is_dir() and path.name not in self._known]
+            if not others:
+                self.full = True
+                log.warning(
+                    "%s: evaluate.cache_gigabytes=%g is reached; what is not stored yet is computed each time",
+                    self.folder,
+                    self._limit / 1e9,
+                )
+                return False
+            remove_folder(min(others, key=lambda path: path.stat().st_mtime))
+        return True
+
+    @staticmethod
+    def _bytes(folder: Path) -> int:
+        return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+def _stored(x: np.ndarray) -> np.ndarray:
+    """Returns an array of a dtype that safetensors' NumPy reader knows; bfloat16 as its bits."""
+    x = np.ascontiguousarray(x)
+    return x.view(np.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _restored(x: np.ndarray) -> np.ndarray:
+    return x.view(jnp.bfloat16) if x.dtype == np.uint16 else x
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8)
+def programs(arch: Architecture) -> tuple[Callable, Callable]:
+    """Returns the compiled functions (visual tokens, text at the entry of the first optional layer)."""
+    return jax.jit(partial(encode, arch=arch)), jax.jit(partial(shared_text, arch=arch))
+
+
+class SharedFeatures:
+    """What every budget shares, for one model: computed once, then read from a store."""
+
+    def __init__(self, store: FeatureStore, params: Params, arch: Architecture, mesh: Mesh) -> None:
+        """
+        Args:
+          params: in the dtype of activations, on the devices of `mesh`.
+        """
+        self.store, self._params, self._arch, self._mesh = store, params, arch, mesh
+        self._dtype, self._size = params["image_newline"].dtype, arch.text.hidden_size
+        self._visual_owner = _digest_of({name: params[name] for name in VISUAL}, arch)
+
+    @cached_property
+    def _text_owner(self) -> str:
+        return _digest_of(_up_to_first_slot(self._params, self._arch), self._arch)
+
+    def only_stored(self) -> SharedFeatures:
+        """Returns a copy without parameters, which reads features and raises RunError where it would compute them."""
+        features = copy.copy(self)
+        features._params = {}
+        return features
+
+    def visual(self, arrays: Arrays) -> Float[np.ndarray, "B Nv D"]:
+        """Returns V(0) of a batch with one sample per row; runs the tower for new samples only."""
+        used = (arrays["visual_segments"] > 0).sum(axis=1)
+        keys = [_visual_key(arrays, row, self._arch) if used[row] else "" for row in range(len(used))]
+        found = self.store.read(self._visual_owner, [key for key in keys if key])
+        new = [row for row, key in enumerate(keys) if key and key not in found and keys.index(key) == row]
+        if new:
+            inputs = {name: arrays[name][new] for name in TOWER_INPUTS}
+            visual = self._run(0, _in_bucket(inputs))
+            tensors = {keys[row]: visual[i, : used[row]] for i, row in enumerate(new)}
+            self.store.write(self._visual_owner, tensors)
+            found |= tensors
+        return self._rows(keys, found, arrays["visual_segments"].shape[1])
+
+    def text(self, visual: Float[np.ndarray, "B Nv D"], arrays: Arrays) -> Float[np.ndarray, "B Nt D"]:
+        """Returns T at the entry of the first optional layer of a batch with one sample per row."""
+        used = (arrays["text_segments"] > 0).sum(axis=1)
+        keys = [_text_key(arrays, row, self._arch) if used[row] else "" for row in range(len(used))]
+        found = self.store.read(self._text_owner, [key for key in keys if key])
+        new = [row for row, key in enumerate(keys) if key and key not in found and keys.index(key) == row]
+        if new:
+            names = ("text_tokens", "text_positions", "text_segments", "visual_positions", "visual_segments")
+            inputs = {name: arrays[name][new] for name in names}
+            text = self._run(1, _in_bucket({"visual": visual[new], **inputs}))
+            tensors = {keys[row]: text[i, : used[row]] for i, row in enumerate(new)}
+            self.store.write(self._text_owner, tensors)
+            found |= tensors
+        return self._rows(keys, found, arrays["text_segments"].shape[1])
+
+    def _run(self, program: int, inputs: Arrays) -> np.ndarray:
+        """Runs a program of `programs` on rows of inputs, sharded over the mesh.
+
+        Raises:
+          RunError: only stored features were to be read.
+        """
+        if not self._params:
+            raise RunError(f"{self.store.folder}: features were removed or damaged during training; start it again")
+        extra = -len(next(iter(inputs.values()))) % row_shards(self._mesh)
+        placed = place_batch({name: _with_rows(x, extra) for name, x in inputs.items()}, self._mesh)
+        visual = [placed.pop("visual")] if "visual" in placed else []
+        with jax.set_mesh(self._mesh):  # kernels split their work over it
+            return np.asarray(programs(self._arch)[program](self._params, *visual, placed))
+
+    def _rows(self, keys: Sequence[str], found: Mapping[str, np.ndarray], length: int) -> np.ndarray:
+        """Returns the features of every row, padded with zeros."""
+        rows = np.zeros((len(keys), length, self._size), self._dtype)
+        for row, key in enumerate(keys):
+            if key:
+                rows[row, : len(found[key])] = found[key]
+        return rows
+
+
+TOWER_INPUTS = ("tiles", "visual_gather", "visual_weights")  # arrays of a batch
+VISUAL = ("vision", "connector", "image_newline")  # the parameters that V(0) depends on
+
+
+def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
+    """Returns the parameters that T at the entry of the first optional layer depends on."""
+    kept = {name: params[name] for name in (*VISUAL, "embed_tokens", "head") if name in params}
+    for index in arch.shared_layers:
+        place = arch.layers[index]
+        kept[f"layer_{index}"] = layer_params(params, place)
+        if place.cross:
+            kept[f"cross_{index}"] = cross_params(params, place)
+    return kept
+
+
+def _digest_of(params: Params, arch: Architecture) -> str:
+    """Returns a digest of parameters, and of what else the results of programs depend on."""
+    digest = hashlib.sha256(json.dumps([versions(), jax.default_backend(), repr(arch)]).encode())
+    for path, x in sorted(flatten(params).items()):
+        digest.update(f"{path} {x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).view(np.uint8).data)
+    return digest.hexdigest()[:32]
+
+
+def _visual_key(arrays: Arrays, row: int, arch: Architecture) -> str:
+    """Returns the digest of a row's tiles and of their places."""
+    used = arrays["visual_segments"][row] > 0
+    gather, weights = arrays["visual_gather"][row][used], arrays["visual_weights"][row][used]
+    tiles, patches = arrays["tiles"][row], arch.vision.patches_per_side**2
+    of_tiles = gather[(weights > 0) & (gather < len(tiles) * patches)]
+    count = of_tiles.max() // patches + 1 if of_tiles.size else 0
+    return _key(tiles[:count], gather, weights, np.array(len(tiles)))
+
+
+def _text_key(arrays: Arrays, row: int, arch: Architecture) -> str:
+    """Returns the digest of a row's tokens, positions and pictures."""
+    pictures = _visual_key(arrays, row, arch)
+    used = arrays["text_segments"][row] > 0
+    seen = arrays["visual_segments"][row] > 0
+    return _key(
+        np.frombuffer(pictures.encode(), np.uint8),
+        arrays["text_tokens"][row][used],
+        arrays["text_positions"][row][used],
+        arrays["visual_positions"][row][seen],
+    )
+
+
+def _key(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for x in arrays:
+        digest.update(f"{x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).data)
+    return digest.hexdigest()[:32]
+
+
+def _in_bucket(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Appends rows of zeros up to a power of two, so that few programs are compiled."""
+    count = len(next(iter(arrays.values())))
+    return {name: _with_rows(x, 2 ** (count - 1).bit_length() - count) for name, x in arrays.items()}
+
+
+def _with_rows(x: np.ndarray, extra: int) -> np.ndarray:
+    return np.pad(x, [(0, extra)] + [(0, 0)] * (x.ndim - 1))
