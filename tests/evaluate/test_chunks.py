@@ -36,16 +36,17 @@ PASSES: dict[str, tuple[Callable[[Any, Workdir], Any], str, tuple[str, ...]]] = 
     "evaluate": (lambda c, w: evaluate(c, load(w.path), w), "eval", ("test.json",)),
 }
 
+CONFIGS = {name: tiny_config(SAMPLES | {"evaluate.cache_gigabytes": float(name == "label")}) for name in PASSES}
+
 PROGRAM = """
 import sys
 from visor_jax.scale.compiler_options import QUICK
 import functools, jax
 jax.jit = functools.partial(jax.jit, compiler_options=QUICK)
-from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
-from tests.evaluate.test_chunks import PASSES, SAMPLES
+from tests.evaluate.test_chunks import CONFIGS, PASSES
 
-PASSES[sys.argv[1]][0](tiny_config(SAMPLES), Workdir(sys.argv[2]))
+PASSES[sys.argv[1]][0](CONFIGS[sys.argv[1]], Workdir(sys.argv[2]))
 """
 
 
@@ -72,7 +73,7 @@ def test_a_killed_pass_computes_only_the_missing_chunks(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     run, folder, _ = PASSES[name]
-    config, whole, killed = tiny_config(SAMPLES), tmp_path / "whole", tmp_path / "killed"
+    config, whole, killed = CONFIGS[name], tmp_path / "whole", tmp_path / "killed"
     for copy in (whole, killed):
         shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("eval", "export"))
     run(config, Workdir(whole))

@@ -21,7 +21,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -168,18 +168,20 @@ def programs(arch: Architecture) -> tuple[Callable, Callable]:
 class SharedFeatures:
     """What every budget shares, for one model: computed once, then read from a store."""
 
-    def __init__(self, store: FeatureStore, params: Params, arch: Architecture, mesh: Mesh) -> None:
+    def __init__(
+        self, store: FeatureStore, params: Params, arch: Architecture, mesh: Mesh, *, with_text: bool = True
+    ) -> None:
         """
         Args:
           params: in the dtype of activations, on the devices of `mesh`.
+          with_text: whether `text` is going to be called; needs the parameters of the layers before the first slot.
         """
         self.store, self._params, self._arch, self._mesh = store, params, arch, mesh
         self._dtype, self._size = params["image_newline"].dtype, arch.text.hidden_size
         self._visual_owner = _digest_of({name: params[name] for name in VISUAL}, arch)
-
-    @cached_property
-    def _text_owner(self) -> str:
-        return _digest_of(_up_to_first_slot(self._params, self._arch), self._arch)
+        self._text_owner = _digest_of(_up_to_first_slot(params, arch), arch) if with_text else ""
+        for owner in (self._visual_owner, *([self._text_owner] if with_text else [])):
+            store.known(owner)  # so that neither makes room for the other
 
     def only_stored(self) -> SharedFeatures:
         """Returns a copy without parameters, which reads features and raises RunError where it would compute them."""

@@ -156,7 +156,9 @@ class Scorer:
         self.params, self.budgets, self.arch, self.mesh = params, budgets, arch, mesh
         self.encoder, self.one_budget = programs(arch)
         self.router = routing(arch, len(budgets)) if routed else None
-        self.features = SharedFeatures(features, params, arch, mesh) if features else None
+        self.features: SharedFeatures | None = None
+        if features is not None:
+            self.features = SharedFeatures(features, params, arch, mesh, with_text=arch.num_slots > 0)
 
     def score(self, chunk: Chunk[ChunkScores]) -> ChunkScores:
         """Returns the scores of a chunk's batch; of no question if it has none."""

@@ -86,7 +86,7 @@ def store_features(
         log.warning("policy: evaluate.cache_gigabytes has no effect, each step runs the vision tower: %s", reason)
         return
     params = in_dtype({name: unflatten(frozen)[name] for name in VISUAL}, config.model.dtype)
-    features = SharedFeatures(store, params, examples.questions.arch, mesh)
+    features = SharedFeatures(store, params, examples.questions.arch, mesh, with_text=False)
     size, count = config.evaluate.batch_size, len(examples.places)
 
     def chunk(number: int) -> Step:
