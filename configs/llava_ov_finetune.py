@@ -20,7 +20,9 @@ After the colon, separated by commas:
     HF_DIR       the checkpoint's folder
     records=N    records of your data set (100,000): sets the steps of every stage
     devices=N    accelerators that train together (8): sets the rows of a step
-    rows=N       rows per device (8): fewer need less memory, see docs/finetune.md
+    rows=N       rows per device (8, and 4 for 7B): fewer need less memory, see docs/finetune.md
+
+Records in LLaVA's JSON are expected; `--config.data.source=parquet`, `messages`, `tfds` or `array_record` reads others.
 """
 
 import dataclasses
@@ -49,8 +51,9 @@ def get_config(argument: str) -> ConfigDict:
       RequestError: the folder holds no LLaVA-OneVision, or an option is wrong.
     """
     hf_dir, options = read_argument(argument)
-    records, devices, rows = options["records"], options["devices"], options["rows"]
     arch = read_model(hf_dir)
+    records, devices = options["records"], options["devices"]
+    rows = options["rows"] or (8 if arch.text.hidden_size < 2048 else 4)
 
     config = default_config()
     config.name = "llava_ov_finetune"
@@ -121,7 +124,7 @@ def get_config(argument: str) -> ConfigDict:
 def read_argument(argument: str) -> tuple[str, dict[str, int]]:
     """Splits "HF_DIR,records=120000,devices=8" into the folder and the options."""
     hf_dir, *settings = argument.split(",")
-    options = {"records": 100_000, "devices": 8, "rows": 8}
+    options = {"records": 100_000, "devices": 8, "rows": 0}
     for setting in settings:
         name, _, number = setting.partition("=")
         if name not in options or not number.isdecimal() or int(number) < 1:

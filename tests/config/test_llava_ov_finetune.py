@@ -86,6 +86,13 @@ def test_records_and_devices_set_steps_and_rows(
     assert config.data.pool_rows * devices == rows
 
 
+def test_a_large_model_has_fewer_rows_per_device_and_more_steps(hub_folder: HubFolder) -> None:
+    config = load_config(f"{FILE}:{hub_folder('7b')}")
+    assert (config.data.batch_size, config.data.pool_rows, config.data.pool_tiles) == (32, 4, 64)
+    assert stage_config(config, "full").steps == 1200
+    assert load_config(f"{FILE}:{hub_folder('7b')},rows=8").data.pool_tiles == 128
+
+
 def test_a_folder_that_is_not_there_is_named(hub_folder: HubFolder, tmp_path: Path) -> None:
     for argument in (tmp_path / "none", hub_folder("7b") / "config.json", ""):
         told = refusal(argument)
