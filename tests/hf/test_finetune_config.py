@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +122,18 @@ def test_training_before_the_import_is_refused(
     assert visor("train", tmp_path / "run", "--config.stage=warmup") == 2
     told = capsys.readouterr().err
     assert "init_from='base'" in told and "run that stage first, or write it with `visor import`" in told
+
+
+def test_more_devices_than_pools_are_refused(
+    visor: Visor, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two devices would split the two rows, but not the one pool of tiles that the rows share."""
+    mesh = SimpleNamespace(size=2, shape={"replica": 1, "fsdp": 2, "tensor": 1})
+    monkeypatch.setattr("visor_jax.train.loop.configured_mesh", lambda config: mesh)
+    assert visor("train", tmp_path / "run", "--config.stage=warmup") == 2
+    told = capsys.readouterr().err
+    assert "batch_size of stage 'warmup'=2: expected a multiple of 4" in told
+    assert "split the rows 2 ways, in pools of data.pool_rows=2" in told
 
 
 @pytest.mark.slow

@@ -29,17 +29,18 @@ def row_shards(mesh: Mesh) -> int:
     return mesh.shape[REPLICA] * mesh.shape[FSDP]
 
 
-def check_rows(name: str, rows: int, mesh: Mesh) -> None:
-    """Checks that replicas and FSDP shards get equally many rows.
+def check_rows(name: str, rows: int, mesh: Mesh, pool_rows: int = 1) -> None:
+    """Checks that replicas and FSDP shards get equally many rows, in whole pools of `pool_rows`.
 
     Raises:
       RequestError: the number of rows is not divisible.
     """
     ways = row_shards(mesh)
-    if rows % ways:
+    if rows % (ways * pool_rows):
+        pools = f", in pools of data.pool_rows={pool_rows}" if pool_rows > 1 else ""
         raise RequestError(
-            f"{name}={rows}: expected a multiple of {ways}, because these {mesh.size} devices split the rows {ways}"
-            " ways; change it, or mesh.replica, mesh.fsdp and mesh.tensor"
+            f"{name}={rows}: expected a multiple of {ways * pool_rows}, because these {mesh.size} devices split the"
+            f" rows {ways} ways{pools}; change it, or mesh.replica, mesh.fsdp and mesh.tensor"
         )
 
 

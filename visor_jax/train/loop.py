@@ -93,7 +93,9 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
     goodput = Goodput(workdir.path / "goodput.json")
     mesh = configured_mesh(config)
-    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh)
+    packed = config.data.pack_window > 0 and settings.objective == "answer"
+    pool_rows = config.data.pool_rows if packed else 1
+    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows)
     objective = make_objective(config, stage, workdir)
 
     # --- parameters and optimizer, in their shardings -----------------------------------------------------------------
