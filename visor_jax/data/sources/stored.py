@@ -158,11 +158,12 @@ class StoredSource:
         """Returns the id of sample `index` and how many pictures it has, None for a bad record; opens no picture."""
         number = self._number(index)
         file, local = self._locate(number)
-        record = file.outline(local)
+        record = pictures = None
         try:
+            record = file.outline(local)
             pictures = len(_parsed(record, number).pictures)
         except SkipSample:
-            pictures = None
+            pass
         return record_id(record, number), pictures
 
     def splits_of(self, index: int) -> tuple[str, ...]:
@@ -271,8 +272,12 @@ class StoredSource:
         return self.files[place], number - self._starts[place]
 
     def _identity(self, number: int) -> Any:
+        """Returns a record's id and picture names; None if the file is damaged there."""
         file, local = self._locate(number)
-        return file.identity(local)
+        try:
+            return file.identity(local)
+        except SkipSample:
+            return None
 
     def _images(self, record: Record) -> tuple[np.ndarray, ...]:
         """Decodes the record's pictures one by one, within one limit on the sum of their pixels."""
