@@ -19,23 +19,29 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
 from visor_jax.data.collate import Example, RowShape, encode_example
+from visor_jax.data.media import EmbeddedPicture
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import ExampleStream, Part
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
+from visor_jax.data.records import parse_record
 from visor_jax.data.sample import Sample, Source
 from visor_jax.data.sources import named_kind
+from visor_jax.data.sources.array_record import write_array_record
 from visor_jax.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent
@@ -70,8 +76,49 @@ def llava(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
     return {"source": "llava", "path": "set.json"}
 
 
+def messages(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
+    """The layout of ms-swift and TRL: `messages` and `images`."""
+    roles = {"human": "user", "gpt": "assistant"}
+    lines = [
+        {
+            "messages": [{"role": roles[turn["from"]], "content": turn["value"]} for turn in record["conversations"]],
+            "images": [record["image"]] if "image" in record else [],
+        }
+        for record in records
+    ]
+    (folder / "messages.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return {"source": "messages", "path": "messages.jsonl"}
+
+
+def parquet(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns of lmms-lab/LLaVA-OneVision-Data, with the pictures' bytes inside."""
+    rows = []
+    for record in records:
+        name = record.get("image")
+        image = {"bytes": (folder / name).read_bytes(), "path": name} if name else None
+        rows.append({"id": record["id"], "image": image, "conversations": record["conversations"], "data_source": ""})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "set.parquet", row_group_size=100)
+    return {"source": "parquet", "path": "set.parquet"}
+
+
+def array_record(folder: Path, records: list[dict[str, Any]]) -> dict[str, str]:
+    parsed = [parse_record(record, number) for number, record in enumerate(records)]
+    names = [[str(name) for name in record.pictures] for record in parsed]
+    inside = [
+        replace(record, pictures=tuple(EmbeddedPicture((folder / name).read_bytes(), name) for name in record_names))
+        for record, record_names in zip(parsed, names, strict=True)
+    ]
+    write_array_record(folder / "set.array_record", zip(inside, names, strict=True))
+    return {"source": "array_record", "path": "set.array_record"}
+
+
 # source -> writes the records into a folder and returns the fields of `config.data` that read them
-WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], dict[str, str]]] = {"llava": llava}
+WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], dict[str, str]]] = {
+    "llava": llava,
+    "messages": messages,
+    "parquet": parquet,
+    "array_record": array_record,
+}
 
 
 def open_source(folder: Path, fields: dict[str, str]) -> Source:
