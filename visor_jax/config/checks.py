@@ -123,6 +123,17 @@ def _check_data(config: Config) -> None:
             f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' trains on single patches; expected"
             " 1, or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
         )
+    data = config.data
+    given = [name for name in ("path", "mixture", "parts") if getattr(data, name)]
+    if len(given) > 1:
+        raise RequestError(
+            f"data.{given[0]} and data.{given[1]}: expected one of data.path, data.mixture and data.parts"
+        )
+    if data.sampling != "all" and given != ["path"]:
+        raise RequestError(
+            f"data.sampling={data.sampling!r}: chooses records of data.path; expected 'all', or in a mixture the"
+            " strategy of each entry"
+        )
 
 
 def _check_packing(config: Config) -> None:

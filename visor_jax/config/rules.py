@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from visor_jax.config.sampling import EXPECTED as STRATEGIES
+from visor_jax.config.sampling import is_sampling
+
 # Licenses as the Hugging Face hub spells them; the hub rejects a model card with any other.
 _LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
@@ -123,6 +126,11 @@ GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
 DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
 HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole numbers of at least 1")
+SAMPLING = Rule(is_sampling, STRATEGIES)
+PARTS = Rule(
+    lambda value: all(path and is_sampling(sampling or "all") and weight >= 0 for _, path, sampling, weight in value),
+    "a (source or '', path, sampling or '', weight or 0) for each source",
+)
 SEED = Rule(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
 LICENSE = Rule(
     lambda value: value in ("", *LICENSES), "a license as the hub spells it, such as 'apache-2.0' or 'other'"

@@ -26,8 +26,10 @@ from visor_jax.config.rules import (
     LICENSE,
     MESH_SIZE,
     PACKINGS,
+    PARTS,
     PATTERNS,
     RATES,
+    SAMPLING,
     SEED,
     WEIGHTS,
     Rule,
@@ -165,10 +167,19 @@ class DataConfig:
     """The source of questions, and the shape of one row of a batch."""
 
     source: str = setting(BUILT_IN[0], "a name from the table in visor_jax/data/sources", not_empty())
-    root: str = setting("", "source llava: folder that holds the pictures and the JSON file")
-    path: str = setting("", "source llava: the JSON or JSON-lines file below data.root; {split} stands for a split")
+    root: str = setting("", "folder that holds the files and the pictures that records name")
+    path: str = setting(
+        "", "file below data.root, or a pattern (*, ?, [], {a,b}) of its shards; {split} stands for a split"
+    )
+    sampling: str = setting(
+        "all", "records that are used, as in LLaVA's mixtures: all, first:N, end:N, random:10%", SAMPLING
+    )
+    mixture: str = setting("", "YAML file of several sources, instead of data.source and data.path")
+    parts: tuple[tuple[str, str, str, float], ...] = setting(
+        (), "several sources: (source or '', path, sampling, weight or 0) of each, as in data.mixture", PARTS
+    )
     test_fraction: float = setting(
-        0.1, "source llava: fraction of the records in each of validation and test", within(0, 0.45)
+        0.1, "stored data: fraction of the records in each of validation and test", within(0, 0.45)
     )
     scenes: tuple[tuple[str, int], ...] = setting(
         (), "generated data: (scene, integer weight) pairs; empty: all scenes equally", WEIGHTS

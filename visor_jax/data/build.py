@@ -16,6 +16,7 @@ from PIL import Image
 
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.media import EmbeddedPicture
+from visor_jax.data.mixture import MixedSource
 from visor_jax.data.records import Record
 from visor_jax.data.sample import Sample, SkipSample, Source, Turn
 from visor_jax.data.skips import SkipLog
@@ -93,7 +94,7 @@ def _write_array_records(folder: Path, split: str, source: Source, size: int, sh
 
 def _encoded(source: Source, index: int, sample: Sample) -> tuple[Record, list[str]]:
     """Returns a sample's record with its pictures: the stored files, or PNG files of pictures that are generated."""
-    if isinstance(source, StoredSource):
+    if isinstance(source, StoredSource | MixedSource):
         return source.encoded(index)
     pictures = tuple(EmbeddedPicture(_png(image)) for image in sample.images)
     task = _task(sample)

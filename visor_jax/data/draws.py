@@ -28,7 +28,7 @@ _CONSUMERS: Final = {  # name -> (split, number of its range in that split's str
 }
 STREAM_LENGTH: Final = RANGE * (1 + max(number for _, number in _CONSUMERS.values()))
 
-PURPOSES: Final = ("budget", "shuffle", "substitute", "labeled", "words")
+PURPOSES: Final = ("budget", "shuffle", "substitute", "labeled", "words", "subset")
 
 
 def index_range(consumer: str) -> tuple[str, range]:

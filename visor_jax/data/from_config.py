@@ -12,6 +12,7 @@ from functools import partial
 from visor_jax.config import ConfigLike, architecture, as_config
 from visor_jax.data.collate import Example, RowShape, encode_example
 from visor_jax.data.draws import Within, index_range
+from visor_jax.data.pipeline import Part
 from visor_jax.data.sample import Sample, Source
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
@@ -52,6 +53,15 @@ def stage_source(config: ConfigLike, stage: str) -> Source:
     config = as_config(config)
     source = make_source(config, "train")
     return Within(source, index_range(stage)[1]) if source_kind(config).endless else source
+
+
+def stage_parts(config: ConfigLike, stage: str) -> list[Part]:
+    """Returns the parts of the stream that a stage trains on: the configured source, or those of a mixture."""
+    config = as_config(config)
+    kind = source_kind(config)
+    if kind.parts is not None:
+        return kind.parts(config)
+    return [Part(stage_source(config, stage), shuffle=not kind.endless)]
 
 
 def label_source(config: ConfigLike) -> Source:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from visor_jax.config import Config
 from visor_jax.data.sample import Sample, Source
 from visor_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from visor_jax.data.pipeline import Part  # loads Grain, which most commands do not need
 
 SPLITS = ("train", "validation", "test")
 
@@ -104,6 +107,7 @@ class SourceKind:
       open: (config, split) -> the source of a split's conversations.
       endless: True for a generated source. Each consumer reads a separate range in order (`visor_jax.data.draws`); a
         finite source is shuffled and repeated.
+      parts: (config) -> the parts of the training stream; None: the split "train" as one part.
       levels: task -> "easy" or "hard"; other tasks have no level.
       for_labels: (config) -> the source that the label stage asks questions from; None: the training split.
       for_evaluation: (config, split) -> the source that search and evaluate ask questions from; None: the split itself.
@@ -117,6 +121,7 @@ class SourceKind:
 
     open: Callable[[Config, str], Source]
     endless: bool = False
+    parts: Callable[[Config], list[Part]] | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
     for_labels: Callable[[Config], Source] | None = None
     for_evaluation: Callable[[Config, str], Source] | None = None

@@ -28,7 +28,7 @@ from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.sources import source_kind
+from visor_jax.data.sources import source_kind, source_label
 from visor_jax.errors import RequestError, printable
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
@@ -85,7 +85,7 @@ def evaluate(
         features=features,
     )
     result = {
-        "benchmark": config.data.source,
+        "benchmark": source_label(config),
         "split": split,
         "stage": model.stage,
         "identity": identity,

@@ -20,10 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import ConfigLike
+from visor_jax.config.mixture import is_mixture, mixture_file, read_mixture
 from visor_jax.errors import RequestError, short
+from visor_jax.files.patterns import expand
 from visor_jax.files.read_write import as_path
 
 PACKAGES = ("visor-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "ml-collections")
+
+_WITH_PICTURES = (".parquet", ".array_record")  # files that are too large to be read whole at every start
+_END_BYTES = 2**20
 
 # Fields that may differ between two runs in one workdir: they do not affect the model or the losses, only where and how
 # the run is executed, or they are chosen at each call, such as the stage and the evaluation.
@@ -96,10 +101,52 @@ def describe_differences(differences: list[tuple[str, Any, Any]], shown: int = 5
 
 
 def annotations_checksum(config: Mapping[str, Any], split: str) -> str:
-    """Returns the sha256 of the file with the records of a split; "" for generated data."""
-    data = config.get("data", {})
-    path = data.get("path", "").replace("{split}", split)
-    return file_sha256(os.path.join(data.get("root") or "", path)) if path else ""
+    """Returns a sha256 of the files with the records of a split; "" for generated data and if there is no file.
+
+    Of one file of records it is the file's own. Files that hold pictures too are identified by size, beginning and end.
+
+    Raises:
+      RequestError: a file cannot be read, or a mixture cannot.
+    """
+    files = _record_files(config.get("data", {}), split)
+    if len(files) == 1:
+        return _records_sha256(files[0])
+    sums = [checksum for file in files if (checksum := _records_sha256(file))]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest() if sums else ""
+
+
+def _record_files(data: Mapping[str, Any], split: str) -> list[Path]:
+    """Returns the files that hold the records of a split: those of `data.path`, or of each entry of a mixture."""
+    root = data.get("root") or ""
+    if not is_mixture(data):
+        path = data.get("path", "").replace("{split}", split)
+        return expand(root, path) if path else []
+    if name := data.get("mixture"):
+        file = mixture_file(root, name)
+        if not file.exists():
+            return []
+    mixture = read_mixture(data)
+    files = [] if mixture.file is None else [mixture.file]
+    for entry in mixture.entries:
+        files += expand(str(mixture.root), entry.path.replace("{split}", split))
+    return files
+
+
+def _records_sha256(file: Path) -> str:
+    """Returns the sha256 of a file, or of size, beginning and end of one that holds pictures too."""
+    if file.suffix.lower() not in _WITH_PICTURES or not file.is_file():
+        return file_sha256(file)
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            size = opened.seek(0, 2)
+            digest.update(f"{size}\0".encode())
+            for start in (0, max(size - _END_BYTES, 0)):
+                opened.seek(start)
+                digest.update(opened.read(_END_BYTES))
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
 
 
 def tokenizer_checksum(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import importlib
 import os
 
 from visor_jax.config import Config
+from visor_jax.config.mixture import is_mixture
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
 
@@ -43,11 +44,13 @@ def named_kind(name: str) -> SourceKind:
 
 
 def source_kind(config: Config) -> SourceKind:
-    """Returns the source kind that `config.data.source` names.
+    """Returns the source kind that `config.data.source` names, or that of mixtures.
 
     Raises:
       RequestError: the table has no source of this name.
     """
+    if is_mixture(vars(config.data)):
+        return importlib.import_module("visor_jax.data.mixture").SOURCE
     name = config.data.source
     if name not in SOURCES:
         hint = nearest(name, SOURCES)
@@ -55,6 +58,11 @@ def source_kind(config: Config) -> SourceKind:
             f"data.source={name!r}: expected one of {', '.join(map(repr, SOURCES))}" + (f"; {hint}" if hint else "")
         )
     return named_kind(name)
+
+
+def source_label(config: Config) -> str:
+    """Returns the configured source's name for results: that of the table, or "mixture"."""
+    return "mixture" if is_mixture(vars(config.data)) else config.data.source
 
 
 def check_source(config: Config) -> None:
@@ -69,6 +77,6 @@ def check_source(config: Config) -> None:
         where = "stage" if config.stage == "base" else "stages"
         supported = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
         raise RequestError(
-            f"data.source={config.data.source!r}: the stage 'base' in {where} learns from generated data;"
+            f"data.source={source_label(config)!r}: the stage 'base' in {where} learns from generated data;"
             f" expected data.source={supported}, or no 'base'"
         )

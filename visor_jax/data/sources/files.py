@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import Config, architecture
-from visor_jax.data.sample import SkipSample
+from visor_jax.data.sample import SkipSample, Source
+from visor_jax.data.sampling import Select
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources.stored import WHOLE, Reading, RecordFile, StoredSource
 from visor_jax.errors import RequestError
@@ -73,6 +74,7 @@ def reading(config: Config, split: str, *, divided: bool = True) -> Reading:
         split=split,
         max_frames=data.max_frames,
         test_fraction=data.test_fraction if divided else 0.0,
+        select=None if data.sampling == "all" else Select(data.sampling, config.seed, data.path),
     )
 
 
@@ -147,7 +149,7 @@ def check_splits(config: Config, splits: Collection[str], open_source: OpenSourc
         require_usable(source, split, members[split])
 
 
-def require_usable(source: StoredSource, split: str, indices: Iterable[int]) -> None:
+def require_usable(source: Source, split: str, indices: Iterable[int]) -> None:
     """Checks that one of the records is usable.
 
     Raises:
@@ -181,4 +183,5 @@ def _stored_splits(config: Config) -> Sequence[str]:
 
 def _from_file(file: Path) -> dict[str, Any]:
     """Returns fields of `config.data` that evaluate on all records of one file."""
-    return {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
+    fields = {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
+    return {**fields, "sampling": "all", "mixture": "", "parts": ()}

@@ -39,6 +39,10 @@ WHOLE = "all"  # every record of the files, besides the splits
 MAX_VIDEO_BYTES = 1 << 30  # of a video's file that is copied
 
 
+class EmptySplit(RequestError):
+    """A split has no record."""
+
+
 class RecordFile(Protocol):
     """One file of records with random access; thread-safe.
 
@@ -175,8 +179,8 @@ class StoredSource:
         names, files = " and ".join(map(repr, splits)), self.files
         where = str(files[0].path) if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more files"
         if not len(self._selected):
-            return RequestError(f"data.path: {where} has no record; expected at least one")
-        return RequestError(
+            return EmptySplit(f"data.path: {where} has no record; expected at least one")
+        return EmptySplit(
             f"data.test_fraction={self._reading.test_fraction:g} leaves split {names} without any of the "
             f"{len(self._selected)} records of {where}; expected more pictures (all records about a picture belong "
             "to one split), another fraction, or a file for each split ({split} in data.path)"

@@ -15,12 +15,11 @@ from visor_jax.architecture import Architecture
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data import collate
 from visor_jax.data.collate import Example, RowShape, make_batch
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_parts, training_row_shape
 from visor_jax.data.packing import PoolShape
-from visor_jax.data.pipeline import BatchIterator, ExampleStream, Part, make_pipeline
+from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
 from visor_jax.data.skips import SkipLog
-from visor_jax.data.sources import source_kind
 from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
@@ -42,8 +41,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
-        parts = [Part(stage_source(config, stage), shuffle=not source_kind(config).endless)]
-        stream = ExampleStream(parts, encode, stage_seed(config.seed, stage))
+        stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
         if config.data.pack_window:
             pipeline = packed_batches(config, settings.batch_size, stream, arch, skips, done, position)
         else:
