@@ -98,7 +98,7 @@ def test_a_third_source_is_a_benchmark(third: str) -> None:
     assert changed.data.source == third
     with pytest.raises(RequestError, match="takes no --data=x"):
         evaluation_data(config, third, "x.json")
-    with pytest.raises(RequestError, match=r"expected glyphs, shades, or .*llava with --data=FILE"):
+    with pytest.raises(RequestError, match=r"expected glyphs, shades, or llava or .* with --data=FILE"):
         evaluation_data(config, "docvqa", "")
 
 
