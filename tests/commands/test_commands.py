@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,6 +60,22 @@ def test_generate(tiny_run: Path, picture: Path, capsys: pytest.CaptureFixture[s
         )
         assert {"text", "budget", "flops", "seconds_to_first_token", "seconds", "cache_bytes"} <= answer.keys()
         assert answer["budget"] in ("empty", "0b01", "0b10", "full")
+
+
+def test_generate_about_a_video(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 9, 8, 3), np.uint8)
+    np.save(tmp_path / "clip.npy", frames)
+    (tmp_path / "clip").mkdir()
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "clip" / f"{number}.png")
+    expected = load(tiny_run).answer(frames[[0, 2, 4]], "What happens?", "full", 3)
+    ask = "generate", f"--workdir={tiny_run}", "--question=What happens?", "--budget=full", "--max-new-tokens=3"
+    for name in ("clip.npy", "clip"):
+        assert result_of(capsys, *ask, f"--video={tmp_path / name}", "--max-frames=3")["text"] == expected.text
+    assert main([*ask, f"--video={tmp_path / 'gone.mp4'}"]) == 2
+    assert "--video=" in capsys.readouterr().err
+    assert main([*ask, f"--video={tmp_path / 'clip'}", "--max-frames=0"]) == 2
+    assert "max_frames=0: expected 1 or more" in capsys.readouterr().err
 
 
 def test_generate_draws_and_streams(tiny_run: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:

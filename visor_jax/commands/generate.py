@@ -1,8 +1,9 @@
 """Answer a question about one picture, several or none, and print the cost of the answer.
 
-`--workdir` is a trained run, `--model` a run or a folder in Hugging Face's format. `--image` may be repeated or
-omitted. `--budget=auto` lets the policy choose; `empty`, `full`, a number of slots or the pattern of a
-viable budget such as `0b100` fix it; `--dial` shifts the policy between cheaper (below 0) and more accurate (above 0).
+`--workdir` is a trained run, `--model` a run or a folder in Hugging Face's format. `--image` and `--video`
+may be repeated or omitted; videos come after pictures. `--budget=auto` lets the policy choose; `empty`, `full`, a
+number of slots or the pattern of a viable budget such as `0b100` fix it; `--dial` shifts the policy between cheaper
+(below 0) and more accurate (above 0).
 `--temperature` above 0 samples tokens instead of taking the best; the same `--seed` gives the same answer. `--stream`
 prints the answer as it is generated.
 
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image", metavar="FILE", action="append", default=[], help="a JPEG, PNG, WebP or GIF file; may be repeated"
     )
+    parser.add_argument(
+        "--video",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a folder of frames, an animated WebP or GIF, an .npy array, or an MP4 file; may be repeated",
+    )
+    parser.add_argument("--max-frames", type=int, default=32, help="frames used of one video, evenly spaced")
     parser.add_argument("--question", metavar="TEXT", help="the question; with --chat the first one")
     parser.add_argument("--history", metavar="FILE", default="", help='earlier turns: [["question", "answer"], ...]')
     parser.add_argument("--chat", action="store_true", help="continue with one question per line of stdin")
@@ -53,7 +62,7 @@ def main(args: argparse.Namespace, config: None) -> dict[str, Any] | Iterator[di
     del config
     from visor_jax.budget import Budget
     from visor_jax.errors import RequestError
-    from visor_jax.generate.request import Request, checked_question, pixels
+    from visor_jax.generate.request import Request, checked_question, pixels, video_frames
     from visor_jax.generate.sampling import Sampling
 
     if bool(args.workdir) == bool(args.model):
@@ -68,6 +77,7 @@ def main(args: argparse.Namespace, config: None) -> dict[str, Any] | Iterator[di
     Request(None, args.dial, args.max_new_tokens, Sampling(**sampling), frozenset())
     budget, history = Budget.parse(args.budget), read_history(args.history)
     pictures = [pixels(name, f"--image={name}") for name in args.image]
+    pictures += [video_frames(name, args.max_frames, f"--video={name}") for name in args.video]
 
     from visor_jax.scale.compiler_options import use_compile_cache
 

@@ -22,7 +22,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import Image
 
-from visor_jax.data.images import open_under, upright_rgb
+from visor_jax.data.images import open_under, read_image, upright_rgb
 from visor_jax.data.movies import MOVIE_KINDS, read_movie
 from visor_jax.data.picture_paths import resolve_under
 from visor_jax.data.sample import SkipSample
@@ -60,6 +60,18 @@ def open_video_under(root: Path, name: str, limits: VideoLimits, follow_links: b
             files, lambda file: open_under(root, file, limits.max_pixels, follow_links), limits, repr(name[:200])
         )
     return read_video_file(path, limits, shown=name)
+
+
+def read_video(path: Path, limits: VideoLimits, shown: str = "") -> np.ndarray:
+    """Reads a video from a file, or from a folder of frames, that the user named: uint8 [F, H, W, 3].
+
+    Raises:
+        SkipSample: as `open_video_under`.
+    """
+    if not path.is_dir():
+        return read_video_file(path, limits, shown)
+    files = [path / file for file in frame_files(path)]
+    return stack_frames(files, lambda file: read_image(file, limits.max_pixels), limits, repr(shown or str(path)))
 
 
 def read_video_file(path: Path, limits: VideoLimits, shown: str = "") -> np.ndarray:

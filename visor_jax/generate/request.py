@@ -27,6 +27,8 @@ from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.data.video_limits import VideoLimits
+from visor_jax.data.videos import read_video
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 from visor_jax.generate.sampling import Sampling
@@ -219,6 +221,20 @@ def pixels(image: Any, name: str = "image") -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or array.size == 0:
         raise RequestError(f"{name}: {EXPECTED_PICTURE}, got {array.dtype} {array.shape}")
     return array
+
+
+def video_frames(path: str, max_frames: int, name: str = "video") -> np.ndarray:
+    """Reads a video's file or folder as in training, at most `max_frames` frames: uint8 [F, H, W, 3].
+
+    Raises:
+      RequestError: the file does not exist or cannot be decoded.
+    """
+    if max_frames < 1:
+        raise RequestError(f"max_frames={max_frames}: expected 1 or more")
+    try:
+        return read_video(as_path(path), VideoLimits(max_frames), shown=path)
+    except SkipSample as why:
+        raise RequestError(f"{name}: {why}") from None
 
 
 def _of_path(path: str | bytes, name: str) -> np.ndarray:
