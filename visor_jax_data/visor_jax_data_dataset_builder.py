@@ -96,6 +96,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
         wanted = checked(self.builder_config)
+        _visor_config.cache_clear()  # files may have changed since another build of this process
+        _opened.cache_clear()
         request = (wanted.visor_config, json.dumps(dict(wanted.data)))
         counts = _counts(_visor_config(request), wanted)
         print("visor_jax_data: " + ", ".join(f"{split} {count} records" for split, count in counts.items()))

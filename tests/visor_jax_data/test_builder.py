@@ -18,6 +18,7 @@ from PIL import Image
 
 from visor_jax.config import Config, architecture, as_config, default_config
 from visor_jax.data.collate import Batch, make_batch
+from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.pipeline import ExampleStream, Part, make_pipeline
 from visor_jax.data.sample import SkipSample, Source
@@ -147,6 +148,19 @@ print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "apa
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "[]" and "(" in run.stdout
+
+
+def test_changed_answers_change_the_fingerprint(root: Path, tmp_path: Path) -> None:
+    """A workdir keeps the checksum of a JSON file; a TFDS data set is recognized by its fingerprint alone."""
+    records = [record("<image>", number, image="0.png") for number in range(4)]
+    found = []
+    for answer in ("red", "red", "blue"):
+        records[2]["conversations"][1] = {"from": "gpt", "value": answer}
+        (root / "small.json").write_text(json.dumps(records))
+        out = tmp_path / str(len(found))
+        assert build(out, "mine", {**DATA, "root": str(root), "path": "small.json", "test_fraction": 0}) == 0
+        found.append(fingerprint_of_split(from_tfds(out, test_fraction=0.0), "train"))
+    assert found[0] == found[1] != found[2]
 
 
 def test_generated_samples_are_stored_with_the_task_of_each_question(tmp_path: Path) -> None:

@@ -2,19 +2,23 @@
 
 In: the split that a run trains or evaluates on. Out: a sha256 over the names, sizes and first megabyte of the pictures
 of `RECORDS` evenly spaced records (of all if there are fewer). Changes of other pictures are not detected: reading all
-pictures would cost as much as training on them.
+pictures would cost as much as training on them. Where no single file holds the records (shards, TFDS), whose checksum a
+workdir would keep, the fingerprint covers the text of these records too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.from_config import make_source
+from visor_jax.data.sample import SkipSample, outline
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.files.read_write import open_regular
+from visor_jax.workdir.provenance import annotations_checksum, plain
 
 RECORDS = 256
 MAX_BYTES = 2**20  # per picture
@@ -28,17 +32,36 @@ def fingerprint_of_split(config: ConfigLike, split: str) -> str:
     """
     config = as_config(config)
     source = make_source(config, split)
-    return picture_fingerprint(source) if isinstance(source, RecordSource) else ""
+    if not isinstance(source, RecordSource):
+        return ""
+    return picture_fingerprint(source, with_text=not annotations_checksum(plain(config), split))
 
 
-def picture_fingerprint(source: RecordSource) -> str:
-    """Returns the sha256 over a sample of the pictures; a picture that cannot be read counts as empty."""
+def picture_fingerprint(source: RecordSource, with_text: bool = False) -> str:
+    """Returns the sha256 over a sample of the pictures; a picture that cannot be read counts as empty.
+
+    Args:
+      source: the records.
+      with_text: whether ids, questions and answers of the sample are covered too.
+    """
     digest = hashlib.sha256()
     for index in sampled(len(source)):
+        if with_text:
+            digest.update(_text_of(source, index).encode("utf-8", "surrogatepass"))
         for name, content in source.picture_files(index):
             digest.update(f"{name}\0".encode("utf-8", "surrogatepass"))
             digest.update(picture_digest(content))
     return digest.hexdigest()
+
+
+def _text_of(source: RecordSource, index: int) -> str:
+    """Returns what a record says, or why it cannot be used."""
+    try:
+        sample = outline(source, index)
+    except SkipSample as why:
+        return f"{why}\0"
+    turns = [(turn.question, turn.answer, turn.task) for turn in sample.turns]
+    return json.dumps([sample.id, sample.system, turns])
 
 
 def sampled(count: int) -> list[int]:
