@@ -19,7 +19,6 @@ import importlib
 import importlib.util
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ from PIL import Image
 
 from visor_jax.config import Config, apply_overrides, default_config, load_config
 from visor_jax.config.schema import PILLOW_MAX_PIXELS
-from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.images import byte_limit
-from visor_jax.data.media import VIDEO_MARKER
+from visor_jax.data.media import mark_videos
 from visor_jax.data.sample import Sample, SkipSample, Source, outline
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS, RecordSource
@@ -227,14 +225,10 @@ def encode_sample(source: Source, index: int) -> dict[str, Any]:
 
 def _turns(sample: Sample) -> list[dict[str, str]]:
     """Returns the turns, with <video> in place of <image> where a video belongs."""
-    markers = iter([VIDEO_MARKER if image.ndim == 4 else IMAGE_MARKER for image in sample.images])
+    questions = mark_videos([turn.question for turn in sample.turns], [image.ndim == 4 for image in sample.images])
     return [
-        {
-            "question": re.sub(re.escape(IMAGE_MARKER), lambda _: next(markers), turn.question),
-            "answer": turn.answer,
-            "task": turn.task,
-        }
-        for turn in sample.turns
+        {"question": question, "answer": turn.answer, "task": turn.task}
+        for question, turn in zip(questions, sample.turns, strict=True)
     ]
 
 

@@ -114,3 +114,20 @@ def test_videos_are_converted_with_their_frames(tmp_path: Path) -> None:
         assert pairs and all(np.array_equal(a, b) for a, b in pairs)
         assert mine.outline(index).turns == mine[index].turns
     assert [image.ndim for image in mine[2].images] == [4, 3]
+
+
+def test_videos_become_arrays_beside_llava_json(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (3, 8, 9, 3), np.uint8)
+    np.save(folder / "clip.npy", frames)
+    Image.fromarray(frames[0]).save(folder / "a.png")
+    talk = [{"from": "human", "value": "<image> or <video>?"}, {"from": "gpt", "value": "red"}]
+    (folder / "set.json").write_text(json.dumps([{"image": "a.png", "video": "clip.npy", "conversations": talk}]))
+    before = changes("llava", folder, "set.json") | {"data.tiles": 5, "data.test_fraction": 0.0}
+    build(before, tmp_path, "--format=llava")
+    (record,) = json.loads((tmp_path / "built" / "all.json").read_text())
+    assert record["conversations"] == talk and (tmp_path / "built" / record["video"]).suffix == ".npy"
+    after = tiny_config(before | {"data.root": str(tmp_path / "built"), "data.path": "all.json"})
+    pictures = source_kind(after).open(after, "all")[0].images
+    assert np.array_equal(pictures[0], frames[0]) and np.array_equal(pictures[1], frames)

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
-from visor_jax.data.media import EmbeddedPicture
+from visor_jax.data.media import EmbeddedPicture, mark_videos
 from visor_jax.data.mixture import MixedSource
 from visor_jax.data.records import Record
 from visor_jax.data.sample import Sample, SkipSample, Source, Turn
@@ -124,18 +125,27 @@ def _write_llava(folder: Path, split: str, source: Source, indices: range, skips
 
 
 def _record(sample: Sample, name: str, folder: Path) -> dict[str, Any]:
-    """Writes a sample's pictures to `folder`/images and returns its record in LLaVA's format."""
-    images = [f"images/{name}-{number}.png" for number in range(len(sample.images))]
-    for path, pixels in zip(images, sample.images, strict=True):
-        Image.fromarray(pixels).save(folder / path)
+    """Writes a sample's pictures to `folder`/images, videos to `folder`/videos; returns its record for LLaVA JSON."""
+    images, videos = [], []
+    for number, pixels in enumerate(sample.images):
+        if pixels.ndim == 4:
+            videos.append(f"videos/{name}-{number}.npy")
+            (folder / "videos").mkdir(exist_ok=True)
+            np.save(folder / videos[-1], pixels)
+        else:
+            images.append(f"images/{name}-{number}.png")
+            Image.fromarray(pixels).save(folder / images[-1])
     conversation = []
-    for question, turn in zip(_questions(sample), sample.turns, strict=True):
+    questions = mark_videos(_questions(sample), [pixels.ndim == 4 for pixels in sample.images])
+    for question, turn in zip(questions, sample.turns, strict=True):
         conversation += [{"from": "human", "value": question}, {"from": "gpt", "value": turn.answer}]
     record: dict[str, Any] = {"id": sample.id, "conversations": conversation}
     if sample.system:
         record["system"] = sample.system
     if images:
         record["image"] = images if len(images) > 1 else images[0]
+    if videos:
+        record["video"] = videos if len(videos) > 1 else videos[0]
     if task := _task(sample):
         record["data_source"] = task
     return record

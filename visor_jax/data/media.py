@@ -145,3 +145,17 @@ def place_videos(turns: Sequence[Turn], media: Sequence[Picture]) -> tuple[tuple
     left = {VIDEO_MARKER: iter(videos), IMAGE_MARKER: iter(pictures)}
     placed = [replace(turn, question=turn.question.replace(VIDEO_MARKER, IMAGE_MARKER)) for turn in turns]
     return tuple(placed), [next(left[mark]) for mark in marks]
+
+
+def mark_videos(questions: Sequence[str], is_video: Sequence[bool]) -> list[str]:
+    """Returns questions in which every marker of a video is `<video>`; the inverse of `place_videos`.
+
+    Args:
+      questions: with one `<image>` for each picture and video, or without any.
+      is_video: for each of them, in the order of their markers.
+    """
+    kinds = iter(is_video)
+    return [
+        re.sub(IMAGE_MARKER, lambda _: VIDEO_MARKER if next(kinds) else IMAGE_MARKER, question)
+        for question in questions
+    ]
