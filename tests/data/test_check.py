@@ -19,8 +19,8 @@ from visor_jax.data.check import Running, check
 from visor_jax.data.check_records import leaks, repeated
 from visor_jax.data.from_config import make_source
 from visor_jax.data.sample import Sample, SkipSample, Turn
-from visor_jax.data.source_kind import RecordSource
-from visor_jax.errors import RunError
+from visor_jax.data.source_kind import SPLITS, RecordSource
+from visor_jax.errors import RequestError, RunError
 from visor_jax.testing import tiny_config
 
 RANGE = 4
@@ -114,16 +114,57 @@ class Bare:
     deadly: int = -1
     trap: str = ""
     name: str = "bare"
+    unusable: bool = False
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
+        if self.unusable:
+            raise SkipSample("no", "never")
         if index == self.deadly and os.path.exists(self.trap):
             os.kill(os.getpid(), signal.SIGKILL)
         if index % 5 == 3:
             raise SkipSample("broken_image", f"number {index}")
         return Sample(str(index), (), (Turn(f"number {index % 9}?", "yes"),), self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A mixture: the records of one source after those of another."""
+
+    sources: list[Bare]
+    name: str = "mixture"
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def locate(self, index: int) -> tuple[Bare, int]:
+        first = len(self.sources[0])
+        return (self.sources[0], index) if index < first else (self.sources[1], index - first)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, own = self.locate(index)
+        return source[own]
+
+    def record_facts(self, index: int) -> tuple[str, int]:
+        return str(self.locate(index)[1]), 0
+
+    def place(self, index: int) -> str:
+        source, own = self.locate(index)
+        return f"{source.name}[{own}]"
+
+    def duplicate_ids(self) -> int:
+        return 0
+
+    def splits_of(self, index: int) -> tuple[str, ...]:
+        return SPLITS
+
+    def empty_split(self, *splits: str) -> RequestError:
+        return RequestError("")
+
+    def picture_files(self, index: int) -> list[Any]:
+        return []
 
 
 def test_a_killed_check_continues(config: Any, tmp_path: Path, cache: Path) -> None:
@@ -143,6 +184,44 @@ def test_a_killed_check_continues(config: Any, tmp_path: Path, cache: Path) -> N
     assert again["first"] == {"broken_image": "number three"}  # read back, not checked again
     assert {**again, "first": None} == {**expected, "first": None}
     assert not [*cache.iterdir()]
+
+
+def test_sources_of_a_mixture_are_counted_one_by_one(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """One of them has no usable record: training would draw from it in vain."""
+    mixture = Halves([Bare(10), Bare(2, name="empty", unusable=True)])
+    with pytest.raises(RunError, match="training would stop: empty has no usable record") as stopped:
+        check(config, dict.fromkeys(("train", "test"), mixture), None, whole=True)
+    assert stopped.value.result is not None
+    assert stopped.value.result["splits"]["train"]["sources"] == {
+        "bare": {"samples": 10, "usable": 8, "skipped": {"broken_image": 2}, "first_ids": {"broken_image": ["3", "8"]}},
+        "empty": {"samples": 2, "usable": 0, "skipped": {"no": 2}, "first_ids": {"no": ["0", "1"]}},
+    }
+    printed = capsys.readouterr().out
+    assert "        2  of empty, 0 usable\n             2 no: 0, 1\n" in printed
+
+
+def test_samples_of_the_training_split_in_other_splits(tmp_path: Path) -> None:
+    """Copies of a picture have other names, so the rule that divides the splits does not see them."""
+    Image.new("RGB", (30, 20), "blue").save(tmp_path / "a.png")
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes((tmp_path / "a.png").read_bytes())
+    records = [record(str(number), f"{number}.png") for number in range(20)]
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    for split, part in {"train": records[:5], "validation": records[5:7], "test": records[7:10]}.items():
+        part = [record(one["id"], one["image"], "Else?") for one in part] if split == "test" else part
+        (tmp_path / f"{split}.json").write_text(json.dumps(part))
+    data = {"source": "llava", "root": str(tmp_path), "path": "set.json", "test_fraction": 0.25}
+    for path, expected in {"set.json": None, "{split}.json": {"validation": 2}}.items():
+        fields = {f"data.{name}": value for name, value in {**data, "path": path}.items()}
+        config = as_config(tiny_config({**fields, "stages": ("full",)}))
+        splits = ("all",) if expected is None else SPLITS
+        result = check(config, {split: make_source(config, split) for split in splits}, None, whole=True)
+        source = make_source(config, "all") if expected is None else None
+        if isinstance(source, RecordSource):
+            members = [source.splits_of(index) for index in range(20)]
+            expected = {split: members.count((split,)) for split in ("validation", "test")}
+            assert all(expected.values())
+        assert result["shared_with_training"] == expected
 
 
 def test_other_data_and_settings_do_not_continue_a_check(config: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.check_progress import Progress, check_ranges
-from visor_jax.data.check_records import FIRST, Entry, Findings, Named, RecordChecker, repeated
+from visor_jax.data.check_records import FIRST, NO_KEY, Entry, Findings, Named, RecordChecker, repeated
 from visor_jax.data.sample import Source
 from visor_jax.data.source_kind import SPLITS, RecordSource, as_records, split_read_by
 from visor_jax.data.sources import source_kind
@@ -73,9 +73,10 @@ def check(
 
     Returns:
       {"samples", "usable", "without_picture", "skipped": {reason: n}, "within_limit", "first": {reason: detail},
-      "splits": {name: the first four, "first_ids": {reason: [ids]}, "too_large": {field: {"samples", "largest"}},
-      "duplicate_ids", "duplicates", "answers_in_questions"}, "problems": [text]}. Counts in "splits" that name records
-      have the first ids under the same name in "first_ids".
+      "splits": {name: {the first four, "first_ids": {reason: [ids]}, "too_large": {field: {"samples", "largest"}},
+      "duplicate_ids", "duplicates", "answers_in_questions", "sources": {name: {"samples", "usable", "skipped",
+      "first_ids"}}}}, "problems": [text], "shared_with_training": {split: n}}. A mixture has several sources.
+      "first_ids" has the first ids of what is counted under the same name.
 
     Raises:
       RunError: training would stop, or a worker died; in the first case its `result` is the same object.
@@ -96,7 +97,11 @@ def check(
             _print_split(name if name == source.name else f"{source.name} {name}", splits[name])
     for progress in begun:
         progress.remove()
+    shared = _shared_with_training(records, checked)
+    for split, count in shared.items():
+        print(f"split {split!r}: {count} samples have the pictures and questions of a training sample (kept)")
     result = _summary(config, splits, [of_source.findings for of_source in checked.values()])
+    result["shared_with_training"] = shared
     found = {name: of_source.findings for name, of_source in checked.items()}
     result["problems"] += _problems(config, records, found, complete=limit is None) if whole else []
     _print_summary(config, result)
@@ -126,6 +131,24 @@ def _repetitions(keys: Sequence[int], source: RecordSource) -> Named:
     return Named(len(pairs), [f"{source.place(again)} = {source.place(first)}" for again, first in pairs[:FIRST]])
 
 
+def _shared_with_training(records: Mapping[str, RecordSource], checked: Mapping[str, _Checked]) -> dict[str, int]:
+    """Returns split -> how many of its samples have the pictures and questions of a training sample; only if some."""
+    contents: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for name, source in records.items():
+        keys = checked[name].findings.contents
+        if name in SPLITS:
+            contents[name] += keys
+            continue
+        # Records that are in every split are meant to be; only repetitions may be shared by accident.
+        for position in sorted({position for pair in repeated(keys) for position in pair}):
+            splits = source.splits_of(position)
+            if len(splits) == 1:
+                contents[splits[0]].append(keys[position])
+    training = {*contents["train"]} - {NO_KEY}
+    counts = {split: sum(key in training for key in contents[split]) for split in SPLITS[1:]}
+    return {split: count for split, count in counts.items() if count}
+
+
 @contextlib.contextmanager
 def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
     """Yields a function that writes one object per line; the file appears when all are written."""
@@ -149,22 +172,38 @@ def _lines(listing: str | None) -> Iterator[Callable[[Entry], None]]:
 def _facts(checked: _Checked) -> dict[str, Any]:
     """Returns the counts of one source, as in `check`'s "splits"."""
     findings = checked.findings
-    skipped = sorted(findings.skipped.items(), key=lambda item: -item[1].count)
+    skipped = findings.skipped
     unusual = {
         "duplicate_ids": checked.same_id,
         "duplicates": checked.same_content,
         "answers_in_questions": findings.leaks,
     }
-    named = {**dict(skipped), **unusual}
     return {
         "samples": findings.samples,
-        "usable": findings.samples - sum(reason.count for _, reason in skipped),
+        "usable": findings.samples - sum(named.count for named in skipped.values()),
         "without_picture": findings.without_picture,
-        "skipped": {reason: of_reason.count for reason, of_reason in skipped},
-        "first_ids": {reason: of_reason.first for reason, of_reason in named.items() if of_reason.count},
+        "skipped": _counts(skipped),
+        "first_ids": _first_ids({**skipped, **unusual}),
         "too_large": {name: {"samples": n, "largest": most} for name, (n, most) in findings.too_large.items()},
-        **{name: of_name.count for name, of_name in unusual.items()},
+        **_counts(unusual),
+        "sources": {
+            name: {
+                "samples": of_source.samples,
+                "usable": of_source.usable,
+                "skipped": _counts(of_source.skipped),
+                "first_ids": _first_ids(of_source.skipped),
+            }
+            for name, of_source in findings.sources.items()
+        },
     }
+
+
+def _counts(named: Mapping[str, Named]) -> dict[str, int]:
+    return {name: of_name.count for name, of_name in named.items()}
+
+
+def _first_ids(named: Mapping[str, Named]) -> dict[str, list[str]]:
+    return {name: of_name.first for name, of_name in named.items() if of_name.count}
 
 
 def _summary(config: Config, splits: Mapping[str, Any], found: Sequence[Findings]) -> dict[str, Any]:
@@ -200,9 +239,13 @@ def _print_split(name: str, facts: dict[str, Any]) -> None:
         print(f"  {count:>9}  {reason}{_named(facts['first_ids'].get(reason, []), count)}")
         for limit, exceeding in facts["too_large"].items() if reason == "too_long" else ():
             print(f"             {exceeding['samples']} exceed {limit}; {limit}={exceeding['largest']} holds them all")
-    for name, what in _UNUSUAL.items():
-        if facts[name]:
-            print(f"  {facts[name]:>9}  {what}{_named(facts['first_ids'].get(name, []), facts[name])}")
+    for unusual, what in _UNUSUAL.items():
+        if facts[unusual]:
+            print(f"  {facts[unusual]:>9}  {what}{_named(facts['first_ids'].get(unusual, []), facts[unusual])}")
+    for source, of_source in facts["sources"].items() if len(facts["sources"]) > 1 else ():
+        print(f"  {of_source['samples']:>9}  of {printable(source)}, {of_source['usable']} usable")
+        for reason, count in of_source["skipped"].items():
+            print(f"             {count} {reason}{_named(of_source['first_ids'][reason], count)}")
 
 
 def _named(ids: Sequence[str], count: int) -> str:
@@ -256,6 +299,13 @@ def _problems(
     if not complete:
         return problems
     problems += [f"split {split!r} has no usable sample" for split in read if not usable[split]]
+    mixtures = [findings.sources for findings in found.values() if len(findings.sources) > 1]
+    problems += [
+        f"{name} has no usable record"
+        for of_mixture in mixtures
+        for name, of_source in of_mixture.items()
+        if not of_source.usable
+    ]
     skipped, allowed = tried["train"] - usable["train"], config.data.max_skipped_fraction
     if skipped > allowed * tried["train"] and usable["train"]:
         problems.append(f"{skipped} of the {tried['train']} training samples are skipped")

@@ -34,7 +34,7 @@ from visor_jax.errors import RunError
 from visor_jax.files.read_write import open_regular, parse_json
 from visor_jax.workdir.provenance import plain, tokenizer_checksum
 
-RANGE = 256  # records that are checked as one piece of work
+RANGE = 64  # records that are checked as one piece of work
 SECONDS = 30.0  # between two lines about the state of a long check
 # Fields on which no finding depends.
 _FREE = ("workers", "max_skipped_fraction", "batch_size", "pack_window", "pool_rows", "pool_tiles")

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -56,13 +56,50 @@ class Named:
 
 
 @dataclass
+class OfSource:
+    """What was found in the records of one source of a mixture: how many there are, and those that are skipped."""
+
+    samples: int = 0
+    skipped: dict[str, Named] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> int:
+        """Returns how many records can be used."""
+        return self.samples - sum(named.count for named in self.skipped.values())
+
+    def add(self, later: OfSource) -> None:
+        """Adds what was found in a later range."""
+        self.samples += later.samples
+        for reason, named in later.skipped.items():
+            self.skipped.setdefault(reason, Named()).add_all(named)
+
+    def state(self) -> dict[str, Any]:
+        """Returns the counts as JSON values."""
+        return {"samples": self.samples, "skipped": {reason: vars(named) for reason, named in self.skipped.items()}}
+
+    @classmethod
+    def of(cls, state: Any) -> OfSource:
+        """Restores the counts from `state()`."""
+        return cls(state["samples"], {reason: Named(**named) for reason, named in state["skipped"].items()})
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """A mixture of sources."""
+
+    def locate(self, index: int) -> tuple[RecordSource, int]:
+        """Returns the source of sample `index`, and the sample's index there."""
+        ...
+
+
+@dataclass
 class Findings:
     """What was found in a range of records.
 
     Attributes:
         tried, usable: records by split; a record may belong to several.
-        samples, without_picture: records tried; usable records without a picture.
-        skipped: reason -> records that cannot be used.
+        sources: name of a source -> its records, and those that cannot be used. A mixture has several sources.
+        without_picture: usable records without a picture.
         too_large: field of a configuration -> [records whose sample exceeds it, the largest of them].
         leaks: usable records with an answer that occurs in its question or in the system text.
         ids, contents: one 64-bit key per record, of its id, and of its pictures, system text and questions.
@@ -71,23 +108,34 @@ class Findings:
 
     tried: Counter[str] = field(default_factory=Counter)
     usable: Counter[str] = field(default_factory=Counter)
-    samples: int = 0
+    sources: dict[str, OfSource] = field(default_factory=dict)
     without_picture: int = 0
-    skipped: dict[str, Named] = field(default_factory=dict)
     too_large: dict[str, list[int]] = field(default_factory=dict)
     leaks: Named = field(default_factory=Named)
     ids: list[int] = field(default_factory=list)
     contents: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
+    @property
+    def samples(self) -> int:
+        """Returns how many records were tried."""
+        return sum(of_source.samples for of_source in self.sources.values())
+
+    @property
+    def skipped(self) -> dict[str, Named]:
+        """Returns reason -> records that cannot be used, of all sources, most frequent first."""
+        total = OfSource()
+        for of_source in self.sources.values():
+            total.add(of_source)
+        return dict(sorted(total.skipped.items(), key=lambda item: -item[1].count))
+
     def add(self, later: Findings) -> None:
         """Adds the findings of the range after this one, except its entries."""
         self.tried += later.tried
         self.usable += later.usable
-        self.samples += later.samples
         self.without_picture += later.without_picture
-        for reason, named in later.skipped.items():
-            self.skipped.setdefault(reason, Named()).add_all(named)
+        for name, of_source in later.sources.items():
+            self.sources.setdefault(name, OfSource()).add(of_source)
         for limit, (count, largest) in later.too_large.items():
             before = self.too_large.get(limit, [0, 0])
             self.too_large[limit] = [before[0] + count, max(before[1], largest)]
@@ -97,15 +145,15 @@ class Findings:
 
     def state(self) -> dict[str, Any]:
         """Returns the findings as JSON values."""
-        skipped = {reason: vars(named) for reason, named in self.skipped.items()}
-        return {**vars(self), "skipped": skipped, "leaks": vars(self.leaks)}
+        sources = {name: of_source.state() for name, of_source in self.sources.items()}
+        return {**vars(self), "sources": sources, "leaks": vars(self.leaks)}
 
     @classmethod
     def of(cls, state: Any) -> Findings:
         """Restores findings from `state()`; raises ValueError, TypeError, KeyError or AttributeError for others."""
         findings = cls(**state)
         findings.tried, findings.usable = Counter(findings.tried), Counter(findings.usable)
-        findings.skipped = {reason: Named(**named) for reason, named in state["skipped"].items()}
+        findings.sources = {name: OfSource.of(of_source) for name, of_source in state["sources"].items()}
         findings.leaks = Named(**state["leaks"])
         if not len(findings.ids) == len(findings.contents) == findings.samples:
             raise ValueError("not as many keys as records")
@@ -132,16 +180,17 @@ class RecordChecker:
         findings = Findings()
         for index in indices:
             splits = (self.name,) if self.name in SPLITS else self.source.splits_of(index)
-            findings.samples += 1
+            source = (self.source.locate(index)[0] if isinstance(self.source, Mixed) else self.source).name
+            findings.sources.setdefault(source, OfSource()).samples += 1
             findings.tried.update(splits)
-            outcome = self._try(index, findings)
+            outcome = self._try(index, findings, source)
             if not isinstance(outcome, SkipSample):
                 findings.usable.update(splits)
             if self.listing:
                 findings.entries.append(_entry(self.source, index, outcome))
         return findings
 
-    def _try(self, index: int, findings: Findings) -> SkipSample | tuple[Sample, Example]:
+    def _try(self, index: int, findings: Findings, source: str) -> SkipSample | tuple[Sample, Example]:
         """Encodes one record and adds what is found to `findings`, except what depends on its splits."""
         sample = None
         try:
@@ -150,14 +199,14 @@ class RecordChecker:
         except SkipSample as why:
             detail = why.detail if sample is None else f"{self.source.place(index)}: {why.detail}"
             id = _id(self.source, index)
-            findings.skipped.setdefault(why.reason, Named()).add(id, detail)
-            findings.ids.append(_key(id))
+            findings.sources[source].skipped.setdefault(why.reason, Named()).add(id, detail)
+            findings.ids.append(_key(source, id))
             findings.contents.append(NO_KEY)
             if sample is not None and why.reason == "too_long":
                 self._note_size(sample, findings)
             return SkipSample(why.reason, detail)
         findings.without_picture += not sample.images
-        findings.ids.append(_key(sample.id))
+        findings.ids.append(_key(source, sample.id))
         findings.contents.append(_content_key(sample))
         if any(leaks(turn.answer, f"{sample.system}\n{turn.question}") for turn in sample.turns):
             findings.leaks.add(sample.id)
@@ -206,8 +255,9 @@ def _content_key(sample: Sample) -> int:
     return int.from_bytes(digest.digest(), "big") or 1
 
 
-def _key(id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") or 1
+def _key(source: str, id: str) -> int:
+    text = f"{source}\0{id}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") or 1
 
 
 def repeated(keys: list[int]) -> list[tuple[int, int]]:
