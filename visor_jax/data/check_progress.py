@@ -26,13 +26,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from visor_jax import __version__
 from visor_jax.data.check_records import Findings, RecordChecker
 from visor_jax.data.fingerprint import picture_fingerprint
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.errors import RunError
 from visor_jax.files.read_write import open_regular, parse_json
-from visor_jax.workdir.provenance import plain, tokenizer_checksum
+from visor_jax.workdir.provenance import plain, tokenizer_checksum, versions
 
 RANGE = 64  # records that are checked as one piece of work
 SECONDS = 30.0  # between two lines about the state of a long check
@@ -86,12 +85,12 @@ def folder() -> Path:
 
 
 def identity(checker: RecordChecker, limit: int) -> str:
-    """Returns a hash of everything that decides the findings: data, settings, and this version."""
+    """Returns a hash of everything that decides the findings: data, settings, and versions."""
     config, source = checker.config, checker.source
     settings = {section: plain(config)[section] for section in ("data", "loss", "model", "tokenizer")}
     settings["data"] = {name: value for name, value in settings["data"].items() if name not in _FREE}
     facts = {
-        "version": __version__,
+        "versions": versions(),
         "settings": settings,
         "tokenizer": tokenizer_checksum(plain(config)),
         "source": [checker.name, source.name, len(source), limit, checker.listing],
