@@ -7,12 +7,14 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import setuptools
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -135,6 +137,7 @@ def test_llava_json_and_the_tfds_data_set_give_the_same_batches(root: Path, tmp_
 def test_reading_and_building_import_no_tensorflow(root: Path, built: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
+import tomllib
 from visor_jax.config import apply_overrides, default_config
 from visor_jax.data.from_config import make_source
 fields = ["source=tfds", "root={built}", "path=visor_jax_data/mine", "tiles=8"]
@@ -218,3 +221,12 @@ def test_beam_makes_the_same_data_set_or_names_its_extra(root: Path, built: Path
     for split in SPLITS:
         samples, expected = (list(usable(make_source(from_tfds(out), split))) for out in (tmp_path, built))
         assert [getattr(one, "turns", one) for one in samples] == [getattr(one, "turns", one) for one in expected]
+
+
+def test_wheels_hold_the_builder_where_tfds_looks_for_it() -> None:
+    """TFDS finds NAME/NAME_dataset_builder.py with a class Builder, and names the data set after the folder."""
+    top = Path(__file__).parents[2]
+    include = tomllib.loads((top / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert "visor_jax_data" in setuptools.find_packages(str(top), include=include)
+    assert (top / "visor_jax_data" / "visor_jax_data_dataset_builder.py").is_file()
+    assert Builder.name == "visor_jax_data" and tfds.builder_cls("visor_jax_data") is Builder

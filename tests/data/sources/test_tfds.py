@@ -164,13 +164,10 @@ def test_places_facts_and_records_that_cannot_be_used(root: Path, tmp_path: Path
     quarter = len(damaged) // 4
     damaged[quarter:-quarter] = bytes(len(damaged) - 2 * quarter)
     shard.write_bytes(bytes(damaged))
-    for index in range(20):
-        try:
-            opened(copy, ONE)[index]
-        except (SkipSample, RequestError):
-            break
-    else:
-        pytest.fail("a damaged file is read as if it were whole")
+    damaged_source = opened(copy, ONE)
+    with pytest.raises(SkipSample, match="catalog-train") as caught:
+        _ = [damaged_source[index] for index in range(20)]
+    assert caught.value.reason == "broken_file"
 
 
 def test_splits_are_those_of_the_data_set_or_parts_of_train(root: Path) -> None:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import Config
-from visor_jax.data.json_records import BadLine
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources.files import reading, require_usable
@@ -186,17 +185,21 @@ class TfdsRecords:
         return len(self.examples)
 
     def record(self, number: int) -> Any:
-        """Returns example `number` as a record, or a `BadLine` where it cannot be read."""
+        """Returns example `number` as a record.
+
+        Raises:
+            SkipSample: "broken_file", "bad_json", "bad_record".
+        """
         try:
             example = self.examples[number]
             if self.mapped is None:
                 return builder_record({key: plain(example[key], self.features[key]) for key in BUILDER_LAYOUT})
             record = mapped_record(self.mapped, lambda path: _value(example, self.features, path))
             return record if "id" in record else {"id": number, **record}
-        except SkipSample as why:
-            return BadLine(f"{why}")
+        except SkipSample:
+            raise
         except Exception as error:  # a damaged file can make ArrayRecord and TFDS raise nearly anything
-            return BadLine(f"{type(error).__name__}: {error}")
+            raise SkipSample("broken_file", f"{type(error).__name__}: {str(error)[:300]}") from None
 
     outline = record
 
