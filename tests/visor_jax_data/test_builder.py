@@ -224,7 +224,7 @@ def test_beam_makes_the_same_data_set_or_names_its_extra(root: Path, built: Path
 
 
 def test_wheels_hold_the_builder_where_tfds_looks_for_it() -> None:
-    """TFDS finds NAME/NAME_dataset_builder.py with a class Builder, and names the data set after the folder."""
+    """TFDS finds a class Builder in the file that bears its folder's name, and names the data set after the folder."""
     top = Path(__file__).parents[2]
     include = tomllib.loads((top / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     assert "visor_jax_data" in setuptools.find_packages(str(top), include=include)

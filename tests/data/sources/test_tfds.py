@@ -18,7 +18,7 @@ from PIL import Image
 from visor_jax.config import Config, as_config
 from visor_jax.data.sample import SkipSample, Turn
 from visor_jax.data.sources.tfds import SOURCE, open_tfds
-from visor_jax.data.sources.tfds_features import parse_mapping
+from visor_jax.data.sources.tfds_features import mapped_record, parse_mapping, plain
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 
@@ -233,6 +233,15 @@ def test_what_does_not_fit_is_refused(root: Path, data: dict[str, Any], message:
         changed = config(data.pop("base", root), **{"path": "catalog/plain", **data})
         SOURCE.check(changed)
         open_tfds(changed, "all")
+
+
+def test_a_sequence_of_sequences_is_several_videos() -> None:
+    """As TFDS reads it; to write one it needs TensorFlow."""
+    stored = [np.array([b"\x89a", b"\x89b"], object), np.array([b"\x89c"], object)]
+    feature = tfds.features.Sequence(tfds.features.Sequence(tfds.features.Image()))
+    videos = plain(stored, feature)
+    assert [[frame["bytes"] for frame in video] for video in videos] == [[b"\x89a", b"\x89b"], [b"\x89c"]]
+    assert mapped_record(parse_mapping("videos=x,question='?',answer='!'"), lambda _: videos)["videos"] == videos
 
 
 def test_a_mapping_is_read_as_it_is_written() -> None:
