@@ -28,6 +28,7 @@ from visor_jax.files.read_write import as_path, read_regular
 
 MAX_BYTES = 16 * 2**20  # of a mixture file
 MAX_ENTRIES = 10_000
+_MAX_DEPTH = 20  # of lists and entries within each other; a mixture has three
 
 _KEYS = {
     "path": "path",
@@ -149,11 +150,15 @@ def _read(file: Path) -> str:
 
 
 def _refuse_aliases(file: Path, text: str) -> None:
-    """Refuses aliases, by which a small file can describe values of any size."""
+    """Refuses aliases, by which a small file describes values of any size, and nesting, which is slow to parse."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1
             raise RequestError(f"data.mixture: {file} line {line}: the alias *{event.anchor[:30]}; expected the value")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise RequestError(f"data.mixture: {file} line {line}: nested too deeply; expected a list of entries")
 
 
 def _lines(node: Any) -> list[int]:

@@ -95,7 +95,7 @@ def identity(checker: RecordChecker, limit: int) -> str:
         "tokenizer": tokenizer_checksum(plain(config)),
         "source": [checker.name, source.name, len(source), limit, checker.listing],
         "files": _file_facts(source),
-        "pictures": picture_fingerprint(source),
+        "pictures": picture_fingerprint(source, with_text=True),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
