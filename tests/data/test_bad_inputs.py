@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -31,6 +33,8 @@ from visor_jax.data.check import check
 from visor_jax.data.collate import RowShape
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder
+from visor_jax.data.records import parse_record
+from visor_jax.data.sources.array_record import write_array_record
 from visor_jax.errors import RequestError, RunError, one_line
 from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
@@ -233,6 +237,45 @@ PICTURES: dict[str, tuple[Fill, str]] = {
 }  # fmt: skip
 
 
+def table(columns: dict[str, Any]) -> Fill:
+    def write(folder: Path) -> None:
+        pq.write_table(pa.table(columns), folder / "set.json")
+
+    return write
+
+
+def array_record(change: Callable[[bytes], bytes]) -> Fill:
+    """A file of three good records, as `visor data build` writes it, changed."""
+
+    def write(folder: Path) -> None:
+        file = folder / "set.array_record"
+        content = (folder / "good0.png").read_bytes()
+        held = [record(id=str(number), image=[{"bytes": content, "path": "0.png"}]) for number in range(GOOD)]
+        write_array_record(file, [(parse_record(one, number), ["0.png"]) for number, one in enumerate(held)])
+        (folder / "set.json").write_bytes(change(file.read_bytes()))
+
+    return write
+
+
+TALKS = [talk("Which color?")] * GOOD
+# (number, name) -> source, input, reaction. 36: the list of bad inputs says 1, the contract for malformed data 2.
+FILES: dict[str, tuple[str, Fill, str]] = {
+    "35 parquet": ("parquet", table({"id": ["a"] * GOOD, "conversations": TALKS}), "ok"),
+    "35 no conversation": ("parquet", table({"id": ["a"] * GOOD}), "2 has the columns 'id'; expected `conversations`"),
+    "35 conversations are numbers": ("parquet", table({"conversations": [1, 2, 3]}), "2 `conversations` of type INT64"),
+    "35 conversations are text": ("parquet", table({"conversations": ["[]"] * GOOD}), "2 `conversations` of type BYTE"),
+    "35 pictures are numbers": ("parquet", table({"image": [1] * GOOD, "conversations": TALKS}), "1 3 of 3 samples"),
+    "35 no row": ("parquet", table({"conversations": pa.array([], pa.list_(pa.string()))}), "2 has no record"),
+    "35 JSON as parquet": ("parquet", text(LIST), "2 cannot read .* as Parquet"),
+    "35 parquet as messages": ("messages", table({"conversations": TALKS}), "ok"),
+    "36 array_record": ("array_record", array_record(bytes), "ok"),
+    "36 truncated": ("array_record", array_record(lambda content: content[:-80]), "2 cannot read .* as ArrayRecord"),
+    "36 empty": ("array_record", text(b""), "2 cannot read .* as ArrayRecord"),
+    "36 JSON as array_record": ("array_record", text(LIST), "2 cannot read .* as ArrayRecord"),
+    "36 missing": ("array_record", lambda folder: (folder / "set.json").mkdir(), "2 Is a directory|folder"),
+}  # fmt: skip
+
+
 def react(folder: Path, fill: Fill, **changes: Any) -> str:
     """Returns the reaction to an input, in the words of the table."""
     for number in range(GOOD):
@@ -265,12 +308,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("name", [*RECORDS, *PICTURES])
+@pytest.mark.parametrize("name", [*RECORDS, *PICTURES, *FILES])
 def test_reaction(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
-    fill, expected = {**RECORDS, **PICTURES}[name]
-    reaction = react(folder, fill)
+    if name in FILES:
+        source, fill, expected = FILES[name]
+        reaction = react(folder, fill, source=source)
+    else:
+        fill, expected = {**RECORDS, **PICTURES}[name]
+        reaction = react(folder, fill)
     if expected[0] in "12":
         assert reaction[0] == expected[0] and re.search(expected[2:], reaction), reaction
     else:

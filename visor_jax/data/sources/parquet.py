@@ -68,7 +68,7 @@ class ParquetShard:
         """Reads the file's footer.
 
         Raises:
-            RequestError: the file is missing, is not Parquet, lacks a conversation, or has large row groups.
+            RequestError: the file is missing, is not Parquet, lacks a column of conversations, or has large row groups.
         """
         self.path = path
         self._lock = threading.Lock()
@@ -89,6 +89,10 @@ class ParquetShard:
         if not any(key in columns for key in CONVERSATION_KEYS):
             shown = ", ".join(repr(column[:30]) for column in columns[:8]) or "(none)"
             raise RequestError(f"data.path: {path} has the columns {shown}; expected `conversations` or `messages`")
+        flat = {leaf.path: leaf.physical_type for leaf in leaves if leaf.path in CONVERSATION_KEYS}
+        if all(key in flat for key in CONVERSATION_KEYS if key in columns):
+            kinds = " and ".join(f"`{key}` of type {kind}" for key, kind in flat.items())
+            raise RequestError(f"data.path: {path}: the column {kinds}; expected a list of messages in every row")
         self._pictures = [key for key in _MEDIA_KEYS if key in columns]
 
     def __len__(self) -> int:
