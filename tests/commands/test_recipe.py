@@ -160,6 +160,13 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
         (folder / "sheet.png").write_bytes(b"")
         assert evaluation_data(config, "llava", str(folder)).data.path == name
     assert evaluation_data(changed, "glyphs", "").data.source == "glyphs"
+    for name, source in (("a.parquet", "parquet"), ("a.array_record", "array_record"), ("noted.txt", "llava")):
+        assert evaluation_data(config, "", str(tmp_path / name)).data.source == source
+    mixed = evaluation_data(config, "", str(tmp_path / "mix.yaml"))
+    assert (mixed.data.root, mixed.data.mixture, mixed.data.test_fraction) == (str(tmp_path), "mix.yaml", 0.0)
+    assert evaluation_data(mixed, "", "") is mixed
+    again = evaluation_data(mixed, "llava", str(tmp_path / "mine.json"))
+    assert (again.data.path, again.data.mixture) == ("mine.json", "")
     for benchmark, data, message in (
         ("docvqa", "", "expected glyphs, or llava"),
         ("llava", "", "needs --data"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visor_jax.__main__ import main
 from visor_jax.config import apply_overrides, as_config, validate
 from visor_jax.config.mixture import read_mixture
 from visor_jax.config.sampling import parse_sampling
@@ -268,3 +269,26 @@ def test_samples_of_several_sources_train(root: Path, tmp_path: Path) -> None:
     again = list(objective.steps(4, 8))
     for theirs, mine in zip(steps[4:], again, strict=True):
         assert all(np.array_equal(array, mine.arrays[key]) for key, array in theirs.arrays.items())
+
+
+def test_data_commands_read_the_mixture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "b1.png").write_bytes(b"no picture")
+    fields = {"stages": ("full",), "data.root": str(root), "data.mixture": "mix.yaml", "data.text_length": 128}
+    code = f"from visor_jax.testing import tiny_config\n\n\ndef get_config():\n    return tiny_config({fields!r})\n"
+    (root / "config.py").write_text(code)
+    config = f"--config={root / 'config.py'}"
+    assert main(["data", "check", config, "--config.data.max_skipped_fraction=0.5", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["samples"], result["skipped"]) == (31, {"image_format": 1})
+    sources = result["splits"]["all"]["sources"]
+    assert {name: (counts["samples"], counts["skipped"]) for name, counts in sources.items()} == {
+        "a": (8, {}),
+        "b": (20, {"image_format": 1}),
+        "c": (3, {}),
+    }
+    for action, out in (("preview", "sheet.png"), ("build", "built")):
+        extra = ["--format=array_record"] if action == "build" else []
+        assert main(["data", action, config, f"--out={root / out}", *extra]) == 0
+    assert main(["data", "stats", config]) == 0
+    built = configured(root, mixture="", source="array_record", path="built/all.array_record")
+    assert len(make_source(built, "train")) == 30

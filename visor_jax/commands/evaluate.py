@@ -2,8 +2,9 @@
 
 The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b100` selects budgets,
 `--stage=full` an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to
-`eval/partial/`. With `--data=FILE.json` (or a folder that holds one) the questions come from a file in LLaVA's format
-instead, and the result goes to `eval/of_<file's name>/`, or `partial/` in it.
+`eval/partial/`. With `--data=FILE` (or a folder that holds one) the questions come from a file instead, which the ending
+of its name assigns to a source (.json, .jsonl, .parquet, .array_record, .yaml for a mixture), and the result goes to
+`eval/of_<file's name>/`, or `partial/` in it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     )
     name = "partial" if budgets or args.stage or other else ""
     if config is not run_config:
-        name = str(Path(f"of_{Path(config.data.path).stem if args.data else args.benchmark}") / name)
+        name = str(
+            Path(f"of_{Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark}") / name
+        )
     use_compile_cache(workdir.path)
     with watched(config.train.hang_seconds):
         model = load(workdir.path / args.stage if args.stage else workdir.path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import Config, ConfigLike, as_config, validate
+from visor_jax.config.mixture import MIXTURE_SUFFIXES, is_mixture, mixture_fields
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
 from visor_jax.errors import RequestError
@@ -211,18 +212,30 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
         raise RequestError(
             f"--benchmark={name}: is generated and takes no --data={data}; expected --benchmark={reading[0]}"
         )
-    if not data and name == config.data.source:
+    if not data and not benchmark:
         return config
-    data_fields: dict[str, Any] = {"source": name}
-    if from_file := named_kind(name).from_file:
-        if not data:
-            raise RequestError(f"--benchmark={name}: needs --data=FILE, the file with the questions")
-        data_fields |= from_file(_question_file(data))
+    if not data and benchmark == config.data.source and not is_mixture(vars(config.data)):
+        return config
+    if not benchmark and data.lower().endswith(MIXTURE_SUFFIXES):
+        data_fields: dict[str, Any] = mixture_fields(as_path(data))
+    else:
+        data_fields = _file_fields(name, data)
     # Nothing is trained here, so checks of the stages' data do not apply.
     new_data = dataclasses.replace(config.data, **data_fields)
     changed = validate(dataclasses.replace(config, stage="", stages=(), data=new_data))
     check_source(changed)
     return changed
+
+
+def _file_fields(name: str, data: str) -> dict[str, Any]:
+    """Returns the fields of `config.data` for the source `name` and the file of `--data`."""
+    from_file = named_kind(name).from_file
+    single = {"source": name, "mixture": "", "parts": (), "sampling": "all"}
+    if from_file is None:
+        return single
+    if not data:
+        raise RequestError(f"--benchmark={name}: needs --data=FILE, the file with the questions")
+    return {**single, **from_file(_question_file(data))}
 
 
 def _question_file(data: str) -> Path:

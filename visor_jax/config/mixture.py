@@ -26,6 +26,7 @@ from visor_jax.config.sampling import parse_sampling
 from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import as_path, read_regular
 
+MIXTURE_SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 16 * 2**20  # of a mixture file
 MAX_ENTRIES = 10_000
 _MAX_DEPTH = 20  # of lists and entries within each other; a mixture has three
@@ -72,6 +73,12 @@ class Mixture:
 def is_mixture(data: Mapping[str, Any]) -> bool:
     """Returns whether the fields of a `data` section configure a mixture."""
     return bool(data.get("mixture") or data.get("parts"))
+
+
+def mixture_fields(file: Path) -> dict[str, Any]:
+    """Returns fields of `config.data` that evaluate on all records of the sources that a mixture file names."""
+    fields = {"root": str(file.parent), "mixture": file.name, "test_fraction": 0.0}
+    return {**fields, "path": "", "parts": (), "sampling": "all"}
 
 
 def mixture_file(root: str, name: str) -> Path:

@@ -183,5 +183,4 @@ def _stored_splits(config: Config) -> Sequence[str]:
 
 def _from_file(file: Path) -> dict[str, Any]:
     """Returns fields of `config.data` that evaluate on all records of one file."""
-    fields = {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
-    return {**fields, "sampling": "all", "mixture": "", "parts": ()}
+    return {"root": str(file.parent), "path": file.name, "test_fraction": 0.0}
