@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from visor_jax.__main__ import main
-from visor_jax.config import apply_overrides, as_config, validate
+from visor_jax.commands.recipe import run_stages
+from visor_jax.config import apply_overrides, as_config, from_dict, validate
 from visor_jax.config.mixture import read_mixture
 from visor_jax.config.sampling import parse_sampling
 from visor_jax.data.from_config import evaluation_source, label_source, make_source, stage_parts
@@ -22,7 +24,11 @@ from visor_jax.data.questions import single_questions
 from visor_jax.data.sampling import Select
 from visor_jax.data.sources import check_source, source_kind
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.runner import evaluate
+from visor_jax.loading import load
 from visor_jax.testing import tiny_config
+from visor_jax.train.objectives import make_objective
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import annotations_checksum
 
 SIZES = {"a": 8, "b": 40, "c": 4}
@@ -80,6 +86,9 @@ def test_a_file_of_llava_next_is_read_as_it_is(root: Path) -> None:
     assert first == {"a": 3, "b": 7, "c": 1}, "every source has its share of the first records"
     assert {source.place(index) for index in range(len(source))} >= {"c.json[3]", "b.jsonl[19]"}
     assert source.record_facts(0)[1] == 1 and len(list(source.picture_files(0))) == 1
+    assert ids(pickle.loads(pickle.dumps(source))) == ids(source), "as a worker process gets it"
+    again = from_dict(json.loads(json.dumps(as_config(config).to_dict())))
+    assert ids(make_source(again, "train")) == ids(source)
 
 
 def test_the_parts_of_the_stream_have_their_shares(root: Path) -> None:
@@ -260,9 +269,6 @@ def test_fields_that_contradict_each_other_are_refused(overrides: list[str], mes
 
 
 def test_samples_of_several_sources_train(root: Path, tmp_path: Path) -> None:
-    from visor_jax.train.objectives import make_objective
-    from visor_jax.workdir.folder import Workdir
-
     objective = make_objective(configured(root), "full", Workdir(tmp_path / "run"))
     steps = list(objective.steps(0, 8))
     assert {id[0] for step in steps for id in step.ids} == {"a", "b", "c"}
@@ -292,3 +298,22 @@ def test_data_commands_read_the_mixture(root: Path, capsys: pytest.CaptureFixtur
     assert main(["data", "stats", config]) == 0
     built = configured(root, mixture="", source="array_record", path="built/all.array_record")
     assert len(make_source(built, "train")) == 30
+
+
+@pytest.mark.slow
+def test_a_run_over_a_mixture_completes_every_stage(root: Path, tmp_path: Path) -> None:
+    stages = ("warmup", "full", "search", "universal", "label", "policy")
+    entries = [("", "a.json", "", 1.0), ("", "sub/b.jsonl", "random:50%", 2.0)]
+    fields = {"stages": stages, "stage_overrides.warmup.init_from": "", "label.samples": 8, "data.workers": 2}
+    data = {"data.root": str(root), "data.parts": entries, "data.test_fraction": 0.25, "data.text_length": 128}
+    config = tiny_config({**fields, **data}, steps=2)
+    check_source(as_config(config))
+    run_stages(config, str(tmp_path / "run"), stages)
+    workdir = Workdir(tmp_path / "run")
+    result = evaluate(from_dict(workdir.config()), load(workdir.path), workdir)
+    assert result["benchmark"] == "mixture" and result["budgets"]["full"]["samples"] > 0
+    run_stages(config, str(tmp_path / "run"), stages)  # complete: nothing is read again
+    (root / "a.json").write_text((root / "a.json").read_text() + "\n")
+    (tmp_path / "run" / "policy" / "complete.json").unlink()
+    with pytest.raises(RequestError, match="was begun with other data"):
+        run_stages(config, str(tmp_path / "run"), stages)
