@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,16 @@ import pytest
 from PIL import Image
 
 from visor_jax.__main__ import main
+from visor_jax.commands import data
+from visor_jax.config import architecture
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_parts, training_row_shape
 from visor_jax.data.glyphs.source import Glyphs
+from visor_jax.data.pipeline import ExampleStream, make_pipeline
+from visor_jax.data.preview_model import fill_rows
+from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources.llava import LlavaSource
+from visor_jax.train.objectives.answers import one_per_row, packed_batches
+from visor_jax.train.stage import stage_seed
 
 CONFIG = """
 from visor_jax.config import default_config
@@ -238,6 +247,34 @@ def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[st
         result_of(capsys, "preview", f"--config={folder / f'{name}.py'}", f"--out={out}", "--samples=3")
         with Image.open(out) as sheet:
             assert min(sheet.size) > 72
+
+
+@pytest.mark.parametrize("changes", [[], ["--config.data.pack_window=4", "--config.data.pool_rows=2",
+    "--config.data.pool_tiles=8", "--config.data.batch_size=4"]])  # fmt: skip
+def test_preview_draws_the_rows_of_the_first_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
+) -> None:
+    """The samples that wait are those of the training stream, for the first pool."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(data, "model_sheet", lambda pairs, waiting, title, config, out: drawn.append((waiting, config)))
+    config = f"--config={folder / 'glyphs.py'}"
+    assert main(["data", "preview", config, f"--out={folder / 'sheet.png'}", "--samples=1", *changes]) == 0
+    waiting, configured = drawn[0]
+    rows, _, per_pool = fill_rows(waiting, configured)
+    with stream_of(configured) as batches:
+        ids = next(batches).ids
+    found = [example.id for row in rows for example in row]
+    assert found == ids[: len(found)] and len(rows) == (3 if per_pool == 1 else 2)
+
+
+def stream_of(config: Any) -> Any:
+    """The batches of stage "full", as training makes them."""
+    arch, encode = architecture(config), sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+    stream = ExampleStream(stage_parts(config, "full"), encode, stage_seed(config.seed, "full"))
+    if config.data.pack_window:
+        return packed_batches(config, config.data.batch_size, stream, arch, SkipLog(), 0, None)
+    collate = partial(one_per_row, training_row_shape(config), arch)
+    return make_pipeline(stream, collate, batch_size=config.data.batch_size)
 
 
 @pytest.mark.parametrize("flag", ["check --list", "preview --out"])

@@ -115,7 +115,8 @@ def test_long_and_unusual_samples_are_drawn(config: Any, tmp_path: Path) -> None
     many = make_sample("frames", (12, 20, 20))
     pairs = [(sample, encoded(sample, config)) for sample in (odd, many)]
     small = dataclasses.replace(config.data, pack_window=0, text_length=8192, visual_length=500)
-    missing = model_sheet(pairs, 2, dataclasses.replace(config, data=small), tmp_path / "sheet.png")
+    waiting = [example for _, example in pairs]
+    missing = model_sheet(pairs, waiting, "rows\n", dataclasses.replace(config, data=small), tmp_path / "sheet.png")
     assert missing is not None
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height < 4000

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,18 +25,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from visor_jax.config import Config
+from visor_jax.config import Config, stage_config
+from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.build import FORMATS, build
 from visor_jax.data.check import Running, check
 from visor_jax.data.collate import Example, RowShape
-from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
+from visor_jax.data.from_config import (
+    make_source,
+    make_tokenizer,
+    sample_encoder,
+    stage_parts,
+    training_row_shape,
+)
 from visor_jax.data.preview import contact_sheet
-from visor_jax.data.preview_model import model_sheet
+from visor_jax.data.preview_model import UNPACKED_ROWS, model_sheet
 from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import source_kind
-from visor_jax.errors import RequestError, printable, unwritable
+from visor_jax.errors import RequestError, RunError, printable, unwritable
 from visor_jax.files.read_write import as_path, replaceable
 
 HELP = "check, measure, preview or write out the data of a configuration"
@@ -48,6 +56,8 @@ _BAR = 40  # characters of its longest bar
 _MAX_WORKERS = 1024
 _MAX_PICTURES = 1000  # of one record, independent of the row shape
 _ANY_SIZE = RowShape(tiles=1 << 30, visual=1 << 30, text=1 << 30)
+
+_log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
@@ -94,8 +104,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     try:
         if args.action == "build":
             return build(sources, as_path(args.out), format=args.format or "llava", shards=args.shards, limit=limit)
-        view = args.view or "model"
-        return _preview(sources, args.samples or PREVIEW_SAMPLES[view], replaceable(args.out), config, view)
+        count = args.samples or PREVIEW_SAMPLES[args.view or "model"]
+        return _preview(sources, count, replaceable(args.out), config, args)
     except OSError as error:
         raise unwritable(f"--out={args.out}", error) from error
 
@@ -200,25 +210,54 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
 # --- preview ----------------------------------------------------------------------------------------------------------
 
 
-def _preview(sources: dict[str, Source], count: int, out: Path, config: Config, view: str) -> dict[str, Any]:
-    """Draws the first usable samples."""
+def _preview(sources: dict[str, Source], count: int, out: Path, config: Config, args: argparse.Namespace) -> Any:
+    """Draws the first usable samples, and rows of a batch: of the first step, or filled from the samples drawn."""
     skips = SkipLog()
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+    of_model = args.view != "pictures"
 
     def prepared(sample: Sample) -> tuple[Sample, Example | None]:
-        return sample, encode(sample) if view == "model" else None
+        return sample, encode(sample) if of_model else None
 
     usable = (pair for source in sources.values() for pair in _usable(source, None, skips, prepared))
-    wanted = max(count, config.data.pack_window) if view == "model" else count
-    pairs = list(itertools.islice(usable, wanted))
+    pairs = list(itertools.islice(usable, count))
     if not pairs:
         raise RequestError(
             f"data: none of {skips.tried} samples can be used ({skips.by_reason()}); see visor data check"
         )
     encoded = [(sample, example) for sample, example in pairs if example is not None]
-    missing = model_sheet(encoded, count, config, out) if encoded else contact_sheet([s for s, _ in pairs], out)
-    shown = min(count, len(pairs))
-    print(f"{out}: {shown} samples, {skips.skipped} skipped")
+    if of_model:
+        title, examples = _first_step(config, args.split, encode) or ("rows filled from the samples above", [])
+        missing = model_sheet(encoded, examples or [example for _, example in encoded], title, config, out)
+    else:
+        missing = contact_sheet([sample for sample, _ in pairs], out)
+    print(f"{out}: {len(pairs)} samples, {skips.skipped} skipped")
     if missing:
         print(f"{len(missing)} characters are shown by name or number, because no installed font has them")
-    return {"out": str(out), "samples": shown, "skipped": skips.by_reason()}
+    return {"out": str(out), "samples": len(pairs), "skipped": skips.by_reason()}
+
+
+def _first_step(config: Config, split: str, encode: Callable[[Sample], Example]) -> tuple[str, list[Example]] | None:
+    """Returns a title and the samples from which the rows of the first step on answers are filled.
+
+    None if another split is drawn, if no configured stage trains on answers, or if its data cannot be used.
+    """
+    stages = [stage for stage in config.stages if stage in TRAINED_STAGES]
+    stage = next((stage for stage in stages if stage_config(config, stage).objective == "answer"), None)
+    if stage is None or split not in ("", "train"):
+        return None
+    from visor_jax.data.pipeline import ExampleStream
+    from visor_jax.train.stage import stage_seed
+
+    num_rows, data = stage_config(config, stage).batch_size, config.data
+    num_pools = num_rows // data.pool_rows
+    title, places = f"first rows of step 1 of stage {stage}", range(min(num_rows, UNPACKED_ROWS))
+    if data.pack_window:
+        title = f"rows of step 1 of stage {stage}, pool 1 of {num_pools}"
+        places = range(0, data.pack_window * num_pools, num_pools)  # what the first pool reads
+    try:
+        stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
+        return title, [stream[place] for place in places]
+    except (RequestError, RunError) as error:
+        _log.warning("training could not begin, so the rows are filled from the samples drawn: %s", error)
+        return None

@@ -1,7 +1,7 @@
 """Draws a preview sheet of what the model will see: samples as tiles and tokens, and the rows that a step receives.
 
-In: samples, and a configuration. Out: one PNG. The rows are filled as in training (`packing.fill_pool`, or one sample
-per row), but from the samples in the order of their source, which training shuffles.
+In: samples, the samples that wait at a pool, and a configuration. Out: one PNG. The rows are filled as in training
+(`packing.fill_pool`, or one sample per row).
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from visor_jax.config import Config, architecture
 from visor_jax.data.collate import Example, RowShape, make_batch
 from visor_jax.data.from_config import make_tokenizer, training_row_shape
 from visor_jax.data.packing import PoolShape, fill_pool
-from visor_jax.data.preview_rows import draw_rows, stacked
+from visor_jax.data.preview_rows import caption, draw_rows, stacked
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.preview_tokens import FAINT, PAGE, WIDTH, draw_legend, draw_sample
 from visor_jax.data.sample import Sample
 from visor_jax.files.read_write import write_bytes
 
 _MARGIN, _TEXT = 16, 13
-_MOST_UNPACKED = 3  # rows drawn without packing
+UNPACKED_ROWS = 3  # rows drawn without packing
 
 
 def model_sheet(
-    pairs: Sequence[tuple[Sample, Example]], count: int, config: Config, path: str | os.PathLike[str]
+    pairs: Sequence[tuple[Sample, Example]],
+    waiting: Sequence[Example],
+    title: str,
+    config: Config,
+    path: str | os.PathLike[str],
 ) -> set[str]:
-    """Draws the first `count` samples, then rows filled from all of them, and writes the sheet atomically.
+    """Draws samples, then rows, and writes the sheet atomically.
 
     Args:
-      pairs: samples and their examples, at least one.
-      count: samples that are drawn one by one.
+      pairs: samples and their examples.
+      waiting: examples from which the rows are filled, at least one.
+      title: of the rows.
       config: its row shape, packing, tokenizer and architecture.
       path: the PNG file to write.
 
@@ -42,11 +47,11 @@ def model_sheet(
     """
     font, tokenizer, arch = TextPainter(_TEXT), make_tokenizer(config), architecture(config)
     parts = [draw_legend(font)]
-    for sample, example in pairs[:count]:
+    for sample, example in pairs:
         parts += [_rule(), draw_sample(sample, example, tokenizer, arch, font)]
-    rows, shape, rows_per_pool = fill_rows([example for _, example in pairs], config)
+    rows, shape, rows_per_pool = fill_rows(waiting, config)
     batch = make_batch(rows, shape, arch, rows_per_pool)
-    parts += [_rule(), draw_rows(batch, rows_per_pool, arch.vision.patches_per_tile, font)]
+    parts += [_rule(), caption(title, font), draw_rows(batch, rows_per_pool, arch.vision.patches_per_tile, font)]
     body = stacked(parts, 10)
     sheet = Image.new("RGB", (WIDTH + 2 * _MARGIN, body.height + 2 * _MARGIN), PAGE)
     sheet.paste(body, (_MARGIN, _MARGIN))
@@ -60,7 +65,7 @@ def fill_rows(examples: Sequence[Example], config: Config) -> tuple[list[list[Ex
     """Returns the rows of one pool, or the first rows without packing; their shape, and the rows of a pool."""
     data = config.data
     if not data.pack_window:
-        rows = [[example] for example in examples[: min(_MOST_UNPACKED, data.batch_size)]]
+        rows = [[example] for example in examples[: min(UNPACKED_ROWS, data.batch_size)]]
         return rows, training_row_shape(config), 1
     shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length)
     chosen = fill_pool([example.size for example in examples[: data.pack_window]], shape)

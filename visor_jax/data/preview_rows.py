@@ -35,7 +35,7 @@ def draw_rows(batch: Batch, rows_per_pool: int, patches_per_tile: int, font: Tex
     for row in range(min(len(arrays["text_segments"]), _MOST_ROWS)):
         count = int(max(arrays["text_segments"][row].max(initial=0), arrays["visual_segments"][row].max(initial=0)))
         names, ids = ids[:count], ids[count:]
-        parts.append(_caption(f"row {row}: {count} sample{'s' if count != 1 else ''}: {', '.join(names)}", font))
+        parts.append(caption(f"row {row}: {count} sample{'s' if count != 1 else ''}: {', '.join(names)}", font))
         for kind in ("visual", "text"):
             parts.append(_draw_stream(arrays, kind, row, font))
         if (row + 1) % rows_per_pool == 0:
@@ -54,7 +54,8 @@ def stacked(parts: list[Image.Image], gap: int) -> Image.Image:
     return canvas
 
 
-def _caption(text: str, font: TextPainter) -> Image.Image:
+def caption(text: str, font: TextPainter) -> Image.Image:
+    """Returns a line of text."""
     line = Image.new("RGB", (WIDTH, LINE), PAGE)
     font.draw(ImageDraw.Draw(line), (0, 0), font.readable(" ".join(text[:300].split())), INK)
     return line
