@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.sources.layouts import LAYOUTS
 from visor_jax.config import as_config
 from visor_jax.data import chat, check_progress
 from visor_jax.data.check import Running, check
-from visor_jax.data.check_records import leaks, repeated
+from visor_jax.data.check_records import Findings, leaks, repeated
 from visor_jax.data.from_config import make_source
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.data.source_kind import SPLITS, RecordSource
@@ -283,3 +285,22 @@ def test_repetitions_name_the_first_record() -> None:
     assert repeated([]) == []
     keys = np.random.default_rng(0).integers(1, 2**63, 1000).tolist()
     assert repeated(keys) == []
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "mixture"])
+def test_every_source_can_be_checked_by_other_processes(layout: str, tmp_path: Path) -> None:
+    """A worker gets a pickled copy."""
+    source, write = LAYOUTS.get(layout, LAYOUTS["llava"])
+    data = {"source": source, "root": str(tmp_path / "data"), "path": write(tmp_path / "data"), "tiles": 4,
+            "visual_length": 200}  # fmt: skip
+    if layout == "mixture":
+        (tmp_path / "data" / "mix.yaml").write_text("- {json_path: set.json, sampling_strategy: 'random:50%'}\n")
+        data |= {"mixture": "mix.yaml", "path": ""}
+    config = as_config(tiny_config({f"data.{name}": value for name, value in data.items()} | {"stages": ("full",)}))
+    opened = make_source(config, "all")
+    assert isinstance(opened, RecordSource)
+    checker = check_progress.RecordChecker(config, "all", opened, listing=True)
+    found = checker.check(range(len(opened)))
+    assert pickle.loads(pickle.dumps(checker)).check(range(len(opened))).state() == found.state()
+    assert found.samples == (6 if layout == "mixture" else 12) and not found.skipped
+    assert Findings.of(json.loads(json.dumps(found.state()))) == found

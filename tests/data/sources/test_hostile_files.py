@@ -23,6 +23,7 @@ import pytest
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.data.sources.layouts import LAYOUTS
 from visor_jax.config import Config, as_config
@@ -30,6 +31,7 @@ from visor_jax.data.check import check
 from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.sample import SkipSample, outline
 from visor_jax.data.source_kind import RecordSource
+from visor_jax.data.sources.stored import Reading, RecordList, StoredSource
 from visor_jax.errors import RequestError, one_line
 from visor_jax.testing import tiny_config
 
@@ -129,6 +131,33 @@ def test_damaged_files(name: str, sound: dict[str, Any], changes: list[tuple[str
     finally:
         files[0].write_bytes(content)
         os.utime(files[0], ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "animated GIF", "array"])
+@few
+@given(changes=edits)
+def test_damaged_pictures_and_videos(format: str, changes: list[tuple[str, float, bytes]], tmp_path: Path) -> None:
+    """A record that holds the file, as Parquet and ArrayRecord do; what decodes is a picture of bounded size."""
+    buffer = io.BytesIO()
+    pictures = [Image.new("RGB", (24, 16), color) for color in ("red", "green", "blue")]
+    if format == "array":
+        np.save(buffer, np.zeros((3, 16, 24, 3), np.uint8))
+    else:
+        more = {"save_all": True, "append_images": pictures[1:]} if format.startswith("animated") else {}
+        pictures[0].save(buffer, format.split()[-1], **more)
+    key, marker = ("video", "<video>") if format in ("animated GIF", "array") else ("image", "<image>")
+    talk = [{"from": "human", "value": f"{marker}What?"}, {"from": "gpt", "value": "x"}]
+    held = {"bytes": damaged(buffer.getvalue(), changes), "path": "a"}
+    reading = Reading(max_image_pixels=10_000, split="all")
+    source = StoredSource(
+        "held", [RecordList(tmp_path / "held", [{key: held, "conversations": talk}])], tmp_path, reading
+    )
+    try:
+        (image,) = source[0].images
+    except SkipSample as why:
+        assert why.reason and why.detail
+    else:
+        assert image.dtype == np.uint8 and image.shape[-1] == 3 and 0 < image[..., 0].size <= 20_000
 
 
 def test_a_damaged_page_of_a_table_without_pictures_costs_its_rows_only(tmp_path: Path) -> None:
