@@ -103,7 +103,7 @@ def compared(
     times = harness.interleaved({name: harness.timed(run) for name, run in runs.items()}, repeats)
     return {
         "dynamic_seconds_quartiles": harness.quartiles(times["dynamic"]),
-        "specialised_seconds_quartiles": harness.quartiles(times["specialized"]),
+        "specialized_seconds_quartiles": harness.quartiles(times["specialized"]),
         "overhead_quartiles": harness.quartiles(times["dynamic"] / times["specialized"]),
         "max_difference": difference,
     }

@@ -1,4 +1,4 @@
-"""Functions and records of kernels/, model/ and train/ state the shapes of their arrays; the tests check them."""
+"""Functions and records of kernels/, model/ and train/ declare the shapes of their arrays; the tests check them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ MODULES = sorted(
 
 
 def public_annotations(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | None]]:
-    """Names and annotations: arguments of public functions, fields of public classes, public aliases of types."""
+    """Names and annotations: arguments and results of public functions, fields of public classes, aliases of types."""
     for node in body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = node.args
             for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
                 if argument.arg not in ("self", "cls"):
                     yield f"{node.name}({argument.arg}), line {argument.lineno}", argument.annotation
+            if node.returns is not None:
+                yield f"{node.name}() ->, line {node.lineno}", node.returns
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield from public_annotations(node.body)
             for field in node.body:
@@ -43,12 +45,12 @@ def public_annotations(body: list[ast.stmt]) -> Iterator[tuple[str, ast.expr | N
 
 
 def has_bare_array(annotation: ast.expr) -> bool:
-    """Whether `annotation` contains `Array` or `jax.Array` without a shape. Signatures of callables do not count."""
+    """Whether `annotation` contains an array type without a shape. Signatures of callables do not count."""
     if isinstance(annotation, ast.Subscript):
         name = ast.unparse(annotation.value)
         if name == "Callable" or (isinstance(annotation.slice, ast.Tuple) and _is_shape(annotation.slice.elts[-1])):
             return False
-    if ast.unparse(annotation) in ("Array", "jax.Array"):
+    if ast.unparse(annotation) in ("Array", "jax.Array", "np.ndarray"):
         return True
     return any(has_bare_array(child) for child in ast.iter_child_nodes(annotation) if isinstance(child, ast.expr))
 
@@ -58,7 +60,7 @@ def _is_shape(node: ast.expr) -> bool:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
-def test_no_public_array_argument_is_without_a_shape(path: Path) -> None:
+def test_no_public_array_is_without_a_shape(path: Path) -> None:
     annotations = list(public_annotations(ast.parse((PACKAGE / path).read_text(encoding="utf-8")).body))
     missing = [name for name, annotation in annotations if annotation is None]
     bare = [name for name, annotation in annotations if annotation is not None and has_bare_array(annotation)]
@@ -71,6 +73,8 @@ def test_no_public_array_argument_is_without_a_shape(path: Path) -> None:
         ("Array", True),
         ("jax.Array | None", True),
         ("dict[str, jax.Array]", True),
+        ("tuple[np.ndarray, int]", True),
+        ('Int[np.ndarray, " N"]', False),
         ('Float[Array, "B T"] | None', False),
         ('dict[str, Shaped[Array, "..."]]', False),
         ("Callable[..., Array]", False),

@@ -17,7 +17,7 @@ from visor_jax.errors import RequestError, nearest
 Bits = tuple[bool, ...]
 
 WORDS = ("auto", "full", "empty")
-MAX_SLOTS = 64  # more than a third of the layers of any decoder; a larger number in a request is a typing error
+MAX_SLOTS = 64  # of any plan (configurations with more are refused); a larger number in a request is a typing error
 EXPECTED = "expected auto, full, empty, a number of slots such as 3, or one bit per slot such as 0b101"
 
 

@@ -111,7 +111,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 Request = tuple[str, str]  # a file of a configuration, and as JSON the fields of `config.data` that differ from it
 
 
-def checked(config: Any) -> VisorDataConfig:
+def checked(config: tfds.core.BuilderConfig | None) -> VisorDataConfig:
     """Returns the request itself.
 
     Raises:

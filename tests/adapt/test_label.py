@@ -65,7 +65,7 @@ def test_a_lucky_guess_is_not_good_enough() -> None:
     assert cheapest_good_enough(np.log([[0.45, 0.9]]), 1, 0.1).tolist() == [1]
 
 
-def test_the_files_of_a_labelling(tiny_run: Path) -> None:
+def test_the_files_of_a_labeling(tiny_run: Path) -> None:
     labels, summary = Labels.read(Workdir(tiny_run)), read_json(tiny_run / "labels" / "labels.json")
     assert summary["samples"] == len(labels.label) == 16 == sum(summary["counts"].values())
     assert labels.log_likelihood.shape == (16, len(labels.budgets))

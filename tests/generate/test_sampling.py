@@ -44,7 +44,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     weights = np.exp(LOGITS.astype(float) / 0.5)
     weights[:, FORBIDDEN] = 0
     np.testing.assert_allclose(frequencies(0.5, 1.0), weights / weights.sum(axis=1, keepdims=True), atol=0.04)
-    assert frequencies(1e-30, 1.0).tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], "towards 0 it selects the best token"
+    assert frequencies(1e-30, 1.0).tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], "toward 0 it selects the best token"
     assert frequencies(1e30, 1.0)[0, [0, 1, 3, 4]] == pytest.approx([0.25] * 4, abs=0.04)
 
 

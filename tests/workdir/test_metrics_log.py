@@ -39,7 +39,7 @@ def test_a_file_cut_anywhere_resumes_whole(tmp_path_factory, cut, resume):
     assert steps == [step for step in before if step < resume] + list(range(resume, 10))
 
 
-def test_a_line_that_is_no_row_is_left_out_aloud(tmp_path, caplog):
+def test_a_line_that_is_no_row_is_left_out_with_a_warning(tmp_path, caplog):
     write(tmp_path, range(1, 3))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + b'{"loss": 1}\n[]\n\xff\n')

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from visor_jax.architecture import MESH_AXES, LayerKind
-from visor_jax.budget import MAX_SLOTS
+from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config, ModelConfig, TrainConfig
 from visor_jax.errors import RequestError, nearest
@@ -79,9 +79,8 @@ def _check_pattern(model: ModelConfig) -> None:
         raise RequestError(f"model.head_layers={head}: expected at most model.text.num_layers={layers}")
     if model.plan == "dense":
         return
-    blocks = (layers - head) // len(pattern)
-    slots = blocks * pattern.count(LayerKind.SELF)
-    if blocks < 1:
+    slots = len(Plan.visor(layers, pattern, head).slots)
+    if layers < head + len(pattern):
         raise RequestError(
             f"model.text.num_layers={layers}: expected at least {head + len(pattern)} with model.plan='visor':"
             f" model.head_layers={head} plus the {len(pattern)} layers of model.pattern"

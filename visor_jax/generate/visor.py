@@ -69,7 +69,7 @@ class Visor:
 
       budget: "auto" (the policy decides), "full", "empty", a number of slots, or the bits of a viable budget.
       max_new_tokens: maximum length of an answer.
-      dial: shifts the policy towards cheaper (below 0) or more accurate (above 0) budgets.
+      dial: shifts the policy toward cheaper (below 0) or more accurate (above 0) budgets.
       temperature, top_p, seed: a temperature of 0 takes the best token; otherwise tokens are sampled
         (`generate.sampling.Sampling`), and the same seed gives the same answer.
       stop: texts of one token each that end an answer, in addition to the end of the turn.

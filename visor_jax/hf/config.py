@@ -30,7 +30,7 @@ from visor_jax.architecture import (
     TextArchitecture,
     VisionArchitecture,
 )
-from visor_jax.budget import MAX_SLOTS, Bits, bit_string, parse_budgets
+from visor_jax.budget import MAX_SLOTS, Bits, Plan, bit_string, parse_budgets
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.hf.preprocessor import check_processor, pixel_statistics
 from visor_jax.hf.section import Section
@@ -116,7 +116,7 @@ def _pattern(config: Section, text: Section, layers: int, plan: str) -> tuple[tu
     head_layers = config.integer("head_layers", 0, minimum=0, maximum=MAX_LAYERS)
     if layers < head_layers + len(pattern):
         raise text.wrong("num_hidden_layers", f"at least {head_layers + len(pattern)} with plan 'visor'")
-    slots = (layers - head_layers) // len(pattern) * pattern.count(LayerKind.SELF)
+    slots = len(Plan.visor(layers, pattern, head_layers).slots)
     if pattern != PATTERN and slots > MAX_SLOTS:
         raise config.wrong("layer_pattern", f"at most {MAX_SLOTS} slots, not {slots}")
     return pattern, head_layers

@@ -60,8 +60,8 @@ def copying_pair(
     return values, per_query_head.T / groups
 
 
-def asked_rotation(size: int) -> Array:
-    """[D, D], orthogonal: maps the subspace in which text keeps the object of the question to token embeddings.
+def asked_rotation(size: int) -> Float[Array, "D D"]:
+    """An orthogonal matrix: maps the subspace in which text keeps the object of the question to token embeddings.
 
     A separate subspace keeps it from being decoded as the next token.
     """

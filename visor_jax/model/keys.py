@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PRNGKeyArray, UInt32
 
 from visor_jax.config.schema import STAGES
 
 PURPOSES = ("start", "frozen", "sampling")
 
 
-def root_key(seed: int | np.uint32 | UInt32[Array, ""], purpose: str) -> Array:
+def root_key(seed: int | np.uint32 | UInt32[Array, ""], purpose: str) -> PRNGKeyArray:
     """The key of `seed` for one of `PURPOSES`."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
-def start_key(seed: int, stage: str) -> Array:
+def start_key(seed: int, stage: str) -> PRNGKeyArray:
     """The key of the parameters that `stage` (one of `config.schema.STAGES`) starts at random, in a run of `seed`."""
     return jax.random.fold_in(root_key(seed, "start"), STAGES.index(stage))
 
 
-def frozen_key(number: int) -> Array:
+def frozen_key(number: int) -> PRNGKeyArray:
     """The key of a random constant that is the same in every run, whatever its seed."""
     return root_key(number, "frozen")

@@ -27,7 +27,7 @@ def answer_tokens(
     *,
     remat: bool = False,
     shared: Float[Array, "B Nt D"] | None = None,
-) -> tuple[Float[Array, "B T"], Array, Array]:
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
     """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
     hidden = hidden_states(params, visual, batch, budget, arch, remat=remat, shared=shared)[:, :-1]
     labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]

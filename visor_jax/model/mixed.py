@@ -109,7 +109,9 @@ def chunk_size(samples: int) -> int:
     return next(size for size in range(-(-samples // NUM_CHUNKS), 0, -1) if samples % size == 0)
 
 
-def split_chunks(x: Shaped[Array, "B ..."], order: Int[Array, "devices samples"], size: int) -> Array:
+def split_chunks(
+    x: Shaped[Array, "B ..."], order: Int[Array, "devices samples"], size: int
+) -> Shaped[Array, "chunks rows ..."]:
     """[B, ...] sorted by each device's `order`, as chunks [local / size, devices * size, ...]."""
     devices, num_local = order.shape
     sorted_ = jax.vmap(lambda x, order: x[order])(x.reshape(devices, num_local, *x.shape[1:]), order)
@@ -117,7 +119,9 @@ def split_chunks(x: Shaped[Array, "B ..."], order: Int[Array, "devices samples"]
     return chunks.reshape(num_local // size, devices * size, *x.shape[1:])
 
 
-def merge_chunks(chunks: Shaped[Array, "chunks rows ..."], order: Int[Array, "devices samples"]) -> Array:
+def merge_chunks(
+    chunks: Shaped[Array, "chunks rows ..."], order: Int[Array, "devices samples"]
+) -> Shaped[Array, "B ..."]:
     """The inverse of `split_chunks`."""
     devices, num_local = order.shape
     count, rows, *rest = chunks.shape

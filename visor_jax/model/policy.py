@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.precision import widened
@@ -37,7 +37,7 @@ def policy_logits(params: Params, hidden: Float[Array, "*B D"], num_viable: int,
 
 def choose(
     logits: Float[Array, "B M"], costs: Float[Array, "*B viable"], dial: float | Float[Array, ""] = 0.0
-) -> Array:
+) -> Int[Array, " B"]:
     """Index of each sample's budget.
 
     `costs` are those of the viable budgets, shared by all samples or per sample. `dial` trades cost against accuracy:

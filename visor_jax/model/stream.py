@@ -52,12 +52,12 @@ def with_order(stream: TokenStream) -> TokenStream:
     return stream._replace(order=TokenOrder(tokens, jnp.argsort(tokens, axis=1)))
 
 
-def sort_by_position(x: Num[Array, "B N ..."], order: TokenOrder) -> Array:
+def sort_by_position(x: Num[Array, "B N ..."], order: TokenOrder) -> Num[Array, "B N ..."]:
     """Rows [B, Nv+Nt, ...] of [V; T] sorted by position."""
     return rearranged(x, order.tokens, order.places)
 
 
-def unsort(x: Num[Array, "B N ..."], order: TokenOrder) -> Array:
+def unsort(x: Num[Array, "B N ..."], order: TokenOrder) -> Num[Array, "B N ..."]:
     """The inverse of `sort_by_position`."""
     return rearranged(x, order.places, order.tokens)
 

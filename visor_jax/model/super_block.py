@@ -54,13 +54,14 @@ class ConditionalPosition(nnx.Module):
 
 def text_layer(
     params: Params, text: Float[Array, "B Nt D"], stream: TokenStream, arch: TextArchitecture
-) -> tuple[Array, KeysValues]:
+) -> tuple[Float[Array, "B Nt D"], KeysValues]:
     """T = TL(T): the pretrained layer over the text alone, and its keys and values."""
     rope = rotary(stream.text_positions, arch)
     return qwen2_layer(params, text, rope, text_mask(stream), arch)
 
 
 def text_mask(stream: TokenStream) -> AttentionMask:
+    """The causal mask of T alone."""
     positions = stream.text_positions
     return AttentionMask(positions, positions, stream.text_segments, stream.text_key_segments, None, True)
 
@@ -74,7 +75,7 @@ def joint_layer(
     active: Bool[Array, " B"] | None = None,
     *,
     keep_visual: bool = True,
-) -> tuple[Array, Array, KeysValues]:
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"], KeysValues]:
     """[V; T] = TL([V; T]); also the layer's keys and values [B, Nv + Nt, K, E].
 
     `active` [B] marks the samples whose slot is on: for the others V does not change and T sees text alone, exactly
@@ -127,7 +128,9 @@ def image_ends(positions: Int[Array, "B Nv"], segments: Int[Array, "B Nv"]) -> I
     return jnp.take_along_axis(positions, jax.lax.cummin(index, axis=1, reverse=True), axis=1)
 
 
-def conditional_position(params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"]) -> Array:
+def conditional_position(
+    params: Params, visual: Float[Array, "B Nv D"], segments: Int[Array, "B Nv"]
+) -> Float[Array, "B Nv D"]:
     """V + depthwise convolution of V over the visual sequence; no tap reaches into another segment or padding."""
     kernel = params["kernel"]
     reach = kernel.shape[0] // 2
@@ -175,7 +178,7 @@ def cross_layer(
     text: Float[Array, "B Nt D"],
     stream: TokenStream,
     arch: TextArchitecture,
-) -> tuple[Array, KeysValues, KeysValues]:
+) -> tuple[Float[Array, "B Nt D"], KeysValues, KeysValues]:
     """T = TL(T + CrossAttn(T, V)); also the layer's text keys and values and its visual ones."""
     visual_kv = cross_keys_values(cross, visual, stream.visual_segments, arch)
     text = cross_attention(cross, text, visual_kv, stream.text_segments, stream.visual_segments, arch)

@@ -169,7 +169,7 @@ def before_first_slot(
     text: Float[Array, "B Nt D"],
     stream: TokenStream,
     arch: Architecture,
-) -> Array:
+) -> Float[Array, "B Nt D"]:
     """T at the entry of the first optional self-attention layer, which is the same for every budget."""
     off = (False,) * arch.num_slots
     return run_layers(params, visual, text, stream, off, arch, layers=arch.shared_layers)[1]

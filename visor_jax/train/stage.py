@@ -14,6 +14,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from jaxtyping import Shaped
 
 from visor_jax.budget import Bits, budget_name
 from visor_jax.config import Config, architecture, stage_config
@@ -31,7 +32,7 @@ class Step:
     """One optimizer step's input. `number` counts from 1; `arrays` are this process's rows."""
 
     number: int
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Shaped[np.ndarray, "..."]]
     budget: Bits
     budget_name: str
     ids: list[str]

@@ -348,7 +348,7 @@ class VisorForConditionalGeneration(VisorPreTrainedModel, VisorGenerationMixin):
             labels: int [B, S], -100 for no target; "auto" is then decided from the tokens before the first target.
             budget: the slots that are on: "auto", "full", "empty", 3, "0b101", one boolean per slot, or a list (or a
                 bool tensor [B, slots]) with one budget per sample. A filled cache keeps its budgets.
-            dial: shifts "auto": above 0 towards more expensive budgets, below 0 towards cheaper ones.
+            dial: shifts "auto": above 0 toward more expensive budgets, below 0 toward cheaper ones.
             past_key_values, cache: two names of one argument, the cache of the tokens so far.
             use_cache: whether the output holds the cache; None: `config.use_cache`, but no with labels or in training.
             logits_to_keep: number of last columns to compute logits for, 0 for all; or the columns themselves.

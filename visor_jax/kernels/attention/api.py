@@ -166,7 +166,7 @@ def over_mesh(
     k: Float[Array, "B Tk K D"],
     v: Float[Array, "B Tk K D"],
     mask: AttentionMask,
-) -> Array:
+) -> Float[Array, "B Tq H D"]:
     """`run` on each device's samples and heads; a dimension that an axis does not divide is not split."""
     samples = mesh.sample_axes(q.shape[0])
     of_arrays = PartitionSpec(samples, None, mesh.split_axis(k.shape[2]))

@@ -56,7 +56,7 @@ def cudnn_refusal(
 
 def pad_to_even(
     q: Float[AnyArray, "B Tq H D"], k: Float[AnyArray, "B Tk K D"], v: Float[AnyArray, "B Tk K D"], mask: AttentionMask
-) -> tuple[Array, Array, Array, AttentionMask]:
+) -> tuple[Float[Array, "B _ H D"], Float[Array, "B _ K D"], Float[Array, "B _ K D"], AttentionMask]:
     """Pads odd lengths by one token: cuDNN's backward pass with a mask requires even lengths."""
 
     def padded(x: Shaped[AnyArray, "B T ..."]) -> Array:
@@ -80,7 +80,7 @@ def fused(
     *,
     implementation: Any,
     **kwargs: Any,
-) -> Array:
+) -> Float[Array, "B Tq H D"]:
     """`jax.nn.dot_product_attention`, by "cudnn" or, for tests without a GPU, "xla"."""
     return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation=implementation, **kwargs)
 
@@ -146,7 +146,7 @@ def with_lengths(
     k: Float[AnyArray, "B Tk K D"],
     v: Float[AnyArray, "B Tk K D"],
     mask: AttentionMask,
-) -> Array:
+) -> Float[Array, "B Tq H D"]:
     """Runs a function that takes lengths, or the dense mask where lengths do not suffice; keeps `base.attention`'s
     contract."""
     q, k, v, mask = validated(q, k, v, mask)

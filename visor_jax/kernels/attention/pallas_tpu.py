@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int, Num
 
 from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, validated
 from visor_jax.kernels.attention.blocks import Visits, block_kinds, pad_mask, visits
@@ -248,7 +248,7 @@ class Call(NamedTuple):
         results: tuple[str, ...],
         dtypes: tuple[Any, ...],
         scratch: list[tuple[int, int]],
-    ) -> Sequence[Array]:
+    ) -> Sequence[Num[Array, "..."]]:
         """One kernel over grid (batch, KV head, outer block, inner block); `inner` is "keys" or "queries".
 
         Its arguments: ids of queries and keys, `operands` in the order q, k, v, grad, log_sum, delta, the results.
@@ -283,7 +283,7 @@ class Call(NamedTuple):
             name=f"attention_{kernel.__name__}",
         )(*order, *self.ids(), *operands)
 
-    def ids(self) -> tuple[Array, Array]:
+    def ids(self) -> tuple[Int[Array, "B 2 Tq_padded"], Int[Array, "B 2 Tk_padded"]]:
         """Segments and positions of queries [B,2,Tq_padded] and of keys [B,2,Tk_padded]."""
         mask = self.mask
         return jnp.stack([mask.q_segments, mask.q_positions], 1), jnp.stack([mask.kv_segments, mask.kv_positions], 1)

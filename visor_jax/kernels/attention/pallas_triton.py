@@ -225,7 +225,7 @@ class Call(NamedTuple):
     def _padded(self, x: Array, length: int) -> Array:
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, self.head_dim - x.shape[3])))
 
-    def ids(self) -> tuple[Array, ...]:
+    def ids(self) -> tuple[Int[Array, "B T_padded"], ...]:
         """Segments and positions of queries [B,Tq_padded] and of keys [B,Tk_padded]."""
         mask = self.mask
         return mask.q_segments, mask.q_positions, mask.kv_segments, mask.kv_positions
@@ -245,7 +245,7 @@ class Call(NamedTuple):
         results: tuple[jax.ShapeDtypeStruct, ...],
         *,
         outer: str,
-    ) -> Sequence[Array]:
+    ) -> Sequence[Num[Array, "..."]]:
         """One kernel over grid (outer block, head, sample); it loads its own blocks of `arrays`.
 
         `outer` is "queries" (the heads are query heads) or "keys" (KV heads, each with its group of query heads).

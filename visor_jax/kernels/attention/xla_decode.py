@@ -41,6 +41,7 @@ def attention(
 
 
 def refusal(q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask) -> str | None:
+    """Why this cannot serve the arguments; None if it can."""
     del k, mask
     if q.shape[1] > MAX_QUERIES:
         return f"there are {q.shape[1]} queries; it serves up to {MAX_QUERIES}"
@@ -94,7 +95,7 @@ def attend_chunk(
     return out.reshape(kv_heads, -1, head_dim), log_sum.reshape(kv_heads, -1)
 
 
-def chunks_with_work(mask: AttentionMask, chunk_size: int) -> tuple[Array, Array, int]:
+def chunks_with_work(mask: AttentionMask, chunk_size: int) -> tuple[Int[Array, " chunks"], Int[Array, ""], int]:
     """Pairs sample * m + chunk, those in which some query sees a key first; the count of these; and m, the chunks per
     sample."""
     key_used = jnp.any(mask.as_array(), axis=1)

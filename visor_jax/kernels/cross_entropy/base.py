@@ -49,7 +49,9 @@ def cross_entropy(
     return jnp.where(counted, in_vocabulary(losses, labels, head) * weights, 0), correct
 
 
-def in_vocabulary(losses: Float[Array, " N"], labels: Int[Array, " N"], head: Float[Array, "D V"]) -> Array:
+def in_vocabulary(
+    losses: Float[Array, " N"], labels: Int[Array, " N"], head: Float[Array, "D V"]
+) -> Float[Array, " N"]:
     """`losses`, NaN where the label is not in [0, V)."""
     return jnp.where((labels >= 0) & (labels < head.shape[1]), losses, jnp.nan)
 

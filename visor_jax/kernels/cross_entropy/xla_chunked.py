@@ -83,13 +83,12 @@ def _backward(z_loss: float, saved, grads: tuple[Array, Array]):
 _unweighted.defvjp(_forward, _backward)
 
 
-# --- one device's rows and vocabulary
-# -----------------------------------------------------------------------------------
+# --- one device's rows and vocabulary ---------------------------------------------------------------------------------
 
 
 def forward_part(
     hidden: Float[Array, "N D"], head: Float[Array, "D V"], labels: Int[Array, " N"], *, vocab_axis: str | None
-) -> tuple[Array, Array, Array]:
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Int[Array, " N"]]:
     """Log-sum-exp, label logit and likeliest token id of each row; the mesh axis `vocab_axis` splits the vocabulary."""
     offset = vocab_offset(head, vocab_axis)
 
@@ -146,11 +145,13 @@ def in_chunks(x: Num[Array, "N ..."]) -> Num[Array, "n C ..."]:
     return x.reshape(-1, size, *x.shape[1:])
 
 
-def product(x: Float[Array, "M K"], y: Float[Array, "K N"]) -> Array:
+def product(x: Float[Array, "M K"], y: Float[Array, "K N"]) -> Float[Array, "M N"]:
+    """The matrix product, summed in float32."""
     return jnp.dot(x, y, preferred_element_type=jnp.float32)
 
 
 def is_label(labels: Int[Array, " C"], logits: Float[Array, "C V"], offset: Int[Array, ""] | int) -> Bool[Array, "C V"]:
+    """Whether each column, a token id from `offset` on, is the label of each row."""
     return (offset + jnp.arange(logits.shape[1]))[None] == labels[:, None]
 
 
@@ -162,10 +163,13 @@ def axes_of(hidden: Float[Array, "N D"], head: Float[Array, "D V"]) -> tuple[tup
     return mesh.sample_axes(hidden.shape[0]), mesh.split_axis(head.shape[1])
 
 
-def vocab_offset(head: Float[Array, "D V"], vocab_axis: str | None) -> Array | int:
+def vocab_offset(head: Float[Array, "D V"], vocab_axis: str | None) -> Int[Array, ""] | int:
     """The first token id of this device's part of the vocabulary."""
     return 0 if vocab_axis is None else jax.lax.axis_index(vocab_axis) * head.shape[1]
 
 
-def across(collective: Callable[..., Array], x: Num[Array, "..."], axes: tuple[str, ...] | str | None) -> Array:
+def across(
+    collective: Callable[..., Array], x: Num[Array, "..."], axes: tuple[str, ...] | str | None
+) -> Num[Array, "..."]:
+    """`collective` over mesh axes; `x` itself without axes."""
     return collective(x, axes) if axes else x

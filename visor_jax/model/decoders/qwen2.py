@@ -58,6 +58,8 @@ class Qwen2Attention(nnx.Module):
 
 
 class Qwen2MLP(nnx.Module):
+    """The gated MLP, without biases (`transformers.Qwen2MLP`)."""
+
     def __init__(self, arch: TextArchitecture, *, rngs: nnx.Rngs):
         self.gate_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
         self.up_proj = Linear(arch.hidden_size, arch.intermediate_size, rngs=rngs)
@@ -93,6 +95,7 @@ def rope_frequencies(arch: TextArchitecture) -> Float[np.ndarray, " half_E"]:
 
 
 def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
+    """Rotates each pair (i, i + E / 2) of a head by the angle of its token."""
     cos, sin = rope
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
@@ -101,7 +104,7 @@ def rotate(x: Float[Array, "B T H E"], rope: Rotary) -> Float[Array, "B T H E"]:
 
 def project_qkv(
     params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int = 0
-) -> tuple[Array, ...]:
+) -> tuple[Float[Array, "B Tq H E"], Float[Array, "B T K E"], Float[Array, "B T K E"]]:
     """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalized input."""
     x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
     inputs = zip(QKV, (x[:, first:], x, x), strict=True)
@@ -121,7 +124,7 @@ def finish_layer(
 
 def qwen2_layer(
     params: Params, x: Float[Array, "B T D"], rope: Rotary, mask: AttentionMask, arch: TextArchitecture, first: int = 0
-) -> tuple[Float[Array, "B Tq D"], tuple[Array, Array]]:
+) -> tuple[Float[Array, "B Tq D"], tuple[Float[Array, "B T K E"], Float[Array, "B T K E"]]]:
     """One decoder layer over the tokens of `x`; also its keys and values [B, T, K, E], which a cache may keep.
 
     Tokens before `first` serve as keys and values only: the output and the queries of `mask` leave them out.

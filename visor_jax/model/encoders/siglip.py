@@ -1,4 +1,8 @@
-"""The SigLIP tower: tiles of uint8 pixels in, patch features out."""
+"""The SigLIP tower (`transformers.SiglipVisionModel` without head and last norm): parameters and arithmetic.
+
+In: tiles of uint8 pixels [B, n, S, S, 3]. Out: features [B, n, P, Dv] of their patches. Shapes: B rows, n tiles of a
+row, S pixels per side, P patches of a tile, Dv or D hidden size, N tiles of all rows.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,8 @@ from visor_jax.model.layers import (
 
 
 class SiglipAttention(nnx.Module):
+    """Projections of one layer's attention, with biases (`transformers.SiglipAttention`)."""
+
     def __init__(self, size: int, *, rngs: nnx.Rngs):
         self.q_proj = Linear(size, size, bias=True, rngs=rngs)
         self.k_proj = Linear(size, size, bias=True, rngs=rngs)

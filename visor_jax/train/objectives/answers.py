@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config, architecture, stage_config
@@ -109,7 +109,7 @@ def packed_batches(
 
 def answer_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
-) -> tuple[Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross-entropy over the target tokens of the batch."""
     visual = encode(params, batch, arch, remat=remat)
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
@@ -119,13 +119,13 @@ def answer_loss(
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
 
 
-def turn_correct(correct: Bool[Array, "B T"], turn_index: Int[Array, "B Nt"], num_turns: int) -> Array:
-    """[B, turns]: whether every target token of a turn was predicted; True for turns that a row does not have."""
+def turn_correct(correct: Bool[Array, "B T"], turn_index: Int[Array, "B Nt"], num_turns: int) -> Bool[Array, "B turns"]:
+    """Whether every target token of a turn was predicted; True for turns that a row does not have."""
     turn = turn_index[:, 1:, None] == jnp.arange(num_turns)[None, None]
     return jnp.all(correct[..., None] | ~turn, axis=1)
 
 
-def by_task(turn_correct: np.ndarray, tasks: Sequence[Sequence[str]]) -> dict[str, float]:
+def by_task(turn_correct: Bool[np.ndarray, "B turns"], tasks: Sequence[Sequence[str]]) -> dict[str, float]:
     """Accuracy of each task in a batch, from [rows, turns] and the tasks of each row's turns.
 
     Turns past the last column do not count here; the loss includes them.

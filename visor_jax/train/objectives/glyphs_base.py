@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import budget_name
@@ -80,7 +80,7 @@ def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarize)
 
 
-def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
+def name_tables(tokenizer: ChatTokenizer) -> dict[str, Int[np.ndarray, "F _"]]:
     """Token ids [2, classes] of every name, with and without a leading space."""
     groups = {
         "glyph": glyphs.glyph_names(),
@@ -96,7 +96,7 @@ def name_tables(tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     return tables
 
 
-def picture_prefix(tokenizer: ChatTokenizer, config: Config) -> np.ndarray:
+def picture_prefix(tokenizer: ChatTokenizer, config: Config) -> Int[np.ndarray, " prefix"]:
     """The token ids before the picture in every conversation."""
     ids = encode_prompt(tokenizer, "", 1, config.tokenizer.system or None)
     return np.array(ids[: ids.index(tokenizer.image_token_id)], np.int32)
@@ -105,7 +105,7 @@ def picture_prefix(tokenizer: ChatTokenizer, config: Config) -> np.ndarray:
 WORDS_AFTER = 16  # random words after every picture of the base stage
 
 
-def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.ndarray:
+def known_words(tokenizer: ChatTokenizer, names: Mapping[str, Int[np.ndarray, "F _"]]) -> Int[np.ndarray, " W"]:
     """The token ids [W] of all names, of the words of questions and of the chat template."""
     wording = " ".join(text for phrasings in PHRASINGS.values() for phrasing in phrasings for text in phrasing)
     question_ids = {*encode_prompt(tokenizer, re.sub("{.*?}", "", wording))} - {tokenizer.image_token_id}
@@ -113,8 +113,13 @@ def known_words(tokenizer: ChatTokenizer, names: dict[str, np.ndarray]) -> np.nd
 
 
 def grid_arrays(
-    seed: int, index: int, hops: int, prefix: np.ndarray, words: np.ndarray, arch: Architecture
-) -> dict[str, np.ndarray]:
+    seed: int,
+    index: int,
+    hops: int,
+    prefix: Int[np.ndarray, " prefix"],
+    words: Int[np.ndarray, " W"],
+    arch: Architecture,
+) -> dict[str, Shaped[np.ndarray, "..."]]:
     """One labeled grid as arrays: `prefix`, the picture and random `words`, with the labels of every patch."""
     grid = glyphs.relation_grid(seed, index, arch.vision.patches_per_side)
     layout = visual_layout([grid.image.shape[:2]], arch)
@@ -140,7 +145,7 @@ def grid_arrays(
     }
 
 
-def reading_arrays(example: Example, names: np.ndarray, length: int) -> dict[str, np.ndarray]:
+def reading_arrays(example: Example, names: Int[np.ndarray, "F C"], length: int) -> dict[str, Shaped[np.ndarray, " T"]]:
     """The first `length` text tokens of a conversation, and the name that each question asks about.
 
     At the token before an answer, `asked` is 1 + index into `names` [2, classes] of the last name in the question, or 0
@@ -166,13 +171,13 @@ def reading_arrays(example: Example, names: np.ndarray, length: int) -> dict[str
     return {name: np.pad(array[:length], (0, max(length - len(tokens), 0))) for name, array in arrays.items()}
 
 
-def digit_class(ids: np.ndarray) -> np.ndarray:
+def digit_class(ids: Int[np.ndarray, "*P"]) -> Int[np.ndarray, "*P"]:
     """1 + index of the digit where a glyph is one, else 0."""
     first, count = glyphs_render.FIRST_DIGIT, len(glyphs_render.DIGITS)
     return np.where((ids >= first) & (ids < first + count), ids - first + 1, 0).astype(np.int32)
 
 
-def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
+def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, Int[np.ndarray, " P"]]:
     """For every patch [P], 1 + index or 0: the digit above it and two above, the color above, the digit reached."""
     side = round(len(grid.glyphs) ** 0.5)
 
@@ -193,7 +198,7 @@ def relations(grid: glyphs.RelationGrid, hops: int) -> dict[str, np.ndarray]:
 
 def refine(
     params: Params, visual: Float[Array, "B Nv D"], batch: Batch, budget: Budget, arch: Architecture
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """Visual and text tokens after the self-attention slots of `budget`, in order."""
     stream, text = stream_of(batch), embed(params, batch["text_tokens"])
 
@@ -221,7 +226,7 @@ def naming_loss(
     table: Float[Array, "V D"],
     tokens: Int[Array | np.ndarray, "F C"],
     labels: Int[Array, "B P"],
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B P"], Bool[Array, "B P"]]:
     """Cross-entropy [B, P] of naming `labels` through rows of the embedding table, and correctness [B, P].
 
     `tokens` [forms, classes] are the token ids of each class's name in each of its written forms (with and without a
@@ -234,7 +239,7 @@ def naming_loss(
 
 def words_loss(
     text: Float[Array, "B T D"], table: Float[Array, "V D"], tokens: Int[Array, "B T"]
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean cross-entropy of every text token naming itself through the embedding table, and accuracy."""
     scores = unit_rms(text) @ table.T / NAMING_TEMPERATURE
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, tokens)
@@ -273,7 +278,7 @@ def relation_scores(
 
 def relation_loss(
     scores: Float[Array, "B P C"], labels: Int[Array, "B P"], counts: Float[Array, "B P"]
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean cross-entropy of a relation's labels where `counts` is not 0, and accuracy on patches with a relation.
 
     Patches with a relation and patches without one weigh half each, however rare the former are.
@@ -284,13 +289,14 @@ def relation_loss(
     return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, related)
 
 
-def masked_mean(x: Shaped[Array, "..."], mask: Shaped[Array, "..."]) -> Array:
+def masked_mean(x: Shaped[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
+    """The mean of `x` weighted by `mask`; 0 where the weights sum to 0."""
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def reading_loss(
     params: Params, batch: Batch, arch: Architecture, names: Int[Array | np.ndarray, "F C"]
-) -> tuple[Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Trains the decoder to read and answer conversations without their pictures.
 
     Answering without the picture teaches the form of answers. Text at the start of an answer also learns to hold the
@@ -330,7 +336,7 @@ def reading_loss(
 
 def base_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, names: Batch
-) -> tuple[Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Loss of naming every patch's glyph, color and background, and of its relations after the slots that are on.
 
     Naming goes through the token embedding table, which aligns tower and words. It is repeated after the slots, for
@@ -370,5 +376,6 @@ def base_loss(
     return loss, metrics
 
 
-def unit_rms(x: Float[Array, "... D"]) -> Array:
+def unit_rms(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """`x` divided by its root mean square over D."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
@@ -148,7 +148,8 @@ class LabeledExamples:
             )
             raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
 
-    def batch(self, rows: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+    def batch(self, rows: Int[np.ndarray, " B"]) -> tuple[dict[str, Shaped[np.ndarray, "B ..."]], list[str]]:
+        """Returns the arrays of the examples in `rows`, with the label and weight of each, and their ids."""
         batch = make_batch([[self.example(row)] for row in rows.tolist()], self.row_shape, self.questions.arch)
         first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
         positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
@@ -163,7 +164,7 @@ class LabeledExamples:
 
 def policy_loss(
     params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
-) -> tuple[Array, Metrics]:
+) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B].
 
     `batch["visual"]`: the visual tokens, if they were stored.
@@ -176,7 +177,9 @@ def policy_loss(
     return jnp.sum(losses * weights) / jnp.sum(weights), {"agreement": agree}
 
 
-def balance(labels: np.ndarray, num_budgets: int, strength: float, caution: float = 1.0) -> np.ndarray:
+def balance(
+    labels: Int[np.ndarray, " N"], num_budgets: int, strength: float, caution: float = 1.0
+) -> Float[np.ndarray, " N"]:
     """Weight float32 [N] of each label. `strength` 0 weighs all labels equally, 1 weighs all budgets equally.
 
     Counts above an even share of the labels are treated as an even share. Labels above the cheapest budget weigh
