@@ -23,6 +23,7 @@ class Connector(nnx.Module):
 
 
 def connector(params: Params, features: Float[Array, "B n P Dv"]) -> Float[Array, "B n P D"]:
+    """Patch features in the decoder's hidden size, before AnyRes tiles are stitched."""
     return linear(params["linear_2"], jax.nn.gelu(linear(params["linear_1"], features), approximate=False))
 
 

@@ -118,6 +118,7 @@ def prefill_rest(
 
 
 def last_logits(params: Params, hidden: Float[Array, "B D"], arch: Architecture) -> Float[Array, "B V"]:
+    """Logits of the final norm of `hidden`, float32 or wider."""
     hidden = rms_norm(params["norm"], hidden, arch.text.rms_norm_eps)
     return widened(hidden @ head(params))
 

@@ -1,4 +1,4 @@
-"""What tower and decoder layers are made of: NNX modules declare parameters, pure functions do the arithmetic.
+"""Building blocks of tower and decoder layers: NNX modules declare parameters, pure functions do the arithmetic.
 
 `visor_jax.model.visor.init_params` builds the modules and takes their parameters as a nested dict of arrays
 (`params["q_proj"]["kernel"]`, ...). The functions below take this dict and plain arrays and hold no state. Shapes: B
@@ -100,6 +100,7 @@ def stacked(make: Callable[[nnx.Rngs], ModuleT], count: int, rngs: nnx.Rngs) -> 
 
 
 def linear(params: Params, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    """`x` times `kernel`, plus `bias` if there is one."""
     y = x @ params["kernel"]
     return y + for_each(y, params["bias"]) if "bias" in params else y
 
@@ -117,6 +118,7 @@ def rms_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Arra
 
 
 def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Array, "... D"]:
+    """Normalized in float32, then scaled and shifted in the dtype of `x`, as `torch.nn.LayerNorm`."""
     wide = widened(x)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
@@ -125,12 +127,15 @@ def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Ar
 
 
 def gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """The output of a `GeluMLP`."""
     return linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
 
 
 def split_heads(x: Float[Array, "B T C"], head_dim: int) -> Float[Array, "B T H E"]:
+    """The last axis divided into heads."""
     return x.reshape(*x.shape[:-1], x.shape[-1] // head_dim, head_dim)
 
 
 def merge_heads(x: Float[Array, "B T H E"]) -> Float[Array, "B T C"]:
+    """The inverse of `split_heads`."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])

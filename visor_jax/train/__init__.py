@@ -1,1 +1,1 @@
-"""Training: the loop, stages, optimizer, checkpoints that prove themselves, metrics, and what faults do to a run."""
+"""Training: the loop, the stages and their objectives, the optimizer, metrics, and steps that are not finite."""

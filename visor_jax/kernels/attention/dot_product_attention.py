@@ -46,6 +46,7 @@ def cudnn(
 def cudnn_refusal(
     q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
 ) -> str | None:
+    """Why cuDNN cannot serve the arguments; None if it can."""
     del mask
     if q.dtype not in HALVES:
         return f"q has dtype {q.dtype}; it serves bfloat16 and float16"
@@ -104,6 +105,7 @@ def tokamax(
 def tokamax_refusal(
     q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
 ) -> str | None:
+    """Why tokamax cannot serve the arguments; None if it can."""
     del q, k, mask
     if importlib.util.find_spec("tokamax") is None:
         return "the package tokamax is not installed: pip install tokamax"
@@ -226,6 +228,7 @@ def splash(
 def splash_refusal(
     q: Float[ArrayOrShape, "B Tq H D"], k: Float[ArrayOrShape, "B Tk K D"], mask: AttentionMask
 ) -> str | None:
+    """Why splash cannot serve the arguments; None if it can."""
     if mask.causal:
         return "the mask is causal by positions that are known at run time only; its masks are fixed ahead"
     if q.dtype not in (jnp.float32, jnp.bfloat16):
