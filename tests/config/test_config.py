@@ -181,6 +181,10 @@ def test_overrides_that_make_no_sense(override, expected):
         (["model.pattern=text,self"], "model.pattern=('text', 'self'): expected at least one 'cross'"),
         (["model.pattern=text,cross"], "model.pattern=('text', 'cross'): expected at least one 'self'"),
         (["model.pattern="], "model.pattern=(): expected at least one 'cross'"),
+        (
+            ["model.pattern=self,cross,text"],
+            "the stage 'policy' reads the question in the layers before the first slot",
+        ),
         (["model.head_layers=10"], "model.head_layers=10: expected at most model.text.num_layers=9"),
         (["model.head_layers=7"], "model.text.num_layers=9: expected at least 10 with model.plan='visor'"),
         (["model.pattern=" + "text," * 8 + "cross,self"], "model.text.num_layers=9: expected at least 10"),

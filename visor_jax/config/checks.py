@@ -155,7 +155,11 @@ def _check_packing(config: Config) -> None:
 
 
 def _check_plan(config: Config) -> None:
-    """Checks that a dense plan trains only `DENSE_STAGES`, and that the stage 'dense' trains only a dense plan."""
+    """Checks that the stages fit the plan.
+
+    A dense plan trains only `DENSE_STAGES`, the stage 'dense' only a dense plan, and the policy needs a layer before
+    the first slot.
+    """
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
         for stage in stages:
             if config.model.plan == "dense" and stage not in DENSE_STAGES:
@@ -165,6 +169,15 @@ def _check_plan(config: Config) -> None:
                 )
             if config.model.plan == "visor" and stage == "dense":
                 raise RequestError(f"{name}: 'dense' needs model.plan='dense', and model.plan is 'visor'")
+    model = config.model
+    if model.plan == "visor" and "policy" in {config.stage, *config.stages}:
+        slots = Plan.visor(model.text.num_layers, model.pattern, model.head_layers).slots
+        if slots[0] == 0:
+            raise RequestError(
+                f"model.pattern={model.pattern}: the stage 'policy' reads the question in the layers before the first"
+                " slot, and there is none; expected a layer before the first 'self', model.head_layers of at least 1,"
+                " or no 'policy'"
+            )
 
 
 def _check_mesh(config: Config) -> None:
