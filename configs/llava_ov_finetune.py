@@ -22,7 +22,8 @@ After the colon, separated by commas:
     devices=N    accelerators that train together (8): sets the rows of a step
     rows=N       rows per device (8, and 4 for 7B): fewer need less memory, see docs/finetune.md
 
-Records in LLaVA's JSON are expected; `--config.data.source=parquet`, `messages`, `tfds` or `array_record` reads others.
+Records in LLaVA's JSON are expected; `--config.data.source=parquet`, `messages`, `tfds` or `array_record` reads others,
+and `--config.data.mixture=FILE.yaml` instead of `data.path` mixes several files.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ def get_config(argument: str) -> ConfigDict:
     config.data.update(
         source="llava",
         root="data",
-        path="train.json",
+        path="",  # given by an override; or data.mixture
         test_fraction=held_out,
         batch_size=rows * devices,
         tiles=tiles,

@@ -1,6 +1,6 @@
 """`configs/llava_ov_finetune.py` on a small checkpoint of the hub's format: it starts, saves, is stopped, and resumes.
 
-Every override only shrinks: steps, lengths of text, samples that wait, questions that are asked. What the file refuses
+Every override names the data or shrinks something: steps, lengths of text, samples that wait, questions. What the file refuses
 is in `tests/config/test_llava_ov_finetune.py`.
 """
 
@@ -24,6 +24,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "llava_ov_finetune.py"
 RECORDS = 40
 SIZES = ((20, 30), (28, 28), (60, 40), (90, 90))  # height and width: 2, 2, 7 and 10 tiles of 28 pixels
 SMALLER = (
+    "data.path=train.json",
     "data.text_length=128",
     "data.pack_window=8",
     "data.pool_tiles=16",
