@@ -1,7 +1,7 @@
 """`configs/llava_ov_finetune.py` on a small checkpoint of the hub's format: it starts, saves, is stopped, and resumes.
 
-Every override names the data or shrinks something: steps, lengths of text, samples that wait, questions. What the file refuses
-is in `tests/config/test_llava_ov_finetune.py`.
+Every override names the data or shrinks something: steps, lengths of text, samples that wait, questions. What the file
+refuses is in `tests/config/test_llava_ov_finetune.py`.
 """
 
 from __future__ import annotations
