@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -110,7 +111,7 @@ def test_processes_find_the_same_and_list_in_order(config: Any, tmp_path: Path) 
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """A source of `size` texts; the process that reads number `deadly` dies while the file `trap` exists."""
+    """A source of `size` texts; a worker that reads number `deadly` dies while the file `trap` exists."""
 
     size: int
     deadly: int = -1
@@ -124,7 +125,7 @@ class Bare:
     def __getitem__(self, index: int) -> Sample:
         if self.unusable:
             raise SkipSample("no", "never")
-        if index == self.deadly and os.path.exists(self.trap):
+        if index == self.deadly and os.path.exists(self.trap) and multiprocessing.parent_process() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         if index % 5 == 3:
             raise SkipSample("broken_image", f"number {index}")
