@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs into .venv like quickstart.sh, then runs the formatter's check, the linter, the type checker and the tests.
-# Everything runs, also after a failure; the exit status is 1 if anything failed.
+# Everything runs, also after a failure; the exit status is 1 if anything failed. The tests run in one process per core,
+# at most four, because each takes about 4 GB; `-n 0` runs them in a single process, for instance under a debugger.
 #
 # With --transformers=VERSION only the export's tests run (or those given as tests/...), under this version of
 # transformers, in a separate environment on top of .venv. TRANSFORMERS_TESTS=DIR adds the tests of transformers from a
@@ -29,13 +30,16 @@ if [[ " $* " == *" --transformers="* && ! $transformers =~ ^[0-9]+(\.[0-9a-z]+)+
   exit 2
 fi
 
+cores=$(nproc 2>/dev/null || echo 1)
+tests+=(-n "$((cores < 4 ? cores : 4))" --dist=loadfile)  # module fixtures are built once
+
 set_up_environment
 export JAX_PLATFORMS=cpu
 cd -- "$repository"
 
 if [ -n "$transformers" ]; then
   set_up_layer "$transformers"
-  exec "$layer/bin/python" -m pytest ${tests[@]+"${tests[@]}"} ${export_tests[@]+"${export_tests[@]}"} \
+  exec "$layer/bin/python" -m pytest "${tests[@]}" ${export_tests[@]+"${export_tests[@]}"} \
     ${arguments[@]+"${arguments[@]}"}
 fi
 
@@ -49,7 +53,7 @@ check() {
 check "ruff format" "$environment/bin/python" -m ruff format --check .
 check "ruff check" "$environment/bin/python" -m ruff check .
 check "types" "$environment/bin/python" -m basedpyright --level error
-check "tests" "$environment/bin/python" -m pytest ${tests[@]+"${tests[@]}"} ${arguments[@]+"${arguments[@]}"}
+check "tests" "$environment/bin/python" -m pytest "${tests[@]}" ${arguments[@]+"${arguments[@]}"}
 
 if [ ${#failed[@]} -gt 0 ]; then
   printf -v names ', %s' "${failed[@]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PARALLEL = ["-n", str(min(len(os.sched_getaffinity(0)), 4)), "--dist=loadfile"]
 
 # Replaces the system's Python and, copied by its `-m venv`, the environment's. FAKE_* set its abilities.
 FAKE_PYTHON = r"""#!/bin/bash
@@ -43,7 +44,7 @@ class Clone:
         for name in ("requirements.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
-        for tool in ("bash", "basename", "cat", "cp", "dirname", "flock", "mkdir", "rm", "sha256sum"):
+        for tool in ("bash", "basename", "cat", "cp", "dirname", "flock", "mkdir", "nproc", "rm", "sha256sum"):
             actual = shutil.which(tool)
             assert actual is not None
             (self.bin / tool).symlink_to(actual)
@@ -172,17 +173,17 @@ def test_an_environment_that_does_not_run_is_not_deleted(clone):
 
 def test_tests_leave_slow_ones_out_unless_asked(clone):
     assert clone.run("launch/test.sh", "-k", "two words", JAX_PLATFORMS="tpu").returncode == 0
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "-k", "two words"]
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", *PARALLEL, "-k", "two words"]
     assert clone.run("launch/test.sh", "--all", "tests/config/test_config.py").returncode == 0
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/config/test_config.py"]
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", *PARALLEL, "tests/config/test_config.py"]
     assert clone.run(".ci/run").returncode == 0
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow"]
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", *PARALLEL]
 
 
 def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_tested(clone):
     done = clone.run("launch/test.sh", "--transformers=5.3.0", "-k", "cache")
     assert done.returncode == 0, done.stderr
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", "tests/export", "-k", "cache"]
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", *PARALLEL, "tests/export", "-k", "cache"]
     folder = clone.root / ".venv-transformers-5.3.0"
     assert clone.calls(f"-m venv --without-pip {folder}") and (folder / "bin" / "python").exists()
     (installed,) = clone.calls("transformers==5.3.0")
@@ -190,7 +191,7 @@ def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_test
     assert clone.run("launch/test.sh", "--transformers=5.3.0", FAKE_PYTEST_STATUS="1").returncode == 1
     assert not clone.calls("install") and not clone.calls("ruff")
     assert clone.run("launch/test.sh", "--all", "--transformers=5.3.0", "tests/export/peer").returncode == 0
-    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/export/peer"]
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", *PARALLEL, "tests/export/peer"]
     done = clone.run("launch/test.sh", "--transformers=5.24.0", FAKE_INSTALL_STATUS="1")
     assert done.returncode == 1 and not clone.calls("-m pytest")
 
