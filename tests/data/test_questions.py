@@ -88,6 +88,25 @@ def test_unreadable_samples_are_replaced_and_counted_once() -> None:
     assert questions.find("3/1").turns[0].answer == "B"
 
 
+def test_kept_chunks_are_not_read_and_their_skips_are_counted() -> None:
+    """A pass that is resumed has the same chunks, skips and replacements as the first one."""
+    config = tiny_config({"data.text_length": 24})
+    turns, broken, long = (1, 3, 1, 2, 1, 1, 1, 1, 1), (1, 4), (2, 6)
+    first_skips, skips = SkipLog(), SkipLog()
+    first = list(Questions(config, Records(turns, broken, long), 7, skips=first_skips).chunks(2, lambda places: None))
+    kept = {tuple(chunk.places): chunk for chunk in first[:3]}
+    source = Records(turns, broken, long)
+    again = list(Questions(config, source, 7, skips=skips).chunks(2, lambda places: kept.get(tuple(places))))
+    assert [chunk.places for chunk in again] == [chunk.places for chunk in first] and len(first) > 4
+    assert [chunk.failures for chunk in again] == [chunk.failures for chunk in first]
+    assert [chunk.kept is not None for chunk in again] == [True] * 3 + [False] * (len(first) - 3)
+    assert all(chunk.batch is None for chunk in again[:3])
+    for one, other in zip(first[3:], again[3:], strict=True):
+        assert (one.batch.ids if one.batch else None) == (other.batch.ids if other.batch else None)
+    assert skips.counts == first_skips.counts == {("records", "broken_image"): 2, ("records", "too_long"): 2}
+    assert not {0, 1, 2} & {*source.opened}
+
+
 def test_a_source_that_is_too_short_gives_what_it_has() -> None:
     assert question_ids(iter(Questions(CONFIG, Records((1, 1, 2)), 9).batches(4))) == ["0/0", "1/0", "2/0", "2/1"]
     assert question_ids(iter(Questions(CONFIG, Records((1, 1), broken=(0, 1)), 9).batches(4))) == []

@@ -5,15 +5,25 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.evaluate.test_features import Calls
 from visor_jax.adapt.label import label_stage
+from visor_jax.config import as_config
+from visor_jax.errors import RunError
 from visor_jax.evaluate import features
+from visor_jax.evaluate.features import VISUAL
 from visor_jax.loading import load_stage
+from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import tiny_config
 from visor_jax.train.loop import train
+from visor_jax.train.objectives import policy
+from visor_jax.train.objectives.policy import LabeledExamples, store_features
+from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
+from visor_jax.workdir.results import Labels
 
 
 def losses(run: Path) -> list[float]:
@@ -42,3 +52,37 @@ def test_the_policy_trains_on_features_that_label_stored(
     train(tiny_config({"evaluate.cache_gigabytes": 1e-5}), "policy", workdir)
     assert losses(tiny_copy) == pytest.approx(expected, abs=1e-6)
     assert "not all visual tokens fit" in caplog.text
+
+
+@pytest.mark.usefixtures("quick")
+def test_features_are_stored_chunk_by_chunk(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after two of four chunks, the second start runs the tower for the others only."""
+    config = as_config(tiny_config({"evaluate.cache_gigabytes": 1.0, "evaluate.batch_size": 4}))
+    workdir, calls = Workdir(tiny_copy), Calls(monkeypatch)
+    frozen = flatten({name: load_stage(workdir, "universal").params[name] for name in VISUAL})
+    mesh = build_mesh(1, -1, 1)
+
+    def interrupt(name: str, number: int) -> None:
+        if number == 3:
+            raise KeyboardInterrupt(name)
+
+    def start() -> LabeledExamples:
+        examples = LabeledExamples(config, Labels.read(workdir))
+        store_features(examples, config, workdir, frozen, mesh)
+        return examples
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(policy, "fault_point", interrupt)
+        start()
+    first = calls.taken()[0]
+    examples = start()
+    second = calls.taken()[0]
+    assert first > 0 < second
+    start()
+    assert calls.taken()[0] == 0
+    shutil.rmtree(tiny_copy / "features")
+    start()
+    assert calls.taken()[0] == first + second
+    shutil.rmtree(tiny_copy / "features")
+    with pytest.raises(RunError, match="features were removed or damaged during training"):
+        examples.batch(np.arange(4))

@@ -93,11 +93,14 @@ class ChunkStore:
         return scores
 
     def save(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool, scores: ChunkScores) -> None:
-        """Writes the scores of a chunk."""
-        write_bytes(self._path(places, budgets, routed), _packed(scores))
+        """Writes the scores of a chunk; of several processes, which all compute the same, only process 0 does."""
+        if jax.process_index() == 0:
+            write_bytes(self._path(places, budgets, routed), _packed(scores))
 
     def remove(self) -> None:
         """Removes the chunks of this pass, after its result was written."""
+        if jax.process_index() != 0:
+            return
         remove_folder(self._folder)
         with contextlib.suppress(OSError):  # other passes may have theirs beside it
             self._chunks.rmdir()
