@@ -38,7 +38,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.evaluate.runner import evaluate, print_budgets
     from visor_jax.loading import MODEL_STAGES, load
     from visor_jax.scale.compiler_options import use_compile_cache
-    from visor_jax.workdir.folder import Workdir
+    from visor_jax.workdir.folder import WITHOUT_EFFECT, Workdir
     from visor_jax.workdir.provenance import differing_fields, plain
     from visor_jax.workdir.supervision import watched
 
@@ -51,7 +51,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if args.budget and budgets is None:
         raise RequestError(f"--budget={args.budget}: expected comma-separated budgets, such as empty,full")
     other = any(
-        field != "stage" for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
+        field not in ("stage", *WITHOUT_EFFECT)
+        for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
     )
     name = "partial" if budgets or args.stage or other else ""
     if config is not run_config:
