@@ -10,7 +10,7 @@ depends on; a tensor in it has the digest of its inputs (tiles and their places;
 nothing stale is read: another stage with the same vision tower finds the visual tokens, one with another tower does
 not. Files are safetensors, one per batch, without padding. When the bound is reached, the folders of other parameters
 are removed first, those used longest ago before others; after that nothing more is stored, with one warning, and what
-is not stored is computed each time. `features/` can be removed at any time.
+is not stored is computed each time. `features/` can be removed whenever no command runs.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class SharedFeatures:
         self.store, self._params, self._arch, self._mesh = store, params, arch, mesh
         self._dtype, self._size = params["image_newline"].dtype, arch.text.hidden_size
         self._visual_owner = _digest_of({name: params[name] for name in VISUAL}, arch)
-        self._text_owner = _digest_of(_up_to_first_slot(params, arch), arch) if with_text else ""
+        self._text_owner = _digest_of(_up_to_first_slot(params, arch), arch, self._visual_owner) if with_text else ""
         for owner in (self._visual_owner, *([self._text_owner] if with_text else [])):
             store.known(owner)  # so that neither makes room for the other
 
@@ -189,34 +189,48 @@ class SharedFeatures:
         features._params = {}
         return features
 
-    def visual(self, arrays: Arrays) -> Float[np.ndarray, "B Nv D"]:
-        """Returns V(0) of a batch with one sample per row; runs the tower for new samples only."""
-        used = (arrays["visual_segments"] > 0).sum(axis=1)
-        keys = [_visual_key(arrays, row, self._arch) if used[row] else "" for row in range(len(used))]
-        found = self.store.read(self._visual_owner, [key for key in keys if key])
-        new = [row for row, key in enumerate(keys) if key and key not in found and keys.index(key) == row]
-        if new:
-            inputs = {name: arrays[name][new] for name in TOWER_INPUTS}
-            visual = self._run(0, _in_bucket(inputs))
-            tensors = {keys[row]: visual[i, : used[row]] for i, row in enumerate(new)}
-            self.store.write(self._visual_owner, tensors)
-            found |= tensors
-        return self._rows(keys, found, arrays["visual_segments"].shape[1])
+    def of(self, arrays: Arrays) -> tuple[Float[np.ndarray, "B Nv D"], Float[np.ndarray, "B Nt D"] | None]:
+        """Returns V(0) and, `with_text`, T at the entry of the first optional layer; zeros at padding.
 
-    def text(self, visual: Float[np.ndarray, "B Nv D"], arrays: Arrays) -> Float[np.ndarray, "B Nt D"]:
-        """Returns T at the entry of the first optional layer of a batch with one sample per row."""
-        used = (arrays["text_segments"] > 0).sum(axis=1)
-        keys = [_text_key(arrays, row, self._arch) if used[row] else "" for row in range(len(used))]
-        found = self.store.read(self._text_owner, [key for key in keys if key])
-        new = [row for row, key in enumerate(keys) if key and key not in found and keys.index(key) == row]
-        if new:
-            names = ("text_tokens", "text_positions", "text_segments", "visual_positions", "visual_segments")
-            inputs = {name: arrays[name][new] for name in names}
-            text = self._run(1, _in_bucket({"visual": visual[new], **inputs}))
-            tensors = {keys[row]: text[i, : used[row]] for i, row in enumerate(new)}
-            self.store.write(self._text_owner, tensors)
+        Args:
+          arrays: a batch with one sample per row.
+        """
+        visual_used, text_used = ((arrays[f"{kind}_segments"] > 0).sum(axis=1) for kind in ("visual", "text"))
+        pictures = [_visual_key(arrays, row, self._arch) if count else "" for row, count in enumerate(visual_used)]
+        visual = self._stored(
+            0, self._visual_owner, pictures, visual_used, {name: arrays[name] for name in TOWER_INPUTS}
+        )
+        if not self._text_owner:
+            return visual, None
+        keys = [_text_key(arrays, row, pictures[row]) if count else "" for row, count in enumerate(text_used)]
+        inputs = {"visual": visual, **{name: arrays[name] for name in TEXT_INPUTS}}
+        return visual, self._stored(1, self._text_owner, keys, text_used, inputs)
+
+    def _stored(
+        self, program: int, owner: str, keys: Sequence[str], used: Sequence[int], inputs: Arrays
+    ) -> Float[np.ndarray, "B N D"]:
+        """Returns a program's results for every row with a key; computes and stores those of new keys.
+
+        Args:
+          program: index in `programs`.
+          owner: digest of its parameters.
+          keys: of each row; "" for a row without tokens.
+          used: number of tokens of each row.
+          inputs: of the program, by row.
+        """
+        found = self.store.read(owner, [key for key in keys if key])
+        first = {key: row for row, key in reversed([*enumerate(keys)]) if key and key not in found}
+        if new := sorted(first.values()):
+            computed = self._run(program, _in_bucket({name: x[new] for name, x in inputs.items()}))
+            tensors = {keys[row]: computed[i, : used[row]] for i, row in enumerate(new)}
+            self.store.write(owner, tensors)
             found |= tensors
-        return self._rows(keys, found, arrays["text_segments"].shape[1])
+        length = next(inputs[name] for name in ("visual_gather", "text_tokens") if name in inputs).shape[1]
+        rows = np.zeros((len(keys), length, self._size), self._dtype)
+        for row, key in enumerate(keys):
+            if key:
+                rows[row, : used[row]] = found[key]
+        return rows
 
     def _run(self, program: int, inputs: Arrays) -> np.ndarray:
         """Runs a program of `programs` on rows of inputs, sharded over the mesh.
@@ -232,22 +246,15 @@ class SharedFeatures:
         with jax.set_mesh(self._mesh):  # kernels split their work over it
             return np.asarray(programs(self._arch)[program](self._params, *visual, placed))
 
-    def _rows(self, keys: Sequence[str], found: Mapping[str, np.ndarray], length: int) -> np.ndarray:
-        """Returns the features of every row, padded with zeros."""
-        rows = np.zeros((len(keys), length, self._size), self._dtype)
-        for row, key in enumerate(keys):
-            if key:
-                rows[row, : len(found[key])] = found[key]
-        return rows
-
 
 TOWER_INPUTS = ("tiles", "visual_gather", "visual_weights")  # arrays of a batch
+TEXT_INPUTS = ("text_tokens", "text_positions", "text_segments", "visual_positions", "visual_segments")
 VISUAL = ("vision", "connector", "image_newline")  # the parameters that V(0) depends on
 
 
 def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
-    """Returns the parameters that T at the entry of the first optional layer depends on."""
-    kept = {name: params[name] for name in (*VISUAL, "embed_tokens", "head") if name in params}
+    """Returns the parameters that T at the entry of the first optional layer depends on besides those of V(0)."""
+    kept = {"embed_tokens": params["embed_tokens"]}
     for index in arch.shared_layers:
         place = arch.layers[index]
         kept[f"layer_{index}"] = layer_params(params, place)
@@ -256,9 +263,9 @@ def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
     return kept
 
 
-def _digest_of(params: Params, arch: Architecture) -> str:
-    """Returns a digest of parameters, and of what else the results of programs depend on."""
-    digest = hashlib.sha256(json.dumps([versions(), jax.default_backend(), repr(arch)]).encode())
+def _digest_of(params: Params, arch: Architecture, *others: str) -> str:
+    """Returns a digest of parameters, and of what else the results of programs depend on; `others`: more digests."""
+    digest = hashlib.sha256(json.dumps([versions(), jax.default_backend(), repr(arch), *others]).encode())
     for path, x in sorted(flatten(params).items()):
         digest.update(f"{path} {x.dtype} {x.shape}".encode())
         digest.update(np.ascontiguousarray(x).view(np.uint8).data)
@@ -275,9 +282,8 @@ def _visual_key(arrays: Arrays, row: int, arch: Architecture) -> str:
     return _key(tiles[:count], gather, weights, np.array(len(tiles)))
 
 
-def _text_key(arrays: Arrays, row: int, arch: Architecture) -> str:
-    """Returns the digest of a row's tokens, positions and pictures."""
-    pictures = _visual_key(arrays, row, arch)
+def _text_key(arrays: Arrays, row: int, pictures: str) -> str:
+    """Returns the digest of a row's tokens and positions, and of the digest of its pictures."""
     used = arrays["text_segments"][row] > 0
     seen = arrays["visual_segments"][row] > 0
     return _key(

@@ -191,9 +191,8 @@ class Scorer:
         """Returns a batch on the devices, and its stored V(0) and T at the first optional layer, if any."""
         if self.features is None:
             return place_batch(arrays, self.mesh), None, None
-        stored = {"visual": self.features.visual(arrays)}
-        if self.arch.num_slots:
-            stored["shared"] = self.features.text(stored["visual"], arrays)
+        visual, shared = self.features.of(arrays)
+        stored = {"visual": visual} if shared is None else {"visual": visual, "shared": shared}
         rest = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS}
         placed = place_batch({**rest, **stored}, self.mesh)
         return placed, placed.pop("visual"), placed.pop("shared", None)

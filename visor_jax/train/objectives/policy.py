@@ -96,7 +96,7 @@ def store_features(
     for step in made_ahead(chunk, 0, -(-count // size), threads=READ_THREADS):
         beat()
         fault_point("features", step.number)
-        features.visual(step.arrays)
+        features.of(step.arrays)
         if store.full:
             log.warning("policy: not all visual tokens fit, each step runs the vision tower")
             return
@@ -157,7 +157,7 @@ class LabeledExamples:
         arrays["label"] = self.labels.label[rows].astype(np.int32)
         arrays["label_weight"] = self.weights[rows]
         if self.features is not None:
-            visual = self.features.visual(arrays)
+            visual, _ = self.features.of(arrays)
             arrays = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS} | {"visual": visual}
         return arrays, batch.ids
 
