@@ -101,7 +101,7 @@ def get_config(argument: str) -> ConfigDict:
         clip_norm=1.0,
         warmup_fraction=0.03,
         remat=True,
-        # A preempted machine that is told so (SIGTERM) saves at once; these saves are for those that are not.
+        # A preempted machine that gets SIGTERM saves immediately; these saves are for machines that get none.
         checkpoint_every=100,
         keep=2,
     )
