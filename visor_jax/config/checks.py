@@ -126,7 +126,8 @@ def _check_data(config: Config) -> None:
     given = [name for name in ("path", "mixture", "parts") if getattr(data, name)]
     if len(given) > 1:
         raise RequestError(
-            f"data.{given[0]} and data.{given[1]}: expected one of data.path, data.mixture and data.parts"
+            f"data.{given[0]} and data.{given[1]}: expected one of data.path, data.mixture and data.parts; empty the"
+            f" other, as in --config.data.{given[0]}="
         )
     if data.sampling != "all" and given != ["path"]:
         raise RequestError(
