@@ -158,6 +158,11 @@ def taps(architecture: Architecture) -> int:
     return (4 if shrinks else 1) * architecture.anyres.packing
 
 
+def video_taps(architecture: Architecture) -> int:
+    """Returns the K of a layout of videos: each position of a frame is shrunk bilinearly out of four."""
+    return 4 * architecture.anyres.packing
+
+
 def _packed_size(size: Size, architecture: Architecture) -> Size:
     """Returns rows and columns of a map of features after packing."""
     rows, columns = PACKED[architecture.anyres.packing]

@@ -239,11 +239,16 @@ def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
 
 
 def make_batch(
-    rows: Sequence[Sequence[Example]], row_shape: RowShape, architecture: Architecture, rows_per_pool: int = 1
+    rows: Sequence[Sequence[Example]],
+    row_shape: RowShape,
+    architecture: Architecture,
+    rows_per_pool: int = 1,
+    min_taps: int = 0,
 ) -> Batch:
     """Makes a batch of the given row shape from rows of examples; a row's examples become its segments 1, 2, ...
 
-    `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles.
+    `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles. The K of `visual_gather` is that of the
+    pictures, more where a video needs it, and at least `min_taps`.
 
     Raises:
         ValueError: a row or a pool holds more than the row shape allows, or the rows do not divide into pools.
@@ -252,7 +257,7 @@ def make_batch(
         raise ValueError(f"{len(rows)} rows do not divide into pools of {rows_per_pool}")
     # Video frames may need more taps than `anyres.taps`, which counts pictures only.
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
-    most_taps = max(anyres.taps(architecture), *widest, 0)
+    most_taps = max(anyres.taps(architecture), *widest, min_taps)
     arrays = _empty_arrays(len(rows), len(rows) // rows_per_pool, row_shape, most_taps, architecture)
     tiles_used = 0
     for row, examples in enumerate(rows):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from visor_jax.config import ConfigLike, architecture, as_config
+from visor_jax.data.anyres import video_taps
 from visor_jax.data.collate import Example, RowShape, encode_example
 from visor_jax.data.draws import Within, index_range
 from visor_jax.data.pipeline import Part
@@ -27,6 +28,15 @@ def training_row_shape(config: ConfigLike) -> RowShape:
     """Returns the fixed shape of a row: `data.tiles`, `data.visual_length`, `data.text_length`."""
     data = as_config(config).data
     return RowShape(tiles=data.tiles, visual=data.visual_length, text=data.text_length)
+
+
+def agreed_taps(config: ConfigLike, process_count: int) -> int:
+    """Returns the smallest K of the batches: that of videos where several processes must make arrays of one shape.
+
+    A single process gives each batch the K that it needs, and so does a source without records.
+    """
+    config = as_config(config)
+    return 0 if process_count == 1 or source_kind(config).endless else video_taps(architecture(config))
 
 
 def sample_encoder(config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape) -> Callable[[Sample], Example]:

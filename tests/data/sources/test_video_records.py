@@ -12,9 +12,15 @@ import pytest
 from PIL import Image
 
 from visor_jax.config import architecture, as_config
-from visor_jax.data.collate import encode_prompt
+from visor_jax.data.collate import encode_prompt, make_batch
 from visor_jax.data.fingerprint import picture_fingerprint
-from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
+from visor_jax.data.from_config import (
+    agreed_taps,
+    make_source,
+    make_tokenizer,
+    sample_encoder,
+    training_row_shape,
+)
 from visor_jax.data.sample import NO_PICTURE, NO_VIDEO, SkipSample, Source
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.testing import tiny_config
@@ -149,3 +155,20 @@ def _png(frame: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_processes_agree_on_the_shape_of_a_batch_whether_or_not_it_has_videos(root: Path) -> None:
+    """Without pinpoints that are shrunk, pictures take one feature per position and frames of videos four."""
+    records = [{"id": "v", "video": "clips/a.npy", "conversations": ASK}, {"image": "still.png", "conversations": ASK}]
+    conf = config(root, records)
+    arch, row_shape, source = architecture(conf), training_row_shape(conf), make_source(conf, "train")
+    encode = sample_encoder(conf, make_tokenizer(conf), row_shape)
+    rows = [[encode(source[index])] for index in range(2)]
+    assert [agreed_taps(conf, count) for count in (1, 2)] == [0, 4]
+    assert agreed_taps(as_config(tiny_config()), 2) == 0
+    apart = [make_batch([row], row_shape, arch).arrays for row in rows]
+    assert [arrays["visual_gather"].shape[-1] for arrays in apart] == [4, 1]
+    agreed = [make_batch([row], row_shape, arch, min_taps=agreed_taps(conf, 2)).arrays for row in rows]
+    assert agreed[0]["visual_gather"].shape == agreed[1]["visual_gather"].shape
+    np.testing.assert_array_equal(agreed[1]["visual_weights"][..., :1], apart[1]["visual_weights"])
+    assert not agreed[1]["visual_weights"][..., 1:].any()

@@ -15,7 +15,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data import collate
 from visor_jax.data.collate import Example, RowShape, make_batch
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_parts, training_row_shape
+from visor_jax.data.from_config import agreed_taps, make_tokenizer, sample_encoder, stage_parts, training_row_shape
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
@@ -47,7 +47,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         else:
             pipeline = make_pipeline(
                 stream,
-                partial(one_per_row, row_shape, arch),
+                partial(one_per_row, row_shape, arch, agreed_taps(config, jax.process_count())),
                 batch_size=settings.batch_size,
                 start_step=done,
                 skips=skips,
@@ -70,9 +70,9 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     return Objective(loss, steps, summarize, skips)
 
 
-def one_per_row(row_shape: RowShape, arch: Architecture, examples: Sequence[Example]) -> collate.Batch:
+def one_per_row(row_shape: RowShape, arch: Architecture, min_taps: int, examples: Sequence[Example]) -> collate.Batch:
     """A batch with one sample in each row."""
-    return make_batch([[example] for example in examples], row_shape, arch)
+    return make_batch([[example] for example in examples], row_shape, arch, min_taps=min_taps)
 
 
 def packed_batches(
@@ -95,11 +95,12 @@ def packed_batches(
             " continues; start another workdir, or set data.pack_window=0"
         )
     data = config.data
+    min_taps = agreed_taps(config, jax.process_count())
     shape = PoolShape(rows=data.pool_rows, tiles=data.pool_tiles, visual=data.visual_length, text=data.text_length)
     return make_packed_pipeline(
         stream,
         arch,
-        PoolSettings(shape, num_rows // data.pool_rows, data.pack_window, data.workers),
+        PoolSettings(shape, num_rows // data.pool_rows, data.pack_window, data.workers, min_taps),
         position=position,
         skips=skips,
         process_index=jax.process_index(),

@@ -25,7 +25,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.collate import Example, make_batch
 from visor_jax.data.draws import generator
-from visor_jax.data.from_config import label_source, training_row_shape
+from visor_jax.data.from_config import agreed_taps, label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
@@ -121,6 +121,7 @@ class LabeledExamples:
         self.features: SharedFeatures | None = None  # of all labeled questions, once they are stored
         source, settings = label_source(config), stage_config(config, "policy")
         self.source_name = source.name
+        self.min_taps = agreed_taps(config, jax.process_count())
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
         self.questions = Questions(config, source, len(self.places))
         # Rows hold single questions, which are shorter than conversations.
@@ -150,7 +151,8 @@ class LabeledExamples:
 
     def batch(self, rows: Int[np.ndarray, " B"]) -> tuple[dict[str, Shaped[np.ndarray, "B ..."]], list[str]]:
         """Returns the arrays of the examples in `rows`, with the label and weight of each, and their ids."""
-        batch = make_batch([[self.example(row)] for row in rows.tolist()], self.row_shape, self.questions.arch)
+        examples = [[self.example(row)] for row in rows.tolist()]
+        batch = make_batch(examples, self.row_shape, self.questions.arch, min_taps=self.min_taps)
         first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
         positions = batch.arrays["text_positions"][np.arange(len(rows)), first_target]
         arrays = {**batch.arrays, "routing_position": positions}
