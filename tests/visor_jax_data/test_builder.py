@@ -18,15 +18,16 @@ import setuptools
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from visor_jax.config import Config, architecture, as_config, default_config
-from visor_jax.data.collate import Batch, make_batch
+from visor_jax.config import Config, as_config, default_config
 from visor_jax.data.fingerprint import fingerprint_of_split
-from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
-from visor_jax.data.pipeline import ExampleStream, Part, make_pipeline
+from visor_jax.data.from_config import make_source
 from visor_jax.data.sample import SkipSample, Source
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
+from visor_jax.train.objectives import make_objective
+from visor_jax.train.stage import Step
+from visor_jax.workdir.folder import Workdir
 from visor_jax_data import Builder, VisorDataConfig
 from visor_jax_data.__main__ import main
 
@@ -78,7 +79,7 @@ def built(root: Path) -> Path:
 
 def config(root: Path, **data: Any) -> Config:
     fields = {**DATA, "root": str(root), "tiles": 8, "visual_length": 512, **data}
-    return as_config(tiny_config({f"data.{name}": value for name, value in fields.items()}))
+    return as_config(tiny_config({"stages": ("full",)} | {f"data.{name}": value for name, value in fields.items()}))
 
 
 def from_tfds(built: Path, **data: Any) -> Config:
@@ -113,21 +114,22 @@ def test_samples_of_every_split_come_back_bit_for_bit(root: Path, built: Path) -
     assert total == 21
 
 
-def batches(config: Config, count: int) -> list[Batch]:
-    row_shape, arch = training_row_shape(config), architecture(config)
-    encode = sample_encoder(config, make_tokenizer(config), row_shape)
-    stream = ExampleStream([Part(make_source(config, "train"))], encode, 3)
-    pipeline = make_pipeline(stream, lambda rows: make_batch([[row] for row in rows], row_shape, arch), batch_size=4)
-    with pipeline:
-        return [next(pipeline) for _ in range(count)]
+PACKED = {"pack_window": 8, "pool_rows": 2, "pool_tiles": 12, "text_length": 128}
 
 
-def test_llava_json_and_the_tfds_data_set_give_the_same_batches(root: Path, tmp_path: Path) -> None:
+def batches(config: Config, workdir: Path) -> list[Step]:
+    return list(make_objective(config, "full", Workdir(workdir)).steps(0, 9))
+
+
+@pytest.mark.parametrize("packing", [{}, PACKED], ids=["one sample per row", "packed"])
+def test_llava_json_and_the_tfds_data_set_give_the_same_batches(
+    root: Path, tmp_path: Path, packing: dict[str, int]
+) -> None:
     records = [one for one in json.loads((root / "train.json").read_text()) if int(one["id"][1:]) < 30]
     (root / "good.json").write_text(json.dumps(records))
     assert build(tmp_path, "mine", {**DATA, "root": str(root), "path": "good.json"}) == 0
-    pairs = zip(batches(config(root, path="good.json"), 9), batches(from_tfds(tmp_path), 9), strict=True)
-    for expected, batch in pairs:
+    original = batches(config(root, path="good.json", **packing), tmp_path / "a")
+    for expected, batch in zip(original, batches(from_tfds(tmp_path, **packing), tmp_path / "b"), strict=True):
         assert batch.ids == expected.ids and batch.tasks == expected.tasks
         assert set(batch.arrays) == set(expected.arrays)
         for name, array in expected.arrays.items():
