@@ -109,7 +109,13 @@ def scores_of(places: list[Place], routed: bool = True) -> ChunkScores:
 def store(tiny_run: Path, tmp_path: Path) -> Callable[..., ChunkStore]:
     shutil.copytree(tiny_run / "full", tmp_path / "full")
     shutil.copytree(tiny_run / "universal", tmp_path / "universal")
-    return lambda identity=None, stage="full": ChunkStore(Workdir(tmp_path), "search", identity or {"seed": 0}, stage)
+
+    def store_of(
+        identity: dict[str, Any] | None = None, stage: str = "full", with_features: bool = False
+    ) -> ChunkStore:
+        return ChunkStore(Workdir(tmp_path), "search", identity or {"seed": 0}, stage, with_features=with_features)
+
+    return store_of
 
 
 PLACES = [Place(3, 0), Place(3, 1), Place(7, 0)]
@@ -132,6 +138,7 @@ def test_scores_are_read_back_as_they_were(store: Callable[..., ChunkStore], rou
     [
         {"identity": {"seed": 1}},
         {"stage": "universal"},
+        {"with_features": True},
         {"places": PLACES[::-1]},
         {"places": PLACES[:2]},
         {"budgets": BUDGETS[::-1]},
@@ -141,9 +148,10 @@ def test_scores_are_read_back_as_they_were(store: Callable[..., ChunkStore], rou
 )
 def test_stale_chunks_are_never_used(store: Callable[..., ChunkStore], changed: dict[str, Any]) -> None:
     store().save(PLACES, BUDGETS, True, scores_of(PLACES[:2]))
-    asked = {"identity": None, "stage": "full", "places": PLACES, "budgets": BUDGETS, "routed": True, **changed}
-    found = store(asked["identity"], asked["stage"]).load(asked["places"], asked["budgets"], asked["routed"])
-    assert found is None
+    chunk = {"places": PLACES, "budgets": BUDGETS, "routed": True}
+    inputs = {name: value for name, value in changed.items() if name not in chunk}
+    assert store().load(**chunk) is not None
+    assert store(**inputs).load(**{**chunk, **{name: x for name, x in changed.items() if name in chunk}}) is None
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "questions", "pickle"])

@@ -51,8 +51,8 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
     batches = label_questions(config, skips).batches(config.evaluate.batch_size)
     mesh, dtype = scoring_mesh(config), config.model.dtype
     identity = workdir.identity(config, "label")
-    chunks = ChunkStore(workdir, "labels", identity, "universal")
     features = FeatureStore.of(config, workdir)
+    chunks = ChunkStore(workdir, "labels", identity, "universal", with_features=features is not None)
     scores = score(model.params, batches, viable, model.arch, mesh=mesh, dtype=dtype, chunks=chunks, features=features)
     places = [Place.of(id) for id in scores.ids]
     log_likelihood = scores.log_likelihood.T

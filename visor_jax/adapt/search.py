@@ -59,8 +59,8 @@ def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bit
     skips, mesh = SkipLog(), scoring_mesh(config)
     questions = single_questions(config, "validation", config.search.samples, skips)
     batches = questions.batches(config.evaluate.batch_size)  # every call of `evaluate` iterates over them again
-    chunks = ChunkStore(workdir, "search", identity, "full")
     features = FeatureStore.of(config, workdir)
+    chunks = ChunkStore(workdir, "search", identity, "full", with_features=features is not None)
 
     def evaluate(subsets: Sequence[Bits]) -> list[Subset]:
         dtype, levels = config.model.dtype, source_kind(config).levels

@@ -58,13 +58,16 @@ class ChunkScores:
 class ChunkStore:
     """The scored chunks of one pass."""
 
-    def __init__(self, workdir: Workdir, folder: str, identity: Mapping[str, Any], stage: str) -> None:
+    def __init__(
+        self, workdir: Workdir, folder: str, identity: Mapping[str, Any], stage: str, *, with_features: bool
+    ) -> None:
         """
         Args:
           workdir: the run.
           folder: of the pass, below the workdir.
           identity: of the pass (`Workdir.identity`).
           stage: the stage whose parameters score.
+          with_features: whether features are stored and read; they come from programs that round differently.
 
         Raises:
           RequestError: that stage is not complete.
@@ -74,6 +77,7 @@ class ChunkStore:
             "parameters": workdir.stage(stage).complete().manifest_sha256,
             "versions": versions(),
             "platform": jax.default_backend(),
+            "with_features": with_features,
         }
         self._chunks = as_path(workdir.path / folder / "chunks")
         self._folder = self._chunks / _digest(inputs)

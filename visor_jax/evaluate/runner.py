@@ -70,8 +70,8 @@ def evaluate(
     mesh, dtype = scoring_mesh(config), config.model.dtype
     levels, routed = source_kind(config).levels, model.has_policy
     identity = evaluation_identity(config, model, workdir, split)
-    chunks = ChunkStore(workdir, f"eval/{name}", identity, model.stage)
     features = FeatureStore.of(config, workdir)
+    chunks = ChunkStore(workdir, f"eval/{name}", identity, model.stage, with_features=features is not None)
     scores = score(
         model.params,
         batches,
