@@ -130,6 +130,17 @@ def test_a_separate_file_for_each_split(root: Path) -> None:
     assert sum(id.startswith("own-test") for id in tested) == 2
 
 
+def test_an_entry_may_have_a_folder_of_its_own(root: Path) -> None:
+    write_set(root / "other", "d", 3)
+    (root / "mix.yaml").write_text("- path: a.json\n- {path: d.json, root: other}\n")
+    config = configured(root)
+    source = make_source(config, "train")
+    assert set(ids(source)) == {*(f"a{n}" for n in range(8)), "d0", "d1", "d2"}
+    before = annotations_checksum(config.to_dict(), "train")
+    (root / "other" / "d.json").write_text((root / "other" / "d.json").read_text() + "\n")
+    assert annotations_checksum(config.to_dict(), "train") != before
+
+
 def test_the_checksum_follows_every_file(root: Path) -> None:
     config = configured(root).to_dict()
     before = annotations_checksum(config, "train")
@@ -222,6 +233,9 @@ def test_other_strategies_are_refused(text: str, root: Path) -> None:
         ("- path: none*.json", r"line 1 .*matches no file"),
         ("- path: ../a.json", r"json_path='\.\./a\.json': expected a path below data\.root"),
         ("- path: /etc/passwd", r"expected a path below data\.root"),
+        ("- {path: a.json, root: ..}", r"root='\.\.': expected a path below data\.root"),
+        ("- {path: ../../a.json, root: sub}", r"json_path='\.\./\.\./a\.json': expected a path below data\.root"),
+        ("- {path: a.json, root: 3}", r"root=3: expected text"),
         ("- path: ~/a.json", r"expected a path below data\.root"),
         ("- path: gs://b/a.json", r"expected a path below data\.root"),
         ("- &x {path: a.json}\n- *x", r"line 2: the alias \*x; expected the value"),

@@ -10,6 +10,7 @@ A file is a list of entries, or has one under `datasets`, as LLaVA-NeXT's files 
       - path: ai2d(cauldron,llava_format)/train-*.parquet
         source: parquet          # else by the ending of the name
         weight: 2                # share of the stream, relative to the other entries; on all entries or on none
+        root: llava_ov           # below data.root: the entry's own folder, of its file and of its pictures
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ _KEYS = {
     "sampling": "sampling",
     "sampling_strategy": "sampling",
     "source": "source",
+    "root": "root",
     "weight": "weight",
 }
 
@@ -46,11 +48,12 @@ class Entry:
     """One source of a mixture.
 
     Attributes:
-      path: the file or pattern below the mixture's root, as `data.path`.
+      path: the file or pattern below its root, as `data.path`.
       source: a name from the table of sources; "" recognizes it by the ending of `path`.
       sampling: which records are used (`visor_jax.config.sampling`).
       weight: share of the training stream relative to the other entries; 0 makes it the number of records.
       place: where the entry stands, for messages.
+      root: folder below the mixture's root that holds the file and its pictures; "" for the mixture's root itself.
     """
 
     path: str
@@ -58,6 +61,7 @@ class Entry:
     sampling: str = "all"
     weight: float = 0.0
     place: str = ""
+    root: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class Mixture:
     root: Path
     entries: tuple[Entry, ...]
     file: Path | None = None
+
+    def root_of(self, entry: Entry) -> Path:
+        """Returns the folder that holds an entry's file and its pictures."""
+        return self.root / entry.root if entry.root else self.root
 
 
 def is_mixture(data: Mapping[str, Any]) -> bool:
@@ -200,7 +208,7 @@ def _entry(item: Any, place: str) -> Entry:
     path = fields.get("path")
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise RequestError(f"{place}: json_path={_shown(path)}: expected the name of a file below data.root")
-    for name in ("source", "sampling"):
+    for name in ("source", "sampling", "root"):
         if not isinstance(fields.get(name, ""), str):
             raise RequestError(f"{place}: {name}={_shown(fields[name])}: expected text")
     sampling = fields.get("sampling", "all")
@@ -208,7 +216,8 @@ def _entry(item: Any, place: str) -> Entry:
         parse_sampling(sampling)
     except ValueError as error:
         raise RequestError(f"{place}: sampling_strategy={_shown(sampling)}: {error}") from None
-    return Entry(path, fields.get("source", ""), sampling, _weight(fields.get("weight"), place), place)
+    weight = _weight(fields.get("weight"), place)
+    return Entry(path, fields.get("source", ""), sampling, weight, place, fields.get("root", ""))
 
 
 def _shown(value: Any) -> str:
@@ -227,10 +236,10 @@ def _weight(value: Any, place: str) -> float:
 
 
 def _check_inside(root: Path, entry: Entry) -> None:
-    """Refuses a path that leaves the root, by its name or as an absolute one."""
+    """Refuses a folder or a path that leaves the root, by its name or as an absolute one."""
     top = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(top, entry.path))
-    if entry.path.startswith("~") or "://" in entry.path or not f"{path}/".startswith(f"{top.rstrip('/')}/"):
-        raise RequestError(
-            f"{entry.place}: json_path={_shown(entry.path)}: expected a path below data.root={str(root)!r}"
-        )
+    own = os.path.join(top, entry.root)
+    for key, name, path in (("root", entry.root, own), ("json_path", entry.path, os.path.join(own, entry.path))):
+        inside = f"{os.path.normpath(path)}/".startswith(f"{top.rstrip('/')}/")
+        if name.startswith("~") or "://" in name or "\0" in name or not inside:
+            raise RequestError(f"{entry.place}: {key}={_shown(name)}: expected a path below data.root={str(root)!r}")

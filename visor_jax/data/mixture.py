@@ -134,7 +134,7 @@ def _entry_config(config: Config, mixture: Mixture, entry: Entry) -> Config:
             f"{entry.place}: source={name!r}: expected one of {', '.join(_mixable())}" + (f"; {hint}" if hint else "")
         )
     fields = {"source": name, "path": entry.path, "sampling": entry.sampling, "mixture": "", "parts": ()}
-    data = dataclasses.replace(config.data, root=str(mixture.root), **fields)
+    data = dataclasses.replace(config.data, root=str(mixture.root_of(entry)), **fields)
     return dataclasses.replace(config, data=data)
 
 

@@ -128,7 +128,7 @@ def _record_files(data: Mapping[str, Any], split: str) -> list[Path]:
     mixture = read_mixture(data)
     files = [] if mixture.file is None else [mixture.file]
     for entry in mixture.entries:
-        files += expand(str(mixture.root), entry.path.replace("{split}", split))
+        files += expand(str(mixture.root_of(entry)), entry.path.replace("{split}", split))
     return files
 
 
