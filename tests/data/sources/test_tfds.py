@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given, settings
 from PIL import Image
 
+from tests.data.sources.test_hostile_files import damaged, edits, few, read_everything
 from visor_jax.config import Config, as_config
 from visor_jax.data.sample import SkipSample, Turn
 from visor_jax.data.sources.tfds import SOURCE, open_tfds
@@ -290,3 +292,17 @@ def test_a_video_feature_is_read_where_tensorflow_is_installed_and_names_it_else
             open_tfds(given, "all")
     else:
         np.testing.assert_array_equal(open_tfds(given, "all")[3].images[0], PIXELS[[3, 5, 7]])
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json", "catalog-train.array_record-00000-of-00001"])
+@settings(few, max_examples=6)
+@given(changes=edits)
+def test_damaged_files(root: Path, file: str, changes: list[tuple[str, float, bytes]]) -> None:
+    """One line or skipped records, never another error."""
+    damaged_file = root / "catalog" / "plain" / "1.10.0" / file
+    content = damaged_file.read_bytes()
+    try:
+        damaged_file.write_bytes(damaged(content, changes))
+        read_everything(config(root, "catalog/plain:1.10.0", features=ONE))
+    finally:
+        damaged_file.write_bytes(content)
