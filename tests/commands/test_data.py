@@ -297,6 +297,7 @@ def test_what_is_written_replaces_no_device_and_no_link(
         (["build"], "--out is missing"),
         (["check", "--samples=0"], "at least 1"),
         (["check", "--workers=-1"], "expected a whole number from 0 to 1024"),
+        (["check", "--view=model"], "--view=model belongs to data preview"),
         (["stats", "--workers=2"], "--workers=2 belongs to data check"),
         (["build", "--restart", "--out=x"], "--restart belongs to data check"),
         (["chek"], "invalid choice"),

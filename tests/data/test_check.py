@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from visor_jax.data.check import Running, check
 from visor_jax.data.check_records import Findings, leaks, repeated
 from visor_jax.data.from_config import make_source
 from visor_jax.data.sample import Sample, SkipSample, Turn
-from visor_jax.data.source_kind import SPLITS, RecordSource
+from visor_jax.data.source_kind import SPLITS, RecordSource, as_records
 from visor_jax.errors import RequestError, RunError
 from visor_jax.testing import tiny_config
 
@@ -118,11 +119,13 @@ class Bare:
     trap: str = ""
     name: str = "bare"
     unusable: bool = False
+    seconds: float = 0.0  # that reading a record takes
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Sample:
+        time.sleep(self.seconds)
         if self.unusable:
             raise SkipSample("no", "never")
         if index == self.deadly and os.path.exists(self.trap) and multiprocessing.parent_process() is not None:
@@ -305,3 +308,15 @@ def test_every_source_can_be_checked_by_other_processes(layout: str, tmp_path: P
     assert pickle.loads(pickle.dumps(checker)).check(range(len(opened))).state() == found.state()
     assert found.samples == (6 if layout == "mixture" else 12) and not found.skipped
     assert Findings.of(json.loads(json.dumps(found.state()))) == found
+
+
+def test_an_interrupted_check_stops_its_workers_at_once(config: Any, cache: Path) -> None:
+    """They do not finish the ranges that they have begun."""
+    slow = Bare(40, seconds=0.3)
+    checker = check_progress.RecordChecker(config, "train", as_records(slow, "train"), listing=False)
+    results = check_progress.check_ranges(checker, 40, 2, check_progress.Progress(cache / "kept.jsonl"))
+    next(results)
+    assert multiprocessing.active_children()
+    results.close()  # as when KeyboardInterrupt passes through it
+    assert not multiprocessing.active_children()
+    assert 1 <= len(check_progress.Progress(cache / "kept.jsonl").finished) < 10

@@ -116,10 +116,11 @@ def _check_source(
 ) -> _Checked:
     """Checks the first `count` samples of a source and writes an entry for each."""
     checked = _Checked()
-    for findings in check_ranges(checker, count, workers, progress):
-        for entry in findings.entries:
-            write(entry)
-        checked.findings.add(findings)
+    with contextlib.closing(check_ranges(checker, count, workers, progress)) as ranges:
+        for findings in ranges:
+            for entry in findings.entries:
+                write(entry)
+            checked.findings.add(findings)
     checked.same_id = _repetitions(checked.findings.ids, checker.source)
     checked.same_content = _repetitions(checked.findings.contents, checker.source)
     return checked

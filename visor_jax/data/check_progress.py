@@ -11,6 +11,7 @@ every setting that a finding depends on, so a check of other data never continue
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -125,8 +126,8 @@ def _read(path: Path) -> dict[int, Findings]:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def check_ranges(checker: RecordChecker, limit: int, workers: int, progress: Progress) -> Iterator[Findings]:
-    """Yields the findings of every range of `RANGE` records up to `limit`, in order.
+def check_ranges(checker: RecordChecker, limit: int, workers: int, progress: Progress) -> Generator[Findings]:
+    """Yields the findings of every range of `RANGE` records up to `limit`, in order; close it, which stops the workers.
 
     Args:
         checker: checks the records.
@@ -144,37 +145,36 @@ def check_ranges(checker: RecordChecker, limit: int, workers: int, progress: Pro
     missing = [start for start in starts if start not in waiting]
     results = _in_processes(checker, missing, limit, workers) if workers else _here(checker, missing, limit)
     done, begin, said = len(waiting), time.monotonic(), time.monotonic()
-    due = iter(starts)
-    start = next(due, None)
-    while start is not None:
-        if start in waiting:
+    with contextlib.closing(results):
+        for start in starts:
+            while start not in waiting:
+                finished, findings = next(results)
+                progress.add(finished, findings)
+                waiting[finished], done = findings, done + 1
+                if time.monotonic() - said > SECONDS:
+                    said = time.monotonic()
+                    rate = (done - len(starts) + len(missing)) * RANGE / (said - begin)
+                    _log.info("checked %d of %d records, %.0f per second", done * RANGE, limit, rate)
             yield waiting.pop(start)
-            start = next(due, None)
-            continue
-        finished, findings = next(results)
-        progress.add(finished, findings)
-        waiting[finished], done = findings, done + 1
-        if time.monotonic() - said > SECONDS:
-            said = time.monotonic()
-            rate = (done - len(starts) + len(missing)) * RANGE / (said - begin)
-            _log.info("checked %d of %d records, %.0f per second", done * RANGE, limit, rate)
 
 
 def _indices(start: int, limit: int) -> range:
     return range(start, min(start + RANGE, limit))
 
 
-def _here(checker: RecordChecker, starts: list[int], limit: int) -> Iterator[tuple[int, Findings]]:
+def _here(checker: RecordChecker, starts: list[int], limit: int) -> Generator[tuple[int, Findings]]:
     for start in starts:
         yield start, checker.check(_indices(start, limit))
 
 
 def _in_processes(
     checker: RecordChecker, starts: list[int], limit: int, workers: int
-) -> Iterator[tuple[int, Findings]]:
+) -> Generator[tuple[int, Findings]]:
     """Yields (first index, findings) of each range, in the order in which they are finished."""
     # A process is started afresh: a copy of this one would share open files and locks with it.
-    pool = ProcessPoolExecutor(min(workers, len(starts)) or 1, multiprocessing.get_context("spawn"), _begin, (checker,))
+    context = multiprocessing.get_context("spawn")
+    stopped, stop = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(min(workers, len(starts)) or 1, context, _begin, (checker, stopped))
     futures: dict[Future[Findings], int] = {}
     try:
         futures = {pool.submit(_check, _indices(start, limit)): start for start in starts}
@@ -186,25 +186,28 @@ def _in_processes(
             " with fewer --workers"
         ) from None
     finally:
-        pool.shutdown(wait=not futures, cancel_futures=True)
+        if futures:
+            stop.send_bytes(b"stop")  # otherwise they would finish what they have begun, which may take long
+        pool.shutdown(cancel_futures=True)
+        stop.close()
+        stopped.close()
 
 
 _checker: RecordChecker | None = None  # of a worker process
 
 
-def _begin(checker: RecordChecker) -> None:
-    """Prepares a worker: it leaves interrupts to its parent, and ends when its parent does."""
+def _begin(checker: RecordChecker, stopped: Any) -> None:
+    """Prepares a worker: it leaves interrupts to its parent, and ends with its parent or when `stopped` is readable."""
     global _checker
     _checker = checker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when, args=(stopped,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_when(stopped: Any) -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    wait([stopped, *([parent.sentinel] if parent is not None else [])])
+    os._exit(1)
 
 
 def _check(indices: range) -> Findings:
