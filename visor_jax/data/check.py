@@ -27,7 +27,7 @@ from visor_jax.errors import RunError, printable, unwritable
 from visor_jax.files.read_write import file_beside, replaceable
 
 _DETAIL_CHARACTERS = 300  # printed of a record's defect; the listing has all of it
-_ID_CHARACTERS = 40  # printed of an id
+_ID_CHARACTERS = 80  # printed of an id
 
 
 @dataclass(frozen=True)
