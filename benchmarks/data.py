@@ -36,10 +36,10 @@ from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
 from visor_jax.data.collate import Example, RowShape, encode_example
 from visor_jax.data.media import EmbeddedPicture
 from visor_jax.data.packing import PoolShape
-from visor_jax.data.pipeline import ExampleStream, Part
+from visor_jax.data.pipeline import ExampleStream
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
 from visor_jax.data.records import parse_record
-from visor_jax.data.sample import Sample, Source
+from visor_jax.data.sample import Part, Sample, Source
 from visor_jax.data.sources import named_kind
 from visor_jax.data.sources.array_record import write_array_record
 from visor_jax.data.tokenizer import load_tokenizer

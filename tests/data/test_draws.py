@@ -13,8 +13,8 @@ from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.draws import PURPOSES, RANGE, STREAM_LENGTH, Within, generator, index_range, seed_sequence
 from visor_jax.data.from_config import label_source, stage_source
 from visor_jax.data.glyphs.source import Glyphs
-from visor_jax.data.pipeline import ExampleStream, Part
-from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.pipeline import ExampleStream
+from visor_jax.data.sample import Part, Sample, SkipSample
 from visor_jax.testing import tiny_config
 
 CONSUMERS = (*TRAINED_STAGES, "label", "validation", "test")

@@ -13,8 +13,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from visor_jax.data.pipeline import MAX_ATTEMPTS, BatchIterator, ExampleStream, Part, make_pipeline, tallied_batches
-from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.pipeline import MAX_ATTEMPTS, BatchIterator, ExampleStream, make_pipeline, tallied_batches
+from visor_jax.data.sample import Part, Sample, SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError, RunError
 

@@ -14,9 +14,9 @@ import pytest
 from visor_jax import testing
 from visor_jax.data.collate import Batch, Example
 from visor_jax.data.packing import PoolShape
-from visor_jax.data.pipeline import ExampleStream, Part
+from visor_jax.data.pipeline import ExampleStream
 from visor_jax.data.pools import PackedBatches, PoolSettings, make_packed_pipeline
-from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.sample import Part, Sample, SkipSample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RunError
 

@@ -84,8 +84,7 @@ class Spy:
 def with_answer(prompt: Example, tokens: list[int]) -> Example:
     """Returns the prompt followed by the tokens of an answer."""
     count = len(tokens)
-    return dataclasses.replace(
-        prompt,
+    return prompt._replace(
         text_tokens=np.append(prompt.text_tokens, np.array(tokens, np.int32)),
         text_positions=np.append(prompt.text_positions, prompt.length + np.arange(count, dtype=np.int32)),
         loss_mask=np.append(prompt.loss_mask, np.zeros(count, bool)),

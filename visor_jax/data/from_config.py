@@ -13,8 +13,7 @@ from visor_jax.config import ConfigLike, architecture, as_config
 from visor_jax.data.anyres import video_taps
 from visor_jax.data.collate import Example, RowShape, encode_example
 from visor_jax.data.draws import Within, index_range
-from visor_jax.data.pipeline import Part
-from visor_jax.data.sample import Sample, Source
+from visor_jax.data.sample import Part, Sample, Source
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from visor_jax.config import Config
 from visor_jax.config.mixture import Entry, Mixture, read_mixture
-from visor_jax.data.pipeline import Part
 from visor_jax.data.records import Record
-from visor_jax.data.sample import Sample, outline
+from visor_jax.data.sample import Part, Sample, outline
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources import SOURCES, SUFFIXES, named_kind, source_of_file
 from visor_jax.data.sources.files import require_usable

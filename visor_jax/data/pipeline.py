@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 
 from visor_jax.data.draws import seed_sequence
-from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.sample import Part, Sample, SkipSample
 from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.errors import RunError
 
@@ -40,15 +40,6 @@ MAX_ATTEMPTS = 1000  # per position of the stream, whatever fraction of skips is
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 _WORKER_DIED = "Worker process was terminated"  # how Grain's message begins
 FOREVER = 2**62  # larger lengths overflow inside Grain
-
-
-@dataclass(frozen=True)
-class Part:
-    """One source of a mixture, its share of the stream, and whether its epochs are shuffled."""
-
-    source: Source
-    weight: float = 1.0
-    shuffle: bool = True
 
 
 class ExampleStream(Generic[ExampleT]):

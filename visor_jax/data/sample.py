@@ -55,6 +55,15 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture, its share of the stream, and whether its epochs are shuffled."""
+
+    source: Source
+    weight: float = 1.0
+    shuffle: bool = True
+
+
 # Replaces a picture or a video in samples whose pictures are not opened.
 NO_PICTURE = np.zeros((0, 0, 3), np.uint8)
 NO_VIDEO = np.zeros((0, 0, 0, 3), np.uint8)

@@ -16,7 +16,7 @@ from visor_jax.data.sample import Sample, Source
 from visor_jax.errors import RequestError
 
 if TYPE_CHECKING:
-    from visor_jax.data.pipeline import Part  # loads Grain, which most commands do not need
+    from visor_jax.data.sample import Part
 
 SPLITS = ("train", "validation", "test")
 
