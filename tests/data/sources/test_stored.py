@@ -14,6 +14,7 @@ from visor_jax.data.fingerprint import picture_fingerprint
 from visor_jax.data.sample import NO_PICTURE, SkipSample
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.data.sources import source_kind
+from visor_jax.data.sources.files import source_name
 from visor_jax.data.sources.stored import Reading, RecordList, StoredSource
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
@@ -112,3 +113,18 @@ def test_a_pattern_without_matches_is_a_wrong_request(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match=r"data\.path='\*\.jsonl': matches no file below data\.root="):
         source_kind(config).open(config, "train")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a.json", "a"),
+        ("set-?.jsonl", "set"),
+        ("train-*-of-*.parquet", "train"),
+        ("ai2d/*.parquet", "ai2d"),
+        ("*/*.parquet", "records"),
+        ("*.parquet", "records"),
+    ],
+)
+def test_a_source_has_the_name_of_its_files_or_of_their_folder(path: str, name: str) -> None:
+    assert source_name(path) == name

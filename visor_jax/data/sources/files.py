@@ -97,11 +97,16 @@ def check_root(root: Path) -> Path:
 
 
 def source_name(path: str) -> str:
-    """Returns a source's name: that of its file without the ending, of a pattern without its special characters."""
+    """Returns a source's name: that of its file without the ending, of a pattern without its special characters.
+
+    A pattern of nothing else ("ai2d/*.parquet") has the name of its folder, or "records".
+    """
     stem = Path(path).stem
     if not is_pattern(path):
         return stem
-    return re.sub(r"[*?\[\]{}]+", "", re.sub(r"-[^-]*-of-[^-]*$", "", stem)).strip("-_., ") or stem
+    folder = Path(path).parent.name
+    plain = re.sub(r"[*?\[\]{}]+", "", re.sub(r"-[^-]*-of-[^-]*$", "", stem)).strip("-_., ")
+    return plain or ("records" if not folder or is_pattern(folder) else folder)
 
 
 def stored_kind(open_source: OpenSource, what: str) -> SourceKind:
