@@ -273,7 +273,7 @@ def stream_of(config: Any) -> Any:
     stream = ExampleStream(stage_parts(config, "full"), encode, stage_seed(config.seed, "full"))
     if config.data.pack_window:
         return packed_batches(config, config.data.batch_size, stream, arch, SkipLog(), 0, None)
-    collate = partial(one_per_row, training_row_shape(config), arch)
+    collate = partial(one_per_row, training_row_shape(config), arch, 0)
     return make_pipeline(stream, collate, batch_size=config.data.batch_size)
 
 
