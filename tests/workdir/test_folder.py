@@ -88,7 +88,7 @@ def test_the_same_configuration_may_come_back_and_free_fields_may_change(tmp_pat
     workdir = Workdir(tmp_path)
     workdir.claim(make_config())
     workdir.claim(make_config())
-    workdir.claim(make_config(stage="policy", mesh__fsdp=8, train__checkpoint_every=5))
+    workdir.claim(make_config(stage="policy", mesh__fsdp=8, train__checkpoint_every=5, data__workers=2))
     assert workdir.config()["mesh"] == {"fsdp": 8}
 
 

@@ -42,6 +42,7 @@ FREE_FIELDS = (
     "data.root",
     "data.follow_links",
     "data.max_skipped_fraction",
+    "data.workers",
     "model.text.max_positions",
     "*.remat",
     "*.checkpoint_every",
