@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections import Counter
@@ -89,6 +90,12 @@ def test_a_file_of_llava_next_is_read_as_it_is(root: Path) -> None:
     assert ids(pickle.loads(pickle.dumps(source))) == ids(source), "as a worker process gets it"
     again = from_dict(json.loads(json.dumps(as_config(config).to_dict())))
     assert ids(make_source(again, "train")) == ids(source)
+
+
+def test_the_stage_base_names_the_mixture_that_it_cannot_learn_from(root: Path) -> None:
+    config = dataclasses.replace(as_config(configured(root)), stages=("base",))
+    with pytest.raises(RequestError, match=r"data\.mixture='mix\.yaml': the stage 'base' in stages"):
+        check_source(config)
 
 
 def test_the_parts_of_the_stream_have_their_shares(root: Path) -> None:

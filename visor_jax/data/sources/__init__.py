@@ -76,7 +76,9 @@ def check_source(config: Config) -> None:
     if "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
         where = "stage" if config.stage == "base" else "stages"
         supported = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
+        mixed = is_mixture(vars(config.data))
+        shown = f"data.mixture={config.data.mixture!r}" if mixed else f"data.source={config.data.source!r}"
         raise RequestError(
-            f"data.source={source_label(config)!r}: the stage 'base' in {where} learns from generated data;"
+            f"{shown}: the stage 'base' in {where} learns from generated data;"
             f" expected data.source={supported}, or no 'base'"
         )
