@@ -164,7 +164,7 @@ CASES = {
     # The folder is read-only.
     "train, read-only": Case(TRAIN, rights("", 0o555), 2, "{run}: cannot be written: Permission denied"),
     "run, read-only": Case(f"run {HERE}", rights("", 0o555), 2, "{run}: cannot be written: Permission denied"),
-    "evaluate, read-only": Case(f"evaluate {HERE}", rights("eval", 0o555), 2, "test.json: Permission denied"),
+    "evaluate, read-only": Case(f"evaluate {HERE}", rights("eval", 0o555), 2, "eval/chunks: Permission denied"),
     "report, read-only": Case(f"report {HERE}", rights("", 0o555, "report"), 2, "report: Permission denied"),
     "export, read-only": Case(f"export {HERE}", rights("", 0o555, "export"), 2, "cannot be written"),
     "generate, read-only": Case(ASK, rights("", 0o555), 0, ""),
