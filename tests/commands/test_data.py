@@ -2,7 +2,6 @@
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,12 @@ from PIL import Image
 
 from visor_jax.__main__ import main
 from visor_jax.commands import data
-from visor_jax.config import architecture
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_parts, training_row_shape
+from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.glyphs.source import Glyphs
-from visor_jax.data.pipeline import ExampleStream, make_pipeline
 from visor_jax.data.preview_model import fill_rows
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources.llava import LlavaSource
-from visor_jax.train.objectives.answers import one_per_row, packed_batches
-from visor_jax.train.stage import stage_seed
+from visor_jax.train.objectives.answers import stage_batches
 
 CONFIG = """
 from visor_jax.config import default_config
@@ -269,12 +265,8 @@ def test_preview_draws_the_rows_of_the_first_step(
 
 def stream_of(config: Any) -> Any:
     """The batches of stage "full", as training makes them."""
-    arch, encode = architecture(config), sample_encoder(config, make_tokenizer(config), training_row_shape(config))
-    stream = ExampleStream(stage_parts(config, "full"), encode, stage_seed(config.seed, "full"))
-    if config.data.pack_window:
-        return packed_batches(config, config.data.batch_size, stream, arch, SkipLog(), 0, None)
-    collate = partial(one_per_row, training_row_shape(config), arch, 0)
-    return make_pipeline(stream, collate, batch_size=config.data.batch_size)
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+    return stage_batches(config, "full", encode, SkipLog())
 
 
 @pytest.mark.parametrize("flag", ["check --list", "preview --out"])

@@ -72,9 +72,8 @@ def _draw_stream(arrays: dict[str, np.ndarray], kind: str, row: int, font: TextP
     canvas = Image.new("RGB", (WIDTH, _PLOT + _BAR + 8), PAGE)
     draw = ImageDraw.Draw(canvas)
     used, total = int((segments > 0).sum()), len(segments)
-    what = "visual" if kind == "visual" else "text"
     highest = int(positions[segments > 0].max(initial=0))
-    _labeled(draw, 0, f"positions to {highest}\n{what}: {used} of {total}\n{used / total:.1%} filled", font)
+    _labeled(draw, 0, f"positions to {highest}\n{kind}: {used} of {total}\n{used / total:.1%} filled", font)
     _draw_bar(draw, segments, _PLOT)
     scale = (WIDTH - _LABEL - 1) / total
     draw.line((_LABEL, _PLOT, WIDTH, _PLOT), RULE)

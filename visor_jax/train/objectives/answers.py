@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from visor_jax.data.from_config import agreed_taps, make_tokenizer, sample_encod
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
+from visor_jax.data.sample import Sample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
@@ -35,27 +36,12 @@ TURNS_OF_SAMPLES = 16  # packed rows: the accuracy by task counts the turns of s
 def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers in the configured data source."""
     arch, settings = architecture(config, stage), stage_config(config, stage)
-    tokenizer, row_shape = make_tokenizer(config), training_row_shape(config)
-    encode = sample_encoder(config, tokenizer, row_shape)
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
-        stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
-        if config.data.pack_window:
-            pipeline = packed_batches(config, settings.batch_size, stream, arch, skips, done, position)
-        else:
-            pipeline = make_pipeline(
-                stream,
-                partial(one_per_row, row_shape, arch, agreed_taps(config, jax.process_count())),
-                batch_size=settings.batch_size,
-                start_step=done,
-                skips=skips,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-                workers=config.data.workers,
-            )
-        return numbered(pipeline, done, total, budget_of, skips)
+        return numbered(stage_batches(config, stage, encode, skips, done, position), done, total, budget_of, skips)
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
@@ -68,6 +54,31 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         num_turns *= TURNS_OF_SAMPLES
     loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
     return Objective(loss, steps, summarize, skips)
+
+
+def stage_batches(
+    config: Config,
+    stage: str,
+    encode: Callable[[Sample], Example],
+    skips: SkipLog,
+    done: int = 0,
+    position: Any = None,
+) -> BatchIterator[collate.Batch]:
+    """The stage's batches after step `done`, which was saved with `position`; packed if `data.pack_window` says so."""
+    arch, num_rows = architecture(config, stage), stage_config(config, stage).batch_size
+    stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
+    if config.data.pack_window:
+        return packed_batches(config, num_rows, stream, arch, skips, done, position)
+    return make_pipeline(
+        stream,
+        partial(one_per_row, training_row_shape(config), arch, agreed_taps(config, jax.process_count())),
+        batch_size=num_rows,
+        start_step=done,
+        skips=skips,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
 
 
 def one_per_row(row_shape: RowShape, arch: Architecture, min_taps: int, examples: Sequence[Example]) -> collate.Batch:
