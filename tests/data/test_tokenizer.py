@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.config.schema import ASSETS
+from visor_jax.config.data_fields import ASSETS
 from visor_jax.data.chat import encode_conversation, encode_prompt
 from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write

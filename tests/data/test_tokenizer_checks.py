@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from visor_jax.config.schema import ASSETS
+from visor_jax.config.data_fields import ASSETS
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.data.tokenizer_checks import check_pattern
 from visor_jax.errors import RequestError

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from visor_jax.config import stage_config
-from visor_jax.config.schema import TrainConfig
+from visor_jax.config.train_fields import TrainConfig
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.optimizer import (

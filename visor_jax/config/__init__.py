@@ -22,7 +22,8 @@ from visor_jax.config.resolve import (
     unknown_field,
     validate,
 )
-from visor_jax.config.schema import Config, TrainConfig
+from visor_jax.config.schema import Config
+from visor_jax.config.train_fields import TrainConfig
 
 __all__ = [
     "Config",

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 from visor_jax.architecture import MESH_AXES, LayerKind
 from visor_jax.budget import MAX_SLOTS, Plan
+from visor_jax.config.model_fields import ModelConfig
 from visor_jax.config.rules import parse_grids
-from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config, ModelConfig, TrainConfig
+from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config
+from visor_jax.config.train_fields import TrainConfig
 from visor_jax.errors import RequestError, nearest
 
 DENSE_STAGES = ("base", "dense")  # the stages that train a plan without cross-attention and routing

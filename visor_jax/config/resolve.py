@@ -35,20 +35,19 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.config.checks import check_together
+from visor_jax.config.data_fields import ASSETS, BUILT_IN
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
-    ASSETS,
-    BUILT_IN,
     OFFLINE_STAGES,
     SCHEMA,
     STAGES,
     TRAINED_STAGES,
     Config,
-    TrainConfig,
     all_names,
     build_config,
     field_of,
 )
+from visor_jax.config.train_fields import TrainConfig
 from visor_jax.config.values import Field, convert, from_text
 from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_json, read_regular

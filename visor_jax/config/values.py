@@ -6,9 +6,11 @@ import ast
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from visor_jax.config.rules import Rule
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Field:
     rule: Rule | None = None
     units: str = ""
     element: type | tuple[type, ...] = str
+
+
+def setting(default: ValueT, meaning: str, rule: Rule | None = None, *, units: str = "") -> ValueT:
+    """Returns a dataclass field with its default, and the rest as metadata."""
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule, "units": units})
 
 
 def describe_field(declared: dataclasses.Field[Any], annotation: Any) -> Field:

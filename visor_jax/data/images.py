@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from visor_jax.config.schema import PILLOW_MAX_PIXELS
+from visor_jax.config.data_fields import PILLOW_MAX_PIXELS
 from visor_jax.data import image_metadata
 from visor_jax.data.picture_paths import resolve_under
 from visor_jax.data.sample import SkipSample

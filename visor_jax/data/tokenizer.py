@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from visor_jax.config import tokenizer_file
-from visor_jax.config.schema import BUILT_IN
+from visor_jax.config.data_fields import BUILT_IN
 from visor_jax.data.chat_template import CHAT_TOKENS
 from visor_jax.data.tokenizer_checks import check_parts
 from visor_jax.errors import RequestError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visor_jax.config.schema import DEFAULT_MAX_PIXELS
+from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.data.sample import SkipSample
 
 MAX_STORED_FRAMES = 1_000_000  # of one video; nine hours at 30 frames per second

@@ -21,7 +21,7 @@ from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.config.schema import DEFAULT_MAX_PIXELS
+from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image

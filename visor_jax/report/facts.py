@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.config.schema import DEFAULT_MAX_PIXELS, TRAINED_STAGES
+from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
+from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from visor_jax.config.schema import ASSETS
+from visor_jax.config.data_fields import ASSETS
 from visor_jax.data.chat_template import ASSISTANT, CHAT_TOKENS, SYSTEM, USER, fill
 from visor_jax.data.glyphs.render import ARROWS, BACKGROUNDS, COLORS, DIGITS, EMPTY, LETTERS, SHAPES
 from visor_jax.data.glyphs.words import PHRASINGS

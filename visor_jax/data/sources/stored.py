@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from visor_jax.config.schema import DEFAULT_MAX_PIXELS
+from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.data.images import byte_limit, decode_embedded, open_under
 from visor_jax.data.json_records import BadLine
 from visor_jax.data.media import EmbeddedPicture, Picture, Video, names_of

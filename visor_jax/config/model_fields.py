@@ -1,0 +1,110 @@
+"""The fields of a configuration's section `model`. No JAX import."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from visor_jax import architecture as limits
+from visor_jax.config.rules import CHANNELS, DEVIATIONS, GRIDS, PACKINGS, above, at_least, one_of, within
+from visor_jax.config.values import setting
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text decoder."""
+
+    vocab_size: int = setting(
+        0, "rows of the embedding; 0: as many as the tokenizer needs", within(0, limits.MAX_VOCABULARY)
+    )
+    hidden_size: int = setting(64, "width of the residual stream", within(1, limits.MAX_WIDTH))
+    intermediate_size: int = setting(192, "width inside an MLP", within(1, limits.MAX_VOCABULARY))
+    num_layers: int = setting(
+        9, "in super-blocks of model.pattern; remaining layers at the end are text-only", within(1, limits.MAX_LAYERS)
+    )
+    num_heads: int = setting(4, "query heads", within(1, limits.MAX_HEADS))
+    num_kv_heads: int = setting(4, "key and value heads", within(1, limits.MAX_HEADS))
+    head_dim: int = setting(16, "width of one head", within(2, limits.MAX_HEAD_DIM))
+    rope_theta: float = setting(1e6, "base of the rotary frequencies", above(0))
+    rms_norm_eps: float = setting(1e-6, "added to the mean square before its root", above(0))
+    tie_word_embeddings: bool = setting(False, "the output projection is the embedding table")
+    embedding_init: float = setting(0.02, "standard deviation of random token embeddings", above(0))
+    residual_init: float = setting(1.0, "gain of the projections that end a residual branch, when random", above(0))
+    norm_init: float = setting(1.0, "scale of the final norm, when random", above(0))
+    recency_init: float = setting(
+        0.0, "logit by which randomly initialized text-only attention prefers the nearest tokens", at_least(0)
+    )
+    max_positions: int = setting(
+        0,
+        "limit on text tokens and visual positions of a prompt with its answer; 0: derived from the training rows and"
+        " the largest picture (config.default_max_positions)",
+        within(0, limits.MAX_VOCABULARY),
+    )
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower."""
+
+    tile_size: int = setting(72, "side of a square tile", within(1, limits.MAX_TILE), units="pixels")
+    patch_size: int = setting(8, "side of a square patch", within(1, limits.MAX_TILE), units="pixels")
+    hidden_size: int = setting(96, "width of the residual stream", within(1, limits.MAX_WIDTH))
+    intermediate_size: int = setting(192, "width inside an MLP", within(1, limits.MAX_VOCABULARY))
+    num_layers: int = setting(1, "encoder layers that run", within(1, limits.MAX_LAYERS))
+    num_heads: int = setting(4, "query heads", within(1, limits.MAX_HEADS))
+    layer_norm_eps: float = setting(1e-6, "added to the variance before its root", above(0))
+    patch_local: bool = setting(False, "no attention in the tower: patches do not see each other")
+
+
+@dataclass(frozen=True)
+class AnyResConfig:
+    """How a picture is cut into tiles and its pixels normalized."""
+
+    pinpoints: str = setting("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS)
+    max_tiles: int = setting(9, "cap on a picture's visual tokens, in units of one tile's tokens", at_least(1))
+    packing: int = setting(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS)
+    image_mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", CHANNELS)
+    image_std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", DEVIATIONS)
+
+
+@dataclass(frozen=True)
+class CrossAttentionConfig:
+    """Cross-attention to the visual tokens."""
+
+    num_kv_heads: int = setting(
+        0, "key and value heads of cross-attention; 0: model.text.num_kv_heads", within(0, limits.MAX_HEADS)
+    )
+    init: str = setting("copy", "cross-attention's initialization (initializers.py)", one_of("copy", "zero", "match"))
+    gate_init: float = setting(1.0, "initial gate before tanh, with init='copy'")
+    kernel_size: int = setting(7, "width of the conditional position's convolution", within(1, limits.MAX_KERNEL))
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The routing MLP, which chooses a budget."""
+
+    hidden_size: int = setting(128, "hidden width of the routing MLP", within(1, limits.MAX_WIDTH))
+    max_budgets: int = setting(
+        32, "outputs of the routing MLP: the largest number of viable budgets", within(1, limits.MAX_WIDTH)
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model's shape; `visor_jax.config.architecture` builds an `Architecture` from it."""
+
+    plan: str = setting(
+        "visor", "super-blocks with optional self-attention, or every layer dense", one_of("visor", "dense")
+    )
+    pattern: tuple[str, ...] = setting(
+        tuple(kind.value for kind in limits.PATTERN),
+        "layer kinds of a super-block, in order: 'text', 'cross', 'self'; every 'self' is an optional slot",
+    )
+    head_layers: int = setting(0, "text-only layers before the first super-block", within(0, limits.MAX_LAYERS))
+    dtype: str = setting("float32", "dtype of activations", one_of("float32", "bfloat16"))
+    bidirectional_vision: bool = setting(False, "visual tokens also attend to later visual tokens")
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
+    anyres: AnyResConfig = dataclasses.field(default_factory=AnyResConfig)
+    cross: CrossAttentionConfig = dataclasses.field(default_factory=CrossAttentionConfig)
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)

@@ -1,0 +1,60 @@
+"""The fields of a configuration's sections `train` and `mesh`. No JAX import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from visor_jax.config.rules import HOPS, MESH_SIZE, PATTERNS, RATES, above, at_least, below_one, one_of, within
+from visor_jax.config.values import setting
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training settings of a stage; `stage_overrides` changes them per stage."""
+
+    steps: int = setting(1000, "number of optimizer steps", at_least(1), units="steps")
+    objective: str = setting("answer", "training objective", one_of("answer", "base", "policy"))
+    batch_size: int = setting(
+        0, "rows per optimizer step over all devices; 0 inherits data.batch_size", at_least(0), units="rows"
+    )
+    learning_rate: float = setting(0.001, "peak of the schedule", above(0))
+    schedule: str = setting("cosine", "decay from the peak to the end", one_of("cosine", "linear", "constant"))
+    warmup_fraction: float = setting(0.03, "fraction of the steps that warm up from 0 to the peak", within(0, 1))
+    end_fraction: float = setting(0.0, "learning rate of the last step, as a fraction of the peak", within(0, 1))
+    b1: float = setting(0.9, "Adam's decay of the mean", below_one())
+    b2: float = setting(0.999, "Adam's decay of the variance", below_one())
+    weight_decay: float = setting(0.0, "decoupled weight decay, as in AdamW", at_least(0))
+    clip_norm: float = setting(1.0, "gradients are clipped to this global norm", above(0))
+    trainable: tuple[str, ...] = setting(
+        (".*",), "patterns matched at the start of parameter paths; other parameters are frozen", PATTERNS
+    )
+    group_rates: tuple[tuple[str, float], ...] = setting(
+        (), "(pattern, learning rate multiplier) pairs; the first match applies", RATES
+    )
+    budgets: str = setting(
+        "full", "the budgets of a step: full, or drawn from this set", one_of("full", "viable", "subsets")
+    )
+    init_from: str = setting("", "a stage, or a path to another run's stage folder; empty: random weights")
+    hops: tuple[int, ...] = setting((1, 2, 3), "objective base: chain length with 1, 2, ... slots on", HOPS)
+    label_balance: float = setting(
+        0.0, "objective policy: 0 keeps label weights, 1 balances rare and common budgets", within(0, 4)
+    )
+    label_caution: float = setting(
+        1.0, "objective policy: weight of labels above the cheapest budget relative to the cheapest", above(0)
+    )
+    remat: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    checkpoint_every: int = setting(500, "interval between checkpoints", at_least(1), units="steps")
+    keep: int = setting(2, "checkpoints per stage kept on disk", at_least(1))
+    max_bad_steps: int = setting(10, "consecutive steps with NaN or Inf before the run stops", at_least(1))
+    hang_seconds: float = setting(
+        1800.0, "time without a step before the watchdog aborts the process; 0: never", at_least(0), units="seconds"
+    )
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh."""
+
+    replica: int = setting(1, "copies of the parameters", MESH_SIZE)
+    fsdp: int = setting(-1, "devices that share the parameters", MESH_SIZE)
+    tensor: int = setting(1, "devices that share each matrix product", MESH_SIZE)
