@@ -23,9 +23,10 @@ from visor_jax.evaluate.scoring import score
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
 from visor_jax.testing import questions_of
-from visor_jax.train.loop import State, initial_state, update_step
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.optimizer import build_optimizer, learning_rates
+from visor_jax.train.state import initial_state
+from visor_jax.train.update import State, update_step
 from visor_jax.tree import unflatten
 from visor_jax.workdir.folder import Workdir
 

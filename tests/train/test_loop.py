@@ -35,10 +35,12 @@ from visor_jax.scale.compiler_options import QUICK
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
 from visor_jax.train.faults import BadSteps
-from visor_jax.train.loop import State, record, train, update_step
+from visor_jax.train.loop import record, train
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives.base import Objective
 from visor_jax.train.stage import Step
+from visor_jax.train.state import start_folder
+from visor_jax.train.update import State, update_step
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
@@ -388,9 +390,9 @@ def test_a_stage_does_not_start_from_one_that_was_stopped(tiny_copy: Path) -> No
 
 
 def test_another_runs_stage_may_be_the_start(tiny_run: Path, tmp_path: Path) -> None:
-    assert loop.start_folder(str(tiny_run / "full"), Workdir(tmp_path)) == tiny_run / "full"
+    assert start_folder(str(tiny_run / "full"), Workdir(tmp_path)) == tiny_run / "full"
     with pytest.raises(RequestError, match="holds no complete stage"):
-        loop.start_folder("full", Workdir(tmp_path))
+        start_folder("full", Workdir(tmp_path))
 
 
 def test_an_unknown_trainable_pattern_is_refused(tiny_copy: Path) -> None:

@@ -31,8 +31,8 @@ from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import build_mesh, configured_mesh
 from visor_jax.scale.sharding import param_shardings
 from visor_jax.testing import tiny_config
-from visor_jax.train.loop import start_params
 from visor_jax.train.objectives.glyphs_base import CODEBOOK_SEED, RELATIONS, relation_scores
+from visor_jax.train.state import start_params
 from visor_jax.workdir.folder import Workdir
 
 Use = tuple[str, tuple[int, ...], int]  # "bits", "split" or "fold_in", the key, the number folded in

@@ -10,67 +10,43 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
-from visor_jax.checkpoint.restoring import restore_complete
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
-from visor_jax.errors import STOPPED, RequestError
-from visor_jax.files.read_write import as_path
-from visor_jax.model.initializers import start_cross_attention
-from visor_jax.model.keys import start_key
-from visor_jax.model.layers import Params
-from visor_jax.model.visor import abstract_params, init_params
-from visor_jax.scale import compiler_options as compiling
+from visor_jax.errors import STOPPED
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
-from visor_jax.scale.sharding import batch_sharding, param_shardings, place_batch, replicated
-from visor_jax.train.faults import BadSteps, keep_if_finite
+from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
+from visor_jax.train.faults import BadSteps
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.base import Loss, Metrics, Objective, computed_in
+from visor_jax.train.objectives.base import Metrics, Objective, computed_in
 from visor_jax.train.optimizer import (
-    FlatParams,
     build_optimizer,
     learning_rates,
-    split_trainable,
-    state_shardings,
 )
 from visor_jax.train.stage import Step
-from visor_jax.tree import flatten, unflatten
+from visor_jax.train.state import initial_state, restore
+from visor_jax.train.update import State, Update, update_step
+from visor_jax.tree import unflatten
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.folder import StageFolder, Workdir
+from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.supervision import Stop, beat, supervised, watched
 
 log = logging.getLogger(__name__)
 
 
-# (state, batch, budget, learning rate) -> (state, metrics)
-Update = Callable[
-    ["State", dict[str, Shaped[Array, "..."]], Bool[Array, " slots"], Float[Array, ""]], tuple["State", Metrics]
-]
-RandomStart = Callable[[PRNGKeyArray], Params]  # parameters of a key, in their shardings
 Pending = tuple[Step, Metrics, float]  # a dispatched step, its metrics on the device, when it began
-
-
-class State(NamedTuple):
-    """The state that a step updates: trainable and frozen parameters by path, and the optimizer state."""
-
-    trainable: dict[str, Any]
-    frozen: dict[str, Any]
-    opt_state: Any
 
 
 def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
@@ -207,81 +183,6 @@ def leave(run: Run, step: int) -> NoReturn:
     sys.exit(STOPPED)
 
 
-def update_step(
-    loss_fn: Loss,
-    tx: optax.GradientTransformation,
-    state: State,
-    batch: dict[str, Shaped[Array, "..."]],
-    budget: Bool[Array, " slots"],
-    learning_rate: Float[Array, ""],
-) -> tuple[State, Metrics]:
-    """One optimizer step; where the loss or a gradient is not finite, everything keeps its old value."""
-
-    def loss_of(trainable):
-        return loss_fn(unflatten({**state.frozen, **trainable}), batch, budget)
-
-    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
-    norm = optax.global_norm(gradients)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
-    updates = jax.tree.map(lambda x: -learning_rate * x, updates)
-    trainable = cast(FlatParams, optax.apply_updates(state.trainable, updates))
-    trainable, opt_state = keep_if_finite(finite, (trainable, opt_state), (state.trainable, state.opt_state))
-    metrics = {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": learning_rate, "finite": finite}
-    return State(trainable, state.frozen, opt_state), metrics
-
-
-def initial_state(
-    config: ConfigLike, stage: str, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
-) -> tuple[State, State]:
-    """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
-    config = as_config(config)
-    shapes = abstract_params(arch)
-    places = param_shardings(shapes, mesh)
-    quick = compiling.options(shapes)
-    fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
-    params = start_params(config, stage, arch, mesh, workdir, places, fresh)
-    trainable, frozen = split_trainable(params, stage_config(config, stage).trainable)
-    flat_places = flatten(places)
-    opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
-    opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
-    shardings = State({p: flat_places[p] for p in trainable}, {p: flat_places[p] for p in frozen}, opt_places)
-    return State(trainable, frozen, opt_state), shardings
-
-
-def start_params(
-    config: Config, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
-) -> Params:
-    """Random parameters, or those of the stage to start from; parameters that it does not have are random."""
-    settings, key = stage_config(config, stage), start_key(config.seed, stage)
-    if not settings.init_from:
-        return fresh(key)
-    folder = start_folder(settings.init_from, workdir)
-    shapes = abstract_params(architecture(config, folder.name))
-    saved = flatten(restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh)))
-    wanted = flatten(places)
-    if wanted.keys() <= saved.keys():
-        return unflatten({path: saved[path] for path in wanted})
-    weights, cross = jax.random.split(key)
-    both = {**flatten(fresh(weights)), **{path: x for path, x in saved.items() if path in wanted}}
-    return start_cross_attention(unflatten(both), arch, cross)
-
-
-def start_folder(init_from: str, workdir: Workdir) -> Path:
-    """The folder of the stage to start from: one of this workdir, or a path to another run's.
-
-    Raises:
-      RequestError: that stage is not complete.
-    """
-    folder = StageFolder(as_path(init_from)) if "/" in init_from else workdir.stage(init_from)
-    if not folder.is_complete():
-        imported = ", or write it with `visor import`" if folder.path.name == "base" else ""
-        raise RequestError(
-            f"init_from={init_from!r}: {folder.path} holds no complete stage; run that stage first{imported}"
-        )
-    return folder.path
-
-
 def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: bool) -> None:
     """Saves the parameters as one nested dict, and the optimizer state.
 
@@ -304,21 +205,6 @@ def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: Bad
     bad_steps.restore(meta.get("bad_steps"))
     if objective.skips is not None:
         objective.skips.restore(meta.get("skips"))
-
-
-def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State) -> tuple[State, int]:
-    """The state after `step`, on this run's mesh."""
-
-    def abstract(tree, places):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
-
-    like = abstract(state, shardings)
-    saved = checkpoints.restore(
-        step, {"params": unflatten({**like.trainable, **like.frozen}), "opt_state": like.opt_state}
-    )
-    flat = flatten(saved["params"])
-    trainable = {path: flat[path] for path in state.trainable}
-    return State(trainable, {path: flat[path] for path in state.frozen}, saved["opt_state"]), step
 
 
 def record(

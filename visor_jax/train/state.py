@@ -1,0 +1,101 @@
+"""The state that a stage starts from, new or from a checkpoint, on the run's mesh.
+
+In: a configuration, a stage, a mesh, a workdir. Out: `State` with its shardings. Arrays are created where they belong:
+no device ever holds a whole model that is sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from visor_jax.architecture import Architecture
+from visor_jax.checkpoint.manager import Checkpoints
+from visor_jax.checkpoint.restoring import restore_complete
+from visor_jax.config import Config, ConfigLike, architecture, as_config, stage_config
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import as_path
+from visor_jax.model.initializers import start_cross_attention
+from visor_jax.model.keys import start_key
+from visor_jax.model.layers import Params
+from visor_jax.model.visor import abstract_params, init_params
+from visor_jax.scale import compiler_options as compiling
+from visor_jax.scale.sharding import param_shardings, replicated
+from visor_jax.train.optimizer import split_trainable, state_shardings
+from visor_jax.train.update import State
+from visor_jax.tree import flatten, unflatten
+from visor_jax.workdir.folder import StageFolder, Workdir
+
+RandomStart = Callable[[PRNGKeyArray], Params]  # parameters of a key, in their shardings
+
+
+def initial_state(
+    config: ConfigLike, stage: str, arch: Architecture, tx: optax.GradientTransformation, mesh: Mesh, workdir: Workdir
+) -> tuple[State, State]:
+    """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
+    config = as_config(config)
+    shapes = abstract_params(arch)
+    places = param_shardings(shapes, mesh)
+    quick = compiling.options(shapes)
+    fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
+    params = start_params(config, stage, arch, mesh, workdir, places, fresh)
+    trainable, frozen = split_trainable(params, stage_config(config, stage).trainable)
+    flat_places = flatten(places)
+    opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
+    opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
+    shardings = State({p: flat_places[p] for p in trainable}, {p: flat_places[p] for p in frozen}, opt_places)
+    return State(trainable, frozen, opt_state), shardings
+
+
+def start_params(
+    config: Config, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
+) -> Params:
+    """Random parameters, or those of the stage to start from; parameters that it does not have are random."""
+    settings, key = stage_config(config, stage), start_key(config.seed, stage)
+    if not settings.init_from:
+        return fresh(key)
+    folder = start_folder(settings.init_from, workdir)
+    shapes = abstract_params(architecture(config, folder.name))
+    saved = flatten(restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh)))
+    wanted = flatten(places)
+    if wanted.keys() <= saved.keys():
+        return unflatten({path: saved[path] for path in wanted})
+    weights, cross = jax.random.split(key)
+    both = {**flatten(fresh(weights)), **{path: x for path, x in saved.items() if path in wanted}}
+    return start_cross_attention(unflatten(both), arch, cross)
+
+
+def start_folder(init_from: str, workdir: Workdir) -> Path:
+    """The folder of the stage to start from: one of this workdir, or a path to another run's.
+
+    Raises:
+      RequestError: that stage is not complete.
+    """
+    folder = StageFolder(as_path(init_from)) if "/" in init_from else workdir.stage(init_from)
+    if not folder.is_complete():
+        imported = ", or write it with `visor import`" if folder.path.name == "base" else ""
+        raise RequestError(
+            f"init_from={init_from!r}: {folder.path} holds no complete stage; run that stage first{imported}"
+        )
+    return folder.path
+
+
+def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State) -> tuple[State, int]:
+    """The state after `step`, on this run's mesh."""
+
+    def abstract(tree, places):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
+
+    like = abstract(state, shardings)
+    saved = checkpoints.restore(
+        step, {"params": unflatten({**like.trainable, **like.frozen}), "opt_state": like.opt_state}
+    )
+    flat = flatten(saved["params"])
+    trainable = {path: flat[path] for path in state.trainable}
+    return State(trainable, {path: flat[path] for path in state.frozen}, saved["opt_state"]), step

@@ -1,0 +1,57 @@
+"""One optimizer step: the function that `visor_jax.train.loop` compiles, and the state it updates.
+
+In: a loss, an optimizer; then per step the state, a batch, a budget and a learning rate. Out: the new state and the
+step's metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Shaped
+
+from visor_jax.train.faults import keep_if_finite
+from visor_jax.train.objectives.base import Loss, Metrics
+from visor_jax.train.optimizer import FlatParams
+from visor_jax.tree import unflatten
+
+# (state, batch, budget, learning rate) -> (state, metrics)
+Update = Callable[
+    ["State", dict[str, Shaped[Array, "..."]], Bool[Array, " slots"], Float[Array, ""]], tuple["State", Metrics]
+]
+
+
+class State(NamedTuple):
+    """The state that a step updates: trainable and frozen parameters by path, and the optimizer state."""
+
+    trainable: dict[str, Any]
+    frozen: dict[str, Any]
+    opt_state: Any
+
+
+def update_step(
+    loss_fn: Loss,
+    tx: optax.GradientTransformation,
+    state: State,
+    batch: dict[str, Shaped[Array, "..."]],
+    budget: Bool[Array, " slots"],
+    learning_rate: Float[Array, ""],
+) -> tuple[State, Metrics]:
+    """One optimizer step; where the loss or a gradient is not finite, everything keeps its old value."""
+
+    def loss_of(trainable):
+        return loss_fn(unflatten({**state.frozen, **trainable}), batch, budget)
+
+    (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+    norm = optax.global_norm(gradients)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)
+    updates = jax.tree.map(lambda x: -learning_rate * x, updates)
+    trainable = cast(FlatParams, optax.apply_updates(state.trainable, updates))
+    trainable, opt_state = keep_if_finite(finite, (trainable, opt_state), (state.trainable, state.opt_state))
+    metrics = {**metrics, "loss": loss, "gradient_norm": norm, "learning_rate": learning_rate, "finite": finite}
+    return State(trainable, state.frozen, opt_state), metrics
