@@ -1,7 +1,12 @@
-"""Compute the cost of a picture under every budget by formula, without compiling or loading anything.
+"""Compute before paying: what a picture costs, or whether a run fits on chips and how long it takes.
 
-`visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and
-FLOPs of the tower and of the decoder per budget (for a prompt of `--text-tokens`).
+`visor plan --config=configs/llava_ov_0p5b.py --image=1700x2200` (width x height): tiles, visual tokens, and FLOPs of
+the tower and of the decoder per budget (for a prompt of `--text-tokens`), by formula.
+
+`visor plan --config=configs/llava_ov_0p5b.py --topology=v5e:4x4`: the step of every stage, compiled for these chips
+without having any (needs the extra [aot]): bytes per chip, FLOPs, collectives, estimated time per step, samples per day
+and chip-hours. `--topology=h100x8` is planned by formula alone. Nothing is run: times are estimates, whose assumptions
+are printed. Neither data nor a tokenizer file is read.
 """
 
 from __future__ import annotations
@@ -12,19 +17,44 @@ from typing import Any
 
 from visor_jax.config import Config
 
-HELP = "tiles, tokens and FLOPs of a picture"
+HELP = "cost of a picture, or memory, time and price of a run on a topology"
 CONFIG = "required"
 MAX_TEXT = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--image", required=True, metavar="WIDTHxHEIGHT", help="size of the picture in pixels")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", metavar="WIDTHxHEIGHT", help="size of the picture in pixels")
+    what.add_argument("--topology", metavar="CHIPS", help="chips to train on, such as v5e:4x4, v5p:4x4x4 or h100x8")
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
+    parser.add_argument("--stage", default="", help="plan one stage only")
+    parser.add_argument("--dollars-per-chip-hour", type=float, default=0.0, metavar="PRICE", help="prices the run")
 
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Computes the cost; returns tiles, tokens and GFLOP by budget."""
+    """Plans a run if `--topology` is given, else the cost of a picture."""
+    return of_topology(args, config) if args.topology else of_image(args, config)
+
+
+def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Plans the stages of a run; returns bytes, FLOPs, collectives and estimated times."""
+    from visor_jax.errors import RequestError
+    from visor_jax.planning.plan import plan, planned_stages
+    from visor_jax.planning.text import show
+    from visor_jax.scale.topologies import parse_topology
+
+    price = args.dollars_per_chip_hour
+    if not 0 <= price < 1e6:
+        raise RequestError(f"--dollars-per-chip-hour={price}: expected 0 or more")
+    topology, stages = parse_topology(args.topology), planned_stages(config, args.stage)
+    result = plan(config, topology, stages, dollars=price)
+    print(show(result, topology))
+    return result
+
+
+def of_image(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """Computes the cost of a picture; returns tiles, tokens and GFLOP by budget."""
     from visor_jax.budget import budget_name, by_count
     from visor_jax.config import architecture
     from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops

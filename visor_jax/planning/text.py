@@ -1,0 +1,45 @@
+"""The plan of a run as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from visor_jax.planning.roofline import ASSUMPTIONS
+from visor_jax.scale.topologies import GB, Topology
+
+
+def show(result: Mapping[str, Any], topology: Topology) -> str:
+    """Returns the plan: a line per stage, its largest costs, and every assumption."""
+    chip, mesh = topology.chip, result["mesh"]
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.items())
+    lines = [f"{topology.name}: {topology.chips} x {chip.name}, mesh {sizes}; {result['note']}"]
+    for name, stage in result["stages"].items():
+        lines += [_headline(name, stage), *_details(stage)]
+    lines.append("assumptions of the estimated times:")
+    lines += [f"  {name}: {meaning}" for name, meaning in ASSUMPTIONS.items()]
+    return "\n".join(lines)
+
+
+def _headline(name: str, stage: Mapping[str, Any]) -> str:
+    fits = "fits" if stage["fits"] else "DOES NOT FIT"
+    held, room = stage["bytes_per_chip"] / GB, stage["bytes_available"] / GB
+    how = f"compiled in {stage['compile_seconds']:.0f} s" if stage["compiled"] else "by formula, not compiled"
+    return f"{name}: {fits}, {held:.1f} of {room:.1f} GB per chip ({how})"
+
+
+def _details(stage: Mapping[str, Any]) -> list[str]:
+    shares = sorted(stage["time_shares"].items(), key=lambda item: -item[1])[:5]
+    used = ", ".join(f"{what} {share:.0%}" for what, share in stage["used"].items())
+    price = f", {stage['dollars']:,.0f} dollars" if stage["dollars"] is not None else ""
+    kinds = ", ".join(f"{kind} {x['bytes'] / GB:.2f}" for kind, x in stage["collectives"].items())
+    return [
+        f"  GB per chip: {', '.join(f'{kind} {size / GB:.2f}' for kind, size in stage['bytes'].items())}",
+        f"  {stage['flops_per_step'] / 1e12:,.0f} useful TFLOP per step, {stage['flops_executed_per_step'] / 1e12:,.0f}"
+        f" executed; used: {used}",
+        f"  about {stage['seconds_per_step']:.2f} s per step, MFU {stage['mfu']:.1%};"
+        f" {', '.join(f'{part} {share:.0%}' for part, share in shares)}",
+        f"  collectives per chip and step in GB: {kinds or 'none'}",
+        f"  about {stage['samples_per_day']:,.0f} samples per day; {stage['samples']:,} samples take"
+        f" {stage['chip_hours']:,.0f} chip-hours{price}; largest batch about {stage['largest_batch_size']}",
+    ]

@@ -1,0 +1,231 @@
+"""The operations and collectives of one step of a stage on one chip, by formula.
+
+In: a configuration, a stage, a topology. Out: `Op`s and `Collective`s for `visor_jax.planning.roofline.estimate`. The
+stage computes on every position of its batch; only those that hold tokens are useful. Which backward passes run follows
+from the stage's trainable parameters. No JAX import.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from visor_jax.architecture import Architecture, LayerKind
+from visor_jax.config import Config, architecture, stage_config
+from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
+from visor_jax.planning.mixture import MIXTURE, Packed, packed_step
+from visor_jax.planning.records import fsdp, tensor_parallel
+from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
+from visor_jax.scale.topologies import Topology
+
+BLOCK = 512  # tokens of a block of the attention kernel: blocks on the diagonal are computed in full
+TILE_BLOCK = 128  # patches of a tile are padded to a multiple
+REMAT: Mapping[str, Remat] = {
+    "none": Remat(),
+    "full": Remat(qkv=1, out=1, mlp=1, attention=1, memory=1),
+    "attention": Remat(qkv=1, out=1, mlp=1, attention=0, memory=1),
+}
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Sizes of the mesh axes over JAX devices."""
+
+    replica: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def row_ways(self) -> int:
+        return self.replica * self.fsdp
+
+
+def mesh_of(config: Config, topology: Topology) -> Mesh:
+    """Returns the configured mesh on a topology, with -1 filled in."""
+    sizes = {name: getattr(config.mesh, name) for name in ("replica", "fsdp", "tensor")}
+    known = 1
+    for size in sizes.values():
+        known *= size if size > 0 else 1
+    return Mesh(**{name: size if size > 0 else max(topology.devices // known, 1) for name, size in sizes.items()})
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step on one chip, with the weights it trains and holds over all chips."""
+
+    ops: list[Op]
+    collectives: list[Collective]
+    weights: dict[str, float]  # by part
+    trained: float
+    packed: Packed
+
+
+def workload(config: Config, stage: str, topology: Topology) -> Workload:
+    """Returns the operations of one step of `stage` on one chip."""
+    settings, arch, mesh = stage_config(config, stage), architecture(config, stage), mesh_of(config, topology)
+    packed, weights = packed_step(config, stage), part_weights(arch)
+    trains = {part: _trains(part, settings.trainable) for part in weights}
+    share = topology.chip.cores / mesh.row_ways  # of the batch, on the chips that share each product
+    build = _Builder(arch, packed, share, REMAT[remat_name(settings.remat)], trains, mesh.tensor)
+    ops = build.policy() if settings.objective == "policy" else build.answer()
+    trained = sum(weights[part] for part in weights if trains[part])
+    ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
+    total = sum(weights.values())
+    ways = mesh.fsdp // topology.chip.cores or 1
+    collectives = fsdp(total / mesh.tensor, trained / mesh.tensor, ways)
+    collectives += tensor_parallel(arch.text.num_layers, packed.text * share, arch.text.hidden_size, mesh.tensor)
+    if mesh.replica > 1:
+        gradients = 2 * 4.0 * trained / (mesh.fsdp * mesh.tensor)
+        collectives.append(Collective("replicas", "all-reduce", gradients, mesh.replica))
+    return Workload(ops, collectives, weights, trained, packed)
+
+
+def remat_name(remat: object) -> str:
+    """Returns the policy's name of `train.remat`, which may be a boolean."""
+    return {True: "full", False: "none"}.get(remat, str(remat)) if isinstance(remat, bool) else str(remat)
+
+
+def part_weights(arch: Architecture) -> dict[str, float]:
+    """Returns the number of parameters by part; the parts are the beginnings of parameter paths."""
+    text, vision, cross = arch.text, arch.vision, arch.cross
+    hidden, kv = text.hidden_size, cross.num_kv_heads * text.head_dim
+    layer = sum(decoder_shape(arch).products.values()) + 2 * hidden
+    layer += text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim
+    tower = sum(tower_shape(arch).products.values()) + 2 * vision.hidden_size + vision.intermediate_size
+    tower += vision.hidden_size
+    if not vision.patch_local:
+        tower += 6 * vision.hidden_size
+    heads = text.num_heads * text.head_dim
+    reading = 2 * hidden * heads + 2 * hidden * kv + heads + 2 * kv + (2 + cross.kernel_size) * hidden + 1
+    count = {kind: sum(place.kind is kind for place in arch.layers) for kind in LayerKind}
+    parts = {
+        "vision": vision.num_layers * tower
+        + (3 * vision.patch_size**2 + 1 + vision.patches_per_tile) * vision.hidden_size,
+        "connector": (vision.hidden_size + hidden + 2) * hidden,
+        "image_newline": hidden,
+        "embed_tokens": text.vocab_size * hidden,
+        "lm_head": 0 if text.tie_word_embeddings else text.vocab_size * hidden,
+        "blocks/text": sum(count.values()) * layer,
+        "norm": hidden,
+    }
+    if arch.plan == "visor":
+        parts["blocks/cross_attention"] = count[LayerKind.CROSS] * reading
+        policy = arch.policy
+        parts["routing"] = (
+            (hidden + 1) * policy.hidden_size + (policy.hidden_size + 1) * policy.max_budgets + 2 * hidden
+        )
+    return {part: float(size) for part, size in parts.items() if size}
+
+
+def _trains(part: str, patterns: tuple[str, ...]) -> bool:
+    path = part if part == "image_newline" else f"{part}/"
+    return any(re.match(pattern, path) for pattern in patterns)
+
+
+def decoder_shape(arch: Architecture) -> LayerShape:
+    text = arch.text
+    return LayerShape(text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim, text.intermediate_size)
+
+
+def tower_shape(arch: Architecture) -> LayerShape:
+    """The tower's layer; one without attention has no heads."""
+    vision = arch.vision
+    heads = 0 if vision.patch_local else vision.num_heads
+    return LayerShape(vision.hidden_size, heads, heads, vision.head_dim, vision.intermediate_size, gated=False)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the operations of one chip; `share` is its part of the batch, with the `tensor` chips beside it."""
+
+    arch: Architecture
+    packed: Packed
+    share: float
+    remat: Remat
+    trains: Mapping[str, bool]
+    tensor: int
+
+    def answer(self) -> list[Op]:
+        """Tower, decoder under the full budget, and logits."""
+        arch, packed, share = self.arch, self.packed, self.share
+        visual, text = packed.visual * share, packed.text * share
+        samples = packed.samples * share
+        tower = self.trains["vision"]
+        decoder = 2.0 if self.trains["blocks/text"] else 1.0
+        kinds = [place.kind for place in arch.layers] if arch.plan == "visor" else [LayerKind.SELF] * len(arch.layers)
+        joint, cross = kinds.count(LayerKind.SELF), kinds.count(LayerKind.CROSS)
+        useful = visual * packed.used("visual") + text * packed.used("text")
+        overhead = useful * BLOCK / 2
+        both = Load(visual + text, useful, samples * MIXTURE.joint_pairs + overhead, samples * MIXTURE.joint_pairs)
+        used = text * packed.used("text")
+        pairs = samples * MIXTURE.text_pairs
+        alone = Load(text, used, pairs + used * BLOCK / 2, pairs)
+        shape = decoder_shape(arch)
+        ops = self.vision(2.0 if tower else 0.0)
+        ops += layer_ops("joint layers", shape, joint, both, self.remat, decoder, self.tensor)
+        ops += layer_ops("text layers", shape, len(kinds) - joint, alone, self.remat, decoder, self.tensor)
+        ops += self.reading(cross, self.remat, 2.0 if self.trains.get("blocks/cross_attention") else decoder)
+        head = 2.0 if self.trains.get("lm_head", self.trains["embed_tokens"]) else 1.0
+        return [*ops, head_ops(arch.text.hidden_size, arch.text.vocab_size, text, used, head, self.tensor)]
+
+    def policy(self) -> list[Op]:
+        """Tower, and the layers before the first optional one; gradients reach the routing token only."""
+        arch, packed, share = self.arch, self.packed, self.share
+        text = packed.text * share
+        used = text * packed.used("text")
+        pairs = packed.samples * share * MIXTURE.text_pairs
+        alone = Load(text, used, pairs + used * BLOCK / 2, pairs)
+        layers = [arch.layers[index].kind for index in arch.shared_layers]
+        ops = self.vision(0.0) + layer_ops(
+            "text layers", decoder_shape(arch), len(layers), alone, Remat(), 1.0, self.tensor
+        )
+        return ops + self.reading(layers.count(LayerKind.CROSS), Remat(), 1.0)
+
+    def vision(self, backward: float) -> list[Op]:
+        """The tower over every tile, the connector, and the gather of visual positions."""
+        arch, vision, hidden = self.arch, self.arch.vision, self.arch.text.hidden_size
+        tiles = self.packed.tiles * self.share
+        patches, side = tiles * vision.patches_per_tile, float(vision.patches_per_tile)
+        used = self.packed.used("tiles")
+        keys = 0 if vision.patch_local else side
+        load = Load(patches, patches * used, patches * padded(int(keys), TILE_BLOCK), patches * used * keys)
+        remat = self.remat if backward else Remat()
+        ops = layer_ops("tower", tower_shape(arch), vision.num_layers, load, remat, backward, self.tensor, "full")
+        training = 2.0 if self.trains["connector"] else 0.0
+        for wide, out, gradient in (
+            (3 * vision.patch_size**2, vision.hidden_size, backward),
+            (vision.hidden_size, hidden, training),
+            (hidden, hidden, training),
+        ):
+            flops = 2.0 * wide * out / self.tensor
+            moved = WORD * patches * (wide + out / self.tensor)
+            ops.append(Op("tower", MATMUL, flops * patches, moved, (wide, out), 0.0, gradient, flops * patches * used))
+        gathered = WORD * self.packed.visual * self.share * hidden * 5  # four features and their mean
+        return [*ops, Op("tower", MEMORY, 0.0, gathered, (), 0.0, training)]
+
+    def reading(self, count: int, remat: Remat, backward: float) -> list[Op]:
+        """Cross-attention of text to visual positions in `count` layers."""
+        if not count:
+            return []
+        arch, packed, share = self.arch, self.packed, self.share
+        text, hidden = arch.text, arch.text.hidden_size
+        visual, tokens = packed.visual * share, packed.text * share
+        heads = text.num_heads * text.head_dim / self.tensor
+        kv = arch.cross.num_kv_heads * text.head_dim / self.tensor
+        pairs = packed.samples * share * MIXTURE.cross_pairs
+        ops = []
+        for positions, wide, what in ((tokens, heads, "text"), (visual, kv, "visual")):
+            flops = 4.0 * count * hidden * wide
+            moved = 2 * WORD * count * positions * (hidden + wide)
+            useful = flops * positions * packed.used(what)
+            dims = (hidden, int(wide))
+            ops.append(Op("reading", MATMUL, flops * positions, moved, dims, remat.qkv, backward, useful))
+        flops = 4.0 * count * heads
+        moved = WORD * count * (2 * tokens * heads + 2 * visual * kv)
+        useful = flops * pairs
+        ops.append(
+            Op("reading", ATTENTION, 1.3 * useful, moved, (text.head_dim,), remat.attention, 2.0, useful, "full")
+        )
+        values = 6 * visual + 4 * tokens  # convolution and norm of V; norm, gate and residual of T
+        return [*ops, Op("reading", MEMORY, 0.0, WORD * count * hidden * values, (), remat.memory, backward)]
