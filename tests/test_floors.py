@@ -30,7 +30,7 @@ FLOORS = (
     ("loading",),
     ("evaluate",),
     ("adapt", "train"),
-    ("export", "analysis", "report"),
+    ("export", "analysis", "report", "planning"),
     ("launching", "testing", "commands"),
     ("__init__", "__main__"),
 )

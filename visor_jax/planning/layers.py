@@ -91,6 +91,8 @@ def layer_ops(
     }
     ops = []
     for part, weights in shape.products.items():
+        if not weights:  # a layer without attention
+            continue
         flops = 2.0 * count * weights / tensor
         transfer = WORD * count * (load.positions * moved[part] + weights / tensor)
         ops.append(
@@ -105,26 +107,31 @@ def layer_ops(
                 flops * load.tokens,
             )
         )
-    attention = 4.0 * count * shape.query_width / tensor
-    reads = WORD * count * load.positions * 2 * (shape.query_width + shape.kv_width) / tensor
-    ops.append(
-        Op(
-            name,
-            ATTENTION,
-            attention * load.pairs,
-            reads,
-            (shape.head_dim,),
-            remat.attention,
-            min(backward, 1) * 2,  # attention has no weights: both halves of its backward pass are for activations
-            attention * load.useful_pairs,
-            mask,
-        )
-    )
+    if shape.heads:
+        ops.append(_attention_op(name, shape, count, load, remat, backward, tensor, mask))
     rotary = 4 * (shape.query_width + shape.kv_width) if shape.gated else 0  # the tower has learned positions
     values = 8 * shape.hidden + (rotary + (3 if shape.gated else 2) * shape.mlp) / tensor
     transfer = WORD * count * load.positions * values
     ops.append(Op(name, MEMORY, 0.0, transfer, (), remat.memory, backward))
     return ops
+
+
+def _attention_op(
+    name: str, shape: LayerShape, count: float, load: Load, remat: Remat, backward: float, tensor: int, mask: str
+) -> Op:
+    attention = 4.0 * count * shape.query_width / tensor
+    reads = WORD * count * load.positions * 2 * (shape.query_width + shape.kv_width) / tensor
+    return Op(
+        name,
+        ATTENTION,
+        attention * load.pairs,
+        reads,
+        (shape.head_dim,),
+        remat.attention,
+        min(backward, 1) * 2,  # attention has no weights: both halves of its backward pass are for activations
+        attention * load.useful_pairs,
+        mask,
+    )
 
 
 def head_ops(hidden: int, vocab: int, positions: float, tokens: float, backward: float = 2.0, tensor: int = 1) -> Op:

@@ -19,8 +19,8 @@ MATMUL, ATTENTION, MEMORY = "matmul", "attention", "memory"
 # that the records of `visor_jax.planning.records` come out; no record has a number of its own.
 MATMUL_SHARE = {"v4": 0.9, "v5e": 0.9, "v5p": 0.9, "v6e": 0.78, "tpu7x": 0.78, "h100": 0.65, "h200": 0.65}
 # Share of the peak of attention over the pairs that the mask keeps, if a head fills the matrix unit: splash on tpu7x at
-# 8,192 tokens reaches 253 (causal) and 369 (full) of 1,153 TFLOP/s forward and 290 and 429 backward at head_dim 128, half
-# of a unit of 256, and half as much at 64. FA3 on H100 reaches 602 of 989 (causal), backward 559, from head_dim 64 on.
+# 8,192 tokens reaches 253 (causal) and 369 (full) of 1,153 TFLOP/s forward and 290 and 429 backward at head_dim 128,
+# which is half of a unit of 256, and half as much at 64. FA3 on H100 reaches 602 of 989 (causal) and 559 backward.
 ATTENTION_SHARE = {"tpu": {"causal": 0.48, "full": 0.66}, "gpu": {"causal": 0.55, "full": 0.6}}
 ATTENTION_BACKWARD = 2.5  # FLOPs of its backward pass relative to the forward one: five products instead of two
 HBM_SHARE = 0.8  # of the published bandwidth

@@ -20,11 +20,11 @@ from visor_jax.errors import RequestError
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.mesh import check_rows
 from visor_jax.scale.sharding import batch_sharding, param_shardings, replicated
-from visor_jax.train.loop import State, update_step
 from visor_jax.train.objectives.answers import TURNS_OF_SAMPLES, answer_loss
 from visor_jax.train.objectives.base import Loss, computed_in
 from visor_jax.train.objectives.policy import policy_loss
 from visor_jax.train.optimizer import build_optimizer, split_trainable, state_shardings
+from visor_jax.train.update import State, update_step
 from visor_jax.tree import flatten
 
 

@@ -1,0 +1,125 @@
+"""Plans by formula: JSON keys, sizes, padding, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from visor_jax.config import architecture, load_config
+from visor_jax.data.anyres import tile_count, visual_token_count
+from visor_jax.errors import RequestError
+from visor_jax.model.visor import abstract_params
+from visor_jax.planning import compiling
+from visor_jax.planning.mixture import MIXTURE, packed_step
+from visor_jax.planning.plan import COSTLIEST, plan, planned_stages
+from visor_jax.planning.workload import part_weights, workload
+from visor_jax.scale.topologies import parse_topology
+from visor_jax.testing import tiny_config
+from visor_jax.tree import flatten
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ("glyphs_mini", "glyphs_dense", "llava_ov_0p5b", "llava_ov_1p5b", "llava_ov_7b")
+
+
+def shipped(name: str, *overrides: str) -> Any:
+    return load_config(ROOT / "configs" / f"{name}.py", overrides)
+
+
+def test_a_small_plan_has_the_keys_of_the_contract() -> None:
+    config = load_config(ROOT / "configs" / "glyphs_mini.py")
+    result = plan(config, parse_topology("h100x8"), ["warmup", "full"], dollars=2.0)
+    assert result.keys() >= {*COSTLIEST, "stages"}
+    json.dumps(result, allow_nan=False)
+    for stage in result["stages"].values():
+        assert stage.keys() >= {*COSTLIEST}
+        assert stage["fits"] and 0 < stage["mfu"] < 1 and stage["dollars"] == pytest.approx(2 * stage["chip_hours"])
+        expected = stage["mfu"] * stage["seconds_per_step"] * 8 * 989e12
+        assert stage["flops_per_step"] == pytest.approx(expected)
+    assert result["chips"] == 8 and result["mesh"] == {"replica": 1, "fsdp": 8, "tensor": 1}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_weights_by_part_are_those_of_the_model(name: str) -> None:
+    arch = architecture(shipped(name), "full")
+    sizes = {path: x.size for path, x in flatten(abstract_params(arch)).items()}
+    assert sum(part_weights(arch).values()) == pytest.approx(sum(sizes.values()), rel=2e-3)
+
+
+def test_the_mixture_is_that_of_the_benchmark() -> None:
+    arch = architecture(shipped("llava_ov_0p5b"))
+    rows = list(csv.DictReader((ROOT / "benchmarks" / "lengths.csv").read_text().splitlines()))
+    text = np.array([int(row["text_tokens"]) for row in rows], float)
+    sizes = [(int(row["height"]), int(row["width"])) for row in rows]
+    tiles = np.array([tile_count(size, arch) if size[0] else 0 for size in sizes], float)
+    visual = np.array([visual_token_count(size, arch) if size[0] else 0 for size in sizes], float)
+    means = [tiles, visual, text, (visual + text) ** 2 / 2, text**2 / 2, text * visual]
+    assert [x.mean() for x in means] == pytest.approx(list(vars(MIXTURE).values()), rel=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["8,832", "8,832, four rows", "17,664", "32,768", "32,768, one row"])
+def test_packing_fills_about_as_much_as_it_was_measured_to(setting: str) -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "packing.json").read_text())["settings"]
+    if setting not in measured:
+        pytest.skip(f"packing.json has {', '.join(measured)}")
+    pool = measured[setting]["pool"]
+    config = shipped(
+        "llava_ov_0p5b",
+        f"--config.data.batch_size={pool['rows']}",
+        f"--config.data.pool_rows={pool['rows']}",
+        f"--config.data.pool_tiles={pool['tiles']}",
+        f"--config.data.visual_length={pool['visual']}",
+        f"--config.data.text_length={pool['text']}",
+        "--config.data.pack_window=64",
+    )
+    assert packed_step(config, "full").samples == pytest.approx(
+        measured[setting]["packed"]["samples_per_step"], rel=0.06
+    )
+
+
+def test_frozen_parts_have_no_backward_pass() -> None:
+    config, place = shipped("llava_ov_0p5b"), parse_topology("h100x8")
+    warmup, full = (workload(config, stage, place) for stage in ("warmup", "full"))
+    assert warmup.trained < 0.1 * full.trained
+    tower = [sum(op.useful_flops for op in work.ops if op.name == "tower") for work in (warmup, full)]
+    assert tower[1] == pytest.approx(3 * tower[0], rel=0.02)
+
+
+def test_the_full_remat_costs_about_a_third() -> None:
+    place = parse_topology("v5p:4x4x4")
+    kept, again = (
+        workload(shipped("llava_ov_7b", f"--config.train.remat={remat}"), "full", place) for remat in (False, True)
+    )
+    executed = [sum(op.executed_flops for op in work.ops) for work in (kept, again)]
+    assert executed[1] / executed[0] == pytest.approx(4 / 3, abs=0.05)
+
+
+def test_an_unknown_or_untrained_stage_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"--stage=ful: .*'full'"):
+        planned_stages(shipped("llava_ov_0p5b"), "ful")
+    with pytest.raises(RequestError, match="--stage=search"):
+        planned_stages(shipped("llava_ov_0p5b"), "search")
+
+
+def test_a_mesh_of_another_size_is_refused() -> None:
+    config = shipped("llava_ov_0p5b", "--config.mesh.fsdp=4")
+    with pytest.raises(RequestError, match=r"mesh.fsdp=4.*--topology=h100x8, 8"):
+        plan(config, parse_topology("h100x8"), ["full"])
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"^--topology=v5e:4x4: .*\[aot\][^\n]*$"):
+        plan(tiny_config(), parse_topology("v5e:4x4"), ["full"])
+
+
+def test_planning_needs_no_jax_in_its_own_process() -> None:
+    assert jax.__version__  # imported here, but not by the modules that plan
+    for module in ("plan", "workload", "roofline", "layers", "memory", "mixture", "records", "compiling", "text"):
+        text = (ROOT / "visor_jax" / "planning" / f"{module}.py").read_text()
+        assert "import jax" not in text and "from jax" not in text
