@@ -322,17 +322,27 @@ def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architect
 def _empty_arrays(
     num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
 ) -> dict[str, np.ndarray]:
+    shapes = batch_shapes(num_rows, num_pools, row_shape, taps, architecture)
+    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arrays["turn_index"].fill(-1)
+    return arrays
+
+
+def batch_shapes(
+    num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
+) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
     tile = architecture.vision.tile_size
     visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     return {
-        "tiles": np.zeros((num_pools, row_shape.tiles, tile, tile, 3), np.uint8),
-        "visual_gather": np.zeros((*visual, taps), np.int32),
-        "visual_weights": np.zeros((*visual, taps), np.float32),
-        "visual_positions": np.zeros(visual, np.int32),
-        "visual_segments": np.zeros(visual, np.int32),
-        "text_tokens": np.zeros(text, np.int32),
-        "text_positions": np.zeros(text, np.int32),
-        "text_segments": np.zeros(text, np.int32),
-        "loss_mask": np.zeros(text, bool),
-        "turn_index": np.full(text, -1, np.int32),
+        "tiles": ((num_pools, row_shape.tiles, tile, tile, 3), np.uint8),
+        "visual_gather": ((*visual, taps), np.int32),
+        "visual_weights": ((*visual, taps), np.float32),
+        "visual_positions": (visual, np.int32),
+        "visual_segments": (visual, np.int32),
+        "text_tokens": (text, np.int32),
+        "text_positions": (text, np.int32),
+        "text_segments": (text, np.int32),
+        "loss_mask": (text, np.bool_),
+        "turn_index": (text, np.int32),
     }

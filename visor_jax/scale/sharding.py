@@ -96,12 +96,12 @@ def param_shardings(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, params)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of a batch: rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec((REPLICA, FSDP)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
 

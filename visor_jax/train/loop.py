@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,18 +24,18 @@ from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_c
 from visor_jax.errors import STOPPED
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
-from visor_jax.scale.sharding import batch_sharding, place_batch, replicated
+from visor_jax.scale.sharding import place_batch
 from visor_jax.train.faults import BadSteps
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.base import Metrics, Objective, computed_in
+from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.optimizer import (
     build_optimizer,
     learning_rates,
 )
 from visor_jax.train.stage import Step
 from visor_jax.train.state import initial_state, restore
-from visor_jax.train.update import State, Update, update_step
+from visor_jax.train.update import State, Update, jitted_update
 from visor_jax.tree import unflatten
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
@@ -78,12 +77,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     with goodput.time("init"):
         tx = build_optimizer(settings)
         state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
-    update = jax.jit(
-        partial(update_step, computed_in(config.model.dtype, objective.loss), tx),
-        donate_argnums=0,
-        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
-        out_shardings=(shardings, None),
-    )
+    update = jitted_update(config.model.dtype, objective.loss, tx, shardings, mesh)
     beat()
 
     # --- restore ------------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from visor_jax.tree import flatten
 FlatParams = dict[str, Shaped[Array, "..."]]
 
 
-def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[FlatParams, FlatParams]:
-    """Trainable and frozen parameters by path.
+def split_trainable(params: Mapping[str, Any], patterns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trainable and frozen parameters (arrays or shapes) by path.
 
     Raises:
       RequestError: a pattern matches no parameter.

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
+from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
-from visor_jax.config import Config, architecture, stage_config
+from visor_jax.config import Config, TrainConfig, architecture, stage_config
 from visor_jax.config.schema import STAGES
 from visor_jax.data.collate import Batch
 from visor_jax.data.draws import seed_sequence
@@ -53,9 +54,14 @@ def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int
     if kind == "viable":
         choices = read_viable(workdir, arch.num_slots)
     else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
-        num_slots = arch.num_blocks * arch.slots_per_block  # also in a dense plan, whose base stage turns layers off
+        num_slots = budget_slots(arch, stage_config(config, stage))
         choices = [bits for bits in np.ndindex(*(2,) * num_slots) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
+
+
+def budget_slots(arch: Architecture, settings: TrainConfig) -> int:
+    """The length of a step's budget: in a dense plan, only the stage base turns layers off."""
+    return arch.num_blocks * arch.slots_per_block if settings.budgets == "subsets" else arch.num_slots
 
 
 def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray
 
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import restore_complete
-from visor_jax.config import Config, ConfigLike, architecture, as_config, stage_config
+from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 from visor_jax.model.initializers import start_cross_attention
@@ -40,17 +40,29 @@ def initial_state(
 ) -> tuple[State, State]:
     """The state a stage starts from, and its shardings: shapes first, then shardings, then arrays where they belong."""
     config = as_config(config)
+    settings = stage_config(config, stage)
     shapes = abstract_params(arch)
     places = param_shardings(shapes, mesh)
     quick = compiling.options(shapes)
     fresh = jax.jit(partial(init_params, arch), out_shardings=places, compiler_options=quick)
     params = start_params(config, stage, arch, mesh, workdir, places, fresh)
-    trainable, frozen = split_trainable(params, stage_config(config, stage).trainable)
-    flat_places = flatten(places)
-    opt_places = state_shardings(jax.eval_shape(tx.init, trainable), flat_places, replicated(mesh))
-    opt_state = jax.jit(tx.init, out_shardings=opt_places)(trainable)
-    shardings = State({p: flat_places[p] for p in trainable}, {p: flat_places[p] for p in frozen}, opt_places)
+    trainable, frozen = split_trainable(params, settings.trainable)
+    shardings = state_places(abstract_state(arch, settings, tx), mesh)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
     return State(trainable, frozen, opt_state), shardings
+
+
+def abstract_state(arch: Architecture, settings: TrainConfig, tx: optax.GradientTransformation) -> State:
+    """Shapes of the state that a stage with these settings trains."""
+    trainable, frozen = split_trainable(abstract_params(arch), settings.trainable)
+    return State(trainable, frozen, jax.eval_shape(tx.init, trainable))
+
+
+def state_places(state: State, mesh: Mesh | AbstractMesh) -> State:
+    """Shardings of a state (arrays or shapes): moments lie where their parameters do."""
+    places = flatten(param_shardings(unflatten({**state.trainable, **state.frozen}), mesh))
+    opt_places = state_shardings(state.opt_state, places, replicated(mesh))
+    return State({p: places[p] for p in state.trainable}, {p: places[p] for p in state.frozen}, opt_places)
 
 
 def start_params(

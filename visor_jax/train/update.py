@@ -7,15 +7,18 @@ step's metrics.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Shaped
 
+from visor_jax.scale.sharding import batch_sharding, replicated
 from visor_jax.train.faults import keep_if_finite
-from visor_jax.train.objectives.base import Loss, Metrics
+from visor_jax.train.objectives.base import Loss, Metrics, computed_in
 from visor_jax.train.optimizer import FlatParams
 from visor_jax.tree import unflatten
 
@@ -31,6 +34,16 @@ class State(NamedTuple):
     trainable: dict[str, Any]
     frozen: dict[str, Any]
     opt_state: Any
+
+
+def jitted_update(dtype: str, loss: Loss, tx: optax.GradientTransformation, shardings: State, mesh: Mesh) -> Update:
+    """`update_step` for a mesh, with activations in `dtype`: compiled once for all budgets; the state is donated."""
+    return jax.jit(
+        partial(update_step, computed_in(dtype, loss), tx),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
+        out_shardings=(shardings, None),
+    )
 
 
 def update_step(

@@ -26,7 +26,7 @@ from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.likelihood import answer_tokens
 from visor_jax.model.visor import Batch, encode
-from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
@@ -35,9 +35,8 @@ TURNS_OF_SAMPLES = 16  # packed rows: the accuracy by task counts the turns of s
 
 def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers in the configured data source."""
-    arch, settings = architecture(config, stage), stage_config(config, stage)
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
-    budget_of, num_turns = budget_drawer(config, stage, workdir), config.data.turns_per_picture
+    budget_of = budget_drawer(config, stage, workdir)
     skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
@@ -50,10 +49,24 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         row["skipped"] = dict(step.skipped)
         return row
 
-    if config.data.pack_window:
-        num_turns *= TURNS_OF_SAMPLES
-    loss = partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
-    return Objective(loss, steps, summarize, skips)
+    return Objective(answer_loss_of(config, stage), steps, summarize, skips)
+
+
+def answer_loss_of(config: Config, stage: str) -> Loss:
+    """The loss of a stage, from its configuration alone."""
+    num_turns = config.data.turns_per_picture * (TURNS_OF_SAMPLES if config.data.pack_window else 1)
+    arch, settings = architecture(config, stage), stage_config(config, stage)
+    return partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
+
+
+def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
+    """The loss of a stage and the shapes of its batches of pictures."""
+    data, num_rows, arch = config.data, stage_config(config, stage).batch_size, architecture(config, stage)
+    row_shape = training_row_shape(config)
+    if data.pack_window:
+        row_shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length).largest
+    num_pools = num_rows // data.pool_rows if data.pack_window else num_rows
+    return answer_loss_of(config, stage), abstract_batch(num_rows, num_pools, row_shape, arch)
 
 
 def stage_batches(

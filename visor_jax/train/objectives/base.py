@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
+from visor_jax.architecture import Architecture
+from visor_jax.data.anyres import taps
+from visor_jax.data.collate import RowShape, batch_shapes
 from visor_jax.data.skips import SkipLog
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
@@ -48,6 +52,12 @@ class Objective:
     summarize: Callable[[Step, Mapping[str, Any]], dict[str, Any]]
     skips: SkipLog | None = None
     prepare: Callable[[Mapping[str, Any], Mesh], None] | None = None
+
+
+def abstract_batch(num_rows: int, num_pools: int, row_shape: RowShape, arch: Architecture) -> dict[str, Any]:
+    """The shapes of a batch of pictures over all processes, for compilation without data."""
+    shapes = batch_shapes(num_rows, num_pools, row_shape, taps(arch), arch)
+    return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 
 def computed_in(dtype: str, loss: Loss) -> Loss:

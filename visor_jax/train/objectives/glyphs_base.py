@@ -38,7 +38,7 @@ from visor_jax.model.layers import Params, inside, rms_norm, scan_layers
 from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.model.visor import Batch, embed, encode, head, stream_of
-from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.objectives.base import Loss, Metrics, Objective
 from visor_jax.train.stage import Step, budget_drawer, made_ahead, process_rows
 from visor_jax.workdir.folder import Workdir
 
@@ -78,6 +78,16 @@ def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in named}}
 
     return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarize)
+
+
+def abstract_base(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
+    """The loss of a stage and the shapes of its batches; draws one batch of grids, with the package's own tokenizer."""
+    objective = base_objective(config, stage, Workdir("unused"))
+    (step,) = objective.steps(0, 1)
+    num_rows = stage_config(config, stage).batch_size
+    return objective.loss, {
+        name: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype) for name, x in step.arrays.items()
+    }
 
 
 def name_tables(tokenizer: ChatTokenizer) -> dict[str, Int[np.ndarray, "F _"]]:

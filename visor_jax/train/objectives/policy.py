@@ -33,7 +33,7 @@ from visor_jax.evaluate.features import TOWER_INPUTS, VISUAL, FeatureStore, Shar
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import Batch, abstract_params, encode, route
-from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
 from visor_jax.train.stage import Step, made_ahead, process_rows, stage_seed
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.fault_points import fault_point
@@ -69,6 +69,15 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
     prepare = partial(store_features, examples, config, workdir)
     return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarize, prepare=prepare)
+
+
+def abstract_policy(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
+    """The loss for as many budgets as the policy has outputs, and the shapes of batches of the longest prompts."""
+    arch, num_rows = architecture(config, stage), stage_config(config, stage).batch_size
+    arrays = abstract_batch(num_rows, num_rows, training_row_shape(config), arch)
+    for name, dtype in (("routing_position", np.int32), ("label", np.int32), ("label_weight", np.float32)):
+        arrays[name] = jax.ShapeDtypeStruct((num_rows,), dtype)
+    return partial(policy_loss, arch=arch, num_viable=arch.policy.max_budgets), arrays
 
 
 def store_features(

@@ -1,0 +1,69 @@
+"""The training step of a stage from shapes alone, for ahead-of-time compilation: no data, no weights, no devices.
+
+In: a configuration, a stage, a mesh (also one of `jax.experimental.topologies`). Out: the jitted step of
+`visor_jax.train.update` and the shapes and shardings of its arguments, or the lowered program. The training loop runs
+the same function on arrays of these shapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from visor_jax.config import ConfigLike, architecture, as_config, stage_config
+from visor_jax.scale.sharding import batch_sharding, replicated
+from visor_jax.train.objectives import abstract_objective
+from visor_jax.train.optimizer import build_optimizer
+from visor_jax.train.stage import budget_slots
+from visor_jax.train.state import abstract_state, state_places
+from visor_jax.train.update import State, Update, jitted_update
+
+
+class AbstractStep(NamedTuple):
+    """A step to be compiled: the jitted function, and its arguments as `jax.ShapeDtypeStruct`s with shardings."""
+
+    update: Update
+    state: State
+    batch: dict[str, Any]
+    budget: Any
+    learning_rate: Any
+
+
+def lowered_update(config: ConfigLike, stage: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The lowered training step of a stage; `.compile(compiler_options)` compiles it for the mesh's devices.
+
+    Raises:
+      RequestError: the configuration is wrong, or the batch cannot be divided over the mesh.
+    """
+    step = abstract_step(config, stage, mesh)
+    with jax.set_mesh(mesh):  # kernels split their work over it
+        jitted: Any = step.update
+        return jitted.lower(step.state, step.batch, step.budget, step.learning_rate)
+
+
+def abstract_step(config: ConfigLike, stage: str, mesh: Mesh) -> AbstractStep:
+    """The jitted step of a stage and the shapes of its arguments.
+
+    The rows of the batch have the stage's full text length and the taps of pictures (K of `visual_gather`).
+    """
+    config = as_config(config)
+    settings, arch = stage_config(config, stage), architecture(config, stage)
+    tx = build_optimizer(settings)
+    shapes = abstract_state(arch, settings, tx)
+    shardings = state_places(shapes, mesh)
+    loss, batch = abstract_objective(config, stage)
+
+    def placed(x: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    return AbstractStep(
+        jitted_update(config.model.dtype, loss, tx, shardings, mesh),
+        jax.tree.map(placed, shapes, shardings),
+        {name: placed(x, rows) for name, x in batch.items()},
+        jax.ShapeDtypeStruct((budget_slots(arch, settings),), jnp.bool, sharding=whole),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
+    )
