@@ -78,6 +78,24 @@ def test_errors_are_one_line(command, capsys, error, status):
     assert complaint(capsys) == f"visor: {' '.join(str(error).split())}\n"
 
 
+def test_an_accelerator_that_cannot_be_used_is_one_line(command, capsys, monkeypatch, tmp_path):
+    lock = tmp_path / "libtpu_lockfile"
+    monkeypatch.setattr(command_line, "LOCK_FILE", lock)
+    command.main = returns(RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is already in use"))
+    assert cli.main(["probe"]) == 1
+    assert complaint(capsys).endswith("ABORTED: The TPU is already in use\n")
+    lock.touch()
+    assert cli.main(["probe"]) == 1
+    assert f"already in use; remove {lock} once no program uses the TPU" in complaint(capsys)
+
+
+def test_a_platform_that_is_not_installed_is_one_line(tmp_path):
+    arguments = f"train --config={MINI} --config.stage=base --workdir={tmp_path}/run".split()
+    done = visor(*arguments, env={**os.environ, "JAX_PLATFORMS": "cuda", "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("visor: Unable to initialize backend 'cuda'")
+
+
 def test_the_keyboard_stops_it_with_130(command):
     command.main = returns(KeyboardInterrupt())
     assert cli.main(["probe"]) == 130

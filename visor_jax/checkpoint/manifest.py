@@ -56,10 +56,14 @@ class Manifest:
 
     def files_of(self, items: Iterable[str] | None) -> dict[str, dict[str, Any]]:
         """Returns the files needed to read some items: their own, and those that belong to no item; None for all."""
-        if items is None or not self.items:
-            return self.files
-        others = tuple(f"{folder}/" for item, folder in self.items.items() if item not in items)
+        others = self.folders_without(items)
         return {name: entry for name, entry in self.files.items() if not name.startswith(others)}
+
+    def folders_without(self, items: Iterable[str] | None) -> tuple[str, ...]:
+        """Returns the folders, with a final "/", whose files are not needed to read some items."""
+        if items is None:
+            return ()
+        return tuple(f"{folder}/" for item, folder in self.items.items() if item not in items)
 
 
 class Unfinished(Exception):
@@ -94,20 +98,21 @@ def seal(
 
 
 def examine(folder: Path, items: Iterable[str] | None = None) -> Manifest:
-    """Reads a step's manifest and verifies all files, or those of some items of the tree.
+    """Reads a step's manifest and verifies all files, or those of some items of the tree, without opening the others.
 
     Raises:
       Unfinished, Damaged: the step is not valid; the message gives the reason.
       RequestError: the step has a format that this version does not read.
     """
     manifest = read_manifest(folder)
-    present = set(_files(folder)) - {MANIFEST, COMMIT}
-    if missing := sorted(manifest.files.keys() - present):
+    needed, others = manifest.files_of(items), manifest.folders_without(items)
+    present = {name for name in _files(folder) if not name.startswith(others)} - {MANIFEST, COMMIT}
+    if missing := sorted(needed.keys() - present):
         raise Damaged(f"{missing[0]} is missing")
-    if unknown := sorted(present - manifest.files.keys()):
+    if unknown := sorted(present - needed.keys()):
         raise Damaged(f"{unknown[0]} is not in its manifest")
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        for reason in pool.map(lambda item: _difference(folder, *item), manifest.files_of(items).items()):
+        for reason in pool.map(lambda item: _difference(folder, *item), needed.items()):
             if reason:
                 raise Damaged(reason)
     return manifest

@@ -18,6 +18,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -70,6 +71,8 @@ def run(argv: list[str], stop: Stop) -> int:
             expected = from_os_error(error)
             if error.filename == _STDOUT:
                 _drop_output()
+        if str(error).startswith(_NO_BACKEND):
+            expected = _no_device(error)
         if expected is None:
             raise
         _print_error(expected)
@@ -116,6 +119,16 @@ def _run(argv: list[str], stop: Stop) -> int:
         if args.json:
             _print_json(row)
     return 0
+
+
+_NO_BACKEND = "Unable to initialize backend"  # how JAX's message begins
+LOCK_FILE = Path("/tmp/libtpu_lockfile")
+
+
+def _no_device(error: Exception) -> RunError:
+    """Returns the error for an accelerator that JAX cannot use: another program has it, or JAX_PLATFORMS is wrong."""
+    lock = f"; remove {LOCK_FILE} once no program uses the TPU" if "'tpu'" in str(error) and LOCK_FILE.exists() else ""
+    return RunError(f"{error}{lock}")
 
 
 def _print_json(result: Any) -> None:

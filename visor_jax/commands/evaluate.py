@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose data, budgets, stage and split."""
     parser.add_argument("--benchmark", default="", help="another data source: a value of data.source")
     parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
-    parser.add_argument("--budget", default="", help="comma-separated names; default: all viable budgets and auto")
+    parser.add_argument("--budget", default=None, help="comma-separated names; default: all viable budgets and auto")
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
 
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
     run_config, config = config, evaluation_data(config, args.benchmark, args.data)
-    budgets = [name.strip() for name in args.budget.split(",") if name.strip()] or None
-    if args.budget and budgets is None:
+    budgets = [name.strip() for name in (args.budget or "").split(",") if name.strip()] or None
+    if args.budget is not None and budgets is None:
         raise RequestError(f"--budget={args.budget}: expected comma-separated budgets, such as empty,full")
     other = any(
         field not in ("stage", *WITHOUT_EFFECT)

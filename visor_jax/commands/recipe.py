@@ -148,6 +148,7 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     with supervised(), watched(config.train.hang_seconds), workdir.lock():
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
+        fault_point("eval")
         if not is_current(evaluated, evaluation_identity(config, model, workdir, "test")):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)

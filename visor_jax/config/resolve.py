@@ -309,8 +309,9 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
     """
     if not isinstance(tree, Mapping):
         raise RequestError(f"configuration: expected a JSON object, got {type(tree).__name__}")
+    config = default_config()
+    _check_sections(config, tree)
     try:
-        config = default_config()
         config.update(ConfigDict(dict(tree), type_safe=False))
     except (ValueError, TypeError) as error:  # a field's name has a dot or is not a string
         raise RequestError(f"configuration: {error}") from error
@@ -323,6 +324,17 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
 def _config_dict(config: ConfigLike) -> ConfigDict:
     """Returns a mutable copy without type checks; the schema checks types, with better messages."""
     return ConfigDict(config.to_dict(), type_safe=False)
+
+
+def _check_sections(config: ConfigDict, tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises RequestError where `tree` has another value in place of a section of `config`."""
+    for name, value in tree.items():
+        section = config.get(name) if isinstance(name, str) else None
+        if not isinstance(section, ConfigDict):
+            continue
+        if not isinstance(value, Mapping):
+            raise unknown_field(f"{prefix}{name}", _shown(value))
+        _check_sections(section, value, f"{prefix}{name}.")
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:

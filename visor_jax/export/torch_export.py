@@ -239,6 +239,8 @@ def _save(shard: dict[str, Any], file: Path) -> None:
 
 def _check_destination(out: Path, force: bool) -> None:
     """Raises RequestError unless `out` is new, empty, or an export that `force` may replace, in a writable folder."""
+    if not str(out).isprintable():
+        raise RequestError(f"--out={str(out)!r}: expected a path of printable characters")
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RequestError(f"--out={out}: is not a folder; expected a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()) and not force:

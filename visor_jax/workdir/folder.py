@@ -212,7 +212,7 @@ class Workdir:
 
     @contextlib.contextmanager
     def claimed(self, config: ConfigLike) -> Iterator[None]:
-        """Claims the workdir for a block of work; a RequestError in the block restores the previous `config.json`."""
+        """Claims the workdir for a block of work; a RequestError restores the previous `config.json`."""
         path = self.path / "config.json"
         before = None
         if path.exists():
@@ -224,6 +224,8 @@ class Workdir:
         except RequestError:
             if before is not None:
                 write_bytes(path, before)
+            elif {entry.name for entry in self.path.iterdir()} <= {path.name, "lock.json"}:
+                path.unlink()  # nothing was done, so that the workdir may be begun with other settings
             raise
 
     def record(self) -> dict[str, Any]:
@@ -233,6 +235,8 @@ class Workdir:
           RequestError: the file is missing, damaged or of another format.
         """
         path = self.path / "config.json"
+        if not path.exists():
+            raise RequestError(f"{path}: no such file; expected a run's folder, or --config=FILE to begin a run")
         record = read_json(path)
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise RequestError(f"{path}: expected an object with a field 'config'")
