@@ -89,11 +89,15 @@ def test_an_accelerator_that_cannot_be_used_is_one_line(command, capsys, monkeyp
     assert f"already in use; remove {lock} once no program uses the TPU" in complaint(capsys)
 
 
-def test_a_platform_that_is_not_installed_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("platform", "message"),
+    [("cuda", "JAX_PLATFORMS=cuda: JAX finds no such device"), ("xyz", "Unable to initialize backend 'xyz'")],
+)
+def test_a_platform_that_is_not_installed_is_one_line(tmp_path, platform, message):
     arguments = f"train --config={MINI} --config.stage=base --workdir={tmp_path}/run".split()
-    done = visor(*arguments, env={**os.environ, "JAX_PLATFORMS": "cuda", "PYTHONPATH": str(ROOT)})
+    done = visor(*arguments, env={**os.environ, "JAX_PLATFORMS": platform, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("visor: Unable to initialize backend 'cuda'")
+    assert done.stderr.splitlines()[-1].startswith(f"visor: {message}")
 
 
 def test_the_keyboard_stops_it_with_130(command):

@@ -349,6 +349,14 @@ def test_a_failed_save_is_reported_at_the_next_step_and_retried(tmp_path, unwrit
         assert checkpoints.latest() == 2
 
 
+def test_the_systems_reason_is_said_also_at_the_end_of_a_long_message():
+    """tensorstore puts it behind names and specifications of hundreds of characters."""
+    error = ValueError(f"RESOURCE_EXHAUSTED: Error writing {'x' * 400} [OS error 28: ENOSPC No space left on device]")
+    assert module._one_line(error).startswith("ValueError: No space left on device: RESOURCE_EXHAUSTED: Error")
+    assert len(module._one_line(error)) < 300
+    assert module._one_line(ValueError("short\n text")) == "ValueError: short text"
+
+
 def test_a_save_that_is_waited_for_is_retried_until_it_succeeds(tmp_path, unwritable):
     unwritable.left = module.SAVE_ATTEMPTS - 1
     with opened(tmp_path) as checkpoints:

@@ -248,7 +248,18 @@ CHECKPOINTS: dict[str, Case] = {
         POLICY, 2, "another configuration or dataset",
         unfinished(lambda c: (shutil.rmtree(c), shutil.copytree(c.parent.parent / "universal/checkpoints", c))),
     ),
-    "65 a later workdir": Case(ASK_RUN, 2, "format", edit_json("{run}/config.json", format=99)),
+    "65 another version's workdir": Case(
+        ASK_RUN, 2, f"format 99, expected 1; read it with visor_jax {visor_jax.__version__}",
+        edit_json("{run}/config.json", format=99),
+    ),
+    "65 a workdir of no known version": Case(
+        ASK_RUN, 2, "format 99, expected 1; read it with the version of visor_jax that wrote it",
+        edit_json("{run}/config.json", format=99, versions=["evil\x1b[31m"]),
+    ),
+    "65 other random numbers": Case(
+        POLICY, 2, f"finish it with visor_jax {visor_jax.__version__}, or start in another folder",
+        both(unfinished(), edit_json("{run}/config.json", random_numbers=1)),
+    ),
     "65 a later step": Case(
         POLICY, 2, "checkpoint format 99; this version reads 1 and 2", unfinished(lambda c: reseal(c / "4", format=99))
     ),
@@ -330,7 +341,7 @@ def test_a_bad_input_has_its_reaction(
     around = case.change(at) if case.change else None
     capsys.readouterr()
     caplog.set_level(logging.INFO, "visor_jax")
-    with around if hasattr(around, "__exit__") else contextlib.nullcontext():
+    with around if isinstance(around, contextlib.AbstractContextManager) else contextlib.nullcontext():
         ended = main([argument.format(**at._asdict()) for argument in case.command.split(" ")])
     err = capsys.readouterr().err
     assert ended == case.status and "Traceback" not in err, err

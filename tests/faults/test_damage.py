@@ -161,7 +161,7 @@ def of_another_stage(checkpoints: Path) -> None:
     ("change", "message"),
     [
         (of_another_run, "policy/checkpoints/4: saved by another configuration or dataset: seed is 7 there and 0 here"),
-        (of_another_stage, 'saved by another configuration or dataset: stage is "universal" there and "policy" here'),
+        (of_another_stage, "policy/checkpoints/4: saved by another configuration or dataset: stage_overrides."),
     ],
 )
 def test_another_runs_step_is_refused_by_name(

@@ -9,7 +9,6 @@ import ast
 import copy
 import io
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -202,7 +201,7 @@ def test_an_archive_is_never_unpacked(
 ) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    file = shutil.move(archive(inner), inner / f"model.{suffix}")
+    file = archive(inner).rename(inner / f"model.{suffix}")
     (tmp_path / "tiny.py").write_text("from visor_jax.testing import tiny_config as get_config\n")
     at = {"file": file, "name": file.name, "folder": inner, "out": tmp_path / "out", "tiny": tmp_path / "tiny.py"}
     assert main(command.format(**at).split()) == 2

@@ -86,6 +86,30 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert (tmp_path / "run/report/index.html").exists() and not leftovers(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_killed_at_random_times_until_it_is_complete_ends_alike(
+    uninterrupted: Path, compiled: str, tmp_path: Path
+) -> None:
+    """Each start lives for a random number of seconds, long enough on average for one or two stages."""
+    command = "run", f"--config={uninterrupted}/tiny.py", f"--workdir={tmp_path}/run"
+    rng, statuses = random.Random(SEED), list[int]()
+    while not statuses or statuses[-1] == -9:
+        seconds = round(rng.uniform(4, 14) + len(statuses), 2)  # the later stages must fit in, also on a slow machine
+        at = Moment("start", "", "", seconds).environment
+        status, err = visor(*command, compiled=compiled, **at)
+        print(f"killed after {seconds} s: {status}")
+        statuses.append(status)
+        assert status in (-9, 0) and len(statuses) < 60, err
+        if (tmp_path / "run/export/parity.json").exists():
+            status, err = visor(*command, compiled=compiled)
+            assert status == 0, err
+            break
+    assert len(statuses) > 3, "the run was not interrupted"
+    assert results(tmp_path / "run") == results(uninterrupted / "run")
+    assert exported(tmp_path / "run") == exported(uninterrupted / "run")
+
+
 def test_a_stage_and_an_evaluation_that_are_killed_and_resumed(tiny_run: Path, tiny_copy: Path, compiled: str) -> None:
     """The same in short: killed between data and manifest, and between two batches of the evaluation."""
     for name in ("policy", "eval"):

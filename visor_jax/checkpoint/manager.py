@@ -8,7 +8,9 @@ warning, and the next older one is used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -41,6 +43,7 @@ from visor_jax.workdir.provenance import differing_fields, plain
 log = logging.getLogger(__name__)
 
 SAVE_ATTEMPTS = 3  # failed saves in a row that end the run
+_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
 _NONE, _REFUSED, _FAILED = -1, -2, -3  # broadcast by process 0 instead of a step
 
 
@@ -339,6 +342,12 @@ def _clean(folder: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    """Returns an error's type and the beginning of its message; tensorstore's messages have many lines."""
+    """Returns an error's type and the beginning of its message, or the system's reason and a shorter beginning.
+
+    tensorstore's messages have many lines, with the system's reason near their end.
+    """
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"
+    if isinstance(error, OSError) or len(text) <= 300:
+        return f"{type(error).__name__}: {text}"
+    reason = next((os.strerror(number) for number in _REASONS if os.strerror(number) in text), "")
+    return f"{type(error).__name__}: {reason + ': ' if reason else ''}{text[:240]}..."

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,8 +72,7 @@ def run(argv: list[str], stop: Stop) -> int:
             expected = from_os_error(error)
             if error.filename == _STDOUT:
                 _drop_output()
-        if str(error).startswith(_NO_BACKEND):
-            expected = _no_device(error)
+        expected = expected or _no_device(error)
         if expected is None:
             raise
         _print_error(expected)
@@ -121,12 +121,22 @@ def _run(argv: list[str], stop: Stop) -> int:
     return 0
 
 
-_NO_BACKEND = "Unable to initialize backend"  # how JAX's message begins
 LOCK_FILE = Path("/tmp/libtpu_lockfile")
 
 
-def _no_device(error: Exception) -> RunError:
-    """Returns the error for an accelerator that JAX cannot use: another program has it, or JAX_PLATFORMS is wrong."""
+def _no_device(error: Exception) -> RunError | None:
+    """Returns the error for an accelerator that JAX cannot use; None for any other error.
+
+    Another program has it, or JAX_PLATFORMS names one that this machine does not have; for CUDA JAX only asserts.
+    """
+    if isinstance(error, AssertionError) and traceback.extract_tb(error.__traceback__)[-1].filename.endswith(
+        "bridge.py"
+    ):
+        return RunError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine"
+        )
+    if not str(error).startswith("Unable to initialize backend"):
+        return None
     lock = f"; remove {LOCK_FILE} once no program uses the TPU" if "'tpu'" in str(error) and LOCK_FILE.exists() else ""
     return RunError(f"{error}{lock}")
 

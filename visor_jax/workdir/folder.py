@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,7 +242,9 @@ class Workdir:
         if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
             raise RequestError(f"{path}: expected an object with a field 'config'")
         if record.get("format") != FORMAT:
-            raise RequestError(f"{path}: format {record.get('format')!r}, expected {FORMAT}")
+            raise RequestError(
+                f"{path}: format {record.get('format')!r}, expected {FORMAT}; read it with {writer_of(record)}"
+            )
         data = record.get("data")
         if data is not None and not (isinstance(data, dict) and all(isinstance(v, str) for v in data.values())):
             raise RequestError(f"{path}: field data: expected an object of checksums")
@@ -266,8 +269,8 @@ class Workdir:
         if (theirs := self.random_numbers()) != RANDOM_NUMBERS:
             raise RequestError(
                 f"--workdir: {self.path} is unfinished, and was begun by a version that draws other random numbers"
-                f" (random_numbers is {theirs} there and {RANDOM_NUMBERS} here); finish it with that version,"
-                " or start in another folder"
+                f" (random_numbers is {theirs} there and {RANDOM_NUMBERS} here); finish it with"
+                f" {writer_of(self.record())}, or start in another folder"
             )
 
     def config(self) -> dict[str, Any]:
@@ -362,3 +365,11 @@ def stage_fields(tree: Mapping[str, Any], stage: str) -> dict[str, Any]:
         if name not in WITHOUT_EFFECT and (top == stage or not (elsewhere or is_free(name))):
             fields[name] = value
     return fields
+
+
+def writer_of(record: Mapping[str, Any]) -> str:
+    """Returns the version of this package that wrote a `config.json`, for a message."""
+    recorded = record.get("versions")
+    version = recorded.get("visor-jax") if isinstance(recorded, dict) else None
+    known = isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,40}", version)
+    return f"visor_jax {version}" if known else "the version of visor_jax that wrote it"
