@@ -30,7 +30,7 @@ from tests.faults.whole_run import CONFIG, visor
 
 @pytest.fixture(scope="session")
 def uninterrupted(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a whole run that nothing interrupted ("run") and its configuration file ("tiny.py")."""
+    """A folder with a whole run that nothing interrupted and, beside it, its configuration file."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     (folder / "tiny.py").write_text(CONFIG)
     status, err = visor("run", f"--config={folder}/tiny.py", f"--workdir={folder}/run", compiled=compiled)

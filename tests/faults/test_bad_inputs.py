@@ -310,6 +310,13 @@ DETAILS = {
     79: "tests/test_main.py",
 }
 
+# Their like runs in the default suite: here, or in the tests of damage.
+SLOW = (
+    *("13 evaluate 0b2", "13 evaluate -1", "13 evaluate 0b111111", "13 generate 0b111111", "50 a pickle beside"),
+    *("57 trust_remote_code", "61 a temporary step", "61 no number", "61 a giant step", "61 a link", "62 no marker"),
+    *("63 cut short", "63 a file gone", "68 no position", "78 a script in the report"),
+)
+
 
 @pytest.fixture(scope="module")
 def exported(tiny_run: Path, compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -319,7 +326,7 @@ def exported(tiny_run: Path, compiled: str, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_a_bad_input_has_its_reaction(
     name: str,
     tiny_run: Path,
@@ -377,6 +384,7 @@ def test_json_to_a_reader_that_left_is_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
 
 
+@pytest.mark.slow
 def test_a_secret_of_the_environment_is_never_written(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Number 70: no field takes a secret, and a workdir's files hold nothing of the environment."""
     for name in ("HF_TOKEN", "WANDB_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS"):

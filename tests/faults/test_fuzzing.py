@@ -30,7 +30,7 @@ from visor_jax.hf.folder import read_shape
 from visor_jax.hf.headers import locate
 
 PACKAGE = Path(visor_jax.__file__).parent
-QUICK = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # JSON values: those that a field might hold, and those that break naive readers.
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64, 10**400, 1e308]))
