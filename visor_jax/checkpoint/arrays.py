@@ -25,6 +25,7 @@ UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax h
 # Target size of a file of arrays, whose content is held in memory until the file is full; the smaller sizes are used
 # when memory is short, and arrays are then encoded in chunks.
 FILE_BYTES, SHORT_FILE_BYTES, CHUNK_BYTES = 128 * 2**20, 32 * 2**20, 16 * 2**20
+BUCKET_MARK = "commit_success.txt"  # Orbax writes it last in a bucket, where it cannot rename a finished folder
 _SHOWN = 6  # problems named in a message
 
 

@@ -21,10 +21,9 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
-from visor_jax.checkpoint.arrays import UNFINISHED_MARK, ArraySaver, describe_tree, items_of
+from visor_jax.checkpoint.arrays import BUCKET_MARK, UNFINISHED_MARK, ArraySaver, describe_tree, items_of
 from visor_jax.checkpoint.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
 from visor_jax.checkpoint.restoring import (
     ADDED,
@@ -37,6 +36,8 @@ from visor_jax.checkpoint.restoring import (
     steps_in,
 )
 from visor_jax.errors import RequestError, RunError
+from visor_jax.files.bucket import is_bucket, make_folder
+from visor_jax.files.read_write import remove_folder
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.provenance import differing_fields, plain
 
@@ -83,7 +84,7 @@ class Checkpoints:
         self._manifests: dict[int, Manifest] = {}  # of steps that this process has written or verified
         self.skipped: list[tuple[int, str]] = []
         if jax.process_index() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             _clean(self._folder)
 
     def __enter__(self) -> Self:
@@ -162,7 +163,7 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 remove_step(place)
-                place.mkdir(parents=True)
+                make_folder(place)
             self._saver.start(place / ARRAYS, state)
         except (OSError, ValueError, RuntimeError) as error:
             failed: Future[None] = Future()
@@ -321,24 +322,31 @@ def remove_step(place: Path) -> None:
         return
     (place / COMMIT).unlink(missing_ok=True)
     fault_point("gc", int(place.name))
-    if "://" in str(place):
-        epath.Path(place).rmtree()
+    if is_bucket(place):
+        remove_folder(place)
     else:
-        shutil.rmtree(place)
+        shutil.rmtree(place)  # unlike `remove_folder`, raises
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 def _clean(folder: Path) -> None:
-    """Removes interrupted saves, which contain an unfinished folder of Orbax; keeps everything else."""
+    """Removes saves that were interrupted while Orbax wrote the arrays; keeps everything else."""
     for step in steps_in(folder):
         place = folder / str(step)
         if is_link(place) or not place.is_dir() or (place / COMMIT).exists():
             continue
-        if any(UNFINISHED_MARK in entry.name for entry in place.iterdir()):
+        if _is_unfinished(place):
             log.warning("checkpoint %s was cut short while it was saved; removed", place)
             remove_step(place)
+
+
+def _is_unfinished(place: Path) -> bool:
+    """Returns whether Orbax has not finished its part of a step. In a bucket it renames nothing, and marks the end."""
+    if is_bucket(place):
+        return (place / ARRAYS).is_dir() and not (place / ARRAYS / BUCKET_MARK).exists()
+    return any(UNFINISHED_MARK in entry.name for entry in place.iterdir())
 
 
 def _one_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.errors import RequestError
+from visor_jax.files.bucket import bucket_errors, is_bucket, names_below
 from visor_jax.files.read_write import open_regular, parse_json, read_regular, write_bytes
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import MAX_MANIFEST_BYTES
@@ -207,6 +208,9 @@ def _is_inside(name: Any) -> bool:
 
 def _files(folder: Path) -> Iterator[str]:
     """Yields the paths of all files below `folder`, relative to it, with "/" separators."""
+    if is_bucket(folder):
+        yield from names_below(folder)
+        return
     for entry in folder.iterdir():
         if is_link(entry):
             # Tensorstore would follow a link, which may lead out of the checkpoint.
@@ -231,11 +235,11 @@ def _difference(folder: Path, name: str, expected: Mapping[str, Any]) -> str:
 def _checksum(path: Path, *, to_disk: bool = False) -> tuple[int, str]:
     """Returns (size, sha256) of a file; `to_disk` also flushes it, because a commit requires stored data."""
     digest, size = hashlib.sha256(), 0
-    with open_regular(path) if _is_local(path) else path.open("rb") as file:
+    with bucket_errors(path), path.open("rb") if is_bucket(path) else open_regular(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
             size += len(block)
-        if to_disk and _is_local(path):
+        if to_disk and not is_bucket(path):
             os.fsync(file.fileno())
     return size, digest.hexdigest()
 
@@ -254,10 +258,6 @@ def _read(path: Path) -> bytes | None:
         raise Damaged(f"{path.name} cannot be read: {error.strerror or error}") from error
 
 
-def _is_local(path: Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
 def is_link(path: Path) -> bool:
     """Returns whether a path is a symbolic link; buckets have none."""
-    return _is_local(path) and path.is_symlink()
+    return not is_bucket(path) and path.is_symlink()

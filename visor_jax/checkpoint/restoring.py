@@ -9,7 +9,6 @@ model.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax
 from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
 from visor_jax.errors import RequestError, RunError
+from visor_jax.files.bucket import is_bucket
 from visor_jax.files.read_write import as_path
 from visor_jax.workdir.folder import Complete, StageFolder, Workdir
 from visor_jax.workdir.provenance import describe_differences
@@ -154,7 +154,7 @@ def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) ->
 def absolute(folder: Path) -> Path:
     """Returns an absolute path, as Orbax requires; bucket paths are absolute already."""
     path = as_path(folder)
-    return path if "://" in os.fspath(path) else path.absolute()
+    return path if is_bucket(path) else path.absolute()
 
 
 def steps_in(folder: Path) -> list[int]:

@@ -18,6 +18,7 @@ from visor_jax.config.mixture import MIXTURE_SUFFIXES, is_mixture, mixture_field
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
 from visor_jax.errors import RequestError
+from visor_jax.files.bucket import size_of
 from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
 from visor_jax.workdir.fault_points import fault_point
@@ -184,7 +185,7 @@ def is_export_of(proof: Path, model: Any) -> bool:
 
 def _is_intact(file: Path, size: Any) -> bool:
     """Returns whether a file of an export exists; weights must have their size, other files may have been edited."""
-    return file.is_file() and (file.suffix != ".safetensors" or file.stat().st_size == size)
+    return file.is_file() and (file.suffix != ".safetensors" or size_of(file) == size)
 
 
 def print_summary(result: dict[str, Any], path: str) -> None:

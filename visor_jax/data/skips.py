@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError, RunError, printable
+from visor_jax.files.bucket import is_bucket
+from visor_jax.files.growing import GrowingFile, open_growing
 from visor_jax.files.read_write import parse_json, read_regular
 
 MINIMUM_TRIED = 50  # samples; the fraction of fewer is not significant
@@ -101,6 +103,7 @@ class SkipLog:
         self.first: dict[str, str] = {}
         self._path, self._max_fraction, self._minimum = path, max_fraction, minimum
         self._written: set[tuple[str, int, str]] | None = None
+        self._file: GrowingFile | None = None
         self._lock = threading.Lock()
 
     @property
@@ -171,16 +174,25 @@ class SkipLog:
     def _write(self, skip: Skip) -> None:
         if self._path is None:
             return
-        if self._written is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._written is None or self._file is None:
             self._written = _already_written(self._path)
+            self._file = open_growing(self._path)
         key = (skip.source, skip.index, skip.reason)
         if key in self._written:
             return
         self._written.add(key)
         record = skip._asdict() | {"detail": printable(skip.detail[:_DETAIL_CHARACTERS])}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._file.write((json.dumps(record) + "\n").encode())
+
+    def flush(self) -> None:
+        """Stores the log, which a bucket receives as a whole; before each checkpoint.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._lock:
+            if self._file is not None:
+                self._file.flush()
 
 
 def _already_written(path: Path) -> set[tuple[str, int, str]]:
@@ -191,7 +203,7 @@ def _already_written(path: Path) -> set[tuple[str, int, str]]:
         text = read_regular(path, MAX_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if text and not text.endswith("\n"):
+    if text and not text.endswith("\n") and not is_bucket(path):  # an object is written as a whole
         with path.open("a", encoding="utf-8") as file:
             file.write("\n")
     written = set()

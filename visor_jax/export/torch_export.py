@@ -25,6 +25,7 @@ from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.export import folder_files
 from visor_jax.export.model_card import About, write_card
 from visor_jax.export.parity import ExportedModel, Parity, compare
+from visor_jax.files.bucket import UNFINISHED, is_bucket, names_below, uploaded_folder
 from visor_jax.files.read_write import as_path, folder_beside
 from visor_jax.hf import keys as key_map
 from visor_jax.workdir.fault_points import fault_point
@@ -44,6 +45,7 @@ MODULE_FILES = (
     "tiles_visor.py",
     "vision_visor.py",
 )
+PROOF = "parity.json"  # of an export that agrees with the JAX model
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> (shape, its array, lazily)
 
 
@@ -58,6 +60,8 @@ def export(
     about: About | None = None,
 ) -> dict[str, Any]:
     """Exports `model` to the folder `out`, which appears complete and verified, or not at all.
+
+    In a bucket, `parity.json` appears last, when all other files are complete.
 
     Args:
       model: the model to export: parameters, architecture, tokenizer, viable budgets, system text.
@@ -83,7 +87,8 @@ def export(
             f"export: model.anyres.packing={model.arch.anyres.packing}; expected 1: the processors of transformers have"
             " no packed visual tokens"
         )
-    out = Path(os.path.abspath(as_path(out)))
+    place = as_path(out)
+    out = place if is_bucket(place) else Path(os.path.abspath(place))
     _check_destination(out, force)
     for needed in ("torch", "transformers"):
         if importlib.util.find_spec(needed) is None:
@@ -96,7 +101,7 @@ def export(
         proof = compare(model, folder)
         record = {"stage": stage, "model": fingerprint, "dtype": dtype, "proven_with": proven_with(), **proof.as_json()}
         record["files"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-        folder_files.write_json(folder / "parity.json", record)
+        folder_files.write_json(folder / PROOF, record)
         if not proof.holds:
             raise RunError(f"export: {out} was not written: {proof.why_not()}")
         write_card(folder / "README.md", model, proof, about or About(), stage=stage, dtype=dtype)
@@ -241,6 +246,9 @@ def _check_destination(out: Path, force: bool) -> None:
     """Raises RequestError unless `out` is new, empty, or an export that `force` may replace, in a writable folder."""
     if not str(out).isprintable():
         raise RequestError(f"--out={str(out)!r}: expected a path of printable characters")
+    if is_bucket(out):
+        _check_objects(out, force)
+        return
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RequestError(f"--out={out}: is not a folder; expected a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()) and not force:
@@ -252,11 +260,22 @@ def _check_destination(out: Path, force: bool) -> None:
         raise RequestError(f"--out={out}: cannot be written; {parent} is not a folder that we may write to")
 
 
+def _check_objects(out: Path, force: bool) -> None:
+    """As `_check_destination`, in a bucket; what an interrupted export has uploaded may be replaced."""
+    names = names_below(out)
+    if not names or UNFINISHED in names:
+        return
+    if not force:
+        raise RequestError(f"--out={out}: is not empty; expected a folder that is new or empty (--force replaces it)")
+    if "config.json" not in names:
+        raise RequestError(f"--out={out}: holds something else than a model; --force replaces exports only")
+
+
 @contextlib.contextmanager
 def _temporary_folder(out: Path) -> Iterator[Path]:
-    """Yields a new folder next to `out` that replaces it if the block succeeds and is removed otherwise."""
+    """Yields a new folder next to `out` (for a bucket a local one) that replaces it if the block succeeds."""
     try:
-        with folder_beside(out, replace=True) as folder:
+        with uploaded_folder(out, PROOF) if is_bucket(out) else folder_beside(out, replace=True) as folder:
             yield folder
     except OSError as error:
         raise unwritable(f"--out={out}", error) from error

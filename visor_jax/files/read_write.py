@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from visor_jax.errors import RequestError
+from visor_jax.files.bucket import bucket_errors, check_scheme, is_bucket
 from visor_jax.files.leftovers import remove_leftovers_of, temporary_name
 
 MAX_JSON_BYTES = 16 * 2**20  # default limit for a JSON file
@@ -66,11 +66,12 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
       OSError: as `open_regular`; also if the file holds more bytes than its reported size.
     """
     place = as_path(path)
-    if "://" in os.fspath(place):
-        size = cast(Any, place.stat()).length
-        if size > max_bytes:
-            raise _too_large(path, size, max_bytes)
-        return place.read_bytes()
+    if is_bucket(place):
+        with bucket_errors(place):
+            size = cast(Any, place.stat()).length
+            if size > max_bytes:
+                raise _too_large(path, size, max_bytes)
+            return place.read_bytes()
     with open_regular(place, max_bytes) as file:
         data = file.read(max_bytes + 1)  # files in /proc report size 0 and hold more
     if len(data) > max_bytes:
@@ -121,7 +122,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
       RequestError: the kind of bucket is unknown, or the package that reads it is not installed.
     """
     text = os.fspath(path)
-    if "://" not in text:
+    if not is_bucket(text):
         return Path(os.path.expanduser(text))
     _check_scheme(text.partition("://")[0])
     from etils import epath
@@ -130,30 +131,15 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return cast(Path, epath.Path(text))
 
 
-@functools.cache
-def _check_scheme(scheme: str) -> None:
-    packages = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
-    if scheme not in packages:
-        known = ", ".join(f"{name}://" for name in packages)
-        raise RequestError(f"{scheme}://: unknown kind of bucket; expected a local path, or one of {known}")
-    if importlib.util.find_spec("tensorflow") is not None:
-        return  # etils reads buckets with TensorFlow
-    import fsspec
-
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except ImportError as error:
-        package = packages[scheme]
-        raise RequestError(
-            f"{scheme}://: needs the package {package}, which is not installed: pip install {package}"
-        ) from error
+_check_scheme = functools.cache(check_scheme)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file atomically; creates parent folders."""
+    """Writes a file or a bucket's object atomically; creates parent folders."""
     target = as_path(path)
-    if "://" in os.fspath(target):
-        target.write_bytes(data)
+    if is_bucket(target):
+        with bucket_errors(target):
+            target.write_bytes(data)  # one request: readers see the old object or the new one
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -201,7 +187,7 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
       OSError: the path is a folder, a device or a FIFO; replacing /dev/null by a file would break the machine.
     """
     target = as_path(path)
-    if "://" in os.fspath(target):
+    if is_bucket(target):
         return target
     target = Path(os.path.realpath(target))
     if target.exists() and not target.is_file():
@@ -253,8 +239,8 @@ def folder_beside(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def remove_folder(folder: Path) -> None:
     """Removes a folder, local or in a bucket, with all its files; it need not exist."""
-    if "://" in os.fspath(folder):
-        with contextlib.suppress(FileNotFoundError):
+    if is_bucket(folder):
+        with contextlib.suppress(FileNotFoundError), bucket_errors(folder):
             cast(Any, folder).rmtree()
     else:
         shutil.rmtree(folder, ignore_errors=True)

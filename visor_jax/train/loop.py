@@ -190,6 +190,7 @@ def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: boo
     if step.position is not None:
         meta["data"] = merged(step.position)
     if run.objective.skips is not None:
+        run.objective.skips.flush()
         meta["skips"] = run.objective.skips.state()
     run.checkpoints.save(step.number, {"params": params, "opt_state": state.opt_state}, meta=meta, wait=wait)
     beat()

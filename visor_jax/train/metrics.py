@@ -2,14 +2,15 @@
 
 `metrics.jsonl` is the record: one JSON object per step, each step exactly once, also after a kill and a resume. Every
 line reaches the operating system in one write as soon as the step is known, so that killing the process loses at most a
-step that no checkpoint holds either; `flush` puts the lines on the disk and is called before each checkpoint.
+step that no checkpoint holds either; `flush` puts the lines on the disk and is called before each checkpoint. In a
+bucket, `flush` replaces the whole object and the whole events file.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -25,6 +26,8 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from visor_jax.errors import RunError
+from visor_jax.files.bucket import is_bucket
+from visor_jax.files.growing import open_growing
 from visor_jax.files.read_write import finite_or_null
 from visor_jax.workdir.metrics_log import drop_rows
 
@@ -49,14 +52,16 @@ class EventFile:
         """
         now = time.time()
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("ab"))
+        # An object of a bucket is replaced as a whole, so only before checkpoints.
+        self._flush_seconds = math.inf if is_bucket(folder) else self.FLUSH_SECONDS
+        self._records = RecordWriter(open_growing(folder / name) if is_bucket(folder) else (folder / name).open("ab"))
         self._put(messages.Event(wall_time=now, file_version="brain.Event:2"))
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._put(messages.Event(wall_time=now, step=first_step, session_log=start))
         self.flush()
 
     def add_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends one point per tag; points are written to the disk every half minute and on `flush`.
+        """Appends one point per tag; points reach the disk every half minute and on `flush`, a bucket on `flush`.
 
         Numbers beyond float32's range become infinite. Unpaired surrogates in a tag, which UTF-8 cannot encode, are
         written as escapes.
@@ -65,7 +70,7 @@ class EventFile:
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag.encode("utf-8", "backslashreplace").decode(), simple_value=value)
         self._put(event)
-        if time.monotonic() - self._flushed > self.FLUSH_SECONDS:
+        if time.monotonic() - self._flushed > self._flush_seconds:
             self.flush()
 
     def flush(self) -> None:
@@ -95,10 +100,9 @@ class MetricsWriter:
           folder: the stage's folder; `metrics.jsonl` and the TensorBoard events go there.
           first_step: the number of the first step to be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         self.lost_seconds = drop_rows(self._path, first_step)
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = open_growing(self._path)
         self._board = EventFile(folder, first_step=first_step)
         self.written_at = time.perf_counter()
 
@@ -120,21 +124,19 @@ class MetricsWriter:
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         numbers.pop("step")
         try:
-            if os.write(self._file, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._file.write(line)
             self._board.add_scalars(row["step"], numbers)
         except OSError as error:
             raise RunError(f"{self._path.parent}: metrics cannot be written: {error.strerror or error}") from error
         self.written_at = time.perf_counter()
 
     def flush(self) -> None:
-        """Flushes everything written so far to the disk."""
-        os.fsync(self._file)
+        """Flushes everything written so far to the disk, or replaces the bucket's objects."""
+        self._file.flush()
         self._board.flush()
 
     def close(self) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        self._file.close()
         self._board.close()
 
 

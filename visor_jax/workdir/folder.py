@@ -20,6 +20,7 @@ from typing import Any
 
 from visor_jax.config import ConfigLike
 from visor_jax.errors import RequestError, short, unwritable
+from visor_jax.files.bucket import make_folder
 from visor_jax.files.read_write import (
     MAX_JSON_BYTES,
     as_path,
@@ -156,7 +157,7 @@ class Workdir:
         """
         probe = self.path / ".writable"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             write_text(probe, "")
             probe.unlink(missing_ok=True)
         except OSError as error:

@@ -3,7 +3,10 @@
 In: the path of the lock file. Out: a context manager; inside it, no other run of this workdir is alive. On the same
 machine the holder's process is looked up. A lock from another machine is held while its heartbeat changes; the waiting
 run observes it for a while, so clocks need not agree. A preempted run that resumes on another machine can therefore
-take over its old lock.
+take over its old lock. In a bucket the lock is an object that is created only if absent, and replaced or removed only
+if it has not changed since it was read.
+
+Of several processes of one run, process 0 takes the lock and the others wait for it.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from visor_jax.errors import ABORTED, RequestError
+from visor_jax.files.bucket import SharedObject, is_bucket
 from visor_jax.files.leftovers import remove_leftovers
 from visor_jax.files.read_write import parse_json, read_regular, write_bytes
+from visor_jax.workdir.processes import in_process_0
 from visor_jax.workdir.supervision import before_exit
 
 log = logging.getLogger(__name__)
@@ -42,26 +47,30 @@ class WorkdirLock:
         self._path = path
         self._beat_seconds, self._watch_seconds = beat_seconds, watch_seconds
         self._me: dict[str, Any] = {**this_process(), "token": uuid.uuid4().hex, "beat": 0}
+        self._shared = SharedObject(path) if is_bucket(path) else None
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Acquires the lock.
+        """Acquires the lock, in process 0.
 
         Raises:
           RequestError: another live run holds the lock; the message names its machine and process.
         """
+        in_process_0(self._acquire, f"{self._path}: see the message of process 0")
+        return self
+
+    def _acquire(self) -> None:
         last_holder = None
         while True:
             with self._guard():
-                holder = self._read()
-                if holder is None:
-                    self._write()
+                holder, version = self._read()
+                free = holder is None or holder == last_holder or is_gone(holder)
+                if free and self._write(version):
                     break
-                if holder == last_holder or is_gone(holder):
-                    log.warning("%s: taken over from a dead run (%s)", self._path, describe(holder))
-                    self._write()
-                    break
+            if free:
+                continue  # another run was faster; only in a bucket, where nothing guards
+            assert holder is not None
             if last_holder is not None or is_local(holder):
                 raise RequestError(
                     f"--workdir: {self._path.parent} is in use by another run ({describe(holder)});"
@@ -72,11 +81,12 @@ class WorkdirLock:
             )
             last_holder = holder
             time.sleep(self._watch_seconds)
+        if holder is not None:
+            log.warning("%s: taken over from a dead run (%s)", self._path, describe(holder))
         before_exit(self._leave)
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._heart.start()
         remove_leftovers(self._path.parent)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -84,23 +94,25 @@ class WorkdirLock:
         self._released.set()
         if self._heart is not None:
             self._heart.join()
-        with self._guard():
-            if self._is_mine():
-                self._path.unlink(missing_ok=True)
+            with self._guard():
+                self._leave()
 
     def _leave(self) -> None:
-        """Releases the lock before an immediate exit, without waiting for the guard."""
-        if self._is_mine():
-            self._path.unlink(missing_ok=True)
+        """Releases the lock; before an immediate exit without waiting for the guard."""
+        holder, version = self._read()
+        if self._is_mine(holder):
+            self._remove(version)
 
     def _beat(self) -> None:
         while not self._released.wait(self._beat_seconds):
             try:
                 with self._guard():
-                    mine = self._is_mine()
+                    holder, version = self._read()
+                    mine = self._is_mine(holder)
                     if mine:
                         self._me["beat"] += 1
-                        self._write()
+                        # The answer to a write that succeeded may be lost: what is stored now decides.
+                        mine = self._write(version) or self._is_mine(self._read()[0])
             except OSError as error:
                 log.warning("%s: heartbeat not written: %s", self._path, error)
                 continue
@@ -109,35 +121,52 @@ class WorkdirLock:
                 log.critical("%s: lost to another run; aborting", self._path)
                 os._exit(ABORTED)
 
-    def _is_mine(self) -> bool:
-        holder = self._read()
+    def _is_mine(self, holder: dict[str, Any] | None) -> bool:
         return holder is not None and holder.get("token") == self._me["token"]
 
-    def _read(self) -> dict[str, Any] | None:
-        """Returns the holder; None if there is no lock file or its content is invalid.
+    def _read(self) -> tuple[dict[str, Any] | None, bytes]:
+        """Returns (holder; None if there is no lock or its content is invalid, version of the object in a bucket).
 
         Raises:
           RequestError: the path is a folder, a device or a file that is too large.
         """
+        version = b""
         try:
-            holder = parse_json(read_regular(self._path, MAX_BYTES))
+            if self._shared is not None:
+                content, version = self._shared.read()
+            else:
+                content = read_regular(self._path, MAX_BYTES)
+            holder = None if content is None else parse_json(content)
         except (FileNotFoundError, ValueError):
-            return None
+            return None, version
         except OSError as error:
+            if self._shared is not None:
+                raise
             problem = error.strerror or error
             raise RequestError(f"{self._path}: is not a lock ({problem}); expected a file of a run, or none") from error
         if not isinstance(holder, dict) or not {"host", "pid", "token"} <= holder.keys():
-            return None
+            return None, version
         known = isinstance(holder["host"], str) and type(holder["pid"]) is int and isinstance(holder["token"], str)
-        return holder if known else None
+        return (holder if known else None), version
 
-    def _write(self) -> None:
-        write_bytes(self._path, json.dumps(self._me).encode())
+    def _write(self, version: bytes) -> bool:
+        """Writes this process as the holder; in a bucket only over the version that was read. Returns whether."""
+        data = json.dumps(self._me).encode()
+        if self._shared is not None:
+            return self._shared.write(data, version)
+        write_bytes(self._path, data)
+        return True
+
+    def _remove(self, version: bytes) -> None:
+        if self._shared is not None:
+            self._shared.write(None, version)
+        else:
+            self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Makes reading and writing atomic if the file system supports locks; on buckets only the heartbeat decides."""
-        if "://" in os.fspath(self._path):
+        """Makes reading and writing atomic if the file system supports locks; in a bucket, versions do that."""
+        if self._shared is not None:
             yield
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
