@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports JAX. Tests that simulate several devices use separate processes.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -18,6 +20,9 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 import jaxtyping
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from visor_jax.testing.bucket import BucketServer
 
 # Calls of functions in these packages are checked against their annotations, including shapes and dtypes. Installed
 # before any test imports them.
@@ -95,6 +100,32 @@ def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_copy(tiny_run: Path, tmp_path: Path) -> Path:
     """A copy of `tiny_run`, which the test may change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+# --- a bucket ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[BucketServer]:
+    """A stand-in for Google Cloud Storage with the bucket "runs"; this process and its children reach it as gs://."""
+    if importlib.util.find_spec("gcsfs") is None:  # importing it reads the variables
+        pytest.skip("the extra [gcs] is not installed")
+    from visor_jax.testing.bucket import BucketServer
+
+    with BucketServer("runs") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server: BucketServer) -> Iterator[Path]:
+    """A new folder of the bucket."""
+    from visor_jax.files.read_write import as_path
+
+    name = f"test{len(bucket_server.calls)}"
+    yield as_path(f"gs://runs/{name}")
+    bucket_server.refused = None
 
 
 # --- PyTorch ----------------------------------------------------------------------------------------------------------

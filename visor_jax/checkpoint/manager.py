@@ -36,7 +36,7 @@ from visor_jax.checkpoint.restoring import (
     steps_in,
 )
 from visor_jax.errors import RequestError, RunError
-from visor_jax.files.bucket import is_bucket, make_folder
+from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
 from visor_jax.files.read_write import remove_folder
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.provenance import differing_fields, plain
@@ -164,7 +164,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 remove_step(place)
                 make_folder(place)
-            self._saver.start(place / ARRAYS, state)
+            with bucket_errors(place):
+                self._saver.start(place / ARRAYS, state)
         except (OSError, ValueError, RuntimeError) as error:
             failed: Future[None] = Future()
             failed.set_exception(error)
@@ -318,9 +319,10 @@ class Checkpoints:
 
 def remove_step(place: Path) -> None:
     """Removes a step's folder; the commit marker goes first, so that a partly removed step is not valid."""
-    if not place.exists():
-        return
-    (place / COMMIT).unlink(missing_ok=True)
+    with bucket_errors(place):
+        if not place.exists():
+            return
+        (place / COMMIT).unlink(missing_ok=True)
     fault_point("gc", int(place.name))
     if is_bucket(place):
         remove_folder(place)

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from visor_jax import __version__
 from visor_jax.errors import INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
+from visor_jax.files.bucket import describe, is_bucket_error
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import Stop, is_watched, was_interrupted
 
@@ -72,6 +73,8 @@ def run(argv: list[str], stop: Stop) -> int:
             expected = from_os_error(error)
             if error.filename == _STDOUT:
                 _drop_output()
+        elif is_bucket_error(error):
+            expected = RunError(f"a bucket could not be reached: {describe(error)}")
         expected = expected or _no_device(error)
         if expected is None:
             raise

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, one_line
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 EXTRAS = {"gs": "visor-jax[gcs]"}
 UNFINISHED = ".unfinished"  # an object in a folder that is being uploaded
 # Modules of the packages that reach a bucket; their own exceptions are not `OSError`s.
-_MODULES = ("gcsfs", "aiohttp", "google", "requests", "s3fs", "botocore", "adlfs", "azure")
+_MODULES = ("gcsfs.", "aiohttp.", "google.auth.", "google.api_core.", "google.cloud.", "s3fs.", "botocore.", "azure.")
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
@@ -39,6 +39,7 @@ def check_scheme(scheme: str) -> None:
         raise RequestError(f"{scheme}://: unknown kind of bucket; expected a local path, or one of {known}")
     import fsspec
     from etils.epath import gpath
+    from fsspec.config import conf
 
     # Where TensorFlow is installed etils would use it, which imports it and takes the accelerator's memory.
     os.environ["EPATH_USE_TF"] = "false"
@@ -54,7 +55,7 @@ def check_scheme(scheme: str) -> None:
         ) from error
     # A cached listing would hide what tensorstore, another process or another machine has written since.
     for protocol in (scheme, "gcs") if scheme == "gs" else (scheme,):
-        fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+        conf.setdefault(protocol, {})["use_listings_cache"] = False
 
 
 @contextlib.contextmanager
@@ -65,19 +66,25 @@ def bucket_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        number = errno.ENOENT if isinstance(error, FileNotFoundError) else errno.EIO
-        number = errno.EACCES if "Forbidden" in str(error) else number
-        reason = "No such bucket or object" if number == errno.ENOENT else " ".join(str(error).split())
+        missing, forbidden = isinstance(error, FileNotFoundError), str(error).startswith("Forbidden")
+        number = errno.ENOENT if missing else errno.EACCES if forbidden else errno.EIO
+        reason = "No such bucket or object" if missing else one_line(str(error))
         raise OSError(number, reason, os.fspath(path)) from error
     except Exception as error:
         if not is_bucket_error(error):
             raise
-        raise OSError(errno.EIO, " ".join(f"{type(error).__name__}: {error}".split()), os.fspath(path)) from error
+        number = errno.EACCES if getattr(error, "code", None) in (401, 403) else errno.EIO
+        raise OSError(number, describe(error), os.fspath(path)) from error
 
 
 def is_bucket_error(error: BaseException) -> bool:
     """Returns whether an exception comes from a package that reaches a bucket."""
-    return type(error).__module__.partition(".")[0] in _MODULES
+    return f"{type(error).__module__}.".startswith(_MODULES)
+
+
+def describe(error: BaseException) -> str:
+    """Returns an exception's kind and message as one line."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def make_folder(folder: Path) -> None:

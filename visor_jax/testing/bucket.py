@@ -68,12 +68,14 @@ class BucketServer:
     Attributes:
       objects: (bucket, name) -> the newest version; a test may read and change it under `lock`.
       calls: (method, path with query) of every request, in order.
+      refused: status and message of the answer to every request; None to serve them.
     """
 
     def __init__(self, *buckets: str) -> None:
         self.buckets, self.lock = set(buckets), threading.Lock()
         self.objects: dict[tuple[str, str], StoredObject] = {}
         self.calls: list[tuple[str, str]] = []
+        self.refused: tuple[int, str] | None = None
         self._uploads: dict[str, tuple[str, str, dict[str, list[str]], bytearray]] = {}
         self._generation = 1_000
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -217,6 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
             store.calls.append((self.command, unquote(self.path)))
         match = _OBJECT.fullmatch(url.path)
         try:
+            if store.refused is not None:
+                raise Refusal(*store.refused)
             if match is None or re.search("/(rewriteTo|copyTo|moveTo|compose)(/|$)", match["name"] or ""):
                 raise Refusal(501, f"{self.command} {url.path}: a bucket has no such operation here")
             bucket, name = unquote(match["bucket"]), unquote(match["name"] or query.get("name", [""])[0])
