@@ -219,8 +219,8 @@ class _Handler(BaseHTTPRequestHandler):
             store.calls.append((self.command, unquote(self.path)))
         match = _OBJECT.fullmatch(url.path)
         try:
-            if store.refused is not None:
-                raise Refusal(*store.refused)
+            if (refused := store.refused) is not None:
+                raise Refusal(refused[0], refused[1])
             if match is None or re.search("/(rewriteTo|copyTo|moveTo|compose)(/|$)", match["name"] or ""):
                 raise Refusal(501, f"{self.command} {url.path}: a bucket has no such operation here")
             bucket, name = unquote(match["bucket"]), unquote(match["name"] or query.get("name", [""])[0])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import socket
 import sys
@@ -52,9 +51,8 @@ class EventFile:
         """
         now = time.time()
         name = f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
-        # An object of a bucket is replaced as a whole, so only before checkpoints.
-        self._flush_seconds = math.inf if is_bucket(folder) else self.FLUSH_SECONDS
-        self._records = RecordWriter(open_growing(folder / name) if is_bucket(folder) else (folder / name).open("ab"))
+        self._in_bucket = is_bucket(folder)
+        self._records = RecordWriter(open_growing(folder / name) if self._in_bucket else (folder / name).open("ab"))
         self._put(messages.Event(wall_time=now, file_version="brain.Event:2"))
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._put(messages.Event(wall_time=now, step=first_step, session_log=start))
@@ -70,7 +68,8 @@ class EventFile:
         for tag, value in scalars.items():
             event.summary.value.add(tag=tag.encode("utf-8", "backslashreplace").decode(), simple_value=value)
         self._put(event)
-        if time.monotonic() - self._flushed > self._flush_seconds:
+        # An object of a bucket is replaced as a whole, so only before checkpoints.
+        if not self._in_bucket and time.monotonic() - self._flushed > self.FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
