@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from visor_jax import __version__
 from visor_jax.errors import INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
 from visor_jax.files.bucket import describe, is_bucket_error
+from visor_jax.scale.xla_flags import set_flags_of_host
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import Stop, is_watched, was_interrupted
 
@@ -106,6 +107,7 @@ def _run(argv: list[str], stop: Stop) -> int:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
     config = _configuration(name, module, args, overrides)
+    set_flags_of_host()  # before JAX is imported
     fault_point("imported")
     if not getattr(module, "WATCHED", False):
         stop.started()

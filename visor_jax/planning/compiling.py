@@ -19,6 +19,7 @@ from typing import Any
 from visor_jax.config import Config, to_json
 from visor_jax.errors import RequestError, RunError
 from visor_jax.scale.topologies import Topology
+from visor_jax.scale.xla_flags import set_flags
 
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -58,6 +59,7 @@ def compile_stages(config: Config, topology: Topology, stages: Sequence[str], se
         request.write_text(json.dumps(asked))
         command = [sys.executable, "-P", "-m", "visor_jax.planning.worker", str(request)]
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | WITHOUT_TPU
+        set_flags(environment, topology.chip.name)
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False, timeout=max(seconds, 1)

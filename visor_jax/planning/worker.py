@@ -12,19 +12,25 @@ import math
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
-from visor_jax.config import from_json
+from visor_jax.config import Config, from_json, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.planning.hlo import collectives
-from visor_jax.planning.step import StageStep, stage_step
-from visor_jax.scale.mesh import build_mesh
+from visor_jax.scale.mesh import build_mesh, check_rows
+from visor_jax.train.ahead import AbstractStep, abstract_step
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_SIZE = r"([\d.]+)([KMGT]?)"
+_USED = (
+    re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+    re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -33,7 +39,7 @@ def main(request: dict[str, Any]) -> None:
     config, results = from_json(json.dumps(request["config"])), {}
     out = Path(request["out"])
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=request["topology"]).devices
+        devices = topology_devices(request["topology"])
     except Exception as error:  # libtpu's own message says which shapes it knows
         out.write_text(json.dumps({"refused": str(error).splitlines()[0][:500]}))
         return
@@ -41,7 +47,8 @@ def main(request: dict[str, Any]) -> None:
     for stage in request["stages"]:
         try:
             mesh = build_mesh(sizes.replica, sizes.fsdp, sizes.tensor, devices=devices)
-            step = stage_step(config, stage, mesh)
+            check_batch(config, stage, mesh)
+            step = abstract_step(config, stage, mesh)
         except RequestError as error:
             out.write_text(json.dumps({"refused": str(error)}))
             return
@@ -50,19 +57,32 @@ def main(request: dict[str, Any]) -> None:
         out.write_text(json.dumps({"stages": results, "mesh": dict(mesh.shape)}))
 
 
-def compiled(step: StageStep) -> dict[str, Any]:
+def topology_devices(name: str) -> Sequence[Any]:
+    """Returns the devices of a topology; of a v4 chip one, whose two cores work together, as on hardware."""
+    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def check_batch(config: Config, stage: str, mesh: Mesh) -> None:
+    """Checks that the rows of a stage's batch can be split over the mesh, as the training loop does."""
+    settings = stage_config(config, stage)
+    packed = config.data.pack_window > 0 and settings.objective == "answer"
+    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, config.data.pool_rows if packed else 1)
+
+
+def compiled(step: AbstractStep) -> dict[str, Any]:
     """Compiles a step; returns bytes per device, collectives, and seconds of compiling."""
     start = time.monotonic()
     result: dict[str, Any] = {"weights": held(step.state[:2]), "optimizer": held(step.state.opt_state)}
-    result["batch"] = held(step.arguments[1])
+    result["batch"] = held(step.batch)
     try:
-        program = step.update.lower(*step.arguments).compile()
+        jitted: Any = step.update
+        program = jitted.lower(step.state, step.batch, step.budget, step.learning_rate).compile()
     except jax.errors.JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if used is None:
+        sizes = out_of_memory(str(error))
+        if sizes is None:
             raise
-        total, limit = (round(float(used[i]) * _UNITS[used[i + 1]]) for i in (1, 3))
-        return {**result, "fits": False, "total": total, "limit": limit, "seconds": time.monotonic() - start}
+        return {**result, "fits": False, "total": sizes[0], "limit": sizes[1], "seconds": time.monotonic() - start}
     memory = program.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     result["temporaries"] = memory.temp_size_in_bytes
@@ -74,6 +94,16 @@ def compiled(step: StageStep) -> dict[str, Any]:
     }
     result["unknown_loops"] = traffic.unknown_loops
     return {**result, "fits": True, "seconds": time.monotonic() - start}
+
+
+def out_of_memory(message: str) -> tuple[int, int] | None:
+    """Returns the bytes that a program needs and may use, from the compiler's message; None if it says no such thing."""
+    used = next((match for pattern in _USED if (match := pattern.search(message))), None)
+    return used and (_size(used[1], used[2]), _size(used[3], used[4]))
+
+
+def _size(number: str, unit: str) -> int:
+    return round(float(number) * _UNITS[unit])
 
 
 def held(tree: Any) -> int:

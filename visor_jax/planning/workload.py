@@ -74,7 +74,7 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     total = sum(weights.values())
     ways = mesh.fsdp // topology.chip.cores or 1
     collectives = fsdp(total / mesh.tensor, trained / mesh.tensor, ways)
-    collectives += tensor_parallel(arch.text.num_layers, packed.text * share, arch.text.hidden_size, mesh.tensor)
+    collectives += build.reductions() if settings.objective == "answer" else []
     if mesh.replica > 1:
         gradients = 2 * 4.0 * trained / (mesh.fsdp * mesh.tensor)
         collectives.append(Collective("replicas", "all-reduce", gradients, mesh.replica))
@@ -168,6 +168,18 @@ class _Builder:
         ops += self.reading(cross, self.remat, 2.0 if self.trains.get("blocks/cross_attention") else decoder)
         head = 2.0 if self.trains.get("lm_head", self.trains["embed_tokens"]) else 1.0
         return [*ops, head_ops(arch.text.hidden_size, arch.text.vocab_size, text, used, head, self.tensor)]
+
+    def reductions(self) -> list[Collective]:
+        """Reductions of activations over the chips that share each product: joint layers, text layers, tower."""
+        arch, share, tensor = self.arch, self.share, self.tensor
+        kinds = [place.kind for place in arch.layers] if arch.plan == "visor" else [LayerKind.SELF] * len(arch.layers)
+        joint, hidden = kinds.count(LayerKind.SELF), arch.text.hidden_size
+        patches = self.packed.tiles * share * arch.vision.patches_per_tile
+        return [
+            *tensor_parallel(joint, (self.packed.visual + self.packed.text) * share, hidden, tensor),
+            *tensor_parallel(len(kinds) - joint, self.packed.text * share, hidden, tensor),
+            *tensor_parallel(arch.vision.num_layers, patches, arch.vision.hidden_size, tensor),
+        ]
 
     def policy(self) -> list[Op]:
         """Tower, and the layers before the first optional one; gradients reach the routing token only."""
