@@ -97,7 +97,7 @@ def compiled(step: AbstractStep) -> dict[str, Any]:
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
-    """Returns the bytes that a program needs and may use, from the compiler's message; None if it says no such thing."""
+    """Returns the bytes that a program needs and may use, from the compiler's message; None for another one."""
     used = next((match for pattern in _USED if (match := pattern.search(message))), None)
     return used and (_size(used[1], used[2]), _size(used[3], used[4]))
 
