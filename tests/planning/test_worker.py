@@ -18,8 +18,8 @@ GIB = 2**30
             (24.5, 15.75),
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (150.68G) exceeds"
-            " available HBM (95.74G).",
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (150.68G)"
+            " exceeds available HBM (95.74G).",
             (150.68, 95.74),
         ),
         ("INTERNAL: Mosaic failed to compile TPU kernel", None),
