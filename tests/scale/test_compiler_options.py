@@ -146,6 +146,23 @@ def test_a_bucket_keeps_programs_for_the_next_machine(tmp_path, monkeypatch) -> 
     assert [path.name for path in (tmp_path / "bucket" / "programs" / "visor").glob("jit__lambda*-cache")]
 
 
+def test_a_program_that_another_process_is_still_writing_is_compiled_again(tmp_path, monkeypatch) -> None:
+    """JAX writes an entry in place (only in process 0), so another process may read a part of it."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "programs"))
+    use_compile_cache(min_seconds=0.0)
+
+    def double(x):
+        return x * 2 + 1
+
+    assert jax.jit(double)(3.0) == 7.0
+    entries = list((tmp_path / "programs").glob("jit_double*-cache"))
+    assert len(entries) == 1
+    entries[0].write_bytes(entries[0].read_bytes()[:-100])
+    jax.clear_caches()
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache entry"):
+        assert jax.jit(double)(3.0) == 7.0
+
+
 def test_a_bucket_that_cannot_be_reached_is_one_warning(monkeypatch, caplog) -> None:
     monkeypatch.setattr(fsspec, "get_filesystem_class", raises_import_error)
     files._check_scheme.cache_clear()

@@ -1,0 +1,134 @@
+"""`visor` with a workdir in a bucket: a whole run, kills, a second run, and commands that read the result."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import visor_jax.errors
+from visor_jax.__main__ import main
+from visor_jax.errors import RequestError
+from visor_jax.files import read_write
+from visor_jax.files.bucket import names_below
+from visor_jax.files.read_write import read_json, write_json
+from visor_jax.scale.compiler_options import QUICK
+from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.lock import WorkdirLock, this_process
+from visor_jax.workdir.metrics_log import read_rows
+
+ROOT = Path(visor_jax.errors.__file__).parents[1]
+FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+STAGES = ("base", "warmup", "full", "universal", "policy")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def test_without_gcsfs_every_command_names_the_extra(monkeypatch, capsys, picture):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for name in ("gs", "gcs"):
+        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
+    monkeypatch.setattr(read_write, "_check_scheme", read_write.check_scheme)
+    run = f"run --config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    for command in (run, "report", "export", "evaluate", f"generate --image={picture} --question=b"):
+        assert main([*command.split(), "--workdir=gs://bucket/run"]) == 2
+        error = capsys.readouterr().err
+        assert "gs://: needs the package gcsfs" in error and "pip install 'visor-jax[gcs]'" in error, command
+
+
+def test_other_kinds_of_bucket_hold_no_run():
+    with pytest.raises(RequestError, match="s3://"):
+        Workdir("s3://bucket/run").lock()
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visor(tmp_path, compiled):
+    """Returns a function that runs a command in a process of its own: (exit status, output)."""
+    config = tmp_path / "tiny.py"
+    config.write_text("from visor_jax.testing import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n")
+
+    def run(*arguments: object, at: str = "") -> tuple[int, str]:
+        settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "VISOR_TEST_KILL_AT": at}
+        settings |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "visor_jax", *(str(a).replace("CONFIG", str(config)) for a in arguments)],
+            env={
+                **settings,
+                "JAX_COMPILATION_CACHE_DIR": compiled,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            },
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def results(workdir: Path) -> dict:
+    """Returns everything that must not depend on where a run is stored, or on how often it was killed."""
+    losses = {
+        stage: [(row["step"], row["loss"], row["budget"]) for row in read_rows(workdir / stage / "metrics.jsonl")]
+        for stage in STAGES
+    }
+    evaluation = read_json(workdir / "eval" / "test.json")
+    parity = read_json(workdir / "export" / "parity.json")
+    return {
+        "losses": losses,
+        "viable": read_json(workdir / "search" / "viable.json")["viable"],
+        "labels": read_json(workdir / "labels" / "labels.json"),
+        "accuracy": [(row["budget"], row["accuracy"]) for row in evaluation["budgets"]],
+        "files": parity["files"],
+        "greedy": parity["greedy_tokens_equal"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_server, visor, tmp_path, picture):
+    whole = ("run", "--config=CONFIG")
+    assert visor(*whole, f"--workdir={tmp_path / 'local'}")[0] == 0
+    with WorkdirLock(bucket / "lock.json"):
+        status, output = visor(*whole, f"--workdir={bucket}")
+        assert (
+            status == 2 and f"is in use by another run (host {this_process()['host']}, process {os.getpid()})" in output
+        )
+    for point in ("step:3", "before_commit:4", "arrays_written:2", "score", "export"):
+        status, output = visor(*whole, f"--workdir={bucket}", at=point)
+        assert status == -9, output
+        assert read_json(bucket / "lock.json")["host"] == this_process()["host"]
+    write_json(bucket / "lock.json", {**read_json(bucket / "lock.json"), "host": "elsewhere"})  # a stale lock
+    status, output = visor(*whole, f"--workdir={bucket}")
+    assert status == 0, output
+    assert results(bucket) == results(tmp_path / "local")
+    names = names_below(bucket)
+    assert "lock.json" not in names and not [name for name in names if ".unfinished" in name or "chunks" in name]
+    assert [name for name in names if name.startswith("full/events.out.tfevents.")]
+    for method, path in bucket_server.calls:
+        assert not any(word in path for word in ("rewriteTo", "copyTo", "moveTo", "compose")), (method, path)
+
+    # Commands that read the result.
+    status, output = visor("evaluate", f"--workdir={bucket}", "--json")
+    assert status == 0, output
+    ask = ("generate", f"--image={picture}", "--question=What colour?", "--max-new-tokens=3")
+    answers = [visor(*ask, f"--workdir={workdir}") for workdir in (bucket, tmp_path / "local")]
+    assert answers[0][0] == 0 and answers[0][1].split("\n")[0] == answers[1][1].split("\n")[0], answers
+    assert visor("report", f"--workdir={bucket}")[0] == 0
+    status, output = visor("export", f"--workdir={bucket}", f"--out={bucket}/second", "--stage=full")
+    assert status == 0 and (bucket / "second" / "parity.json").exists(), output
+    status, output = visor("export", f"--workdir={bucket}", f"--out={bucket}/second", "--stage=full")
+    assert status == 2 and "is not empty" in output
