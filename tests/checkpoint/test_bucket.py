@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import visor_jax.errors
 from visor_jax.checkpoint.manager import Checkpoints, find_newest
 from visor_jax.errors import RunError
 from visor_jax.files.bucket import names_below
 from visor_jax.testing.bucket import BucketServer, StoredObject
 
+ROOT = Path(visor_jax.errors.__file__).parents[1]
 Objects = dict[tuple[str, str], StoredObject]
 
 
@@ -138,3 +145,55 @@ def test_a_failed_save_is_reported_and_retried(bucket, bucket_server, answer, ca
     checkpoints.save(1, state(1), wait=True)
     checkpoints.close()
     assert_holds(bucket, 1)
+
+
+TWO_PROCESSES = """
+    import sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from visor_jax.checkpoint.manager import Checkpoints
+    from visor_jax.errors import RequestError
+    from visor_jax.files.read_write import as_path
+    from visor_jax.workdir.lock import WorkdirLock
+    folder, port, index = as_path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, shutdown_timeout_seconds=30)
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("fsdp",)), P("fsdp"))
+    value = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+    make = lambda x: jax.make_array_from_callback((8, 4), sharding, lambda i: value[i] + x)
+    lock = WorkdirLock(folder / "lock.json")
+    with lock, Checkpoints(folder / "checkpoints", identity={}, keep=1) as checkpoints:
+        assert (lock._heart is None) == (index == 1)
+        try:
+            WorkdirLock(folder / "lock.json").__enter__()
+        except RequestError as error:
+            print("refused:", error)
+        for step in (1, 2):
+            checkpoints.save(step, {"params": {"w": make(step)}}, wait=True)
+        assert checkpoints.latest() == 2
+        like = {"params": {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=sharding)}}
+        loaded = checkpoints.restore(2, like)["params"]["w"]
+        for shard in loaded.addressable_shards:
+            np.testing.assert_array_equal(shard.data, value[shard.index] + 2)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_lock_and_save_one_step(bucket):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", textwrap.dedent(TWO_PROCESSES), str(bucket), str(port)]
+    running = [
+        subprocess.Popen([*command, str(i)], env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
+        for i in (0, 1)
+    ]
+    texts = [process.communicate(timeout=200)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], texts
+    assert "is in use by another run" in texts[0] and "see the message of process 0" in texts[1]
+    names = names_below(bucket)
+    assert "lock.json" not in names and {name.split("/")[1] for name in names} == {"2"}
+    with opened(bucket / "checkpoints", identity={}) as checkpoints:  # in one process
+        assert checkpoints.latest() == 2
+        restored = checkpoints.restore(2, {"params": {"w": jnp.zeros((8, 4))}})["params"]["w"]
+        np.testing.assert_array_equal(restored, np.arange(32.0).reshape(8, 4) + 2)

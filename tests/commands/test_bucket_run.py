@@ -13,12 +13,10 @@ from PIL import Image
 
 import visor_jax.errors
 from visor_jax.__main__ import main
-from visor_jax.errors import RequestError
 from visor_jax.files import read_write
 from visor_jax.files.bucket import names_below
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.scale.compiler_options import QUICK
-from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.lock import WorkdirLock, this_process
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -45,9 +43,10 @@ def test_without_gcsfs_every_command_names_the_extra(monkeypatch, capsys, pictur
         assert "gs://: needs the package gcsfs" in error and "pip install 'visor-jax[gcs]'" in error, command
 
 
-def test_other_kinds_of_bucket_hold_no_run():
-    with pytest.raises(RequestError, match="s3://"):
-        Workdir("s3://bucket/run").lock()
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://", "gs:///run", "gopher://bucket"])
+def test_other_places_hold_no_run(capsys, place):
+    assert main(["report", f"--workdir={place}"]) == 2
+    assert f"--workdir={place}: expected gs://BUCKET/FOLDER or a local folder" in capsys.readouterr().err
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------

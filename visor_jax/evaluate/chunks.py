@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from visor_jax.budget import Bits, bit_string
 from visor_jax.data.questions import Failure, Place
 from visor_jax.errors import RequestError
+from visor_jax.files.bucket import is_bucket
 from visor_jax.files.json_shape import COUNT, FLAG, TEXT, check_shape, list_of
 from visor_jax.files.read_write import as_path, parse_json, remove_folder, write_bytes
 from visor_jax.workdir.folder import Workdir
@@ -106,8 +107,9 @@ class ChunkStore:
         if jax.process_index() != 0:
             return
         remove_folder(self._folder)
-        with contextlib.suppress(OSError):  # other passes may have theirs beside it
-            self._chunks.rmdir()
+        if not is_bucket(self._chunks):
+            with contextlib.suppress(OSError):  # other passes may have theirs beside it
+                self._chunks.rmdir()
 
     def _path(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool):
         chunk = {"places": [place.id for place in places], "budgets": [*map(bit_string, budgets)], "routed": routed}

@@ -20,7 +20,7 @@ from typing import Any
 
 from visor_jax.config import ConfigLike
 from visor_jax.errors import RequestError, short, unwritable
-from visor_jax.files.bucket import make_folder
+from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
 from visor_jax.files.read_write import (
     MAX_JSON_BYTES,
     as_path,
@@ -137,11 +137,13 @@ class Workdir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """
         Raises:
-          RequestError: the path is empty or holds control characters.
+          RequestError: the path is empty, holds control characters, or names no bucket of Google Cloud Storage.
         """
         text = os.fspath(path)
         if not text or not text.isprintable():
             raise RequestError(f"--workdir: {text!r} is not a usable path: expected printable characters")
+        if is_bucket(text) and not re.match(r"gs://[^/]", text):
+            raise RequestError(f"--workdir={text}: expected gs://BUCKET/FOLDER or a local folder")
         self.path = as_path(text)
 
     def stage(self, name: str) -> StageFolder:
@@ -159,7 +161,8 @@ class Workdir:
         try:
             make_folder(self.path)
             write_text(probe, "")
-            probe.unlink(missing_ok=True)
+            with bucket_errors(probe):
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(f"--workdir={self.path}", error) from error
 
