@@ -22,7 +22,8 @@ GROUND = ("errors", "files", "tree", "architecture", "budget", "cost")
 FLOORS = (
     *((name,) for name in GROUND),
     ("config",),
-    ("workdir", "kernels", "scale"),
+    ("workdir", "kernels"),
+    ("scale",),
     ("data", "model"),
     ("hf",),
     ("checkpoint",),

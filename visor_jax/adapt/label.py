@@ -26,6 +26,7 @@ from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.scoring import score
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.generate.visor import Visor
+from visor_jax.scale.distributed import once
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels, read_viable
@@ -71,7 +72,7 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
         if not correct.any():
             raise RequestError("label.only_right=True: the full budget answers no question correctly; expected False")
         labels, tasks = labels.only(correct), tasks[correct]
-    write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, identity)
+    once(lambda: write(workdir, labels, tasks.tolist(), config.label.tolerance, skips, identity))
     chunks.remove()
     return labels
 

@@ -29,6 +29,7 @@ from visor_jax.evaluate.scoring import Scores, score
 from visor_jax.evaluate.summary import level_means, mean_decoder_flops, task_accuracies
 from visor_jax.files.read_write import write_json, write_text
 from visor_jax.generate.visor import Visor
+from visor_jax.scale.distributed import once
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir.folder import Workdir
 
@@ -79,7 +80,8 @@ def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bit
 
     subsets = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
     kept = viable(subsets)
-    write_results(workdir, subsets, kept, model.arch, skips.by_reason(), identity, source_kind(config).levels)
+    skipped, levels = skips.by_reason(), source_kind(config).levels
+    once(lambda: write_results(workdir, subsets, kept, model.arch, skipped, identity, levels))
     chunks.remove()
     return [subset.bits for subset in kept]
 

@@ -15,6 +15,8 @@ A command module only connects other packages. It defines
 - `WATCHED: bool`: True if the command does its work inside `watched` (below), as long commands do; omitted otherwise.
   Before `watched` there is nothing to clean up, and SIGINT ends the process immediately with 130.
 
+- `PROCESSES: str`: "all" if all processes of a run share the work; omitted if process 0 does it alone.
+
 A long command does its work inside `watched(config.train.hang_seconds)` of `visor_jax.workdir.supervision`, and its
 loops call `beat`: a hang then ends with 134, and a library cannot suppress SIGINT.
 

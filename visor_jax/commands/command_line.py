@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from visor_jax import __version__
-from visor_jax.errors import INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
+from visor_jax.errors import ABORTED, INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
 from visor_jax.files.bucket import describe, is_bucket_error
 from visor_jax.scale.xla_flags import set_flags_of_host
 from visor_jax.workdir.fault_points import fault_point
@@ -57,6 +57,22 @@ def run(argv: list[str], stop: Stop) -> int:
       stop: the signals of this process.
     """
     try:
+        status = _status(argv, stop)
+    except SystemExit as leaving:
+        _finish(leaving.code if isinstance(leaving.code, int) else 1)
+        raise
+    except BaseException:
+        if _distributed() is not None:
+            traceback.print_exc()
+            _finish(1)
+        raise
+    _finish(status)
+    return status
+
+
+def _status(argv: list[str], stop: Stop) -> int:
+    """Runs one command and converts expected errors to an exit status."""
+    try:
         status = _run(argv, stop)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -76,6 +92,9 @@ def run(argv: list[str], stop: Stop) -> int:
                 _drop_output()
         elif is_bucket_error(error):
             expected = RunError(f"a bucket could not be reached: {describe(error)}")
+        if expected is None and (distributed := _distributed()) is not None and distributed.is_lost_peer(error):
+            _print_error(RunError(f"another process of this run is gone: {str(error).splitlines()[0]}"))
+            return ABORTED
         expected = expected or _no_device(error)
         if expected is None:
             raise
@@ -106,11 +125,24 @@ def _run(argv: list[str], stop: Stop) -> int:
     if stray:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
+    _start_processes(stop)
     config = _configuration(name, module, args, overrides)
     set_flags_of_host()  # before JAX is imported
     fault_point("imported")
     if not getattr(module, "WATCHED", False):
         stop.started()
+    if (distributed := _distributed()) is None:
+        return _call(module, args, config)
+    if getattr(module, "PROCESSES", "one") == "one":
+        return distributed.once(lambda: _call(module, args, config))
+    if distributed.is_main():
+        return _call(module, args, config)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # process 0 prints the results
+        return _call(module, args, config)
+
+
+def _call(module: ModuleType, args: argparse.Namespace, config: Any) -> int:
+    """Calls a command's `main`, prints its result, and returns its exit status."""
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             result = module.main(args, config)
@@ -144,6 +176,35 @@ def _no_device(error: Exception) -> RunError | None:
         return None
     lock = f"; remove {LOCK_FILE} once no program uses the TPU" if "'tpu'" in str(error) and LOCK_FILE.exists() else ""
     return RunError(f"{error}{lock}")
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def _start_processes(stop: Stop) -> None:
+    """Connects this process to the others of its run, if the environment names others."""
+    from visor_jax.scale.environment import heartbeat_seconds, process_settings
+
+    if (settings := process_settings(os.environ)) is None:
+        return
+    from visor_jax.scale import distributed
+
+    distributed.start(settings, heartbeat_seconds(os.environ))
+    stop.take_sigterm()
+    if not distributed.is_main():
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_OneLine(f"visor [process {distributed.process_index()}]: %(message)s"))
+
+
+def _distributed() -> Any:
+    """Returns the module `visor_jax.scale.distributed` if it has connected several processes, else None."""
+    module = sys.modules.get("visor_jax.scale.distributed")
+    return module if module is not None and module.started() else None
+
+
+def _finish(status: int) -> None:
+    if (distributed := _distributed()) is not None:
+        distributed.finish(status)
 
 
 def _print_json(result: Any) -> None:

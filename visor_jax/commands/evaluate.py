@@ -19,6 +19,7 @@ HELP = "accuracy and cost of every budget"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

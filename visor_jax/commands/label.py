@@ -11,6 +11,7 @@ HELP = "pseudo-labels for the policy"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,11 +21,13 @@ from visor_jax.errors import RequestError
 from visor_jax.files.bucket import size_of
 from visor_jax.files.read_write import as_path, read_json
 from visor_jax.scale.compiler_options import use_compile_cache
+from visor_jax.scale.distributed import is_main, once
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
-from visor_jax.workdir.supervision import supervised, watched
+from visor_jax.workdir.supervision import beat, supervised, watched
 
+VISIBLE_SECONDS = 60.0  # for a file of process 0 to reach the others
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
 
 
@@ -48,16 +50,52 @@ def run_stages(config: ConfigLike, path: str, stages: Sequence[str], also_reads:
     config = as_config(config)
     check_source(config)
     workdir = Workdir(path)
-    workdir.create()
-    with supervised(), watched(config.train.hang_seconds), workdir.lock(), workdir.claimed(config):
+    once(workdir.create)
+    with supervised(), watched(config.train.hang_seconds), held(workdir, config):
         use_compile_cache(workdir.path)
-        pending = [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)]
+        pending = once(lambda: [stage for stage in {*stages, *config.stages} if not is_complete(workdir, stage)])
         if pending:
             source_kind(config).check_splits(config, {*map(split_read_by, pending), *also_reads})
-        if not all(is_complete(workdir, stage) for stage in stages):
-            claim_data(config, workdir)
+        if not {*pending}.isdisjoint(stages):
+            once(lambda: claim_data(config, workdir))
         seconds = {stage: run_stage(config, workdir, stage) for stage in stages}
     return {"stages": seconds}
+
+
+@contextlib.contextmanager
+def held(workdir: Workdir, config: Config | None = None) -> Iterator[None]:
+    """Locks a workdir for this run's processes; with a configuration, also claims it. Process 0 holds the lock.
+
+    Raises:
+      RequestError: another run holds it, it holds another configuration, or this process does not see it.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def acquire() -> None:
+            stack.enter_context(workdir.lock())
+            if config is not None:
+                stack.enter_context(workdir.claimed(config))
+
+        once(acquire)
+        check_visible(workdir.path / "config.json")
+        yield
+
+
+def check_visible(path: Path) -> None:
+    """Checks that this process sees a file that process 0 has written; file systems of a network may take a while.
+
+    Raises:
+      RequestError: it does not.
+    """
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RequestError(
+                f"--workdir: {path} was written by process 0 and is not there for this one; expected a folder that all"
+                " machines share, or a bucket (gs://...)"
+            )
+        beat()
+        time.sleep(1)
 
 
 def is_complete(workdir: Workdir, stage: str) -> bool:
@@ -98,8 +136,8 @@ def check_complete(config: Config, workdir: Workdir, stage: str) -> None:
 
 def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
     """Runs one stage unless it is complete; returns the seconds of this call."""
-    if is_complete(workdir, stage):
-        check_complete(config, workdir, stage)
+    if once(lambda: is_complete(workdir, stage)):
+        once(lambda: check_complete(config, workdir, stage))
         print(f"{stage}: complete", flush=True)
         return 0.0
     workdir.check_random_numbers()
@@ -130,7 +168,7 @@ def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
 @contextlib.contextmanager
 def timed(workdir: Workdir, name: str) -> Iterator[None]:
     """Adds the time of the block to `name` in the workdir's `goodput.json`."""
-    goodput = Goodput(workdir.path / "goodput.json")
+    goodput = Goodput(workdir.path / "goodput.json", written=is_main())
     with goodput.time(name):
         yield
     goodput.write()
@@ -146,26 +184,30 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     from visor_jax.report.page import write_report
 
     workdir = Workdir(path)
-    with supervised(), watched(config.train.hang_seconds), workdir.lock():
+    with supervised(), watched(config.train.hang_seconds), held(workdir):
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
         fault_point("eval")
-        if not is_current(evaluated, evaluation_identity(config, model, workdir, "test")):
+        if not once(lambda: is_current(evaluated, evaluation_identity(config, model, workdir, "test"))):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
-        write_report(workdir)  # also before the export, which may fail
-        proof = exported / "parity.json"
-        if not is_export_of(proof, model):
-            with timed(workdir, "export"):
-                about = about_stage(config.export, workdir, model.stage)
-                export(model, exported, stage=model.stage, force=proof.exists(), about=about)
-        report = write_report(workdir)
-    return {
-        "evaluation": read_json(evaluated),
-        "report": str(report),
-        "export": str(exported),
-        "parity": read_json(proof),
-    }
+
+        def publish() -> dict[str, Any]:
+            write_report(workdir)  # also before the export, which may fail
+            proof = exported / "parity.json"
+            if not is_export_of(proof, model):
+                with timed(workdir, "export"):
+                    about = about_stage(config.export, workdir, model.stage)
+                    export(model, exported, stage=model.stage, force=proof.exists(), about=about)
+            report = write_report(workdir)
+            return {
+                "evaluation": read_json(evaluated),
+                "report": str(report),
+                "export": str(exported),
+                "parity": read_json(proof),
+            }
+
+        return once(publish)
 
 
 def is_current(result: Path, identity: dict[str, Any]) -> bool:

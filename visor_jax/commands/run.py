@@ -15,6 +15,7 @@ HELP = "all stages, evaluation, report and PyTorch export"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

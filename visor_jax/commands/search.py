@@ -11,6 +11,7 @@ HELP = "find the viable budgets"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

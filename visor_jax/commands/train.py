@@ -15,6 +15,7 @@ HELP = "train one stage"
 CONFIG = "workdir"
 WORKDIR = "required"
 WATCHED = True
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

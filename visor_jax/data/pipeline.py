@@ -185,6 +185,9 @@ class BatchIterator(Iterator[BatchT]):
     """Batches made ahead of time. Close it, or use it in a `with` statement.
 
     What was tried for a batch is counted (`SkipLog.use`) when the batch is taken.
+
+    Attributes:
+        tally: what was tried for the last batch taken.
     """
 
     def __init__(
@@ -194,10 +197,11 @@ class BatchIterator(Iterator[BatchT]):
         position: Callable[[], Any] = lambda: None,
     ) -> None:
         self._batches, self._skips, self._position = batches, skips, position
+        self.tally = Tally()
 
     def __next__(self) -> BatchT:
         try:
-            batch, tally = next(self._batches)
+            batch, self.tally = next(self._batches)
         except RuntimeError as error:
             if not str(error).startswith(_WORKER_DIED):
                 raise
@@ -205,7 +209,7 @@ class BatchIterator(Iterator[BatchT]):
                 f"a process that prepares samples died ({str(error).split('.')[0]}), perhaps for want of memory; resume"
                 " with fewer data.workers or a smaller data.pack_window"
             ) from error
-        self._skips.use(tally)
+        self._skips.use(self.tally)
         return batch
 
     def position(self) -> Any:

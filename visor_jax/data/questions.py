@@ -78,6 +78,18 @@ class Kept(Protocol):
 KeptT = TypeVar("KeptT", bound=Kept)
 
 
+class Shares(Protocol[KeptT]):
+    """Divides the chunks of a pass among several processes."""
+
+    def mine(self, missing: Sequence[int]) -> Sequence[int]:
+        """Returns those of the missing chunks that this process makes."""
+        ...
+
+    def fill(self, known: Sequence[KeptT | None]) -> list[KeptT]:
+        """Returns `known` with what the processes have made of the missing chunks."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Chunk(Generic[KeptT]):
     """Consecutive questions that become one batch: the unit in which a pass computes and is resumed.
@@ -177,7 +189,9 @@ class Questions:
         """Returns batches of `batch_size` rows; they can be iterated over repeatedly."""
         return QuestionBatches(self, batch_size)
 
-    def chunks(self, size: int, kept: Callable[[list[Place]], KeptT | None]) -> Iterator[Chunk[KeptT]]:
+    def chunks(
+        self, size: int, kept: Callable[[list[Place]], KeptT | None], shares: Shares[KeptT] | None = None
+    ) -> Iterator[Chunk[KeptT]]:
         """Yields the questions as chunks of `size` planned questions; reads at most two chunks ahead.
 
         The questions of a chunk follow from the source alone, so a resumed pass has the same chunks. Further chunks
@@ -186,23 +200,36 @@ class Questions:
 
         Args:
           kept: returns what an earlier run kept of a chunk; the questions of that chunk are not read.
+          shares: of several processes; then a chunk to be made comes first, in one of them, and later comes as kept in
+            all of them.
         """
         readable = 0
         for number in itertools.count():
             if not (places := self._round(number, readable)):
                 return
             chunks = [places[start : start + size] for start in range(0, len(places), size)]
-            known = [kept(chunk) for chunk in chunks]
-            missing = [place for chunk, had in zip(chunks, known, strict=True) if had is None for place in chunk]
-            with contextlib.closing(self._read_ahead(missing, 2 * size)) as reader:
-                for chunk, had in zip(chunks, known, strict=True):
-                    beat()
-                    read = list(itertools.islice(reader, len(chunk))) if had is None else had.failures
-                    failures = [item for item in read if isinstance(item, Failure)]
-                    examples = [item for item in read if isinstance(item, Example)]
-                    self._note(failures)
-                    readable += len(chunk) - sum(not failure.readable for failure in failures)
-                    yield Chunk(chunk, self.batch(examples, size) if examples else None, failures, had)
+            known: Sequence[KeptT | None] = [kept(chunk) for chunk in chunks]
+            if shares is not None:
+                mine = shares.mine([index for index, had in enumerate(known) if had is None])
+                yield from self._read_chunks([chunks[index] for index in mine], [None] * len(mine), size)
+                known = shares.fill(known)
+            for chunk in self._read_chunks(chunks, known, size):
+                readable += len(chunk.places) - sum(not failure.readable for failure in chunk.failures)
+                yield chunk
+
+    def _read_chunks(
+        self, chunks: Sequence[list[Place]], known: Sequence[KeptT | None], size: int
+    ) -> Iterator[Chunk[KeptT]]:
+        """Yields chunks, with what is known of them or the batch of their questions."""
+        missing = [place for chunk, had in zip(chunks, known, strict=True) if had is None for place in chunk]
+        with contextlib.closing(self._read_ahead(missing, 2 * size)) as reader:
+            for chunk, had in zip(chunks, known, strict=True):
+                beat()
+                read = list(itertools.islice(reader, len(chunk))) if had is None else had.failures
+                failures = [item for item in read if isinstance(item, Failure)]
+                examples = [item for item in read if isinstance(item, Example)]
+                self._note(failures)
+                yield Chunk(chunk, self.batch(examples, size) if examples else None, failures, had)
 
     def plan(self) -> list[Place]:
         """Returns the questions as far as can be told without opening a picture."""
@@ -301,9 +328,11 @@ class QuestionBatches:
             if chunk.batch is not None:
                 yield chunk.batch
 
-    def chunks(self, kept: Callable[[list[Place]], KeptT | None]) -> Iterator[Chunk[KeptT]]:
+    def chunks(
+        self, kept: Callable[[list[Place]], KeptT | None], shares: Shares[KeptT] | None = None
+    ) -> Iterator[Chunk[KeptT]]:
         """Yields the batches with the places of their questions; see `Questions.chunks`."""
-        return self._questions.chunks(self._batch_size, kept)
+        return self._questions.chunks(self._batch_size, kept, shares)
 
 
 def _nothing_kept(places: list[Place]) -> Kept | None:

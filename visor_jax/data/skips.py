@@ -68,6 +68,16 @@ class Tally:
         """Returns the counts as JSON values."""
         return {"tried": self.tried, "skipped": [[*key, count] for key, count in sorted(self.counts.items())]}
 
+    def report(self) -> dict[str, Any]:
+        """Returns all of it as JSON values."""
+        return {"tried": self.tried, "skips": [list(skip) for skip in self.skips]}
+
+    @classmethod
+    def of_report(cls, report: dict[str, Any]) -> Tally:
+        """Restores a tally from `report()`."""
+        skips = [Skip(*skip) for skip in report["skips"]]
+        return cls(report["tried"], Counter((skip.source, skip.reason) for skip in skips), skips)
+
     @classmethod
     def of(cls, state: Any) -> Tally:
         """Restores a tally from `state()`; returns an empty one for any other value, as in older checkpoints."""

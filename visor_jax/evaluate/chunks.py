@@ -27,6 +27,7 @@ from visor_jax.errors import RequestError
 from visor_jax.files.bucket import is_bucket
 from visor_jax.files.json_shape import COUNT, FLAG, TEXT, check_shape, list_of
 from visor_jax.files.read_write import as_path, parse_json, remove_folder, write_bytes
+from visor_jax.scale.gather import gathered
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import versions
 from visor_jax.workdir.results import read_npz
@@ -98,9 +99,8 @@ class ChunkStore:
         return scores
 
     def save(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool, scores: ChunkScores) -> None:
-        """Writes the scores of a chunk; of several processes, which all compute the same, only process 0 does."""
-        if jax.process_index() == 0:
-            write_bytes(self._path(places, budgets, routed), _packed(scores))
+        """Writes the scores of a chunk; every process those of its own chunks."""
+        write_bytes(self._path(places, budgets, routed), _packed(scores))
 
     def remove(self) -> None:
         """Removes the chunks of this pass, after its result was written."""
@@ -114,6 +114,38 @@ class ChunkStore:
     def _path(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool):
         chunk = {"places": [place.id for place in places], "budgets": [*map(bit_string, budgets)], "routed": routed}
         return self._folder / f"{_digest(chunk)}.npz"
+
+
+class ProcessShares:
+    """Divides the chunks of a pass among all processes: each scores its own, then all have the scores of all.
+
+    Chunk i belongs to process i modulo the number of processes, whatever an earlier run has kept: on a network's file
+    system the processes may not see the same files at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._scored: list[ChunkScores] = []
+
+    def mine(self, missing: Sequence[int]) -> Sequence[int]:
+        """Returns those of the missing chunks that belong to this process."""
+        return [index for index in missing if index % jax.process_count() == jax.process_index()]
+
+    def add(self, scores: ChunkScores) -> None:
+        """Takes the scores of one of this process's chunks; in their order."""
+        self._scored.append(scores)
+
+    def fill(self, known: Sequence[ChunkScores | None]) -> list[ChunkScores]:
+        """Returns the scores of all chunks, each from its process, which has them from `known` or from `add`."""
+        computed, self._scored = iter(self._scored), []
+        own = known[jax.process_index() :: jax.process_count()]
+        everyone = gathered([_packed(next(computed) if scores is None else scores) for scores in own])
+        count = jax.process_count()
+        return [_scores_of(everyone[index % count][index // count]) for index in range(len(known))]
+
+
+def _scores_of(packed: bytes) -> ChunkScores:
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        return _unpacked(dict(arrays), "scores of another process")
 
 
 def _digest(value: Any) -> str:

@@ -36,6 +36,7 @@ from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
+from visor_jax.scale.distributed import once
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.supervision import beat
@@ -98,8 +99,8 @@ def evaluate(
         picked = policy_picks(model, scores, 0.0)
         result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
         result["routes"] = routes_by_task(scores, picked)
-        result["examples"] = write_examples(folder, model, scores, picked, questions)
-    write_json(folder / f"{split}.json", result)
+        result["examples"] = once(lambda: write_examples(folder, model, scores, picked, questions))
+    once(lambda: write_json(folder / f"{split}.json", result))
     chunks.remove()
     return result
 

@@ -26,12 +26,13 @@ from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Chunk, QuestionBatches
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.chunks import ChunkScores, ChunkStore
+from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
 from visor_jax.evaluate.features import TOWER_INPUTS, FeatureStore, SharedFeatures
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.policy import choose
 from visor_jax.model.visor import encode, route
+from visor_jax.scale.distributed import several
 from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import param_shardings, place_batch
 from visor_jax.workdir.fault_points import fault_point
@@ -88,7 +89,8 @@ def score(
       dtype: of activations.
       routed: also run the policy.
       levels: task -> "easy" or "hard", stored in the scores.
-      chunks: where each batch's scores are written; those that are there are read instead of computed.
+      chunks: where each batch's scores are written; those that are there are read instead of computed. Several
+        processes share the chunks.
       features: where visual tokens and the results of budget-independent layers are stored and read.
 
     Raises:
@@ -97,15 +99,20 @@ def score(
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
     scorer = Scorer(params, budgets, arch, mesh, routed=routed, features=features)
     scored: list[ChunkScores] = []
-    for number, chunk in enumerate(as_chunks(batches, budgets, routed, chunks)):
+    shares = ProcessShares() if several() and chunks is not None else None
+    for number, chunk in enumerate(as_chunks(batches, budgets, routed, chunks, shares)):
         beat()
         if chunk.kept is not None:
             scored.append(chunk.kept)
             continue
         fault_point("score")
-        scored.append(scorer.score(chunk))
+        scores = scorer.score(chunk)
         if chunks is not None:
-            chunks.save(chunk.places, budgets, routed, scored[-1])
+            chunks.save(chunk.places, budgets, routed, scores)
+        if shares is None:
+            scored.append(scores)
+        else:
+            shares.add(scores)
         fault_point("chunk", number)
     if not any(chunk.ids for chunk in scored):
         raise RequestError("data: no usable question; every question was skipped, see the warnings")
@@ -125,11 +132,15 @@ def score(
 
 
 def as_chunks(
-    batches: Iterable[Batch] | QuestionBatches, budgets: Sequence[Bits], routed: bool, chunks: ChunkStore | None
+    batches: Iterable[Batch] | QuestionBatches,
+    budgets: Sequence[Bits],
+    routed: bool,
+    chunks: ChunkStore | None,
+    shares: ProcessShares | None,
 ) -> Iterator[Chunk[ChunkScores]]:
     """Yields batches as chunks, with the scores that an earlier run left in `chunks`."""
     if isinstance(batches, QuestionBatches):
-        yield from batches.chunks(lambda places: chunks.load(places, budgets, routed) if chunks else None)
+        yield from batches.chunks(lambda places: chunks.load(places, budgets, routed) if chunks else None, shares)
     else:
         assert chunks is None, "only batches of questions have places"
         for batch in batches:

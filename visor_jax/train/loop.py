@@ -23,18 +23,19 @@ from jax.sharding import Mesh
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import STOPPED
+from visor_jax.scale.distributed import is_main, once
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import place_batch
 from visor_jax.train.faults import BadSteps
-from visor_jax.train.metrics import MetricsWriter, StageProgress
+from visor_jax.train.metrics import MetricsWriter, NoMetrics, StageProgress
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.objectives.base import Metrics, Objective
 from visor_jax.train.optimizer import (
     build_optimizer,
     learning_rates,
 )
-from visor_jax.train.stage import Step
+from visor_jax.train.stage import Step, of_all_processes
 from visor_jax.train.state import initial_state, restore
 from visor_jax.train.update import State, Update, jitted_update
 from visor_jax.tree import unflatten
@@ -57,7 +58,7 @@ def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
       RunError: the run cannot continue (bad steps in a row, too many skipped samples, saves that fail).
     """
     config = as_config(config)
-    if workdir.stage(stage).is_complete():
+    if once(lambda: workdir.stage(stage).is_complete()):
         return
     with supervised() as stop, stop.until_complete(stage), watched(stage_config(config, stage).hang_seconds):
         train_stage(config, stage, workdir, stop)
@@ -67,7 +68,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     """Trains a stage; `train` has installed the signal handlers and the watchdog."""
     # --- mesh, objective ----------------------------------------------------------------------------------------------
     settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
-    goodput = Goodput(workdir.path / "goodput.json")
+    goodput = Goodput(workdir.path / "goodput.json", written=is_main())
     mesh = configured_mesh(config)
     packed = config.data.pack_window > 0 and settings.objective == "answer"
     pool_rows = config.data.pool_rows if packed else 1
@@ -102,7 +103,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     # --- done ---------------------------------------------------------------------------------------------------------
     goodput.write()
     fault_point("complete", last)
-    folder.mark_complete({"step": last})
+    once(lambda: folder.mark_complete({"step": last}))
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,13 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
       RunError: too many bad steps, or the last ones were bad.
     """
     settings, goodput, rates = run.settings, run.goodput, learning_rates(run.settings)
-    writer = MetricsWriter(run.folder, first_step=start + 1)
+    writer = MetricsWriter(run.folder, first_step=start + 1) if is_main() else NoMetrics()
     goodput.add("lost", writer.lost_seconds)
     pending: Pending | None = None
     compiled = False
-    with writer, StageProgress(run.stage, settings.steps, start) as progress:
-        for step in goodput.waits("data_wait", run.objective.steps(start, settings.steps, position)):
+    with writer, StageProgress(run.stage, settings.steps, start, enabled=is_main()) as progress:
+        steps = of_all_processes(run.objective.steps(start, settings.steps, position), run.objective.skips)
+        for step in goodput.waits("data_wait", steps):
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"):
@@ -178,7 +180,7 @@ def leave(run: Run, step: int) -> NoReturn:
     sys.exit(STOPPED)
 
 
-def save(run: Run, step: Step, state: State, writer: MetricsWriter, *, wait: bool) -> None:
+def save(run: Run, step: Step, state: State, writer: MetricsWriter | NoMetrics, *, wait: bool) -> None:
     """Saves the parameters as one nested dict, and the optimizer state.
 
     The data position is `step.position`, or the step number if that is None. The metadata also holds the counts of bad
@@ -206,13 +208,16 @@ def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: Bad
 def record(
     pending: Pending,
     objective: Objective,
-    writer: MetricsWriter,
+    writer: MetricsWriter | NoMetrics,
     progress: StageProgress,
     bad_steps: BadSteps,
 ) -> None:
     """Writes a step's metrics. Called once the next step has been dispatched, so that the device stays busy."""
     step, metrics, began = pending
     values = jax.device_get(metrics)
+    if not is_main():
+        bad_steps.observe(step.number, bool(values["finite"]), step.ids)
+        return
     row = objective.summarize(step, values)
     row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}

@@ -139,24 +139,48 @@ class MetricsWriter:
         self._board.close()
 
 
+class NoMetrics:
+    """The `MetricsWriter` of processes that write nothing, because process 0 writes for all."""
+
+    lost_seconds = written_at = 0.0
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        del kind, error, traceback
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Discards a row."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+
 class StageProgress:
     """One stage's progress on stderr: a bar on a terminal, elsewhere a line every ten seconds; a context manager."""
 
     SECONDS_BETWEEN_LINES = 10.0
 
-    def __init__(self, stage: str, total: int, start: int = 0, *, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stage: str, total: int, start: int = 0, *, enabled: bool = True, stream: TextIO | None = None
+    ) -> None:
         """
         Args:
           stage: the bar's name.
           total: number of the last step.
           start: number of the last step already done.
+          enabled: whether anything is shown.
         """
         self._stage, self._total, self._done = stage, total, start
         self._stream = stream or sys.stderr
         self._last_line = self._began = time.monotonic()
         self._start = start
         self._bar: Progress | None = None
-        if self._stream.isatty():
+        self._enabled = enabled
+        if enabled and self._stream.isatty():
             self._bar = Progress(
                 TextColumn("{task.description:>10}"),
                 BarColumn(),
@@ -194,5 +218,7 @@ class StageProgress:
     def _line(self, figures: str) -> None:
         self._last_line = time.monotonic()
         seconds = self._last_line - self._began
+        if not self._enabled:
+            return
         line = f"{self._stage}: step {self._done}/{self._total}, {seconds:.0f} s {figures}"
         print(line.rstrip(), file=self._stream, flush=True)

@@ -6,6 +6,7 @@ prepared ahead of the device. The losses are in `visor_jax.train.objectives`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +24,8 @@ from visor_jax.config.schema import STAGES
 from visor_jax.data.collate import Batch
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.pipeline import BatchIterator
-from visor_jax.data.skips import SkipLog
+from visor_jax.data.skips import SkipLog, Tally
+from visor_jax.scale.distributed import Reports, several
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
 
@@ -39,6 +41,7 @@ class Step:
     ids: list[str]
     tasks: list[list[str]]
     skipped: Mapping[str, int] = field(default_factory=dict)  # counts by source and reason, including this step
+    tally: Tally | None = None  # what was tried for this process's rows
     position: Any = None  # where the data continues after this step; None if the step number says it
 
 
@@ -84,7 +87,24 @@ def numbered(
             batch = next(pipeline)
             bits = budget_of(number)
             skipped, position = skips.by_reason(), pipeline.position()
-            yield Step(number, batch.arrays, bits, budget_name(bits), batch.ids, batch.tasks, skipped, position)
+            names = budget_name(bits), batch.ids, batch.tasks
+            yield Step(number, batch.arrays, bits, *names, skipped, pipeline.tally, position)
+
+
+def of_all_processes(steps: Iterator[Step], skips: SkipLog | None) -> Iterator[Step]:
+    """The same steps; in process 0 with the ids, tasks and skips of all processes, in the order of their rows."""
+    reports = Reports("steps")
+    for step in steps:
+        mine = {"ids": step.ids, "tasks": step.tasks, "tally": step.tally.report() if step.tally else None}
+        first, *others = reports.exchange(step.number, mine) if several() else [mine]
+        for other in others:
+            if skips is not None and other["tally"]:
+                skips.use(Tally.of_report(other["tally"]))
+        if others:
+            ids, tasks = ([x for part in (first, *others) for x in part[name]] for name in ("ids", "tasks"))
+            skipped = skips.by_reason() if skips is not None else {}
+            step = dataclasses.replace(step, ids=ids, tasks=tasks, skipped=skipped)
+        yield step
 
 
 def made_ahead(

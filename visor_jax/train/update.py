@@ -42,7 +42,7 @@ def jitted_update(dtype: str, loss: Loss, tx: optax.GradientTransformation, shar
         partial(update_step, computed_in(dtype, loss), tx),
         donate_argnums=0,
         in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), replicated(mesh)),
-        out_shardings=(shardings, None),
+        out_shardings=(shardings, replicated(mesh)),  # every process reads the metrics
     )
 
 

@@ -26,8 +26,13 @@ ItemT = TypeVar("ItemT")
 class Goodput:
     """Accumulates seconds on top of those in `path`; `write` saves the sums. Not thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, written: bool = True) -> None:
+        """
+        Args:
+          path: the file.
+          written: whether `write` writes it; of several processes only one does.
+        """
+        self._path, self._written = path, written
         self._seconds: defaultdict[str, float] = defaultdict(float, _read(path))
         self._inner: list[float] = []  # per open block: seconds of blocks inside it
 
@@ -66,6 +71,8 @@ class Goodput:
 
     def write(self) -> None:
         """Saves the sums, rounded to milliseconds."""
+        if not self._written:
+            return
         write_json(self._path, {name: round(seconds, 3) for name, seconds in sorted(self._seconds.items())})
 
 

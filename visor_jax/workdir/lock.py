@@ -30,7 +30,6 @@ from visor_jax.errors import ABORTED, RequestError
 from visor_jax.files.bucket import SharedObject, is_bucket
 from visor_jax.files.leftovers import remove_leftovers
 from visor_jax.files.read_write import parse_json, read_regular, write_bytes
-from visor_jax.workdir.processes import in_process_0
 from visor_jax.workdir.supervision import before_exit
 
 log = logging.getLogger(__name__)
@@ -52,15 +51,11 @@ class WorkdirLock:
         self._heart: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Acquires the lock, in process 0.
+        """Acquires the lock.
 
         Raises:
           RequestError: another live run holds the lock; the message names its machine and process.
         """
-        in_process_0(self._acquire, f"{self._path}: see the message of process 0")
-        return self
-
-    def _acquire(self) -> None:
         last_holder = None
         while True:
             with self._guard():
@@ -87,6 +82,7 @@ class WorkdirLock:
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._heart.start()
         remove_leftovers(self._path.parent)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -26,6 +26,7 @@ from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.likelihood import answer_tokens
 from visor_jax.model.visor import Batch, encode
+from visor_jax.scale.distributed import is_main
 from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
@@ -37,7 +38,8 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     """Next-token cross-entropy on the answers in the configured data source."""
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     budget_of = budget_drawer(config, stage, workdir)
-    skips = SkipLog(workdir.path / "data" / "skipped.jsonl", config.data.max_skipped_fraction)
+    file = workdir.path / "data" / "skipped.jsonl"
+    skips = SkipLog(file, config.data.max_skipped_fraction) if is_main() else SkipLog()  # process 0 counts for all
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
         return numbered(stage_batches(config, stage, encode, skips, done, position), done, total, budget_of, skips)

@@ -1,0 +1,227 @@
+"""Starts this process as one of several, and lets process 0 do and decide what is done and decided once.
+
+In: the environment (a coordinator's address, Slurm, a TPU pod or slice, a JobSet). Out: `start` connects the processes;
+`once` runs an action in process 0 and gives its result, or its error, to all; `Reports` brings small values of every
+process to process 0 without touching the devices.
+
+All of it uses JAX's coordination service, which process 0 hosts: a process that waits keeps reporting progress to its
+own watchdog, and a process that fails says so, so that the others end within seconds (status 134) instead of waiting in
+a collective operation. A process that is killed is noticed by its missing heartbeats.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import jax
+from jax._src import distributed as service  # JAX offers its key-value store only here
+
+from visor_jax.errors import ABORTED, STOPPED, RequestError, RunError, from_os_error, one_line
+from visor_jax.workdir.supervision import beat, before_exit
+
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+CONNECT_SECONDS = 300
+GRACE_SECONDS = 5.0  # for a process to report its own failure after another one's
+_POLL_MS = 2000
+_FAILED, _LEFT = "visor/failed", "visor/left"
+# Words in errors of XLA's collective operations when a peer is gone.
+_LOST = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable", "deadline_exceeded", "peer")
+
+_counter = itertools.count()
+
+
+# --- starting and ending ----------------------------------------------------------------------------------------------
+
+
+def start(settings: Mapping[str, Any], heartbeat_timeout: int) -> None:
+    """Connects this process to the others of its run; to be called before any use of JAX's devices.
+
+    Args:
+      settings: `environment.process_settings`.
+      heartbeat_timeout: seconds.
+
+    Raises:
+      RequestError: the other processes cannot be reached.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **settings,
+            initialization_timeout=CONNECT_SECONDS,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=CONNECT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise RequestError(f"the processes of this run cannot be connected: {one_line(str(error))}") from error
+    threading.Thread(target=_watch_failures, name="peers", daemon=True).start()
+    before_exit(lambda: _announce("was stopped by a signal"))
+    log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def started() -> bool:
+    """Returns whether `start` has connected this process to others, perhaps only to itself."""
+    return jax.distributed.is_initialized()
+
+
+def several() -> bool:
+    """Returns whether there are several processes."""
+    return started() and jax.process_count() > 1
+
+
+def finish(status: int, message: str = "") -> None:
+    """Ends this process's part of the run: waits for the others after success or SIGTERM, and tells them of a failure.
+
+    After a failure the process ends here, with `status`: it could not leave the coordination service otherwise without
+    waiting for processes that wait for it.
+    """
+    if not started():
+        return
+    if status in (0, STOPPED):  # all processes end, some later than others
+        jax.distributed.shutdown()
+        return
+    _announce(message or f"ended with status {status}")
+    _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
+    if jax.process_index() == 0:  # the coordination service ends with this process
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        while len(_client().key_value_dir_get(_LEFT)) < jax.process_count() and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Returns whether an error of the runtime says that another process of the run is gone."""
+    text = str(error).lower()
+    return started() and isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _LOST)
+
+
+def _announce(message: str) -> None:
+    text = json.dumps({"process": jax.process_index(), "message": message})
+    try:
+        _client().key_value_set(_FAILED, text)
+    except jax.errors.JaxRuntimeError:
+        return  # another process failed first
+
+
+def _watch_failures() -> None:
+    """Runs in a thread: ends this process some seconds after another one has failed."""
+    while started():
+        try:
+            text = _wait_for(_FAILED)
+        except jax.errors.JaxRuntimeError:
+            return  # the coordination service has ended; JAX ends this process
+        if text is None:
+            continue
+        failure = json.loads(text)
+        if failure["process"] == jax.process_index():
+            return
+        time.sleep(GRACE_SECONDS)  # this process may be about to fail for the same reason, with its own message
+        _abort(f"process {failure['process']} {failure['message']}; aborting")
+
+
+def _abort(message: str) -> NoReturn:
+    log.critical("%s", message)
+    os._exit(ABORTED)
+
+
+def _wait_for(key: str) -> str | None:
+    """Returns a key's value; None if it is not set within two seconds."""
+    try:
+        return _client().blocking_key_value_get(key, _POLL_MS)
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" in str(error):
+            return None
+        raise
+
+
+def _client() -> Any:
+    return service.global_state.client
+
+
+# --- what is done once ------------------------------------------------------------------------------------------------
+
+
+def process_index() -> int:
+    """Returns the number of this process."""
+    return jax.process_index()
+
+
+def is_main() -> bool:
+    """Returns whether this is process 0, which writes what is written once."""
+    return jax.process_index() == 0
+
+
+def once(action: Callable[[], ResultT]) -> ResultT:
+    """Runs `action` in process 0 and returns its result, of JSON values, in all processes.
+
+    All processes must call it, in the same order. It returns after the action has ended, so that what it wrote is
+    there; the others report progress to their watchdogs while they wait.
+
+    Raises:
+      RequestError, RunError: the action raised it, in process 0; here it is raised in every process.
+    """
+    if not started():
+        return action()
+    key = f"visor/once/{next(_counter)}"
+    if not is_main():
+        return _answer_of(key)
+    try:
+        result = action()
+    except (RequestError, RunError, OSError) as error:
+        expected = from_os_error(error) if isinstance(error, OSError) else error
+        if expected is not None:
+            kind = "request" if isinstance(expected, RequestError) else "run"
+            _client().key_value_set(key, json.dumps({"error": str(expected), "kind": kind}))
+        raise
+    _client().key_value_set(key, json.dumps({"result": result}))
+    return result
+
+
+def _answer_of(key: str) -> Any:
+    """Returns what process 0 answered, or raises its error."""
+    while (text := _wait_for(key)) is None:
+        beat()
+    answer = json.loads(text)
+    if "error" in answer:
+        raise (RequestError if answer["kind"] == "request" else RunError)(answer["error"])
+    return answer["result"]
+
+
+class Reports:
+    """Values of every process for process 0, step by step; nothing passes through the devices."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"visor/reports/{next(_counter)}/{name}"
+
+    def exchange(self, step: int, value: Any) -> Sequence[Any]:
+        """Returns the values of all processes in process 0, in their order, and only the own one elsewhere.
+
+        Args:
+          step: a number that no earlier call had; all processes make the same calls.
+          value: JSON values.
+        """
+        if not started():
+            return [value]
+        folder = f"{self._name}/{step}"
+        if not is_main():
+            _client().key_value_set(f"{folder}/{jax.process_index()}", json.dumps(value))
+            return [value]
+        others = []
+        for process in range(1, jax.process_count()):
+            while (text := _wait_for(f"{folder}/{process}")) is None:
+                beat()
+            others.append(json.loads(text))
+        _client().key_value_delete(folder)
+        return [value, *others]
