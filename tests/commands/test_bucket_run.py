@@ -13,8 +13,10 @@ from PIL import Image
 
 import visor_jax.errors
 from visor_jax.__main__ import main
+from visor_jax.errors import RequestError
+from visor_jax.export import torch_export
 from visor_jax.files import read_write
-from visor_jax.files.bucket import names_below
+from visor_jax.files.bucket import UNFINISHED, names_below
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.scale.compiler_options import QUICK
 from visor_jax.workdir.lock import WorkdirLock, this_process
@@ -49,6 +51,16 @@ def test_other_places_hold_no_run(capsys, place):
     assert f"--workdir={place}: expected gs://BUCKET/FOLDER or a local folder" in capsys.readouterr().err
 
 
+def test_an_export_replaces_only_an_export(bucket):
+    write_json(bucket / "notes.json", {})
+    for force, message in ((False, "is not empty"), (True, "holds something else than a model")):
+        with pytest.raises(RequestError, match=message):
+            torch_export._check_destination(bucket, force)
+    write_json(bucket / UNFINISHED, {})  # of an upload that was interrupted
+    torch_export._check_destination(bucket, False)
+    torch_export._check_destination(bucket / "new", False)
+
+
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
@@ -58,8 +70,9 @@ def visor(tmp_path, compiled):
     config = tmp_path / "tiny.py"
     config.write_text("from visor_jax.testing import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n")
 
-    def run(*arguments: object, at: str = "") -> tuple[int, str]:
-        settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS, "VISOR_TEST_KILL_AT": at}
+    def run(*arguments: object, at: str = "", send: str = "SIGKILL") -> tuple[int, str]:
+        settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
+        settings |= {"VISOR_TEST_KILL_AT": at, "VISOR_TEST_SIGNAL": send}
         settings |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         done = subprocess.run(
             [sys.executable, "-P", "-m", "visor_jax", *(str(a).replace("CONFIG", str(config)) for a in arguments)],
@@ -106,7 +119,10 @@ def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_se
         assert (
             status == 2 and f"is in use by another run (host {this_process()['host']}, process {os.getpid()})" in output
         )
-    for point in ("step:3", "before_commit:4", "arrays_written:2", "score", "export"):
+    status, output = visor(*whole, f"--workdir={bucket}", at="step:3", send="SIGTERM")
+    assert status == 143 and "stopped by SIGTERM after step 3; saved" in output
+    assert not (bucket / "lock.json").exists()
+    for point in ("dispatched:4", "before_commit:4", "arrays_written:2", "score", "export"):
         status, output = visor(*whole, f"--workdir={bucket}", at=point)
         assert status == -9, output
         assert read_json(bucket / "lock.json")["host"] == this_process()["host"]
