@@ -77,6 +77,13 @@ def test_errors_name_the_object(bucket, bucket_server, answer, number, kind):
         assert type(unwritable("x", error.value)) is kind
 
 
+def test_the_stand_in_renames_and_copies_nothing(bucket):
+    write_bytes(bucket / "a", b"1")
+    with pytest.raises(OSError, match="no such operation"), bucket_errors(bucket):
+        (bucket / "a").rename(bucket / "b")
+    assert names_below(bucket) == ["a"]
+
+
 def test_other_errors_stay():
     with pytest.raises(KeyError), bucket_errors("gs://a/b"):
         raise KeyError

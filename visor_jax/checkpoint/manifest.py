@@ -209,7 +209,7 @@ def _is_inside(name: Any) -> bool:
 def _files(folder: Path) -> Iterator[str]:
     """Yields the paths of all files below `folder`, relative to it, with "/" separators."""
     if is_bucket(folder):
-        yield from names_below(folder)
+        yield from (name for name in names_below(folder) if not name.rpartition("/")[2].startswith("."))
         return
     for entry in folder.iterdir():
         if is_link(entry):

@@ -2,9 +2,10 @@
 
 It serves what gcsfs and tensorstore use: whole and resumable uploads, media and metadata downloads, ranges, listings in
 pages, deletion, and the preconditions on generations. Like the service it has no folders, no append and no lock; a
-rename or a copy on the server is refused with status 501, so a test that passes has used none.
+rename or a copy on the server is refused, so a test that passes has used none.
 
-    with BucketServer("runs") as server, patched_environment(server.environment()): ...
+    with BucketServer("runs") as server:
+        os.environ.update(server.environment())  # before gcsfs is imported; children inherit it
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             if (refused := store.refused) is not None:
                 raise Refusal(refused[0], refused[1])
             if match is None or re.search("/(rewriteTo|copyTo|moveTo|compose)(/|$)", match["name"] or ""):
-                raise Refusal(501, f"{self.command} {url.path}: a bucket has no such operation here")
+                raise Refusal(400, f"{self.command} {url.path}: a bucket has no such operation here")
             bucket, name = unquote(match["bucket"]), unquote(match["name"] or query.get("name", [""])[0])
             if "upload" in url.path.split("/")[1]:
                 self._upload(store, bucket, name, query, data)
@@ -236,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.command == "GET" and bucket in store.buckets:
                 self._answer_json({"kind": "storage#bucket", "id": bucket, "name": bucket, "location": "US"})
             else:
-                raise Refusal(404 if self.command == "GET" else 501, f"{self.command} {url.path}")
+                raise Refusal(404 if self.command == "GET" else 400, f"{self.command} {url.path}")
         except Refusal as refusal:
             error = {"error": {"code": refusal.status, "message": str(refusal)}}
             self._answer(refusal.status, b"" if refusal.status == 304 else json.dumps(error).encode())
