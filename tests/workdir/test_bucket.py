@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 import visor_jax.errors
 from visor_jax.data.skips import SkipLog, SkipSample
 from visor_jax.errors import ABORTED, RequestError
-from visor_jax.files.bucket import names_below
+from visor_jax.files.bucket import SharedObject, names_below
 from visor_jax.files.read_write import write_json
 from visor_jax.testing import tiny_config
 from visor_jax.train.metrics import MetricsWriter
@@ -127,6 +127,21 @@ def test_a_run_that_lost_its_lock_aborts(bucket, monkeypatch):
         leave(bucket, host="elsewhere")
         assert aborted.wait(20)
     assert json.loads((bucket / "lock.json").read_text())["host"] == "elsewhere"  # not ours to remove
+
+
+def test_a_write_whose_answer_is_lost_counts(bucket, monkeypatch):
+    write = SharedObject.write
+    monkeypatch.setattr(SharedObject, "write", lambda *arguments: write(*arguments) and False)
+    with lock_in(bucket):
+        time.sleep(0.3)
+        assert json.loads((bucket / "lock.json").read_text())["beat"] > 1
+    assert names_below(bucket) == []
+
+
+def test_a_lock_that_cannot_be_released_is_a_warning(bucket, bucket_server, caplog):
+    with lock_in(bucket, beat_seconds=60):
+        bucket_server.refused = (403, "outage")
+    assert "lock.json: cannot be released" in caplog.text
 
 
 def test_a_heartbeat_survives_an_outage(bucket, bucket_server, caplog):

@@ -61,7 +61,8 @@ class WorkdirLock:
             with self._guard():
                 holder, version = self._read()
                 free = holder is None or holder == last_holder or is_gone(holder)
-                if free and self._write(version):
+                # The answer to a write that succeeded may have been lost; then the lock is ours already.
+                if self._is_mine(holder) or (free and self._write(version)):
                     break
             if free:
                 continue  # another run was faster; only in a bucket, where nothing guards
@@ -76,7 +77,7 @@ class WorkdirLock:
             )
             last_holder = holder
             time.sleep(self._watch_seconds)
-        if holder is not None:
+        if holder is not None and not self._is_mine(holder):
             log.warning("%s: taken over from a dead run (%s)", self._path, describe(holder))
         before_exit(self._leave)
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
@@ -90,8 +91,11 @@ class WorkdirLock:
         self._released.set()
         if self._heart is not None:
             self._heart.join()
-            with self._guard():
-                self._leave()
+            try:
+                with self._guard():
+                    self._leave()
+            except OSError as failure:  # another run takes the lock over once it has watched it
+                log.warning("%s: cannot be released: %s", self._path, failure)
 
     def _leave(self) -> None:
         """Releases the lock; before an immediate exit without waiting for the guard."""
