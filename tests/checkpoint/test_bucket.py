@@ -152,19 +152,21 @@ TWO_PROCESSES = """
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
     from visor_jax.checkpoint.manager import Checkpoints
+    from visor_jax.commands.recipe import held
+    from visor_jax.config import as_config
     from visor_jax.errors import RequestError
-    from visor_jax.files.read_write import as_path
-    from visor_jax.workdir.lock import WorkdirLock
-    folder, port, index = as_path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    from visor_jax.testing import tiny_config
+    from visor_jax.workdir.folder import Workdir
+    workdir, port, index = Workdir(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    config = as_config(tiny_config())
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index, shutdown_timeout_seconds=30)
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("fsdp",)), P("fsdp"))
     value = np.arange(32.0, dtype=np.float32).reshape(8, 4)
     make = lambda x: jax.make_array_from_callback((8, 4), sharding, lambda i: value[i] + x)
-    lock = WorkdirLock(folder / "lock.json")
-    with lock, Checkpoints(folder / "checkpoints", identity={}, keep=1) as checkpoints:
-        assert (lock._heart is None) == (index == 1)
+    with held(workdir, config), Checkpoints(workdir.path / "checkpoints", identity={}, keep=1) as checkpoints:
         try:
-            WorkdirLock(folder / "lock.json").__enter__()
+            with held(workdir, config):
+                pass
         except RequestError as error:
             print("refused:", error)
         for step in (1, 2):
@@ -190,9 +192,9 @@ def test_two_processes_share_one_lock_and_save_one_step(bucket):
     ]
     texts = [process.communicate(timeout=200)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], texts
-    assert "is in use by another run" in texts[0] and "see the message of process 0" in texts[1]
-    names = names_below(bucket)
-    assert "lock.json" not in names and {name.split("/")[1] for name in names} == {"2"}
+    assert all("refused:" in text and "is in use by another run" in text for text in texts), texts
+    assert names_below(bucket)[-1] == "config.json"
+    assert {name.partition("/")[0] for name in names_below(bucket / "checkpoints")} == {"2"}
     with opened(bucket / "checkpoints", identity={}) as checkpoints:  # in one process
         assert checkpoints.latest() == 2
         restored = checkpoints.restore(2, {"params": {"w": jnp.zeros((8, 4))}})["params"]["w"]
