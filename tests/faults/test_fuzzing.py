@@ -28,6 +28,7 @@ from visor_jax.config import apply_overrides, architecture, from_dict, from_json
 from visor_jax.errors import RequestError
 from visor_jax.hf.folder import read_shape
 from visor_jax.hf.headers import locate
+from visor_jax.workdir.folder import Workdir
 
 PACKAGE = Path(visor_jax.__file__).parent
 QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -149,6 +150,26 @@ def test_any_budget_resolves_to_one_bit_per_slot_or_is_refused(text: str, slots:
 @given(value=VALUES, slots=st.integers(0, 64))
 def test_any_value_is_a_list_of_budgets_or_refused(value: Any, slots: int) -> None:
     answered(lambda: parse_budgets(value, slots, where="viable.json: viable"))
+
+
+RECORD = {
+    "config": RESOLVED,
+    "format": 1,
+    "random_numbers": 2,
+    "versions": {"visor-jax": "0.1.0"},
+    "git_revision": "",
+    "data": {"pictures": "", "tokenizer": "", "train": "", "validation": ""},
+}
+
+
+@QUICK
+@given(path=st.sampled_from([("config",), *paths({**RECORD, "config": 0})]), value=VALUES)
+def test_any_value_in_a_workdirs_record_is_taken_or_refused(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(replaced(RECORD, path, value)))
+    workdir = Workdir(tmp_path)
+    answered(lambda: from_dict(workdir.config()))
+    answered(workdir.check_random_numbers)
+    answered(workdir.claim, testing.tiny_config())
 
 
 # --- folders of models ------------------------------------------------------------------------------------------------
