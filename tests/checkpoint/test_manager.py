@@ -295,6 +295,22 @@ def test_little_is_copied_at_once_and_nothing_changes(tmp_path):
         assert_trees_equal(checkpoints.restore(0, state), state)
 
 
+def test_of_a_step_that_is_a_link_only_the_link_is_removed(tmp_path):
+    """Whether it is too old to be kept, or where a step is saved: what it leads to keeps its commit marker."""
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    with opened(elsewhere, keep=1) as checkpoints:
+        checkpoints.save(9, make_state(9), wait=True)
+    with opened(folder, keep=1) as checkpoints:
+        checkpoints.save(2, make_state(2), wait=True)
+        for name, target in {"0": folder / "2", "1": elsewhere / "9", "3": elsewhere / "9", "4": "/nowhere"}.items():
+            (folder / name).symlink_to(target)
+        (folder / "5").write_text("x")
+        for step in (3, 4, 5):
+            checkpoints.save(step, make_state(step), wait=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["5"] and newest(folder).step == 5
+    assert newest(elsewhere).step == 9
+
+
 # --- failed saves -----------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,9 @@ FOLDERS: dict[str, Damage] = {
     "a file that is a link": lambda step: link(one_of(step, KINDS["params: data"])),
     "a folder that is a link": lambda step: link(step / "arrays/params"),
     "the step is a link": lambda step: link(step),
+    "the step is a link to the older one": lambda step: (shutil.rmtree(step), step.symlink_to(step.parent / "2")),
+    "the step is a link to nothing": lambda step: (shutil.rmtree(step), step.symlink_to("/nowhere")),
+    "the step is a file": lambda step: (shutil.rmtree(step), step.write_text("x")),
     "an older step under its name": lambda step: (shutil.rmtree(step), shutil.copytree(step.parent / "2", step)),
     "an older step's arrays": lambda step: (
         shutil.rmtree(step / "arrays"), shutil.copytree(step.parent / "2/arrays", step / "arrays")

@@ -318,7 +318,13 @@ class Checkpoints:
 
 
 def remove_step(place: Path) -> None:
-    """Removes a step's folder; the commit marker goes first, so that a partly removed step is not valid."""
+    """Removes a step's folder; the commit marker goes first, so that a partly removed step is not valid.
+
+    Of a link only the link is removed, never what it leads to.
+    """
+    if is_link(place) or (not is_bucket(place) and place.is_file()):
+        place.unlink()
+        return
     with bucket_errors(place):
         if not place.exists():
             return
