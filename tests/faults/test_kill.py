@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.whole_run import exported, results, visor
+from tests.faults.whole_run import array_digests, exported, results, visor
 
 CHAINS, STEPS, SEED = 5, 4, 8
 # Points of a trained stage by what they interrupt; "{step}" is any step. Those without a step happen once.
@@ -108,6 +108,25 @@ def test_a_run_killed_at_random_times_until_it_is_complete_ends_alike(
     assert len(statuses) > 3, "the run was not interrupted"
     assert results(tmp_path / "run") == results(uninterrupted / "run")
     assert exported(tmp_path / "run") == exported(uninterrupted / "run")
+
+
+@pytest.mark.slow
+def test_an_import_that_is_killed_or_stopped_is_made_by_the_next_one(
+    uninterrupted: Path, compiled: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = "import", f"--from={uninterrupted}/run/export", f"--workdir={run}", f"--config={uninterrupted}/tiny.py"
+    for point in ("save_begin:0", "arrays_written:0", "before_manifest:0", "before_commit:0", "imported"):
+        for name, expected in {"SIGKILL": -9, "SIGTERM": 143}.items():
+            at = {"VISOR_TEST_KILL_AT": point, "VISOR_TEST_SIGNAL": name}
+            assert visor(*command, compiled=compiled, **at)[0] == expected, (point, name)
+            assert not (run / "policy/complete.json").exists()
+    status, err = visor(*command, compiled=compiled)
+    assert status == 0, err
+    whole = {
+        path: x for path, x in array_digests(uninterrupted / "run", "policy").items() if path.startswith("params/")
+    }
+    assert array_digests(run, "policy") == whole
 
 
 def test_a_stage_and_an_evaluation_that_are_killed_and_resumed(tiny_run: Path, tiny_copy: Path, compiled: str) -> None:
