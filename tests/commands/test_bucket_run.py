@@ -103,7 +103,7 @@ def results(workdir: Path) -> dict:
         "losses": losses,
         "viable": read_json(workdir / "search" / "viable.json")["viable"],
         "labels": read_json(workdir / "labels" / "labels.json"),
-        "accuracy": [(row["budget"], row["accuracy"]) for row in evaluation["budgets"]],
+        "evaluation": {name: evaluation[name] for name in ("identity", "budgets", "dial", "routes")},
         "files": parity["files"],
         "greedy": parity["greedy_tokens_equal"],
     }

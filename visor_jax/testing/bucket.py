@@ -17,6 +17,7 @@ import email.policy
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -79,8 +80,7 @@ class BucketServer:
         self.refused: tuple[int, str] | None = None
         self._uploads: dict[str, tuple[str, str, dict[str, list[str]], bytearray]] = {}
         self._generation = 1_000
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.store = self  # type: ignore[attr-defined]
 
     @property
@@ -188,6 +188,15 @@ class BucketServer:
         if match is not None and (match[2] == "*" or len(parts) < int(match[2])):
             return len(parts), None
         return len(parts), self.write(bucket, name, bytes(parts), query)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints an error, unless the client was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
