@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
-import importlib
+import importlib.util
+import os
 import sys
 
 import pytest
+from etils.epath import gpath
 
 from visor_jax.errors import RequestError, RunError, unwritable
 from visor_jax.files import read_write
@@ -157,6 +159,17 @@ def test_an_interrupted_upload_is_not_complete(bucket, bucket_server, monkeypatc
         for name in ("a", "b", "done"):
             (folder / name).write_text("new")
     assert names_below(bucket) == sorted([UNFINISHED, *"ab"[:uploaded]])
+
+
+@pytest.mark.usefixtures("bucket")
+def test_tensorflow_is_not_used_where_it_is_installed(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find_spec("json" if name == "tensorflow" else name))
+    monkeypatch.delenv("EPATH_USE_TF")
+    gpath._is_tf_installed.cache_clear()
+    assert gpath._is_tf_installed()
+    read_write.check_scheme("gs")
+    assert not gpath._is_tf_installed() and os.environ["EPATH_USE_TF"] == "false"
 
 
 # --- without the extra ------------------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def _check_objects(out: Path, force: bool) -> None:
 def _temporary_folder(out: Path) -> Iterator[Path]:
     """Yields a new folder next to `out` (for a bucket a local one) that replaces it if the block succeeds."""
     try:
-        with uploaded_folder(out, PROOF) if is_bucket(out) else folder_beside(out, replace=True) as folder:
+        with uploaded_folder(out, PROOF, beat) if is_bucket(out) else folder_beside(out, replace=True) as folder:
             yield folder
     except OSError as error:
         raise unwritable(f"--out={out}", error) from error

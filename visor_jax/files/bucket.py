@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +43,7 @@ def check_scheme(scheme: str) -> None:
 
     # Where TensorFlow is installed etils would use it, which imports it and takes the accelerator's memory.
     os.environ["EPATH_USE_TF"] = "false"
-    gpath._is_tf_installed.cache_clear()
+    getattr(getattr(gpath, "_is_tf_installed", None), "cache_clear", lambda: None)()  # it may have looked already
 
     try:
         fsspec.get_filesystem_class(scheme)
@@ -117,7 +117,7 @@ def size_of(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def uploaded_folder(target: Path, last: str) -> Iterator[Path]:
+def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yields a new local folder, whose files become the only objects below `target` if the block succeeds.
 
     They do not appear at once, so the file `last` is removed first and written last: where it exists, all of them do.
@@ -126,6 +126,7 @@ def uploaded_folder(target: Path, last: str) -> Iterator[Path]:
     Args:
       target: a folder of a bucket.
       last: name of the file that completes the folder.
+      progress: called before each upload of a file.
 
     Raises:
       OSError: the local disk or the bucket cannot be written.
@@ -143,6 +144,7 @@ def uploaded_folder(target: Path, last: str) -> Iterator[Path]:
             for old in set(names_below(target)) - {*files, UNFINISHED}:
                 (target / old).unlink(missing_ok=True)
             for file in [*(file for file in files if file != last), last]:
+                progress()
                 system.put_file(os.fspath(folder / file), os.fspath(target / file))
             (target / UNFINISHED).unlink(missing_ok=True)
 
