@@ -23,6 +23,7 @@ from visor_jax.config import architecture, from_dict
 from visor_jax.data.from_config import make_tokenizer
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
+from visor_jax.files.bucket import is_bucket
 from visor_jax.files.read_write import as_path
 from visor_jax.generate.visor import Visor
 from visor_jax.hf import hub
@@ -67,9 +68,11 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
         stage = next((s for s in MODEL_STAGES if workdir.stage(s).is_complete()), None)
     if stage is None:
         problem = "no complete stage" if path.is_dir() else "no such folder"
+        hint = "" if path.is_dir() else hub.hint(path)
         raise RequestError(
-            f"{path}: {problem}; expected a workdir that `visor run`, `train` or `import` wrote, or a folder in Hugging"
-            f" Face's format, with the config.json of a model{'' if path.is_dir() else hub.hint(path)}"
+            f"{path}: {problem}; expected a workdir that `visor run`, `train` or `import` wrote, or a"
+            f" {'local ' if is_bucket(path) else ''}folder in Hugging Face's format, with the config.json of a"
+            f" model{hint}"
         )
     model = load_stage(workdir, stage, dtype)
     if plan is not None and plan != model.arch.plan:
