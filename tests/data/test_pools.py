@@ -60,7 +60,7 @@ def take(count: int, settings: PoolSettings = SETTINGS, **options: Any) -> tuple
 
 def assert_same(found: list[Batch], expected: list[Batch]) -> None:
     for one, other in zip(found, expected, strict=True):
-        assert one.ids == other.ids and one.tasks == other.tasks
+        assert one.ids == other.ids and one.tasks == other.tasks and one.contents == other.contents
         for name, array in other.arrays.items():
             np.testing.assert_array_equal(one.arrays[name], array)
 
@@ -72,6 +72,7 @@ def joined(parts: list[Batch]) -> Batch:
         {name: np.concatenate([part.arrays[name] for part in parts]) for name in names},
         [id for part in parts for id in part.ids],
         [tasks for part in parts for tasks in part.tasks],
+        [contents for part in parts for contents in part.contents],
     )
 
 

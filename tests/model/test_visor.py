@@ -121,7 +121,7 @@ def test_whatever_lies_in_the_padding_changes_nothing(budget) -> None:
             rubbish = rng.integers(1, 5, dirty[name].shape).astype(dirty[name].dtype)
             dirty[name] = np.where(padding.reshape(*padding.shape, *[1] * (rubbish.ndim - 2)), rubbish, dirty[name])
     clean = logits_by_example(batch, budget)
-    for found, expected in zip(logits_by_example(Batch(dirty, batch.ids, batch.tasks), budget), clean, strict=True):
+    for found, expected in zip(logits_by_example(batch._replace(arrays=dirty), budget), clean, strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -131,7 +131,7 @@ def test_pictures_matter_and_only_to_their_own_sample() -> None:
     other["tiles"] = other["tiles"].copy()
     other["tiles"][0] = 255 - other["tiles"][0]
     for budget in BUDGETS[:2]:
-        before, after = (logits_by_example(Batch(x, [], []), budget) for x in (batch.arrays, other))
+        before, after = (logits_by_example(batch._replace(arrays=x), budget) for x in (batch.arrays, other))
         assert np.abs(after[0] - before[0]).max() > 1e-3
         for found, expected in zip(after[1:], before[1:], strict=True):
             np.testing.assert_array_equal(found, expected)

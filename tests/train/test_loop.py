@@ -32,17 +32,21 @@ from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import read_json
 from visor_jax.model.visor import abstract_params
 from visor_jax.scale.compiler_options import QUICK
+from visor_jax.scale.mesh import configured_mesh
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
 from visor_jax.train.faults import BadSteps
-from visor_jax.train.loop import record, train
+from visor_jax.train.loop import Run, record, train
 from visor_jax.train.metrics import MetricsWriter, StageProgress
 from visor_jax.train.objectives.base import Objective
+from visor_jax.train.observer import MEASURED, Observer
 from visor_jax.train.stage import Step
 from visor_jax.train.state import start_folder
+from visor_jax.train.step_cost import StepCost
 from visor_jax.train.update import State, update_step
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.metrics_log import read_rows
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
@@ -62,8 +66,8 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> No
 
 
 def metric_rows(run: Path, stage: str) -> list[dict[str, Any]]:
-    """Returns the metrics without wall times."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(run / stage / "metrics.jsonl")]
+    """Returns the metrics without what is measured, such as wall times."""
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in read_rows(run / stage / "metrics.jsonl")]
 
 
 def begin_again(run: Path, stage: str, **changes: Any) -> tuple[Any, Workdir]:
@@ -99,6 +103,13 @@ def test_every_step_is_written_down_once(tiny_run: Path) -> None:
     assert all(any(key.startswith("accuracy/") for key in row) for row in metric_rows(tiny_run, "full"))
     seconds = read_json(tiny_run / "goodput.json")
     assert {"init", "compile", "step", "data_wait", "save"} <= seconds.keys()
+    for stage in ("base", "warmup", "full", "universal", "policy"):
+        for row in read_rows(tiny_run / stage / "metrics.jsonl"):
+            rates = [row[f"{name}_per_second"] for name in ("samples", "tokens", "visual_tokens", "tiles")]
+            assert min(rates) > 0 and row["host_peak_memory_bytes"] > 2**20 and "mfu" not in row
+            assert 0 <= row["data_wait_share"] <= 1 and 0 <= row["goodput"] <= 1 and row["bad_steps"] == 0
+            assert f"loss/budget={row['budget']}" in row
+    assert all(row["loss/source=glyphs"] == row["loss"] for row in metric_rows(tiny_run, "full"))
 
 
 def test_the_seconds_of_steps_that_overlap_are_counted_once(tmp_path: Path) -> None:
@@ -109,13 +120,16 @@ def test_the_seconds_of_steps_that_overlap_are_counted_once(tmp_path: Path) -> N
     def nothing(*_: Any) -> Any:
         pytest.fail("only a finished step is written down here")
 
-    objective, bad_steps = Objective(nothing, nothing, slowly), BadSteps(1)
+    cost = StepCost(architecture(tiny_config()), 3.0, 3.0)
+    observer = Observer(cost, configured_mesh(tiny_config()), Goodput(tmp_path / "goodput.json"))
+    run = object.__new__(Run)  # with what `record` reads
+    vars(run).update(objective=Objective(nothing, nothing, slowly), bad_steps=BadSteps(1), observer=observer)
     metrics = dict.fromkeys(("loss", "gradient_norm", "learning_rate", "finite"), jnp.ones(()))
     with MetricsWriter(tmp_path, first_step=1) as writer, StageProgress("full", 3) as progress:
         began = time.perf_counter()
         for number in range(1, 4):  # all three dispatched at once
             step = Step(number, {}, (True,), "full", [], [])
-            record((step, metrics, began), objective, writer, progress, bad_steps)
+            record((step, {**metrics, "work": observer.work(step)}, began), run, writer, progress)
         passed = time.perf_counter() - began
     seconds = [row["seconds"] for row in read_rows(tmp_path / "metrics.jsonl")]
     assert min(seconds) >= 0.02 and sum(seconds) <= passed

@@ -55,6 +55,7 @@ class Example(NamedTuple):
         loss_mask: bool [Nt], True at targets, each predicted from the text token before it.
         turn_index: int32 [Nt], the turn of each target in an answer, -1 elsewhere.
         length: length of the dense interleaved sequence, which is the position id of the next token.
+        source: name of the sample's source.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Example(NamedTuple):
     loss_mask: np.ndarray
     turn_index: np.ndarray
     length: int
+    source: str = ""
 
     @property
     def size(self) -> RowShape:
@@ -75,8 +77,17 @@ class Example(NamedTuple):
         return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
 
 
+class Content(NamedTuple):
+    """The source of one sample in a batch, and how many tiles, visual positions and text tokens it has."""
+
+    source: str
+    tiles: int
+    visual: int
+    text: int
+
+
 class Batch(NamedTuple):
-    """Fixed-shape arrays, and the ids and tasks of their rows.
+    """Fixed-shape arrays, and the ids, tasks and contents of their rows.
 
     Attributes:
         arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing);
@@ -85,11 +96,13 @@ class Batch(NamedTuple):
             loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
         ids: the samples' ids, row by row.
         tasks: the tasks of each row's turns, in the order of `turn_index`.
+        contents: the samples of each row, in the order of their segments.
     """
 
     arrays: dict[str, np.ndarray]
     ids: list[str]
     tasks: list[list[str]]
+    contents: list[list[Content]]
 
 
 def encode_example(
@@ -120,6 +133,7 @@ def encode_example(
         id=sample.id,
         tasks=tuple(turn.task for turn in sample.turns),
         row_shape=row_shape,
+        source=sample.source,
     )
     if not example.loss_mask.any():
         raise SkipSample("no_target", "no token of this conversation is a target")
@@ -183,6 +197,7 @@ def encode_tokens(
     id: str = "",
     tasks: tuple[str, ...] = (),
     row_shape: RowShape | None = None,
+    source: str = "",
 ) -> Example:
     """Makes an example of token ids and of pictures (uint8 [H, W, 3]) or videos (uint8 [F, H, W, 3]).
 
@@ -223,6 +238,7 @@ def encode_tokens(
         loss_mask=targets[~is_image],
         turn_index=np.where(targets, turns, -1)[~is_image].astype(np.int32),
         length=int(steps.sum()),
+        source=source,
     )
 
 
@@ -273,7 +289,13 @@ def make_batch(
         arrays=arrays,
         ids=[example.id for examples in rows for example in examples],
         tasks=[[task for example in examples for task in example.tasks] for examples in rows],
+        contents=[[_content(example) for example in examples] for examples in rows],
     )
+
+
+def _content(example: Example) -> Content:
+    size = example.size
+    return Content(example.source, size.tiles, size.visual, size.text)
 
 
 def _place(

@@ -31,17 +31,20 @@ from visor_jax.train.faults import BadSteps
 from visor_jax.train.metrics import MetricsWriter, NoMetrics, StageProgress
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.objectives.base import Metrics, Objective
+from visor_jax.train.observer import Observer
 from visor_jax.train.optimizer import (
     build_optimizer,
     learning_rates,
 )
 from visor_jax.train.stage import Step, of_all_processes
 from visor_jax.train.state import initial_state, restore
+from visor_jax.train.step_cost import StepCost
 from visor_jax.train.update import State, Update, jitted_update
 from visor_jax.tree import unflatten
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
+from visor_jax.workdir.metrics_log import read_rows
 from visor_jax.workdir.supervision import Stop, beat, supervised, watched
 
 log = logging.getLogger(__name__)
@@ -97,7 +100,10 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
         if objective.prepare is not None:
             with goodput.time("prepare"):
                 objective.prepare(state.frozen, mesh)
-        run = Run(stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop)
+        observer = Observer(StepCost.of(arch, state, settings.objective), mesh, goodput)
+        run = Run(
+            stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop, observer
+        )
         last = run_steps(run, state, start, position)
 
     # --- done ---------------------------------------------------------------------------------------------------------
@@ -120,6 +126,7 @@ class Run:
     mesh: Mesh
     bad_steps: BadSteps
     stop: Stop
+    observer: Observer
 
 
 def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
@@ -137,6 +144,8 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
     settings, goodput, rates = run.settings, run.goodput, learning_rates(run.settings)
     writer = MetricsWriter(run.folder, first_step=start + 1) if is_main() else NoMetrics()
     goodput.add("lost", writer.lost_seconds)
+    if is_main():
+        run.observer.resume(read_rows(run.folder / "metrics.jsonl"))
     pending: Pending | None = None
     compiled = False
     with writer, StageProgress(run.stage, settings.steps, start, enabled=is_main()) as progress:
@@ -150,14 +159,14 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
                     state, metrics = run.update(state, batch, budget, rates[step.number - 1])
                 run.stop.hold()
                 if pending is not None:
-                    record(pending, run.objective, writer, progress, run.bad_steps)
-                pending, compiled = (step, metrics, began), True
+                    record(pending, run, writer, progress)
+                pending, compiled = (step, {**metrics, "work": run.observer.work(step)}, began), True
             beat()
             fault_point("dispatched", step.number)
             stopping = run.stop.should_stop()
             last = stopping or step.number == settings.steps
             if last or step.number % settings.checkpoint_every == 0 or run.checkpoints.poll():
-                record(pending, run.objective, writer, progress, run.bad_steps)
+                record(pending, run, writer, progress)
                 pending = None
                 if not run.bad_steps.in_row:
                     with goodput.time("save"):
@@ -205,27 +214,23 @@ def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: Bad
         objective.skips.restore(meta.get("skips"))
 
 
-def record(
-    pending: Pending,
-    objective: Objective,
-    writer: MetricsWriter | NoMetrics,
-    progress: StageProgress,
-    bad_steps: BadSteps,
-) -> None:
+def record(pending: Pending, run: Run, writer: MetricsWriter | NoMetrics, progress: StageProgress) -> None:
     """Writes a step's metrics. Called once the next step has been dispatched, so that the device stays busy."""
     step, metrics, began = pending
     values = jax.device_get(metrics)
+    loss, finite = float(values["loss"]), bool(values["finite"])
     if not is_main():
-        bad_steps.observe(step.number, bool(values["finite"]), step.ids)
+        run.bad_steps.observe(step.number, finite, step.ids)
         return
-    row = objective.summarize(step, values)
-    row = {"step": step.number, "loss": float(values["loss"]), "budget": step.budget_name, **row}
+    row = {"step": step.number, "loss": loss, "budget": step.budget_name, **run.objective.summarize(step, values)}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["sample_ids_sha256"] = ids_digest(step.ids)
+    row["bad_steps"] = run.bad_steps.total + (not finite)
     row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # the step may have waited for the one before
+    row |= run.observer.fields(step, loss, values["work"], row["seconds"])
     writer.write(row)
     progress.update(step.number, row)
-    bad_steps.observe(step.number, bool(values["finite"]), step.ids)
+    run.bad_steps.observe(step.number, finite, step.ids)
 
 
 def ids_digest(ids: Sequence[str]) -> str:

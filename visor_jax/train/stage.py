@@ -21,7 +21,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
 from visor_jax.config import Config, TrainConfig, architecture, stage_config
 from visor_jax.config.schema import STAGES
-from visor_jax.data.collate import Batch
+from visor_jax.data.collate import Batch, Content
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.pipeline import BatchIterator
 from visor_jax.data.skips import SkipLog, Tally
@@ -43,6 +43,7 @@ class Step:
     skipped: Mapping[str, int] = field(default_factory=dict)  # counts by source and reason, including this step
     tally: Tally | None = None  # what was tried for this process's rows
     position: Any = None  # where the data continues after this step; None if the step number says it
+    contents: Sequence[Sequence[Content]] = ()  # the samples of this process's rows
 
 
 # --- budgets ----------------------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def numbered(
             bits = budget_of(number)
             skipped, position = skips.by_reason(), pipeline.position()
             names = budget_name(bits), batch.ids, batch.tasks
-            yield Step(number, batch.arrays, bits, *names, skipped, pipeline.tally, position)
+            yield Step(number, batch.arrays, bits, *names, skipped, pipeline.tally, position, batch.contents)
 
 
 def of_all_processes(steps: Iterator[Step], skips: SkipLog | None) -> Iterator[Step]:

@@ -69,6 +69,11 @@ class Goodput:
         """Adds seconds that were measured elsewhere (for example of steps lost by a kill)."""
         self._seconds[name] += seconds
 
+    def share(self, name: str) -> float:
+        """Returns the seconds of `name` as a share of all seconds; 0 if there are none."""
+        total = sum(self._seconds.values())
+        return self._seconds.get(name, 0.0) / total if total > 0 else 0.0
+
     def write(self) -> None:
         """Saves the sums, rounded to milliseconds."""
         if not self._written:

@@ -36,7 +36,9 @@ def test_conversations_may_have_more_turns_than_are_counted(tmp_path: Path) -> N
     objective = make_objective(config, "full", Workdir(tmp_path / "run"))
     step = next(iter(objective.steps(0, 1)))
     assert len(step.tasks[0]) == 5 and step.arrays["turn_index"].max() == 4, "all turns are trained on"
-    row = objective.summarize(step, {"turn_correct": np.ones((4, 2), bool), "target_tokens": 40, "samples": 4})
+    row = objective.summarize(
+        step, {"turn_correct": np.ones((4, 2), bool), "target_tokens": 40, "samples": 4, "loss": 2.0}
+    )
     assert row["accuracy/all"] == 1.0
 
 

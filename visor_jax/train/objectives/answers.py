@@ -19,7 +19,7 @@ from visor_jax.data.from_config import agreed_taps, make_tokenizer, sample_encod
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
-from visor_jax.data.sample import Sample
+from visor_jax.data.sample import Part, Sample
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
@@ -28,6 +28,13 @@ from visor_jax.model.likelihood import answer_tokens
 from visor_jax.model.visor import Batch, encode
 from visor_jax.scale.distributed import is_main
 from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
+from visor_jax.train.objectives.by_source import (
+    TEXT_SOURCES,
+    fields_by_source,
+    num_sources,
+    sums_by_source,
+    with_sources,
+)
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
@@ -41,17 +48,24 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     file = workdir.path / "data" / "skipped.jsonl"
     skips = SkipLog(file, config.data.max_skipped_fraction) if is_main() else SkipLog()  # process 0 counts for all
 
+    names: list[str] = []  # of the sources, known once they are open
+
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
-        return numbered(stage_batches(config, stage, encode, skips, done, position), done, total, budget_of, skips)
+        parts = stage_parts(config, stage)
+        names[:] = [part.source.name for part in parts]
+        batches = stage_batches(config, stage, encode, skips, done, position, parts)
+        return with_sources(numbered(batches, done, total, budget_of, skips), names)
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
+        row |= fields_by_source(names, metrics)
         row["target_tokens"] = int(metrics["target_tokens"])
         row["samples"] = int(metrics["samples"])
         row["skipped"] = dict(step.skipped)
         return row
 
-    return Objective(answer_loss_of(config, stage), steps, summarize, skips)
+    loss = partial(answer_loss_of(config, stage), num_sources=num_sources(config))
+    return Objective(loss, steps, summarize, skips)
 
 
 def answer_loss_of(config: Config, stage: str) -> Loss:
@@ -78,10 +92,14 @@ def stage_batches(
     skips: SkipLog,
     done: int = 0,
     position: Any = None,
+    parts: Sequence[Part] | None = None,
 ) -> BatchIterator[collate.Batch]:
-    """The stage's batches after step `done`, which was saved with `position`; packed if `data.pack_window` says so."""
+    """The stage's batches after step `done`, which was saved with `position`; packed if `data.pack_window` says so.
+
+    `parts` are those of the stage if they are open already.
+    """
     arch, num_rows = architecture(config, stage), stage_config(config, stage).batch_size
-    stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
+    stream = ExampleStream(parts or stage_parts(config, stage), encode, stage_seed(config.seed, stage))
     if config.data.pack_window:
         return packed_batches(config, num_rows, stream, arch, skips, done, position)
     return make_pipeline(
@@ -135,7 +153,14 @@ def packed_batches(
 
 
 def answer_loss(
-    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_turns: int, remat: bool
+    params: Params,
+    batch: Batch,
+    budget: Budget,
+    arch: Architecture,
+    *,
+    num_turns: int,
+    num_sources: int = 1,
+    remat: bool,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross-entropy over the target tokens of the batch."""
     visual = encode(params, batch, arch, remat=remat)
@@ -143,6 +168,8 @@ def answer_loss(
     tokens = jnp.sum(weights)
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
     metrics["samples"] = jnp.sum(jnp.max(batch["text_segments"], axis=1))
+    if TEXT_SOURCES in batch:
+        metrics["source_sums"] = sums_by_source(losses, weights, batch[TEXT_SOURCES], num_sources)
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
 
 

@@ -22,7 +22,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
-from visor_jax.data.collate import Example
+from visor_jax.data.collate import Content, Example
 from visor_jax.data.draws import generator, index_range
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_source, training_row_shape
 from visor_jax.data.glyphs import render as glyphs_render
@@ -71,7 +71,8 @@ def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         examples = [grid_arrays(seed, grids[index], hops, prefix, words, arch) for index in indices]
         read = [reading_arrays(encode(conversations[index]), names["asked"], row_shape.text // 2) for index in indices]
         arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
-        return Step(number, arrays, bits, budget_name(bits), [f"grid/{seed}/{grids[index]}" for index in indices], [])
+        ids = [f"grid/{seed}/{grids[index]}" for index in indices]
+        return Step(number, arrays, bits, budget_name(bits), ids, [], contents=_contents(arrays))
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
@@ -88,6 +89,13 @@ def abstract_base(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
     return objective.loss, {
         name: jax.ShapeDtypeStruct((num_rows, *x.shape[1:]), x.dtype) for name, x in step.arrays.items()
     }
+
+
+def _contents(arrays: Mapping[str, Shaped[np.ndarray, "B ..."]]) -> list[list[Content]]:
+    """The sizes of the grids of a batch, one per row."""
+    num_rows, num_tiles = arrays["tiles"].shape[:2]
+    sizes = arrays["visual_positions"].shape[1], arrays["text_tokens"].shape[1]
+    return [[Content("grid", num_tiles, *sizes)]] * num_rows
 
 
 def name_tables(tokenizer: ChatTokenizer) -> dict[str, Int[np.ndarray, "F _"]]:

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int, Shaped
 from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
 from visor_jax.config import Config, architecture, stage_config
-from visor_jax.data.collate import Example, make_batch
+from visor_jax.data import collate
+from visor_jax.data.collate import Content, Example, make_batch
 from visor_jax.data.draws import generator
 from visor_jax.data.from_config import agreed_taps, label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
@@ -60,8 +61,9 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         rows = process_rows(settings.batch_size)
         order = generator("labeled", stage_seed(config.seed, stage), number)
         picked = order.integers(len(labels.label), size=settings.batch_size)[rows.start : rows.stop]
-        arrays, ids = examples.batch(picked)
-        return Step(number, arrays, full, budget_name(full), ids, [])
+        arrays, batch = examples.batch(picked)
+        contents = batch.contents if "tiles" in arrays else without_tiles(batch.contents)
+        return Step(number, arrays, full, budget_name(full), batch.ids, [], contents=contents)
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {"accuracy/agreement": float(metrics["agreement"])}
@@ -78,6 +80,11 @@ def abstract_policy(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
     for name, dtype in (("routing_position", np.int32), ("label", np.int32), ("label_weight", np.float32)):
         arrays[name] = jax.ShapeDtypeStruct((num_rows,), dtype)
     return partial(policy_loss, arch=arch, num_viable=arch.policy.max_budgets), arrays
+
+
+def without_tiles(contents: list[list[Content]]) -> list[list[Content]]:
+    """The contents of a step that reads stored visual tokens and runs no tower."""
+    return [[content._replace(tiles=0) for content in row] for row in contents]
 
 
 def store_features(
@@ -99,8 +106,8 @@ def store_features(
     size, count = config.evaluate.batch_size, len(examples.places)
 
     def chunk(number: int) -> Step:
-        arrays, ids = examples.batch(np.arange((number - 1) * size, min(number * size, count)))
-        return Step(number, arrays, (), "", ids, [])
+        arrays, batch = examples.batch(np.arange((number - 1) * size, min(number * size, count)))
+        return Step(number, arrays, (), "", batch.ids, [])
 
     for step in made_ahead(chunk, 0, -(-count // size), threads=READ_THREADS):
         beat()
@@ -158,8 +165,8 @@ class LabeledExamples:
             )
             raise RequestError(f"{problem}; {MADE_OF_OTHERS}") from why
 
-    def batch(self, rows: Int[np.ndarray, " B"]) -> tuple[dict[str, Shaped[np.ndarray, "B ..."]], list[str]]:
-        """Returns the arrays of the examples in `rows`, with the label and weight of each, and their ids."""
+    def batch(self, rows: Int[np.ndarray, " B"]) -> tuple[dict[str, Shaped[np.ndarray, "B ..."]], collate.Batch]:
+        """Returns the arrays of the examples in `rows`, with the label and weight of each, and their batch."""
         examples = [[self.example(row)] for row in rows.tolist()]
         batch = make_batch(examples, self.row_shape, self.questions.arch, min_taps=self.min_taps)
         first_target = [int(np.argmax(mask)) for mask in batch.arrays["loss_mask"]]
@@ -170,7 +177,7 @@ class LabeledExamples:
         if self.features is not None:
             visual, _ = self.features.of(arrays)
             arrays = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS} | {"visual": visual}
-        return arrays, batch.ids
+        return arrays, batch
 
 
 def policy_loss(

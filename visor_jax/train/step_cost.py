@@ -1,0 +1,104 @@
+"""What the samples of a step contain and cost: counts of tokens and tiles, and the FLOPs that a training step needs.
+
+In: the contents of a batch and a budget. Out: sums over all processes. Padding is not counted, nor are activations that
+remat computes again. `docs/metrics.md` has the formula.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from visor_jax.architecture import MESH_AXES, Architecture
+from visor_jax.budget import Bits
+from visor_jax.cost import decoder_flops, route_flops, tower_flops
+from visor_jax.data.collate import Content
+from visor_jax.train.update import State
+
+TOWER = ("vision", "connector", "image_newline")  # the parameters that make visual tokens
+
+
+def in_decoder(path: str) -> bool:
+    """Whether a parameter belongs to the decoder's layers."""
+    return path.split("/")[0] not in (*TOWER, "embed_tokens", "routing")
+
+
+class Work(NamedTuple):
+    """Sums over the samples of a step."""
+
+    samples: float
+    text_tokens: float
+    visual_tokens: float
+    tiles: float
+    teraflops: float  # 10^12 FLOPs of the whole step
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """The FLOPs of a training step on one sample.
+
+    Attributes:
+      arch: of the stage.
+      passes_tower: how often the vision tower's FLOPs count; 1: forward only, 3: with both gradients.
+      passes_decoder: the same of the decoder. Between 2 and 3 if some of its parameters are frozen.
+      objective: of the stage. "policy" reads the layers before the first slot only; of "base", whose loss reads the
+        layers in its own way, no FLOPs are known.
+    """
+
+    arch: Architecture
+    passes_tower: float
+    passes_decoder: float
+    objective: str = "answer"
+
+    @classmethod
+    def of(cls, arch: Architecture, state: State, objective: str) -> StepCost:
+        """Returns the cost of a stage that starts from `state`, whose trainable parameters say what is frozen."""
+        tower = any(path.split("/")[0] in TOWER for path in state.trainable)
+        sizes = {path: x.size for path, x in (state.trainable | state.frozen).items() if in_decoder(path)}
+        trained = sum(size for path, size in sizes.items() if path in state.trainable)
+        return cls(arch, 3.0 if tower else 1.0, 2.0 + trained / max(sum(sizes.values()), 1), objective)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one per stage, and the process ends with its stages
+    def flops(self, bits: Bits, tiles: int, visual: int, text: int) -> float:
+        """Returns the useful FLOPs of one sample under a budget."""
+        if self.objective == "base":
+            return 0.0
+        tower = self.passes_tower * tower_flops(self.arch, tiles)
+        if self.objective == "policy":
+            return tower + self.passes_decoder * route_flops(self.arch, visual, text)
+        return tower + self.passes_decoder * decoder_flops(self.arch, bits, visual, text, num_logits=text)
+
+    def work(self, contents: Sequence[Sequence[Content]], bits: Bits) -> Work:
+        """Returns the sums over this process's samples."""
+        samples = [sample for row in contents for sample in row]
+        flops = sum(self.flops(bits, x.tiles, x.visual, x.text) for x in samples)
+        text, visual, tiles = (float(sum(getattr(x, name) for x in samples)) for name in ("text", "visual", "tiles"))
+        return Work(float(len(samples)), text, visual, tiles, flops / 1e12)
+
+
+def over_processes(work: Work, mesh: Mesh) -> Any:
+    """Returns the sums over all processes: `work` itself if there is one process, else float32 [5] on the devices.
+
+    Does not wait for the devices.
+    """
+    if jax.process_count() == 1:
+        return np.array(work)
+    local = np.zeros((len(mesh.local_devices), len(work)), np.float32)
+    local[0] = work
+    placed = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(MESH_AXES)), local)
+    return _sum_rows(mesh)(placed)
+
+
+@functools.cache
+def _sum_rows(mesh: Mesh) -> Any:
+    def total(rows: Float[jax.Array, "devices fields"]) -> Float[jax.Array, " fields"]:
+        return rows.sum(axis=0)
+
+    return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
