@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_each_source_has_the_mean_loss_of_its_target_tokens(tmp_path: Path, pack
     sources = [sample.source for row in step.contents for sample in row]
     assert {*sources} == {"short", "long"} and len(sources) == int(metrics["samples"])
 
-    row = objective.summarize(step, {**metrics, "loss": loss})
+    row = objective.summarize(step, jax.device_get({**metrics, "loss": loss}))
     sums = np.asarray(metrics["source_sums"])
     np.testing.assert_allclose([row["loss/source=short"], row["loss/source=long"]], sums[:, 0] / sums[:, 1], rtol=1e-6)
     np.testing.assert_allclose(sums[:, 0].sum() / sums[:, 1].sum(), float(loss), rtol=1e-6)

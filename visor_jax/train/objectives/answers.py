@@ -64,15 +64,14 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         row["skipped"] = dict(step.skipped)
         return row
 
-    loss = partial(answer_loss_of(config, stage), num_sources=num_sources(config))
-    return Objective(loss, steps, summarize, skips)
+    return Objective(answer_loss_of(config, stage, num_sources(config)), steps, summarize, skips)
 
 
-def answer_loss_of(config: Config, stage: str) -> Loss:
-    """The loss of a stage, from its configuration alone."""
+def answer_loss_of(config: Config, stage: str, num_sources: int = 1) -> Loss:
+    """The loss of a stage, from its configuration alone; `num_sources` only matters with `text_sources` in a batch."""
     num_turns = config.data.turns_per_picture * (TURNS_OF_SAMPLES if config.data.pack_window else 1)
     arch, settings = architecture(config, stage), stage_config(config, stage)
-    return partial(answer_loss, arch=arch, num_turns=num_turns, remat=settings.remat)
+    return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=settings.remat)
 
 
 def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
