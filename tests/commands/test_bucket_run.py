@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import visor_jax.errors
 from visor_jax.__main__ import main
 from visor_jax.errors import RequestError
 from visor_jax.export import torch_export
-from visor_jax.files import read_write
 from visor_jax.files.bucket import UNFINISHED, names_below
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.scale.compiler_options import QUICK
+from visor_jax.testing.bucket import without_gcsfs
 from visor_jax.workdir.lock import WorkdirLock, this_process
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -33,14 +32,11 @@ def picture(tmp_path):
     return tmp_path / "red.png"
 
 
-def test_without_gcsfs_every_command_names_the_extra(monkeypatch, capsys, picture):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    for name in ("gs", "gcs"):
-        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
-    monkeypatch.setattr(read_write, "_check_scheme", read_write.check_scheme)
+def test_without_gcsfs_every_command_names_the_extra(capsys, picture):
     run = f"run --config={ROOT / 'configs' / 'glyphs_mini.py'}"
     for command in (run, "report", "export", "evaluate", f"generate --image={picture} --question=b"):
-        assert main([*command.split(), "--workdir=gs://bucket/run"]) == 2
+        with without_gcsfs():
+            assert main([*command.split(), "--workdir=gs://bucket/run"]) == 2
         error = capsys.readouterr().err
         assert "gs://: needs the package gcsfs" in error and "pip install 'visor-jax[gcs]'" in error, command
 

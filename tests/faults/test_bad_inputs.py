@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -46,6 +45,7 @@ from tests.faults.bad_inputs import (
     write,
 )
 from visor_jax.__main__ import main
+from visor_jax.testing.bucket import without_gcsfs
 
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("quick")
@@ -296,7 +296,7 @@ SURROUNDINGS: dict[str, Case] = {
     ),
     "78 a script in the report": Case("report --workdir={run}", 0, "", hostile_names),
     "80 a bucket": Case(
-        f"run {CONFIG} --workdir=gs://bucket/run", 2, "gcs", lambda at: mock.patch.dict(sys.modules, {"gcsfs": None})
+        f"run {CONFIG} --workdir=gs://bucket/run", 2, "pip install 'visor-jax[gcs]'", lambda at: without_gcsfs()
     ),
 }
 CASES = {**COMMAND_LINE, **WEIGHTS, **CHECKPOINTS, **SURROUNDINGS}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import sys
 
 import pytest
 from etils.epath import gpath
@@ -22,7 +21,7 @@ from visor_jax.files.bucket import (
 )
 from visor_jax.files.growing import open_growing
 from visor_jax.files.read_write import as_path, read_json, read_regular, remove_folder, write_bytes, write_json
-from visor_jax.testing.bucket import Refusal
+from visor_jax.testing.bucket import Refusal, without_gcsfs
 
 
 def test_whole_objects(bucket):
@@ -175,12 +174,8 @@ def test_tensorflow_is_not_used_where_it_is_installed(monkeypatch):
 # --- without the extra ------------------------------------------------------------------------------------------------
 
 
-def test_without_gcsfs_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gcsfs", None)
-    for name in ("gs", "gcs"):
-        monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, name, raising=False)
-    monkeypatch.setattr(read_write, "_check_scheme", read_write.check_scheme)
-    with pytest.raises(RequestError, match=r"gs://: needs the package gcsfs.*pip install 'visor-jax\[gcs\]'"):
+def test_without_gcsfs_the_extra_is_named():
+    with without_gcsfs(), pytest.raises(RequestError, match=r"gs://: needs the package gcsfs.*'visor-jax\[gcs\]'"):
         as_path("gs://bucket/run")
     with pytest.raises(RequestError, match="ftp://: unknown kind of bucket"):
         as_path("ftp://bucket/run")

@@ -15,6 +15,7 @@ import contextlib
 import email.parser
 import email.policy
 import hashlib
+import importlib
 import json
 import re
 import sys
@@ -24,7 +25,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+from unittest import mock
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from visor_jax.files import read_write
 
 PAGE = 200  # entries of a listing's page at most; Google's is 1,000
 _OBJECT = re.compile(r"(?:/download|/upload)?/storage/v1/b/(?P<bucket>[^/]+)(?:/o(?:/(?P<name>.+))?)?")
@@ -188,6 +192,20 @@ class BucketServer:
         if match is not None and (match[2] == "*" or len(parts) < int(match[2])):
             return len(parts), None
         return len(parts), self.write(bucket, name, bytes(parts), query)
+
+
+@contextlib.contextmanager
+def without_gcsfs() -> Iterator[None]:
+    """Behaves inside the block as if gcsfs were not installed, also where it has been used before."""
+    registry = importlib.import_module("fsspec.registry")._registry
+    read_write._check_scheme.cache_clear()
+    try:
+        with mock.patch.dict(sys.modules, {"gcsfs": None}), mock.patch.dict(registry):
+            registry.pop("gs", None)
+            registry.pop("gcs", None)
+            yield
+    finally:
+        read_write._check_scheme.cache_clear()
 
 
 class _Server(ThreadingHTTPServer):
