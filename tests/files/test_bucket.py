@@ -10,6 +10,7 @@ import pytest
 from etils.epath import gpath
 
 from visor_jax.errors import RequestError, RunError, unwritable
+from visor_jax.files import bucket as bucket_module
 from visor_jax.files import read_write
 from visor_jax.files.bucket import (
     UNFINISHED,
@@ -76,6 +77,15 @@ def test_errors_name_the_object(bucket, bucket_server, answer, number, kind):
             action()
         assert error.value.errno == number and str(error.value.filename).startswith(str(bucket))
         assert type(unwritable("x", error.value)) is kind
+
+
+def test_a_service_that_stays_busy_is_an_error_after_some_seconds(bucket, bucket_server, monkeypatch):
+    monkeypatch.setitem(bucket_module._RETRIES, "initial_delay", "10ms")
+    bucket_server.refused = (503, "busy")
+    before = len(bucket_server.calls)
+    with pytest.raises(OSError, match="4 retry attempts failed: busy") as error:
+        SharedObject(bucket / "lock").read()
+    assert error.value.errno == errno.EIO and len(bucket_server.calls) == before + 5
 
 
 def test_the_stand_in_renames_and_copies_nothing(bucket):

@@ -18,6 +18,8 @@ from visor_jax.errors import RequestError, one_line
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 EXTRAS = {"gs": "visor-jax[gcs]"}
+# Of tensorstore, for an object whose news is worthless after some seconds; its default waits for minutes.
+_RETRIES = {"max_retries": 4, "initial_delay": "500ms", "max_delay": "4s"}
 UNFINISHED = ".unfinished"  # an object in a folder that is being uploaded
 # Modules of the packages that reach a bucket; their own exceptions are not `OSError`s.
 _MODULES = ("gcsfs.", "aiohttp.", "google.auth.", "google.api_core.", "google.cloud.", "s3fs.", "botocore.", "azure.")
@@ -121,7 +123,7 @@ def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lamb
     """Yields a new local folder, whose files become the only objects below `target` if the block succeeds.
 
     They do not appear at once, so the file `last` is removed first and written last: where it exists, all of them do.
-    Until then an object named `UNFINISHED` tells that what is there was written by an upload.
+    Until then an object named `UNFINISHED` marks the folder as one that an upload may replace.
 
     Args:
       target: a folder of a bucket.
@@ -188,7 +190,8 @@ class SharedObject:
 
         try:
             if self._store is None:
-                self._store = tensorstore.KvStore.open({"driver": "gcs", "bucket": self._bucket}).result()
+                spec = {"driver": "gcs", "bucket": self._bucket, "context": {"gcs_request_retries": _RETRIES}}
+                self._store = tensorstore.KvStore.open(spec).result()
             return cast(Any, getattr(self._store, method)(*arguments, **options).result())
         except ValueError as error:  # of every kind: tensorstore's messages begin with their status
             status, _, reason = " ".join(str(error).split()).partition(": ")
