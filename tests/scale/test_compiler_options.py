@@ -146,6 +146,21 @@ def test_a_bucket_keeps_programs_for_the_next_machine(tmp_path, monkeypatch) -> 
     assert [path.name for path in (tmp_path / "bucket" / "programs" / "visor").glob("jit__lambda*-cache")]
 
 
+def test_programs_in_a_bucket_are_read_back(bucket, bucket_server, monkeypatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(bucket))
+    assert use_compile_cache(min_seconds=0.0) == str(bucket)
+
+    def triple(x):
+        return x * 3 - 1
+
+    for _ in range(2):
+        assert jax.jit(triple)(3.0) == 8.0
+        jax.clear_caches()
+    (program,) = (name for name in bucket_server.names("runs", bucket.name) if "jit_triple" in name)
+    reads = [path for method, path in bucket_server.calls if method == "GET" and f"{program}?" in path]
+    assert [path for path in reads if "alt=media" in path]
+
+
 def test_a_program_that_another_process_is_still_writing_is_compiled_again(tmp_path, monkeypatch) -> None:
     """JAX writes an entry in place (only in process 0), so another process may read a part of it."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "programs"))
