@@ -183,13 +183,13 @@ def _no_device(error: Exception) -> RunError | None:
 
 def _start_processes(stop: Stop) -> None:
     """Connects this process to the others of its run, if the environment names others."""
-    from visor_jax.scale.environment import heartbeat_seconds, process_settings
+    from visor_jax.scale.environment import CONNECT, HEARTBEAT, process_settings, seconds
 
     if (settings := process_settings(os.environ)) is None:
         return
     from visor_jax.scale import distributed
 
-    distributed.start(settings, heartbeat_seconds(os.environ))
+    distributed.start(settings, seconds(HEARTBEAT, os.environ), seconds(CONNECT, os.environ))
     stop.take_sigterm()
     if not distributed.is_main():
         for handler in logging.getLogger().handlers:

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-CONNECT_SECONDS = 300
 GRACE_SECONDS = 5.0  # for a process to report its own failure after another one's
 _POLL_MS = 2000
 _FAILED, _LEFT = "visor/failed", "visor/left"
@@ -44,12 +43,12 @@ _counter = itertools.count()
 # --- starting and ending ----------------------------------------------------------------------------------------------
 
 
-def start(settings: Mapping[str, Any], heartbeat_timeout: int) -> None:
+def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: int) -> None:
     """Connects this process to the others of its run; to be called before any use of JAX's devices.
 
     Args:
       settings: `environment.process_settings`.
-      heartbeat_timeout: seconds.
+      heartbeat_timeout, connect_timeout: whole seconds.
 
     Raises:
       RequestError: the other processes cannot be reached.
@@ -58,9 +57,9 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int) -> None:
     try:
         jax.distributed.initialize(
             **settings,
-            initialization_timeout=CONNECT_SECONDS,
+            initialization_timeout=connect_timeout,
             heartbeat_timeout_seconds=heartbeat_timeout,
-            shutdown_timeout_seconds=CONNECT_SECONDS,
+            shutdown_timeout_seconds=connect_timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise RequestError(f"the processes of this run cannot be connected: {one_line(str(error))}") from error

@@ -13,8 +13,8 @@ from typing import Any
 from visor_jax.errors import RequestError
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-HEARTBEAT = "VISOR_HEARTBEAT_SECONDS"  # after which a silent process counts as dead
-HEARTBEAT_SECONDS = 60
+# Variables with whole seconds, and their defaults: when a silent process counts as dead, and how long to wait for all.
+HEARTBEAT, CONNECT = ("VISOR_HEARTBEAT_SECONDS", 60), ("VISOR_CONNECT_SECONDS", 300)
 
 
 def process_settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -83,13 +83,14 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isdecimal() else 0
 
 
-def heartbeat_seconds(environment: Mapping[str, str]) -> int:
-    """Returns the time after which a process without heartbeats counts as dead.
+def seconds(variable: tuple[str, int], environment: Mapping[str, str]) -> int:
+    """Returns the value of `HEARTBEAT` or `CONNECT`.
 
     Raises:
-      RequestError: `VISOR_HEARTBEAT_SECONDS` is not a number of seconds.
+      RequestError: the variable is not a number of seconds.
     """
-    text = environment.get(HEARTBEAT, str(HEARTBEAT_SECONDS))
+    name, default = variable
+    text = environment.get(name, str(default))
     if not text.isdecimal() or int(text) < 1:
-        raise RequestError(f"environment: {HEARTBEAT}={text}: expected whole seconds, at least 1")
+        raise RequestError(f"environment: {name}={text}: expected whole seconds, at least 1")
     return int(text)

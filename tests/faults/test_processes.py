@@ -1,0 +1,212 @@
+"""Several processes of one run: they compute what one computes, and end together in bounded time when one is lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults.whole_run import TRAINED, environment, steps_of, visor
+from visor_jax.testing.processes import Ended, Processes, free_port
+from visor_jax.workdir.metrics_log import read_rows
+
+CONFIG = """
+from visor_jax.testing import tiny_config
+def get_config():
+    return tiny_config({"train.checkpoint_every": 2, "train.learning_rate": 1e-4, "train.hang_seconds": 600.0,
+                        "stage_overrides.policy.learning_rate": 1e-4, "data.batch_size": 8, "evaluate.batch_size": 4},
+                       steps=8)
+"""
+STEPS = 8
+LIMIT = 300.0  # seconds, for a whole command on a slow machine
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("processes") / "tiny.py"
+    file.write_text(CONFIG)
+    return file
+
+
+def start(
+    config: Path, run: Path, compiled: str, *more: str, command: str = "train", of_each: tuple[dict[str, str], ...] = ()
+) -> Processes:
+    """Starts two processes of two devices."""
+    stage = ["--config.stage=base"] if command == "train" else []
+    settings = {**environment(compiled), "VISOR_HEARTBEAT_SECONDS": "10"}
+    arguments = [command, f"--config={config}", f"--workdir={run}", *stage, *more]
+    return Processes(arguments, environment=settings, of_each=of_each)
+
+
+def finish(processes: Processes) -> list[Ended]:
+    with processes:
+        return processes.wait(LIMIT)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first stage, trained by two processes that nothing disturbed."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = finish(start(config, run, compiled))
+    assert [process.status for process in ended] == [0, 0], ended
+    return run
+
+
+def assert_resumes_equal(config: Path, run: Path, compiled: str, undisturbed: Path) -> None:
+    ended = finish(start(config, run, compiled))
+    assert [process.status for process in ended] == [0, 0], ended
+    assert steps_of(run, "base") == steps_of(undisturbed, "base")
+    assert not (run / "lock.json").exists()
+
+
+def relative_difference(run: Path, other: Path, stage: str) -> float:
+    """The largest relative difference of a loss; both must have trained on the same samples."""
+    rows, others = (read_rows(path / stage / "metrics.jsonl") for path in (run, other))
+    assert [row["sample_ids_sha256"] for row in rows] == [row["sample_ids_sha256"] for row in others]
+    return max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(rows, others, strict=True))
+
+
+def files_of(run: Path) -> list[str]:
+    """The files of a run, without the arrays of its checkpoints, and one name for all event files."""
+    names = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
+    return sorted(
+        str(name.parent / "events" if "tfevents" in name.name else name) for name in names if "arrays" not in name.parts
+    )
+
+
+# --- the same results -------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_what_one_trains(config: Path, compiled: str, tmp_path: Path) -> None:
+    more = ("--config.train.steps=3",)
+    ended = finish(start(config, tmp_path / "two", compiled, *more))
+    assert [process.status for process in ended] == [0, 0], ended
+    assert "base: step 3/3" in ended[0].output and "step 3/3" not in ended[1].output
+    status, err = visor(
+        "train", f"--config={config}", f"--workdir={tmp_path}/one", "--config.stage=base", *more, compiled=compiled
+    )
+    assert status == 0, err
+    assert relative_difference(tmp_path / "two", tmp_path / "one", "base") <= 1e-5
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_whole_run_of_two_processes_equals_that_of_one(config: Path, compiled: str, tmp_path: Path) -> None:
+    ended = finish(start(config, tmp_path / "two", compiled, command="run"))
+    assert [process.status for process in ended] == [0, 0], ended
+    status, err = visor("run", f"--config={config}", f"--workdir={tmp_path}/one", compiled=compiled)
+    assert status == 0, err
+    two, one = tmp_path / "two", tmp_path / "one"
+    for stage in TRAINED:
+        difference = relative_difference(two, one, stage)
+        print(f"{stage}: largest relative difference of a loss {difference:.1e}")
+        assert difference <= 1e-5
+    assert files_of(two) == files_of(one)
+    viable, other = (json.loads((run / "search/viable.json").read_text()) for run in (two, one))
+    assert viable["viable"] == other["viable"] and viable["skipped"] == other["skipped"]
+    budgets, other = (json.loads((run / "eval/test.json").read_text())["budgets"] for run in (two, one))
+    assert budgets == other
+    with np.load(two / "labels/labels.npz") as labels, np.load(one / "labels/labels.npz") as others:
+        for name in ("label", "picture_index", "turn"):
+            np.testing.assert_array_equal(labels[name], others[name])
+        np.testing.assert_allclose(labels["log_likelihood"], others["log_likelihood"], rtol=1e-4)
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_both_end_when_one_is_killed_and_resume_equal(
+    config: Path, compiled: str, undisturbed: Path, tmp_path: Path, killed: int
+) -> None:
+    of_each = tuple({"VISOR_TEST_KILL_AT": "dispatched:5"} if index == killed else {} for index in (0, 1))
+    ended = finish(start(config, tmp_path / "run", compiled, of_each=of_each))
+    print([process.status for process in ended])
+    assert ended[killed].status == -signal.SIGKILL
+    assert ended[1 - killed].status in (134, -signal.SIGABRT), ended[1 - killed].output
+    assert_resumes_equal(config, tmp_path / "run", compiled, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("signaled", [0, 1])
+def test_sigterm_to_one_saves_and_stops_both(
+    config: Path, compiled: str, undisturbed: Path, tmp_path: Path, signaled: int
+) -> None:
+    at = {"VISOR_TEST_KILL_AT": "dispatched:3", "VISOR_TEST_SIGNAL": "SIGTERM"}
+    of_each = tuple(at if index == signaled else {} for index in (0, 1))
+    ended = finish(start(config, tmp_path / "run", compiled, of_each=of_each))
+    assert [process.status for process in ended] == [143, 143], ended
+    saved = len(read_rows(tmp_path / "run/base/metrics.jsonl"))
+    assert 3 <= saved < STEPS and (tmp_path / f"run/base/checkpoints/{saved}/commit.json").exists()
+    assert_resumes_equal(config, tmp_path / "run", compiled, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_process_that_hangs_ends_both(config: Path, compiled: str, undisturbed: Path, tmp_path: Path) -> None:
+    of_each = ({}, {"VISOR_TEST_KILL_AT": "dispatched:4", "VISOR_TEST_SIGNAL": "hang"})
+    began = time.monotonic()
+    ended = finish(start(config, tmp_path / "run", compiled, "--config.train.hang_seconds=60", of_each=of_each))
+    print([process.status for process in ended], f"{time.monotonic() - began:.0f} s")
+    assert all(process.status in (134, -signal.SIGABRT) for process in ended), ended
+    assert any("no progress for 60 s" in process.output for process in ended)
+    assert_resumes_equal(config, tmp_path / "run", compiled, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_of_two_processes_continues_in_one(
+    config: Path, compiled: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    at = {"VISOR_TEST_KILL_AT": "dispatched:4", "VISOR_TEST_SIGNAL": "SIGTERM"}
+    ended = finish(start(config, tmp_path / "run", compiled, of_each=(at, at)))
+    assert [process.status for process in ended] == [143, 143], ended
+    status, err = visor(
+        "train", f"--config={config}", f"--workdir={tmp_path}/run", "--config.stage=base", compiled=compiled
+    )
+    assert status == 0 and "resumed after step" in err, err
+    assert relative_difference(tmp_path / "run", undisturbed, "base") <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_eight_devices_then_two_then_one(config: Path, compiled: str, undisturbed: Path, tmp_path: Path) -> None:
+    arguments = ["train", f"--config={config}", f"--workdir={tmp_path}/run", "--config.stage=base"]
+    for devices, step in ((8, 3), (2, 6), (1, 0)):
+        stop = {"VISOR_TEST_KILL_AT": f"dispatched:{step}", "VISOR_TEST_SIGNAL": "SIGTERM"} if step else {}
+        with Processes(arguments, count=1, devices=devices, environment={**environment(compiled), **stop}) as one:
+            (ended,) = one.wait(LIMIT)
+        assert ended.status == (143 if step else 0), ended.output
+    assert relative_difference(tmp_path / "run", undisturbed, "base") <= 1e-5
+
+
+def test_a_wrong_request_ends_every_process_with_its_message(compiled: str, tmp_path: Path) -> None:
+    settings = environment(compiled)
+    with Processes(["train", f"--workdir={tmp_path}/none"], devices=1, environment=settings) as processes:
+        ended = processes.wait(LIMIT)
+    assert [process.status for process in ended] == [2, 2], ended
+    assert all("config.json" in process.output for process in ended), ended
+
+
+@pytest.mark.slow
+def test_a_peer_that_never_comes_is_reported(compiled: str, tmp_path: Path, config: Path) -> None:
+    """The address of a coordinator that does not exist: refused after the time limit for connections."""
+    alone = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    status, err = visor(
+        "train",
+        f"--config={config}",
+        f"--workdir={tmp_path}/run",
+        "--config.stage=base",
+        compiled=compiled,
+        VISOR_CONNECT_SECONDS="10",
+        **alone,
+    )
+    assert status == 2 and "cannot be connected" in err, err

@@ -1,0 +1,75 @@
+"""Which processes a process belongs to, by its environment: coordinator, Slurm, TPU pod, JobSet, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from visor_jax.errors import RequestError
+from visor_jax.scale import environment
+from visor_jax.scale.environment import CONNECT, HEARTBEAT, process_settings, seconds
+
+COORDINATOR = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+EXPLICIT = {"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+POD = {"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        (COORDINATOR, EXPLICIT),
+        ({**COORDINATOR, "JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "3"}, EXPLICIT),
+        ({**COORDINATOR, **SLURM}, EXPLICIT),
+        ({**COORDINATOR, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
+        ({**SLURM, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:1"}, None),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, None),
+        (SLURM, {}),
+        ({**SLURM, "JAX_PLATFORMS": "cpu"}, {}),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),  # the batch script itself
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "1"}, None),
+        (POD, {}),
+        ({**POD, "JAX_PLATFORMS": "tpu,cpu"}, {}),
+        ({**POD, "JAX_PLATFORMS": "cpu"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, {}),
+    ],
+)
+def test_the_environment_says_which_processes_run(
+    variables: dict[str, str], expected: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_has_tpu", lambda: False)
+    assert process_settings(variables) == expected
+
+
+def test_a_machine_with_chips_asks_its_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_has_tpu", lambda: True)
+    assert process_settings({}) == {}
+    assert process_settings({"TPU_SKIP_MDS_QUERY": "1"}) is None
+    assert process_settings({"JAX_PLATFORMS": "cpu"}) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID not set; expected all of"),
+        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS not set"),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "JAX_COORDINATOR_ADDRESS=10.0.0.1: expected HOST:PORT"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0"),
+        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: expected 0 to 3"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1"),
+    ],
+)
+def test_an_incomplete_environment_is_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        process_settings({**COORDINATOR, **changes})
+
+
+def test_time_limits() -> None:
+    assert (seconds(HEARTBEAT, {}), seconds(CONNECT, {})) == (60, 300)
+    assert seconds(HEARTBEAT, {"VISOR_HEARTBEAT_SECONDS": "7"}) == 7
+    with pytest.raises(RequestError, match="VISOR_HEARTBEAT_SECONDS=soon"):
+        seconds(HEARTBEAT, {"VISOR_HEARTBEAT_SECONDS": "soon"})
