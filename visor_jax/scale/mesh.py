@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
-from visor_jax.architecture import FSDP, MESH_AXES, REPLICA
+from visor_jax.architecture import FSDP, MESH_AXES, REPLICA, TENSOR
 from visor_jax.config import ConfigLike, as_config
 from visor_jax.errors import RequestError
 
@@ -33,9 +33,14 @@ def check_rows(name: str, rows: int, mesh: Mesh, pool_rows: int = 1) -> None:
     """Checks that replicas and FSDP shards get equally many rows, in whole pools of `pool_rows`.
 
     Raises:
-      RequestError: the number of rows is not divisible.
+      RequestError: the number of rows is not divisible, or processes would share rows.
     """
     ways = row_shards(mesh)
+    if ways % jax.process_count():
+        raise RequestError(
+            f"mesh.tensor={mesh.shape[TENSOR]}: expected at most the {jax.local_device_count()} devices of a process,"
+            f" because each of the {jax.process_count()} processes prepares rows of its own"
+        )
     if rows % (ways * pool_rows):
         pools = f", in pools of data.pool_rows={pool_rows}" if pool_rows > 1 else ""
         raise RequestError(
