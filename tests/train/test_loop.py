@@ -123,7 +123,9 @@ def test_the_seconds_of_steps_that_overlap_are_counted_once(tmp_path: Path) -> N
     cost = StepCost(architecture(tiny_config()), 3.0, 3.0)
     observer = Observer(cost, configured_mesh(tiny_config()), Goodput(tmp_path / "goodput.json"))
     run = object.__new__(Run)  # with what `record` reads
-    vars(run).update(objective=Objective(nothing, nothing, slowly), bad_steps=BadSteps(1), observer=observer)
+    vars(run).update(
+        objective=Objective(nothing, nothing, slowly), bad_steps=BadSteps(1), observer=observer, log_row=print
+    )
     metrics = dict.fromkeys(("loss", "gradient_norm", "learning_rate", "finite"), jnp.ones(()))
     with MetricsWriter(tmp_path, first_step=1) as writer, StageProgress("full", 3) as progress:
         began = time.perf_counter()

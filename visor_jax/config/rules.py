@@ -101,6 +101,26 @@ def is_grids(text: str) -> bool:
     return True
 
 
+def parse_window(text: str) -> tuple[int, int]:
+    """Parses "START:STEPS", both at least 1.
+
+    Raises:
+      ValueError: the text is not of this form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,15}):([1-9]\d{0,15})", text)
+    if match is None:
+        raise ValueError(f"{text!r} is not START:STEPS")
+    return int(match[1]), int(match[2])
+
+
+def is_window(text: str) -> bool:
+    try:
+        parse_window(text)
+    except ValueError:
+        return text == ""
+    return True
+
+
 def is_pattern(text: str) -> bool:
     try:
         re.compile(text)
@@ -121,6 +141,7 @@ WEIGHTS = Rule(
     lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
     "pairs (scene, integer weight of at least 0), not all of them 0",
 )
+WINDOW = Rule(is_window, "START:STEPS, such as '10:3' for steps 10, 11 and 12, or an empty value")
 PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
 GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visor_jax.config.rules import HOPS, MESH_SIZE, PATTERNS, RATES, above, at_least, below_one, one_of, within
+from visor_jax.config.rules import HOPS, MESH_SIZE, PATTERNS, RATES, WINDOW, above, at_least, below_one, one_of, within
 from visor_jax.config.values import setting
 
 
@@ -49,6 +49,13 @@ class TrainConfig:
     hang_seconds: float = setting(
         1800.0, "time without a step before the watchdog aborts the process; 0: never", at_least(0), units="seconds"
     )
+
+    validate_every: int = setting(
+        0, "interval between validations, which also follow the last step; 0: never", at_least(0), units="steps"
+    )
+    validate_samples: int = setting(256, "records of the validation split that a validation reads", at_least(1))
+    profile: str = setting("", "steps to trace for XProf, START:STEPS; empty: none", WINDOW)
+    wandb_project: str = setting("", "Weights & Biases project that also gets the metrics; empty: none")
 
 
 @dataclass(frozen=True)

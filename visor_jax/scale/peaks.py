@@ -1,24 +1,29 @@
-"""Peak bfloat16 FLOP/s of accelerators by JAX's `device_kind`, as the vendors publish them (dense, not sparse)."""
+"""Peak bfloat16 FLOP/s of accelerators by JAX's `device_kind`.
+
+Figures are those that the vendors publish, without sparsity.
+"""
 
 from __future__ import annotations
 
 import re
 
-# (pattern at the start of `device_kind`, FLOP/s of one JAX device); a chip of TPU7x is two devices
-_PEAKS = (
-    (r"TPU v4", 275e12),
-    (r"TPU (v5 lite|v5e)", 197e12),
-    (r"TPU v5", 459e12),
-    (r"TPU (v6 lite|v6e)", 918e12),
-    (r"TPU ?7x", 2307e12 / 2),
-    (r"NVIDIA (H100 PCIe)", 756e12),
-    (r"NVIDIA (H100|H200|GH200)", 989e12),
-    (r"NVIDIA A100", 312e12),
-    (r"NVIDIA L4\b", 121e12),
-    (r"NVIDIA L40S", 362e12),
+from visor_jax.scale.topologies import CHIPS
+
+_CHIPS = (  # (pattern at the start of `device_kind`, chip)
+    (r"TPU v4", "v4"),
+    (r"TPU (v5 lite|v5e)", "v5e"),
+    (r"TPU v5", "v5p"),
+    (r"TPU (v6 lite|v6e)", "v6e"),
+    (r"TPU ?7x", "tpu7x"),
+    (r"NVIDIA H100(?! PCIe)", "h100"),
+    (r"NVIDIA (GH200|H200)", "h200"),
 )
+_OTHERS = ((r"NVIDIA H100 PCIe", 756e12), (r"NVIDIA A100", 312e12), (r"NVIDIA L40S", 362e12), (r"NVIDIA L4\b", 121e12))
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Returns the peak FLOP/s of one device; None for a kind that is not in the table, such as a CPU."""
-    return next((peak for pattern, peak in _PEAKS if re.match(pattern, device_kind)), None)
+    """Returns the peak FLOP/s of one JAX device; None for a kind that is not in the tables, such as a CPU."""
+    for pattern, name in _CHIPS:
+        if re.match(pattern, device_kind):
+            return CHIPS[name].flops / CHIPS[name].cores
+    return next((peak for pattern, peak in _OTHERS if re.match(pattern, device_kind)), None)

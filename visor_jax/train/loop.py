@@ -11,7 +11,7 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,10 +36,13 @@ from visor_jax.train.optimizer import (
     build_optimizer,
     learning_rates,
 )
+from visor_jax.train.profile import StepProfiler
 from visor_jax.train.stage import Step, of_all_processes
 from visor_jax.train.state import initial_state, restore
 from visor_jax.train.step_cost import StepCost
 from visor_jax.train.update import State, Update, jitted_update
+from visor_jax.train.validation import Validation, make_validation
+from visor_jax.train.wandb_run import require_wandb, wandb_run
 from visor_jax.tree import unflatten
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
@@ -70,6 +73,7 @@ def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
 def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> None:
     """Trains a stage; `train` has installed the signal handlers and the watchdog."""
     # --- mesh, objective ----------------------------------------------------------------------------------------------
+    require_wandb(config, stage)
     settings, arch, folder = stage_config(config, stage), architecture(config, stage), workdir.stage(stage)
     goodput = Goodput(workdir.path / "goodput.json", written=is_main())
     mesh = configured_mesh(config)
@@ -82,13 +86,15 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     with goodput.time("init"):
         tx = build_optimizer(settings)
         state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
+    validation = make_validation(config, stage, workdir, mesh, shardings)
     update = jitted_update(config.model.dtype, objective.loss, tx, shardings, mesh)
     beat()
 
     # --- restore ------------------------------------------------------------------------------------------------------
     identity = workdir.identity(config, stage)
     bad_steps = BadSteps(settings.max_bad_steps)
-    with Checkpoints(folder.path / "checkpoints", identity=identity, keep=settings.keep) as checkpoints:
+    saving = Checkpoints(folder.path / "checkpoints", identity=identity, keep=settings.keep)
+    with saving as checkpoints, wandb_run(config, stage, workdir.path) as log_row:
         start, position = 0, None
         if (latest := checkpoints.latest()) is not None:
             with goodput.time("restore"):
@@ -102,8 +108,9 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
                 objective.prepare(state.frozen, mesh)
         observer = Observer(StepCost.of(arch, state, settings.objective), mesh, goodput)
         run = Run(
-            stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop, observer
-        )
+            stage, update, objective, settings, checkpoints, folder.path, goodput, mesh, bad_steps, stop,
+            observer, validation, log_row,
+        )  # fmt: skip
         last = run_steps(run, state, start, position)
 
     # --- done ---------------------------------------------------------------------------------------------------------
@@ -127,6 +134,8 @@ class Run:
     bad_steps: BadSteps
     stop: Stop
     observer: Observer
+    validation: Validation | None
+    log_row: Callable[[Mapping[str, Any]], None]  # to other places than the workdir
 
 
 def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
@@ -148,12 +157,13 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
         run.observer.resume(read_rows(run.folder / "metrics.jsonl"))
     pending: Pending | None = None
     compiled = False
-    with writer, StageProgress(run.stage, settings.steps, start, enabled=is_main()) as progress:
+    profiler = StepProfiler(settings.profile, run.folder)
+    with writer, profiler, StageProgress(run.stage, settings.steps, start, enabled=is_main()) as progress:
         steps = of_all_processes(run.objective.steps(start, settings.steps, position), run.objective.skips)
         for step in goodput.waits("data_wait", steps):
             fault_point("step", step.number)
             began = time.perf_counter()
-            with goodput.time("step" if compiled else "compile"):
+            with goodput.time("step" if compiled else "compile"), profiler.step(step.number):
                 batch, budget = place_batch(step.arrays, run.mesh), jnp.asarray(step.budget, bool)
                 with jax.set_mesh(run.mesh):  # kernels split their work over it
                     state, metrics = run.update(state, batch, budget, rates[step.number - 1])
@@ -161,12 +171,18 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
                 if pending is not None:
                     record(pending, run, writer, progress)
                 pending, compiled = (step, {**metrics, "work": run.observer.work(step)}, began), True
+            profiler.dispatched(step.number, metrics)
             beat()
+            if run.validation is not None and run.validation.is_due(step.number, settings.steps):
+                with goodput.time("step"):
+                    record(pending, run, writer, progress, state)
+                pending = None
             fault_point("dispatched", step.number)
             stopping = run.stop.should_stop()
             last = stopping or step.number == settings.steps
             if last or step.number % settings.checkpoint_every == 0 or run.checkpoints.poll():
-                record(pending, run, writer, progress)
+                if pending is not None:
+                    record(pending, run, writer, progress)
                 pending = None
                 if not run.bad_steps.in_row:
                     with goodput.time("save"):
@@ -214,11 +230,25 @@ def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: Bad
         objective.skips.restore(meta.get("skips"))
 
 
-def record(pending: Pending, run: Run, writer: MetricsWriter | NoMetrics, progress: StageProgress) -> None:
-    """Writes a step's metrics. Called once the next step has been dispatched, so that the device stays busy."""
+def record(
+    pending: Pending,
+    run: Run,
+    writer: MetricsWriter | NoMetrics,
+    progress: StageProgress,
+    state: State | None = None,
+) -> None:
+    """Writes a step's metrics. Called once the next step has been dispatched, so that the device stays busy.
+
+    `state`: the state after the step if it is validated.
+    """
     step, metrics, began = pending
     values = jax.device_get(metrics)
+    seconds = time.perf_counter() - max(began, writer.written_at)  # the step may have waited for the one before
     loss, finite = float(values["loss"]), bool(values["finite"])
+    validated: dict[str, Any] = {}
+    if state is not None and run.validation is not None:
+        with run.goodput.time("validate"):
+            validated = run.validation.fields(state)
     if not is_main():
         run.bad_steps.observe(step.number, finite, step.ids)
         return
@@ -226,9 +256,9 @@ def record(pending: Pending, run: Run, writer: MetricsWriter | NoMetrics, progre
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["sample_ids_sha256"] = ids_digest(step.ids)
     row["bad_steps"] = run.bad_steps.total + (not finite)
-    row["seconds"] = time.perf_counter() - max(began, writer.written_at)  # the step may have waited for the one before
-    row |= run.observer.fields(step, loss, values["work"], row["seconds"])
+    row |= {"seconds": seconds, **run.observer.fields(step, loss, values["work"], seconds), **validated}
     writer.write(row)
+    run.log_row(row)
     progress.update(step.number, row)
     run.bad_steps.observe(step.number, finite, step.ids)
 

@@ -83,6 +83,16 @@ class EventFile:
         self._records.write(event.SerializeToString())
 
 
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row by tag, without its step; those of a nested object as "name/key"."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= {f"{name}/{key}": x for key, x in value.items()} if isinstance(value, Mapping) else {name: value}
+    return {
+        tag: x for tag, x in flat.items() if isinstance(x, int | float) and not isinstance(x, bool) and tag != "step"
+    }
+
+
 class MetricsWriter:
     """Writes one stage's metrics; a context manager.
 
@@ -120,11 +130,9 @@ class MetricsWriter:
           RunError: the row cannot be written, for example because the disk is full.
         """
         line = (json.dumps(finite_or_null(row), allow_nan=False) + "\n").encode()
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        numbers.pop("step")
         try:
             self._file.write(line)
-            self._board.add_scalars(row["step"], numbers)
+            self._board.add_scalars(row["step"], numbers_of(row))
         except OSError as error:
             raise RunError(f"{self._path.parent}: metrics cannot be written: {error.strerror or error}") from error
         self.written_at = time.perf_counter()

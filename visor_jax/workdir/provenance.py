@@ -49,6 +49,10 @@ FREE_FIELDS = (
     "*.keep",
     "*.hang_seconds",
     "*.max_bad_steps",
+    "*.validate_every",
+    "*.validate_samples",
+    "*.profile",
+    "*.wandb_project",
 )
 
 
