@@ -110,3 +110,16 @@ def test_a_validation_reads_the_same_records_after_a_resume(tiny_copy: Path, mon
     assert without(read_rows(tiny_copy / "universal" / "metrics.jsonl")) == whole
     names = [key for key in whole[1] if key.startswith("validation/loss/")]
     assert len(names) >= 2, "each viable budget"
+
+
+def test_every_key_of_a_row_is_documented(tiny_run: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    documented = {
+        name for line in page.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")
+    }
+    families = {name.rsplit("B", 1)[0].replace("TASK", "").replace("NAME", "") for name in documented}
+    rows = [row for stage in ("full", "universal", "policy") for row in read_rows(tiny_run / stage / "metrics.jsonl")]
+    keys = {key for row in rows for key in row}
+    prefixes = ("loss/budget=", "loss/source=", "accuracy/")
+    plain = {next((prefix for prefix in prefixes if key.startswith(prefix)), key) for key in keys}
+    assert plain <= families, plain - families

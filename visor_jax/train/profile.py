@@ -1,7 +1,7 @@
 """A profile of a few steps for XProf (`train.profile`): which, where, and with step numbers in the trace.
 
 In: the window "START:STEPS" and a stage's folder. Out: `profile/plugins/profile/<time>/<host>.xplane.pb` there, which
-`xprof` and TensorBoard's profile plugin open. Every process writes a trace of its own host.
+XProf and TensorBoard's profile plugin open. Every process writes a trace of its own host.
 """
 
 from __future__ import annotations
