@@ -116,7 +116,7 @@ def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_se
             status == 2 and f"is in use by another run (host {this_process()['host']}, process {os.getpid()})" in output
         )
     status, output = visor(*whole, f"--workdir={bucket}", at="step:3", send="SIGTERM")
-    assert status == 143 and "stopped by SIGTERM after step 3; saved" in output
+    assert status == 143 and "stopped by SIGTERM after step 3; saved" in output, output
     assert not (bucket / "lock.json").exists()
     for point in ("dispatched:4", "before_commit:4", "arrays_written:2", "score", "export"):
         status, output = visor(*whole, f"--workdir={bucket}", at=point)

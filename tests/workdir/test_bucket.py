@@ -189,7 +189,7 @@ def row(step: int) -> dict:
 def test_metrics_appear_with_each_checkpoint(bucket):
     with MetricsWriter(bucket, first_step=1) as writer:
         writer.write(row(1))
-        assert not (bucket / "metrics.jsonl").exists()
+        assert read_rows(bucket / "metrics.jsonl") == []
         writer.flush()
         writer.write(row(2))
         assert [row["step"] for row in read_rows(bucket / "metrics.jsonl")] == [1]

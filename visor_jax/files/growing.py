@@ -63,6 +63,7 @@ class _GrowingObject:
         try:
             self._content = bytearray(read_regular(path, MAX_BYTES))
         except FileNotFoundError:
+            write_bytes(path, b"")  # it exists from now on, as a local file does
             self._content = bytearray()
         self._stored = len(self._content)
 
