@@ -68,7 +68,7 @@ def visor(tmp_path, compiled):
 
     def run(*arguments: object, at: str = "", send: str = "SIGKILL") -> tuple[int, str]:
         settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
-        settings |= {"VISOR_TEST_KILL_AT": at, "VISOR_TEST_SIGNAL": send}
+        settings |= {"VISOR_TEST_KILL_AT": at, "VISOR_TEST_SIGNAL": send, "TMPDIR": str(tmp_path)}
         settings |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         done = subprocess.run(
             [sys.executable, "-P", "-m", "visor_jax", *(str(a).replace("CONFIG", str(config)) for a in arguments)],
@@ -121,12 +121,14 @@ def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_se
     for point in ("dispatched:4", "before_commit:4", "arrays_written:2", "score", "export"):
         status, output = visor(*whole, f"--workdir={bucket}", at=point)
         assert status == -9, output
+        assert bool(list(tmp_path.glob(".visor_upload*"))) == (point == "export")
         assert read_json(bucket / "lock.json")["host"] == this_process()["host"]
     write_json(bucket / "lock.json", {**read_json(bucket / "lock.json"), "host": "elsewhere"})  # a stale lock
     status, output = visor(*whole, f"--workdir={bucket}")
     assert status == 0, output
     assert results(bucket) == results(tmp_path / "local")
     names = names_below(bucket)
+    assert not list(tmp_path.glob(".visor_upload*"))
     assert "lock.json" not in names and not [name for name in names if ".unfinished" in name or "chunks" in name]
     assert [name for name in names if name.startswith("full/events.out.tfevents.")]
     for method, path in bucket_server.calls:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import socket
+import tempfile
 
 import pytest
 from etils.epath import gpath
@@ -149,6 +151,15 @@ def test_the_last_file_completes_an_uploaded_folder(bucket, bucket_server):
         assert names_below(bucket) == [f"deep/z{number}", "done"] and (bucket / "done").read_text() == f"d{number}"
         newest = max(bucket_server.objects, key=lambda name: bucket_server.objects[name].generation)
         assert newest == ("runs", f"{bucket.name}/done")
+
+
+def test_a_killed_upload_leaves_no_temporary_folder_for_long(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f".visor_upload.{2**22 + 1}@{socket.gethostname()}.partial").mkdir()
+    with uploaded_folder(bucket, "done") as folder:
+        (folder / "done").write_text("d")
+        assert list(tmp_path.iterdir()) == [folder] and folder.stat().st_mode & 0o777 == 0o700
+    assert not any(tmp_path.iterdir()) and names_below(bucket) == ["done"]
 
 
 @pytest.mark.parametrize("uploaded", [0, 1, 2])

@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from visor_jax.errors import RequestError, one_line
+from visor_jax.files.leftovers import remove_leftovers_of, temporary_name
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 EXTRAS = {"gs": "visor-jax[gcs]"}
-# Of tensorstore, for an object whose news is worthless after some seconds; its default waits for minutes.
+# tensorstore's retries for a lock; by default it would retry for minutes.
 _RETRIES = {"max_retries": 4, "initial_delay": "500ms", "max_delay": "4s"}
 UNFINISHED = ".unfinished"  # an object in a folder that is being uploaded
 # Modules of the packages that reach a bucket; their own exceptions are not `OSError`s.
@@ -120,10 +122,11 @@ def size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Yields a new local folder, whose files become the only objects below `target` if the block succeeds.
+    """Yields a new temporary folder, whose files become the only objects below `target` if the block succeeds.
 
     They do not appear at once, so the file `last` is removed first and written last: where it exists, all of them do.
-    Until then an object named `UNFINISHED` marks the folder as one that an upload may replace.
+    Until then an object named `UNFINISHED` marks the folder as one that an upload may replace. The temporary folder of a
+    killed process is removed first.
 
     Args:
       target: a folder of a bucket.
@@ -135,8 +138,11 @@ def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lamb
     """
     from etils.epath import backend
 
-    with tempfile.TemporaryDirectory(prefix="visor_upload_") as name:
-        folder = Path(name)
+    temporary = Path(tempfile.gettempdir()) / "visor_upload"
+    remove_leftovers_of(temporary)
+    folder = temporary.with_name(temporary_name(temporary.name, "partial"))
+    folder.mkdir(mode=0o700)
+    try:
         yield folder
         files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         system = backend.fsspec_backend.fs(target)
@@ -149,6 +155,8 @@ def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lamb
                 progress()
                 system.put_file(os.fspath(folder / file), os.fspath(target / file))
             (target / UNFINISHED).unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- objects that several machines change -----------------------------------------------------------------------------

@@ -16,8 +16,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from visor_jax.files.bucket import is_bucket
-
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]{1,10})(@(?P<host>[^/]*))?\.(?P<kind>tmp|partial|old)", re.DOTALL)
@@ -36,7 +34,7 @@ def temporary_name(name: str, kind: str) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the leftovers of dead processes of this machine below a local folder; only for the holder of its lock."""
-    if is_bucket(folder):
+    if "://" in os.fspath(folder):
         return
     leftovers = list(_leftovers(folder))
     for path in leftovers:
