@@ -125,8 +125,8 @@ def uploaded_folder(target: Path, last: str, progress: Callable[[], None] = lamb
     """Yields a new temporary folder, whose files become the only objects below `target` if the block succeeds.
 
     They do not appear at once, so the file `last` is removed first and written last: where it exists, all of them do.
-    Until then an object named `UNFINISHED` marks the folder as one that an upload may replace. The temporary folder of a
-    killed process is removed first.
+    Until then an object named `UNFINISHED` marks the folder as one that an upload may replace. The temporary
+    folder of a killed process is removed first.
 
     Args:
       target: a folder of a bucket.
