@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ def visor(tmp_path, compiled):
     config = tmp_path / "tiny.py"
     config.write_text("from visor_jax.testing import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n")
 
-    def run(*arguments: object, at: str = "", send: str = "SIGKILL") -> tuple[int, str]:
+    def run(*arguments: object, at: str = "", send: str = "SIGKILL", **environment: str) -> tuple[int, str]:
         settings = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
         settings |= {"VISOR_TEST_KILL_AT": at, "VISOR_TEST_SIGNAL": send, "TMPDIR": str(tmp_path)}
         settings |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
@@ -145,3 +147,27 @@ def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_se
     assert status == 0 and (bucket / "second" / "parity.json").exists(), output
     status, output = visor("export", f"--workdir={bucket}", f"--out={bucket}/second", "--stage=full")
     assert status == 2 and "is not empty" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_two_processes_write_one_set_of_objects(bucket, visor):
+    """Their losses and sample ids are those of one process (tests of several processes); here: who writes what."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = f"{FLAGS} --xla_force_host_platform_device_count=2"
+    several = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "XLA_FLAGS": flags}
+    with ThreadPoolExecutor(2) as pool:
+        one = [
+            pool.submit(visor, "run", "--config=CONFIG", f"--workdir={bucket}", **several, JAX_PROCESS_ID=str(index))
+            for index in (0, 1)
+        ]
+    for future in one:
+        assert future.result()[0] == 0, future.result()[1]
+    names = names_below(bucket)
+    assert "lock.json" not in names and "export/parity.json" in names and "report/index.html" in names
+    for stage in STAGES:
+        assert [row["step"] for row in read_rows(bucket / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+        assert sum(name.startswith(f"{stage}/events.out.tfevents.") for name in names) == 1
+    assert visor("evaluate", f"--workdir={bucket}")[0] == 0  # in one process
