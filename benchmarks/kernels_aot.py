@@ -151,7 +151,7 @@ def compile_decoder(mesh: Mesh) -> dict[str, Any]:
 
     def gradient(layers, visual, text, stream, budget):
         def loss(layers):
-            _, out = decoder.forward(layers, visual, text, stream, budget, arch, remat=True)
+            _, out = decoder.forward(layers, visual, text, stream, budget, arch, remat="full")
             return jnp.sum(out.astype(jnp.float32) ** 2)
 
         return jax.grad(loss)(layers)

@@ -131,7 +131,7 @@ def programs(arch: Architecture) -> dict[str, Any]:
         return mixed_self_attention(params, visual, text, on, stream, arch)
 
     def recomputed(params, visual, text, on, stream):
-        return mixed_self_attention(params, visual, text, on, stream, arch, remat=True)
+        return mixed_self_attention(params, visual, text, on, stream, arch, remat="full")
 
     return {slot.__name__: with_gradients(slot) for slot in (joint, alone, masked, compacted, recomputed)}
 

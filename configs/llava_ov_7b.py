@@ -71,7 +71,7 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         b2=0.999,
         clip_norm=1.0,
         warmup_fraction=0.03,
-        remat=True,
+        remat="full",
         checkpoint_every=500,
     )
     config.stage_overrides.warmup.update(steps=WARMUP_SAMPLES // BATCH, learning_rate=1e-3)

@@ -100,7 +100,7 @@ def get_config(argument: str) -> ConfigDict:
         b2=0.999,
         clip_norm=1.0,
         warmup_fraction=0.03,
-        remat=True,
+        remat="full",
         # A preempted machine that gets SIGTERM saves immediately; these saves are for machines that get none.
         checkpoint_every=100,
         keep=2,

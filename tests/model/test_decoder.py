@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import chex
 import jax
@@ -19,6 +19,7 @@ from visor_jax.model import mixed
 from visor_jax.model.decoder import forward, run_layers, select_layer, specialize
 from visor_jax.model.layers import Params
 from visor_jax.model.mixed import chunk_size, mixed_self_attention
+from visor_jax.model.remat import Remat
 from visor_jax.model.super_block import cross_layer, joint_layer, text_layer
 
 ARCH = testing.tiny_architecture(7)  # two super-blocks and one layer more
@@ -148,11 +149,11 @@ def test_rematerialization_changes_nothing_but_memory() -> None:
     arch, on = testing.tiny_architecture(3), np.array([True])
     inputs = testing.random_params(arch), *testing.decoder_inputs(arch, testing.random_batch(arch, ROWS))
     inputs = {"blocks": inputs[0]["blocks"]}, *inputs[1:]
-    remat = testing.quick_jit(with_gradients(lambda p, v, t, s, on: forward(p, v, t, s, on, arch, remat=True)))
+    remat = testing.quick_jit(with_gradients(lambda p, v, t, s, on: forward(p, v, t, s, on, arch, remat="full")))
     assert_close(remat(*inputs, on), with_gradients(by_hand)(*inputs, on))
-    for wanted in (False, True):
-        jaxpr = jax.make_jaxpr(lambda *x, w=wanted: forward(*x, arch, remat=w))(*inputs, on)
-        assert ("remat" in str(jaxpr)) == wanted
+    for policy in get_args(Remat):
+        jaxpr = jax.make_jaxpr(lambda *x, p=policy: forward(*x, arch, remat=p))(*inputs, on)
+        assert ("remat" in str(jaxpr)) == (policy != "none")
 
 
 def test_budgets_per_sample_equal_one_by_one(inputs) -> None:
@@ -320,7 +321,8 @@ def test_parts_of_a_mixed_batch_are_equal(samples, size) -> None:
 
 
 @pytest.mark.parametrize("budget", [(True, False), ((True, False), (False, True))], ids=["all", "per sample"])
-def test_recomputing_changes_no_gradient(inputs, budget) -> None:
+@pytest.mark.parametrize("policy", ["full", pytest.param("attention", marks=pytest.mark.slow), "offload"])
+def test_recomputing_changes_no_gradient(inputs, budget, policy) -> None:
     layers, *streams = inputs
 
     def loss(layers, visual, text, stream, remat):
@@ -330,7 +332,7 @@ def test_recomputing_changes_no_gradient(inputs, budget) -> None:
 
     gradient = jax.jit(jax.grad(loss), static_argnums=4)
     chex.assert_trees_all_close(
-        gradient(layers, *streams, True), gradient(layers, *streams, False), rtol=1e-4, atol=1e-4
+        gradient(layers, *streams, policy), gradient(layers, *streams, "none"), rtol=1e-4, atol=1e-4
     )
 
 

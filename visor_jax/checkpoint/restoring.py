@@ -8,6 +8,7 @@ model.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +22,15 @@ from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.bucket import is_bucket
 from visor_jax.files.read_write import as_path
+from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import Complete, StageFolder, Workdir
 from visor_jax.workdir.provenance import describe_differences
 
 log = logging.getLogger(__name__)
 
 ARRAYS = "arrays"
+EMA = "ema"  # the item of a step with the moving average of trained parameters
+WEIGHTS = "weights"  # a step's meta value: EMA where consumers take the average instead of the last parameters
 ADDED = ("inputs", "pictures")  # fields of an identity that format 1 did not have
 
 
@@ -70,6 +74,8 @@ def find_newest(folder: Path) -> NewestStep:
 def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any = None) -> Any:
     """Restores the final parameters of a complete stage; reads and verifies only their files.
 
+    Where the stage trained with `train.use_ema`, trained parameters are their moving average.
+
     Args:
       workdir: the run that the stage belongs to.
       stage: its name.
@@ -82,13 +88,15 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
       RunError: the step that `complete.json` names is damaged or missing.
     """
     folder = workdir.stage(stage)
-    manifest = examine_complete(folder, items=("params",))
+    manifest = examine_complete(folder, items=("params", EMA))
     place = absolute(folder.path / "checkpoints") / str(manifest.step)
     if (workdir.path / "config.json").exists() and (differences := workdir.differences(stage, manifest.identity)):
         raise foreign(place, differences)
     if shardings is not None:
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    return read_arrays(place, manifest, {"params": abstract})["params"]
+    if manifest.meta.get(WEIGHTS) != EMA:
+        return read_arrays(place, manifest, {"params": abstract})["params"]
+    return read_average(place, manifest, abstract)
 
 
 def examine_complete(folder: StageFolder, items: tuple[str, ...] | None = None) -> Manifest:
@@ -146,6 +154,20 @@ def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) ->
     """Reads the arrays of a step as a tree like `abstract`."""
     folders = {item: place / folder for item, folder in manifest.items.items()}
     return cast(dict[str, Any], load(place / ARRAYS, manifest.tree, abstract, folders))
+
+
+def read_average(place: Path, manifest: Manifest, abstract: Any) -> Any:
+    """Reads a step's parameters as a tree like `abstract`: the average of trained ones, frozen ones as saved."""
+    averaged = {name.removeprefix(f"{EMA}/") for name in manifest.tree if name.startswith(f"{EMA}/")}
+    flat = flatten(abstract)
+    items = {
+        "params": unflatten({path: x for path, x in flat.items() if path not in averaged}),
+        EMA: unflatten({path: x for path, x in flat.items() if path in averaged}),
+    }
+    tree = {name: x for name, x in manifest.tree.items() if name.removeprefix("params/") not in averaged}
+    read = read_arrays(place, dataclasses.replace(manifest, tree=tree), items)
+    both = {**flatten(read["params"]), **flatten(read[EMA])}
+    return jax.tree.structure(abstract).unflatten([both[path] for path in flat])
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ covers all devices, a scene that exists) are checked where these are known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from visor_jax.architecture import MESH_AXES, LayerKind
@@ -189,21 +190,40 @@ def _check_mesh(config: Config) -> None:
     if list(sizes.values()).count(-1) > 1:
         settings = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
         raise RequestError(f"{settings}: expected -1 (all remaining devices) at most once")
+    if (mesh.dcn_replica, mesh.dcn_fsdp) == (-1, -1):
+        raise RequestError("mesh.dcn_replica=-1, mesh.dcn_fsdp=-1: expected -1 (all remaining slices) at most once")
     if mesh.tensor > 0:
         _divides("mesh.tensor", mesh.tensor, "model.text.num_heads", config.model.text.num_heads)
     _check_rows(config, "data.batch_size", config.data.batch_size)
     _check_rows(config, "evaluate.batch_size", config.evaluate.batch_size)
 
 
-def _check_rows(config: Config, name: str, rows: int, pool_rows: int = 1) -> None:
+def _check_rows(config: Config, name: str, rows: int, pool_rows: int = 1, parts: int = 1) -> None:
     """Checks that rows divide over replicas and FSDP shards; a size of -1 counts as 1 until the devices are known."""
     mesh = config.mesh
-    ways = max(mesh.replica, 1) * max(mesh.fsdp, 1)
-    if rows % (ways * pool_rows):
+    sizes = {field: getattr(mesh, field) for field in ("replica", "fsdp", "dcn_replica", "dcn_fsdp")}
+    ways = math.prod(max(size, 1) for size in sizes.values())
+    if rows % (ways * pool_rows * parts):
         pools = f", in pools of data.pool_rows={pool_rows}" if pool_rows > 1 else ""
+        parts_text = f", and train.accumulate={parts} splits them once more" if parts > 1 else ""
+        settings = ", ".join(f"mesh.{field}={n}" for field, n in sizes.items() if n != 1 or not field.startswith("dcn"))
         raise RequestError(
-            f"{name}={rows}: expected a multiple of {ways * pool_rows}, because mesh.replica={mesh.replica} and"
-            f" mesh.fsdp={mesh.fsdp} split the rows{pools}"
+            f"{name}={rows}: expected a multiple of {ways * pool_rows * parts}, because {settings} split the"
+            f" rows{pools}{parts_text}"
+        )
+
+
+def _check_average(config: Config, stage: str, settings: TrainConfig) -> None:
+    """Checks that the average that is to be used is kept, and that the loss can be computed in parts."""
+    if settings.use_ema and not settings.ema_decay:
+        raise RequestError(
+            f"{_origin(config, stage, 'use_ema')}=True: there is no average while train.ema_decay=0; set it"
+            " (0.999 is common), or use_ema=False"
+        )
+    if settings.accumulate > 1 and settings.objective == "base" and stage in {config.stage, *config.stages}:
+        raise RequestError(
+            f"{_origin(config, stage, 'accumulate')}={settings.accumulate}: expected 1 for objective 'base', whose loss"
+            " is not a sum over rows; set stage_overrides.base.accumulate=1"
         )
 
 
@@ -212,8 +232,10 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
     if data.pack_window and settings.objective == "answer":
         if settings.batch_size % data.pool_rows:
             raise RequestError(f"{name}={settings.batch_size}: expected a multiple of data.pool_rows={data.pool_rows}")
-        _check_rows(config, name, settings.batch_size, data.pool_rows)
-    _check_rows(config, name, settings.batch_size)
+        _check_rows(config, name, settings.batch_size, data.pool_rows, settings.accumulate)
+    parts = settings.accumulate if settings.objective != "base" else 1
+    _check_rows(config, name, settings.batch_size, parts=parts)
+    _check_average(config, stage, settings)
     _check_start(config, stage, settings.init_from)
 
 

@@ -42,7 +42,21 @@ class TrainConfig:
     label_caution: float = setting(
         1.0, "objective policy: weight of labels above the cheapest budget relative to the cheapest", above(0)
     )
-    remat: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    accumulate: int = setting(
+        1, "parts that a batch is split into, one after the other, before one optimizer step: less memory", at_least(1)
+    )
+    remat: str = setting(
+        "none",
+        "activations that the backward pass recomputes: none, full (all), attention (all but attention's results),"
+        " offload (all, with the inputs of layers kept in the host's memory)",
+        one_of("none", "full", "attention", "offload"),
+        booleans=("none", "full"),
+    )
+    moments_dtype: str = setting("float32", "dtype of Adam's mean of gradients", one_of("float32", "bfloat16"))
+    ema_decay: float = setting(
+        0.0, "decay per step of a moving average of the trained parameters, kept beside them; 0: none", below_one()
+    )
+    use_ema: bool = setting(False, "evaluation, later stages and exports use the average, not the last parameters")
     checkpoint_every: int = setting(500, "interval between checkpoints", at_least(1), units="steps")
     keep: int = setting(2, "checkpoints per stage kept on disk", at_least(1))
     max_bad_steps: int = setting(10, "consecutive steps with NaN or Inf before the run stops", at_least(1))
@@ -62,6 +76,8 @@ class TrainConfig:
 class MeshConfig:
     """The device mesh."""
 
-    replica: int = setting(1, "copies of the parameters", MESH_SIZE)
-    fsdp: int = setting(-1, "devices that share the parameters", MESH_SIZE)
+    replica: int = setting(1, "copies of the parameters in a slice", MESH_SIZE)
+    fsdp: int = setting(-1, "devices of a slice that share the parameters", MESH_SIZE)
     tensor: int = setting(1, "devices that share each matrix product", MESH_SIZE)
+    dcn_replica: int = setting(1, "groups of slices with a copy of the parameters each; -1: all slices", MESH_SIZE)
+    dcn_fsdp: int = setting(1, "slices that share the parameters over the data center's network", MESH_SIZE)

@@ -20,6 +20,7 @@ class Field:
     Attributes:
       kind: int, float, bool, str or tuple.
       element: for a tuple, the type of its elements; a tuple of types stands for tuples of exactly these.
+      booleans: the values that False and True of earlier versions stand for; None if the field never was a boolean.
     """
 
     default: Any
@@ -28,11 +29,20 @@ class Field:
     rule: Rule | None = None
     units: str = ""
     element: type | tuple[type, ...] = str
+    booleans: tuple[str, str] | None = None
 
 
-def setting(default: ValueT, meaning: str, rule: Rule | None = None, *, units: str = "") -> ValueT:
+def setting(
+    default: ValueT,
+    meaning: str,
+    rule: Rule | None = None,
+    *,
+    units: str = "",
+    booleans: tuple[str, str] | None = None,
+) -> ValueT:
     """Returns a dataclass field with its default, and the rest as metadata."""
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule, "units": units})
+    metadata = {"meaning": meaning, "rule": rule, "units": units, "booleans": booleans}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def describe_field(declared: dataclasses.Field[Any], annotation: Any) -> Field:
@@ -52,6 +62,8 @@ def convert(value: Any, field: Field) -> Any:
       ValueError: the value has another type, is not finite, or breaks the field's rule; the message says what is
         expected.
     """
+    if field.booleans is not None and isinstance(value, bool):
+        value = field.booleans[value]
     if field.kind is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"expected a list of {_type_name(field.element)}")
@@ -89,6 +101,8 @@ def _type_name(kind: type | tuple[type, ...]) -> str:
 
 def from_text(text: str, field: Field) -> Any:
     """Converts an override's text to the field's type; returns text that does not convert, for `convert` to reject."""
+    if field.booleans is not None and isinstance(value := _parse_scalar(text, bool), bool):
+        return value
     return _parse_list(text, field.element) if field.kind is tuple else _parse_scalar(text, field.kind)
 
 

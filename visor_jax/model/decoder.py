@@ -26,6 +26,7 @@ from visor_jax.budget import LayerKind, Plan
 from visor_jax.model.decoders.qwen2 import Qwen2Layer, start_with_recency
 from visor_jax.model.layers import Params, inside, scan_layers, stacked
 from visor_jax.model.mixed import optional_self_attention
+from visor_jax.model.remat import Remat, layer_input, recomputed
 from visor_jax.model.stream import TokenStream, with_order
 from visor_jax.model.super_block import CrossAttention, KeysValues, cross_layer, joint_layer, text_layer
 
@@ -73,7 +74,7 @@ def super_block(
     stream: TokenStream,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     first: int = 0,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """One super-block of the plan, the unit of the scan, with its `params` and its slots `on` [slots] or [slots, B].
@@ -109,14 +110,14 @@ def forward(
     budget: Budget,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """V and T after the last layer (before the final norm), for a budget given at run time.
 
     Args:
       params: the whole model's parameters, or at least its `head`, `blocks` and `tail`.
       budget: booleans [slots] or [B, slots]; ignored by a dense plan.
-      remat: recompute each super-block in the backward pass instead of keeping its activations.
+      remat: what the backward pass recomputes of each super-block (`visor_jax.model.remat`).
 
     Raises:
       ValueError: a budget of another shape.
@@ -131,12 +132,11 @@ def forward(
     visual, text = run_outside(params, "head", arch.num_head_layers, visual, text, stream, arch)
 
     def body(state, block):
-        (block_params, block_on), (visual, text) = block, state
+        (block_params, block_on), (visual, text) = block, layer_input(state)
         return super_block(block_params, visual, text, block_on, stream, arch, remat=remat), None
 
     if arch.num_blocks:  # a dense plan may be shallower than a super-block
-        body = jax.checkpoint(body) if remat else body
-        (visual, text), _ = scan_layers(body, (visual, text), (params["blocks"], by_block(on, arch)))
+        (visual, text), _ = scan_layers(recomputed(body, remat), (visual, text), (params["blocks"], by_block(on, arch)))
     return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
 
 

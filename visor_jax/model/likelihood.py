@@ -13,6 +13,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.cross_entropy import cross_entropy
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
+from visor_jax.model.remat import Remat
 from visor_jax.model.visor import Batch, head, hidden_states
 
 _NEVER = jnp.iinfo(jnp.int32).max
@@ -25,7 +26,7 @@ def answer_tokens(
     budget: Budget,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     shared: Float[Array, "B Nt D"] | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
     """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import free_axes, sample_axes
 from visor_jax.model.layers import Params
+from visor_jax.model.remat import Remat, recomputed
 from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_layer, text_layer
 
@@ -31,7 +32,7 @@ def optional_self_attention(
     stream: TokenStream,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """A slot whose budget is known at run time: `on` is one boolean, or one per sample [B]."""
     if on.ndim:
@@ -47,7 +48,7 @@ def joint_or_alone(
     active: Bool[Array, " B"] | None,
     stream: TokenStream,
     arch: Architecture,
-    remat: bool,
+    remat: Remat,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """Runs active samples' [V; T] through the layer if `on`, else T alone."""
 
@@ -55,8 +56,8 @@ def joint_or_alone(
         return joint_layer(params, visual, text, stream, arch, active)[:2]
 
     # cond stores residuals of both branches; remat avoids that.
-    checkpointed = jax.checkpoint if remat else lambda branch: branch
-    return jax.lax.cond(on, checkpointed(joint), checkpointed(text_alone(params, stream, arch)), visual, text)
+    alone = text_alone(params, stream, arch)
+    return jax.lax.cond(on, recomputed(joint, remat), recomputed(alone, remat), visual, text)
 
 
 def text_alone(
@@ -74,7 +75,7 @@ def mixed_self_attention(
     stream: TokenStream,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
     """A slot that is on for some samples of a batch only; the V of the others does not change.
 
@@ -101,7 +102,7 @@ def mixed_self_attention(
 
     none = text_alone(params, stream, arch)
     # `joint_or_alone` applies remat to each chunk itself.
-    return jax.lax.cond(jnp.any(active), some, jax.checkpoint(none) if remat else none, visual, text)
+    return jax.lax.cond(jnp.any(active), some, recomputed(none, remat), visual, text)
 
 
 def chunk_size(samples: int) -> int:

@@ -24,6 +24,7 @@ from visor_jax.model.encoders.siglip import VisionTower, tower
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.layers import Embedding, Linear, Params, RMSNorm, rms_norm, stacked
 from visor_jax.model.policy import Routing, policy_logits
+from visor_jax.model.remat import Remat
 from visor_jax.model.stream import TokenStream
 
 Batch = Mapping[str, Any]  # the arrays of visor_jax.data.collate.Batch, NumPy's or JAX's
@@ -65,10 +66,10 @@ def abstract_params(arch: Architecture) -> Params:
     return jax.eval_shape(partial(init_params, arch), jax.random.key(0))
 
 
-def encode(params: Params, batch: Batch, arch: Architecture, *, remat: bool = False) -> Float[Array, "B Nv D"]:
+def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "none") -> Float[Array, "B Nv D"]:
     """Visual tokens V(0) of the batch's pictures: tower, connector, stitching.
 
-    `remat` recomputes each layer of the tower in the backward pass instead of keeping its activations.
+    `remat`: what the backward pass recomputes of the tower's layers (`visor_jax.model.remat`).
     """
     patches = tower(params["vision"], batch["tiles"], arch.vision, arch.anyres, remat=remat)
     features = connector(params["connector"], patches)
@@ -92,7 +93,7 @@ def hidden_states(
     budget: Budget,
     arch: Architecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
     shared: Float[Array, "B Nt D"] | None = None,
 ) -> Float[Array, "B Nt D"]:
     """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget.

@@ -61,7 +61,7 @@ def abstract_step(config: ConfigLike, stage: str, mesh: Mesh) -> AbstractStep:
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
     return AbstractStep(
-        jitted_update(config.model.dtype, loss, tx, shardings, mesh),
+        jitted_update(config.model.dtype, settings, loss, tx, shardings, mesh),
         jax.tree.map(placed, shapes, shardings),
         {name: placed(x, rows) for name, x in batch.items()},
         jax.ShapeDtypeStruct((budget_slots(arch, settings),), jnp.bool, sharding=whole),

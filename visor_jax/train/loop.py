@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from visor_jax.checkpoint.manager import Checkpoints
+from visor_jax.checkpoint.restoring import EMA, WEIGHTS
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import STOPPED
 from visor_jax.scale.distributed import is_main, once
@@ -79,7 +80,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     mesh = configured_mesh(config)
     packed = config.data.pack_window > 0 and settings.objective == "answer"
     pool_rows = config.data.pool_rows if packed else 1
-    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows)
+    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows, settings.accumulate)
     objective = make_objective(config, stage, workdir)
 
     # --- parameters and optimizer, in their shardings -----------------------------------------------------------------
@@ -87,7 +88,7 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
         tx = build_optimizer(settings)
         state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
     validation = make_validation(config, stage, workdir, mesh, shardings)
-    update = jitted_update(config.model.dtype, objective.loss, tx, shardings, mesh)
+    update = jitted_update(config.model.dtype, settings, objective.loss, tx, shardings, mesh)
     beat()
 
     # --- restore ------------------------------------------------------------------------------------------------------
@@ -206,20 +207,24 @@ def leave(run: Run, step: int) -> NoReturn:
 
 
 def save(run: Run, step: Step, state: State, writer: MetricsWriter | NoMetrics, *, wait: bool) -> None:
-    """Saves the parameters as one nested dict, and the optimizer state.
+    """Saves the parameters as one nested dict, the optimizer state, and the moving average if there is one.
 
     The data position is `step.position`, or the step number if that is None. The metadata also holds the counts of bad
     steps and of skipped samples, so that a resumed run continues them.
     """
     writer.flush()
-    params = unflatten({**state.trainable, **state.frozen})
-    meta = {"step": step.number, "bad_steps": run.bad_steps.state()}
+    arrays = {"params": unflatten({**state.trainable, **state.frozen}), "opt_state": state.opt_state}
+    if state.ema:
+        arrays[EMA] = unflatten(state.ema)
+    meta: dict[str, Any] = {"step": step.number, "bad_steps": run.bad_steps.state()}
+    if run.settings.use_ema:
+        meta[WEIGHTS] = EMA
     if step.position is not None:
         meta["data"] = merged(step.position)
     if run.objective.skips is not None:
         run.objective.skips.flush()
         meta["skips"] = run.objective.skips.state()
-    run.checkpoints.save(step.number, {"params": params, "opt_state": state.opt_state}, meta=meta, wait=wait)
+    run.checkpoints.save(step.number, arrays, meta=meta, wait=wait)
     beat()
 
 

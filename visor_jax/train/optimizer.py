@@ -74,9 +74,10 @@ def build_optimizer(stage: TrainConfig) -> optax.GradientTransformation:
 
     The learning rate is an input of the step, so that stages that differ only in their schedule share one program.
     """
+    mean_dtype = None if stage.moments_dtype == "float32" else jnp.dtype(stage.moments_dtype)  # None: the parameters'
     return optax.chain(
         optax.clip_by_global_norm(stage.clip_norm),
-        optax.scale_by_adam(stage.b1, stage.b2),
+        optax.scale_by_adam(stage.b1, stage.b2, mu_dtype=mean_dtype),
         optax.add_decayed_weights(stage.weight_decay),
         scale_by_group(dict(stage.group_rates)),
     )

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PRNGKeyArray
 
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
-from visor_jax.checkpoint.restoring import restore_complete
+from visor_jax.checkpoint.restoring import EMA, restore_complete
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
@@ -49,20 +50,23 @@ def initial_state(
     trainable, frozen = split_trainable(params, settings.trainable)
     shardings = state_places(abstract_state(arch, settings, tx), mesh)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
-    return State(trainable, frozen, opt_state), shardings
+    copy = jax.jit(partial(jax.tree.map, jnp.copy), out_shardings=shardings.ema)  # the step may overwrite both
+    ema = copy(trainable) if settings.ema_decay else ()
+    return State(trainable, frozen, opt_state, ema), shardings
 
 
 def abstract_state(arch: Architecture, settings: TrainConfig, tx: optax.GradientTransformation) -> State:
     """Shapes of the state that a stage with these settings trains."""
     trainable, frozen = split_trainable(abstract_params(arch), settings.trainable)
-    return State(trainable, frozen, jax.eval_shape(tx.init, trainable))
+    return State(trainable, frozen, jax.eval_shape(tx.init, trainable), trainable if settings.ema_decay else ())
 
 
 def state_places(state: State, mesh: Mesh | AbstractMesh) -> State:
     """Shardings of a state (arrays or shapes): moments lie where their parameters do."""
     places = flatten(param_shardings(unflatten({**state.trainable, **state.frozen}), mesh))
     opt_places = state_shardings(state.opt_state, places, replicated(mesh))
-    return State({p: places[p] for p in state.trainable}, {p: places[p] for p in state.frozen}, opt_places)
+    trainable, frozen, ema = ({p: places[p] for p in part} for part in (state.trainable, state.frozen, state.ema))
+    return State(trainable, frozen, opt_places, ema if state.ema else ())
 
 
 def start_params(
@@ -105,9 +109,10 @@ def restore(checkpoints: Checkpoints, step: int, state: State, shardings: State)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, places)
 
     like = abstract(state, shardings)
-    saved = checkpoints.restore(
-        step, {"params": unflatten({**like.trainable, **like.frozen}), "opt_state": like.opt_state}
-    )
+    wanted = {"params": unflatten({**like.trainable, **like.frozen}), "opt_state": like.opt_state}
+    if like.ema:
+        wanted[EMA] = unflatten(like.ema)
+    saved = checkpoints.restore(step, wanted)
     flat = flatten(saved["params"])
-    trainable = {path: flat[path] for path in state.trainable}
-    return State(trainable, {path: flat[path] for path in state.frozen}, saved["opt_state"]), step
+    trainable, frozen = ({path: flat[path] for path in part} for part in (state.trainable, state.frozen))
+    return State(trainable, frozen, saved["opt_state"], flatten(saved[EMA]) if like.ema else ()), step

@@ -12,6 +12,7 @@ from visor_jax import testing
 from visor_jax.architecture import AnyResArchitecture
 from visor_jax.model.connector import stitch
 from visor_jax.model.encoders.siglip import normalize, patchify, tower
+from visor_jax.model.remat import Remat
 
 ARCH = testing.tiny_architecture(3)
 LOCAL = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, patch_local=True))
@@ -83,11 +84,14 @@ def test_stitching_mixes_the_named_features() -> None:
 def test_recomputed_layers_give_the_same_gradients() -> None:
     params, tiles = testing.random_params(ARCH)["vision"], jnp.asarray(random_tiles((1, 2, 8, 8, 3)))
 
-    def loss(params, remat: bool) -> jax.Array:
+    def loss(params, remat: Remat) -> jax.Array:
         return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
 
     gradients = {}
-    for remat in (False, True):
-        assert ("remat" in str(jax.make_jaxpr(lambda p, r=remat: loss(p, r))(params))) == remat
+    policies: tuple[Remat, ...] = ("none", "full")
+    for remat in policies:
+        assert ("remat" in str(jax.make_jaxpr(lambda p, r=remat: loss(p, r))(params))) == (remat != "none")
         gradients[remat] = testing.quick_jit(jax.grad(loss), static_argnames="remat")(params, remat=remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients[False], gradients[True])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients["none"], gradients["full"]
+    )

@@ -8,11 +8,12 @@ In: queries `q [B,Tq,H,D]`, keys and values `k, v [B,Tk,K,D]` (H a multiple of K
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.kernels.precision import widened
@@ -22,6 +23,9 @@ MASKED_LOGIT = -1e30
 
 AnyArray = Array | np.ndarray  # JAX's and NumPy's arrays, which implementations take
 ArrayOrShape = AnyArray | jax.ShapeDtypeStruct  # refusals and choices read shapes and dtypes only
+
+T = TypeVar("T")
+ATTENTION = "attention"  # name of results that a recomputing backward pass may keep (`visor_jax.model.remat`)
 
 DTYPES = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)))
 
@@ -90,7 +94,12 @@ def attention(
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True, initial=MASKED_LOGIT)))
     # Dividing after the product touches [Tq,D] numbers where dividing the weights would touch [Tq,Tk].
     out = jnp.einsum("BKRS,BKSD->BKRD", weights, v) / jnp.sum(weights, axis=-1, keepdims=True)
-    return jnp.where(query_valid[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype)
+    return named(jnp.where(query_valid[:, :, None, None], unfold(out, q.shape), 0).astype(q.dtype))
+
+
+def named(results: T) -> T:
+    """An implementation's results that its backward pass reads, under the name `ATTENTION`."""
+    return jax.tree.map(lambda x: checkpoint_name(x, ATTENTION), results)
 
 
 def fold(x: Float[Array, "B T H D"], num_kv_heads: int) -> Float[Array, "B K R D"]:

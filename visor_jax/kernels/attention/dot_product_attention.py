@@ -20,7 +20,7 @@ from absl import flags
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, validated
+from visor_jax.kernels.attention.base import ATTENTION, AnyArray, ArrayOrShape, AttentionMask, validated
 from visor_jax.kernels.attention.blocks import pad_mask
 from visor_jax.kernels.precision import widened
 
@@ -218,7 +218,9 @@ def splash(
     scaled = (widened(jnp.where(query_valid, q, 0)) * q.shape[3] ** -0.5).astype(q.dtype)
     keys, values = (pad_heads_first(jnp.where(key_used, x, 0), lengths[1]) for x in (k, v))
     heads = splash_attention.MultiHeadMask([splash_attention.FullMask(lengths) for _ in range(q.shape[2])])
-    kernel = splash_attention.make_splash_mha_single_device(heads, interpret=interpret)
+    kernel = splash_attention.make_splash_mha_single_device(
+        heads, interpret=interpret, residual_checkpoint_name=ATTENTION
+    )
     # In splash segment 0 matches itself; outputs of padding queries are dropped, so that they give no gradient.
     ids = splash_attention.SegmentIds(mask.q_segments, mask.kv_segments)
     out = jnp.asarray(jax.vmap(kernel)(pad_heads_first(scaled, lengths[0]), keys, values, segment_ids=ids))

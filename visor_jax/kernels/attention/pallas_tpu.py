@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Num
 
-from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, validated
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, named, validated
 from visor_jax.kernels.attention.blocks import Visits, block_kinds, pad_mask, visits
 from visor_jax.kernels.attention.pallas_tpu_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
 
@@ -128,7 +128,7 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, in
         dtypes=(q.dtype, jnp.float32),
         scratch=[(1, call.rows), (1, call.rows), (call.head_dim, call.rows)],
     )
-    out = call.from_q_layout(out, q.shape)
+    out, log_sum = named((call.from_q_layout(out, q.shape), log_sum))
     return out, (q, k, v, mask, out, log_sum)
 
 

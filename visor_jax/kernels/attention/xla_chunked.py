@@ -24,6 +24,7 @@ from visor_jax.kernels.attention.base import (
     fold,
     heads_first,
     mask_logits,
+    named,
     unfold,
     validated,
 )
@@ -86,6 +87,7 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask):
     queries, keys, visits = _blocks(q, k, v, mask)
     forward = partial(_forward_sample, causal=mask.causal)
     out, log_sum = jax.lax.map(lambda sample: forward(*sample), (queries, keys, visits))
+    out, log_sum = named((out, log_sum))
     return _unblocked(out, q.shape).astype(q.dtype), (q, k, v, mask, out, log_sum)
 
 

@@ -6,7 +6,6 @@ row, S pixels per side, P patches of a tile, Dv or D hidden size, N tiles of all
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
@@ -29,6 +28,7 @@ from visor_jax.model.layers import (
     split_heads,
     stacked,
 )
+from visor_jax.model.remat import Remat, layer_input, recomputed
 
 
 class SiglipAttention(nnx.Module):
@@ -87,11 +87,11 @@ def tower(
     arch: VisionArchitecture,
     anyres: AnyResArchitecture,
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> Float[Array, "B n P Dv"]:
     """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype.
 
-    `remat` recomputes each layer in the backward pass instead of keeping its activations.
+    `remat`: what the backward pass recomputes of each layer (`visor_jax.model.remat`).
     """
     patches = patchify(normalize(tiles, anyres), arch.patch_size)
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
@@ -101,9 +101,9 @@ def tower(
     if "layers" in params:
 
         def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
-            return siglip_layer(layer, y, arch), None
+            return siglip_layer(layer, layer_input(y), arch), None
 
-        x, _ = scan_layers(jax.checkpoint(body) if remat else body, x, params["layers"])
+        x, _ = scan_layers(recomputed(body, remat), x, params["layers"])
     return x.reshape(shape)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params
 from visor_jax.model.likelihood import answer_tokens
+from visor_jax.model.remat import Remat
 from visor_jax.model.visor import Batch, encode
 from visor_jax.scale.distributed import is_main
 from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
@@ -71,7 +72,8 @@ def answer_loss_of(config: Config, stage: str, num_sources: int = 1) -> Loss:
     """The loss of a stage, from its configuration alone; `num_sources` only matters with `text_sources` in a batch."""
     num_turns = config.data.turns_per_picture * (TURNS_OF_SAMPLES if config.data.pack_window else 1)
     arch, settings = architecture(config, stage), stage_config(config, stage)
-    return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=settings.remat)
+    remat = cast(Remat, settings.remat)
+    return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=remat)
 
 
 def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
@@ -159,7 +161,7 @@ def answer_loss(
     *,
     num_turns: int,
     num_sources: int = 1,
-    remat: bool,
+    remat: Remat,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross-entropy over the target tokens of the batch."""
     visual = encode(params, batch, arch, remat=remat)

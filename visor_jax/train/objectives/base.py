@@ -35,6 +35,19 @@ class Steps(Protocol):
 
 
 @dataclass(frozen=True)
+class Parts:
+    """How the loss and the metrics of a batch follow from those of parts of its rows (`train.accumulate`).
+
+    Attributes:
+      weight: the metric that weighs a part's loss: what the loss is a mean over, such as the number of target tokens.
+      means: scalar metrics that are means over rows; other scalars are sums, and arrays have a row for each of a part.
+    """
+
+    weight: str
+    means: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Objective:
     """The loss that a stage minimizes, and its data.
 

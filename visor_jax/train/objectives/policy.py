@@ -192,7 +192,8 @@ def policy_loss(
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))
     weights = batch["label_weight"]
-    return jnp.sum(losses * weights) / jnp.sum(weights), {"agreement": agree}
+    total = jnp.sum(weights)
+    return jnp.sum(losses * weights) / total, {"agreement": agree, "label_weight": total}
 
 
 def balance(

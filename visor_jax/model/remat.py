@@ -1,0 +1,48 @@
+"""What the backward pass keeps of a layer's activations, and what it recomputes: the policies of `train.remat`.
+
+"none" keeps everything. "full" keeps the inputs of each super-block and of each layer of the tower. "attention" keeps
+what attention computed as well, so that no attention kernel runs twice (the kernels name it,
+`visor_jax.kernels.attention.base.named`; of cuDNN's only the output has a name, and it runs twice). "offload" keeps
+what "full" does, in the host's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from visor_jax.kernels.attention.base import ATTENTION
+
+Remat = Literal["none", "full", "attention", "offload"]
+T = TypeVar("T")
+Layer = Callable[..., Any]
+
+INPUT = "layer_input"  # name of what a checkpointed layer reads
+
+
+def recomputed(layer: Layer, remat: Remat) -> Layer:
+    """`layer`, whose activations the backward pass recomputes as `remat` says; its result does not change."""
+    policies = jax.checkpoint_policies
+    if remat == "none":
+        return layer
+    if remat == "full":
+        return jax.checkpoint(layer)
+    if remat == "attention":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names(ATTENTION))
+    if remat == "offload":
+        offloaded = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return jax.checkpoint(layer, policy=offloaded)
+    raise ValueError(f"remat={remat!r}: expected 'none', 'full', 'attention' or 'offload'")
+
+
+def layer_input(x: T) -> T:
+    """The arrays of `x` under the name that "offload" moves to the host; called first in a recomputed layer."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), x)
