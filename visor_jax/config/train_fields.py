@@ -80,4 +80,9 @@ class MeshConfig:
     fsdp: int = setting(-1, "devices of a slice that share the parameters", MESH_SIZE)
     tensor: int = setting(1, "devices that share each matrix product", MESH_SIZE)
     dcn_replica: int = setting(1, "groups of slices with a copy of the parameters each; -1: all slices", MESH_SIZE)
+    max_unsharded: float = setting(
+        0.02,
+        "bytes of parameters and optimizer state that a device may hold above its share, as a fraction of the share",
+        at_least(0),
+    )
     dcn_fsdp: int = setting(1, "slices that share the parameters over the data center's network", MESH_SIZE)

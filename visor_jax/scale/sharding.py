@@ -7,7 +7,7 @@ mesh axes. A dimension that is not divisible by its mesh axis is not sharded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,11 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Returns the sharding of an array that every device holds completely."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place_whole(values: Sequence[Any], mesh: Mesh) -> list[jax.Array]:
+    """Gives every device small values that all processes know; returns arrays."""
+    return [jax.make_array_from_process_local_data(replicated(mesh), np.asarray(x), np.shape(x)) for x in values]
 
 
 def place_batch(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

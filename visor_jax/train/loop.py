@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from visor_jax.checkpoint.manager import Checkpoints
@@ -27,8 +27,9 @@ from visor_jax.errors import STOPPED
 from visor_jax.scale.distributed import is_main, once
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
-from visor_jax.scale.sharding import place_batch
+from visor_jax.scale.sharding import place_batch, place_whole
 from visor_jax.train.faults import BadSteps
+from visor_jax.train.guards import check_donated, check_sharded, dispatching
 from visor_jax.train.metrics import MetricsWriter, NoMetrics, StageProgress
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.objectives.base import Metrics, Objective
@@ -39,7 +40,7 @@ from visor_jax.train.optimizer import (
 )
 from visor_jax.train.profile import StepProfiler
 from visor_jax.train.stage import Step, of_all_processes
-from visor_jax.train.state import initial_state, restore
+from visor_jax.train.state import abstract_state, initial_state, restore, state_places
 from visor_jax.train.step_cost import StepCost
 from visor_jax.train.update import State, Update, jitted_update
 from visor_jax.train.validation import Validation, make_validation
@@ -67,7 +68,12 @@ def train(config: ConfigLike, stage: str, workdir: Workdir) -> None:
     config = as_config(config)
     if once(lambda: workdir.stage(stage).is_complete()):
         return
-    with supervised() as stop, stop.until_complete(stage), watched(stage_config(config, stage).hang_seconds):
+    with (
+        supervised() as stop,
+        stop.until_complete(stage),
+        watched(stage_config(config, stage).hang_seconds),
+        jax.numpy_rank_promotion("raise"),
+    ):
         train_stage(config, stage, workdir, stop)
 
 
@@ -86,6 +92,8 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     # --- parameters and optimizer, in their shardings -----------------------------------------------------------------
     with goodput.time("init"):
         tx = build_optimizer(settings)
+        shapes = abstract_state(arch, settings, tx)
+        check_sharded(shapes, state_places(shapes, mesh), mesh, config.mesh.max_unsharded)
         state, shardings = initial_state(config, stage, arch, tx, mesh, workdir)
     validation = make_validation(config, stage, workdir, mesh, shardings)
     update = jitted_update(config.model.dtype, settings, objective.loss, tx, shardings, mesh)
@@ -165,9 +173,14 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"), profiler.step(step.number):
-                batch, budget = place_batch(step.arrays, run.mesh), jnp.asarray(step.budget, bool)
-                with jax.set_mesh(run.mesh):  # kernels split their work over it
-                    state, metrics = run.update(state, batch, budget, rates[step.number - 1])
+                batch = place_batch(step.arrays, run.mesh)
+                budget, rate = place_whole((np.asarray(step.budget, bool), rates[step.number - 1]), run.mesh)
+                before = None if compiled else state
+                with dispatching(run.mesh):
+                    state, metrics = run.update(state, batch, budget, rate)
+                if before is not None:
+                    check_donated(before)
+                    before = None
                 run.stop.hold()
                 if pending is not None:
                     record(pending, run, writer, progress)
