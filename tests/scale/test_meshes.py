@@ -1,0 +1,92 @@
+"""One step on every mesh: the same losses over 20 steps, one program for all budgets, gathers inside the scan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from visor_jax.config import to_json
+from visor_jax.scale.compiler_options import QUICK
+from visor_jax.testing import tiny_config
+from visor_jax.testing.processes import run_processes
+from visor_jax.workdir.metrics_log import read_rows
+
+PROGRAM = Path(__file__).with_name("mesh_program.py")
+ALONE = "1,1,1"
+FLAGS = " ".join(
+    ["--xla_force_host_platform_device_count=8", *(f"--{name}={str(x).lower()}" for name, x in QUICK.items())]
+)
+# A head, three super-blocks and a tail, of two layers each outside the blocks; budgets that differ from step to step.
+MODEL = {
+    "model.text.num_layers": 13,
+    "model.head_layers": 2,
+    "train.remat": "full",
+    "train.learning_rate": 1e-3,
+    "stage_overrides.full.budgets": "subsets",
+    "stage_overrides.full.init_from": "",
+}
+BLOCKS, OUTSIDE = 3, 2
+
+
+def run(folder: Path, steps: int, meshes: Sequence[str], **overrides: str) -> dict[str, Any]:
+    changes = json.dumps([f"--config.{name}={value}" for name, value in {**MODEL, **overrides}.items()])
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(PROGRAM.parents[2])}
+    command = [sys.executable, str(PROGRAM), str(folder), str(steps), changes, *meshes]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check_gathers(name: str, found: dict[str, Any]) -> None:
+    """Parameters of layers are gathered layer by layer: in loops and branches, and nowhere as a whole stack."""
+    shapes = [[int(n) for n in shape[shape.index("[") + 1 : -1].split(",") if n] for shape in
+              [*found["inside"], *found["outside"]]]  # fmt: skip
+    assert found["inside"], name
+    stacks = [
+        shape for shape in shapes if len(shape) == 3 and shape[0] in (BLOCKS, OUTSIDE) and shape[1] * shape[2] > 64
+    ]
+    assert not stacks, f"{name}: whole stacks of layers are gathered: {stacks}"
+
+
+def test_a_mesh_of_two_slices_trains_as_one_device(tmp_path: Path) -> None:
+    """Fully sharded within a slice, a replica in each, the batch in two parts: the losses of one device."""
+    mesh = "1,2,2,2,1:2"
+    found = run(tmp_path, 4, [ALONE, mesh])
+    np.testing.assert_allclose(found[mesh]["losses"], found[ALONE]["losses"], atol=1e-5, rtol=0)
+    assert found[mesh]["programs"] == found[ALONE]["programs"] == 1, "compiled once for all budgets"
+    check_gathers(mesh, found[mesh])
+    assert found[ALONE]["inside"] == found[ALONE]["outside"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_every_mesh_trains_as_one_device(tmp_path: Path, remat: str) -> None:
+    meshes = ["1,8,1", "2,4,1", "1,4,2", "2,2,2", "1,4,1,2,1", "1,4,1,1,2", "1,8,1:2", "2,4,1:2"]
+    found = run(tmp_path, 20, [ALONE, f"{ALONE}:4", *meshes], **{"train.remat": remat})
+    for name, measured in found.items():
+        np.testing.assert_allclose(measured["losses"], found[ALONE]["losses"], atol=1e-5, rtol=0, err_msg=name)
+        assert measured["programs"] == 1, "compiled once for all budgets"
+        if not name.startswith(ALONE):
+            check_gathers(name, measured)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(to_json(tiny_config({"stage_overrides.full.init_from": "", "stage": "full"}, steps=20)))
+    losses = {}
+    for name, count, devices in (("one", 1, 1), ("two", 2, 2)):
+        arguments = ["train", f"--config={config}", f"--workdir={tmp_path / name}"]
+        for status, output in run_processes(arguments, count=count, devices=devices):
+            assert status == 0, output
+        losses[name] = [row["loss"] for row in read_rows(tmp_path / name / "full" / "metrics.jsonl")]
+    assert len(losses["one"]) == 20
+    np.testing.assert_allclose(losses["two"], losses["one"], atol=1e-5, rtol=0)
