@@ -90,7 +90,9 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m visor_jax.testing.golden", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m visor_jax.testing.golden", description="Writes the golden shardings anew."
+    )
     parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the configuration files")
     configs = parser.parse_args().configs
     FOLDER.mkdir(exist_ok=True)

@@ -76,11 +76,11 @@ def joined(x: Shaped[Array, "parts part_rows ..."], how: Accumulation) -> Shaped
 
 
 def join_metrics(metrics: Metrics, how: Accumulation) -> Metrics:
-    """The metrics of the whole batch: arrays over rows in their order, sums of scalars, means where they are means."""
+    """The metrics of the whole batch: rows in their order, means of means, and sums of all others."""
 
     def join(name: str, x: Array) -> Array:
-        if x.ndim > 1:
+        if name in how.parts.rows:
             return joined(x, how)
-        return jnp.mean(x) if name in how.parts.means else jnp.sum(x, dtype=x.dtype)
+        return jnp.mean(x, axis=0) if name in how.parts.means else jnp.sum(x, axis=0, dtype=x.dtype)
 
     return {name: join(name, x) for name, x in metrics.items()}

@@ -14,7 +14,7 @@ from visor_jax.workdir.folder import Workdir
 OBJECTIVES = {"answer": answer_objective, "base": base_objective, "policy": policy_objective}
 ABSTRACT = {"answer": abstract_answers, "base": abstract_base, "policy": abstract_policy}
 PARTS = {
-    "answer": Parts("target_tokens"),
+    "answer": Parts("target_tokens", rows=("turn_correct",)),
     "policy": Parts("label_weight", means=("agreement",)),
 }  # others are not split
 

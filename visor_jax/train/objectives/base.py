@@ -40,10 +40,12 @@ class Parts:
 
     Attributes:
       weight: the metric that weighs a part's loss: what the loss is a mean over, such as the number of target tokens.
-      means: scalar metrics that are means over rows; other scalars are sums, and arrays have a row for each of a part.
+      rows: metrics with an entry for each row.
+      means: metrics that are means over rows. All others are sums.
     """
 
     weight: str
+    rows: tuple[str, ...] = ()
     means: tuple[str, ...] = ()
 
 
