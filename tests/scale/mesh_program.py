@@ -111,7 +111,7 @@ def gathers(config: Any, mesh: Mesh) -> dict[str, Any]:
 
 
 def main(folder: str, steps: str, overrides: str, *meshes: str) -> None:
-    base = apply_overrides(tiny_config({"data.batch_size": 16}), json.loads(overrides))
+    base = apply_overrides(tiny_config({"data.batch_size": 16}, steps=int(steps)), json.loads(overrides))
     report = {}
     for name in meshes:
         sizes, _, parts = name.partition(":")
