@@ -115,7 +115,7 @@ def main(folder: str, steps: str, overrides: str, *meshes: str) -> None:
     report = {}
     for name in meshes:
         sizes, _, parts = name.partition(":")
-        config = apply_overrides(base, [f"--config.train.accumulate={parts or 1}"])
+        config = apply_overrides(base, [f"--config.stage_overrides.full.accumulate={parts or 1}"])
         mesh = mesh_of([int(size) for size in sizes.split(",")])
         losses, programs = losses_on(config, mesh, int(steps), Workdir(Path(folder)))
         report[name] = {"losses": losses, "programs": programs, **gathers(config, mesh)}

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from visor_jax.architecture import FSDP, REPLICA, TENSOR
 
@@ -51,6 +52,17 @@ def split_axis(count: int) -> str | None:
     """The axis that splits `count` heads or token ids, or None."""
     size = free_axes().get(SPLIT_AXIS, 1)
     return SPLIT_AXIS if size > 1 and count % size == 0 else None
+
+
+def by_rows(x: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
+    """`x`, each device with its own rows and the other dimensions whole; unchanged where no axis splits the rows.
+
+    Layers say it of what they read. Otherwise a parameter that the same axis splits by hidden size, such as the
+    embedding table, passes its division on to the activations, and each layer gathers the rows of all devices instead
+    of its weights.
+    """
+    axes = sample_axes(x.shape[0])
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
 def on_each_device(part: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from visor_jax.kernels.attention.base import ATTENTION
+from visor_jax.kernels.mesh import by_rows
 
 Remat = Literal["none", "full", "attention", "offload"]
 T = TypeVar("T")
@@ -44,5 +45,5 @@ def recomputed(layer: Layer, remat: Remat) -> Layer:
 
 
 def layer_input(x: T) -> T:
-    """The arrays of `x` under the name that "offload" moves to the host; called first in a recomputed layer."""
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, INPUT), x)
+    """The activations `x` that a layer reads: each device's rows, under the name that "offload" moves to the host."""
+    return jax.tree.map(lambda leaf: checkpoint_name(by_rows(leaf), INPUT), x)

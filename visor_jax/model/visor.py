@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
+from visor_jax.kernels.mesh import by_rows
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.decoder import Blocks, Budget, forward, forward_rest, run_layers
@@ -73,11 +74,11 @@ def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "
     """
     patches = tower(params["vision"], batch["tiles"], arch.vision, arch.anyres, remat=remat)
     features = connector(params["connector"], patches)
-    return stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
+    return by_rows(stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"]))
 
 
 def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
-    return params["embed_tokens"]["embedding"][tokens]
+    return by_rows(params["embed_tokens"]["embedding"][tokens])
 
 
 def stream_of(batch: Batch) -> TokenStream:

@@ -44,7 +44,7 @@ def accumulated(
     """`gradient_of(batch)`, part by part."""
 
     def add(total: Gradients, part: dict[str, Any]) -> tuple[Gradients, tuple[Array, Metrics]]:
-        (loss, metrics), gradients = gradient_of(part)
+        (loss, metrics), gradients = gradient_of(on_rows(part, how))
         weight = metrics[how.parts.weight].astype(jnp.float32)
         return jax.tree.map(lambda sum_, x: sum_ + weight * x, total, gradients), (loss, metrics)
 
@@ -63,9 +63,12 @@ def split(x: Shaped[Array, "rows ..."], how: Accumulation) -> Shaped[Array, "par
     rows, *rest = x.shape
     share = rows // (how.count * how.shards)
     parts = x.reshape(how.shards, how.count, share, *rest).swapaxes(0, 1).reshape(how.count, -1, *rest)
-    if how.shards == 1:
-        return parts
-    return jax.lax.with_sharding_constraint(parts, PartitionSpec(None, ROWS))
+    return parts if how.shards == 1 else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, ROWS))
+
+
+def on_rows(part: dict[str, Any], how: Accumulation) -> dict[str, Any]:
+    """A part whose rows lie on all shards: said again in the loop, because the compiler may choose otherwise."""
+    return part if how.shards == 1 else jax.lax.with_sharding_constraint(part, PartitionSpec(ROWS))
 
 
 def joined(x: Shaped[Array, "parts part_rows ..."], how: Accumulation) -> Shaped[Array, "rows ..."]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
+from visor_jax.kernels.mesh import by_rows
 from visor_jax.model.layers import (
     QKV,
     Embedding,
@@ -97,7 +98,7 @@ def tower(
     patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
     x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"][None, None]
     shape = x.shape
-    x = x.reshape(-1, *shape[2:])  # one row per tile: [B * n, P, Dv]
+    x = by_rows(x.reshape(-1, *shape[2:]))  # one row per tile: [B * n, P, Dv]
     if "layers" in params:
 
         def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
