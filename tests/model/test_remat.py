@@ -67,6 +67,7 @@ def test_offloaded_inputs_lie_in_the_hosts_memory() -> None:
     assert "pinned_host" in program or "<host>" in program
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_policy_is_named() -> None:
     unknown: Any = "some"
     with pytest.raises(ValueError, match="remat='some': expected 'none', 'full', 'attention' or 'offload'"):

@@ -118,7 +118,8 @@ def main(folder: str, steps: str, overrides: str, *meshes: str) -> None:
         config = apply_overrides(base, [f"--config.stage_overrides.full.accumulate={parts or 1}"])
         mesh = mesh_of([int(size) for size in sizes.split(",")])
         losses, programs = losses_on(config, mesh, int(steps), Workdir(Path(folder)))
-        report[name] = {"losses": losses, "programs": programs, **gathers(config, mesh)}
+        where = gathers(config, mesh) if mesh.size > 1 and not parts else {}
+        report[name] = {"losses": losses, "programs": programs, **where}
     print(json.dumps(report))
 
 
