@@ -173,14 +173,7 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
             fault_point("step", step.number)
             began = time.perf_counter()
             with goodput.time("step" if compiled else "compile"), profiler.step(step.number):
-                batch = place_batch(step.arrays, run.mesh)
-                budget, rate = place_whole((np.asarray(step.budget, bool), rates[step.number - 1]), run.mesh)
-                before = None if compiled else state
-                with dispatching(run.mesh):
-                    state, metrics = run.update(state, batch, budget, rate)
-                if before is not None:
-                    check_donated(before)
-                    before = None
+                state, metrics = dispatch(run, step, state, rates[step.number - 1], first=not compiled)
                 run.stop.hold()
                 if pending is not None:
                     record(pending, run, writer, progress)
@@ -205,6 +198,17 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
                 leave(run, step.number)
     run.bad_steps.check_ended_well(run.stage, settings.steps)
     return settings.steps
+
+
+def dispatch(run: Run, step: Step, state: State, rate: np.floating[Any], *, first: bool) -> tuple[State, Metrics]:
+    """Starts a step on the devices; the first one also shows that the state is not copied."""
+    batch = place_batch(step.arrays, run.mesh)
+    budget, learning_rate = place_whole((np.asarray(step.budget, bool), rate), run.mesh)
+    with dispatching(run.mesh):
+        after, metrics = run.update(state, batch, budget, learning_rate)
+    if first:
+        check_donated(state)
+    return after, metrics
 
 
 def leave(run: Run, step: int) -> NoReturn:
