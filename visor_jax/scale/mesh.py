@@ -86,8 +86,11 @@ def build_mesh(
 
 
 def slice_of(device: Any) -> int:
-    """Returns the number of a device's slice: devices that a faster network joins; of CPUs, those of one process."""
-    return getattr(device, "slice_index", device.process_index)
+    """Returns the number of a device's slice: devices that a faster network joins; of CPUs, those of one process.
+
+    TPUs without a number are those of a topology that programs are compiled for, which is one slice.
+    """
+    return getattr(device, "slice_index", 0 if device.platform == "tpu" else device.process_index)
 
 
 def filled(sizes: Mapping[str, int], count: int, of_what: str) -> list[int]:
