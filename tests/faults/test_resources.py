@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,9 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(inner for child in children for inner in descendants(child))]
 
 
-@pytest.mark.slow
-def test_a_data_worker_that_is_killed_ends_the_run_within_seconds(
-    tiny_run: Path, tmp_path: Path, compiled: str
-) -> None:
+@contextmanager
+def training(tiny_run: Path, tmp_path: Path, compiled: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Yields a run that trains with one data worker and has done some steps, and its workers' process ids."""
     (tmp_path / "tiny.py").write_text(TINY)
     run = tmp_path / "run"
     settings = {"stage": "warmup", "stage_overrides.warmup.init_from": tiny_run / "base", "data.workers": 1}
@@ -127,19 +127,46 @@ def test_a_data_worker_that_is_killed_ends_the_run_within_seconds(
         while not (metrics.exists() and len(read_rows(metrics)) > 3):
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.2)
-        workers = [
-            pid for pid in descendants(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(process.pid)}
+        workers = [pid for pid, command in commands.items() if b"spawn_main" in command]
         assert workers
+        yield process, workers
+    finally:
+        process.kill()
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_ends_the_run_within_seconds(
+    tiny_run: Path, tmp_path: Path, compiled: str
+) -> None:
+    with training(tiny_run, tmp_path, compiled) as (process, workers):
         os.kill(workers[-1], signal.SIGKILL)
         began = time.monotonic()
         _, err = process.communicate(timeout=120)
-    finally:
-        process.kill()
     assert time.monotonic() - began < 60
     assert process.returncode == 1 and "Traceback" not in err, err
     assert "a process that prepares samples died" in last_line(err) and "data.workers" in last_line(err)
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not alive(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_no_data_worker_outlives_its_run(
+    number: signal.Signals, status: int, tiny_run: Path, tmp_path: Path, compiled: str
+) -> None:
+    with training(tiny_run, tmp_path, compiled) as (process, workers):
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=120)
+        while alive(workers) and time.monotonic() - began < 60:
+            time.sleep(0.2)
+    print(f"{number.name}: everything had ended after {time.monotonic() - began:.1f} s")
+    assert process.returncode == status and "Traceback" not in err, err
+    assert not alive(workers)
 
 
 # --- one sample -------------------------------------------------------------------------------------------------------

@@ -88,5 +88,5 @@ def test_a_command_that_waits_ends_at_once(idle: str, tiny_copy: Path, compiled:
     finally:
         process.kill()
     assert process.returncode == 143 and "Traceback" not in err, err
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30, "the lock is watched for 35 s"
     assert not (tiny_copy / "policy").exists() or "lock" not in idle
