@@ -1,10 +1,11 @@
-"""Faults of one process, end to end. "Failure, by contract" of the design, line by line, and the tests of each line.
+"""Faults of whole runs, end to end. "Failure, by contract" of the design, line by line, and the tests of each line.
 
 | contract | tests |
 | --- | --- |
 | data: broken, missing and hostile files are skipped and counted; limits | `tests/data/test_bad_inputs.py`, `tests/data/sources/test_hostile_files.py`, `tests/data/test_picture_paths.py`, `tests/data/test_images.py` |
 | data: a worker that dies is reported | `test_resources.py`, `tests/data/test_check.py` |
 | position: one counter; resumed runs see the same samples | `test_kill.py` (`sample_ids_sha256`), `tests/data/test_pipeline.py` |
+| several processes: one is killed, stopped or hangs | `test_processes.py`, `tests/checkpoint/test_processes.py` |
 | SIGTERM: 143, saved, equal afterwards | `test_sigterm.py`, `tests/commands/test_signals.py`, `tests/train/test_loop.py` |
 | kill -9 at any moment | `test_kill.py`, `tests/checkpoint/test_processes.py`, `tests/evaluate/test_chunks.py` |
 | checkpoints prove themselves; the next older step is used and the damage named | `test_damage.py`, `tests/checkpoint/test_restoring.py` |

@@ -17,6 +17,7 @@ import numpy as np
 import visor_jax.errors
 from visor_jax.checkpoint.restoring import examine_complete, read_arrays
 from visor_jax.scale.compiler_options import QUICK
+from visor_jax.train.observer import MEASURED
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
@@ -70,8 +71,9 @@ def results(run: Path) -> dict[str, Any]:
 
 
 def steps_of(run: Path, stage: str) -> list[dict[str, Any]]:
-    """Returns the rows of a stage's metrics, without times."""
-    return [_without_times(row) for row in read_rows(run / stage / "metrics.jsonl")]
+    """Returns the rows of a stage's metrics, without what is measured, such as times."""
+    rows = read_rows(run / stage / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def exported(run: Path) -> dict[str, Any]:
