@@ -120,7 +120,12 @@ def training(tiny_run: Path, tmp_path: Path, compiled: str) -> Iterator[tuple[su
     overrides = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-P", "-m", "visor_jax", "train", f"--config={tmp_path}/tiny.py", f"--workdir={run}"]
     process = subprocess.Popen(
-        [*command, *overrides], env=environment(compiled), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*command, *overrides],
+        env=environment(compiled),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
     )
     try:
         metrics = run / "warmup/metrics.jsonl"
@@ -154,12 +159,21 @@ def test_a_data_worker_that_is_killed_ends_the_run_within_seconds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status", "to_all"),
+    [
+        (signal.SIGKILL, -9, False),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGTERM, 143, True),  # as Slurm, containers and terminals send it
+        (signal.SIGINT, 130, True),
+    ],
+)
 def test_no_data_worker_outlives_its_run(
-    number: signal.Signals, status: int, tiny_run: Path, tmp_path: Path, compiled: str
+    number: signal.Signals, status: int, to_all: bool, tiny_run: Path, tmp_path: Path, compiled: str
 ) -> None:
+    """A signal to every process of the run is answered by the run alone, as one to it."""
     with training(tiny_run, tmp_path, compiled) as (process, workers):
-        process.send_signal(number)
+        os.killpg(process.pid, number) if to_all else process.send_signal(number)
         began = time.monotonic()
         _, err = process.communicate(timeout=120)
         while alive(workers) and time.monotonic() - began < 60:

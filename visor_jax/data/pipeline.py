@@ -18,8 +18,13 @@ Each process makes only its rows of every batch. To resume, start at step `s`; n
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any, Generic, TypeVar
 
 import grain
@@ -176,9 +181,27 @@ def read_ahead(
         if not flags.FLAGS.is_parsed():  # Grain reads its flags' values, also in programs that parse none
             flags.FLAGS.mark_as_parsed()
         elements = elements.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(ahead, 1))
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(ahead, 1)), prepare_worker
         )
     return iter(elements)
+
+
+def prepare_worker(index: int, count: int) -> None:
+    """Makes a worker process leave signals to its parent, and end with it, also if the parent is killed.
+
+    Schedulers and terminals send SIGTERM and SIGINT to every process of a run: a worker that died of one would fail the
+    step that the run still has to finish.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 class BatchIterator(Iterator[BatchT]):
