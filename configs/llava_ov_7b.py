@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from visor_jax.config import default_config
 
 WARMUP_SAMPLES, FULL_SAMPLES = 4_000_000, 3_200_000
-BATCH = 128
+BATCH = 128  # rows
+SAMPLES = 349  # of a step: 2.73 share a row on average (`visor plan` counts them for LLaVA-OneVision's mixture)
 
 
 def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
@@ -62,6 +63,9 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         tiles=37,  # 6 x 6 crops and the base
         visual_length=8832,
         text_length=1024,
+        pack_window=64,
+        pool_rows=2,  # with 37 tiles: as many as the samples of two rows have
+        pool_tiles=37,
     )
 
     config.train.update(
@@ -71,12 +75,12 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         b2=0.999,
         clip_norm=1.0,
         warmup_fraction=0.03,
-        remat="full",
+        remat="products",
         checkpoint_every=500,
     )
-    config.stage_overrides.warmup.update(steps=WARMUP_SAMPLES // BATCH, learning_rate=1e-3)
-    config.stage_overrides.full.update(steps=FULL_SAMPLES // BATCH)
-    config.stage_overrides.universal.update(steps=FULL_SAMPLES // BATCH)
+    config.stage_overrides.warmup.update(steps=WARMUP_SAMPLES // SAMPLES, learning_rate=1e-3)
+    config.stage_overrides.full.update(steps=FULL_SAMPLES // SAMPLES)
+    config.stage_overrides.universal.update(steps=FULL_SAMPLES // SAMPLES)
     config.stage_overrides.policy.update(steps=2000, learning_rate=1e-3)
 
     config.label.samples = 100_000

@@ -79,3 +79,14 @@ def test_contenders_take_turns_after_a_warm_up() -> None:
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds) and len({tuple(turn) for turn in rounds}) > 1
     assert times["a"].tolist() == [3 * (i + 1) + turn.index("a") + 1 for i, turn in enumerate(rounds)]
     assert harness.quartiles([1, 2, 3, 4, 5]) == [2, 3, 4]
+
+
+def test_the_page_of_plans_shows_the_stored_plans_and_the_records() -> None:
+    """docs/plan.md holds the tables that `python benchmarks/plan.py --table` prints."""
+    spec = importlib.util.spec_from_file_location("benchmark_plan", BENCHMARKS / "plan.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page = (BENCHMARKS.parent / "docs" / "plan.md").read_text(encoding="utf-8")
+    for table in (module.tables(), module.records()):
+        assert "\n".join(table) in page, "run `python benchmarks/plan.py --table`"

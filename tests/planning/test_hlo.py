@@ -67,6 +67,7 @@ def test_loops_multiply_branches_count_once_and_spread_gathers_are_one() -> None
         "collective-permute": 128 * 4,
         "reduce-scatter": 6 * 16 * 4,
     }
+    assert found.waiting == 2 * 24 * 128 * 4 + 6 * 16 * 4  # neither the fused gathers nor the started permutation
     assert found.unknown_loops == 1
     assert found.total == sum(found.bytes.values())
 

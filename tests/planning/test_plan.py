@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import pytest
 
+from visor_jax.__main__ import main
 from visor_jax.config import architecture, load_config
 from visor_jax.data.anyres import tile_count, visual_token_count
 from visor_jax.errors import RequestError
+from visor_jax.model.remat import Remat
 from visor_jax.model.visor import abstract_params
 from visor_jax.planning import compiling
 from visor_jax.planning.mixture import MIXTURE, packed_step
 from visor_jax.planning.plan import COSTLIEST, plan, planned_stages
-from visor_jax.planning.workload import part_weights, workload
+from visor_jax.planning.roofline import ASSUMPTIONS
+from visor_jax.planning.search import search
+from visor_jax.planning.workload import REMAT, part_weights, workload
 from visor_jax.scale.topologies import parse_topology
 from visor_jax.testing import tiny_config
 from visor_jax.tree import flatten
@@ -71,6 +75,7 @@ def test_packing_fills_about_as_much_as_it_was_measured_to(setting: str) -> None
     config = shipped(
         "llava_ov_0p5b",
         f"--config.data.batch_size={pool['rows']}",
+        "--config.train.accumulate=1",
         f"--config.data.pool_rows={pool['rows']}",
         f"--config.data.pool_tiles={pool['tiles']}",
         f"--config.data.visual_length={pool['visual']}",
@@ -93,7 +98,7 @@ def test_frozen_parts_have_no_backward_pass() -> None:
 def test_the_full_remat_costs_about_a_third() -> None:
     place = parse_topology("v5p:4x4x4")
     kept, again = (
-        workload(shipped("llava_ov_7b", f"--config.train.remat={remat}"), "full", place) for remat in (False, True)
+        workload(shipped("llava_ov_7b", f"--config.train.remat={remat}"), "full", place) for remat in ("none", "full")
     )
     executed = [sum(op.executed_flops for op in work.ops) for work in (kept, again)]
     assert executed[1] / executed[0] == pytest.approx(4 / 3, abs=0.05)
@@ -123,3 +128,42 @@ def test_planning_needs_no_jax_in_its_own_process() -> None:
     for module in ("plan", "workload", "roofline", "layers", "memory", "mixture", "records", "compiling", "text"):
         text = (ROOT / "visor_jax" / "planning" / f"{module}.py").read_text()
         assert "import jax" not in text and "from jax" not in text
+
+
+def test_every_policy_of_remat_has_a_formula() -> None:
+    assert {*REMAT} == {*get_args(Remat)}
+
+
+def test_the_command_prints_the_plan_and_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    config = f"--config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    assert main(["plan", config, "--topology=h100x8", "--stage=full", "--dollars-per-chip-hour=2", "--json"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out.splitlines()[-1])
+    assert result["stages"].keys() == {"full"} and result["note"] == "estimated, not run on hardware"
+    assert all(f"  {name}: {meaning}" in printed.err for name, meaning in ASSUMPTIONS.items())
+
+
+def test_picture_and_topology_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    config = f"--config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    for flags, expected in (
+        (["--image=64x64", "--topology=h100x8"], "--topology: not allowed with argument --image"),
+        (["--topology=h100x8", "--dollars-per-chip-hour=-1"], "--dollars-per-chip-hour=-1"),
+        ([], "--image --topology"),
+    ):
+        assert main(["plan", config, *flags]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_the_search_keeps_what_is_as_fast_and_splits_replicas_where_gathers_wait() -> None:
+    small, large = (
+        search(shipped(name), parse_topology(topology), ["full"])[0]
+        for name, topology in (("llava_ov_0p5b", "v5e:4x4"), ("llava_ov_7b", "v5p:4x4x4"))
+    )
+    assert small.config.mesh == shipped("llava_ov_0p5b").mesh and small.config.train.remat == "attention"
+    assert large.config.mesh.replica == 4 and large.config.train.remat == "products"
+    assert max(small.room, large.room) <= 0.92
+
+
+def test_a_search_without_a_fit_says_by_how_much() -> None:
+    with pytest.raises(RequestError, match=r"--topology=v5e:2x2: none of \d+ settings .* fits; the smallest needs"):
+        search(shipped("llava_ov_7b"), parse_topology("v5e:2x2"), ["full"])

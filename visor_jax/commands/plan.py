@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--topology", metavar="CHIPS", help="chips to train on, such as v5e:4x4, v5p:4x4x4 or h100x8")
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
     parser.add_argument("--stage", default="", help="plan one stage only")
+    parser.add_argument(
+        "--search", action="store_true", help="choose mesh, remat, accumulation and batch size; compiles the winner"
+    )
     parser.add_argument("--dollars-per-chip-hour", type=float, default=0.0, metavar="PRICE", help="prices the run")
 
 
@@ -40,7 +43,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Plans the stages of a run; returns bytes, FLOPs, collectives and estimated times."""
     from visor_jax.errors import RequestError
-    from visor_jax.planning.plan import plan, planned_stages
+    from visor_jax.planning.plan import SECONDS, plan, planned_stages
+    from visor_jax.planning.search import plan_best
     from visor_jax.planning.text import show
     from visor_jax.scale.topologies import parse_topology
 
@@ -48,7 +52,10 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if not 0 <= price < 1e6:
         raise RequestError(f"--dollars-per-chip-hour={price}: expected 0 or more")
     topology, stages = parse_topology(args.topology), planned_stages(config, args.stage)
-    result = plan(config, topology, stages, dollars=price)
+    if args.search:
+        result = plan_best(config, topology, stages, price, SECONDS)
+    else:
+        result = plan(config, topology, stages, dollars=price)
     print(show(result, topology))
     return result
 

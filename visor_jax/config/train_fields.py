@@ -48,8 +48,8 @@ class TrainConfig:
     remat: str = setting(
         "none",
         "activations that the backward pass recomputes: none, full (all), attention (all but attention's results),"
-        " offload (all, with the inputs of layers kept in the host's memory)",
-        one_of("none", "full", "attention", "offload"),
+        " products (only norms and activations), offload (all, with the inputs of layers kept in the host's memory)",
+        one_of("none", "full", "attention", "products", "offload"),
         booleans=("none", "full"),
     )
     moments_dtype: str = setting("float32", "dtype of Adam's mean of gradients", one_of("float32", "bfloat16"))

@@ -2,8 +2,9 @@
 
 "none" keeps everything. "full" keeps the inputs of each super-block and of each layer of the tower. "attention" keeps
 what attention computed as well, so that no attention kernel runs twice (the kernels name it,
-`visor_jax.kernels.attention.base.named`; of cuDNN's only the output has a name, and it runs twice). "offload" keeps
-what "full" does, in the host's memory.
+`visor_jax.kernels.attention.base.named`; of cuDNN's only the output has a name, and it runs twice). "products" also
+keeps the results of all matrix products, so that only norms and activations run twice: much memory, little time.
+"offload" keeps what "full" does, in the host's memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from visor_jax.kernels.attention.base import ATTENTION
 from visor_jax.kernels.mesh import by_rows
 
-Remat = Literal["none", "full", "attention", "offload"]
+Remat = Literal["none", "full", "attention", "products", "offload"]
 T = TypeVar("T")
 Layer = Callable[..., Any]
 
@@ -33,6 +34,11 @@ def recomputed(layer: Layer, remat: Remat) -> Layer:
         return jax.checkpoint(layer)
     if remat == "attention":
         return jax.checkpoint(layer, policy=policies.save_only_these_names(ATTENTION))
+    if remat == "products":
+        kept = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION)
+        )
+        return jax.checkpoint(layer, policy=kept)
     if remat == "offload":
         offloaded = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -41,7 +47,7 @@ def recomputed(layer: Layer, remat: Remat) -> Layer:
             offload_dst="pinned_host",
         )
         return jax.checkpoint(layer, policy=offloaded)
-    raise ValueError(f"remat={remat!r}: expected 'none', 'full', 'attention' or 'offload'")
+    raise ValueError(f"remat={remat!r}: expected 'none', 'full', 'attention', 'products' or 'offload'")
 
 
 def layer_input(x: T) -> T:

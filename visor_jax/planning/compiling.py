@@ -26,6 +26,7 @@ WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5e-16",  # any; the topology is named when it is asked for
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time: none of them holds a TPU
 }
 LAST_LINES = 5
 
@@ -41,8 +42,13 @@ def check_libtpu(topology: Topology) -> None:
         )
 
 
-def compile_stages(config: Config, topology: Topology, stages: Sequence[str], seconds: float) -> dict[str, Any]:
-    """Compiles the step of each stage; those that are not done after `seconds` are missing from the result.
+def compile_stages(
+    config: Config, topology: Topology, stages: Sequence[str], seconds: float, *, until_unfit: bool = False
+) -> dict[str, Any]:
+    """Compiles the step of each stage, in order; those that are not done after `seconds` are missing from the result.
+
+    Args:
+      until_unfit: stop after the first stage that does not fit.
 
     Returns:
       {stage: what `visor_jax.planning.worker.compiled` returns}.
@@ -56,6 +62,7 @@ def compile_stages(config: Config, topology: Topology, stages: Sequence[str], se
         folder = Path(name)
         out, request = folder / "out.json", folder / "request.json"
         asked = {"config": json.loads(to_json(config)), "topology": topology.name, "stages": [*stages], "out": str(out)}
+        asked["until_unfit"] = until_unfit
         request.write_text(json.dumps(asked))
         command = [sys.executable, "-P", "-m", "visor_jax.planning.worker", str(request)]
         environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | WITHOUT_TPU

@@ -27,17 +27,21 @@ class Traffic:
 
     Attributes:
       counts, bytes: by kind; bytes of the results on one device.
+      waiting: bytes of those during which the device computes nothing: neither asynchronous nor part of a fusion.
+        An all-reduce counts twice, as a scatter and a gather.
       unknown_loops: loops whose number of iterations is not in the text; they count once.
     """
 
     counts: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, float] = field(default_factory=dict)
+    waiting: float = 0.0
     unknown_loops: int = 0
 
     def add(self, other: Traffic, times: float = 1) -> None:
         for kind in other.counts:
             self.counts[kind] = self.counts.get(kind, 0) + times * other.counts[kind]
             self.bytes[kind] = self.bytes.get(kind, 0) + times * other.bytes[kind]
+        self.waiting += times * other.waiting
         self.unknown_loops += other.unknown_loops
 
     @property
@@ -69,14 +73,15 @@ def _traffic(name: str, bodies: Mapping[str, list[str]], done: dict[str, Traffic
     if name not in done:
         total, channels = Traffic(), set()
         done[name] = total  # computations do not call themselves
-        for line in _flat(name, bodies):
+        for line, fused in _flat(name, bodies):
             if match := _OPERATION.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 # A collective that is spread over several fusions appears in each of them, with the same channel.
                 if channel is None or channel[1] not in channels:
                     channels.add(channel[1] if channel else None)
                     size = float(_result_bytes(match[1], match[2], started=bool(match[3])))
-                    total.add(Traffic({match[2]: 1}, {match[2]: size}))
+                    waiting = 0.0 if match[3] or fused else size * (2 if match[2] == "all-reduce" else 1)
+                    total.add(Traffic({match[2]: 1}, {match[2]: size}, waiting))
             elif loop := _LOOP.search(line):
                 trips = _iterations(line, bodies.get(loop[1], []))
                 total.unknown_loops += trips is None
@@ -87,12 +92,12 @@ def _traffic(name: str, bodies: Mapping[str, list[str]], done: dict[str, Traffic
     return done[name]
 
 
-def _flat(name: str, bodies: Mapping[str, list[str]]) -> Iterator[str]:
-    """Yields the lines of a computation and of those that it calls once."""
+def _flat(name: str, bodies: Mapping[str, list[str]], *, fused: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yields the lines of a computation and of those that it calls once, and whether they belong to a fusion."""
     for line in bodies.get(name, [])[1:]:
-        yield line
+        yield line, fused
         for called in _CALLS.findall(line):
-            yield from _flat(called, bodies)
+            yield from _flat(called, bodies, fused=fused or " fusion(" in line or "async" in line)
 
 
 def _iterations(line: str, condition: list[str]) -> int | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.planning.layers import LayerShape
-from visor_jax.planning.workload import Workload, decoder_shape, mesh_of, remat_name, tower_shape
+from visor_jax.planning.mixture import accumulated_parts
+from visor_jax.planning.workload import Workload, decoder_shape, mesh_of, tower_shape
 from visor_jax.scale.topologies import Topology
 
 SLACK = 1.15  # of activations and temporaries: buffers that overlap in time, and fragmentation
@@ -17,23 +18,29 @@ SLACK = 1.15  # of activations and temporaries: buffers that overlap in time, an
 def kept_per_position(shape: LayerShape, remat: str) -> int:
     """Returns bytes that the forward pass of one layer keeps for its backward pass, per position."""
     block = 2 * shape.hidden
+    if remat == "offload":
+        return 0
     if remat == "full":
         return block
     if remat == "attention":
         return block + 2 * shape.query_width
-    mlp = (3 if shape.gated else 2) * shape.mlp
-    return 2 * (4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + mlp)
+    products = 2 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + (2 if shape.gated else 1) * shape.mlp
+    if remat == "products":
+        return 2 * products
+    # Everything: also what norms and activations computed, partly in float32.
+    return 2 * (2 * products + 4 * shape.hidden + 2 * shape.mlp)
 
 
 def chip_bytes(config: Config, stage: str, topology: Topology, work: Workload) -> dict[str, float]:
     """Returns bytes of weights, optimizer, batch, and activations with temporaries, on one chip."""
     arch, settings, mesh = architecture(config, stage), stage_config(config, stage), mesh_of(config, topology)
-    remat, cores = remat_name(settings.remat), topology.chip.cores
+    remat, cores, parts = settings.remat, topology.chip.cores, accumulated_parts(settings)
     split, share = mesh.fsdp * mesh.tensor / cores, cores / mesh.row_ways
     total, packed = sum(work.weights.values()), work.packed
-    visual, text = packed.visual * share, packed.text * share
     side = arch.vision.tile_size
-    batch = packed.tiles * share * 3 * side**2 + visual * 40 + text * 17
+    batch = share * (packed.tiles * 3 * side**2 + packed.visual * 40 + packed.text * 17)
+    share /= parts
+    visual, text = packed.visual * share, packed.text * share
     trains_tower = settings.objective == "answer" and work.trained > 0.9 * total
     patches = packed.tiles * share * arch.vision.patches_per_tile
     tower, decoder = tower_shape(arch), decoder_shape(arch)
@@ -44,14 +51,16 @@ def chip_bytes(config: Config, stage: str, topology: Topology, work: Workload) -
         kept += kept_per_position(decoder, remat) * text * (arch.text.num_layers - joint)
     if trains_tower:
         kept += kept_per_position(tower, remat) * patches * arch.vision.num_layers
-    widest = max(kept_per_position(tower, "none") * patches, kept_per_position(decoder, "none") * (visual + text))
+    widest = kept_per_position(decoder, "products") * (visual + text) if settings.objective == "answer" else 0.0
+    widest = max(widest, kept_per_position(tower, "products") * patches * (1 if trains_tower else 0.5))
     gathered = 2 * max(sum(decoder.products.values()), arch.text.vocab_size * arch.text.hidden_size) / mesh.tensor
-    gradients = 4 * work.trained / split
-    logits = 3 * 4 * arch.text.vocab_size * arch.text.hidden_size / mesh.tensor if settings.objective == "answer" else 0
+    gradients = (4 if parts == 1 else 8) * work.trained / split  # the sum so far, and a part's
+    table = work.weights.get("lm_head", work.weights["embed_tokens"]) / mesh.tensor
+    logits = 3 * 4 * table if work.trained > table else 0
     temporaries = SLACK * (kept / mesh.tensor + 2 * widest / mesh.tensor + 2 * gathered + logits) + gradients
     return {
-        "weights": 4 * total / split,
-        "optimizer": 8 * work.trained / split,
+        "weights": 4 * (total + (work.trained if settings.ema_decay else 0)) / split,
+        "optimizer": (8 if settings.moments_dtype == "float32" else 6) * work.trained / split,
         "batch": batch,
         "temporaries": temporaries + 2 * total / split,
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visor_jax.config import Config, stage_config
+from visor_jax.config import Config, TrainConfig, stage_config
 
 FILL = 0.97
 
@@ -42,6 +42,11 @@ class Packed:
     def used(self, what: str, sizes: Sizes = MIXTURE) -> float:
         """Returns the share of "tiles", "visual" positions or "text" positions that is not padding."""
         return min(self.samples * getattr(sizes, what) / getattr(self, what), 1.0)
+
+
+def accumulated_parts(settings: TrainConfig) -> int:
+    """Returns the number of parts that a stage's batch is split into; only answers are accumulated."""
+    return settings.accumulate if settings.objective == "answer" else 1
 
 
 def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:

@@ -15,6 +15,7 @@ from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.errors import RequestError, nearest
 from visor_jax.planning.compiling import compile_stages
 from visor_jax.planning.memory import chip_bytes
+from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.planning.roofline import Collective, Estimate, estimate
 from visor_jax.planning.workload import Workload, mesh_of, workload
 from visor_jax.scale.topologies import Topology
@@ -45,20 +46,29 @@ def planned_stages(config: Config, stage: str = "") -> list[str]:
 
 
 def plan(
-    config: Config, topology: Topology, stages: Sequence[str], *, dollars: float = 0.0, seconds: float = SECONDS
+    config: Config,
+    topology: Topology,
+    stages: Sequence[str],
+    *,
+    dollars: float = 0.0,
+    seconds: float = SECONDS,
+    until_unfit: bool = False,
 ) -> dict[str, Any]:
     """Returns the plan of these stages: the costliest stage's figures, and every stage's below "stages".
 
     Args:
       dollars: price of one chip for one hour; 0 leaves costs out.
       seconds: after which stages that are not compiled are planned by formula alone.
+      until_unfit: plan the rest by formula once a stage does not fit.
     """
     check_mesh(config, topology)
     work = {stage: workload(config, stage, topology) for stage in stages}
     programs = same_programs(config, stages)
     compiled: Mapping[str, Any] = {}
     if topology.chip.kind == "tpu":
-        compiled = compile_stages(config, topology, sorted(set(programs.values()), key=stages.index), seconds)
+        slowest = {stage: estimate(x.ops, x.collectives, topology).seconds for stage, x in work.items()}
+        order = sorted(set(programs.values()), key=lambda stage: -slowest[stage])
+        compiled = compile_stages(config, topology, order, seconds, until_unfit=until_unfit)
     entries = {
         stage: stage_plan(config, stage, topology, work[stage], compiled.get(programs[stage]), dollars)
         for stage in stages
@@ -104,9 +114,9 @@ def stage_plan(
     traffic = compiled.get("collectives", {}) if compiled else {}
     measured = sum(x["bytes"] for x in traffic.values()) * chip.cores
     formula = sum(x.bytes for x in work.collectives if x.ways > 1)
-    collectives = work.collectives
-    if measured > formula:
-        collectives = [Collective("compiled", "all", measured, max(topology.chips, 2))]
+    collectives = compiled_collectives(compiled, topology) if compiled and traffic else []
+    if sum(x.seconds(topology) for x in collectives) < sum(x.seconds(topology) for x in work.collectives):
+        collectives = work.collectives  # the program's text may hide a part
     found = estimate(work.ops, collectives, topology)
     total = compiled["total"] * chip.cores if compiled else sum(held.values())
     return {
@@ -126,6 +136,18 @@ def stage_plan(
         **throughput(config, stage, topology, work, found, dollars),
         "largest_batch_size": largest_batch(config, stage, topology, held),
     }
+
+
+def compiled_collectives(compiled: Mapping[str, Any], topology: Topology) -> list[Collective]:
+    """Returns the compiled program's communication: what the device waits for, and the rest."""
+    cores, ways = topology.chip.cores, max(topology.chips, 2)
+    traffic = compiled["collectives"]
+    moved = sum(x["bytes"] * (2 if kind == "all-reduce" else 1) for kind, x in traffic.items())
+    waiting = compiled["waiting"]
+    return [
+        Collective("compiled", "asynchronous", (moved - waiting) * cores, ways),
+        Collective("compiled", "synchronous", waiting * cores, ways, hidden=0.0),
+    ]
 
 
 def held_bytes(
@@ -166,7 +188,7 @@ def largest_batch(config: Config, stage: str, topology: Topology, held: Mapping[
     """Returns the largest batch size that fits if temporaries and batch grow in proportion to the rows; 0 if none."""
     rows, mesh = stage_config(config, stage).batch_size, mesh_of(config, topology)
     packed = config.data.pack_window > 0 and stage_config(config, stage).objective == "answer"
-    unit = mesh.row_ways * (config.data.pool_rows if packed else 1)
+    unit = mesh.row_ways * (config.data.pool_rows if packed else 1) * accumulated_parts(stage_config(config, stage))
     fixed = sum(held.get(name, 0.0) for name in ("weights", "optimizer", "code"))
     per_unit = (held["temporaries"] + held["batch"]) * unit / rows
     return max(int((topology.chip.hbm_bytes - fixed) / per_unit), 0) * unit

@@ -1,8 +1,9 @@
 """The process that compiles steps for TPUs without a TPU: `python -m visor_jax.planning.worker FILE`.
 
-FILE is JSON: {"config": the resolved configuration, "topology": its name, "stages": names, "out": a file}. After each
-stage the results so far are written to "out". `visor_jax.planning.compiling` starts it, with an environment in which
-libtpu looks for no TPU; nothing else imports this module.
+FILE is JSON: {"config": the resolved configuration, "topology": its name, "stages": names, "out": a file,
+"until_unfit": whether to stop after a stage that does not fit}. After each stage the results so far are written to
+"out". `visor_jax.planning.compiling` starts it, with an environment in which libtpu looks for no TPU; nothing else
+imports this module.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from jax.sharding import Mesh
 from visor_jax.config import Config, from_json, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.planning.hlo import collectives
-from visor_jax.scale.mesh import build_mesh, check_rows
+from visor_jax.planning.mixture import accumulated_parts
+from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.train.ahead import AbstractStep, abstract_step
 
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -43,10 +45,9 @@ def main(request: dict[str, Any]) -> None:
     except Exception as error:  # libtpu's own message says which shapes it knows
         out.write_text(json.dumps({"refused": str(error).splitlines()[0][:500]}))
         return
-    sizes = config.mesh
     for stage in request["stages"]:
         try:
-            mesh = build_mesh(sizes.replica, sizes.fsdp, sizes.tensor, devices=devices)
+            mesh = configured_mesh(config, devices)
             check_batch(config, stage, mesh)
             step = abstract_step(config, stage, mesh)
         except RequestError as error:
@@ -54,7 +55,9 @@ def main(request: dict[str, Any]) -> None:
             return
         with jax.set_mesh(mesh):
             results[stage] = compiled(step)
-        out.write_text(json.dumps({"stages": results, "mesh": dict(mesh.shape)}))
+        out.write_text(json.dumps({"stages": results}))
+        if request["until_unfit"] and not results[stage]["fits"]:
+            return
 
 
 def topology_devices(name: str) -> Sequence[Any]:
@@ -67,13 +70,17 @@ def check_batch(config: Config, stage: str, mesh: Mesh) -> None:
     """Checks that the rows of a stage's batch can be split over the mesh, as the training loop does."""
     settings = stage_config(config, stage)
     packed = config.data.pack_window > 0 and settings.objective == "answer"
-    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, config.data.pool_rows if packed else 1)
+    pool_rows, parts = (config.data.pool_rows if packed else 1), accumulated_parts(settings)
+    check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows, parts)
 
 
 def compiled(step: AbstractStep) -> dict[str, Any]:
     """Compiles a step; returns bytes per device, collectives, and seconds of compiling."""
     start = time.monotonic()
-    result: dict[str, Any] = {"weights": held(step.state[:2]), "optimizer": held(step.state.opt_state)}
+    result: dict[str, Any] = {
+        "weights": held((step.state.trainable, step.state.frozen, step.state.ema)),
+        "optimizer": held(step.state.opt_state),
+    }
     result["batch"] = held(step.batch)
     try:
         jitted: Any = step.update
@@ -92,6 +99,7 @@ def compiled(step: AbstractStep) -> dict[str, Any]:
     result["collectives"] = {
         kind: {"count": traffic.counts[kind], "bytes": traffic.bytes[kind]} for kind in traffic.bytes
     }
+    result["waiting"] = traffic.waiting
     result["unknown_loops"] = traffic.unknown_loops
     return {**result, "fits": True, "seconds": time.monotonic() - start}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
-from visor_jax.planning.mixture import MIXTURE, Packed, packed_step
+from visor_jax.planning.mixture import MIXTURE, Packed, accumulated_parts, packed_step
 from visor_jax.planning.records import fsdp, tensor_parallel
 from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
 from visor_jax.scale.topologies import Topology
@@ -25,6 +25,8 @@ REMAT: Mapping[str, Remat] = {
     "none": Remat(),
     "full": Remat(qkv=1, out=1, mlp=1, attention=1, memory=1),
     "attention": Remat(qkv=1, out=1, mlp=1, attention=0, memory=1),
+    "products": Remat(memory=1),
+    "offload": Remat(qkv=1, out=1, mlp=1, attention=1, memory=1),
 }
 
 
@@ -67,23 +69,21 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     packed, weights = packed_step(config, stage), part_weights(arch)
     trains = {part: _trains(part, settings.trainable) for part in weights}
     share = topology.chip.cores / mesh.row_ways  # of the batch, on the chips that share each product
-    build = _Builder(arch, packed, share, REMAT[remat_name(settings.remat)], trains, mesh.tensor)
+    build = _Builder(arch, packed, share, REMAT[settings.remat], trains, mesh.tensor)
     ops = build.policy() if settings.objective == "policy" else build.answer()
     trained = sum(weights[part] for part in weights if trains[part])
     ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
     total = sum(weights.values())
     ways = mesh.fsdp // topology.chip.cores or 1
-    collectives = fsdp(total / mesh.tensor, trained / mesh.tensor, ways)
+    parts = accumulated_parts(settings)  # each gathers the weights and reduces its gradients
+    collectives = fsdp(parts * total / mesh.tensor, parts * trained / mesh.tensor, ways)
+    if topology.spans_three_axes(ways):
+        collectives = [Collective(x.name, "all-reduce", 2 * x.bytes, ways, hidden=0.0) for x in collectives]
     collectives += build.reductions() if settings.objective == "answer" else []
     if mesh.replica > 1:
         gradients = 2 * 4.0 * trained / (mesh.fsdp * mesh.tensor)
         collectives.append(Collective("replicas", "all-reduce", gradients, mesh.replica))
     return Workload(ops, collectives, weights, trained, packed)
-
-
-def remat_name(remat: object) -> str:
-    """Returns the policy's name of `train.remat`, which may be a boolean."""
-    return {True: "full", False: "none"}.get(remat, str(remat)) if isinstance(remat, bool) else str(remat)
 
 
 def part_weights(arch: Architecture) -> dict[str, float]:

@@ -77,7 +77,8 @@ def build_mesh(
     slices = {slice_of(device) for device in devices}
     if dcn == (1, 1) and (len(slices) == 1 or devices[0].platform != "tpu"):
         shape = filled(sizes, len(devices), "devices")
-        return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), MESH_AXES)
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+        return Mesh(grid, MESH_AXES)
     over = filled({"dcn_replica": dcn[0], "dcn_fsdp": dcn[1]}, len(slices), "slices")
     within = filled(sizes, len(devices) // len(slices), "devices of a slice")
     by_process = not hasattr(devices[0], "slice_index")
@@ -88,7 +89,7 @@ def build_mesh(
 def slice_of(device: Any) -> int:
     """Returns the number of a device's slice: devices that a faster network joins; of CPUs, those of one process.
 
-    TPUs without a number are those of a topology that programs are compiled for, which is one slice.
+    TPUs of a topology that is only compiled for have no number, and are one slice.
     """
     return getattr(device, "slice_index", 0 if device.platform == "tpu" else device.process_index)
 

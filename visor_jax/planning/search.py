@@ -1,0 +1,131 @@
+"""Which mesh, remat, accumulation and batch size suit a topology: by formula first, then the compiler's word.
+
+In: a configuration and a topology. Out: the overrides that the formulas rank first and that fit, ready for the command
+line. Every candidate keeps the packing and the stages of the configuration. No JAX import.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from visor_jax.config import Config, apply_overrides, stage_config
+from visor_jax.errors import RequestError
+from visor_jax.planning.memory import chip_bytes
+from visor_jax.planning.plan import plan
+from visor_jax.planning.roofline import estimate
+from visor_jax.planning.workload import REMAT, mesh_of, workload
+from visor_jax.scale.topologies import Topology
+
+ROOM = 0.92  # of the memory that the formula may fill: it is not exact
+LESS = 0.8  # of the memory of a candidate that does not fit: what the next one to be compiled may need
+ENOUGH = 240.0  # seconds that another candidate takes to compile
+POLICIES = [name for name in REMAT if name != "offload"]  # no formula knows the link to the host
+REPLICA = (1, 2, 4, 8, 16)
+TENSOR = (1, 2, 4, 8)
+ACCUMULATE = (1, 2, 4, 8)
+BATCH_FACTORS = (0.5, 1, 2, 4)
+SAME = 0.01  # of the time per sample: settings this close count as equally fast, and the one nearer to the config wins
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings for every stage, and what the formulas say about the costliest one.
+
+    Attributes:
+      overrides: as on the command line.
+      seconds_per_sample: over all stages, weighed equally.
+      room: bytes of the fullest stage as a share of the memory.
+      changes: fields that differ from the configuration.
+    """
+
+    overrides: tuple[str, ...]
+    config: Config
+    seconds_per_sample: float
+    room: float
+    changes: int
+
+
+def plan_best(
+    config: Config, topology: Topology, stages: Sequence[str], dollars: float, seconds: float
+) -> dict[str, Any]:
+    """Returns the plan of the fastest candidate that fits, with its "overrides" and how many were "searched".
+
+    Formulas rank the candidates. The best is compiled; where the compiler says that it does not fit, the next one that
+    needs clearly less memory is, as long as there is time.
+
+    Raises:
+      RequestError: none fits by formula.
+    """
+    ranked, end = search(config, topology, stages), time.monotonic() + seconds
+    room, result = float("inf"), {}
+    for candidate in ranked:
+        left = end - time.monotonic()
+        if candidate.room > LESS * room or (result and left < ENOUGH):
+            continue
+        result = plan(candidate.config, topology, stages, dollars=dollars, seconds=left, until_unfit=True)
+        result |= {"overrides": list(candidate.overrides), "searched": len(ranked)}
+        if result["fits"]:
+            break
+        room = candidate.room
+    return result
+
+
+def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Candidate]:
+    """Returns the candidates that fit by formula, the fastest first.
+
+    Raises:
+      RequestError: none fits.
+    """
+    tried = [_judged(config, overrides, topology, stages) for overrides in candidates(config, topology, stages)]
+    fitting = [candidate for candidate in tried if candidate.room <= ROOM]
+    if not fitting:
+        least = min((candidate.room for candidate in tried), default=0.0)
+        raise RequestError(
+            f"--topology={topology.name}: none of {len(tried)} settings of mesh, remat, accumulation and batch size"
+            f" fits; the smallest needs {least:.1f} times the memory by formula; use more chips, or shorter rows"
+        )
+    fastest = min(candidate.seconds_per_sample for candidate in fitting)
+    return sorted(fitting, key=lambda x: (x.seconds_per_sample > (1 + SAME) * fastest, x.changes, x.seconds_per_sample))
+
+
+def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the overrides of every combination that the batch can be split into."""
+    settings = [stage_config(config, stage) for stage in stages]
+    packed = config.data.pack_window > 0
+    unit = config.data.pool_rows if packed else 1
+    heads = config.model.text.num_kv_heads
+    for replica, tensor, factor, parts, remat in itertools.product(
+        REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
+    ):
+        rows = int(config.data.batch_size * factor)
+        ways = topology.devices // tensor
+        if topology.devices % (tensor * replica) or heads % tensor or rows % (ways * unit * parts) or rows < 1:
+            continue
+        if any(stage.batch_size != config.data.batch_size for stage in settings) and factor != 1:
+            continue  # a stage with a batch size of its own keeps it
+        fields = {
+            "mesh.replica": replica,
+            "mesh.fsdp": -1,  # the rest
+            "mesh.tensor": tensor,
+            "train.remat": remat,
+            "train.accumulate": parts,
+            "data.batch_size": rows,
+        }
+        yield tuple(f"--config.{name}={value}" for name, value in fields.items())
+
+
+def _judged(config: Config, overrides: tuple[str, ...], topology: Topology, stages: Sequence[str]) -> Candidate:
+    changed = apply_overrides(config, overrides)
+    seconds, room = 0.0, 0.0
+    for stage in stages:
+        work = workload(changed, stage, topology)
+        seconds += estimate(work.ops, work.collectives, topology).seconds / work.packed.samples
+        room = max(room, sum(chip_bytes(changed, stage, topology, work).values()) / topology.chip.hbm_bytes)
+    before, after = config.to_dict(), changed.to_dict()
+    changes = sum(before[part] != after[part] for part in ("mesh", "train", "data"))
+    changes += mesh_of(config, topology) != mesh_of(changed, topology)
+    return Candidate(overrides, changed, seconds, room, changes)
