@@ -129,7 +129,7 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
 
     arch = architecture(load_config(CONFIG, []))
     arch = tiny(arch) if args.tiny else arch
-    dtype = jnp.bfloat16 if args.device == "gpu" else jnp.float32
+    dtype = jnp.float32 if args.device == "cpu" else jnp.bfloat16
     params = unstack_layers(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
     options = compiling.options(params)
     encode = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
@@ -181,13 +181,17 @@ class Worker:
         return float(self.read_line())
 
 
-def measured(args: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, float]]:
+def measured(
+    args: argparse.Namespace,
+    arguments: Sequence[str],
+    frameworks: Sequence[str] = ("torch", "jax"),
+    slots: Sequence[int] = SLOTS,
+) -> list[dict[str, float]]:
     """Returns one dict per round: "<framework>|<kind>|<visual>" -> seconds."""
-    workers = {kind: Worker(kind, arguments) for kind in ("torch", "jax")}
-    ours = ["dense", *(f"{slots} slots" for slots in SLOTS)]
-    cases = [("torch", ("tower", 1)), ("jax", ("tower", 1))]
-    for visual in args.visual:
-        cases += [("torch", ("dense", visual)), *(("jax", (kind, visual)) for kind in ours)]
+    workers = {kind: Worker(kind, arguments) for kind in frameworks}
+    kinds = {"torch": ["dense"], "jax": ["dense", *(f"{count} slots" for count in slots)]}
+    cases: list[tuple[str, Case]] = [(name, ("tower", 1)) for name in frameworks]
+    cases += [(name, (kind, visual)) for visual in args.visual for name in frameworks for kind in kinds[name]]
     measures = {f"{name}|{case[0]}|{case[1]}": partial(workers[name].seconds, case) for name, case in cases}
     times = harness.interleaved(measures, args.rounds, progress=lambda done: print(f"round {done}", flush=True))
     for worker in workers.values():
@@ -264,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--visual", type=int, nargs="+", default=[1485, 2929, 7290])
     parser.add_argument("--text", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--device", choices=("cpu", "gpu", "tpu"), default="cpu", help="transformers: cpu or gpu")
     parser.add_argument("--tiny", action="store_true", help="small widths, for a quick check")
     parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
     parser.add_argument("--worker", choices=("torch", "jax"), help=argparse.SUPPRESS)

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         **harness.device_facts(),
         "budgets": {},
     }
-    for bits in chosen(arch, args.every):
+    for bits in chosen(arch, args.every, args.slots):
         special = partial(jax.jit(specialize(bits, arch), compiler_options=options), unstacked)
         row = compared(dynamic, special, inputs, bits, args.repeats)
         result["budgets"][budget_name(bits)] = row
@@ -73,12 +73,15 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=15, help="rounds")
     parser.add_argument("--every", action="store_true", help="every subset of the slots")
+    parser.add_argument("--slots", type=int, nargs="+", help="only one budget of each of these numbers of slots")
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser.parse_args(argv)
 
 
-def chosen(arch: Architecture, every: bool) -> list[Bits]:
-    """Returns the budgets to measure, cheapest first."""
+def chosen(arch: Architecture, every: bool, counts: Sequence[int] | None = None) -> list[Bits]:
+    """Returns the budgets to measure, cheapest first; with `counts` one of each of these numbers of slots."""
+    if counts is not None:
+        return [by_count(arch.num_slots)[count] for count in counts]
     return all_subsets(arch.num_slots) if every or arch.num_slots <= 4 else by_count(arch.num_slots)
 
 

@@ -74,11 +74,7 @@ def visor(tmp_path, compiled):
         settings |= {"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         done = subprocess.run(
             [sys.executable, "-P", "-m", "visor_jax", *(str(a).replace("CONFIG", str(config)) for a in arguments)],
-            env={
-                **settings,
-                "JAX_COMPILATION_CACHE_DIR": compiled,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            },
+            env={**settings, **environment},
             capture_output=True,
             text=True,
             timeout=500,
@@ -114,9 +110,8 @@ def test_a_whole_run_killed_again_and_again_equals_a_local_one(bucket, bucket_se
     assert visor(*whole, f"--workdir={tmp_path / 'local'}")[0] == 0
     with WorkdirLock(bucket / "lock.json"):
         status, output = visor(*whole, f"--workdir={bucket}")
-        assert (
-            status == 2 and f"is in use by another run (host {this_process()['host']}, process {os.getpid()})" in output
-        )
+        first = f"host {this_process()['host']}, process {os.getpid()}"
+        assert status == 2 and f"is in use by another run ({first})" in output
     status, output = visor(*whole, f"--workdir={bucket}", at="step:3", send="SIGTERM")
     assert status == 143 and "stopped by SIGTERM after step 3; saved" in output, output
     assert not (bucket / "lock.json").exists()

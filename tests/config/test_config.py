@@ -29,6 +29,7 @@ from visor_jax.config import (
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import SCHEMA, STAGES, TRAINED_STAGES, all_names, field_of
 from visor_jax.errors import RequestError, nearest
+from visor_jax.workdir.provenance import is_free
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -438,3 +439,39 @@ def test_loading_imports_neither_jax_nor_the_model(shipped):
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("earlier", "now"), [(True, "full"), (False, "none"), ("attention", "attention")])
+def test_booleans_of_earlier_versions_name_a_policy(earlier: object, now: str) -> None:
+    """In a workdir's record, for all stages and for one, and in a file that `get_config` is read from."""
+    read = from_dict({"train": {"remat": earlier}, "stage_overrides": {"full": {"remat": earlier}}})
+    assert read.train.remat == stage_config(read, "full").remat == now
+    config = default_config()
+    config.train.remat = earlier
+    assert validate(config).train.remat == now
+    with pytest.raises(RequestError, match=r"train.remat=1: expected text"):
+        from_dict({"train": {"remat": 1}})
+
+
+def test_what_only_changes_memory_may_differ_in_a_workdir() -> None:
+    assert all(map(is_free, ("train.accumulate", "stage_overrides.full.remat", "mesh.dcn_fsdp", "mesh.max_unsharded")))
+    assert not any(map(is_free, ("train.moments_dtype", "train.ema_decay", "train.use_ema")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["train.use_ema=True"], "train.use_ema=True: there is no average while train.ema_decay=0"),
+        (["train.ema_decay=1.0"], "train.ema_decay=1.0: expected a number from 0 to less than 1"),
+        (["train.accumulate=0"], "train.accumulate=0: expected a number of at least 1"),
+        (["train.accumulate=2"], "train.accumulate=2: expected 1 for objective 'base'"),
+        (["stage_overrides.full.accumulate=3"], "splits them once more"),
+        (["train.moments_dtype=float16"], "train.moments_dtype=float16: expected one of 'float32', 'bfloat16'"),
+        (["mesh.dcn_replica=-1", "mesh.dcn_fsdp=-1"], "expected -1 (all remaining slices) at most once"),
+        (["mesh.dcn_replica=5"], "mesh.fsdp=-1, mesh.dcn_replica=5 split the rows"),
+    ],
+)
+def test_fields_of_a_sharded_step_are_checked(changes: list[str], message: str) -> None:
+    with pytest.raises(RequestError) as error:
+        apply_overrides(default_config(), [f"--config.{change}" for change in changes])
+    assert message in str(error.value)

@@ -105,3 +105,17 @@ def test_rows_divide_over_parts_too() -> None:
     check_rows("batch_size", 32, mesh, pool_rows=2, parts=2)
     with pytest.raises(RequestError, match=r"batch_size=16: expected a multiple of 32.*train.accumulate=2"):
         check_rows("batch_size", 16, mesh, pool_rows=2, parts=2)
+
+
+def test_a_topology_to_compile_for_is_one_slice() -> None:
+    @dataclass(frozen=True)
+    class Described:  # without a slice_index
+        id: int
+        process_index: int
+        coords: tuple[int, int, int]
+        core_on_chip: int = 0
+        platform: str = "tpu"
+        device_kind: str = "stand-in"
+
+    mesh = build_mesh(1, -1, 1, devices=[Described(n, n // 2, (n % 2, n // 2, 0)) for n in range(4)])
+    assert mesh.shape["fsdp"] == 4

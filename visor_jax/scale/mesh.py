@@ -89,7 +89,7 @@ def build_mesh(
 def slice_of(device: Any) -> int:
     """Returns the number of a device's slice: devices that a faster network joins; of CPUs, those of one process.
 
-    TPUs of a topology that is only compiled for have no number, and are one slice.
+    TPUs without a number are those of a topology that programs are compiled for, which is one slice.
     """
     return getattr(device, "slice_index", 0 if device.platform == "tpu" else device.process_index)
 

@@ -39,9 +39,12 @@ class Accumulation:
 
 
 def accumulated(
-    gradient_of: Callable[[dict[str, Any]], LossAndGradients], batch: dict[str, Any], how: Accumulation
+    gradient_of: Callable[[dict[str, Any]], LossAndGradients],
+    batch: dict[str, Any],
+    trainable: dict[str, Any],
+    how: Accumulation,
 ) -> LossAndGradients:
-    """`gradient_of(batch)`, part by part."""
+    """`gradient_of(batch)`, part by part; gradients have the shapes of `trainable`."""
 
     def add(total: Gradients, part: dict[str, Any]) -> tuple[Gradients, tuple[Array, Metrics]]:
         (loss, metrics), gradients = gradient_of(on_rows(part, how))
@@ -49,9 +52,7 @@ def accumulated(
         return jax.tree.map(lambda sum_, x: sum_ + weight * x, total, gradients), (loss, metrics)
 
     parts = {name: split(x, how) for name, x in batch.items()}
-    shapes = jax.eval_shape(gradient_of, jax.tree.map(lambda x: x[0], parts))[1]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, (losses, metrics) = jax.lax.scan(add, zeros, parts)
+    total, (losses, metrics) = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trainable), parts)
     weights = metrics[how.parts.weight].astype(jnp.float32)
     whole = jnp.maximum(jnp.sum(weights), 1e-30)  # a batch without targets has loss 0
     gradients = jax.tree.map(lambda x: x / whole, total)

@@ -80,8 +80,10 @@ def update_step(
 
         return jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
 
-    whole = gradient_of(batch) if accumulation is None else accumulated(gradient_of, batch, accumulation)
-    (loss, metrics), gradients = whole
+    if accumulation is None:
+        (loss, metrics), gradients = gradient_of(batch)
+    else:
+        (loss, metrics), gradients = accumulated(gradient_of, batch, state.trainable, accumulation)
     norm = optax.global_norm(gradients)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = tx.update(gradients, state.opt_state, state.trainable)

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Measures on one GPU or one TPU host everything that only hardware shows, in at most nine minutes.
+#
+#   benchmarks/accelerator.sh [OUT] [--tiny] [--limit=SECONDS] [--parts=NAME,NAME]
+#
+# Parts run one after the other, the most important first, each within its own time limit; each writes
+# OUT/accelerator/PART.json while it runs and when it is done (OUT: benchmarks/results). A part that fails or exceeds its
+# limit says so in its file, and the next one starts. Weights are random. `--tiny` takes small shapes, also on a CPU;
+# `--limit` replaces every part's limit. Exit status: 0 if every part was measured or skipped with a reason, else 1.
+# `python benchmarks/hardware_page.py` makes docs/hardware.md of the files in benchmarks/results/accelerator.
+set -u
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=$here/results limit="" only="" tiny=()
+for argument in "$@"; do
+  case $argument in
+    --tiny) tiny=(--tiny) ;;
+    --limit=*) limit=${argument#--limit=} ;;
+    --parts=*) only=,${argument#--parts=}, ;;
+    -*) echo "accelerator.sh: $argument: expected OUT, --tiny, --limit=SECONDS or --parts=NAMES" >&2; exit 2 ;;
+    *) out=$argument ;;
+  esac
+done
+python=${PYTHON:-$here/../.venv/bin/python}
+[[ -x $python ]] || python=python3
+mkdir -p "$out/accelerator" || exit 1
+cache=$(mktemp -d) && trap 'rm -rf "$cache"' EXIT # parts share compiled programs
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$cache}
+export PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH}
+
+failed=0
+while read -r part seconds; do
+  [[ -z $only || $only == *,$part,* ]] || continue
+  file=$out/accelerator/$part.json
+  rm -f "$file"
+  timeout --kill-after=5 "${limit:-$seconds}" "$python" "$here/accelerator.py" "$part" --out="$file" "${tiny[@]}" </dev/null
+  status=$?
+  if ((status)); then
+    failed=1
+    "$python" "$here/accelerator_files.py" failed "$file" "$part" "$status" "${limit:-$seconds}"
+  fi
+done <<'PARTS'
+kernels 130
+step 165
+prefill 105
+memory 60
+specialize 70
+PARTS
+"$python" "$here/accelerator_files.py" summary "$out/accelerator"
+exit $failed
