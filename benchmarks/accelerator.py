@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,9 +37,17 @@ class Report:
     part: str
     out: Path
     tiny: bool
+    limit: float = 3600.0
     began: float = field(default_factory=time.perf_counter)
     rows: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def has_time(self, seconds: float, case: str) -> bool:
+        """Whether that many seconds are left until the limit; if not, adds to the file that `case` is left out."""
+        if time.perf_counter() - self.began + seconds < self.limit:
+            return True
+        self.facts["left_out"] = [*self.facts.get("left_out", []), case]
+        return False
 
     def add(self, row: dict[str, Any]) -> None:
         """Adds a row, prints it and writes the file."""
@@ -58,34 +66,48 @@ class Report:
 
 
 def kernels(report: Report) -> None:
-    """Attention: error against the float32 reference, then seconds against cuDNN (GPU) or splash (TPU)."""
+    """Attention against cuDNN (GPU) or splash (TPU): error against the float32 reference, then seconds.
+
+    Ours and the baseline come first, for every shape; then the other implementations.
+    """
     import attention
+    import jax
+
+    names = {
+        "gpu": ("cudnn", "pallas_gpu", "tokamax", "xla_chunked"),
+        "tpu": ("splash", "pallas_tpu", "tokamax", "xla_chunked"),
+    }.get(jax.default_backend(), ("xla", "xla_chunked"))
+    shapes = {name: attention.GPU_SHAPES[name] for name in ("0.5B joint", "7B joint", "0.5B cross", "7B cross")}
+    for chosen in (names[:2], (names[0], *names[2:])):
+        for name, shape in shapes.items():
+            if chosen != names[:1] and report.has_time(30.0, f"{name}, {' and '.join(chosen[1:])}"):
+                kernel_errors(report, name, shape._replace(batch=1).shrunk(128 if report.tiny else 8), chosen)
+                kernel_seconds(report, name, shape.shrunk(128 if report.tiny else 1), chosen)
+
+
+def kernel_seconds(report: Report, name: str, shape: Any, names: Sequence[str]) -> None:
+    """Adds the seconds of every implementation, and its speed relative to the first one, which is the baseline."""
+    import attention
+
+    for kind, work in (("forward", 1.0), ("forward and backward", 3.5)):
+        timed = partial(attention.jax_run, shape=shape, dtype=kernel_dtype(), gradients=work > 1)
+        runs, absent = compiled_runs(names, timed)
+        for other, reason in absent.items():
+            report.add({"case": f"{name}, {kind}", "implementation": other, "absent": reason})
+        seconds = attention.interleaved(runs, 2 if report.tiny else ROUNDS)
+        for other, row in attention.summary(seconds, work * shape.flops).items() if seconds else ():
+            facts = {"seconds": row["seconds"]["median"], "tflops_per_second": row["tflops_per_second"]}
+            if names[0] in seconds:
+                facts |= {"baseline": names[0], "speed": float(np.median(seconds[names[0]] / seconds[other]))}
+            report.add({"case": f"{name}, {kind}", "implementation": other, **facts})
+
+
+def kernel_dtype() -> Any:
+    """Returns bfloat16, on a CPU float32."""
     import jax
     import jax.numpy as jnp
 
-    platform = jax.default_backend()
-    names, baseline = {
-        "gpu": (("cudnn", "pallas_gpu", "tokamax", "xla_chunked"), "cudnn"),
-        "tpu": (("splash", "pallas_tpu", "tokamax", "xla_chunked"), "splash"),
-    }.get(platform, (("xla", "xla_chunked"), "xla"))
-    dtype = jnp.float32 if platform == "cpu" else jnp.bfloat16
-    shapes = {name: attention.GPU_SHAPES[name] for name in ("0.5B joint", "7B joint", "0.5B cross", "7B cross")}
-    shrink, rounds = (128, 2) if report.tiny else (1, ROUNDS)
-    for name, shape in shapes.items():
-        for row in kernel_errors(name, shape._replace(batch=1).shrunk(128 if report.tiny else 8), names, dtype):
-            report.add(row)
-    for name, shape in shapes.items():
-        for kind, work in (("forward", 1.0), ("forward and backward", 3.5)):
-            timed = partial(attention.jax_run, shape=shape.shrunk(shrink), dtype=dtype, gradients=work > 1)
-            runs, absent = compiled_runs(names, timed)
-            for other, reason in absent.items():
-                report.add({"case": f"{name}, {kind}", "implementation": other, "absent": reason})
-            seconds = attention.interleaved(runs, rounds)
-            for other, row in attention.summary(seconds, work * shape.shrunk(shrink).flops).items():
-                facts = {"seconds": row["seconds"]["median"], "tflops_per_second": row["tflops_per_second"]}
-                if baseline in seconds:
-                    facts |= {"baseline": baseline, "speed": float(np.median(seconds[baseline] / seconds[other]))}
-                report.add({"case": f"{name}, {kind}", "implementation": other, **facts})
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def compiled_runs(
@@ -104,20 +126,20 @@ def compiled_runs(
     return runs, absent
 
 
-def kernel_errors(name: str, shape: Any, names: Sequence[str], dtype: Any) -> Iterator[dict[str, Any]]:
-    """Yields each implementation's largest difference from the reference in float32, relative to its largest value."""
+def kernel_errors(report: Report, name: str, shape: Any, names: Sequence[str]) -> None:
+    """Adds each implementation's largest difference from the reference in float32, relative to its largest value."""
     import attention
     import jax.numpy as jnp
 
     for gradients in (False, True):
         make = partial(attention.jax_run, shape=shape, gradients=gradients)
         expected = make("xla", dtype=jnp.float32)()
-        runs, _ = compiled_runs(names, partial(make, dtype=dtype))
+        runs, _ = compiled_runs(names, partial(make, dtype=kernel_dtype()))
         for other, run in runs.items():
             pairs = zip(_leaves(run()), _leaves(expected), strict=True)
             error = max(float(np.max(np.abs(x - y)) / np.max(np.abs(y))) for x, y in pairs)
             kind = "gradients" if gradients else "output"
-            yield {"case": f"{name}, {kind}", "implementation": other, "relative_error": error}
+            report.add({"case": f"{name}, {kind}", "implementation": other, "relative_error": error})
 
 
 def _leaves(tree: Any) -> list[np.ndarray]:
@@ -269,7 +291,7 @@ def prefill(report: Report) -> None:
     """Prefill and time to first token, of transformers too if it runs on the same device."""
     import prefill as comparison
 
-    device, visual, rounds = report.facts["platform"], ([9] if report.tiny else [2929, 7290]), 2 if report.tiny else 3
+    device, visual, rounds = report.facts["platform"], ([9] if report.tiny else [7290, 2929]), 2 if report.tiny else 3
     missing = without_transformers(device)
     arguments = ["--device", device, "--text", "60", *(["--tiny"] if report.tiny else [])]
     frameworks = ("jax",) if missing else ("torch", "jax")
@@ -281,6 +303,8 @@ def prefill(report: Report) -> None:
         names.insert(0, (comparison.THEIRS, "torch", "dense"))
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the two frameworks share a GPU's memory
     for length in visual:
+        if not report.has_time(0.0 if length == visual[0] else 60.0, f"{length} visual tokens"):
+            break
         args = argparse.Namespace(visual=[length], rounds=rounds)
         times = comparison.measured(args, arguments, frameworks, slots)
         for name, framework, kind in names:
@@ -312,27 +336,16 @@ def specialized(report: Report) -> None:
     """The decoder that takes the budget as an input against programs specialized to one budget."""
     import specialize
 
-    shared = [f"--out={report.out}.raw", "--text=64"]
     shape = ["--tiny", "--visual=9", "--repeats=2"]
     if not report.tiny:
-        shape = [
-            f"--config={CONFIG}",
-            "--visual=2929",
-            "--dtype=bfloat16",
-            f"--repeats={ROUNDS}",
-            "--slots",
-            "0",
-            "2",
-            "8",
-        ]
-    try:
-        measured = specialize.main([*shared, *shape])
-    finally:
-        Path(f"{report.out}.raw").unlink(missing_ok=True)
-    for budget, row in measured["budgets"].items():
+        shape = [f"--config={CONFIG}", "--visual=2929", "--dtype=bfloat16", f"--repeats={ROUNDS}"]
+        shape += ["--slots", "2", "8", "0"]
+    for budget, row in specialize.rows(specialize.parsed(["--text=64", *shape])):
         seconds = {name: row[f"{name}_seconds_quartiles"][1] for name in ("dynamic", "specialized")}
         facts = {"overhead": row["overhead_quartiles"][1], "max_difference": row["max_difference"]}
         report.add({"budget": budget, **seconds, **facts})
+        if len(report.rows) < 3 and not report.has_time(25.0, f"budgets after {budget}"):
+            break
 
 
 PARTS: dict[str, Callable[[Report], None]] = {
@@ -364,8 +377,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a quick check")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="cases that do not fit into them are left out")
     args = parser.parse_args(argv)
-    report = Report(args.part, args.out, args.tiny)
+    report = Report(args.part, args.out, args.tiny, args.seconds)
     # The workers of `prefill` need the devices, so this process must not take them.
     report.facts = facts_of_a_process() if args.part == "prefill" else device_facts()
     report.write("running")

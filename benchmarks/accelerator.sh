@@ -5,7 +5,7 @@
 #
 # Parts run one after the other, the most important first, each within its own time limit; each writes
 # OUT/accelerator/PART.json while it runs and when it is done (OUT: benchmarks/results). A part that fails or exceeds its
-# limit says so in its file, and the next one starts. Weights are random. `--tiny` takes small shapes, also on a CPU;
+# limit says so in its file, and the next one starts. What a part leaves out for want of time is listed there. Weights are random. `--tiny` takes small shapes, also on a CPU;
 # `--limit` replaces every part's limit. Exit status: 0 if every part was measured or skipped with a reason, else 1.
 # `python benchmarks/hardware_page.py` makes docs/hardware.md of the files in benchmarks/results/accelerator.
 set -u
@@ -32,18 +32,19 @@ while read -r part seconds; do
   [[ -z $only || $only == *,$part,* ]] || continue
   file=$out/accelerator/$part.json
   rm -f "$file"
-  timeout --kill-after=5 "${limit:-$seconds}" "$python" "$here/accelerator.py" "$part" --out="$file" "${tiny[@]}" </dev/null
+  timeout --kill-after=5 "${limit:-$seconds}" "$python" "$here/accelerator.py" "$part" --out="$file" \
+    --seconds="${limit:-$seconds}" "${tiny[@]}" </dev/null
   status=$?
   if ((status)); then
     failed=1
     "$python" "$here/accelerator_files.py" failed "$file" "$part" "$status" "${limit:-$seconds}"
   fi
 done <<'PARTS'
-kernels 130
-step 165
-prefill 105
-memory 60
-specialize 70
+kernels 120
+step 150
+prefill 130
+memory 50
+specialize 80
 PARTS
 "$python" "$here/accelerator_files.py" summary "$out/accelerator"
 exit $failed

@@ -85,6 +85,8 @@ def section(part: str, report: Mapping[str, Any] | None) -> list[str]:
         lines += [f"{report['devices']} x {report['device']}, jax {report['jax']}."]
     if report["status"] != "done":
         lines += ["", f"**{report['status'].capitalize()}**: {report['reason']}. What follows was measured before."]
+    if left_out := report.get("left_out"):
+        lines += ["", f"Left out for want of time: {'; '.join(left_out)}.", ""]
     if "transformers" in report:
         lines += [f"transformers: {report['transformers']}."]
     rows, columns = report.get("rows", []), COLUMNS[part]

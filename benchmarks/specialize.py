@@ -12,7 +12,7 @@ difference of their outputs. Out: `benchmarks/results/specialize.json`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,33 +34,42 @@ RESULT = harness.RESULTS / "specialize.json"
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parsed(argv)
+    traced: list[str] = []
+    result: dict[str, Any] = {
+        "arguments": harness.arguments_of(args),
+        **harness.device_facts(),
+        "budgets": dict(rows(args, traced)),
+    }
+    result["dynamic_programs_compiled"] = len(traced)
+    harness.save(result, args.out)
+    return result
+
+
+def rows(args: argparse.Namespace, traced: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the name and the figures of each budget as soon as it is measured.
+
+    Args:
+      traced: grows by one per compilation of the program that takes the budget as an input.
+    """
     arch = tiny_architecture(4) if args.tiny else architecture(load_config(args.config, []))
     params = random_params(arch)
     layers = {name: params[name] for name in ("blocks", "tail") if name in params}
     layers = jax.tree.map(lambda x: jnp.asarray(x, args.dtype), layers)
     inputs, unstacked = random_inputs(arch, args.visual, args.text, args.dtype), unstack_layers(layers)
     options = compiling.options(params)
-    traced: list[str] = []  # grows only during tracing: by one per compiled program
 
     def any_budget(layers, v, t, stream, on):
-        traced.append("decode")
+        if traced is not None:
+            traced.append("decode")  # runs only during tracing
         return forward(layers, v, t, stream, on, arch)
 
     dynamic = partial(jax.jit(any_budget, compiler_options=options), layers)
-    result: dict[str, Any] = {
-        "arguments": harness.arguments_of(args),
-        **harness.device_facts(),
-        "budgets": {},
-    }
     for bits in chosen(arch, args.every, args.slots):
         special = partial(jax.jit(specialize(bits, arch), compiler_options=options), unstacked)
         row = compared(dynamic, special, inputs, bits, args.repeats)
-        result["budgets"][budget_name(bits)] = row
         low, middle, high = row["overhead_quartiles"]
         print(f"{budget_name(bits):<12} dynamic / specialized {middle:.3f} ({low:.3f} to {high:.3f})", flush=True)
-    result["dynamic_programs_compiled"] = len(traced)
-    harness.save(result, args.out)
-    return result
+        yield budget_name(bits), row
 
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -79,6 +79,15 @@ def test_a_part_that_failed_keeps_what_it_had_measured(tmp_path: Path) -> None:
     assert report["rows"] == [{"budget": "empty"}] and report["reason"] == "ended with status 1; its output says why"
 
 
+def test_what_does_not_fit_into_the_limit_is_left_out_and_named(tmp_path: Path) -> None:
+    report = imported("accelerator").Report("kernels", tmp_path / "kernels.json", tiny=False, limit=100.0)
+    assert report.has_time(50.0, "a case") and not report.has_time(101.0, "a long case")
+    report.facts |= {"device": "NVIDIA H200", "devices": 1, "jax": "0.10.2"}
+    report.write("done")
+    assert json.loads((tmp_path / "kernels.json").read_text())["left_out"] == ["a long case"]
+    assert "Left out for want of time: a long case." in imported("hardware_page").page(tmp_path)
+
+
 def test_limits_fit_into_nine_minutes() -> None:
     limits = SCRIPT.read_text().split("<<'PARTS'\n")[1].split("\nPARTS")[0]
     assert [line.split()[0] for line in limits.splitlines()] == list(PARTS)
