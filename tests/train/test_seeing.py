@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
+from tests.faults.whole_run import environment, visor
 from visor_jax.config import from_dict
 from visor_jax.errors import RequestError
+from visor_jax.testing.processes import Processes
 from visor_jax.train import wandb_run as wandb_module
 from visor_jax.train.loop import train
 from visor_jax.train.observer import MEASURED
@@ -123,3 +126,44 @@ def test_every_key_of_a_row_is_documented(tiny_run: Path) -> None:
     prefixes = ("loss/budget=", "loss/source=", "accuracy/")
     plain = {next((prefix for prefix in prefixes if key.startswith(prefix)), key) for key in keys}
     assert plain <= families, plain - families
+
+
+MIXED = """
+from visor_jax.testing import tiny_config
+def get_config():
+    parts = (("llava", "short.json", "", 1.0), ("llava", "long.json", "", 1.0))
+    return tiny_config({{"data.root": {root!r}, "data.parts": parts, "stages": ("full",), "data.batch_size": 8,
+                        "evaluate.batch_size": 4, "stage_overrides.full.init_from": "", "train.validate_every": 2,
+                        "train.validate_samples": 10, "data.test_fraction": 0.2, "train.learning_rate": 1e-4}}, steps=3)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_write_the_figures_of_the_whole_batch(tmp_path: Path, compiled: str) -> None:
+    for name, answer in (("short", "red"), ("long", "a red square that fills the picture")):
+        records = []
+        for i in range(20):
+            Image.new("RGB", (48, 48 + i), "red").save(tmp_path / f"{name}{i}.png")
+            talk = [{"from": "human", "value": "<image>\nColor?"}, {"from": "gpt", "value": answer}]
+            records.append({"id": f"{name}{i}", "image": f"{name}{i}.png", "conversations": talk})
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+    (tmp_path / "mixed.py").write_text(MIXED.format(root=str(tmp_path)))
+    arguments = ["train", f"--config={tmp_path}/mixed.py", "--config.stage=full"]
+    with Processes([*arguments, f"--workdir={tmp_path}/two"], environment=environment(compiled)) as processes:
+        ended = processes.wait(400)
+    assert [process.status for process in ended] == [0, 0], ended
+    status, errors = visor(*arguments, f"--workdir={tmp_path}/one", compiled=compiled)
+    assert status == 0, errors
+    two, one = (read_rows(tmp_path / name / "full" / "metrics.jsonl") for name in ("two", "one"))
+    sources = set()
+    for row, other in zip(two, one, strict=True):
+        assert row.keys() == other.keys()
+        sources |= {key for key in row if key.startswith("loss/source=")}
+        for key in [key for key in row if key.startswith(("loss", "validation/", "samples", "target_tokens"))]:
+            if not key.endswith("_per_second"):
+                assert row[key] == pytest.approx(other[key], rel=1e-5), key
+        per_sample = [r["tokens_per_second"] / r["samples_per_second"] for r in (row, other)]
+        assert per_sample[0] == pytest.approx(per_sample[1], rel=1e-5), "counts of all processes"
+    assert sources == {"loss/source=short", "loss/source=long"}
+    assert [row["step"] for row in two if "validation/samples" in row] == [2, 3]
