@@ -321,7 +321,9 @@ def test_parts_of_a_mixed_batch_are_equal(samples, size) -> None:
 
 
 @pytest.mark.parametrize("budget", [(True, False), ((True, False), (False, True))], ids=["all", "per sample"])
-@pytest.mark.parametrize("policy", ["full", pytest.param("attention", marks=pytest.mark.slow), "products", "offload"])
+@pytest.mark.parametrize(
+    "policy", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "products", "offload"))]
+)
 def test_recomputing_changes_no_gradient(inputs, budget, policy) -> None:
     layers, *streams = inputs
 

@@ -25,19 +25,20 @@ ALONE = "1,1,1"
 FLAGS = " ".join(
     ["--xla_force_host_platform_device_count=8", *(f"--{name}={str(x).lower()}" for name, x in QUICK.items())]
 )
-# A head, three super-blocks and a tail, of two layers each outside the blocks; budgets that differ from step to step.
+# A head of two layers and two super-blocks; budgets that differ from step to step.
 MODEL = {
-    "model.text.num_layers": 13,
+    "model.text.num_layers": 8,
     "model.head_layers": 2,
     "train.remat": "full",
     "train.learning_rate": 1e-3,
     "stage_overrides.full.budgets": "subsets",
     "stage_overrides.full.init_from": "",
 }
-BLOCKS, OUTSIDE = 3, 2
+WITH_TAIL = {"model.text.num_layers": 13}  # three super-blocks, and two layers after them
+STACKS = (2, 3)  # layers in a stack
 
 
-def run(folder: Path, steps: int, meshes: Sequence[str], **overrides: str) -> dict[str, Any]:
+def run(folder: Path, steps: int, meshes: Sequence[str], **overrides: object) -> dict[str, Any]:
     changes = json.dumps([f"--config.{name}={value}" for name, value in {**MODEL, **overrides}.items()])
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(PROGRAM.parents[2])}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
@@ -52,7 +53,7 @@ def check_gathers(name: str, found: dict[str, Any]) -> None:
     shapes = {where: [[int(n) for n in re.findall(r"\d+", shape.partition("[")[2])] for shape in found[where]]
               for where in ("inside", "outside")}  # fmt: skip
     assert shapes["inside"] and all(len(shape) <= 2 for shape in shapes["inside"]), f"{name}: {found['inside']}"
-    stacks = [shape for shape in shapes["outside"] if len(shape) == 3 and shape[0] in (BLOCKS, OUTSIDE)]
+    stacks = [shape for shape in shapes["outside"] if len(shape) == 3 and shape[0] in STACKS]
     assert not stacks, f"{name}: {found['outside']}"
     assert found["branches"][-1] >= 4, "a slot gathers its weights in the branch that uses them"
 
@@ -70,7 +71,7 @@ def test_a_mesh_of_two_slices_trains_as_one_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_mesh_trains_as_one_device(tmp_path: Path, remat: str) -> None:
     meshes = ["1,8,1", "2,4,1", "1,4,2", "2,2,2", "1,4,1,2,1", "1,4,1,1,2", "1,8,1:2", "2,4,1:2"]
-    found = run(tmp_path, 20, [ALONE, f"{ALONE}:4", *meshes], **{"train.remat": remat})
+    found = run(tmp_path, 20, [ALONE, f"{ALONE}:4", *meshes], **{**WITH_TAIL, "train.remat": remat})
     for name, measured in found.items():
         np.testing.assert_allclose(measured["losses"], found[ALONE]["losses"], atol=1e-5, rtol=0, err_msg=name)
         assert measured["programs"] == 1, "compiled once for all budgets"
