@@ -123,6 +123,16 @@ def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         plan(tiny_config(), parse_topology("v5e:4x4"), ["full"])
 
 
+def test_by_formula_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("visor_jax.planning.plan.compile_stages", None)
+    config = f"--config={ROOT / 'configs' / 'llava_ov_7b.py'}"
+    assert main(["plan", config, "--topology=v5p:4x4x4", "--stage=full", "--by-formula", "--search", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["fits"] and not any(stage["compiled"] for stage in result["stages"].values())
+    assert result["mfu"] > 0.6 and "--config.mesh.replica=4" in result["overrides"]
+    assert result["note"] == "estimated, not run on hardware"
+
+
 def test_planning_needs_no_jax_in_its_own_process() -> None:
     assert jax.__version__  # imported here, but not by the modules that plan
     for module in ("plan", "workload", "roofline", "layers", "memory", "mixture", "records", "compiling", "text"):

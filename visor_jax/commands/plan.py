@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--topology", metavar="CHIPS", help="chips to train on, such as v5e:4x4, v5p:4x4x4 or h100x8")
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
     parser.add_argument("--stage", default="", help="plan one stage only")
+    parser.add_argument("--by-formula", action="store_true", help="compile nothing, as for GPUs; needs no libtpu")
     parser.add_argument(
         "--search", action="store_true", help="choose mesh, remat, accumulation and batch size; compiles the winner"
     )
@@ -51,11 +52,12 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     price = args.dollars_per_chip_hour
     if not 0 <= price < 1e6:
         raise RequestError(f"--dollars-per-chip-hour={price}: expected 0 or more")
+    seconds = 0.0 if args.by_formula else SECONDS
     topology, stages = parse_topology(args.topology), planned_stages(config, args.stage)
     if args.search:
-        result = plan_best(config, topology, stages, price, SECONDS)
+        result = plan_best(config, topology, stages, price, seconds)
     else:
-        result = plan(config, topology, stages, dollars=price)
+        result = plan(config, topology, stages, dollars=price, seconds=seconds)
     print(show(result, topology))
     return result
 

@@ -58,14 +58,14 @@ def plan(
 
     Args:
       dollars: price of one chip for one hour; 0 leaves costs out.
-      seconds: after which stages that are not compiled are planned by formula alone.
+      seconds: after which stages that are not compiled are planned by formula alone; 0: nothing is compiled.
       until_unfit: plan the rest by formula once a stage does not fit.
     """
     check_mesh(config, topology)
     work = {stage: workload(config, stage, topology) for stage in stages}
     programs = same_programs(config, stages)
     compiled: Mapping[str, Any] = {}
-    if topology.chip.kind == "tpu":
+    if topology.chip.kind == "tpu" and seconds:
         slowest = {stage: estimate(x.ops, x.collectives, topology).seconds for stage, x in work.items()}
         order = sorted(set(programs.values()), key=lambda stage: -slowest[stage])
         compiled = compile_stages(config, topology, order, seconds, until_unfit=until_unfit)

@@ -63,7 +63,7 @@ def plan_best(
     ranked, end = search(config, topology, stages), time.monotonic() + seconds
     room, result = float("inf"), {}
     for candidate in ranked:
-        left = end - time.monotonic()
+        left = max(end - time.monotonic(), 0.0)
         if candidate.room > LESS * room or (result and left < ENOUGH):
             continue
         result = plan(candidate.config, topology, stages, dollars=dollars, seconds=left, until_unfit=True)
