@@ -135,3 +135,12 @@ def test_only_tasks_are_colored_by_level() -> None:
     of_tasks, of_others = drawn("above", "digit"), drawn("above", "named")  # a base stage may report any metrics
     assert deepest["hard"] in of_tasks and deepest["easy"] in of_tasks and deepest[""] not in of_tasks
     assert deepest["hard"] not in of_others and deepest[""] in of_others
+
+
+def test_the_loss_of_each_source_is_drawn() -> None:
+    rows = [{"step": n, "loss": 2.0, "loss/source=charts": 3.0 / n, "loss/source=pages": 1.0} for n in range(1, 20)]
+    rows[3].pop("loss/source=charts")  # a step without that source
+    stage = Stage("full", rows, True)
+    assert figures.sources_of(stage) == ["loss/source=pages", "loss/source=charts"]
+    drawn = figures.source_curve(stage).decode()
+    assert "charts" in drawn and "pages" in drawn and "loss by source" in drawn

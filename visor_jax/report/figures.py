@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -375,6 +376,27 @@ def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
             axes.plot(line.steps, 100 * line.mean, color=color, label=plain(name), lw=1.3)
     axes.set_ylim(-2, 102)
     finish_curve(axes, "right, %", legend=True)
+    return svg(drawing)
+
+
+SOURCE, MAX_SOURCES = "loss/source=", 8
+
+
+def sources_of(stage: Stage) -> list[str]:
+    """Returns the source fields of the stage's rows: those in most steps, at most `MAX_SOURCES`."""
+    counts = Counter(name for row in stage.rows for name in row if name.startswith(SOURCE))
+    return [name for name, _ in counts.most_common(MAX_SOURCES)]
+
+
+@styled
+def source_curve(stage: Stage) -> bytes:
+    """Draws the loss of each source of a mixture against step."""
+    drawing, [axes] = figure(2.5)
+    for field in sources_of(stage):
+        line = curve(stage.rows, field)
+        axes.plot(line.steps, line.mean, label=plain(field.removeprefix(SOURCE)), lw=1.3)
+    axes.set_ylim(bottom=0)
+    finish_curve(axes, "loss by source, nats", legend=True)
     return svg(drawing)
 
 

@@ -304,6 +304,7 @@ def training(stage: Stage, tasks: Sequence[tuple[str, str]]) -> Row:
         "budgets": len({row.get("budget") for row in stage.rows}),
         "loss": data_uri(figures.loss_curve(stage), "svg+xml"),
         "accuracy": data_uri(figures.accuracy_curve(stage, tasks), "svg+xml") if drawn else None,
+        "sources": data_uri(figures.source_curve(stage), "svg+xml") if len(figures.sources_of(stage)) > 1 else None,
     }
 
 

@@ -69,7 +69,11 @@ def _whole_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = parse_json(line)
         check_shape(row, ROW, "a line")
-        check_shape({k: v for k, v in row.items() if k.startswith("accuracy/")}, each(optional(NUMBER)), "a line")
+        check_shape(
+            {k: v for k, v in row.items() if k.startswith(("accuracy/", "loss/source="))},
+            each(optional(NUMBER)),
+            "a line",
+        )
     except (ValueError, RequestError):
         return None
     return row if line.endswith(b"\n") else None
