@@ -37,6 +37,7 @@ class Processes:
         devices: int = 2,
         environment: Mapping[str, str] | None = None,
         of_each: Sequence[Mapping[str, str]] = (),
+        program: Sequence[str] = ("-m", "visor_jax"),
     ) -> None:
         """
         Args:
@@ -45,6 +46,7 @@ class Processes:
           devices: simulated devices of each process.
           environment: variables of all processes, besides those of this one.
           of_each: further variables of each process.
+          program: what Python runs.
         """
         coordinator = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
         self._files = [tempfile.TemporaryFile("w+") for _ in range(count)]  # noqa: SIM115
@@ -54,7 +56,7 @@ class Processes:
             variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
             variables |= {**coordinator, "JAX_PROCESS_ID": str(index)} if count > 1 else {}
             variables |= of_each[index] if of_each else {}
-            command = [sys.executable, "-P", "-m", "visor_jax", *arguments]
+            command = [sys.executable, "-P", *program, *arguments]
             self._processes.append(
                 subprocess.Popen(command, env=variables, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
             )

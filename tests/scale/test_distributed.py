@@ -1,0 +1,80 @@
+"""What process 0 does for all, and how processes learn of each other's failures; two real processes, no devices."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.whole_run import environment
+from visor_jax.errors import RequestError
+from visor_jax.scale.distributed import Reports, is_lost_peer, once
+from visor_jax.testing.processes import Ended, Processes
+
+START = """
+    import os, sys, time
+    from visor_jax.errors import RequestError, RunError
+    from visor_jax.scale import distributed
+    from visor_jax.scale.distributed import Reports, finish, is_main, once, start
+    from visor_jax.scale.environment import process_settings
+    start(process_settings(os.environ), 10, 60)
+"""
+
+
+def run_both(body: str, folder: Path) -> list[Ended]:
+    file = folder / "both.py"
+    file.write_text(textwrap.dedent(START) + textwrap.dedent(body))
+    with Processes([], devices=1, environment=environment(str(folder)), program=[str(file)]) as processes:
+        return processes.wait(120)
+
+
+def test_one_process_does_everything_itself() -> None:
+    assert once(lambda: {"a": 1}) == {"a": 1}
+    assert Reports("steps").exchange(1, [2]) == [[2]]
+    with pytest.raises(RequestError, match="wrong"):
+        once(lambda: (_ for _ in ()).throw(RequestError("wrong")))
+    assert not is_lost_peer(RuntimeError("gloo: connection reset by peer"))
+
+
+def test_results_errors_and_reports_reach_the_others(tmp_path: Path) -> None:
+    ended = run_both(
+        """
+        print("once", once(lambda: {"from": distributed.process_index(), "values": [1, None]}))
+        for error in (RequestError("field: wrong"), RunError("disk: full"), FileNotFoundError(2, "none", "a/file")):
+            def fail():
+                raise error
+            try:
+                once(fail)
+            except Exception as caught:
+                print(type(caught).__name__, caught)
+        reports = Reports("steps")
+        for step in range(3):
+            print("reports", reports.exchange(step, [distributed.process_index(), step]))
+        finish(0)
+        """,
+        tmp_path,
+    )
+    assert [process.status for process in ended] == [0, 0], ended
+    for process in ended:
+        assert "once {'from': 0, 'values': [1, None]}" in process.output
+        assert "RequestError field: wrong" in process.output and "RunError disk: full" in process.output
+    assert "FileNotFoundError" in ended[0].output and "RequestError a/file:" in ended[1].output
+    assert "reports [[0, 2], [1, 2]]" in ended[0].output and "reports [[1, 2]]" in ended[1].output
+
+
+@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_failure_of_one_ends_the_other_in_seconds(tmp_path: Path, failing: int) -> None:
+    began = time.monotonic()
+    ended = run_both(
+        f"""
+        if distributed.process_index() == {failing}:
+            finish(1, "ran out of disk")
+        once(lambda: time.sleep(100))  # the other one waits in it, or waits for it
+        """,
+        tmp_path,
+    )
+    assert ended[failing].status == 1 and ended[1 - failing].status == 134, ended
+    assert f"process {failing} ran out of disk; aborting" in ended[1 - failing].output
+    print(f"{time.monotonic() - began:.0f} s")
