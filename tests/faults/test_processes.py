@@ -18,7 +18,8 @@ CONFIG = """
 from visor_jax.testing import tiny_config
 def get_config():
     return tiny_config({"train.checkpoint_every": 2, "train.learning_rate": 1e-4, "train.hang_seconds": 600.0,
-                        "stage_overrides.policy.learning_rate": 1e-4, "data.batch_size": 8, "evaluate.batch_size": 4},
+                        "stage_overrides.policy.learning_rate": 1e-4, "data.batch_size": 8, "evaluate.batch_size": 4,
+                        "evaluate.cache_gigabytes": 0.1},
                        steps=8)
 """
 STEPS = 8
@@ -71,11 +72,10 @@ def relative_difference(run: Path, other: Path, stage: str) -> float:
 
 
 def files_of(run: Path) -> list[str]:
-    """The files of a run, without the arrays of its checkpoints, and one name for all event files."""
+    """The files of a run without the arrays of its checkpoints and its cache; all event files have one name."""
     names = (path.relative_to(run) for path in run.rglob("*") if path.is_file())
-    return sorted(
-        str(name.parent / "events" if "tfevents" in name.name else name) for name in names if "arrays" not in name.parts
-    )
+    names = (name for name in names if not {"arrays", "features"} & {*name.parts})
+    return sorted(str(name.parent / "events" if "tfevents" in name.name else name) for name in names)
 
 
 # --- the same results -------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -39,13 +40,17 @@ from visor_jax.files.read_write import file_beside, remove_folder
 from visor_jax.model.decoder import cross_params, layer_params
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import encode, shared_text
+from visor_jax.scale.gather import gathered
 from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import place_batch
 from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import versions
+from visor_jax.workdir.supervision import beat
 
 log = logging.getLogger(__name__)
+
+VISIBLE_SECONDS = 60.0  # for a file of another process to appear
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -93,6 +98,29 @@ class FeatureStore:
             if tensors:
                 os.utime(self.folder / owner)
         return self._known[owner]
+
+    def files(self, owner: str) -> list[str]:
+        """Returns the names of the files that hold an owner's tensors."""
+        return sorted({path.name for path in self.known(owner).values()})
+
+    def refresh(self, owner: str, files: Set[str]) -> None:
+        """Reads again what is stored of an owner, when these files, perhaps of other processes, are there.
+
+        A network's file system may take some time to show them.
+
+        Raises:
+          RunError: one does not appear.
+        """
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while missing := [name for name in sorted(files) if not (self.folder / owner / name).exists()]:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{self.folder / owner / missing[0]}: another process has written it, and it is not there"
+                )
+            beat()
+            time.sleep(1)
+        self._known.pop(owner, None)
+        self.known(owner)
 
     def read(self, owner: str, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns those of the named tensors that are stored; a file that was removed meanwhile has none."""
@@ -183,8 +211,16 @@ class SharedFeatures:
         for owner in (self._visual_owner, *([self._text_owner] if with_text else [])):
             store.known(owner)  # so that neither makes room for the other
 
-    def only_stored(self) -> SharedFeatures:
-        """Returns a copy without parameters, which reads features and raises RunError where it would compute them."""
+    def stored_by_all(self) -> SharedFeatures | None:
+        """Returns a copy without parameters, which reads features and raises RunError where it would compute them.
+
+        It reads what all processes have stored, so all must call it. None if the store of one of them is full.
+        """
+        files = self.store.files(self._visual_owner)
+        everyone = gathered([b"full" if self.store.full else b"", json.dumps(files).encode("ascii")])
+        if any(full for full, _ in everyone):
+            return None
+        self.store.refresh(self._visual_owner, {name for _, names in everyone for name in json.loads(names)})
         features = copy.copy(self)
         features._params = {}
         return features

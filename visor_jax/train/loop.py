@@ -286,8 +286,5 @@ def record(
 
 
 def ids_digest(ids: Sequence[str]) -> str:
-    """The first 16 hex digits of a sha256 of a step's sample ids in their order, to compare the data of two runs.
-
-    With several processes a process knows the ids of its own rows only; `metrics.jsonl` has those of process 0.
-    """
+    """The first 16 hex digits of a sha256 of a step's sample ids in their order, to compare the data of two runs."""
     return hashlib.sha256("\0".join(ids).encode("utf-8", "backslashreplace")).hexdigest()[:16]

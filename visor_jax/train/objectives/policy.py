@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -34,6 +35,8 @@ from visor_jax.evaluate.features import TOWER_INPUTS, VISUAL, FeatureStore, Shar
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import Batch, abstract_params, encode, route
+from visor_jax.scale.mesh import scoring_mesh
+from visor_jax.scale.sharding import param_shardings
 from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
 from visor_jax.train.stage import Step, made_ahead, process_rows, stage_seed
 from visor_jax.tree import flatten, unflatten
@@ -92,31 +95,37 @@ def store_features(
 ) -> None:
     """Stores the visual tokens of all labeled questions, so that steps read them instead of running the tower.
 
-    Steps run the tower after all, with a warning, if not all of them fit in `evaluate.cache_gigabytes`, if the vision
-    tower trains, or if there are several processes.
+    Several processes store every P-th batch of questions each, with the parameters on their own devices. Steps run the
+    tower after all, with a warning, if not all visual tokens fit in `evaluate.cache_gigabytes`, or if the tower trains.
     """
     if (store := FeatureStore.of(config, workdir)) is None:
         return
-    several = "there are several processes" if jax.process_count() > 1 else ""
-    if reason := several or unfrozen(frozen, examples.questions.arch):
+    if reason := unfrozen(frozen, examples.questions.arch):
         log.warning("policy: evaluate.cache_gigabytes has no effect, each step runs the vision tower: %s", reason)
         return
     params = in_dtype({name: unflatten(frozen)[name] for name in VISUAL}, config.model.dtype)
+    if jax.process_count() > 1:
+        mesh = scoring_mesh(config)
+        whole = jax.tree.map(partial(multihost_utils.process_allgather, tiled=True), params)
+        params = jax.device_put(whole, param_shardings(whole, mesh))
     features = SharedFeatures(store, params, examples.questions.arch, mesh, with_text=False)
     size, count = config.evaluate.batch_size, len(examples.places)
+    own = range(jax.process_index(), -(-count // size), jax.process_count())
 
     def chunk(number: int) -> Step:
-        arrays, batch = examples.batch(np.arange((number - 1) * size, min(number * size, count)))
+        first = own[number - 1] * size
+        arrays, batch = examples.batch(np.arange(first, min(first + size, count)))
         return Step(number, arrays, (), "", batch.ids, [])
 
-    for step in made_ahead(chunk, 0, -(-count // size), threads=READ_THREADS):
+    for step in made_ahead(chunk, 0, len(own), threads=READ_THREADS):
         beat()
         fault_point("features", step.number)
         features.of(step.arrays)
         if store.full:
-            log.warning("policy: not all visual tokens fit, each step runs the vision tower")
-            return
-    examples.features = features.only_stored()
+            break
+    examples.features = features.stored_by_all()
+    if examples.features is None:
+        log.warning("policy: not all visual tokens fit, each step runs the vision tower")
 
 
 def unfrozen(frozen: Mapping[str, Any], arch: Architecture) -> str:
