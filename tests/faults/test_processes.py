@@ -23,7 +23,7 @@ def get_config():
                        steps=8)
 """
 STEPS = 8
-LIMIT = 300.0  # seconds, for a whole command on a slow machine
+LIMIT = 1500.0  # seconds, for a whole command on a slow machine
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_two_processes_train_what_one_trains(config: Path, compiled: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_whole_run_of_two_processes_equals_that_of_one(config: Path, compiled: str, tmp_path: Path) -> None:
     ended = finish(start(config, tmp_path / "two", compiled, command="run"))
     assert [process.status for process in ended] == [0, 0], ended
@@ -121,7 +121,7 @@ def test_a_whole_run_of_two_processes_equals_that_of_one(config: Path, compiled:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("killed", [0, 1])
 def test_both_end_when_one_is_killed_and_resume_equal(
     config: Path, compiled: str, undisturbed: Path, tmp_path: Path, killed: int
@@ -135,7 +135,7 @@ def test_both_end_when_one_is_killed_and_resume_equal(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("signaled", [0, 1])
 def test_sigterm_to_one_saves_and_stops_both(
     config: Path, compiled: str, undisturbed: Path, tmp_path: Path, signaled: int
@@ -150,7 +150,7 @@ def test_sigterm_to_one_saves_and_stops_both(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_process_that_hangs_ends_both(config: Path, compiled: str, undisturbed: Path, tmp_path: Path) -> None:
     of_each = ({}, {"VISOR_TEST_KILL_AT": "dispatched:4", "VISOR_TEST_SIGNAL": "hang"})
     began = time.monotonic()
@@ -162,7 +162,7 @@ def test_a_process_that_hangs_ends_both(config: Path, compiled: str, undisturbed
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_a_run_of_two_processes_continues_in_one(
     config: Path, compiled: str, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_run_of_two_processes_continues_in_one(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_eight_devices_then_two_then_one(config: Path, compiled: str, undisturbed: Path, tmp_path: Path) -> None:
     arguments = ["train", f"--config={config}", f"--workdir={tmp_path}/run", "--config.stage=base"]
     for devices, step in ((8, 3), (2, 6), (1, 0)):
