@@ -72,7 +72,7 @@ def test_rates_and_mfu_follow_from_the_seconds(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(observing, "peak_flops", lambda kind: 1e9)
     observer = Observer(cost, mesh, Goodput(tmp_path / "goodput.json"))
     step = Step(1, {}, (True,) * tiny_arch().num_slots, "full", [], [], contents=SAMPLES)
-    row = observer.fields(step, 2.0, observer.work(step), 0.5)
+    row = observer.fields(step, 2.0, 0.5)
     assert row["samples_per_second"] == 6 and row["tokens_per_second"] == 128
     assert row["visual_tokens_per_second"] == 80 and row["tiles_per_second"] == 6
     flops = cost.work(SAMPLES, step.budget).teraflops * 1e12

@@ -63,6 +63,9 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
         )
     except (RuntimeError, ValueError) as error:
         raise RequestError(f"the processes of this run cannot be connected: {one_line(str(error))}") from error
+    if jax.default_backend() == "cpu":
+        # JAX caches the program of process 0, and on CPU the collectives of the others hang in it (jax 0.10.2).
+        jax.config.update("jax_enable_compilation_cache", False)
     threading.Thread(target=_watch_failures, name="peers", daemon=True).start()
     before_exit(lambda: _announce("was stopped by a signal"))
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())

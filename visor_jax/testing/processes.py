@@ -53,7 +53,8 @@ class Processes:
         self._processes = []
         for index, file in enumerate(self._files):
             variables = {**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})}
-            variables["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+            flags = variables.get("XLA_FLAGS", "")
+            variables["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
             variables |= {**coordinator, "JAX_PROCESS_ID": str(index)} if count > 1 else {}
             variables |= of_each[index] if of_each else {}
             command = [sys.executable, "-P", *program, *arguments]

@@ -177,7 +177,7 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
                 run.stop.hold()
                 if pending is not None:
                     record(pending, run, writer, progress)
-                pending, compiled = (step, {**metrics, "work": run.observer.work(step)}, began), True
+                pending, compiled = (step, metrics, began), True
             profiler.dispatched(step.number, metrics)
             beat()
             if run.validation is not None and run.validation.is_due(step.number, settings.steps):
@@ -278,7 +278,7 @@ def record(
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["sample_ids_sha256"] = ids_digest(step.ids)
     row["bad_steps"] = run.bad_steps.total + (not finite)
-    row |= {"seconds": seconds, **run.observer.fields(step, loss, values["work"], seconds), **validated}
+    row |= {"seconds": seconds, **run.observer.fields(step, loss, seconds), **validated}
     writer.write(row)
     run.log_row(row)
     progress.update(step.number, row)

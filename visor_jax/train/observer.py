@@ -15,12 +15,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from visor_jax.scale.peaks import peak_flops
 from visor_jax.train.stage import Step
-from visor_jax.train.step_cost import StepCost, Work, over_processes
+from visor_jax.train.step_cost import StepCost, Work
 from visor_jax.workdir.goodput import Goodput
 
 # Fields that differ between two runs of the same steps.
@@ -75,14 +74,10 @@ class Observer:
         """Takes the rows of the steps that an earlier run has written."""
         self._losses = RunningLosses(rows)
 
-    def work(self, step: Step) -> Any:
-        """Returns what the step contains over all processes, as `fields` takes it once it is on the host."""
-        return over_processes(self._cost.work(step.contents, step.budget), self._mesh)
-
-    def fields(self, step: Step, loss: float, work: Any, seconds: float) -> dict[str, Any]:
-        """Returns the fields of a step that took `seconds`."""
+    def fields(self, step: Step, loss: float, seconds: float) -> dict[str, Any]:
+        """Returns the fields of a step of all processes that took `seconds`."""
         row: dict[str, Any] = self._losses.add(step.budget_name, loss)
-        total = Work(*np.asarray(work, np.float64).tolist())
+        total = self._cost.work(step.contents, step.budget)
         if total.samples:
             row |= self._rates(total, max(seconds, 1e-9))
         return {**row, **self._waiting(), **peak_memory()}

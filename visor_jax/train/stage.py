@@ -93,19 +93,28 @@ def numbered(
 
 
 def of_all_processes(steps: Iterator[Step], skips: SkipLog | None) -> Iterator[Step]:
-    """The same steps; in process 0 with the ids, tasks and skips of all processes, in the order of their rows."""
+    """The same steps; in process 0 with what the rows of all processes contain, in their order."""
     reports = Reports("steps")
     for step in steps:
-        mine = {"ids": step.ids, "tasks": step.tasks, "tally": step.tally.report() if step.tally else None}
-        first, *others = reports.exchange(step.number, mine) if several() else [mine]
-        for other in others:
-            if skips is not None and other["tally"]:
-                skips.use(Tally.of_report(other["tally"]))
-        if others:
-            ids, tasks = ([x for part in (first, *others) for x in part[name]] for name in ("ids", "tasks"))
-            skipped = skips.by_reason() if skips is not None else {}
-            step = dataclasses.replace(step, ids=ids, tasks=tasks, skipped=skipped)
+        if several():
+            mine = {"ids": step.ids, "tasks": step.tasks, "contents": step.contents}
+            step = _joined(step, reports.exchange(step.number, {**mine, "tally": _report(step.tally)}), skips)
         yield step
+
+
+def _report(tally: Tally | None) -> dict[str, Any] | None:
+    return None if tally is None else tally.report()
+
+
+def _joined(step: Step, reports: Sequence[Mapping[str, Any]], skips: SkipLog | None) -> Step:
+    """The step with what all `reports` say, the first of which is its own."""
+    for other in reports[1:]:
+        if skips is not None and other["tally"]:
+            skips.use(Tally.of_report(other["tally"]))
+    ids, tasks, contents = ([x for part in reports for x in part[name]] for name in ("ids", "tasks", "contents"))
+    rows = [[Content(*sample) for sample in row] for row in contents]
+    skipped = step.skipped if skips is None else skips.by_reason()
+    return dataclasses.replace(step, ids=ids, tasks=tasks, contents=rows, skipped=skipped)
 
 
 def made_ahead(

@@ -1,6 +1,6 @@
 """What the samples of a step contain and cost: counts of tokens and tiles, and the FLOPs that a training step needs.
 
-In: the contents of a batch and a budget. Out: sums over all processes. Padding is not counted, nor are activations that
+In: the contents of a batch and a budget. Out: sums over its samples. Padding is not counted, nor are activations that
 remat computes again. `docs/metrics.md` has the formula.
 """
 
@@ -9,14 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float
-
-from visor_jax.architecture import MESH_AXES, Architecture
+from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.cost import decoder_flops, route_flops, tower_flops
 from visor_jax.data.collate import Content
@@ -76,29 +71,8 @@ class StepCost:
         return tower + self.passes_decoder * decoder_flops(self.arch, bits, visual, text, num_logits=text)
 
     def work(self, contents: Sequence[Sequence[Content]], bits: Bits) -> Work:
-        """Returns the sums over this process's samples."""
+        """Returns the sums over the samples of a step."""
         samples = [sample for row in contents for sample in row]
         flops = sum(self.flops(bits, x.tiles, x.visual, x.text) for x in samples)
         text, visual, tiles = (float(sum(getattr(x, name) for x in samples)) for name in ("text", "visual", "tiles"))
         return Work(float(len(samples)), text, visual, tiles, flops / 1e12)
-
-
-def over_processes(work: Work, mesh: Mesh) -> Any:
-    """Returns the sums over all processes: `work` itself if there is one process, else float32 [5] on the devices.
-
-    Does not wait for the devices.
-    """
-    if jax.process_count() == 1:
-        return np.array(work)
-    local = np.zeros((len(mesh.local_devices), len(work)), np.float32)
-    local[0] = work
-    placed = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(MESH_AXES)), local)
-    return _sum_rows(mesh)(placed)
-
-
-@functools.cache
-def _sum_rows(mesh: Mesh) -> Any:
-    def total(rows: Float[jax.Array, "devices fields"]) -> Float[jax.Array, " fields"]:
-        return rows.sum(axis=0)
-
-    return jax.jit(total, out_shardings=NamedSharding(mesh, PartitionSpec()))
