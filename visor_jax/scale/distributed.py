@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -53,6 +54,8 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     Raises:
       RequestError: the other processes cannot be reached.
     """
+    if settings.get("process_id"):
+        _wait_for_coordinator(settings["coordinator_address"], connect_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -69,6 +72,27 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     threading.Thread(target=_watch_failures, name="peers", daemon=True).start()
     before_exit(lambda: _announce("was stopped by a signal"))
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def _wait_for_coordinator(address: str, seconds: float) -> None:
+    """Waits until process 0 listens; without this JAX would abort, with a long message, when it does not.
+
+    Raises:
+      RequestError: it does not listen within `seconds`.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RequestError(
+                    f"environment: JAX_COORDINATOR_ADDRESS={address}: process 0 does not answer within {seconds:g} s"
+                    f" ({error}); expected its address, and that it runs"
+                ) from error
+        time.sleep(0.2)
 
 
 def started() -> bool:
