@@ -33,12 +33,13 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 GRACE_SECONDS = 5.0  # for a process to report its own failure after another one's
-_POLL_MS = 2000
+_POLL_MS = 500
 _FAILED, _LEFT = "visor/failed", "visor/left"
 # Words in errors of XLA's collective operations when a peer is gone.
 _LOST = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable", "deadline_exceeded", "peer")
 
 _counter = itertools.count()
+_ending = threading.Event()
 
 
 # --- starting and ending ----------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     if jax.default_backend() == "cpu":
         # JAX caches the program of process 0, and on CPU the collectives of the others hang in it (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
-    threading.Thread(target=_watch_failures, name="peers", daemon=True).start()
+    _watcher.start()
     before_exit(lambda: _announce("was stopped by a signal"))
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
 
@@ -114,6 +115,8 @@ def finish(status: int, message: str = "") -> None:
     if not started():
         return
     if status in (0, STOPPED):  # all processes end, some later than others
+        _ending.set()
+        _watcher.join()  # the interpreter must not end while a thread waits in the service's client
         jax.distributed.shutdown()
         return
     _announce(message or f"ended with status {status}")
@@ -143,7 +146,7 @@ def _announce(message: str) -> None:
 
 def _watch_failures() -> None:
     """Runs in a thread: ends this process some seconds after another one has failed."""
-    while started():
+    while not _ending.is_set():
         try:
             text = _wait_for(_FAILED)
         except jax.errors.JaxRuntimeError:
@@ -163,7 +166,7 @@ def _abort(message: str) -> NoReturn:
 
 
 def _wait_for(key: str) -> str | None:
-    """Returns a key's value; None if it is not set within two seconds."""
+    """Returns a key's value; None if it is not set within half a second."""
     try:
         return _client().blocking_key_value_get(key, _POLL_MS)
     except jax.errors.JaxRuntimeError as error:
@@ -174,6 +177,9 @@ def _wait_for(key: str) -> str | None:
 
 def _client() -> Any:
     return service.global_state.client
+
+
+_watcher = threading.Thread(target=_watch_failures, name="peers", daemon=True)
 
 
 # --- what is done once ------------------------------------------------------------------------------------------------
