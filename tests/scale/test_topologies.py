@@ -53,3 +53,11 @@ def test_links_follow_the_axes_that_a_collective_spans() -> None:
     assert torus.gather_bandwidth(256) == 4 * torus.chip.link_bandwidth
     cluster = parse_topology("h100x16")
     assert cluster.gather_bandwidth(8) > cluster.gather_bandwidth(16) == cluster.chip.network_bandwidth
+
+
+@pytest.mark.parametrize(
+    ("name", "ways", "spans"),
+    [("v5p:4x4x4", 64, True), ("v5p:4x4x4", 16, False), ("v5p:2x2x4", 16, False), ("v5e:16x16", 256, False)],
+)
+def test_shards_over_three_axes_are_known(name: str, ways: int, spans: bool) -> None:
+    assert parse_topology(name).spans_three_axes(ways) is spans
