@@ -1,4 +1,4 @@
-"""The loss of each source of a mixture: sums over the right tokens, and no effect on the loss itself."""
+"""The loss of each source of a mixture: sums over the right tokens, and the loss itself stays."""
 
 from __future__ import annotations
 
@@ -60,4 +60,4 @@ def test_each_source_has_the_mean_loss_of_its_target_tokens(tmp_path: Path, pack
 
     alone = {name: array for name, array in step.arrays.items() if name != TEXT_SOURCES}
     unchanged, _ = run(params, alone, jnp.array(step.budget))
-    assert float(unchanged) == float(loss)
+    assert float(unchanged) == pytest.approx(float(loss), rel=1e-6), "XLA may add the same losses up in another order"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax import testing
+from visor_jax.data.collate import Content
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective, policy
+from visor_jax.train.objectives.by_source import fields_by_source, sources_of_rows
 from visor_jax.train.objectives.policy import RARE, balance, policy_loss
 from visor_jax.workdir.folder import Workdir
 
@@ -69,3 +72,23 @@ def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss_of([1.0, 1.0]) == pytest.approx((first + second) / 2, rel=1e-5)
     assert loss_of([3.0, 1.0]) == pytest.approx((3 * first + second) / 4, rel=1e-5)
     assert loss_of([1.0, 0.0]) == pytest.approx(first, rel=1e-5)
+
+
+def test_the_loss_of_each_source_is_weighted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = jnp.array([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    monkeypatch.setattr(policy, "encode", lambda *_: jnp.zeros(()))
+    monkeypatch.setattr(policy, "route", lambda *_: scores)
+    contents = [[Content(name, 1, 4, 4)] for name in ("pages", "charts", "pages")]
+    names = ["charts", "pages", "empty"]
+    batch = {"label": jnp.array([0, 0, 0]), "label_weight": jnp.array([1.0, 2.0, 3.0])}
+    batch |= {name: jnp.asarray(x) for name, x in sources_of_rows(contents, names).items()}
+    arch = testing.tiny_architecture()
+    loss, metrics = policy_loss({}, batch, jnp.array([True]), arch, num_viable=2, num_sources=3)
+    first, second, third = np.log1p(np.exp(-2.0)), np.log1p(np.exp(1.0)), np.log(2.0)
+    fields = fields_by_source(names, jax.device_get(metrics))
+    assert fields == {
+        "loss/source=charts": pytest.approx(second, rel=1e-5),
+        "loss/source=pages": pytest.approx((first + 3 * third) / 4, rel=1e-5),
+    }
+    assert float(loss) == pytest.approx((first + 2 * second + 3 * third) / 6, rel=1e-5)
+    assert sources_of_rows(contents[:1], ["pages"]) == {}, "one source: its loss is that of the step"

@@ -170,7 +170,7 @@ def answer_loss(
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
     metrics["samples"] = jnp.sum(jnp.max(batch["text_segments"], axis=1))
     if TEXT_SOURCES in batch:
-        metrics["source_sums"] = sums_by_source(losses, weights, batch[TEXT_SOURCES], num_sources)
+        metrics["source_sums"] = sums_by_source(losses, weights, batch[TEXT_SOURCES][:, 1:], num_sources)
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics
 
 

@@ -8,7 +8,7 @@ them for all.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,10 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax.config import Config
 from visor_jax.config.mixture import is_mixture
+from visor_jax.data.collate import Content
 from visor_jax.data.mixture import mixture_of
 from visor_jax.train.stage import Step
 
 TEXT_SOURCES = "text_sources"  # array of the batch: int32 [B, Nt], -1 at padding
+ROW_SOURCES = "row_sources"  # of batches with one question in each row: int32 [B]
 
 
 def num_sources(config: Config) -> int:
@@ -39,6 +41,14 @@ def with_sources(steps: Iterable[Step], names: Iterable[str]) -> Iterator[Step]:
         yield step
 
 
+def sources_of_rows(contents: Sequence[Sequence[Content]], names: Iterable[str]) -> dict[str, Int[np.ndarray, " B"]]:
+    """Returns `row_sources`: for the one sample of each row an index into `names`; nothing if there is only one."""
+    index = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    if len(index) <= 1:
+        return {}
+    return {ROW_SOURCES: np.array([index[row[0].source] for row in contents], np.int32)}
+
+
 def _pairs(segments: Int[np.ndarray, "B Nt"], step: Step) -> Iterable[tuple[Any, Any]]:
     return zip(segments, step.contents, strict=True)
 
@@ -48,10 +58,10 @@ def _of_segments(segments: Int[np.ndarray, " Nt"], sources: list[int]) -> Int[np
 
 
 def sums_by_source(
-    losses: Float[Array, "B T"], weights: Float[Array, "B T"], sources: Int[Array, "B Nt"], size: int
+    losses: Float[Array, "B T"], weights: Float[Array, "B T"], sources: Int[Array, "B T"], size: int
 ) -> Float[Array, "size 2"]:
-    """Returns sums of the losses and of the weights of the target tokens of each source."""
-    of_source = sources[:, 1:, None] == jnp.arange(size)[None, None]
+    """Returns sums of the weighted losses and of the weights of the targets of each source."""
+    of_source = sources[..., None] == jnp.arange(size)[None, None]
     both = jnp.stack([losses, weights], axis=-1)
     return jnp.sum(jnp.where(of_source[..., None], both[:, :, None], 0.0), axis=(0, 1))
 

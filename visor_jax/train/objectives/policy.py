@@ -38,6 +38,7 @@ from visor_jax.model.visor import Batch, abstract_params, encode, route
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.scale.sharding import param_shardings
 from visor_jax.train.objectives.base import Loss, Metrics, Objective, abstract_batch
+from visor_jax.train.objectives.by_source import ROW_SOURCES, fields_by_source, sources_of_rows, sums_by_source
 from visor_jax.train.stage import Step, made_ahead, process_rows, stage_seed
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.fault_points import fault_point
@@ -69,9 +70,11 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         return Step(number, arrays, full, budget_name(full), batch.ids, [], contents=contents)
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        return {"accuracy/agreement": float(metrics["agreement"])}
+        by_source = fields_by_source(examples.source_names, metrics)
+        return {"accuracy/agreement": float(metrics["agreement"]), **by_source}
 
-    loss = partial(policy_loss, arch=arch, num_viable=len(labels.budgets))
+    sizes = {"num_viable": len(labels.budgets), "num_sources": len(examples.source_names)}
+    loss = partial(policy_loss, arch=arch, **sizes)
     prepare = partial(store_features, examples, config, workdir)
     return Objective(loss, partial(made_ahead, step, threads=READ_THREADS), summarize, prepare=prepare)
 
@@ -146,6 +149,7 @@ class LabeledExamples:
         self.features: SharedFeatures | None = None  # of all labeled questions, once they are stored
         source, settings = label_source(config), stage_config(config, "policy")
         self.source_name = source.name
+        self.source_names = [part.name for part in getattr(source, "sources", (source,))]
         self.min_taps = agreed_taps(config, jax.process_count())
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
         self.questions = Questions(config, source, len(self.places))
@@ -183,6 +187,7 @@ class LabeledExamples:
         arrays = {**batch.arrays, "routing_position": positions}
         arrays["label"] = self.labels.label[rows].astype(np.int32)
         arrays["label_weight"] = self.weights[rows]
+        arrays |= sources_of_rows(batch.contents, self.source_names)
         if self.features is not None:
             visual, _ = self.features.of(arrays)
             arrays = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS} | {"visual": visual}
@@ -190,7 +195,7 @@ class LabeledExamples:
 
 
 def policy_loss(
-    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int
+    params: Params, batch: Batch, budget: Budget, arch: Architecture, *, num_viable: int, num_sources: int = 1
 ) -> tuple[Float[Array, ""], Metrics]:
     """Cross-entropy of the policy's scores against `batch["label"]` [B], weighted by `batch["label_weight"]` [B].
 
@@ -202,7 +207,11 @@ def policy_loss(
     agree = jnp.mean((jnp.argmax(scores, axis=-1) == batch["label"]).astype(jnp.float32))
     weights = batch["label_weight"]
     total = jnp.sum(weights)
-    return jnp.sum(losses * weights) / total, {"agreement": agree, "label_weight": total}
+    metrics = {"agreement": agree, "label_weight": total}
+    if ROW_SOURCES in batch:
+        weighted, of_row = (losses * weights)[:, None], batch[ROW_SOURCES][:, None]
+        metrics["source_sums"] = sums_by_source(weighted, weights[:, None], of_row, num_sources)
+    return jnp.sum(losses * weights) / total, metrics
 
 
 def balance(
