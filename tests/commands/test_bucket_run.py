@@ -77,7 +77,7 @@ def visor(tmp_path, compiled):
             env={**settings, **environment},
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=900,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr
