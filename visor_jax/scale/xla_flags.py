@@ -29,6 +29,9 @@ _V5P = (
     "--xla_tpu_megacore_fusion_allow_ags=false",
     "--xla_enable_async_collective_permute=true",
     "--xla_tpu_enable_ag_backward_pipelining=true",
+    "--xla_sc_disable_megacore_partitioning=true",
+    "--xla_tpu_use_tc_device_shape_on_sc=true",
+    "--xla_tpu_enable_sparse_core_collective_offload_all_gather=true",
 )
 _V6E = (
     "--xla_tpu_scoped_vmem_limit_kib=98304",
