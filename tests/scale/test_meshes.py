@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from visor_jax.config import to_json
 from visor_jax.scale.compiler_options import QUICK
-from visor_jax.testing import tiny_config
 from visor_jax.testing.processes import run_processes
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -79,14 +77,23 @@ def test_every_mesh_trains_as_one_device(tmp_path: Path, remat: str) -> None:
             check_gathers(name, measured)
 
 
+CONFIG = """from visor_jax.testing import tiny_config
+def get_config():
+    changes = {"stage": "full", "stage_overrides.full.init_from": "", "train.learning_rate": 1e-3}
+    return tiny_config(changes, steps=20)
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(to_json(tiny_config({"stage_overrides.full.init_from": "", "stage": "full"}, steps=20)))
+@pytest.mark.parametrize("fsdp", [4, 2])
+def test_two_processes_train_as_one(tmp_path: Path, fsdp: int) -> None:
+    """Two devices each: parameters shared by all four, or a replica in each process."""
+    config = tmp_path / "tiny.py"
+    config.write_text(CONFIG)
     losses = {}
-    for name, count, devices in (("one", 1, 1), ("two", 2, 2)):
-        arguments = ["train", f"--config={config}", f"--workdir={tmp_path / name}"]
-        for status, output in run_processes(arguments, count=count, devices=devices):
+    for name, count, mesh in (("one", 1, []), ("two", 2, [f"--config.mesh.replica={4 // fsdp}"])):
+        arguments = ["train", f"--config={config}", f"--workdir={tmp_path / name}", *mesh]
+        for status, output in run_processes(arguments, count=count, devices=count):
             assert status == 0, output
         losses[name] = [row["loss"] for row in read_rows(tmp_path / name / "full" / "metrics.jsonl")]
     assert len(losses["one"]) == 20
