@@ -398,3 +398,23 @@ def test_steps_whose_items_share_files_still_load(saved: Path, tmp_path: Path) -
     flip(largest(step / "arrays"))
     with pytest.raises(RunError, match="no step can be trusted"):
         restore_latest(step.parent)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_an_average_is_read_where_it_is_used_and_only_there(tmp_path: Path, used: bool) -> None:
+    workdir, params = Workdir(tmp_path), make_params(1)
+    folder = workdir.stage("full")
+    meta = {"step": 1, **({"weights": "ema"} if used else {})}
+    with Checkpoints(folder.path / "checkpoints", identity=IDENTITY, keep=1) as checkpoints:
+        checkpoints.save(1, {"params": params, "ema": {"w": params["w"] + 0.5}}, meta, wait=True)
+    folder.mark_complete({"step": 1})
+    shapes = jax.eval_shape(lambda: params)
+    restored = restore_complete(workdir, "full", shapes)
+    np.testing.assert_array_equal(restored["w"], params["w"] + (0.5 if used else 0.0))
+    np.testing.assert_array_equal(restored["gate"], params["gate"])
+    flip(largest(folder.path / "checkpoints" / "1" / "arrays" / "ema"))
+    if not used:
+        restore_complete(workdir, "full", shapes)
+        return
+    with pytest.raises(RunError, match="cannot be used"):
+        restore_complete(workdir, "full", shapes)

@@ -88,7 +88,7 @@ def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any
       RunError: the step that `complete.json` names is damaged or missing.
     """
     folder = workdir.stage(stage)
-    manifest = examine_complete(folder, items=("params", EMA))
+    manifest = examine_complete(folder, items=_items_used(folder))
     place = absolute(folder.path / "checkpoints") / str(manifest.step)
     if (workdir.path / "config.json").exists() and (differences := workdir.differences(stage, manifest.identity)):
         raise foreign(place, differences)
@@ -154,6 +154,17 @@ def read_arrays(place: Path, manifest: Manifest, abstract: Mapping[str, Any]) ->
     """Reads the arrays of a step as a tree like `abstract`."""
     folders = {item: place / folder for item, folder in manifest.items.items()}
     return cast(dict[str, Any], load(place / ARRAYS, manifest.tree, abstract, folders))
+
+
+def _items_used(folder: StageFolder) -> tuple[str, ...]:
+    """Returns the items that consumers of a complete stage read; `examine_complete` reports what cannot be read."""
+    if not folder.is_complete():
+        return ("params",)
+    try:
+        meta = read_manifest(absolute(folder.path / "checkpoints") / str(folder.complete().step)).meta
+    except (Unfinished, Damaged):
+        return ("params",)
+    return ("params", EMA) if meta.get(WEIGHTS) == EMA else ("params",)
 
 
 def read_average(place: Path, manifest: Manifest, abstract: Any) -> Any:
