@@ -36,7 +36,7 @@ def shipped(name: str, *overrides: str) -> Any:
 
 
 def test_a_small_plan_has_the_keys_of_the_contract() -> None:
-    config = load_config(ROOT / "configs" / "glyphs_mini.py")
+    config = shipped("glyphs_mini", "--config.data.batch_size=16")
     result = plan(config, parse_topology("h100x8"), ["warmup", "full"], dollars=2.0)
     assert result.keys() >= {*COSTLIEST, "stages"}
     json.dumps(result, allow_nan=False)
@@ -117,10 +117,24 @@ def test_a_mesh_of_another_size_is_refused() -> None:
         plan(config, parse_topology("h100x8"), ["full"])
 
 
+@pytest.mark.parametrize("topology", ["h100x256", "v5e:16x16", "v5e:3x5"])
+def test_a_batch_that_devices_cannot_split_is_refused_without_compiling(topology: str) -> None:
+    with pytest.raises(RequestError, match=rf"stage 'full'=64: expected a multiple of \d+, .*--topology={topology}"):
+        plan(shipped("llava_ov_0p5b"), parse_topology(topology), ["full"], seconds=0)
+
+
+def test_samples_are_no_larger_than_the_rows_of_a_small_model() -> None:
+    config = shipped("glyphs_mini")
+    step = packed_step(config, "full")
+    assert step.sizes.joint_pairs <= (config.data.visual_length + config.data.text_length) ** 2 / 2
+    result = plan(config, parse_topology("h100x4"), ["full"])
+    assert result["stages"]["full"]["time_shares"]["joint layers attention"] < 0.3
+
+
 def test_without_libtpu_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"^--topology=v5e:4x4: .*\[aot\][^\n]*$"):
-        plan(tiny_config(), parse_topology("v5e:4x4"), ["full"])
+    with pytest.raises(RequestError, match=r"^--topology=v5e:2x2: .*\[aot\][^\n]*$"):
+        plan(tiny_config(), parse_topology("v5e:2x2"), ["full"])
 
 
 def test_by_formula_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +160,7 @@ def test_every_policy_of_remat_has_a_formula() -> None:
 
 def test_the_command_prints_the_plan_and_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
     config = f"--config={ROOT / 'configs' / 'glyphs_mini.py'}"
-    assert main(["plan", config, "--topology=h100x8", "--stage=full", "--dollars-per-chip-hour=2", "--json"]) == 0
+    assert main(["plan", config, "--topology=h100x4", "--stage=full", "--dollars-per-chip-hour=2", "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
     assert result["stages"].keys() == {"full"} and result["note"] == "estimated, not run on hardware"
@@ -159,6 +173,7 @@ def test_picture_and_topology_exclude_each_other(capsys: pytest.CaptureFixture[s
         (["--image=64x64", "--topology=h100x8"], "--topology: not allowed with argument --image"),
         (["--topology=h100x8", "--dollars-per-chip-hour=-1"], "--dollars-per-chip-hour=-1"),
         ([], "--image --topology"),
+        (["--topology="], "--topology=: expected CHIP:AxB"),
     ):
         assert main(["plan", config, *flags]) == 2
         assert expected in capsys.readouterr().err

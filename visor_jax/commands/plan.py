@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Plans a run if `--topology` is given, else the cost of a picture."""
-    return of_topology(args, config) if args.topology else of_image(args, config)
+    return of_topology(args, config) if args.topology is not None else of_image(args, config)
 
 
 def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:

@@ -31,22 +31,35 @@ MIXTURE = Sizes(6.2871, 3140.4, 286.84, 8_431_726, 87_235, 647_218)
 
 @dataclass(frozen=True)
 class Packed:
-    """One step of a stage: capacity over all devices, and the samples in it."""
+    """One step of a stage: capacity over all devices, the samples in it, and their sizes."""
 
     rows: int
     tiles: int
     visual: int
     text: int
     samples: float
+    sizes: Sizes = MIXTURE
 
-    def used(self, what: str, sizes: Sizes = MIXTURE) -> float:
+    def used(self, what: str) -> float:
         """Returns the share of "tiles", "visual" positions or "text" positions that is not padding."""
-        return min(self.samples * getattr(sizes, what) / getattr(self, what), 1.0)
+        return min(self.samples * getattr(self.sizes, what) / getattr(self, what), 1.0)
+
+
+def cut_to_row(sizes: Sizes, tiles: int, visual: int, text: int) -> Sizes:
+    """Returns `sizes` with means no larger than those of samples that fill a row: small models have short rows."""
+    return Sizes(
+        min(sizes.tiles, tiles),
+        min(sizes.visual, visual),
+        min(sizes.text, text),
+        min(sizes.joint_pairs, (visual + text) ** 2 / 2),
+        min(sizes.text_pairs, text**2 / 2),
+        min(sizes.cross_pairs, text * visual),
+    )
 
 
 def accumulated_parts(settings: TrainConfig) -> int:
-    """Returns the number of parts that a stage's batch is split into; only answers are accumulated."""
-    return settings.accumulate if settings.objective == "answer" else 1
+    """Returns the number of parts that a stage's batch is split into; the objective "base" is not accumulated."""
+    return 1 if settings.objective == "base" else settings.accumulate
 
 
 def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:
@@ -56,5 +69,6 @@ def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:
     packed = data.pack_window > 0 and settings.objective == "answer"
     tiles = rows // data.pool_rows * data.pool_tiles if packed else rows * data.tiles
     visual, text = rows * data.visual_length, rows * data.text_length
+    sizes = cut_to_row(sizes, data.pool_tiles if packed else data.tiles, data.visual_length, data.text_length)
     limits = (tiles / sizes.tiles, visual / sizes.visual, text / sizes.text)
-    return Packed(rows, tiles, visual, text, FILL * min(limits) if packed else float(rows))
+    return Packed(rows, tiles, visual, text, FILL * min(limits) if packed else float(rows), sizes)

@@ -62,6 +62,8 @@ def plan(
       until_unfit: plan the rest by formula once a stage does not fit.
     """
     check_mesh(config, topology)
+    for stage in stages:
+        check_batch(config, stage, topology)
     work = {stage: workload(config, stage, topology) for stage in stages}
     programs = same_programs(config, stages)
     compiled: Mapping[str, Any] = {}
@@ -92,6 +94,27 @@ def check_mesh(config: Config, topology: Topology) -> None:
             f"mesh.replica={mesh.replica}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}: the product must be"
             f" the number of devices of --topology={topology.name}, {topology.devices} (one may be -1)"
         )
+
+
+def check_batch(config: Config, stage: str, topology: Topology) -> None:
+    """Raises:
+    RequestError: the rows of the stage's batch cannot be split over the devices, as training would say.
+    """
+    rows, unit = stage_config(config, stage).batch_size, row_unit(config, stage, topology)
+    if rows % unit:
+        raise RequestError(
+            f"batch_size of stage {stage!r}={rows}: expected a multiple of {unit}, because the {topology.devices}"
+            f" devices of --topology={topology.name} split the rows {mesh_of(config, topology).row_ways} ways, each in"
+            " whole pools (data.pool_rows) and parts (train.accumulate); change it or mesh.replica, mesh.fsdp and"
+            " mesh.tensor, or try --search"
+        )
+
+
+def row_unit(config: Config, stage: str, topology: Topology) -> int:
+    """Returns the number of rows that a stage's batch must be a multiple of: shards, whole pools, and parts."""
+    settings = stage_config(config, stage)
+    packed = config.data.pack_window > 0 and settings.objective == "answer"
+    return mesh_of(config, topology).row_ways * (config.data.pool_rows if packed else 1) * accumulated_parts(settings)
 
 
 def same_programs(config: Config, stages: Sequence[str]) -> dict[str, str]:
@@ -186,9 +209,7 @@ def throughput(
 
 def largest_batch(config: Config, stage: str, topology: Topology, held: Mapping[str, float]) -> int:
     """Returns the largest batch size that fits if temporaries and batch grow in proportion to the rows; 0 if none."""
-    rows, mesh = stage_config(config, stage).batch_size, mesh_of(config, topology)
-    packed = config.data.pack_window > 0 and stage_config(config, stage).objective == "answer"
-    unit = mesh.row_ways * (config.data.pool_rows if packed else 1) * accumulated_parts(stage_config(config, stage))
+    rows, unit = stage_config(config, stage).batch_size, row_unit(config, stage, topology)
     fixed = sum(held.get(name, 0.0) for name in ("weights", "optimizer", "code"))
     per_unit = (held["temporaries"] + held["batch"]) * unit / rows
     return max(int((topology.chip.hbm_bytes - fixed) / per_unit), 0) * unit

@@ -44,7 +44,8 @@ ASSUMPTIONS: dict[str, str] = {
     " is compiled to all-reduces, which move twice the bytes and are not hidden",
     "offload": "transfers between chip and host (train.remat=offload) are hidden",
     "data": "the host delivers batches in time; no preemption, evaluation or saving",
-    "mixture": "sizes of samples are those of LLaVA-OneVision's single-image mixture (benchmarks/lengths.csv)",
+    "mixture": "sizes of samples are those of LLaVA-OneVision's single-image mixture (benchmarks/lengths.csv), cut"
+    " to what a row of the configuration holds",
     "budgets": "every optional layer is on in every step, also in stage universal",
 }
 

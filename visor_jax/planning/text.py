@@ -35,11 +35,17 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
     kinds = ", ".join(f"{kind} {x['bytes'] / GB:.2f}" for kind, x in stage["collectives"].items())
     return [
         f"  GB per chip: {', '.join(f'{kind} {size / GB:.2f}' for kind, size in stage['bytes'].items())}",
-        f"  {stage['flops_per_step'] / 1e12:,.0f} useful TFLOP per step, {stage['flops_executed_per_step'] / 1e12:,.0f}"
+        f"  {_number(stage['flops_per_step'] / 1e12)} useful TFLOP per step,"
+        f" {_number(stage['flops_executed_per_step'] / 1e12)}"
         f" executed; used: {used}",
-        f"  about {stage['seconds_per_step']:.2f} s per step, MFU {stage['mfu']:.1%};"
+        f"  about {_number(stage['seconds_per_step'])} s per step, MFU {stage['mfu']:.1%};"
         f" {', '.join(f'{part} {share:.0%}' for part, share in shares)}",
         f"  collectives per chip and step in GB: {kinds or 'none'}",
         f"  about {stage['samples_per_day']:,.0f} samples per day; {stage['samples']:,} samples take"
         f" {stage['chip_hours']:,.0f} chip-hours{price}; largest batch about {stage['largest_batch_size']}",
     ]
+
+
+def _number(value: float) -> str:
+    """Returns three digits that count of a small value, and no fraction of a large one."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

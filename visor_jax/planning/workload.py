@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
-from visor_jax.planning.mixture import MIXTURE, Packed, accumulated_parts, packed_step
+from visor_jax.planning.mixture import Packed, accumulated_parts, packed_step
 from visor_jax.planning.records import fsdp, tensor_parallel
 from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
 from visor_jax.scale.topologies import Topology
@@ -157,9 +157,10 @@ class _Builder:
         joint, cross = kinds.count(LayerKind.SELF), kinds.count(LayerKind.CROSS)
         useful = visual * packed.used("visual") + text * packed.used("text")
         overhead = useful * BLOCK / 2
-        both = Load(visual + text, useful, samples * MIXTURE.joint_pairs + overhead, samples * MIXTURE.joint_pairs)
+        pairs = samples * packed.sizes.joint_pairs
+        both = Load(visual + text, useful, pairs + overhead, pairs)
         used = text * packed.used("text")
-        pairs = samples * MIXTURE.text_pairs
+        pairs = samples * packed.sizes.text_pairs
         alone = Load(text, used, pairs + used * BLOCK / 2, pairs)
         shape = decoder_shape(arch)
         ops = self.vision(2.0 if tower else 0.0)
@@ -186,7 +187,7 @@ class _Builder:
         arch, packed, share = self.arch, self.packed, self.share
         text = packed.text * share
         used = text * packed.used("text")
-        pairs = packed.samples * share * MIXTURE.text_pairs
+        pairs = packed.samples * share * packed.sizes.text_pairs
         alone = Load(text, used, pairs + used * BLOCK / 2, pairs)
         layers = [arch.layers[index].kind for index in arch.shared_layers]
         ops = self.vision(0.0) + layer_ops(
@@ -225,7 +226,7 @@ class _Builder:
         visual, tokens = packed.visual * share, packed.text * share
         heads = text.num_heads * text.head_dim / self.tensor
         kv = arch.cross.num_kv_heads * text.head_dim / self.tensor
-        pairs = packed.samples * share * MIXTURE.cross_pairs
+        pairs = packed.samples * share * packed.sizes.cross_pairs
         ops = []
         for positions, wide, what in ((tokens, heads, "text"), (visual, kv, "visual")):
             flops = 4.0 * count * hidden * wide
