@@ -70,6 +70,13 @@ def test_parts_that_exceed_their_limit_are_named_and_the_others_still_run(tmp_pa
     assert run.stdout.splitlines() == [f"{part}: failed: took longer than 0.3 s" for part in PARTS]
 
 
+@pytest.mark.parametrize("argument", ["--parts=kernel", "--parts=", "--limit=abc", "--limit=0", "--fast", "second"])
+def test_a_wrong_argument_is_refused_before_anything_runs(tmp_path: Path, argument: str) -> None:
+    run = started(tmp_path / "out", argument)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and argument in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_part_that_failed_keeps_what_it_had_measured(tmp_path: Path) -> None:
     files = imported("accelerator_files")
     file = tmp_path / "step.json"
