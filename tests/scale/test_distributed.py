@@ -11,7 +11,7 @@ import pytest
 from tests.faults.whole_run import environment
 from visor_jax.errors import RequestError
 from visor_jax.scale.distributed import Reports, is_lost_peer, once
-from visor_jax.testing.processes import Ended, Processes
+from visor_jax.testing.processes import Ended, Processes, free_port
 
 START = """
     import os, sys, time
@@ -78,3 +78,31 @@ def test_a_failure_of_one_ends_the_other_in_seconds(tmp_path: Path, failing: int
     assert ended[failing].status == 1 and ended[1 - failing].status == 134, ended
     assert f"process {failing} ran out of disk; aborting" in ended[1 - failing].output
     print(f"{time.monotonic() - began:.0f} s")
+
+
+def test_a_process_with_other_values_is_named_in_all(tmp_path: Path) -> None:
+    ended = run_both(
+        """
+        from visor_jax.scale.distributed import check_equal
+        check_equal({"command": "train", "mesh.fsdp": -1, "stages": ("base",)})
+        try:
+            check_equal({"command": "train", "seed": distributed.process_index()})
+        except RequestError as error:
+            print(error)
+        finish(0)
+        """,
+        tmp_path,
+    )
+    assert [process.status for process in ended] == [0, 0], ended
+    for process in ended:
+        assert "seed=1 in process 1, 0 in process 0: expected the same command and configuration" in process.output
+
+
+def test_a_process_waits_for_the_others_in_bounded_time(tmp_path: Path) -> None:
+    alone = "import sys; from visor_jax.__main__ import main; sys.exit(main(['data', 'check']))"
+    settings = {**environment(str(tmp_path)), "VISOR_CONNECT_SECONDS": "2", "JAX_PROCESS_ID": "0"}
+    of_each = ({"JAX_NUM_PROCESSES": "2", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"},)
+    with Processes([], count=1, environment=settings, of_each=of_each, program=["-c", alone]) as processes:
+        (ended,) = processes.wait(60)
+    assert ended.status == 2, ended
+    assert "not all of the 2 processes have connected within 2 s" in ended.output and "***" not in ended.output

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from visor_jax import __version__
+from visor_jax.commands import processes
 from visor_jax.errors import ABORTED, INTERRUPTED, RequestError, RunError, from_os_error, nearest, one_line
 from visor_jax.files.bucket import describe, is_bucket_error
 from visor_jax.scale.xla_flags import set_flags_of_host
@@ -59,14 +60,14 @@ def run(argv: list[str], stop: Stop) -> int:
     try:
         status = _status(argv, stop)
     except SystemExit as leaving:
-        _finish(leaving.code if isinstance(leaving.code, int) else 1)
+        processes.finish(leaving.code if isinstance(leaving.code, int) else 1)
         raise
     except BaseException:
-        if _distributed() is not None:
+        if processes.distributed() is not None:
             traceback.print_exc()
-            _finish(1)
+            processes.finish(1)
         raise
-    _finish(status)
+    processes.finish(status)
     return status
 
 
@@ -92,7 +93,11 @@ def _status(argv: list[str], stop: Stop) -> int:
                 _drop_output()
         elif is_bucket_error(error):
             expected = RunError(f"a bucket could not be reached: {describe(error)}")
-        if expected is None and (distributed := _distributed()) is not None and distributed.is_lost_peer(error):
+        if (
+            expected is None
+            and (distributed := processes.distributed()) is not None
+            and distributed.is_lost_peer(error)
+        ):
             _print_error(RunError(f"another process of this run is gone: {str(error).splitlines()[0]}"))
             return ABORTED
         expected = expected or _no_device(error)
@@ -125,13 +130,16 @@ def _run(argv: list[str], stop: Stop) -> int:
     if stray:
         raise RequestError(_stray(name, stray[0], overrides, parser))
     _warn_of_repeats(rest, parser)
-    _start_processes(stop)
-    config = _configuration(name, module, args, overrides)
     set_flags_of_host()  # before JAX is imported
+    if processes.start(stop):
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_OneLine(f"visor [process {processes.index()}]: %(message)s"))
+    config = _configuration(name, module, args, overrides)
+    processes.check_request(name, args, config)
     fault_point("imported")
     if not getattr(module, "WATCHED", False):
         stop.started()
-    if (distributed := _distributed()) is None:
+    if (distributed := processes.distributed()) is None:
         return _call(module, args, config)
     if getattr(module, "PROCESSES", "one") == "one":
         return distributed.once(lambda: _call(module, args, config))
@@ -178,33 +186,7 @@ def _no_device(error: Exception) -> RunError | None:
     return RunError(f"{error}{lock}")
 
 
-# --- several processes ------------------------------------------------------------------------------------------------
-
-
-def _start_processes(stop: Stop) -> None:
-    """Connects this process to the others of its run, if the environment names others."""
-    from visor_jax.scale.environment import CONNECT, HEARTBEAT, process_settings, seconds
-
-    if (settings := process_settings(os.environ)) is None:
-        return
-    from visor_jax.scale import distributed
-
-    distributed.start(settings, seconds(HEARTBEAT, os.environ), seconds(CONNECT, os.environ))
-    stop.take_sigterm()
-    if not distributed.is_main():
-        for handler in logging.getLogger().handlers:
-            handler.setFormatter(_OneLine(f"visor [process {distributed.process_index()}]: %(message)s"))
-
-
-def _distributed() -> Any:
-    """Returns the module `visor_jax.scale.distributed` if it has connected several processes, else None."""
-    module = sys.modules.get("visor_jax.scale.distributed")
-    return module if module is not None and module.started() else None
-
-
-def _finish(status: int) -> None:
-    if (distributed := _distributed()) is not None:
-        distributed.finish(status)
+# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _print_json(result: Any) -> None:

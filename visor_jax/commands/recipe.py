@@ -19,12 +19,13 @@ from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
 from visor_jax.errors import RequestError
 from visor_jax.files.bucket import size_of
-from visor_jax.files.read_write import as_path, read_json
+from visor_jax.files.read_write import as_path, read_json, read_regular
 from visor_jax.scale.compiler_options import use_compile_cache
 from visor_jax.scale.distributed import is_main, once
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
+from visor_jax.workdir.lock import MAX_BYTES
 from visor_jax.workdir.supervision import beat, supervised, watched
 
 VISIBLE_SECONDS = 60.0  # for a file of process 0 to reach the others
@@ -71,27 +72,39 @@ def held(workdir: Workdir, config: Config | None = None) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
 
-        def acquire() -> None:
-            stack.enter_context(workdir.lock())
+        def acquire() -> str:
+            lock = stack.enter_context(workdir.lock())
             if config is not None:
                 stack.enter_context(workdir.claimed(config))
+            return lock.token
 
-        once(acquire)
-        check_visible(workdir.path / "config.json")
+        token = once(acquire)
+        if not is_main():
+            check_visible(workdir.path / "lock.json", token)
         yield
 
 
-def check_visible(path: Path) -> None:
-    """Checks that this process sees a file that process 0 has written; file systems of a network may take a while.
+def check_visible(lock: Path, token: str) -> None:
+    """Checks that this process sees the lock that process 0 has written; file systems of a network may take a while.
+
+    Another run's lock does not count: a folder of the same name, left on this machine, is not the shared one.
 
     Raises:
-      RequestError: it does not.
+      RequestError: it does not see it.
     """
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    while not path.exists():
+    deadline, problem = time.monotonic() + VISIBLE_SECONDS, ""
+    while True:
+        try:
+            if token.encode() in read_regular(lock, MAX_BYTES):
+                return
+            problem = "holds something else"
+        except FileNotFoundError:
+            problem = "is not there"
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
         if time.monotonic() > deadline:
             raise RequestError(
-                f"--workdir: {path} was written by process 0 and is not there for this one; expected a folder that all"
+                f"--workdir: {lock} was written by process 0 and {problem} for this one; expected a folder that all"
                 " machines share, or a bucket (gs://...)"
             )
         beat()

@@ -58,21 +58,34 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     if settings.get("process_id"):
         _wait_for_coordinator(settings["coordinator_address"], connect_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    count = settings.get("num_processes")
+    text = f"not all of the {count} processes have" if count else "not all processes of this run have"
+    timer = threading.Timer(connect_timeout, _give_up, [f"{text} connected within {connect_timeout} s"])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             **settings,
-            initialization_timeout=connect_timeout,
+            initialization_timeout=connect_timeout + 30,  # JAX aborts with a stack trace; the timer is faster
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=connect_timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise RequestError(f"the processes of this run cannot be connected: {one_line(str(error))}") from error
+    finally:
+        timer.cancel()
     if jax.default_backend() == "cpu":
         # JAX caches the program of process 0, and on CPU the collectives of the others hang in it (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
     _watcher.start()
     before_exit(lambda: _announce("was stopped by a signal"))
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def _give_up(message: str) -> NoReturn:
+    """Ends this process as for a wrong request, from a thread, while the main one waits in JAX."""
+    print(f"visor: environment: {message}; expected the same address and number in all of them", file=sys.stderr)
+    os._exit(2)
 
 
 def _wait_for_coordinator(address: str, seconds: float) -> None:
@@ -229,6 +242,30 @@ def _answer_of(key: str) -> Any:
     if "error" in answer:
         raise (RequestError if answer["kind"] == "request" else RunError)(answer["error"])
     return answer["result"]
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+    """Checks that all processes were started with the same values, of JSON types, by name; all processes must call it.
+
+    Processes with other values would compute programs that do not fit together, or wait for each other forever.
+
+    Raises:
+      RequestError: a process has another value; raised in every process.
+    """
+    mine = json.loads(json.dumps(values))
+    reports = Reports("request").exchange(0, mine)
+
+    def compare() -> None:
+        for process, theirs in enumerate(reports):
+            for name in sorted({*mine, *theirs}):
+                value, expected = theirs.get(name), mine.get(name)
+                if value != expected:
+                    raise RequestError(
+                        f"{name}={value} in process {process}, {expected} in process 0: expected the same command and"
+                        " configuration in all processes"
+                    )
+
+    once(compare)
 
 
 class Reports:

@@ -50,6 +50,11 @@ class WorkdirLock:
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
 
+    @property
+    def token(self) -> str:
+        """A text in the lock file that no other run's lock has."""
+        return self._me["token"]
+
     def __enter__(self) -> Self:
         """Acquires the lock.
 
