@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
@@ -21,6 +22,7 @@ from visor_jax.testing.processes import Processes
 from visor_jax.train import wandb_run as wandb_module
 from visor_jax.train.loop import train
 from visor_jax.train.observer import MEASURED
+from visor_jax.train.profile import StepProfiler
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -91,6 +93,29 @@ def test_validation_a_profile_and_wandb_leave_the_losses_as_they_are(
     assert [row["loss"] for row in recorder.rows] == [row["loss"] for row in rows]
     assert "secret-key" not in json.dumps(recorder.started)
     assert not [f for f in tiny_copy.rglob("*.json") if "secret-key" in f.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (range(1, 7), "the profile of steps 5 to 6 is in"),
+        (range(1, 4), "train.profile=5:9 wrote no profile: step 5 was not"),
+        (range(6, 9), "train.profile=5:9 wrote no profile: step 5 was not"),
+    ],
+)
+def test_a_window_past_the_steps_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, steps: range, expected: str
+) -> None:
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *folder: None)
+    caplog.set_level("INFO")
+    with StepProfiler("5:9", tmp_path) as profiler:
+        for number in steps:
+            with profiler.step(number):
+                pass
+            profiler.dispatched(number, ())
+    assert [record.getMessage() for record in caplog.records if expected in record.getMessage()]
+    assert len(caplog.records) == 1
 
 
 def test_wandb_that_is_not_installed_is_a_wrong_request(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

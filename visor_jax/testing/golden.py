@@ -2,7 +2,7 @@
 
     python -m visor_jax.testing.golden
 
-writes `visor_jax/scale/golden/CONFIG-TOPOLOGY-MESH.json` anew; a test compares them, so that a change to the table in
+rewrites `visor_jax/scale/golden/CONFIG-TOPOLOGY-MESH.json`; a test compares them, so that a change to the table in
 `visor_jax/scale/sharding.py` or to a model shows in a review as a change of these files. No device is needed. Moments
 of the optimizer lie where their parameters do; the bytes per device include them, of the stage `full`.
 """
@@ -91,7 +91,7 @@ def as_text(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m visor_jax.testing.golden", description="Writes the golden shardings anew."
+        prog="python -m visor_jax.testing.golden", description="Rewrites the golden shardings."
     )
     parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the configuration files")
     configs = parser.parse_args().configs

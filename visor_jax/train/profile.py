@@ -39,7 +39,7 @@ class StepProfiler:
         self._first, count = parse_window(window) if window else (0, 0)
         self._last = self._first + count - 1
         self._folder = folder / "profile"
-        self._on = False
+        self._window, self._on, self._done = window, False, 0
         if window and is_bucket(folder):
             raise RequestError(
                 f"train.profile={window!r}: a bucket cannot hold the trace; expected '', or a local workdir"
@@ -52,6 +52,12 @@ class StepProfiler:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop()
+        if self._window and not self._done and kind is None:
+            log.warning(
+                "train.profile=%s wrote no profile: step %d was not among those that this run trained",
+                self._window,
+                self._first,
+            )
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -67,6 +73,8 @@ class StepProfiler:
 
     def dispatched(self, number: int, results: Any) -> None:
         """Ends the trace after the window's last step, as soon as its `results` are computed."""
+        if self._on:
+            self._done = number
         if self._on and number >= self._last:
             jax.block_until_ready(results)
             self._stop()
@@ -75,4 +83,4 @@ class StepProfiler:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
-            log.info("the profile of steps %d to %d is in %s", self._first, self._last, self._folder)
+            log.info("the profile of steps %d to %d is in %s", self._first, max(self._done, self._first), self._folder)

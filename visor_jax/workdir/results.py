@@ -49,7 +49,10 @@ def read_viable(workdir: Workdir, num_slots: int | None = None) -> list[Bits]:
     path = workdir.path / "search" / "viable.json"
     if not path.exists():
         raise RequestError(f"{path}: not found; run the search first (visor search --workdir={workdir.path})")
-    result = read_json(path)
+    try:
+        result = read_json(path)
+    except RequestError as error:
+        raise RequestError(f"{error}; remove it and run the search again") from error
     slots = result.get("num_slots") if isinstance(result, dict) else None
     if not isinstance(result, dict) or type(slots) is not int or not 0 <= slots <= MAX_SLOTS:
         raise RequestError(f"{path}: num_slots={slots!r}: expected a whole number, as the search writes it")
