@@ -50,7 +50,8 @@ def test_other_places_hold_no_run(capsys, place):
 
 
 def test_an_export_replaces_only_an_export(bucket):
-    write_json(bucket / "notes.json", {})
+    write_json(bucket / "config.json", {})  # of a workdir
+    write_json(bucket / "export" / "parity.json", {})
     for force, message in ((False, "is not empty"), (True, "holds something else than a model")):
         with pytest.raises(RequestError, match=message):
             torch_export._check_destination(bucket, force)

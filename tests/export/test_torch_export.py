@@ -232,6 +232,7 @@ def test_destinations_are_not_overwritten(model, unproven, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("all of it")
+    (tmp_path / "full" / "config.json").write_text("{}")  # as in a workdir or in somebody's model
     for name, force in [("file", False), ("file", True), ("full", False), ("full", True)]:
         with pytest.raises(RequestError, match=f"{name}"):
             torch_export.export(model, tmp_path / name, stage="policy", force=force)

@@ -294,6 +294,9 @@ SURROUNDINGS: dict[str, Case] = {
     "76 a filled folder, forced": Case(
         "export --workdir={run} --out={tmp}/out --force", 2, "holds something else than a model", filled
     ),
+    "76 the workdir itself, forced": Case(
+        "export --workdir={run} --out={run} --force", 2, "holds something else than a model", lambda at: None
+    ),
     "78 a script in the report": Case("report --workdir={run}", 0, "", hostile_names),
     "80 a bucket": Case(
         f"run {CONFIG} --workdir=gs://bucket/run", 2, "pip install 'visor-jax[gcs]'", lambda at: without_gcsfs()

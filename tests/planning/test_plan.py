@@ -190,5 +190,7 @@ def test_the_search_keeps_what_is_as_fast_and_splits_replicas_where_gathers_wait
 
 
 def test_a_search_without_a_fit_says_by_how_much() -> None:
-    with pytest.raises(RequestError, match=r"--topology=v5e:2x2: none of \d+ settings .* fits; the smallest needs"):
+    with pytest.raises(
+        RequestError, match=r"--topology=v5e:2x2: none of \d+ settings .* fits; the smallest fills \d+% of"
+    ):
         search(shipped("llava_ov_7b"), parse_topology("v5e:2x2"), ["full"])

@@ -46,6 +46,7 @@ MODULE_FILES = (
     "vision_visor.py",
 )
 PROOF = "parity.json"  # of an export that agrees with the JAX model
+OF_AN_EXPORT = ("config.json", PROOF)  # by which one is known; a workdir has a config.json as well
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]  # PyTorch key -> (shape, its array, lazily)
 
 
@@ -253,7 +254,7 @@ def _check_destination(out: Path, force: bool) -> None:
         raise RequestError(f"--out={out}: is not a folder; expected a folder that is new or empty")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise RequestError(f"--out={out}: is not empty; expected a folder that is new or empty (--force replaces it)")
-    if out.is_dir() and force and any(out.iterdir()) and not (out / "config.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not {*OF_AN_EXPORT} <= {file.name for file in out.iterdir()}:
         raise RequestError(f"--out={out}: holds something else than a model; --force replaces exports only")
     parent = next(folder for folder in out.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -267,7 +268,7 @@ def _check_objects(out: Path, force: bool) -> None:
         return
     if not force:
         raise RequestError(f"--out={out}: is not empty; expected a folder that is new or empty (--force replaces it)")
-    if "config.json" not in names:
+    if not {*OF_AN_EXPORT} <= {*names}:
         raise RequestError(f"--out={out}: holds something else than a model; --force replaces exports only")
 
 

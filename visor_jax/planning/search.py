@@ -86,7 +86,8 @@ def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Ca
         least = min((candidate.room for candidate in tried), default=0.0)
         raise RequestError(
             f"--topology={topology.name}: none of {len(tried)} settings of mesh, remat, accumulation and batch size"
-            f" fits; the smallest needs {least:.1f} times the memory by formula; use more chips, or shorter rows"
+            f" fits; the smallest fills {least:.0%} of the memory by formula, at most {ROOM:.0%} may be filled; use"
+            " more chips, or shorter rows"
         )
     fastest = min(candidate.seconds_per_sample for candidate in fitting)
     return sorted(fitting, key=lambda x: (x.seconds_per_sample > (1 + SAME) * fastest, x.changes, x.seconds_per_sample))
