@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.faults.whole_run import TRAINED, environment, steps_of, visor
 from visor_jax.testing.processes import Ended, Processes, free_port
@@ -115,6 +116,39 @@ def test_a_whole_run_of_two_processes_equals_that_of_one(config: Path, compiled:
         for name in ("label", "picture_index", "turn"):
             np.testing.assert_array_equal(labels[name], others[name])
         np.testing.assert_allclose(labels["log_likelihood"], others["log_likelihood"], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_processes_export_import_and_generate(
+    config: Path, compiled: str, undisturbed: Path, tmp_path: Path
+) -> None:
+    export, imported, picture = tmp_path / "export", tmp_path / "imported", tmp_path / "picture.png"
+    Image.new("RGB", (24, 24)).save(picture)
+    for arguments in (
+        ["export", f"--workdir={undisturbed}", f"--out={export}"],
+        ["import", f"--config={config}", f"--workdir={imported}", f"--from={export}"],
+        ["generate", f"--workdir={imported}", f"--image={picture}", "--question=what", "--budget=full", "--json"],
+    ):
+        ended = finish(Processes(arguments, environment=environment(compiled)))
+        assert [process.status for process in ended] == [0, 0], ended
+        assert "{" not in ended[1].output, ended[1].output
+    assert ended[0].output.count('"cache_bytes"') == 1
+    assert (imported / "base/complete.json").exists() and not (imported / "lock.json").exists()
+
+
+@pytest.mark.parametrize("differs", ["seed", "train.checkpoint_every"])
+def test_another_configuration_in_one_process_is_refused(
+    config: Path, tmp_path: Path, compiled: str, differs: str
+) -> None:
+    # The last flag counts: 10 in process 0 and 11 in process 1.
+    flag = f"f'--config.{differs}={{10 + int(os.environ[\"JAX_PROCESS_ID\"])}}'"
+    program = ["-c", f"import os, sys; from visor_jax.__main__ import main; sys.exit(main([*sys.argv[1:], {flag}]))"]
+    arguments = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
+    ended = finish(Processes(arguments, environment=environment(compiled), program=program))
+    assert [process.status for process in ended] == [2, 2], ended
+    assert all(f"{differs}=11 in process 1, 10 in process 0: expected the same" in each.output for each in ended)
+    assert not (tmp_path / "run").exists()
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

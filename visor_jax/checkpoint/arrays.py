@@ -133,7 +133,12 @@ def _read(folder: Path, expected: Mapping[str, Any]) -> dict[str, Any]:
         for name, leaf in expected.items()
     }
     request = ocp.args.PyTreeRestore(item=unflatten(expected), restore_args=unflatten(arguments), partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    # Each process reads by itself: process 0 also reads alone, while the others wait for what it does with the arrays.
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
         return flatten(reader.restore(str(folder), args=request))
 
 

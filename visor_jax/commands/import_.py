@@ -18,6 +18,7 @@ from visor_jax.config import Config
 HELP = "import a Hugging Face checkpoint into a workdir"
 CONFIG = "required"
 WORKDIR = "required"
+PROCESSES = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
     from visor_jax.budget import bit_string
     from visor_jax.checkpoint.manager import Checkpoints
+    from visor_jax.commands.recipe import held
     from visor_jax.config import architecture
     from visor_jax.data.from_config import make_tokenizer
     from visor_jax.errors import RequestError
@@ -46,6 +48,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.hf.model import add_visor_params, differences
     from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
     from visor_jax.model.keys import start_key
+    from visor_jax.scale.distributed import once
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.workdir.folder import Workdir
 
@@ -61,7 +64,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     workdir = Workdir(args.workdir)
     stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
     folder = workdir.stage(stage)
-    if folder.is_complete():
+    if once(folder.is_complete):
         raise RequestError(f"{folder.path}: is complete already; expected another --workdir")
     try:
         tokenizer = make_tokenizer(config)
@@ -73,9 +76,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if not config.model.text.max_positions:
         text = dataclasses.replace(config.model.text, max_positions=checkpoint.arch.text.max_positions)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    workdir.create()
-    with workdir.lock():
-        workdir.claim(config)
+    once(workdir.create)
+    with held(workdir, config):
         mesh = configured_mesh(config)
         params, new = read_params(checkpoint, mesh), dict[str, int]()
         if arch.plan != checkpoint.arch.plan:
@@ -83,13 +85,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         if checkpoint.viable_budgets:
             names = [bit_string(bits) for bits in checkpoint.viable_budgets]
             result = {"num_slots": arch.num_slots, "viable": names, "subsets": []}
-            write_json(workdir.path / "search" / "viable.json", result)
+            once(lambda: write_json(workdir.path / "search" / "viable.json", result))
         identity = workdir.identity(config, stage)
         largest = max(x.nbytes for x in jax.tree.leaves(params))
         place = folder.path / "checkpoints"
         with Checkpoints(place, identity=identity, keep=1, copied_bytes=largest) as checkpoints:
             checkpoints.save(0, {"params": params}, meta={"step": 0}, wait=True)
-        folder.mark_complete({"step": 0, "imported": True, "origin": origin_of(Path(source))})
+        once(lambda: folder.mark_complete({"step": 0, "imported": True, "origin": origin_of(Path(source))}))
     total, added = sum(x.size for x in jax.tree.leaves(params)), sum(new.values())
     print(f"{folder.path}: {total - added:,} parameters from {args.source}")
     for part, count in new.items():
