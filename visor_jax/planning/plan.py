@@ -6,11 +6,10 @@ every stage is compiled (`visor_jax.planning.compiling`); for GPUs everything is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from visor_jax.config import Config, stage_config, to_json
+from visor_jax.config import Config, stage_config
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.errors import RequestError, nearest
 from visor_jax.planning.compiling import compile_stages
@@ -213,8 +212,3 @@ def largest_batch(config: Config, stage: str, topology: Topology, held: Mapping[
     fixed = sum(held.get(name, 0.0) for name in ("weights", "optimizer", "code"))
     per_unit = (held["temporaries"] + held["batch"]) * unit / rows
     return max(int((topology.chip.hbm_bytes - fixed) / per_unit), 0) * unit
-
-
-def resolved(config: Config) -> dict[str, Any]:
-    """Returns the configuration as JSON values."""
-    return json.loads(to_json(config))

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -82,18 +81,6 @@ class Processes:
     def send(self, index: int, number: signal.Signals) -> None:
         """Sends a signal to a process."""
         self._processes[index].send_signal(number)
-
-    def wait_for(self, path: Path, seconds: float) -> None:
-        """Waits until a file exists.
-
-        Raises:
-          TimeoutError: it does not, or the processes have ended.
-        """
-        deadline = time.monotonic() + seconds
-        while not path.exists():
-            if time.monotonic() > deadline or all(process.poll() is not None for process in self._processes):
-                raise TimeoutError(f"{path} was not written:\n{self._all_output()}")
-            time.sleep(0.02)
 
     def wait(self, seconds: float) -> list[Ended]:
         """Waits for all processes.

@@ -1,8 +1,8 @@
 """The training step of a stage from shapes alone, for ahead-of-time compilation: no data, no weights, no devices.
 
 In: a configuration, a stage, a mesh (also one of `jax.experimental.topologies`). Out: the jitted step of
-`visor_jax.train.update` and the shapes and shardings of its arguments, or the lowered program. The training loop runs
-the same function on arrays of these shapes.
+`visor_jax.train.update` and the shapes and shardings of its arguments. The training loop runs the same function on
+arrays of these shapes.
 """
 
 from __future__ import annotations
@@ -30,18 +30,6 @@ class AbstractStep(NamedTuple):
     batch: dict[str, Any]
     budget: Any
     learning_rate: Any
-
-
-def lowered_update(config: ConfigLike, stage: str, mesh: Mesh) -> jax.stages.Lowered:
-    """The lowered training step of a stage; `.compile(compiler_options)` compiles it for the mesh's devices.
-
-    Raises:
-      RequestError: the configuration is wrong, or the batch cannot be divided over the mesh.
-    """
-    step = abstract_step(config, stage, mesh)
-    with jax.set_mesh(mesh):  # kernels split their work over it
-        jitted: Any = step.update
-        return jitted.lower(step.state, step.batch, step.budget, step.learning_rate)
 
 
 def abstract_step(config: ConfigLike, stage: str, mesh: Mesh) -> AbstractStep:
