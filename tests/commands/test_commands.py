@@ -297,6 +297,15 @@ def test_unknown_stages(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "not complete" in refusal(capsys, "evaluate", here, "--stage=dense")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_other_weights_than_the_run_chose_are_refused(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    average = ("--config.train.ema_decay=0.9", "--config.train.use_ema=True")
+    err = refusal(capsys, command, f"--workdir={tiny_run}", *average)
+    assert f"train.use_ema=True: {tiny_run} was trained with False" in err
+
+
 def test_evaluate_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = "evaluate", f"--workdir={tiny_run}"
     assert "fulll" in refusal(capsys, *here, "--budget=fulll")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Evaluates the model; returns the content of the result file."""
-    from visor_jax.commands.recipe import evaluation_data
+    from visor_jax.commands.recipe import check_average, evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.runner import evaluate, print_budgets
@@ -47,6 +47,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir = Workdir(args.workdir)
+    check_average(workdir, config)
     run_config, config = config, evaluation_data(config, args.benchmark, args.data)
     budgets = [name.strip() for name in (args.budget or "").split(",") if name.strip()] or None
     if args.budget is not None and budgets is None:

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Exports the model; returns the folder and the agreement with PyTorch."""
 
+    from visor_jax.commands.recipe import check_average
     from visor_jax.errors import RequestError, nearest
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import DTYPES, export
@@ -44,6 +45,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.workdir.supervision import watched
 
     workdir = Workdir(args.workdir)
+    check_average(workdir, config)
     if args.stage is not None and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: no stage with a model; {hint}")

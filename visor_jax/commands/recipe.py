@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from visor_jax.config import Config, ConfigLike, as_config, validate
+from visor_jax.config import Config, ConfigLike, as_config, from_dict, validate
 from visor_jax.config.mixture import MIXTURE_SUFFIXES, is_mixture, mixture_fields
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
@@ -26,6 +26,7 @@ from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.lock import MAX_BYTES
+from visor_jax.workdir.provenance import differing_fields, plain
 from visor_jax.workdir.supervision import beat, supervised, watched
 
 VISIBLE_SECONDS = 60.0  # for a file of process 0 to reach the others
@@ -109,6 +110,20 @@ def check_visible(lock: Path, token: str) -> None:
             )
         beat()
         time.sleep(1)
+
+
+def check_average(workdir: Workdir, config: Config) -> None:
+    """Checks that `config` does not choose other weights than the stages were saved with.
+
+    Raises:
+      RequestError: `train.use_ema`, or a stage's, differs from the workdir's.
+    """
+    for field, theirs, mine in differing_fields(plain(from_dict(workdir.config())), plain(config)):
+        if field.endswith(".use_ema"):
+            raise RequestError(
+                f"{field}={mine}: {workdir.path} was trained with {theirs}, and its finished stages keep to that;"
+                f" expected {theirs}, or another run"
+            )
 
 
 def is_complete(workdir: Workdir, stage: str) -> bool:
