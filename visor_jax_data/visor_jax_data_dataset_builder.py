@@ -29,7 +29,7 @@ from absl import logging
 from PIL import Image
 
 from visor_jax.config import Config, apply_overrides, default_config, load_config
-from visor_jax.config.schema import PILLOW_MAX_PIXELS
+from visor_jax.config.data_fields import PILLOW_MAX_PIXELS
 from visor_jax.data.images import byte_limit
 from visor_jax.data.media import mark_videos
 from visor_jax.data.sample import Sample, SkipSample, Source, outline
