@@ -128,11 +128,12 @@ def test_two_processes_export_import_and_generate(
     for arguments in (
         ["export", f"--workdir={undisturbed}", f"--out={export}"],
         ["import", f"--config={config}", f"--workdir={imported}", f"--from={export}"],
+        ["evaluate", f"--workdir={imported}", "--config.evaluate.samples=4", "--json"],
         ["generate", f"--workdir={imported}", f"--image={picture}", "--question=what", "--budget=full", "--json"],
     ):
         ended = finish(Processes(arguments, environment=environment(compiled)))
         assert [process.status for process in ended] == [0, 0], ended
-        assert "{" not in ended[1].output, ended[1].output
+        assert not {"{", "│"} & {*ended[1].output}, ended[1].output
     assert ended[0].output.count('"cache_bytes"') == 1
     assert (imported / "base/complete.json").exists() and not (imported / "lock.json").exists()
 

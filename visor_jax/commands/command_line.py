@@ -145,6 +145,7 @@ def _run(argv: list[str], stop: Stop) -> int:
         return distributed.once(lambda: _call(module, args, config))
     if distributed.is_main():
         return _call(module, args, config)
+    args.json = False  # it would send what the command prints to standard error
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # process 0 prints the results
         return _call(module, args, config)
 
