@@ -295,7 +295,11 @@ def _parser(name: str, module: ModuleType) -> _Parser:
     common.add_argument("--workdir", metavar="DIR", help="the run's folder")
     if _source(module) != "none":
         given = "" if _source(module) == "required" else " (default: the workdir's)"
-        common.add_argument("--config", metavar="FILE[:ARG]", help=f"a file with get_config(){given}")
+        common.add_argument(
+            "--config",
+            metavar="FILE[:ARG]",
+            help=f"get_config() in Python, or JSON{given}",
+        )
         # Only for the help text; overrides are removed before argparse parses the line.
         common.add_argument("--config.FIELD", metavar="VALUE", help="change a field, such as --config.train.steps=100")
     common.add_argument("--json", action="store_true", help="the result as one JSON object, the last line of stdout")

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
-import inspect
 import json
 import logging
 import os
 import re
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,6 +32,7 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.config.checks import check_together
+from visor_jax.config.config_file import config_from_file, fields_from_file, refuse_unsafe
 from visor_jax.config.data_fields import ASSETS, BUILT_IN
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
@@ -50,7 +48,7 @@ from visor_jax.config.schema import (
 from visor_jax.config.train_fields import TrainConfig
 from visor_jax.config.values import Field, convert, from_text
 from visor_jax.errors import RequestError, nearest
-from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_json, read_regular
+from visor_jax.files.read_write import MAX_TOKENIZER_BYTES, as_path, parse_json, read_regular
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +72,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
     """Loads a configuration file, applies overrides and validates the result.
 
     Args:
-      path: a Python file that defines `get_config()`, or "FILE:ARGUMENT" for `get_config(ARGUMENT)`.
+      path: a Python file that defines `get_config()`, or "FILE:ARGUMENT" for `get_config(ARGUMENT)`; or a JSON file
+        with a resolved configuration, such as a workdir's `config.json`, which is read as data.
       overrides: "--config.train.steps=10" (or without the dashes), in order.
       workdir: the run's folder; a file in it may have come with data, so it is not executed.
 
@@ -82,44 +81,12 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
       RequestError: the file, a field or a combination of fields is wrong.
     """
     file, separator, argument = os.fspath(path).partition(":") if "://" not in os.fspath(path) else (path, "", "")
-    _refuse_unsafe(Path(os.path.expanduser(file)), os.fspath(path), workdir)
+    if os.fspath(file).endswith(".json") and "://" not in os.fspath(path):
+        if separator:
+            raise RequestError(f"--config={os.fspath(path)}: a JSON file takes no argument; expected {file}")
+        return apply_overrides(from_dict(fields_from_file(file)), overrides)
+    refuse_unsafe(Path(os.path.expanduser(file)), os.fspath(path), workdir)
     return apply_overrides(config_from_file(file, argument if separator else None), overrides)
-
-
-def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Any:
-    """Returns the unchecked `ConfigDict` of `get_config()` in `file`, for configurations that start from another one.
-
-    Raises:
-      RequestError: the file does not exist or raises; the message names the file and, if known, the line.
-    """
-    source = as_path(file)
-    where = f"--config={os.fspath(file)}"
-    if not source.is_file():
-        if source.exists():
-            raise RequestError(f"{where}: not a regular file; expected a Python file that defines get_config()")
-        folder = source.parent if source.parent.is_dir() else Path()
-        raise _request(where, "no such file", nearest(os.fspath(file), map(str, folder.glob("*.py"))))
-    if source.suffix != ".py":
-        raise RequestError(f"{where}: expected a Python file that defines get_config()")
-    spec = importlib.util.spec_from_file_location(f"visor_config_{source.stem}", source)
-    assert spec is not None and spec.loader is not None  # a .py file has both
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        make = getattr(module, "get_config", None)
-        if not callable(make):
-            raise RequestError(f"{where}: defines no function get_config()")
-        _check_argument(where, make, argument)
-        config = make() if argument is None else make(argument)
-    except RequestError:
-        raise
-    except (Exception, SystemExit) as error:
-        line = _line_in(source, error)
-        text = " ".join(str(error).split())
-        raise RequestError(f"{where}: {type(error).__name__}{line}: {text}") from error
-    if not isinstance(config, ConfigDict):
-        raise RequestError(f"{where}: get_config() returned {type(config).__name__}, expected a ConfigDict")
-    return config
 
 
 def apply_overrides(config: ConfigLike, overrides: Iterable[str]) -> Config:
@@ -383,44 +350,6 @@ def _shown(value: Any) -> str:
 def _given(text: str) -> str:
     """Returns an override's text for a message: unchanged if it is printable and short, else as `repr`."""
     return text if text.isprintable() and len(text) <= 80 else _shown(text)
-
-
-def _refuse_unsafe(file: Path, given: str, workdir: str) -> None:
-    """Rejects URLs and files inside a workdir: a configuration is code, and those places hold data."""
-    if not given.isprintable():
-        raise RequestError(f"--config={given!r}: expected a path of printable characters")
-    if "://" in given:
-        raise RequestError(f"--config={given}: a configuration is code; expected a local file")
-    folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
-    if workdir and "://" not in workdir and as_path(workdir).resolve() in file.resolve().parents:
-        folders.append(as_path(workdir))
-    if folders:
-        raise RequestError(f"--config={given}: is in the workdir {folders[0]}; a workdir's files are not executed")
-
-
-def is_workdir(folder: Path) -> bool:
-    """Returns whether a folder is a workdir, judging by its `config.json`."""
-    try:
-        record = read_json(folder / "config.json")
-    except RequestError:
-        return False
-    return isinstance(record, dict) and {"config", "format"} <= record.keys()
-
-
-def _check_argument(where: str, make: Any, argument: str | None) -> None:
-    try:
-        inspect.signature(make).bind(*([] if argument is None else [argument]))
-    except TypeError as error:
-        takes = "no argument" if argument is not None else "an argument, given as FILE:ARGUMENT"
-        raise RequestError(f"{where}: get_config() takes {takes}") from error
-
-
-def _line_in(source: Path, error: BaseException) -> str:
-    """Returns the line of `source` that raised the error, as " in line 12"; "" if unknown."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f" in line {error.lineno}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == source.resolve()]
-    return f" in line {frames[-1].lineno}" if frames else ""
 
 
 def _vocabulary_size(file: Path) -> int:

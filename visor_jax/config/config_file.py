@@ -1,0 +1,109 @@
+"""Reads a configuration file: a Python file with `get_config()`, which is executed, or a JSON file, which is data.
+
+In: the path. Out: an unchecked `ConfigDict`, or the fields of a resolved configuration; `visor_jax.config.resolve`
+checks them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from visor_jax.errors import RequestError, nearest
+from visor_jax.files.read_write import as_path, read_json
+
+
+def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Any:
+    """Returns the unchecked `ConfigDict` of `get_config()` in `file`, for configurations that start from another one.
+
+    Raises:
+      RequestError: the file does not exist or raises; the message names the file and, if known, the line.
+    """
+    source = as_path(file)
+    where = f"--config={os.fspath(file)}"
+    if not source.is_file():
+        if source.exists():
+            raise RequestError(f"{where}: not a regular file; expected a Python file that defines get_config()")
+        folder = source.parent if source.parent.is_dir() else Path()
+        hint = nearest(os.fspath(file), map(str, folder.glob("*.py")))
+        raise RequestError(f"{where}: no such file" + (f"; {hint}" if hint else ""))
+    if source.suffix != ".py":
+        raise RequestError(f"{where}: expected a Python file that defines get_config(), or a JSON file")
+    spec = importlib.util.spec_from_file_location(f"visor_config_{source.stem}", source)
+    assert spec is not None and spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, "get_config", None)
+        if not callable(make):
+            raise RequestError(f"{where}: defines no function get_config()")
+        _check_argument(where, make, argument)
+        config = make() if argument is None else make(argument)
+    except RequestError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = _line_in(source, error)
+        text = " ".join(str(error).split())
+        raise RequestError(f"{where}: {type(error).__name__}{line}: {text}") from error
+    if not isinstance(config, ConfigDict):
+        raise RequestError(f"{where}: get_config() returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def fields_from_file(file: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Returns the fields of a resolved configuration: a JSON object of them, or a workdir's `config.json`.
+
+    Raises:
+      RequestError: the file does not exist or is no such object.
+    """
+    value = read_json(as_path(file))
+    if isinstance(value, dict) and isinstance(value.get("config"), dict):
+        value = value["config"]
+    if not isinstance(value, dict):
+        raise RequestError(f"--config={os.fspath(file)}: expected a JSON object of configuration fields")
+    return value
+
+
+def refuse_unsafe(file: Path, given: str, workdir: str) -> None:
+    """Rejects URLs and files inside a workdir: a configuration is code, and those places hold data."""
+    if not given.isprintable():
+        raise RequestError(f"--config={given!r}: expected a path of printable characters")
+    if "://" in given:
+        raise RequestError(f"--config={given}: a configuration is code; expected a local file")
+    folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
+    if workdir and "://" not in workdir and as_path(workdir).resolve() in file.resolve().parents:
+        folders.append(as_path(workdir))
+    if folders:
+        raise RequestError(f"--config={given}: is in the workdir {folders[0]}; a workdir's files are not executed")
+
+
+def is_workdir(folder: Path) -> bool:
+    """Returns whether a folder is a workdir, judging by its `config.json`."""
+    try:
+        record = read_json(folder / "config.json")
+    except RequestError:
+        return False
+    return isinstance(record, dict) and {"config", "format"} <= record.keys()
+
+
+def _check_argument(where: str, make: Any, argument: str | None) -> None:
+    try:
+        inspect.signature(make).bind(*([] if argument is None else [argument]))
+    except TypeError as error:
+        takes = "no argument" if argument is not None else "an argument, given as FILE:ARGUMENT"
+        raise RequestError(f"{where}: get_config() takes {takes}") from error
+
+
+def _line_in(source: Path, error: BaseException) -> str:
+    """Returns the line of `source` that raised the error, as " in line 12"; "" if unknown."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" in line {error.lineno}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == source.resolve()]
+    return f" in line {frames[-1].lineno}" if frames else ""
