@@ -110,9 +110,9 @@ def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
         zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
     )
     assert len(labeled.places) == 16
-    _, ids = labeled.batch(np.arange(16))
+    _, batch = labeled.batch(np.arange(16))
     for row, expected in enumerate(map(all_questions.example, labeled.places)):
-        assert ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id in the data set"
+        assert batch.ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id in the data set"
         assert np.array_equal(labeled.example(row).text_tokens, expected.text_tokens)
         assert np.array_equal(labeled.example(row).tiles, expected.tiles)
     assert len(set(labels.picture_index.tolist())) < 16, "pictures have several questions"

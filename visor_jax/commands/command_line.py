@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from visor_jax import __version__
 from visor_jax.commands import processes
@@ -30,6 +30,9 @@ from visor_jax.files.bucket import describe, is_bucket_error
 from visor_jax.scale.xla_flags import set_flags_of_host
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import Stop, is_watched, was_interrupted
+
+if TYPE_CHECKING:
+    from visor_jax.config import Config
 
 COMMANDS = {
     name: f"visor_jax.commands.{module}"
@@ -150,7 +153,7 @@ def _run(argv: list[str], stop: Stop) -> int:
         return _call(module, args, config)
 
 
-def _call(module: ModuleType, args: argparse.Namespace, config: Any) -> int:
+def _call(module: ModuleType, args: argparse.Namespace, config: Config | None) -> int:
     """Calls a command's `main`, prints its result, and returns its exit status."""
     try:
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():

@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from visor_jax import __version__
 from visor_jax.workdir.supervision import Stop
+
+if TYPE_CHECKING:
+    from visor_jax.config import Config
 
 
 def start(stop: Stop) -> bool:
@@ -40,7 +43,7 @@ def index() -> int:
     return module.process_index() if module is not None else 0
 
 
-def check_request(name: str, args: argparse.Namespace, config: Any) -> None:
+def check_request(name: str, args: argparse.Namespace, config: Config | None) -> None:
     """Checks that all processes were started with the same command; paths may differ between machines.
 
     Raises:

@@ -265,6 +265,7 @@ def record(
     """
     step, metrics, began = pending
     values = jax.device_get(metrics)
+    summary = run.objective.summarize(step, values) if is_main() else {}
     seconds = time.perf_counter() - max(began, writer.written_at)  # the step may have waited for the one before
     loss, finite = float(values["loss"]), bool(values["finite"])
     validated: dict[str, Any] = {}
@@ -274,7 +275,7 @@ def record(
     if not is_main():
         run.bad_steps.observe(step.number, finite, step.ids)
         return
-    row = {"step": step.number, "loss": loss, "budget": step.budget_name, **run.objective.summarize(step, values)}
+    row = {"step": step.number, "loss": loss, "budget": step.budget_name, **summary}
     row |= {name: float(values[name]) for name in ("gradient_norm", "learning_rate")}
     row["sample_ids_sha256"] = ids_digest(step.ids)
     row["bad_steps"] = run.bad_steps.total + (not finite)
