@@ -24,7 +24,7 @@ from visor_jax.scale.xla_flags import set_flags
 WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5e-16",  # any; the topology is named when it is asked for
+    "TPU_ACCELERATOR_TYPE": "v5e-16",  # any; each compilation names its topology
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several plans at a time: none of them holds a TPU
 }

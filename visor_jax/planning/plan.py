@@ -30,7 +30,7 @@ WITHOUT_EFFECT = ("steps", "learning_rate", "schedule", "warmup_fraction", "end_
 
 
 def planned_stages(config: Config, stage: str = "") -> list[str]:
-    """Returns the trained stages of a configuration, or the one that was asked for.
+    """Returns the trained stages of a configuration, or the one given.
 
     Raises:
       RequestError: the stage does not train.

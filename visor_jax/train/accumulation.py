@@ -68,7 +68,7 @@ def split(x: Shaped[Array, "rows ..."], how: Accumulation) -> Shaped[Array, "par
 
 
 def on_rows(part: dict[str, Any], how: Accumulation) -> dict[str, Any]:
-    """A part whose rows lie on all shards: said again in the loop, because the compiler may choose otherwise."""
+    """Constrains the rows of a part to all shards: inside a loop the compiler may choose another sharding."""
     return part if how.shards == 1 else jax.lax.with_sharding_constraint(part, PartitionSpec(ROWS))
 
 
