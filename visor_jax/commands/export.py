@@ -45,13 +45,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.workdir.supervision import watched
 
     workdir = Workdir(args.workdir)
-    check_average(workdir, config)
     if args.stage is not None and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: no stage with a model; {hint}")
     stage = args.stage or next((name for name in MODEL_STAGES if workdir.stage(name).is_complete()), None)
     if stage is None:
         raise RequestError(f"--workdir={args.workdir}: no complete stage; expected a workdir that `visor run` wrote")
+    check_average(workdir, config)
     out = as_path(args.out) if args.out else workdir.path / "export"
     use_compile_cache(workdir.path)
     about = about_stage(config.export, workdir, stage)
