@@ -188,6 +188,13 @@ def _wait_for(key: str) -> str | None:
         raise
 
 
+def _value_of(key: str) -> Any:
+    """Waits for a key's value, JSON, and reports progress to the watchdog meanwhile."""
+    while (text := _wait_for(key)) is None:
+        beat()
+    return json.loads(text)
+
+
 def _client() -> Any:
     return service.global_state.client
 
@@ -236,9 +243,7 @@ def once(action: Callable[[], ResultT]) -> ResultT:
 
 def _answer_of(key: str) -> Any:
     """Returns what process 0 answered, or raises its error."""
-    while (text := _wait_for(key)) is None:
-        beat()
-    answer = json.loads(text)
+    answer = _value_of(key)
     if "error" in answer:
         raise (RequestError if answer["kind"] == "request" else RunError)(answer["error"])
     return answer["result"]
@@ -287,10 +292,6 @@ class Reports:
         if not is_main():
             _client().key_value_set(f"{folder}/{jax.process_index()}", json.dumps(value))
             return [value]
-        others = []
-        for process in range(1, jax.process_count()):
-            while (text := _wait_for(f"{folder}/{process}")) is None:
-                beat()
-            others.append(json.loads(text))
+        others = [_value_of(f"{folder}/{process}") for process in range(1, jax.process_count())]
         _client().key_value_delete(folder)
         return [value, *others]
