@@ -80,34 +80,10 @@ def test_only_the_heartbeat_tells_whether_another_machine_is_alive(bucket):
 
 
 @pytest.mark.parametrize("dead", [False, True])
-def test_only_one_of_many_gets_it(bucket, monkeypatch, dead):
+def test_only_one_of_many_gets_it(bucket, race, dead):
     if dead:
         leave(bucket, pid=2**22 + 1)
-    read = WorkdirLock._read
-
-    def slow_read(lock: WorkdirLock):
-        holder = read(lock)
-        time.sleep(0.05)  # between reading and writing
-        return holder
-
-    monkeypatch.setattr(WorkdirLock, "_read", slow_read)
-    got, refused = [], []
-    barrier = threading.Barrier(4)
-
-    def contend() -> None:
-        lock = lock_in(bucket)
-        barrier.wait()
-        try:
-            lock.__enter__()
-            got.append(lock)
-        except RequestError:
-            refused.append(lock)
-
-    threads = [threading.Thread(target=contend) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    got, refused = race(lambda: lock_in(bucket), 4)
     assert (len(got), len(refused)) == (1, 3)
     got[0].__exit__(None, None, None)
     assert names_below(bucket) == []

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -249,32 +248,8 @@ def test_a_lock_that_no_run_wrote_is_no_obstacle(tmp_path, content):
         pass
 
 
-def test_only_one_of_many_takes_over(tmp_path, monkeypatch):
+def test_only_one_of_many_takes_over(tmp_path, race):
     leave(tmp_path, pid=2**22 + 1)
-    read = WorkdirLock._read
-
-    def slow_read(lock: WorkdirLock):
-        holder = read(lock)
-        time.sleep(0.05)  # between reading and writing
-        return holder
-
-    monkeypatch.setattr(WorkdirLock, "_read", slow_read)
-    got, refused = [], []
-    barrier = threading.Barrier(8)
-
-    def contend() -> None:
-        lock = lock_at(tmp_path)
-        barrier.wait()
-        try:
-            lock.__enter__()
-            got.append(lock)
-        except RequestError:
-            refused.append(lock)
-
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    got, refused = race(lambda: lock_at(tmp_path), 8)
     assert (len(got), len(refused)) == (1, 7)
     got[0].__exit__(None, None, None)
