@@ -364,7 +364,9 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
         check_source(config)
         return config
     if source == "required":
-        raise RequestError(f"{name}: --config is missing; expected a file with get_config(), as in configs/")
+        raise RequestError(
+            f"{name}: --config is missing; expected a file with get_config(), or a shipped name such as llava_ov_0p5b"
+        )
     if args.workdir is not None:
         from visor_jax.workdir.folder import Workdir
 

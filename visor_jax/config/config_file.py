@@ -20,6 +20,34 @@ from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import as_path, read_json
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Returns the configurations that come with the package, by name: {"llava_ov_0p5b": Path, ...}.
+
+    In a checkout, `visor_jax/configs` is a link to `configs/`; a wheel holds copies.
+    """
+    folder = Path(__file__).resolve().parents[1] / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
+
+
+def config_path(given: str) -> str:
+    """Returns the path that `--config=given` means: `given` itself, or the shipped file if `given` is a bare name.
+
+    A bare name holds neither a folder nor a suffix, so it is never a configuration file of the user's.
+
+    Raises:
+      RequestError: `given` is a bare name, and neither a shipped configuration nor anything on disk has it.
+    """
+    if not given or Path(given).name != given or Path(given).suffix or not given.isprintable() or "~" in given:
+        return given
+    shipped = shipped_configs()
+    if given in shipped:
+        return os.fspath(shipped[given])
+    if Path(given).exists():
+        return given
+    hint = nearest(given, shipped) or f"the shipped ones are {', '.join(shipped)}"
+    raise RequestError(f"--config={given}: neither a file nor the name of a shipped configuration; {hint}")
+
+
 def config_from_file(file: str | os.PathLike[str], argument: str | None = None) -> Any:
     """Returns the unchecked `ConfigDict` of `get_config()` in `file`, for configurations that start from another one.
 

@@ -32,7 +32,7 @@ from visor_jax.architecture import (
     VisionArchitecture,
 )
 from visor_jax.config.checks import check_together
-from visor_jax.config.config_file import config_from_file, fields_from_file, refuse_unsafe
+from visor_jax.config.config_file import config_from_file, config_path, fields_from_file, refuse_unsafe
 from visor_jax.config.data_fields import ASSETS, BUILT_IN
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
@@ -72,8 +72,9 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
     """Loads a configuration file, applies overrides and validates the result.
 
     Args:
-      path: a Python file that defines `get_config()`, or "FILE:ARGUMENT" for `get_config(ARGUMENT)`; or a JSON file
-        with a resolved configuration, such as a workdir's `config.json`, which is read as data.
+      path: a Python file that defines `get_config()`, or "FILE:ARGUMENT" for `get_config(ARGUMENT)`; the bare name of a
+        shipped configuration, such as "llava_ov_0p5b", in place of FILE; or a JSON file with a resolved configuration,
+        such as a workdir's `config.json`, which is read as data.
       overrides: "--config.train.steps=10" (or without the dashes), in order.
       workdir: the run's folder; a file in it may have come with data, so it is not executed.
 
@@ -85,6 +86,8 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = (), wor
         if separator:
             raise RequestError(f"--config={os.fspath(path)}: a JSON file takes no argument; expected {file}")
         return apply_overrides(from_dict(fields_from_file(file)), overrides)
+    if "://" not in os.fspath(path):
+        file = config_path(os.fspath(file))
     refuse_unsafe(Path(os.path.expanduser(file)), os.fspath(path), workdir)
     return apply_overrides(config_from_file(file, argument if separator else None), overrides)
 
