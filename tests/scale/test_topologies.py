@@ -19,6 +19,7 @@ from visor_jax.scale.topologies import parse_topology
         ("tpu7x:2x2x1", 4, 8, 1),
         ("h100x8", 8, 8, 1),
         ("h200x16", 16, 16, 2),
+        ("h100x8:2", 16, 16, 2),
     ],
 )
 def test_chips_devices_and_hosts(name: str, chips: int, devices: int, hosts: int) -> None:

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", metavar="WIDTHxHEIGHT", help="size of the picture in pixels")
     what.add_argument("--topology", metavar="CHIPS", help="chips to train on, such as v5e:4x4, v5p:4x4x4 or h100x8")
+    parser.add_argument("--slices", type=int, default=1, help="slices of this topology, joined by the network")
     parser.add_argument("--text-tokens", type=int, default=80, help="tokens of the prompt")
     parser.add_argument("--stage", default="", help="plan one stage only")
     parser.add_argument("--by-formula", action="store_true", help="compile nothing, as for GPUs; needs no libtpu")
@@ -53,7 +54,7 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if not 0 <= price < 1e6:
         raise RequestError(f"--dollars-per-chip-hour={price}: expected 0 or more")
     seconds = 0.0 if args.by_formula else SECONDS
-    topology, stages = parse_topology(args.topology), planned_stages(config, args.stage)
+    topology, stages = parse_topology(args.topology, args.slices), planned_stages(config, args.stage)
     if args.search:
         result = plan_best(config, topology, stages, price, seconds)
     else:

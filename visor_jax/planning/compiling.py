@@ -37,7 +37,7 @@ def check_libtpu(topology: Topology) -> None:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise RequestError(
-            f"--topology={topology.name}: compiling for TPUs needs libtpu, which is not installed; install the extra"
+            f"{topology.flags}: compiling for TPUs needs libtpu, which is not installed; install the extra"
             " [aot]: pip install 'visor_jax[aot]', preferably in an environment of its own"
         )
 
@@ -61,7 +61,13 @@ def compile_stages(
     with tempfile.TemporaryDirectory(prefix="visor_plan_") as name:
         folder = Path(name)
         out, request = folder / "out.json", folder / "request.json"
-        asked = {"config": json.loads(to_json(config)), "topology": topology.name, "stages": [*stages], "out": str(out)}
+        asked = {
+            "config": json.loads(to_json(config)),
+            "topology": topology.name,
+            "slices": topology.slices,
+            "stages": [*stages],
+            "out": str(out),
+        }
         asked["until_unfit"] = until_unfit
         request.write_text(json.dumps(asked))
         command = [sys.executable, "-P", "-m", "visor_jax.planning.worker", str(request)]
@@ -76,7 +82,7 @@ def compile_stages(
             failure = []
         result = json.loads(out.read_text()) if out.exists() else {}
     if "refused" in result:
-        raise RequestError(f"--topology={topology.name}: {result['refused']}")
+        raise RequestError(f"{topology.flags}: {result['refused']}")
     if failure:
-        raise RunError(f"--topology={topology.name}: the compiler failed: {' '.join(failure)}")
+        raise RunError(f"{topology.flags}: the compiler failed: {' '.join(failure)}")
     return result.get("stages", {})

@@ -59,8 +59,10 @@ def plan(
       dollars: price of one chip for one hour; 0 leaves costs out.
       seconds: after which stages that are not compiled are planned by formula alone; 0: nothing is compiled.
       until_unfit: plan the rest by formula once a stage does not fit.
+
+    Raises:
+      RequestError: the mesh or a stage's batch does not suit the topology, or what `compile_stages` raises.
     """
-    check_mesh(config, topology)
     for stage in stages:
         check_batch(config, stage, topology)
     work = {stage: workload(config, stage, topology) for stage in stages}
@@ -78,21 +80,9 @@ def plan(
     return {
         **{key: costliest[key] for key in COSTLIEST},
         "stages": entries,
-        "topology": topology.name,
+        "topology": topology.label,
         "note": "compiled and estimated, not run on hardware" if compiled else "estimated, not run on hardware",
     }
-
-
-def check_mesh(config: Config, topology: Topology) -> None:
-    """Raises:
-    RequestError: the mesh does not have as many devices as the topology.
-    """
-    mesh = mesh_of(config, topology)
-    if mesh.row_ways * mesh.tensor != topology.devices:
-        raise RequestError(
-            f"mesh.replica={mesh.replica}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}: the product must be"
-            f" the number of devices of --topology={topology.name}, {topology.devices} (one may be -1)"
-        )
 
 
 def check_batch(config: Config, stage: str, topology: Topology) -> None:
@@ -103,7 +93,7 @@ def check_batch(config: Config, stage: str, topology: Topology) -> None:
     if rows % unit:
         raise RequestError(
             f"batch_size of stage {stage!r}={rows}: expected a multiple of {unit}, because the {topology.devices}"
-            f" devices of --topology={topology.name} split the rows {mesh_of(config, topology).row_ways} ways, each in"
+            f" devices of {topology.flags} split the rows {mesh_of(config, topology).row_ways} ways, each in"
             " whole pools (data.pool_rows) and parts (train.accumulate); change it or mesh.replica, mesh.fsdp and"
             " mesh.tensor, or try --search"
         )
@@ -149,7 +139,7 @@ def stage_plan(
         "seconds_per_step": found.seconds,
         "mfu": found.mfu,
         "chips": topology.chips,
-        "mesh": vars(mesh),
+        "mesh": mesh.sizes,
         "collective_bytes": round(measured if traffic else formula),
         "compiled": bool(compiled),
         "compile_seconds": round(compiled["seconds"], 1) if compiled else None,

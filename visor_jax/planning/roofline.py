@@ -42,6 +42,9 @@ ASSUMPTIONS: dict[str, str] = {
     " that counts; rings at 0.8 of the links' bandwidth; 70 % of the time is hidden behind computation, of compiled"
     " collectives only where they are asynchronous or part of a fusion; FSDP over all three axes of a v4 or v5p slice"
     " is compiled to all-reduces, which move twice the bytes and are not hidden",
+    "slices": "between slices each chip has its share of the network: 3.125 GB/s on v5e, 6.25 on v4 and v5p, 12.5 on"
+    " v6e and tpu7x; collectives reach 0.8 of it and 70 % are hidden; replicas all-reduce their share of the gradients"
+    " once per step, slices that share parameters exchange theirs as often as chips of one slice do",
     "offload": "transfers between chip and host (train.remat=offload) are hidden",
     "data": "the host delivers batches in time; no preemption, evaluation or saving",
     "mixture": "sizes of samples are those of LLaVA-OneVision's single-image mixture (benchmarks/lengths.csv), cut"
@@ -114,7 +117,8 @@ def padded(size: int, unit: int) -> int:
 class Collective:
     """Communication of one step on one chip: `bytes` received or reduced, among `ways` chips.
 
-    `hidden`: the share of its time during which the chip also computes.
+    `hidden`: the share of its time during which the chip also computes. `network`: between slices, over the data
+    center's network, of which each chip has its share.
     """
 
     name: str
@@ -122,11 +126,13 @@ class Collective:
     bytes: float
     ways: int
     hidden: float = HIDDEN_SHARE
+    network: bool = False
 
     def seconds(self, topology: Topology) -> float:
         if self.ways <= 1:
             return 0.0
-        return self.bytes * (1 - 1 / self.ways) / (topology.gather_bandwidth(self.ways) * LINK_SHARE)
+        bandwidth = topology.chip.network_bandwidth if self.network else topology.gather_bandwidth(self.ways)
+        return self.bytes * (1 - 1 / self.ways) / (bandwidth * LINK_SHARE)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from visor_jax.errors import RequestError
 from visor_jax.planning.memory import chip_bytes
 from visor_jax.planning.plan import plan
 from visor_jax.planning.roofline import estimate
-from visor_jax.planning.workload import REMAT, mesh_of, workload
+from visor_jax.planning.workload import REMAT, Mesh, mesh_of, workload
 from visor_jax.scale.topologies import Topology
 
 ROOM = 0.92  # of the memory that the formula may fill: it is not exact
@@ -85,7 +85,7 @@ def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Ca
     if not fitting:
         least = min((candidate.room for candidate in tried), default=0.0)
         raise RequestError(
-            f"--topology={topology.name}: none of {len(tried)} settings of mesh, remat, accumulation and batch size"
+            f"{topology.flags}: none of {len(tried)} settings of mesh, remat, accumulation and batch size"
             f" fits; the smallest fills {least:.0%} of the memory by formula, at most {ROOM:.0%} may be filled; use"
             " more chips, or shorter rows"
         )
@@ -99,13 +99,22 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
     packed = config.data.pack_window > 0
     unit = config.data.pool_rows if packed else 1
     heads = config.model.text.num_kv_heads
-    for replica, tensor, factor, parts, remat in itertools.product(
-        REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
+    slices = topology.slices
+    over = [(slices, 1), (1, slices)] if slices > 1 else [(1, 1)]
+    for (dcn_replica, dcn_fsdp), replica, tensor, factor, parts, remat in itertools.product(
+        over, REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
     ):
         rows = int(config.data.batch_size * factor)
         ways = topology.devices // tensor
-        if topology.devices % (tensor * replica) or heads % tensor or rows % (ways * unit * parts) or rows < 1:
+        if (
+            topology.devices // slices % (tensor * replica)
+            or heads % tensor
+            or rows % (ways * unit * parts)
+            or rows < 1
+        ):
             continue
+        if config.evaluate.batch_size % (replica * slices):
+            continue  # the configuration itself would be refused
         if any(stage.batch_size != config.data.batch_size for stage in settings) and factor != 1:
             continue  # a stage with a batch size of its own keeps it
         fields = {
@@ -116,6 +125,8 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
             "train.accumulate": parts,
             "data.batch_size": rows,
         }
+        if (config.mesh.dcn_replica, config.mesh.dcn_fsdp) != (dcn_replica, dcn_fsdp):
+            fields |= {"mesh.dcn_replica": dcn_replica, "mesh.dcn_fsdp": dcn_fsdp}
         yield tuple(f"--config.{name}={value}" for name, value in fields.items())
 
 
@@ -128,5 +139,13 @@ def _judged(config: Config, overrides: tuple[str, ...], topology: Topology, stag
         room = max(room, sum(chip_bytes(changed, stage, topology, work).values()) / topology.chip.hbm_bytes)
     before, after = config.to_dict(), changed.to_dict()
     changes = sum(before[part] != after[part] for part in ("mesh", "train", "data"))
-    changes += mesh_of(config, topology) != mesh_of(changed, topology)
+    changes += _mesh(config, topology) != mesh_of(changed, topology)
     return Candidate(overrides, changed, seconds, room, changes)
+
+
+def _mesh(config: Config, topology: Topology) -> Mesh | None:
+    """Returns the configured mesh, or None if it is one for another topology."""
+    try:
+        return mesh_of(config, topology)
+    except RequestError:
+        return None

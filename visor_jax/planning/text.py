@@ -13,7 +13,7 @@ def show(result: Mapping[str, Any], topology: Topology) -> str:
     """Returns the plan: a line per stage, its largest costs, and every assumption."""
     chip, mesh = topology.chip, result["mesh"]
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.items())
-    lines = [f"{topology.name}: {topology.chips} x {chip.name}, mesh {sizes}; {result['note']}"]
+    lines = [f"{topology.label}: {topology.chips} x {chip.name}, mesh {sizes}; {result['note']}"]
     for name, stage in result["stages"].items():
         lines += [_headline(name, stage), *_details(stage)]
     lines.append("assumptions of the estimated times:")

@@ -1,8 +1,8 @@
 """The process that compiles steps for TPUs without a TPU: `python -m visor_jax.planning.worker FILE`.
 
-FILE is JSON: {"config": the resolved configuration, "topology": its name, "stages": names, "out": a file,
-"until_unfit": whether to stop after a stage that does not fit}. After each stage the results so far are written to
-"out". `visor_jax.planning.compiling` starts it, with an environment in which libtpu looks for no TPU; nothing else
+FILE is JSON: {"config": the resolved configuration, "topology": its name, "slices": how many, "stages": names, "out":
+a file, "until_unfit": whether to stop after a stage that does not fit}. After each stage the results so far are written
+to "out". `visor_jax.planning.compiling` starts it, with an environment in which libtpu looks for no TPU; nothing else
 imports this module.
 """
 
@@ -41,7 +41,7 @@ def main(request: dict[str, Any]) -> None:
     config, results = from_json(json.dumps(request["config"])), {}
     out = Path(request["out"])
     try:
-        devices = topology_devices(request["topology"])
+        devices = topology_devices(request["topology"], request.get("slices", 1))
     except Exception as error:  # libtpu's own message says which shapes it knows
         out.write_text(json.dumps({"refused": str(error).splitlines()[0][:500]}))
         return
@@ -60,9 +60,11 @@ def main(request: dict[str, Any]) -> None:
             return
 
 
-def topology_devices(name: str) -> Sequence[Any]:
+def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
     """Returns the devices of a topology; of a v4 chip one, whose two cores work together, as on hardware."""
-    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    if slices > 1:
+        options["num_slices"] = slices
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 

@@ -17,6 +17,7 @@ from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, l
 from visor_jax.planning.mixture import Packed, accumulated_parts, packed_step
 from visor_jax.planning.records import fsdp, tensor_parallel
 from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
+from visor_jax.scale.mesh_sizes import filled
 from visor_jax.scale.topologies import Topology
 
 BLOCK = 512  # tokens of a block of the attention kernel: blocks on the diagonal are computed in full
@@ -32,24 +33,40 @@ REMAT: Mapping[str, Remat] = {
 
 @dataclass(frozen=True)
 class Mesh:
-    """Sizes of the mesh axes over JAX devices."""
+    """Sizes of the mesh axes over all JAX devices, and over how many slices the first two of them extend."""
 
     replica: int
     fsdp: int
     tensor: int
+    dcn_replica: int = 1
+    dcn_fsdp: int = 1
 
     @property
     def row_ways(self) -> int:
         return self.replica * self.fsdp
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes as a plan lists them: those over slices only if there are several."""
+        several = self.dcn_replica * self.dcn_fsdp > 1
+        return {name: size for name, size in vars(self).items() if several or not name.startswith("dcn")}
+
 
 def mesh_of(config: Config, topology: Topology) -> Mesh:
-    """Returns the configured mesh on a topology, with -1 filled in."""
-    sizes = {name: getattr(config.mesh, name) for name in ("replica", "fsdp", "tensor")}
-    known = 1
-    for size in sizes.values():
-        known *= size if size > 0 else 1
-    return Mesh(**{name: size if size > 0 else max(topology.devices // known, 1) for name, size in sizes.items()})
+    """Returns the configured mesh on a topology, with -1 filled in, as `visor_jax.scale.mesh.build_mesh` builds it.
+
+    Raises:
+      RequestError: the mesh does not have as many devices as the topology, or not as many slices.
+    """
+    mesh = config.mesh
+    over = {"dcn_replica": mesh.dcn_replica, "dcn_fsdp": mesh.dcn_fsdp}
+    within = {"replica": mesh.replica, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+    by_hosts = topology.chip.kind == "gpu" and {*over.values()} != {1}  # hosts of GPUs count as slices on demand
+    groups = topology.hosts if by_hosts else topology.slices
+    dcn_replica, dcn_fsdp = filled(over, groups, f"slices of {topology.flags}")
+    of_what = f"devices of {topology.flags}" if groups == 1 else f"devices of a slice of {topology.flags}"
+    replica, fsdp, tensor = filled(within, topology.devices // groups, of_what)
+    return Mesh(replica * dcn_replica, fsdp * dcn_fsdp, tensor, dcn_replica, dcn_fsdp)
 
 
 @dataclass(frozen=True)
@@ -74,16 +91,33 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     trained = sum(weights[part] for part in weights if trains[part])
     ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
     total = sum(weights.values())
-    ways = mesh.fsdp // topology.chip.cores or 1
     parts = accumulated_parts(settings)  # each gathers the weights and reduces its gradients
-    collectives = fsdp(parts * total / mesh.tensor, parts * trained / mesh.tensor, ways)
-    if topology.spans_three_axes(ways):
-        collectives = [Collective(x.name, "all-reduce", 2 * x.bytes, ways, hidden=0.0) for x in collectives]
+    collectives = weight_collectives(mesh, topology, total, trained, parts)
     collectives += build.reductions() if settings.objective == "answer" else []
-    if mesh.replica > 1:
-        gradients = 2 * 4.0 * trained / (mesh.fsdp * mesh.tensor)
-        collectives.append(Collective("replicas", "all-reduce", gradients, mesh.replica))
     return Workload(ops, collectives, weights, trained, packed)
+
+
+def weight_collectives(mesh: Mesh, topology: Topology, total: float, trained: float, parts: int) -> list[Collective]:
+    """Returns what one chip gathers of `total` weights and reduces of the gradients of `trained` ones, in `parts`.
+
+    Between slices each chip exchanges only its share within its slice, over the network.
+    """
+    inner, dcn = max(mesh.fsdp // mesh.dcn_fsdp // topology.chip.cores, 1), mesh.dcn_fsdp
+    exchanged = fsdp(parts * total / mesh.tensor, parts * trained / mesh.tensor, inner)
+    collectives = exchanged
+    if topology.spans_three_axes(inner):
+        collectives = [Collective(x.name, "all-reduce", 2 * x.bytes, inner, hidden=0.0) for x in exchanged]
+    if dcn > 1:
+        collectives += [
+            Collective(f"{x.name} over slices", x.kind, x.bytes / inner, dcn, network=True) for x in exchanged
+        ]
+    gradients = 2 * 4.0 * trained / (mesh.fsdp * mesh.tensor) * topology.chip.cores
+    if mesh.replica > mesh.dcn_replica:
+        collectives.append(Collective("replicas", "all-reduce", gradients, mesh.replica // mesh.dcn_replica))
+    if mesh.dcn_replica > 1:
+        share = gradients * mesh.dcn_replica / mesh.replica
+        collectives.append(Collective("replicas over slices", "all-reduce", share, mesh.dcn_replica, network=True))
+    return collectives
 
 
 def part_weights(arch: Architecture) -> dict[str, float]:

@@ -7,8 +7,7 @@ network (DCN); an axis then has DCN size times its size within a slice, and neig
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 from visor_jax.architecture import FSDP, MESH_AXES, REPLICA, TENSOR
 from visor_jax.config import ConfigLike, as_config
 from visor_jax.errors import RequestError
+from visor_jax.scale.mesh_sizes import filled
 
 
 def configured_mesh(config: ConfigLike, devices: Sequence[Any] | None = None) -> Mesh:
@@ -92,18 +92,3 @@ def slice_of(device: Any) -> int:
     TPUs without a number are those of a topology that programs are compiled for, which is one slice.
     """
     return getattr(device, "slice_index", 0 if device.platform == "tpu" else device.process_index)
-
-
-def filled(sizes: Mapping[str, int], count: int, of_what: str) -> list[int]:
-    """Returns the sizes, -1 replaced by what remains of `count`.
-
-    Raises:
-      RequestError: their product is not `count`; the message names the fields of `mesh`.
-    """
-    known = math.prod(size for size in sizes.values() if size != -1)
-    one_open = list(sizes.values()).count(-1) == 1
-    shape = [max(count // max(known, 1), 1) if size == -1 and one_open else size for size in sizes.values()]
-    if math.prod(shape) != count or min(shape) < 1:
-        settings = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
-        raise RequestError(f"{settings}: the product must be the number of {of_what}, {count} (one may be -1)")
-    return shape
