@@ -12,7 +12,8 @@ from visor_jax.scale.environment import CONNECT, HEARTBEAT, process_settings, se
 
 COORDINATOR = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 EXPLICIT = {"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+SLURM |= {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_LOCALID": "0"}
 POD = {"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}
 
 
@@ -25,7 +26,10 @@ POD = {"TPU_WORKER_HOSTNAMES": "host-0,host-1", "TPU_WORKER_ID": "1"}
         ({**COORDINATOR, **SLURM}, EXPLICIT),
         ({**COORDINATOR, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"}, None),
         ({**SLURM, "JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "a:1"}, None),
-        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, None),
+        ({"JAX_NUM_PROCESSES": "1"}, None),
+        ({**SLURM, "JAX_NUM_PROCESSES": "1"}, None),
+        ({"JOB_COMPLETION_INDEX": "1"}, None),  # a Job whose processes have nothing to do with each other
+        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, {}),
         (SLURM, {}),
         ({**SLURM, "JAX_PLATFORMS": "cpu"}, {}),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),  # the batch script itself
@@ -51,21 +55,39 @@ def test_a_machine_with_chips_asks_its_metadata(monkeypatch: pytest.MonkeyPatch)
     assert process_settings({"JAX_PLATFORMS": "cpu"}) is None
 
 
+HALF = "not set; expected all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or none"
+SRUN = "expected the variables that srun sets: start with srun, or set JAX_NUM_PROCESSES=1 to run alone"
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("variables", "messages"),
     [
-        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID not set; expected all of"),
-        ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS not set"),
-        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "JAX_COORDINATOR_ADDRESS=10.0.0.1: expected HOST:PORT"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
-        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0"),
-        ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4: expected 0 to 3"),
-        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1"),
+        ({**COORDINATOR, "JAX_PROCESS_ID": ""}, ["JAX_PROCESS_ID", HALF]),
+        ({**COORDINATOR, "JAX_NUM_PROCESSES": ""}, ["JAX_NUM_PROCESSES", HALF]),
+        ({**COORDINATOR, "JAX_COORDINATOR_ADDRESS": ""}, ["JAX_COORDINATOR_ADDRESS", HALF]),
+        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, ["JAX_NUM_PROCESSES, JAX_PROCESS_ID", HALF]),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JOB_COMPLETION_INDEX": "1"}, ["JAX_NUM_PROCESSES", HALF]),
+        ({"JAX_NUM_PROCESSES": "2", "JOB_COMPLETION_INDEX": "1"}, ["JAX_COORDINATOR_ADDRESS", HALF]),
+        ({**COORDINATOR, "JAX_PROCESS_ID": "", "JOB_COMPLETION_INDEX": "4"}, ["JOB_COMPLETION_INDEX=4: expected 0 to"]),
+        ({**COORDINATOR, "JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, ["JAX_COORDINATOR_ADDRESS=10.0.0.1: expected HOST:"]),
+        ({**COORDINATOR, "JAX_COORDINATOR_ADDRESS": ":1234"}, ["JAX_COORDINATOR_ADDRESS=:1234: expected HOST:PORT"]),
+        ({**COORDINATOR, "JAX_COORDINATOR_ADDRESS": "a:99999"}, ["JAX_COORDINATOR_ADDRESS=a:99999: expected HOST:"]),
+        ({**COORDINATOR, "JAX_NUM_PROCESSES": "two"}, ["JAX_NUM_PROCESSES=two: expected how many processes"]),
+        ({**COORDINATOR, "JAX_NUM_PROCESSES": "0"}, ["JAX_NUM_PROCESSES=0: expected how many processes"]),
+        ({**COORDINATOR, "JAX_PROCESS_ID": "4"}, ["JAX_PROCESS_ID=4: expected 0 to 3 with JAX_NUM_PROCESSES=4"]),
+        ({**COORDINATOR, "JAX_PROCESS_ID": "-1"}, ["JAX_PROCESS_ID=-1: expected 0 to 3"]),
+        ({**SLURM, "SLURM_STEP_NUM_TASKS": "two"}, ["SLURM_STEP_NUM_TASKS=two: ", SRUN]),
+        *(({**SLURM, name: ""}, [f"{name}=: SLURM_STEP_NUM_TASKS=2 names several processes", SRUN])
+          for name in SLURM if name != "SLURM_STEP_NUM_TASKS"),
+        ({**POD, "TPU_WORKER_ID": ""}, ["TPU_WORKER_ID=: TPU_WORKER_HOSTNAMES names 2 machines; expected 0 to 1"]),
+        ({**POD, "TPU_WORKER_ID": "2"}, ["TPU_WORKER_ID=2: TPU_WORKER_HOSTNAMES names 2 machines"]),
     ],
-)
-def test_an_incomplete_environment_is_refused(changes: dict[str, str], message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        process_settings({**COORDINATOR, **changes})
+)  # fmt: skip
+def test_an_incomplete_environment_is_refused(variables: dict[str, str], messages: list[str]) -> None:
+    with pytest.raises(RequestError) as refused:
+        process_settings(variables)
+    assert str(refused.value).startswith("environment: ") and "\n" not in str(refused.value)
+    assert all(message in str(refused.value) for message in messages), refused.value
 
 
 def test_time_limits() -> None:

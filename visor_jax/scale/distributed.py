@@ -26,6 +26,7 @@ import jax
 from jax._src import distributed as service  # JAX offers its key-value store only here
 
 from visor_jax.errors import ABORTED, STOPPED, RequestError, RunError, from_os_error, one_line
+from visor_jax.scale.environment import EXPLICIT
 from visor_jax.workdir.supervision import beat, before_exit
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
         _wait_for_coordinator(settings["coordinator_address"], connect_timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     count = settings.get("num_processes")
+    if count and "SLURM_LOCALID" not in os.environ:  # there it chooses the GPU of each process
+        settings = {**settings, "cluster_detection_method": "deactivate"}
     text = f"not all of the {count} processes have" if count else "not all processes of this run have"
     timer = threading.Timer(connect_timeout, _give_up, [f"{text} connected within {connect_timeout} s"])
     timer.daemon = True
@@ -71,7 +74,13 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
             shutdown_timeout_seconds=connect_timeout,
         )
     except (RuntimeError, ValueError) as error:
-        raise RequestError(f"the processes of this run cannot be connected: {one_line(str(error))}") from error
+        problem = one_line(str(error)).rstrip(".")
+        if count:
+            raise RequestError(f"environment: the processes of this run cannot be connected: {problem}") from error
+        raise RequestError(
+            f"environment: JAX does not find the other processes of this TPU pod or Slurm step ({problem}); expected"
+            f" {', '.join(EXPLICIT)}, or JAX_NUM_PROCESSES=1 to run alone"
+        ) from error
     finally:
         timer.cancel()
     if jax.default_backend() == "cpu":

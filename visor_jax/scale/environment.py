@@ -5,7 +5,7 @@ In: environment variables. Out: the arguments of `jax.distributed.initialize`. `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,15 @@ def process_settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     Raises:
       RequestError: the environment is incomplete or contradictory.
     """
-    settings = explicit_settings(environment)
-    if settings is None:
-        return {} if environment.get("JAX_NUM_PROCESSES") != "1" and in_cluster(environment) else None
-    return settings
+    if environment.get("JAX_NUM_PROCESSES") == "1" and environment.get("JAX_PROCESS_ID") in (None, "", "0"):
+        return None  # also in a Slurm step or on a pod
+    if (settings := explicit_settings(environment)) is not None:
+        return settings
+    if in_cluster(environment):
+        return {}
+    if environment.get("JAX_COORDINATOR_ADDRESS"):
+        raise _not_set(["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"])
+    return None
 
 
 def explicit_settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
@@ -42,20 +47,33 @@ def explicit_settings(environment: Mapping[str, str]) -> dict[str, Any] | None:
     given = {name: environment.get(name, "") for name in EXPLICIT}
     if not given["JAX_NUM_PROCESSES"] and not given["JAX_PROCESS_ID"]:
         return None  # an address alone may serve a cluster that JAX recognizes
-    given["JAX_PROCESS_ID"] = given["JAX_PROCESS_ID"] or environment.get("JOB_COMPLETION_INDEX", "")
+    of_index = "JAX_PROCESS_ID" if given["JAX_PROCESS_ID"] else "JOB_COMPLETION_INDEX"
+    given["JAX_PROCESS_ID"] = environment.get(of_index, "")
     if missing := [name for name, value in given.items() if not value]:
-        raise RequestError(f"environment: {', '.join(missing)} not set; expected all of {', '.join(EXPLICIT)} or none")
+        raise _not_set(missing)
     address, count, index = given.values()
     if not count.isdecimal() or int(count) < 1:
-        raise RequestError(f"environment: JAX_NUM_PROCESSES={count}: expected a number of processes, at least 1")
+        raise RequestError(
+            f"environment: JAX_NUM_PROCESSES={count}: expected how many processes the run has, a whole number"
+        )
     if not index.isdecimal() or int(index) >= int(count):
-        raise RequestError(f"environment: JAX_PROCESS_ID={index}: expected 0 to {int(count) - 1}")
-    _, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal():
-        raise RequestError(f"environment: JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT of process 0")
-    if int(count) == 1:
-        return None
+        raise RequestError(
+            f"environment: {of_index}={index}: expected 0 to {int(count) - 1} with JAX_NUM_PROCESSES={count},"
+            " another number for each process"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise RequestError(
+            f"environment: JAX_COORDINATOR_ADDRESS={address}: expected HOST:PORT of process 0, such as 10.0.0.1:1234"
+        )
     return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+
+
+def _not_set(missing: Sequence[str]) -> RequestError:
+    return RequestError(
+        f"environment: {', '.join(missing)} not set; expected all of {', '.join(EXPLICIT)}, or none of them for a"
+        " process that runs alone"
+    )
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
@@ -63,20 +81,58 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
 
     JAX then finds the coordinator itself: from Slurm's variables, GKE's (`TPU_WORKER_HOSTNAMES`, `MEGASCALE_*`), or
     the metadata of a Cloud TPU VM.
+
+    Raises:
+      RequestError: only some of the variables of Slurm or of the pod are set.
     """
-    if _number(environment.get("SLURM_STEP_NUM_TASKS")) > 1 and "SLURM_PROCID" in environment:
+    if _in_slurm_step(environment):
         return True
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
         return False
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _number(environment.get("MEGASCALE_NUM_SLICES")) > 1:
+    if _on_pod(environment) or _number(environment.get("MEGASCALE_NUM_SLICES")) > 1:
         return True
     return "TPU_SKIP_MDS_QUERY" not in environment and _has_tpu()
+
+
+def _in_slurm_step(environment: Mapping[str, str]) -> bool:
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    if tasks in ("", "1"):
+        return False
+    problems = ["SLURM_STEP_NUM_TASKS"] * (not tasks.isdecimal())
+    problems += [
+        name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if not _is_number(environment, name)
+    ]
+    problems += [name for name in ("SLURM_JOB_ID", "SLURM_STEP_NODELIST") if not environment.get(name)]
+    if problems:
+        name = problems[0]
+        raise RequestError(
+            f"environment: {name}={environment.get(name, '')}: SLURM_STEP_NUM_TASKS={tasks} names several processes;"
+            " expected the variables that srun sets: start with srun, or set JAX_NUM_PROCESSES=1 to run alone"
+        )
+    return True
+
+
+def _on_pod(environment: Mapping[str, str]) -> bool:
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if len(hosts) == 1:
+        return False
+    index = environment.get("TPU_WORKER_ID", "")
+    if not index.isdecimal() or int(index) >= len(hosts):
+        raise RequestError(
+            f"environment: TPU_WORKER_ID={index}: TPU_WORKER_HOSTNAMES names {len(hosts)} machines; expected 0 to"
+            f" {len(hosts) - 1}, or JAX_NUM_PROCESSES=1 to run alone"
+        )
+    return True
 
 
 def _has_tpu() -> bool:
     """Returns whether this machine has TPU chips that `libtpu` can use."""
     return find_spec("libtpu") is not None and any(Path("/dev").glob("accel*"))
+
+
+def _is_number(environment: Mapping[str, str], name: str) -> bool:
+    return environment.get(name, "").isdecimal()
 
 
 def _number(text: str | None) -> int:
