@@ -17,7 +17,8 @@ from visor_jax.commands import recipe as stages
 from visor_jax.commands.recipe import evaluation_data, is_complete, run_stages
 from visor_jax.config import as_config
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.runner import evaluate, evaluation_identity
+from visor_jax.evaluate.chunks import ChunkScores
+from visor_jax.evaluate.runner import chunks_of, evaluate, evaluation_identity
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load
 from visor_jax.testing import tiny_config
@@ -30,6 +31,8 @@ def test_all_stages_ran_and_are_skipped_the_next_time(
     tiny_copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, before = tiny_config(), sorted(tiny_copy.rglob("*"))
+    for folder in ("search", "labels"):  # a kill after the result leaves them
+        (tiny_copy / folder / "chunks" / "digest").mkdir(parents=True)
     seconds = run_stages(config, str(tiny_copy), config.stages)["stages"]
     assert seconds == dict.fromkeys(config.stages, 0.0)
     assert capsys.readouterr().out.splitlines() == [f"{stage}: complete" for stage in config.stages]
@@ -264,8 +267,13 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_evaluation_with_other_settings_is_repeated(tiny_copy: Path, finished: list[str]) -> None:
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"], "the evaluation exists"
+    config, workdir, model = as_config(tiny_config()), Workdir(tiny_copy), load(tiny_copy)
+    chunks = chunks_of(config, model, workdir, evaluation_identity(config, model, workdir, "test"))
+    chunks.save([], [], False, ChunkScores(*[np.zeros((0, 0))] * 2, None, np.zeros((0, 3), int), [], [], []))
+    (tiny_copy / "eval/chunks/of another pass").mkdir()
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"]
+    assert [path.name for path in (tiny_copy / "eval/chunks").iterdir()] == ["of another pass"]
     for damage in (Path.unlink, lambda path: path.write_bytes(b"wei")):
         damage(tiny_copy / "export" / "model.safetensors")
         stages.finish(tiny_config(), str(tiny_copy))

@@ -166,10 +166,19 @@ def check_complete(config: Config, workdir: Workdir, stage: str) -> None:
         check_made_of(workdir, stage, identity_of(workdir.stage(stage)), workdir.stage(stage).path)
 
 
+def keep_complete(config: Config, workdir: Workdir, stage: str) -> None:
+    """Checks a complete stage, and removes what a kill after its result has left behind."""
+    from visor_jax.evaluate.chunks import remove_all
+
+    check_complete(config, workdir, stage)
+    if stage in RESULT_FILES:
+        remove_all(workdir, RESULT_FILES[stage][0].partition("/")[0])
+
+
 def run_stage(config: Config, workdir: Workdir, stage: str) -> float:
     """Runs one stage unless it is complete; returns the seconds of this call."""
     if once(lambda: is_complete(workdir, stage)):
-        once(lambda: check_complete(config, workdir, stage))
+        once(lambda: keep_complete(config, workdir, stage))
         print(f"{stage}: complete", flush=True)
         return 0.0
     workdir.check_random_numbers()
@@ -209,7 +218,7 @@ def timed(workdir: Workdir, name: str) -> Iterator[None]:
 def finish(config: ConfigLike, path: str) -> dict[str, Any]:
     """Evaluates, reports and exports a workdir whose stages are complete; keeps existing valid results."""
     config = as_config(config)
-    from visor_jax.evaluate.runner import evaluate, evaluation_identity
+    from visor_jax.evaluate.runner import chunks_of, evaluate, evaluation_identity
     from visor_jax.export.model_card import about_stage
     from visor_jax.export.torch_export import export
     from visor_jax.loading import load
@@ -220,7 +229,14 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
         evaluated, exported = workdir.path / "eval" / "test.json", workdir.path / "export"
         model = load(workdir.path)
         fault_point("eval")
-        if not once(lambda: is_current(evaluated, evaluation_identity(config, model, workdir, "test"))):
+
+        def is_evaluated() -> bool:
+            identity = evaluation_identity(config, model, workdir, "test")
+            if current := is_current(evaluated, identity):
+                chunks_of(config, model, workdir, identity).remove()  # a kill after the result has left them
+            return current
+
+        if not once(is_evaluated):
             with timed(workdir, "eval"):
                 evaluate(config, model, workdir)
 

@@ -3,7 +3,7 @@
 A chunk is one batch of consecutive questions under some budgets. Its file, `chunks/<pass>/<chunk>.npz` below the folder
 of the pass, is written atomically. Both names are digests: of what every score depends on (configuration, parameters,
 data, versions, platform), and of the chunk's questions and budgets. A file of other inputs is therefore never read. The
-pass removes its files when its result is written; removing `chunks/` by hand costs only time.
+pass removes its files when its result is written, or the next run does; removing `chunks/` by hand costs only time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from visor_jax.files.bucket import is_bucket
 from visor_jax.files.json_shape import COUNT, FLAG, TEXT, check_shape, list_of
 from visor_jax.files.read_write import as_path, parse_json, remove_folder, write_bytes
 from visor_jax.scale.gather import gathered
+from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import versions
 from visor_jax.workdir.results import read_npz
@@ -81,7 +83,7 @@ class ChunkStore:
             "platform": jax.default_backend(),
             "with_features": with_features,
         }
-        self._chunks = as_path(workdir.path / folder / "chunks")
+        self._chunks = _chunks_of(workdir, folder)
         self._folder = self._chunks / _digest(inputs)
 
     def load(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool) -> ChunkScores | None:
@@ -106,6 +108,7 @@ class ChunkStore:
         """Removes the chunks of this pass, after its result was written."""
         if jax.process_index() != 0:
             return
+        fault_point("result")
         remove_folder(self._folder)
         if not is_bucket(self._chunks):
             with contextlib.suppress(OSError):  # other passes may have theirs beside it
@@ -146,6 +149,15 @@ class ProcessShares:
 def _scores_of(packed: bytes) -> ChunkScores:
     with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
         return _unpacked(dict(arrays), "scores of another process")
+
+
+def remove_all(workdir: Workdir, folder: str) -> None:
+    """Removes the chunks of all passes of a folder, which a kill after the result has left behind."""
+    remove_folder(_chunks_of(workdir, folder))
+
+
+def _chunks_of(workdir: Workdir, folder: str) -> Path:
+    return as_path(workdir.path / folder / "chunks")
 
 
 def _digest(value: Any) -> str:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visor_jax.budget import Bits, Budget, budget_name
-from visor_jax.config import ConfigLike, as_config
+from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
@@ -72,7 +72,7 @@ def evaluate(
     levels, routed = source_kind(config).levels, model.has_policy
     identity = evaluation_identity(config, model, workdir, split)
     features = FeatureStore.of(config, workdir)
-    chunks = ChunkStore(workdir, f"eval/{name}", identity, model.stage, with_features=features is not None)
+    chunks = chunks_of(config, model, workdir, identity, name)
     scores = score(
         model.params,
         batches,
@@ -103,6 +103,12 @@ def evaluate(
     once(lambda: write_json(folder / f"{split}.json", result))
     chunks.remove()
     return result
+
+
+def chunks_of(config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], name: str = "") -> ChunkStore:
+    """Returns the scored chunks of the evaluation with this identity."""
+    with_features = FeatureStore.of(config, workdir) is not None
+    return ChunkStore(workdir, f"eval/{name}", identity, model.stage, with_features=with_features)
 
 
 def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
