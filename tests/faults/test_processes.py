@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,10 @@ def get_config():
                        steps=8)
 """
 STEPS = 8
+PACKED = [  # four pools of two rows; samples wait at each
+    "--config.stage=full", "--config.stage_overrides.full.init_from=", "--config.data.pack_window=5",
+    "--config.data.pool_rows=2", "--config.data.pool_tiles=4", "--config.data.visual_length=80",
+]  # fmt: skip
 LIMIT = 1500.0  # seconds, for a whole command on a slow machine
 
 
@@ -136,6 +141,27 @@ def test_two_processes_export_import_and_generate(
         assert not {"{", "│"} & {*ended[1].output}, ended[1].output
     assert ended[0].output.count('"cache_bytes"') == 1
     assert (imported / "base/complete.json").exists() and not (imported / "lock.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_packed_data_are_trained_and_resumed_by_two_processes_and_by_one(
+    config: Path, compiled: str, tmp_path: Path
+) -> None:
+    """Samples that wait at the pools of two processes are packed into the same rows by one."""
+    for name in ("whole", "stopped"):
+        at = {"VISOR_TEST_KILL_AT": "dispatched:3", "VISOR_TEST_SIGNAL": "SIGTERM"} if name == "stopped" else {}
+        ended = finish(start(config, tmp_path / name, compiled, *PACKED, of_each=({}, at)))
+        assert [process.status for process in ended] == [143 if at else 0] * 2, ended
+    shutil.copytree(tmp_path / "stopped", tmp_path / "by one")
+    ended = finish(start(config, tmp_path / "stopped", compiled, *PACKED))
+    assert [process.status for process in ended] == [0, 0], ended
+    assert "resumed after step" in ended[0].output
+    assert steps_of(tmp_path / "stopped", "full") == steps_of(tmp_path / "whole", "full")
+    for name in ("by one", "always one"):
+        status, err = visor("train", f"--config={config}", f"--workdir={tmp_path / name}", *PACKED, compiled=compiled)
+        assert status == 0 and ("resumed after step" in err) == (name == "by one"), err
+        assert relative_difference(tmp_path / name, tmp_path / "whole", "full") <= 1e-5
 
 
 @pytest.mark.parametrize("differs", ["seed", "train.checkpoint_every"])
