@@ -22,6 +22,7 @@ from visor_jax.evaluate.runner import chunks_of, evaluate, evaluation_identity
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load
 from visor_jax.testing import tiny_config
+from visor_jax.workdir import visible
 from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -74,6 +75,22 @@ def test_what_has_to_come_first_is_named(tmp_path: Path, stage: str, message: st
     with pytest.raises(RequestError) as refused:
         run_stages(tiny_config(), str(tmp_path / "run"), [stage])
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "is not there"), ('{"token": "other"}', "holds something else")]
+)
+def test_a_workdir_that_not_all_processes_share_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, problem: str
+) -> None:
+    monkeypatch.setattr(visible, "SECONDS", 0.0)
+    lock = tmp_path / "lock.json"
+    if content is not None:
+        lock.write_text(content)
+    with pytest.raises(RequestError, match=f"was written by process 0 and {problem} for this one; expected a folder"):
+        stages.check_visible(lock, "mine")
+    lock.write_text('{"token": "mine"}')
+    stages.check_visible(lock, "mine")
 
 
 def test_label_needs_the_search_too(tiny_copy: Path) -> None:

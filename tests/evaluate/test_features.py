@@ -15,7 +15,7 @@ from visor_jax.adapt.search import search_stage
 from visor_jax.architecture import Architecture
 from visor_jax.config import as_config
 from visor_jax.data.questions import label_questions
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, RunError
 from visor_jax.evaluate import features
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.runner import evaluate
@@ -24,6 +24,7 @@ from visor_jax.files.read_write import read_json
 from visor_jax.loading import Visor, load, load_stage
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import tiny_config
+from visor_jax.workdir import visible
 from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -201,3 +202,9 @@ def test_a_bucket_has_no_features() -> None:
     with pytest.raises(RequestError, match=r"evaluate\.cache_gigabytes=1: .*local"):
         FeatureStore.of(config, workdir)
     assert FeatureStore.of(as_config(tiny_config()), workdir) is None
+
+
+def test_a_file_of_another_process_that_never_appears_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visible, "SECONDS", 0.0)
+    with pytest.raises(RunError, match=r"owner/b\.safetensors: another process has written it, and it is not there"):
+        FeatureStore(tmp_path, 1000).refresh("owner", {"b.safetensors"})

@@ -27,9 +27,9 @@ from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.lock import MAX_BYTES
 from visor_jax.workdir.provenance import differing_fields, plain
-from visor_jax.workdir.supervision import beat, supervised, watched
+from visor_jax.workdir.supervision import supervised, watched
+from visor_jax.workdir.visible import wait_until
 
-VISIBLE_SECONDS = 60.0  # for a file of process 0 to reach the others
 RESULT_FILES = {"search": ("search/viable.json",), "label": ("labels/labels.npz", "labels/labels.json")}
 
 
@@ -93,23 +93,25 @@ def check_visible(lock: Path, token: str) -> None:
     Raises:
       RequestError: it does not see it.
     """
-    deadline, problem = time.monotonic() + VISIBLE_SECONDS, ""
-    while True:
+    problem = ""
+
+    def sees_token() -> bool:
+        nonlocal problem
         try:
             if token.encode() in read_regular(lock, MAX_BYTES):
-                return
+                return True
             problem = "holds something else"
         except FileNotFoundError:
             problem = "is not there"
         except OSError as error:
             problem = f"cannot be read ({error.strerror})"
-        if time.monotonic() > deadline:
-            raise RequestError(
-                f"--workdir: {lock} was written by process 0 and {problem} for this one; expected a folder that all"
-                " machines share, or a bucket (gs://...)"
-            )
-        beat()
-        time.sleep(1)
+        return False
+
+    if not wait_until(sees_token):
+        raise RequestError(
+            f"--workdir: {lock} was written by process 0 and {problem} for this one; expected a folder that all"
+            " machines share, or a bucket (gs://...)"
+        )
 
 
 def check_average(workdir: Workdir, config: Config) -> None:

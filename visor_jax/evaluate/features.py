@@ -20,7 +20,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import lru_cache, partial
 from pathlib import Path
@@ -46,11 +45,9 @@ from visor_jax.scale.sharding import place_batch
 from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import versions
-from visor_jax.workdir.supervision import beat
+from visor_jax.workdir.visible import wait_until
 
 log = logging.getLogger(__name__)
-
-VISIBLE_SECONDS = 60.0  # for a file of another process to appear
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -111,14 +108,14 @@ class FeatureStore:
         Raises:
           RunError: one does not appear.
         """
-        deadline = time.monotonic() + VISIBLE_SECONDS
-        while missing := [name for name in sorted(files) if not (self.folder / owner / name).exists()]:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"{self.folder / owner / missing[0]}: another process has written it, and it is not there"
-                )
-            beat()
-            time.sleep(1)
+        missing = sorted(files)
+
+        def are_there() -> bool:
+            missing[:] = [name for name in missing if not (self.folder / owner / name).exists()]
+            return not missing
+
+        if not wait_until(are_there):
+            raise RunError(f"{self.folder / owner / missing[0]}: another process has written it, and it is not there")
         self._known.pop(owner, None)
         self.known(owner)
 
