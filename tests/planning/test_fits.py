@@ -90,4 +90,5 @@ def test_a_wrong_number_of_slices_is_refused(topology: str, slices: int) -> None
 def test_a_search_over_slices_chooses_an_axis_for_them() -> None:
     config = load_config(CONFIGS / "llava_ov_0p5b.py", [TWICE])
     best = search(config, parse_topology("v5e:4x4", 2), ["full"])[0]
-    assert "--config.mesh.dcn_replica=2" in best.overrides and mesh_of(best.config, parse_topology("v5e:4x4", 2))
+    chosen = best.config.mesh
+    assert {chosen.dcn_replica, chosen.dcn_fsdp} == {1, 2} and mesh_of(best.config, parse_topology("v5e:4x4", 2))
