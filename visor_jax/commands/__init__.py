@@ -4,7 +4,8 @@ A command module only connects other packages. It defines
 
 - `HELP: str`: one line for `visor --help`; the module's docstring is the text of `visor COMMAND --help`.
 - `CONFIG: str`: the source of its configuration: "required" (`--config` must be given), "workdir" (`--config`, else
-  the `config.json` in `--workdir`), "optional" (as "workdir", or None if there is neither), or "none".
+  the `config.json` in `--workdir`), "optional" (as "workdir", or None if there is neither), "given" (`--config`, or
+  None; a workdir is not read, and `args.overrides` holds the overrides as they were typed), or "none".
 - `add_arguments(parser: argparse.ArgumentParser) -> None`: adds its arguments. Every command already has `--config`,
   `--workdir`, `--json` and `--config.field=value`.
 - `main(args: argparse.Namespace, config: ConfigDict | None) -> int | dict | Iterator[dict] | None`: the work.

@@ -48,6 +48,7 @@ COMMANDS = {
         "import": "import_",
         "data": "data",
         "plan": "plan",
+        "launch": "launch",
         "bench": "bench",
     }.items()
 }
@@ -359,10 +360,16 @@ def _configuration(name: str, module: ModuleType, args: argparse.Namespace, over
     from visor_jax.config import apply_overrides, from_dict, load_config
     from visor_jax.data.sources import check_source
 
+    if source == "given":
+        args.overrides = tuple(overrides)
     if path is not None:
         config = load_config(path, overrides, workdir=args.workdir or "")
         check_source(config)
         return config
+    if source == "given":
+        if overrides:
+            raise RequestError(f"{name}: {overrides[0]!r} changes nothing without --config")
+        return None
     if source == "required":
         raise RequestError(
             f"{name}: --config is missing; expected a file with get_config(), or a shipped name such as llava_ov_0p5b"

@@ -1,0 +1,174 @@
+"""Runs the commands of a launch, or prints them for a dry run.
+
+A target's action calls the same methods of a `Runner` in both cases, so that a dry run cannot differ from what is run.
+What a dry run prints on stdout is a shell script: commands with their purpose as comments, and files as here-documents.
+Nothing is ever passed through a shell here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from visor_jax.errors import RequestError, RunError, one_line
+
+FOLDER = Path("visor-launch")  # below the current folder: the files of each launch
+END = "VISOR_END"  # of here-documents
+# What clients print when they know no account; trying again does not help.
+NO_CREDENTIALS = (
+    *("do not currently have an active account", "Reauthentication", "problem refreshing your current auth tokens"),
+    *("does not have any valid credentials", "invalid_grant", "Could not automatically determine credentials"),
+    *("must be logged in to the server", "no configuration has been provided", "No cloud access is set up"),
+)
+INSTALL = {
+    "gcloud": "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and run 'gcloud auth login'",
+    "kubectl": "install it with 'gcloud components install kubectl gke-gcloud-auth-plugin'",
+    "xpk": "install it with 'pip install xpk'",
+    "sky": "install it with 'pip install skypilot[gcp]' and run 'sky check'",
+    "sbatch": "run this on a login node of a Slurm cluster",
+}
+INSTALL |= dict.fromkeys(("squeue", "scancel", "scontrol", "sacct"), INSTALL["sbatch"])
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command line.
+
+    Attributes:
+      argv: the program and its arguments.
+      purpose: one line that says what it is for.
+      assumed: the output with which a dry run continues.
+      missing: how to install the program; by default `INSTALL` knows.
+      environment: additional variables.
+    """
+
+    argv: tuple[str, ...]
+    purpose: str
+    assumed: str = ""
+    missing: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        variables = [f"{name}={value}" for name, value in self.environment]
+        return shlex.join([*(["env", *variables] if variables else []), *self.argv])
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str = ""
+    err: str = ""
+
+
+class Runner:
+    """Runs commands and writes files, or prints them.
+
+    Attributes:
+      dry_run: print only.
+      folder: of this launch's files.
+      shown: the commands so far; a dry run's result.
+    """
+
+    def __init__(self, name: str, *, dry_run: bool = False) -> None:
+        self.dry_run = dry_run
+        self.folder = FOLDER / name
+        self.shown: list[tuple[str, ...]] = []
+        self.files: dict[str, str] = {}
+
+    def run(self, command: Command, accept: Sequence[str] = ()) -> Done:
+        """Runs a command and returns its output.
+
+        Args:
+          command: what to run.
+          accept: a failure whose output contains one of these is no error; its status is in the result.
+
+        Raises:
+          RequestError: the program is not installed, or has no credentials.
+          RunError: it failed; the message ends with the last line that it printed.
+        """
+        if self.dry_run:
+            return self._print(command)
+        return self._finish(command, self._start(command, capture=True), accept)
+
+    def show(self, command: Command, accept: Sequence[str] = ()) -> Done:
+        """Runs a command whose output the user wants to see; its errors are captured as in `run`."""
+        if self.dry_run:
+            return self._print(command)
+        return self._finish(command, self._start(command, capture=False), accept)
+
+    def write(self, name: str, text: str) -> Path:
+        """Writes a file of this launch and returns its path.
+
+        Raises:
+          RequestError: the folder cannot be written.
+        """
+        path = self.folder / name
+        if self.dry_run:
+            self.files[str(path)] = text
+            print(f"\nmkdir -p {shlex.quote(str(path.parent))}")
+            print(f"cat >{shlex.quote(str(path))} <<'{END}'\n{text.rstrip(chr(10))}\n{END}")
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def say(self, text: str) -> None:
+        """Prints one line of progress on stderr."""
+        print(f"visor: {one_line(text)}", file=sys.stderr, flush=True)
+
+    def sleep(self, seconds: float) -> None:
+        """Waits; a dry run does not."""
+        if not self.dry_run:
+            time.sleep(seconds)
+
+    def _print(self, command: Command) -> Done:
+        self.shown.append(command.argv)
+        print(f"\n# {one_line(command.purpose)}\n{command}")
+        return Done(0, command.assumed)
+
+    def _start(self, command: Command, *, capture: bool) -> subprocess.CompletedProcess[str]:
+        program = command.argv[0]
+        if shutil.which(program) is None:
+            hint = command.missing or INSTALL.get(program, "install it")
+            raise RequestError(f"{program}: not found on PATH; {hint}, or use --dry-run to see the commands")
+        self.shown.append(command.argv)
+        return subprocess.run(
+            list(command.argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if capture else None,
+            stderr=subprocess.PIPE,
+            env=_with(command.environment),
+            text=True,
+            errors="backslashreplace",
+            check=False,
+        )
+
+    def _finish(self, command: Command, ended: subprocess.CompletedProcess[str], accept: Sequence[str]) -> Done:
+        done = Done(ended.returncode, ended.stdout or "", ended.stderr or "")
+        said = f"{done.err}\n{done.out}"
+        if done.status == 0 or any(text.lower() in said.lower() for text in accept):
+            return done
+        what = f"{command.argv[0]}: could not {command.purpose}: {last_error(said) or f'exit status {done.status}'}"
+        if any(text in said for text in NO_CREDENTIALS):
+            raise RequestError(f"{what}; no credentials: {INSTALL.get(command.argv[0], 'log in')}")
+        raise RunError(what)
+
+
+def last_error(said: str) -> str:
+    """Returns the line of a client's output that says what went wrong: the last one with "error", else the last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return one_line((errors or lines or [""])[-1])[:400]
+
+
+def _with(environment: Sequence[tuple[str, str]]) -> dict[str, str] | None:
+    return {**os.environ, **dict(environment)} if environment else None
