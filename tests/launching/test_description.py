@@ -55,9 +55,9 @@ def test_machines_of_a_topology(given: tuple[str, int]) -> None:
         ("v5e:\uff14x4", 1, "expected CHIP:AxB"),
         ("h100x12", 1, "expected whole nodes, h100x8 or h100x8:NODES"),
         ("h100x4:2", 1, "expected whole nodes"),
-        ("h100x8:0", 1, "expected whole nodes"),
-        ("h100x0", 1, "expected whole nodes"),
-        ("h100x8", 2, "--slices=2: GPUs have no slices; nodes are written --topology=h100x8:2"),
+        ("h100x8:0", 1, "expected 1 to 256 chips"),
+        ("h100x0", 1, "expected 1 to 256 chips"),
+        ("h100x8", 2, "--slices=2: h100x8 has no slices; write nodes as h100x8:2"),
         ("v5e:4x4", 0, "--slices=0: expected 1 to 256"),
     ],
 )  # fmt: skip

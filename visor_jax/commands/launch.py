@@ -108,20 +108,18 @@ def check_request(launch: Any, config: Config | None, runner: Any) -> None:
       RequestError: something is missing, or the run cannot fit its chips.
     """
     from visor_jax.errors import RequestError
-    from visor_jax.planning.plan import plan, planned_stages
+    from visor_jax.planning.fits import fit_by_formula
+    from visor_jax.planning.plan import planned_stages
 
     if config is None:
         raise RequestError("launch: --config is missing; expected a configuration's file or shipped name")
     if not launch.workdir:
         raise RequestError("launch: --workdir is missing; expected --workdir=gs://BUCKET/PATH or an absolute path")
-    stages = planned_stages(config)
-    if launch.force or not stages:
+    if launch.force or not planned_stages(config):
         return
-    found, machines = plan(config, launch.machines.topology, stages, seconds=0), launch.machines
-    needed, available = (f"{found[key] / 1e9:.1f}" for key in ("bytes_per_chip", "bytes_available"))
-    if not found["fits"]:
+    fit = fit_by_formula(config, launch.machines.topology)
+    if not fit.fits:
         raise RequestError(
-            f"--topology={machines.text}: the run needs {needed} GB per chip by formula, and a chip has {available};"
-            " take more chips, see 'visor plan --search', or --force"
+            f"--topology={launch.machines.text}: {fit}; take more chips, see 'visor plan --search', or --force"
         )
-    runner.say(f"fits {machines.text}: {needed} of {available} GB per chip by formula")
+    runner.say(f"{launch.machines.topology.label}: {fit}")

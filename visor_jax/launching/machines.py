@@ -8,12 +8,11 @@ its page "TPU regions and zones" as of September 2025 to 2026, with the zones fo
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from visor_jax.errors import RequestError, nearest, short
-from visor_jax.scale.topologies import CHIPS, Chip, Topology, parse_topology
+from visor_jax.scale.topologies import Chip, Topology, parse_topology
 
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")  # up to 256 chips
@@ -47,15 +46,13 @@ class Machines:
 
     Attributes:
       text: as it was given, such as `v5e:4x4` or `h100x8:2`.
-      topology: what `visor plan` computes with: one slice of TPUs, or the GPUs of all nodes.
-      slices: of TPUs, joined by the data-center network; 1 for GPUs.
+      topology: what `visor plan` computes with: all slices, or the GPUs of all nodes.
       hosts: machines of one slice; for GPUs all nodes.
       chips_per_host: chips of one machine.
     """
 
     text: str
     topology: Topology
-    slices: int
     hosts: int
     chips_per_host: int
 
@@ -74,9 +71,19 @@ class Machines:
         return "x".join(map(str, self.topology.shape))
 
     @property
+    def slices(self) -> int:
+        """Returns the slices of TPUs, which the data center's network joins; 1 for GPUs."""
+        return self.topology.slices
+
+    @property
+    def slice_chips(self) -> int:
+        """Returns the chips of one slice; for GPUs of all nodes."""
+        return self.hosts * self.chips_per_host
+
+    @property
     def chips(self) -> int:
         """Returns the chips of all slices."""
-        return self.topology.chips * self.slices
+        return self.topology.chips
 
     @property
     def processes(self) -> int:
@@ -94,44 +101,39 @@ def parse_machines(text: str, slices: int = 1) -> Machines:
     Raises:
       RequestError: an unknown chip, or a grid or a node that cannot be rented; names the nearest ones.
     """
-    if not 1 <= slices <= 256:
-        raise RequestError(f"--slices={slices}: expected 1 to 256")
-    match = re.fullmatch(r"([a-z]+\d+[a-z]*)x(\d{1,4})(?::(\d{1,4}))?", text)
-    if match and match[1] in CHIPS and CHIPS[match[1]].kind == "gpu":
-        return _gpus(text, CHIPS[match[1]], int(match[2]), int(match[3] or 1) if match[3] != "0" else 0, slices)
     if not text.isprintable() or not text.isascii() or len(text) > 40:
         raise RequestError(f"--topology={short(text)}: expected CHIP:AxB[xC], such as v5e:4x4, or h100x8:2")
-    topology = parse_topology(text)
-    grid, chip = "x".join(map(str, topology.shape)), topology.chip
+    topology = parse_topology(text, slices)
+    if topology.chip.kind == "gpu":
+        return _nodes(text, topology)
+    grid, chip, chips = text.partition(":")[2], topology.chip, topology.chips // topology.slices
     if grid not in GRIDS[chip.name]:
-        raise RequestError(f"--topology={text}: no such slice of {chip.name}; {_nearest_grids(chip.name, topology)}")
-    per_host = min(topology.chips, chip.chips_per_host)
-    if topology.chips <= ONE_HOST.get(chip.name, chip.chips_per_host):
-        per_host = topology.chips
-    return Machines(text, topology, slices, topology.chips // per_host, per_host)
+        raise RequestError(f"--topology={text}: no such slice of {chip.name}; {_nearest_grids(chip.name, chips)}")
+    per_host = min(chips, chip.chips_per_host)
+    if chips <= ONE_HOST.get(chip.name, chip.chips_per_host):
+        per_host = chips
+    return Machines(text, topology, chips // per_host, per_host)
 
 
-def _gpus(text: str, chip: Chip, count: int, nodes: int, slices: int) -> Machines:
-    """Returns nodes of `count` GPUs; more than a node's GPUs are spread over several."""
-    if slices != 1:
+def _nodes(text: str, topology: Topology) -> Machines:
+    """Returns nodes of GPUs; `h100x16` are two nodes, like `h100x8:2`."""
+    chip, full = topology.chip.name, topology.chip.chips_per_host
+    count, _, nodes = text.removeprefix(f"{chip}x").partition(":")
+    number = int(nodes) if nodes else max(1, int(count) // full)
+    per_node = topology.chips // number
+    if per_node * number != topology.chips or not (per_node == full or (number == 1 and per_node in (1, 2, 4))):
+        whole = f"{chip}x{full}"
         raise RequestError(
-            f"--slices={slices}: GPUs have no slices; nodes are written --topology={chip.name}x8:{slices}"
+            f"--topology={text}: expected whole nodes, {whole} or {whole}:NODES, or a part of one, {chip}x1, x2 or x4"
         )
-    if nodes == 1 and count > chip.chips_per_host and count % chip.chips_per_host == 0:
-        nodes, count = count // chip.chips_per_host, chip.chips_per_host
-    if nodes < 1 or not (count == chip.chips_per_host or (nodes == 1 and count in (1, 2, 4))):
-        gpu, full = chip.name, f"{chip.name}x{chip.chips_per_host}"
-        raise RequestError(
-            f"--topology={text}: expected whole nodes, {full} or {full}:NODES, or a part of one, {gpu}x1, x2 or x4"
-        )
-    return Machines(text, parse_topology(f"{chip.name}x{count * nodes}"), 1, nodes, count)
+    return Machines(text, topology, number, per_node)
 
 
-def _nearest_grids(chip: str, topology: Topology) -> str:
+def _nearest_grids(chip: str, chips: int) -> str:
     """Names the two slices whose numbers of chips are nearest."""
 
     def distance(grid: str) -> float:
-        return abs(math.log(math.prod(map(int, grid.split("x"))) / topology.chips))
+        return abs(math.log(math.prod(map(int, grid.split("x"))) / chips))
 
     close = sorted(GRIDS[chip], key=distance)[:2]
     return f"the nearest are {' and '.join(f'{chip}:{grid}' for grid in close)}"

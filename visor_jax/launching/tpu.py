@@ -58,7 +58,7 @@ def check(launch: Launch) -> None:
 def accelerator_type(launch: Launch) -> str:
     """Returns the API's name of one slice, such as v5litepod-16 or v5p-32."""
     machines = launch.machines
-    return f"{TYPES[machines.chip.name]}-{machines.topology.chips * CORES.get(machines.chip.name, 1)}"
+    return f"{TYPES[machines.chip.name]}-{machines.slice_chips * CORES.get(machines.chip.name, 1)}"
 
 
 def nodes(launch: Launch) -> list[str]:
