@@ -11,20 +11,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.faults.whole_run import environment, visor
-from visor_jax.config import from_dict
+from visor_jax.config import as_config, from_dict, stage_config
+from visor_jax.data.questions import label_questions
 from visor_jax.errors import RequestError
+from visor_jax.loading import load_stage
+from visor_jax.scale.mesh import configured_mesh
+from visor_jax.testing import tiny_architecture, tiny_config
 from visor_jax.testing.processes import Processes
 from visor_jax.train import wandb_run as wandb_module
 from visor_jax.train.loop import train
+from visor_jax.train.objectives import held_out as held_out_module
+from visor_jax.train.objectives import make_objective
+from visor_jax.train.objectives.glyphs_base import ACCURACIES
+from visor_jax.train.objectives.policy import balance
 from visor_jax.train.observer import MEASURED
 from visor_jax.train.profile import StepProfiler
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.metrics_log import read_rows
+from visor_jax.workdir.results import Labels
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -140,6 +150,66 @@ def test_a_validation_reads_the_same_records_after_a_resume(tiny_copy: Path, mon
     assert len(names) >= 2, "each viable budget"
 
 
+def test_the_policy_is_validated_on_questions_it_is_not_trained_on(tiny_run: Path, tiny_copy: Path) -> None:
+    rows = again(tiny_copy, "policy", validate_every=2, validate_samples=6)
+    before = read_rows(tiny_run / "policy" / "metrics.jsonl")
+    assert without(rows, "validation/") == without(before)
+    first, last = (row for row in rows if "validation/samples" in row)
+    assert (first["step"], last["step"]) == (2, 4)
+    for row in (first, last):
+        assert row["validation/samples"] == 6 and row["validation/loss"] > 0 and 0 <= row["validation/accuracy"] <= 1
+    assert first["validation/loss"] != last["validation/loss"], "the routing parameters train"
+
+
+def test_held_out_questions_get_the_labels_of_the_stage_label(
+    tiny_run: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validated on the questions that are trained on, in their order: the same labels and weights."""
+    workdir, config = Workdir(tiny_run), from_dict(Workdir(tiny_run).config())
+    labels = Labels.read(workdir)
+    monkeypatch.setattr(held_out_module, "single_questions", lambda config, split, count: label_questions(config))
+    config = as_config(ConfigDict(config.to_dict()))
+    params, mesh = load_stage(workdir, "universal").params, configured_mesh(config)
+    with jax.set_mesh(mesh):
+        batches = held_out_module.held_out_questions(config, "policy", workdir, mesh).batches(params)
+        arrays = [measured.arrays for measured in batches]
+    found = np.concatenate([x["label"] for x in arrays])[: len(labels.label)]
+    np.testing.assert_array_equal(found, labels.label)
+    settings = stage_config(config, "policy")
+    weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
+    np.testing.assert_allclose(np.concatenate([x["label_weight"] for x in arrays])[: len(found)], weights, rtol=1e-6)
+
+
+def test_a_policy_whose_decoder_trains_is_not_validated() -> None:
+    held_out_module.check_frozen(tiny_architecture(), ("routing/",))
+    with pytest.raises(
+        RequestError, match=r"validate_every: stage policy trains blocks/.* depend; expected stage_over"
+    ):
+        held_out_module.check_frozen(tiny_architecture(), ("routing/", "blocks/"))
+
+
+def test_base_is_validated_on_grids_that_no_stage_trains_on(tmp_path: Path) -> None:
+    config = tiny_config({"stages": ("base",), "stage": "base", "train.validate_samples": 6}, steps=3)
+    rows = []
+    for name, every in (("without", 0), ("with", 2)):
+        workdir = Workdir(tmp_path / name)
+        with config.unlocked():
+            config.train.validate_every = every
+        workdir.create()
+        workdir.claim(config)
+        train(config, "base", workdir)
+        rows.append(read_rows(workdir.path / "base" / "metrics.jsonl"))
+    assert without(rows[1], "validation/") == without(rows[0])
+    first, last = (row for row in rows[1] if "validation/samples" in row)
+    assert (first["step"], last["step"], first["validation/samples"]) == (2, 3, 8), "whole batches of four"
+    for budget in ("0b10", "full"):
+        assert first[f"validation/loss/budget={budget}"] != last[f"validation/loss/budget={budget}"]
+        assert all(0 <= last[f"validation/accuracy/{kind}/budget={budget}"] <= 1 for kind in ACCURACIES)
+    data = held_out_module.held_out(as_config(config), "base", Workdir(tmp_path), configured_mesh(config))
+    trained = next(iter(make_objective(config, "base", Workdir(tmp_path)).steps(0, 1))).arrays["tiles"]
+    assert not (next(data.batches({})).arrays["tiles"] == trained).all(axis=(1, 2, 3, 4)).any()
+
+
 def test_every_key_of_a_row_is_documented(tiny_run: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     documented = {
@@ -154,7 +224,7 @@ def test_every_key_of_a_row_is_documented(tiny_run: Path) -> None:
 
 
 MIXED = """
-from visor_jax.testing import tiny_config
+from visor_jax.testing import tiny_architecture, tiny_config
 def get_config():
     parts = (("llava", "short.json", "", 1.0), ("llava", "long.json", "", 1.0))
     return tiny_config({{"data.root": {root!r}, "data.parts": parts, "stages": ("full",), "data.batch_size": 8,

@@ -23,25 +23,13 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
-from visor_jax.evaluate.scoring import score
+from visor_jax.evaluate.scoring import cheapest_good_enough, score
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.generate.visor import Visor
 from visor_jax.scale.distributed import once
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels, read_viable
-
-
-def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
-    """Returns per question [N] the first budget with at least 1 - tolerance of the full budget's likelihood.
-
-    Args:
-      log_likelihood: [N, budgets], cheapest budget first.
-      full: column of the full budget.
-    """
-    good_enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
-    good_enough[:, full] = True
-    return good_enough.argmax(axis=1)
 
 
 def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:

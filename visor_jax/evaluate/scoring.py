@@ -241,6 +241,18 @@ def score_batch(
     return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
 
 
+def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:
+    """Returns per question [N] the first budget with at least 1 - tolerance of the full budget's likelihood.
+
+    Args:
+      log_likelihood: [N, budgets], cheapest budget first.
+      full: column of the full budget.
+    """
+    good_enough = log_likelihood >= log_likelihood[:, full : full + 1] + np.log1p(-tolerance)
+    good_enough[:, full] = True
+    return good_enough.argmax(axis=1)
+
+
 def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
     """Returns each row's visual positions, prompt tokens and tiles; black tiles count, padding tiles do not."""
     arrays = batch.arrays

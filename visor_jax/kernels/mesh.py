@@ -65,6 +65,19 @@ def by_rows(x: Shaped[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def by_rows_from_table(x: Shaped[Array, "rows ... width"]) -> Shaped[Array, "rows ... width"]:
+    """`by_rows` of what was looked up in a table whose width `fsdp` splits and that every replica has.
+
+    A device looks up its part of the width for all rows of its replica, and devices of a replica then exchange rows for
+    widths; gradients take the same way back. Without the first step the compiler finds no way from the table's division
+    to the rows', and every device holds the rows of all.
+    """
+    axes = sample_axes(x.shape[0])
+    if axes == SAMPLE_AXES and x.shape[-1] % free_axes()[FSDP] == 0:
+        x = jax.lax.with_sharding_constraint(x, PartitionSpec(REPLICA, *[None] * (x.ndim - 2), FSDP))
+    return by_rows(x)
+
+
 def on_each_device(part: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`part` run on each device's arrays by `jax.shard_map`; `part` itself on a single device."""
     if not is_split():

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
-from visor_jax.kernels.mesh import by_rows
+from visor_jax.kernels.mesh import by_rows, by_rows_from_table
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
 from visor_jax.model.decoder import Blocks, Budget, forward, forward_rest, run_layers
@@ -78,7 +78,7 @@ def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "
 
 
 def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
-    return by_rows(params["embed_tokens"]["embedding"][tokens])
+    return by_rows_from_table(params["embed_tokens"]["embedding"][tokens])
 
 
 def stream_of(batch: Batch) -> TokenStream:

@@ -7,7 +7,7 @@ the decoder to read questions. The labels come from the generated data set.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from visor_jax.architecture import Architecture, LayerKind
-from visor_jax.budget import budget_name
+from visor_jax.budget import Bits, budget_name
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.anyres import visual_layout
 from visor_jax.data.chat import encode_prompt
@@ -28,6 +28,7 @@ from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_sou
 from visor_jax.data.glyphs import render as glyphs_render
 from visor_jax.data.glyphs import source as glyphs
 from visor_jax.data.glyphs.words import PHRASINGS
+from visor_jax.data.sample import Sample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
@@ -51,34 +52,53 @@ def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
         raise RequestError(
             f"stage=base: needs data.source=glyphs, its labels are generated; got {config.data.source!r}"
         )
-    arch, settings = architecture(config, stage), stage_config(config, stage)
-    if arch.vision.patch_size != glyphs_render.PATCH:
-        raise RequestError(
-            f"model.vision.patch_size={arch.vision.patch_size}: stage base needs {glyphs_render.PATCH},"
-            " the size of the patches that the generated pictures are drawn in"
-        )
-    tokenizer = make_tokenizer(config)
-    names, prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
-    words, row_shape = known_words(tokenizer, names), training_row_shape(config)
-    conversations, encode = stage_source(config, stage), sample_encoder(config, tokenizer, row_shape)
-    budget_of = budget_drawer(config, stage, workdir)
-    seed, grids = config.seed, index_range(stage)[1]
+    grids, settings = LabeledGrids(config, stage), stage_config(config, stage)
+    conversations, budget_of = stage_source(config, stage), budget_drawer(config, stage, workdir)
+    indices = index_range(stage)[1]
 
     def step(number: int) -> Step:
         bits = budget_of(number)
-        hops = settings.hops[min(sum(bits), len(settings.hops)) - 1]
-        indices = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
-        examples = [grid_arrays(seed, grids[index], hops, prefix, words, arch) for index in indices]
-        read = [reading_arrays(encode(conversations[index]), names["asked"], row_shape.text // 2) for index in indices]
-        arrays = {k: np.stack([e[k] for e in rows]) for rows in (examples, read) for k in rows[0]}
-        ids = [f"grid/{seed}/{grids[index]}" for index in indices]
+        rows = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
+        arrays = grids.arrays(bits, [indices[row] for row in rows], [conversations[row] for row in rows])
+        ids = [f"grid/{config.seed}/{indices[row]}" for row in rows]
         return Step(number, arrays, bits, budget_name(bits), ids, [], contents=_contents(arrays))
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        named = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
-        return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in named}}
+        return {"blind": float(metrics["blind"]), **{f"accuracy/{name}": float(metrics[name]) for name in ACCURACIES}}
 
-    return Objective(partial(base_loss, arch=arch, names=names), partial(made_ahead, step), summarize)
+    return Objective(grids.loss, partial(made_ahead, step), summarize)
+
+
+class LabeledGrids:
+    """Makes batches of labeled grids, each with the questions of a conversation to be read, and their loss."""
+
+    def __init__(self, config: Config, stage: str) -> None:
+        """
+        Raises:
+          RequestError: the model's patches do not have the size of those that pictures are drawn in.
+        """
+        self.arch, self._seed, self._hops = architecture(config, stage), config.seed, stage_config(config, stage).hops
+        if self.arch.vision.patch_size != glyphs_render.PATCH:
+            raise RequestError(
+                f"model.vision.patch_size={self.arch.vision.patch_size}: stage base needs {glyphs_render.PATCH},"
+                " the size of the patches that the generated pictures are drawn in"
+            )
+        tokenizer, row_shape = make_tokenizer(config), training_row_shape(config)
+        self._names, self._prefix = name_tables(tokenizer), picture_prefix(tokenizer, config)
+        self._words = known_words(tokenizer, self._names)
+        self._encode, self._reading_length = sample_encoder(config, tokenizer, row_shape), row_shape.text // 2
+        self.loss: Loss = partial(base_loss, arch=self.arch, names=self._names)
+
+    def arrays(
+        self, bits: Bits, grids: Sequence[int], conversations: Sequence[Sample]
+    ) -> dict[str, Shaped[np.ndarray, "B ..."]]:
+        """Returns a batch, one grid and one conversation per row; the longest chain depends on the budget `bits`."""
+        hops = self._hops[min(sum(bits), len(self._hops)) - 1]
+        labeled = [grid_arrays(self._seed, index, hops, self._prefix, self._words, self.arch) for index in grids]
+        read = [
+            reading_arrays(self._encode(sample), self._names["asked"], self._reading_length) for sample in conversations
+        ]
+        return {k: np.stack([row[k] for row in rows]) for rows in (labeled, read) for k in rows[0]}
 
 
 def abstract_base(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
@@ -269,6 +289,7 @@ CODEBOOK_SEED = 98
 # Relations that a patch encodes, each with the names of its classes. Labels: int32 [B, P], 0 for "nothing", else 1 +
 # index of the name.
 RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
+ACCURACIES = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
 # Weight of the name in a relation's code. A patch with a name of that kind itself gets less of it or none: its own name
 # and the related one would be confused.
 NAME_WEIGHT = {"digit": 0.8, "colour": 0.4}

@@ -222,7 +222,14 @@ def balance(
     Counts above an even share of the labels are treated as an even share. Labels above the cheapest budget weigh
     `caution` times more: too small a budget costs the answer, too large a budget only FLOPs.
     """
+    weights = budget_weights(labels, num_budgets, strength, caution)[labels]
+    return (weights / weights.mean()).astype(np.float32)
+
+
+def budget_weights(
+    labels: Int[np.ndarray, " N"], num_budgets: int, strength: float, caution: float
+) -> Float[np.ndarray, " budgets"]:
+    """Relative weight of a label of each budget, as `balance` computes it from all `labels`."""
     counts = np.bincount(labels, minlength=num_budgets)
     counts = np.minimum(counts, len(labels) / np.count_nonzero(counts)) + RARE * len(labels)
-    weights = (len(labels) / counts)[labels] ** strength * np.where(labels > 0, caution, 1.0)
-    return (weights / weights.mean()).astype(np.float32)
+    return (len(labels) / counts) ** strength * np.where(np.arange(num_budgets) > 0, caution, 1.0)
