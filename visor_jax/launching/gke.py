@@ -1,0 +1,302 @@
+"""GKE: the `kubectl` calls of every action, the equivalent `xpk workload create`, and the node pools of a launch.
+
+`job_set.py` makes the manifest. Nothing here needs a client before a command is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from visor_jax.errors import RequestError
+from visor_jax.launching.description import Launch, travels
+from visor_jax.launching.environment import environment
+from visor_jax.launching.job_set import (
+    CONTAINER,
+    DIGEST,
+    GPUS,
+    RESTART_CODES,
+    job_set,
+    manifest,
+    secret_object,
+    shell_command,
+    unexpanded,
+)
+from visor_jax.launching.steps import Command, Runner
+
+ENDED = ("completed", "failed")
+QUEUE_OF_XPK = "multislice-queue"
+LABEL = re.compile(r"[a-z0-9]([-_a-z0-9]*[a-z0-9])?")
+# The machine type of a chip's hosts.
+MACHINES = {
+    "v4": "ct4p-hightpu-{}t",
+    "v5e": "ct5lp-hightpu-{}t",
+    "v5p": "ct5p-hightpu-{}t",
+    "v6e": "ct6e-standard-{}t",
+    "tpu7x": "tpu7x-standard-{}t",
+    "h100": "a3-highgpu-{}g",
+    "h200": "a3-ultragpu-{}g",
+}
+_XPK_TYPES = {"v5e": "v5litepod"}  # the others are called the same
+_SELECTOR = "jobset.sigs.k8s.io/jobset-name"
+
+
+def check(launch: Launch) -> None:
+    """Checks what only GKE asks for: an image, a workdir in a bucket, and labels as Kubernetes spells them.
+
+    Raises:
+      RequestError: one of them is missing or cannot be.
+    """
+    if launch.workdir and not launch.in_bucket:
+        raise RequestError(f"--workdir={launch.workdir}: expected gs://BUCKET/PATH; the disk of a pod is lost with it")
+    for key, value in launch.labels:
+        if not LABEL.fullmatch(key) or not LABEL.fullmatch(value or "v"):
+            raise RequestError(f"--label={key}={value}: Kubernetes' labels begin and end with a letter or digit")
+    if launch.config_json and not launch.image:
+        kind = "tpu" if launch.machines.kind == "tpu" else "cuda"
+        raise RequestError(
+            f"--image: not set; a pod starts from an image: build launch/docker/{kind}.Dockerfile, push it, and give"
+            " --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/visor:TAG"
+        )
+
+
+def xpk(launch: Launch) -> Command:
+    """Returns the `xpk workload create` that starts the same run.
+
+    Raises:
+      RequestError: xpk has no option for a part of the launch, such as a secret by reference.
+    """
+    machines = launch.machines
+    beyond = {
+        "--secret": launch.secrets,
+        "--bucket": launch.buckets,
+        "--service-account": launch.service_account,
+        "--label": launch.labels,
+        f"--config={launch.config}": travels(launch),
+        f"--topology={machines.text}": not _known_to_xpk(launch),
+        f"--queue={launch.queue}": launch.queue not in ("", QUEUE_OF_XPK),
+        "--capacity=reserved (it needs the reservation's name)": launch.capacity == "reserved",
+        "a line break": "\n" in shell_command(launch),
+    }
+    if named := [name for name, value in beyond.items() if value]:
+        raise RequestError(f"xpk has no option for {', '.join(named)}; use the manifest")
+    options = {
+        "cluster": launch.cluster.rpartition("_")[2] or "CLUSTER",
+        "workload": launch.name,
+        "tpu-type": f"{_XPK_TYPES.get(machines.chip.name, machines.chip.name)}-{machines.grid}",
+        "num-slices": machines.slices,
+        "zone": launch.zone,
+        "project": launch.project,
+        "docker-name": CONTAINER,
+        "docker-image": launch.image,
+        "max-restarts": launch.max_restarts,
+        "termination-grace-period-seconds": launch.grace_seconds,
+        "restart-on-exit-codes": ",".join(map(str, sorted(RESTART_CODES))),
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items() if value != ""]
+    arguments += {"spot": ["--spot"], "flex-start": ["--flex"], "on-demand": ["--on-demand"]}.get(launch.capacity, [])
+    if machines.chip.name == "tpu7x":
+        arguments.append("--no-use-parallel-containers")  # otherwise one container for each half of a host
+    arguments += [f"--env={name}={unexpanded(value)}" for name, value in environment(launch).items()]
+    arguments.append(f"--command={unexpanded(shell_command(launch))}")
+    return Command(("xpk", "workload", "create", *arguments), f"start {launch.name} with xpk")
+
+
+def _known_to_xpk(launch: Launch) -> bool:
+    """Returns whether xpk has machines of this size; its hosts of v5e have 4 chips, and those of v6e 1 or 4."""
+    machines = launch.machines
+    sizes = {"v5e": (4,), "v6e": (1, 4)}.get(machines.chip.name, (4,))
+    small = machines.chip.name == "v5e" and machines.topology.chips == 4
+    return machines.kind == "tpu" and machines.chips_per_host in sizes and not small
+
+
+def node_pool(launch: Launch) -> tuple[Command, ...]:
+    """Returns the commands that give a cluster the node pools of a launch, one per slice of TPUs.
+
+    A slice of several tpu7x hosts is placed by a workload policy; the other chips name their topology.
+    """
+    machines, location = launch.machines, launch.zone or "ZONE"
+    spread = machines.hosts if machines.kind == "gpu" else machines.topology.chips // machines.chips_per_host
+    machine = MACHINES[machines.chip.name].format(machines.chips_per_host)
+    options = [f"--cluster={launch.cluster.rpartition('_')[2] or 'CLUSTER'}", f"--node-locations={location}"]
+    options += [f"--project={launch.project}"] if launch.project else []
+    options += [f"--machine-type={machine}", f"--num-nodes={spread}"]
+    options += ["--workload-metadata=GKE_METADATA"] if launch.service_account else []
+    commands = []
+    if machines.kind == "gpu":
+        label = GPUS[machines.chip.name]
+        options.append(f"--accelerator=type={label},count={machines.chips_per_host},gpu-driver-version=default")
+    elif machines.chip.name != "tpu7x":
+        options.append(f"--tpu-topology={machines.grid}")
+    elif machines.hosts > 1:
+        policy = f"tpu7x-{machines.grid}"
+        options.append(f"--placement-policy={policy}")
+        placement = ("--type=HIGH_THROUGHPUT", f"--accelerator-topology={machines.grid}")
+        region = f"--region={location.rpartition('-')[0] or 'REGION'}"
+        create = ("gcloud", "compute", "resource-policies", "create", "workload-policy", policy, *placement, region)
+        project = (f"--project={launch.project}",) if launch.project else ()
+        commands.append(Command((*create, *project), f"place slices of {machines.grid}"))
+    options += _capacity(launch)
+    for i in range(machines.slices):
+        argv = ("gcloud", "container", "node-pools", "create", f"{launch.name}-{i}", *options)
+        commands.append(Command(argv, f"nodes of slice {i}"))
+    return tuple(commands)
+
+
+def _capacity(launch: Launch) -> list[str]:
+    """Returns the options of a node pool that say how its machines are paid for."""
+    if launch.capacity == "spot":
+        return ["--spot"]
+    if launch.capacity == "flex-start":
+        scaling = ["--enable-autoscaling", "--location-policy=ANY", "--reservation-affinity=none"]
+        return ["--flex-start", *scaling, "--no-enable-autorepair"]
+    if launch.capacity == "reserved":
+        return ["--reservation-affinity=specific", "--reservation=RESERVATION"]
+    return []
+
+
+def _up(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Starts the run, unless it is there already. A dry run also says what the cluster needs, and how xpk does it."""
+    if runner.dry_run:
+        _say_alternatives(launch, runner)
+    _check_secrets(launch, runner)
+    found = _find(launch, runner)
+    if found:
+        state = _state(found)
+        if state in ENDED:
+            raise RequestError(
+                f"--name={launch.name}: has {state}; continue it with 'visor launch resume', or delete it"
+            )
+        if _digest(found) != _digest(job_set(launch)):
+            raise RequestError(f"--name={launch.name}: runs with other options; stop it first, or take another name")
+        runner.say(f"{launch.name} is there already: {state}")
+        return {"name": launch.name, "target": "gke", "state": state}
+    return _apply(launch, runner)
+
+
+def _say_alternatives(launch: Launch, runner: Runner) -> None:
+    for command in node_pool(launch):
+        runner.say(f"for a cluster without such nodes: {command}")
+    try:
+        runner.say(f"the same run by xpk: {xpk(launch)}")
+    except RequestError as error:
+        runner.say(str(error))
+
+
+def _resume(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Continues a run that was stopped, has failed or lost its nodes; one that is not over stays as it is."""
+    found = _find(launch, runner)
+    if found and _state(found) not in ENDED:
+        runner.say(f"{launch.name} is not over: {_state(found)}")
+        return {"name": launch.name, "target": "gke", "state": _state(found)}
+    _check_secrets(launch, runner)
+    if found:
+        runner.run(_delete_job_set(launch))
+    return _apply(launch, runner)
+
+
+def _apply(launch: Launch, runner: Runner) -> dict[str, Any]:
+    path = runner.write("manifest.yaml", manifest(launch))
+    runner.run(_kubectl(launch, "apply", f"--filename={path}", purpose=f"create the pods of {launch.name}"))
+    return {"name": launch.name, "target": "gke", "state": "submitted", "manifest": str(path)}
+
+
+def _check_secrets(launch: Launch, runner: Runner) -> None:
+    """Raises RequestError if the cluster lacks a secret: its pods would wait for it forever."""
+    for secret in launch.secrets:
+        name = secret_object(secret)
+        purpose = f"look for the secret {name}, without reading it"
+        command = _kubectl(launch, "get", "secret", name, "--output=name", purpose=purpose, assumed=f"secret/{name}")
+        if runner.run(command, accept=("not found",)).status:
+            raise RequestError(
+                f"--secret={secret}: the cluster has no secret {name}; store the value, without showing it, by"
+                f" 'kubectl create secret generic {name} --from-file={secret}=/dev/stdin'"
+            )
+
+
+def _logs(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Shows what the processes of the run printed, each line with the name of its pod."""
+    options = [f"--selector={_SELECTOR}={launch.name}", f"--container={CONTAINER}", "--prefix", "--tail=200"]
+    options += ["--max-log-requests=256", "--ignore-errors"]
+    options += ["--follow"] if launch.follow else []
+    runner.show(_kubectl(launch, "logs", *options, purpose=f"show the logs of {launch.name}"))
+    return {"name": launch.name, "target": "gke"}
+
+
+def _status(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Returns the state of the run, its restarts, and how many pods are in which phase."""
+    found = _find(launch, runner)
+    result: dict[str, Any] = {"name": launch.name, "target": "gke", "state": _state(found)}
+    if not found:
+        return result
+    options = (f"--selector={_SELECTOR}={launch.name}", "--output=json")
+    command = _kubectl(launch, "get", "pods", *options, purpose="ask for its pods", assumed='{"items": []}')
+    pods = json.loads(runner.run(command).out or "{}").get("items", [])
+    phases = Counter(pod.get("status", {}).get("phase", "Unknown") for pod in pods)
+    return result | {"restarts": found.get("status", {}).get("restarts", 0), "pods": dict(sorted(phases.items()))}
+
+
+def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Sends SIGTERM to all processes, and returns when they have saved and ended.
+
+    The JobSet is deleted: one that is suspended is started again by Kueue as soon as there is room. The workdir has
+    everything that `resume` needs.
+    """
+    runner.say(f"{launch.name}: SIGTERM; waiting at most {launch.grace_seconds} s for the processes to save")
+    runner.run(_delete_job_set(launch))
+    return {"name": launch.name, "target": "gke", "state": "stopped"}
+
+
+def _delete(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Stops the run and deletes its configuration; the workdir, the secrets and the node pools stay."""
+    runner.run(_delete_job_set(launch))
+    options = ("delete", "configmap", f"{launch.name}-config", "--ignore-not-found")
+    runner.run(_kubectl(launch, *options, purpose=f"delete the configuration of {launch.name}"))
+    return {"name": launch.name, "target": "gke", "state": "deleted"}
+
+
+def _delete_job_set(launch: Launch) -> Command:
+    waiting = ("--cascade=foreground", "--wait", f"--timeout={launch.grace_seconds + 60}s")
+    purpose = f"end the pods of {launch.name} and wait for them"
+    return _kubectl(launch, "delete", "jobset", launch.name, "--ignore-not-found", *waiting, purpose=purpose)
+
+
+def _find(launch: Launch, runner: Runner) -> dict[str, Any]:
+    """Returns the JobSet as the cluster has it; empty if there is none."""
+    options = ("get", "jobset", launch.name, "--ignore-not-found", "--output=json")
+    return json.loads(runner.run(_kubectl(launch, *options, purpose=f"look for {launch.name}")).out or "{}")
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """Returns "absent", "queued", "starting", "running", "completed" or "failed"."""
+    if not found:
+        return "absent"
+    status = found.get("status", {})
+    if terminal := status.get("terminalState", ""):
+        return terminal.lower()
+    if found.get("spec", {}).get("suspend"):
+        return "queued"
+    jobs = status.get("replicatedJobsStatus", [])
+    return "running" if jobs and all(job.get("ready", 0) for job in jobs) else "starting"
+
+
+def _digest(found: Mapping[str, Any]) -> str:
+    return found.get("metadata", {}).get("annotations", {}).get(DIGEST, "")
+
+
+def _kubectl(launch: Launch, *arguments: str, purpose: str, assumed: str = "") -> Command:
+    context = (f"--context={launch.cluster}",) if launch.cluster else ()
+    return Command(("kubectl", *context, *arguments), purpose, assumed)
+
+
+ACTIONS: Mapping[str, Callable[[Launch, Runner], dict[str, Any]]] = {
+    "up": _up,
+    "logs": _logs,
+    "status": _status,
+    "stop": _stop,
+    "resume": _resume,
+    "delete": _delete,
+}
