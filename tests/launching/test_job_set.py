@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from visor_jax.errors import RequestError
 from visor_jax.launching.description import Launch, describe
 from visor_jax.launching.job_set import RESTART_CODES, job_set, manifest
 from visor_jax.scale.environment import process_settings
@@ -104,6 +105,13 @@ def test_capacity_selects_nodes_and_tolerates_their_taint(capacity: str, label: 
     added = {name for name in pod["nodeSelector"] if not name.startswith("cloud.google.com/gke-tpu-")}
     assert added == ({f"cloud.google.com/{label}"} if label else set())
     assert [t["key"] for t in pod["tolerations"]] == ["google.com/tpu", *(sorted(added))]
+
+
+def test_a_reservation_selects_its_nodes() -> None:
+    selector = pod_of(launch(capacity="reserved", reservation="mine-2027"))["nodeSelector"]
+    assert selector["cloud.google.com/reservation-name"] == "mine-2027"
+    with pytest.raises(RequestError, match="--reservation: expected with --target=gke and --capacity=reserved only"):
+        launch(reservation="mine-2027")
 
 
 def test_options_reach_their_fields() -> None:

@@ -29,7 +29,7 @@ def content(name: str) -> str:
     """Returns a file of `launch/`: how to make it for another name, project and bucket, and what that renders."""
     render, target, topology, options = FILES[name]
     image = {} if target == "sky" else {"image": "us-docker.pkg.dev/my-project/visor/visor:1"}
-    given = {"config": "llava_ov_finetune", "workdir": "gs://my-bucket/runs/first", **image, **options}
+    given = {"config": "llava_ov_0p5b", "workdir": "gs://my-bucket/runs/first", **image, **options}
     flags = {"capacity": "--capacity={}", "slices": "--slices={}", "image": "--image={}"}
     words = [flags[key].format(value) for key, value in given.items() if key in flags]
     words += [f"--secret={secret}" for secret in options.get("secrets", ())]

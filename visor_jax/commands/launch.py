@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="of what is created; repeat")
     parser.add_argument("--bucket", action="append", default=[], metavar="NAME", help="mounted at /gcs/NAME; repeat")
-    parser.add_argument("--cluster", default="", help="Kubernetes cluster")
+    parser.add_argument("--reservation", default="", metavar="NAME", help="gke: of --capacity=reserved")
+    parser.add_argument("--cluster", default="", metavar="CONTEXT", help="gke: a context of kubectl (default: its own)")
     parser.add_argument("--queue", default="", help="Kueue's queue, or Slurm's partition")
     parser.add_argument("--max-restarts", type=int, default=50, metavar="N", help="after exit status 143 or 134")
     parser.add_argument("--grace-seconds", type=int, default=300, metavar="N", help="between SIGTERM and SIGKILL")
@@ -82,6 +83,7 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
         secrets=args.secret,
         labels=args.label,
         buckets=args.bucket,
+        reservation=args.reservation,
         cluster=args.cluster,
         queue=args.queue,
         max_restarts=args.max_restarts,

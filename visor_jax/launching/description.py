@@ -39,7 +39,8 @@ class Launch:
       secrets: names only. The run gets each as a variable of the same name.
       labels: key and value.
       buckets: names of buckets that each machine mounts read-only at `/gcs/NAME`.
-      cluster: Kubernetes cluster.
+      reservation: name of the reservation that GKE's nodes use, with capacity `reserved`.
+      cluster: context of kubectl; empty: the current one.
       queue: Kueue's queue, or Slurm's partition.
       max_restarts: how often a run that ended with 143 or 134 is started again without anybody asking.
       grace_seconds: from SIGTERM to SIGKILL, in which the run saves.
@@ -63,6 +64,7 @@ class Launch:
     secrets: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     buckets: tuple[str, ...] = ()
+    reservation: str = ""
     cluster: str = ""
     queue: str = ""
     max_restarts: int = 50
@@ -111,6 +113,7 @@ def describe(
     secrets: Sequence[str] = (),
     labels: Sequence[str] = (),
     buckets: Sequence[str] = (),
+    reservation: str = "",
     cluster: str = "",
     queue: str = "",
     max_restarts: int = 50,
@@ -133,6 +136,8 @@ def describe(
         names.check_zone(zone)
         if rented is not None and rented.kind == "tpu":
             check_zone_of(rented.chip.name, zone)
+    if reservation and (target, capacity) != ("gke", "reserved"):
+        raise RequestError("--reservation: expected with --target=gke and --capacity=reserved only")
     for override in overrides:
         if "\0" in override:
             raise RequestError(f"{short(override)}: expected no NUL character")
@@ -152,7 +157,8 @@ def describe(
         secrets=secrets,
         labels=tuple(names.check_label(label) for label in labels),
         buckets=tuple(names.check_bucket(bucket) for bucket in buckets),
-        cluster=names.check_word("--cluster", cluster) if cluster else "",
+        reservation=names.check_word("--reservation", reservation) if reservation else "",
+        cluster=names.check_context(cluster) if cluster else "",
         queue=names.check_word("--queue", queue) if queue else "",
         max_restarts=_between("--max-restarts", max_restarts, 0, 10_000),
         grace_seconds=_between("--grace-seconds", grace_seconds, 30, 3600),

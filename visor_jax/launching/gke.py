@@ -78,7 +78,7 @@ def xpk(launch: Launch) -> Command:
         f"--config={launch.config}": travels(launch),
         f"--topology={machines.text}": not _known_to_xpk(launch),
         f"--queue={launch.queue}": launch.queue not in ("", QUEUE_OF_XPK),
-        "--capacity=reserved (it needs the reservation's name)": launch.capacity == "reserved",
+        "--capacity=reserved without --reservation": launch.capacity == "reserved" and not launch.reservation,
         "a line break": "\n" in shell_command(launch),
     }
     if named := [name for name, value in beyond.items() if value]:
@@ -92,6 +92,7 @@ def xpk(launch: Launch) -> Command:
         "project": launch.project,
         "docker-name": CONTAINER,
         "docker-image": launch.image,
+        "reservation": launch.reservation,
         "max-restarts": launch.max_restarts,
         "termination-grace-period-seconds": launch.grace_seconds,
         "restart-on-exit-codes": ",".join(map(str, sorted(RESTART_CODES))),
@@ -154,7 +155,7 @@ def _capacity(launch: Launch) -> list[str]:
         scaling = ["--enable-autoscaling", "--location-policy=ANY", "--reservation-affinity=none"]
         return ["--flex-start", *scaling, "--no-enable-autorepair"]
     if launch.capacity == "reserved":
-        return ["--reservation-affinity=specific", "--reservation=RESERVATION"]
+        return ["--reservation-affinity=specific", f"--reservation={launch.reservation or 'RESERVATION'}"]
     return []
 
 

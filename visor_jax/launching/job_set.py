@@ -151,6 +151,8 @@ def node_selector(launch: Launch) -> dict[str, str]:
         labels["topology.kubernetes.io/zone"] = launch.zone
     if launch.capacity in ("spot", "flex-start"):
         labels[f"cloud.google.com/gke-{launch.capacity}"] = "true"
+    if launch.reservation:
+        labels["cloud.google.com/reservation-name"] = launch.reservation
     return labels
 
 

@@ -20,7 +20,8 @@ PATH = re.compile(r"[A-Za-z0-9._+=@,/-]+")
 SECRET = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 ACCOUNT = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?@[a-z0-9]([-a-z0-9.]{0,98}[a-z0-9])?\.gserviceaccount\.com")
 LABEL_KEY, LABEL_VALUE = re.compile(r"[a-z][-_a-z0-9]{0,62}"), re.compile(r"[-_a-z0-9]{0,63}")
-WORD = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")  # clusters, queues, partitions
+WORD = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")  # queues, partitions, reservations
+CONTEXT = re.compile(r"[A-Za-z0-9]([-._:@/A-Za-z0-9]{0,126}[A-Za-z0-9])?")  # gke_PROJECT_LOCATION_CLUSTER
 _HOST, _PART = r"[a-z0-9]+([.-][a-z0-9]+)*(:\d{1,5})?", r"[a-z0-9]+([._-]+[a-z0-9]+)*"
 IMAGE = re.compile(rf"({_HOST}/)?{_PART}(/{_PART})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?")
 # What keys of known services look like; none of them is a value that a run needs on a command line.
@@ -148,12 +149,21 @@ def check_workdir(workdir: str) -> str:
 
 
 def check_word(flag: str, word: str) -> str:
-    """Returns the name of a cluster, queue or partition.
+    """Returns the name of a queue, partition or reservation.
 
     Raises:
       RequestError: other characters, or more than 63.
     """
     return _matching(flag, word, WORD, "1 to 63 of letters, digits, '-', '_' and '.'", "")
+
+
+def check_context(context: str) -> str:
+    """Returns the name of one of kubectl's contexts.
+
+    Raises:
+      RequestError: other characters, or more than 128.
+    """
+    return _matching("--cluster", context, CONTEXT, "a context of kubectl, such as gke_PROJECT_LOCATION_CLUSTER", "")
 
 
 def check_choice(flag: str, value: str, choices: tuple[str, ...]) -> str:
