@@ -1,0 +1,182 @@
+"""A Slurm cluster of one machine: `munged`, `slurmctld` and `slurmd` in a folder, with two GPUs that do not exist.
+
+It runs as the current user, on ports of 127.0.0.1, without cgroups, systemd or the system's configuration. Of Slurm
+itself nothing is replaced: jobs wait, start, get signals and go back into the queue as on a real cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from visor_jax.testing.processes import free_port
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
+MUNGE_FILES = {
+    "socket": "munge.socket",
+    "key-file": "munge.key",
+    "pid-file": "munged.pid",
+    "log-file": "munged.log",
+    "seed-file": "munge.seed",
+}
+SBIN = "/usr/sbin:/sbin"  # where Debian has the daemons
+CONFIGURATION = """\
+ClusterName=visor
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=1,sched_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+KillWait=5
+FirstJobId={first_job}
+GresTypes=gpu
+NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
+PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
+PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off
+"""
+
+
+def missing() -> list[str]:
+    """Returns the programs of Slurm and munge that this machine lacks."""
+    return [program for program in PROGRAMS if _find(program) is None]
+
+
+class Cluster:
+    """A running cluster; a context manager that ends its daemons, by their process ids, and with them all jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        """Writes the configuration and a new key into `folder`."""
+        self.folder = folder
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
+        key = folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        devices = ("/dev/null", "/dev/zero")  # Slurm asks for device files
+        (folder / "gres.conf").write_text("".join(f"NodeName=localhost Name=gpu File={file}\n" for file in devices))
+        text = CONFIGURATION.format(
+            folder=folder,
+            user=pwd.getpwuid(os.geteuid()).pw_name,
+            host=socket.gethostname().partition(".")[0],
+            controller_port=free_port(),
+            node_port=free_port(),
+            first_job=random.randrange(1, 4000),  # JAX derives the coordinator's port from it
+        )
+        (folder / "slurm.conf").write_text(text)
+
+    def __enter__(self) -> Self:
+        munge = [f"--{option}={self.folder}/{file}" for option, file in MUNGE_FILES.items()]
+        try:
+            self._start("munged", "--foreground", "--force", *munge)
+            self.wait_for(lambda: (self.folder / "munge.socket").exists(), 30, "munged listens")
+            self._start("slurmctld", "-D", "-f", self.folder / "slurm.conf")
+            self._start("slurmd", "-D", "-N", "localhost", "-f", self.folder / "slurm.conf")
+            self.wait_for(
+                lambda: self.run("sinfo", "-h", "-o", "%T", check=False).startswith("idle"), 60, "the node is idle"
+            )
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Cancels all jobs and ends the daemons."""
+        if len(self._daemons) == 3:
+            self.run("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}", check=False)
+            deadline = time.monotonic() + 20
+            while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
+                time.sleep(0.2)
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        self._daemons.clear()
+
+    def run(self, *command: object, check: bool = True, **more: str) -> str:
+        """Runs a command of Slurm; returns its output."""
+        done = subprocess.run(
+            [str(part) for part in command],
+            env={**self.environment, **more},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def job(self, number: str) -> Mapping[str, str]:
+        """Returns what Slurm knows of a job, such as `JobState`, `Restarts`, `ExitCode` and `Reason`."""
+        shown = self.run("scontrol", "--oneliner", "show", "job", number)
+        return dict(part.split("=", 1) for part in shown.split() if "=" in part)
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Waits until a condition holds.
+
+        Raises:
+          TimeoutError: it does not within `seconds`; the message has the ends of the daemons' logs.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                ends = (f"--- {file.name}\n{file.read_text()[-2000:]}" for file in sorted(self.folder.glob("*.log")))
+                raise TimeoutError(f"not within {seconds:g} s: {what}\n" + "\n".join(ends))
+            time.sleep(0.2)
+
+    def wait_for_end(self, number: str, seconds: float) -> tuple[str, int]:
+        """Waits for a job's end; returns Slurm's word for it and the exit status of its script."""
+        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+        self.wait_for(lambda: self.job(number)["JobState"] in ended, seconds, f"job {number} ends")
+        shown = self.job(number)
+        return shown["JobState"], int(shown["ExitCode"].partition(":")[0])
+
+    def _start(self, program: str, *arguments: object) -> None:
+        command = [_find(program) or program, *map(str, arguments)]
+        with (self.folder / f"{program}.out.log").open("wb") as output:
+            self._daemons.append(
+                subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
+            )
+
+
+def _find(program: str) -> str | None:
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{SBIN}")

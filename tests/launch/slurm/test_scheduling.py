@@ -1,0 +1,166 @@
+"""What Slurm does with the job of `visor launch --target=slurm`: its real daemons, and tasks that end in every way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launch.slurm.cluster import Cluster
+from visor_jax.launching import slurm
+from visor_jax.launching.description import Launch
+from visor_jax.launching.steps import Runner
+
+pytestmark = pytest.mark.cluster
+
+Act = Callable[..., tuple[Launch, str]]
+SAVES = 'trap "sleep 1; exit 143" TERM; touch "$ACTS/ready"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
+DEAF = 'trap "" TERM; touch "$ACTS/ready"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
+COMPLETE = {(1, 0): "exit 0", (1, 1): "exit 0"}
+
+# {(restart, task): what it does}; Slurm's word for the end, exit status, restarts, a line of the job's log
+ENDS = {
+    "complete": ({(0, 0): "sleep 1; exit 0", (0, 1): "exit 0"}, "COMPLETED", 0, 0, ": complete"),
+    "wrong-request": (
+        *({(0, 0): "exit 2", (0, 1): SAVES}, "FAILED", 2, 0),
+        "failed with 2, not put back into the queue (task:status 0:2 1:143)",
+    ),
+    "failed-and-the-other-hangs": ({(0, 0): DEAF, (0, 1): "exit 1"}, "FAILED", 1, 0, "failed with 1, not put back"),
+    "failed-later-than-the-other": (
+        *({(0, 0): "exit 134", (0, 1): 'trap "exit 1" TERM; sleep 100 & wait'}, "FAILED", 1, 0),
+        "failed with 1, not put back into the queue (task:status 0:134 1:1)",
+    ),
+    "crashed": ({(0, 0): "kill -SEGV $$", (0, 1): SAVES}, "FAILED", 139, 0, "failed with 139, not put back"),
+    "lost-a-process": (
+        *({(0, 0): "exit 134", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
+        "(134); back into the queue, restart 1 of at most 50 (task:status 0:134)",
+    ),
+    "stopped-and-lost": (
+        *({(0, 0): "sleep 0.3; exit 134", (0, 1): SAVES, **COMPLETE}, "COMPLETED", 0, 1),
+        "was lost (134); back into the queue, restart 1 of at most 50 (task:status 0:134 1:143)",
+    ),
+    "killed": ({(0, 0): "kill -9 $$", (0, 1): SAVES, **COMPLETE}, "COMPLETED", 0, 1, "(task:status 0:137 1:143)"),
+    "killed-with-its-shell": (
+        *({(0, 0): "kill -9 $PPID $$", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
+        "a process was killed (137); back into the queue, restart 1 of at most 50 (task:status none recorded)",
+    ),
+}
+
+
+def log_of(launch: Launch) -> str:
+    return Path(slurm.log_file(launch)).read_text()
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_only_what_was_stopped_or_lost_goes_back_into_the_queue(case: str, cluster: Cluster, act: Act) -> None:
+    acts, word, status, restarts, line = ENDS[case]
+    launch, job = act(acts)
+    assert cluster.wait_for_end(job, 90) == (word, status), log_of(launch)
+    assert int(cluster.job(job)["Restarts"]) == restarts
+    assert line in log_of(launch)
+    assert log_of(launch).count("2 processes, restart") == restarts + 1  # appended, not overwritten
+    assert not list(Path(slurm.logs_folder(launch)).glob("*.ended"))
+
+
+def test_a_job_goes_back_at_most_max_restarts_times(cluster: Cluster, act: Act) -> None:
+    launch, job = act({(restart, task): "exit 134" for restart in (0, 1, 2) for task in (0, 1)}, max_restarts=1)
+    assert cluster.wait_for_end(job, 90) == ("FAILED", 134)
+    assert cluster.job(job)["Restarts"] == "1"
+    assert "not put back into the queue: restarted 1 times, at most 1" in log_of(launch)
+
+
+def wait_until_ready(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait_for(lambda: (tmp_path / "acts/ready").exists(), 60, "both tasks run")
+    time.sleep(1)  # the other task's trap
+
+
+def test_slurms_sigterm_before_the_time_limit(cluster: Cluster, act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "2")
+    launch, job = act({(0, 0): SAVES, (0, 1): SAVES, **COMPLETE}, grace_seconds=90)
+    assert cluster.job(job)["TimeLimit"] == "00:02:00"
+    assert cluster.wait_for_end(job, 240) == ("COMPLETED", 0), log_of(launch)
+    assert cluster.job(job)["Restarts"] == "1"
+    assert "stopped after saving (143); back into the queue" in log_of(launch)
+    assert "TIME LIMIT" not in log_of(launch)
+
+
+def test_a_preempted_job_saves_and_returns(cluster: Cluster, act: Act, tmp_path: Path) -> None:
+    launch, job = act({(0, 0): SAVES, (0, 1): SAVES, **COMPLETE})
+    wait_until_ready(cluster, tmp_path)
+    urgent = cluster.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=sleep 1").strip()
+    assert cluster.wait_for_end(urgent, 120) == ("COMPLETED", 0)
+    assert cluster.wait_for_end(job, 120) == ("COMPLETED", 0)
+    assert cluster.job(job)["Restarts"] == "1"
+    assert "stopped after saving (143); back into the queue" in log_of(launch)
+
+
+def test_a_signal_to_the_whole_job_does_not_end_its_shell(cluster: Cluster, act: Act, tmp_path: Path) -> None:
+    launch, job = act({(0, 0): SAVES, (0, 1): SAVES, **COMPLETE})
+    wait_until_ready(cluster, tmp_path)
+    cluster.run("scancel", "--full", "--signal=TERM", job)
+    assert cluster.wait_for_end(job, 120) == ("COMPLETED", 0)
+    assert "stopped after saving (143); back into the queue" in log_of(launch)
+
+
+def test_the_actions(cluster: Cluster, act: Act, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launch, job = act({(0, 0): SAVES, (0, 1): SAVES})
+    runner = Runner(launch.name)
+    wait_until_ready(cluster, tmp_path)
+    assert slurm.up(launch, runner)["job"] == job
+    assert f"job {job} is RUNNING (None); nothing submitted" in capsys.readouterr().err
+    assert slurm.status(launch, runner) == {"state": "RUNNING", "job": job}
+
+    assert slurm.stop(launch, runner) == {"state": "stopped"}
+    assert cluster.wait_for_end(job, 30) == ("FAILED", 143)
+    assert cluster.job(job)["Restarts"] == "0"
+    assert "Slurm does not put this job back into the queue" in log_of(launch)
+    assert slurm.stop(launch, runner) == {"state": "stopped"}
+    capsys.readouterr()
+    assert slurm.status(launch, runner) == {"state": "NOT_FOUND"}
+    assert capsys.readouterr().out == "two-tasks: not in the queue, and this site keeps no accounting: see the log\n"
+
+    resumed = slurm.ACTIONS["resume"](launch, runner)["job"]
+    assert resumed != job
+    slurm.delete(launch, runner)
+    assert cluster.wait_for_end(resumed, 30)[0] == "CANCELLED"
+    slurm.delete(launch, runner)
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_logs_of_both_attempts_are_in_one_file_per_task(
+    cluster: Cluster, act: Act, capfd: pytest.CaptureFixture[str]
+) -> None:
+    acts = {(r, t): f"echo task $SLURM_PROCID, attempt {r}; exit {134 * (1 - r)}" for r in (0, 1) for t in (0, 1)}
+    launch, job = act({**acts, (0, 1): "echo task 1, attempt 0; sleep 100 & wait"})
+    cluster.wait_for_end(job, 90)
+    for task in (0, 1):
+        text = Path(slurm.log_file(launch, task)).read_text()
+        assert text.index(f"task {task}, attempt 0") < text.index(f"task {task}, attempt 1")
+    slurm.logs(launch, Runner(launch.name))
+    shown = capfd.readouterr().out
+    assert "task 0, attempt 1" in shown and "2 processes, restart 1 of at most 50" in shown
+
+
+def test_a_missing_program_and_secret_are_named_and_not_tried_again(
+    cluster: Cluster, act: Act, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, job = act({}, secrets=["HF_TOKEN"])
+    assert cluster.wait_for_end(job, 60) == ("FAILED", 2)
+    assert "HF_TOKEN: not set; set HF_TOKEN or HF_TOKEN_FILE where you submit this job" in log_of(launch)
+
+    (tmp_path / "token").write_text("hidden-value\n")
+    monkeypatch.setenv("HF_TOKEN_FILE", str(tmp_path / "token"))
+    same = '[ "$HF_TOKEN" = hidden-value ] && echo "it has it"'
+    launch, job = act({(0, 0): same, (0, 1): same}, secrets=["HF_TOKEN"])
+    assert cluster.wait_for_end(job, 60) == ("COMPLETED", 0)
+    texts = [
+        file.read_text() for file in (*Path(slurm.logs_folder(launch)).iterdir(), *Path("visor-launch").rglob("*.*"))
+    ]
+    assert not any("hidden-value" in text for text in texts)
+
+    monkeypatch.setenv("PATH", "/usr/bin:/bin:/usr/sbin")
+    job = slurm.up(launch, Runner(launch.name))["job"]
+    assert cluster.wait_for_end(job, 60) == ("FAILED", 2)
+    assert "visor: not found on PATH; activate its environment where you submit this job" in log_of(launch)
