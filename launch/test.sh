@@ -7,18 +7,24 @@
 # transformers, in a separate environment on top of .venv. TRANSFORMERS_TESTS=DIR adds the tests of transformers from a
 # checkout of its repository.
 #
-# usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]      (--all: the slow tests too)
+# With --cluster only the tests on a real Slurm cluster of this machine run (some minutes). Where Slurm is missing, root
+# gets Debian's packages slurm-wlm and munge installed first; their services are stopped, the tests start their own.
+#
+# usage: launch/test.sh [--all | --cluster] [--transformers=VERSION] [pytest arguments ...]   (--all: the slow tests too)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 
 tests=(-m "not slow")
 arguments=()
 transformers=
+cluster=
 export_tests=(tests/export)
 for argument in "$@"; do
   case $argument in
-    -h | --help) printf '%s\n' "usage: launch/test.sh [--all] [--transformers=VERSION] [pytest arguments ...]"; exit 0 ;;
+    -h | --help) printf '%s\n' "usage: launch/test.sh [--all | --cluster] [--transformers=VERSION] [pytest arguments ...]"
+      exit 0 ;;
     --all) tests=() ;;
+    --cluster) cluster=yes ;;
     --transformers=*) transformers=${argument#*=} ;;
     tests/*) export_tests=() arguments+=("$argument") ;;
     *) arguments+=("$argument") ;;
@@ -31,6 +37,22 @@ if [[ " $* " == *" --transformers="* && ! $transformers =~ ^[0-9]+(\.[0-9a-z]+)+
 fi
 
 cores=$(nproc 2>/dev/null || echo 1)
+install_slurm() {
+  if command -v sbatch >/dev/null && command -v munge >/dev/null; then
+    return
+  fi
+  if [ "$EUID" != 0 ] || ! command -v apt-get >/dev/null; then
+    fail "--cluster needs Slurm and munge; on Debian: sudo apt-get install --no-install-recommends slurm-wlm munge"
+  fi
+  say "installing Slurm: apt-get install slurm-wlm munge"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends slurm-wlm munge
+  local service
+  for service in slurmd slurmctld munge; do
+    service "$service" stop >/dev/null 2>&1 || true # not running, or no service manager
+  done
+}
+
 tests+=(-n "$((cores < 4 ? cores : 4))" --dist=loadfile)  # module fixtures are built once
 
 set_up_environment
@@ -41,6 +63,11 @@ if [ -n "$transformers" ]; then
   set_up_layer "$transformers"
   exec "$layer/bin/python" -m pytest "${tests[@]}" ${export_tests[@]+"${export_tests[@]}"} \
     ${arguments[@]+"${arguments[@]}"}
+fi
+
+if [ -n "$cluster" ]; then
+  install_slurm
+  exec "$environment/bin/python" -m pytest -m cluster ${arguments[@]+"${arguments[@]}"}
 fi
 
 failed=()

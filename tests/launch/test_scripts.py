@@ -180,6 +180,27 @@ def test_tests_leave_slow_ones_out_unless_asked(clone):
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "not slow", *PARALLEL]
 
 
+def test_the_cluster_s_packages_are_installed_where_they_are_missing(clone):
+    apt = clone.bin / "apt-get"
+    apt.write_text(f"#!/bin/bash\necho \"apt-get: $*\" >>'{clone.log}'\n")
+    apt.chmod(0o755)
+    done = clone.run("launch/test.sh", "--cluster", "-k", "two words")
+    if os.geteuid() == 0:
+        assert done.returncode == 0, done.stderr
+        assert clone.calls("apt-get: update")
+        (installed,) = clone.calls("apt-get: install")
+        assert installed.endswith("--no-install-recommends slurm-wlm munge")
+    else:
+        assert done.returncode == 1
+        assert "sudo apt-get install --no-install-recommends slurm-wlm munge" in done.stderr
+    assert not clone.calls("ruff")
+    for tool in ("sbatch", "munge"):
+        (clone.bin / tool).symlink_to(apt)
+    assert clone.run("launch/test.sh", "--cluster", "-k", "two words").returncode == 0
+    assert not clone.calls("apt-get")
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "cluster", "-k", "two words"]
+
+
 def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_tested(clone):
     done = clone.run("launch/test.sh", "--transformers=5.3.0", "-k", "cache")
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ from visor_jax.launching import slurm
 from visor_jax.launching.description import Launch
 from visor_jax.launching.steps import Runner
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 Act = Callable[..., tuple[Launch, str]]
 SAVES = 'trap "sleep 1; exit 143" TERM; touch "$ACTS/ready"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
