@@ -55,6 +55,25 @@ def test_a_machine_with_chips_asks_its_metadata(monkeypatch: pytest.MonkeyPatch)
     assert process_settings({"JAX_PLATFORMS": "cpu"}) is None
 
 
+@pytest.mark.parametrize(
+    ("chip", "libtpu", "expected"),
+    [
+        ("v4", True, True),
+        ("v5e", True, True),
+        ("v6e", True, True),
+        ("v6e", False, False),
+        ("h100", True, False),
+        ("", True, False),
+    ],
+)
+def test_tpus_are_found_by_their_pci_devices(
+    chip: str, libtpu: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "chip_of_host", lambda: chip)
+    monkeypatch.setattr(environment, "find_spec", lambda name: object() if libtpu else None)
+    assert process_settings({}) == ({} if expected else None)
+
+
 HALF = "not set; expected all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID, or none"
 SRUN = "expected the variables that srun sets: start with srun, or set JAX_NUM_PROCESSES=1 to run alone"
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from visor_jax.errors import RequestError
+from visor_jax.scale.xla_flags import PCI_CHIPS, chip_of_host
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # Variables with whole seconds, and their defaults: when a silent process counts as dead, and how long to wait for all.
@@ -127,8 +127,11 @@ def _on_pod(environment: Mapping[str, str]) -> bool:
 
 
 def _has_tpu() -> bool:
-    """Returns whether this machine has TPU chips that `libtpu` can use."""
-    return find_spec("libtpu") is not None and any(Path("/dev").glob("accel*"))
+    """Returns whether this machine has TPU chips that `libtpu` can use, by its PCI devices.
+
+    Device files differ: v4 has /dev/accel0, newer chips /dev/vfio/0, which other hardware has too.
+    """
+    return find_spec("libtpu") is not None and chip_of_host() in PCI_CHIPS.values()
 
 
 def _is_number(environment: Mapping[str, str], name: str) -> bool:
