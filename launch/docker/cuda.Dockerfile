@@ -29,6 +29,8 @@ FROM python:3.12.12-slim-bookworm
 RUN groupadd --gid 1000 visor && useradd --uid 1000 --gid 1000 --create-home visor
 COPY --from=build /opt/visor /opt/visor
 ENV PATH=/opt/visor/bin:$PATH PYTHONUNBUFFERED=1
+# Where GKE mounts the driver, and what NVIDIA's container toolkit is asked for.
+ENV LD_LIBRARY_PATH=/usr/local/nvidia/lib64 NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000:1000
 WORKDIR /home/visor
 ENTRYPOINT ["visor"]

@@ -114,6 +114,11 @@ def test_a_reservation_selects_its_nodes() -> None:
         launch(reservation="mine-2027")
 
 
+def test_a_queue_asks_for_flex_start_machines_for_a_time() -> None:
+    metadata = documents(launch(capacity="flex-start", queue="mine", max_hours=2))["JobSet"]["metadata"]
+    assert metadata["annotations"]["provreq.kueue.x-k8s.io/maxRunDurationSeconds"] == "7200"
+
+
 def test_options_reach_their_fields() -> None:
     given = launch(**EVERYTHING["all options"])
     pod, container = pod_of(given), container_of(given)

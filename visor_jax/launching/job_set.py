@@ -68,6 +68,8 @@ def job_set(launch: Launch) -> dict[str, Any]:
         "replicatedJobs": [{"name": REPLICATED_JOB, "replicas": machines.slices, "template": {"spec": job}}],
     }
     annotations[DIGEST] = hashlib.sha256(json.dumps([spec, launch.config_json]).encode()).hexdigest()[:16]
+    if launch.queue and launch.capacity == "flex-start":
+        annotations["provreq.kueue.x-k8s.io/maxRunDurationSeconds"] = str(launch.max_hours * 3600)
     if launch.queue:
         labels = {"kueue.x-k8s.io/queue-name": launch.queue, **labels}
     metadata = {"name": launch.name, "labels": labels, "annotations": annotations}
