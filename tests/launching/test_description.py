@@ -73,6 +73,8 @@ def test_tables_cover_the_chips() -> None:
     for chip, grids in GRIDS.items():
         for grid in grids:
             assert parse_machines(f"{chip}:{grid}").grid == grid
+        chips = {parse_machines(f"{chip}:{grid}").chips for grid in grids}
+        assert len(chips) == len(grids), "an accelerator type, which counts chips, would not name one grid"
 
 
 def test_a_zone_without_these_chips_names_those_with_them() -> None:

@@ -143,7 +143,7 @@ def status(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Reports the job's state: from the queue, or if it has ended, from the accounting of the site."""
     found = jobs(launch, runner, "1|RUNNING|None")
     for job in found:
-        print(f"{launch.name}: job {job.number} {job.state} ({job.reason})")
+        runner.tell(f"{launch.name}: job {job.number} {job.state} ({job.reason})")
     if found:
         return {"state": found[0].state, "job": found[0].number}
     form = "--format=JobID,State,ExitCode,End"
@@ -152,10 +152,10 @@ def status(launch: Launch, runner: Runner) -> dict[str, Any]:
     lines = ended.out.splitlines() if ended.status == 0 else []
     if not lines:
         where = "" if ended.status == 0 else ", and this site keeps no accounting: see the log"
-        print(f"{launch.name}: not in the queue{where}")
+        runner.tell(f"{launch.name}: not in the queue{where}")
         return {"state": ABSENT}
     number, state, code, end = (lines[-1].split("|") + [""] * 4)[:4]
-    print(f"{launch.name}: job {number} {state}, exit status {code.partition(':')[0]}, at {end}")
+    runner.tell(f"{launch.name}: job {number} {state}, exit status {code.partition(':')[0]}, at {end}")
     return {"state": state.partition(" ")[0], "job": number, "exit": code}
 
 

@@ -114,8 +114,11 @@ class Runner:
         path = self.folder / name
         if self.dry_run:
             self.files[str(path)] = text
+            end = END
+            while end in text:
+                end += "_"
             print(f"\nmkdir -p {shlex.quote(str(path.parent))}")
-            print(f"cat >{shlex.quote(str(path))} <<'{END}'\n{text.rstrip(chr(10))}\n{END}")
+            print(f"cat >{shlex.quote(str(path))} <<'{end}'\n{text.rstrip(chr(10))}\n{end}")
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -124,6 +127,11 @@ class Runner:
     def say(self, text: str) -> None:
         """Prints one line of progress on stderr."""
         print(f"visor: {one_line(text)}", file=sys.stderr, flush=True)
+
+    def tell(self, text: str) -> None:
+        """Prints one line of the result on stdout; a dry run has no result."""
+        if not self.dry_run:
+            print(one_line(text), flush=True)
 
     def sleep(self, seconds: float) -> None:
         """Waits; a dry run does not."""

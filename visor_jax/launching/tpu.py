@@ -250,7 +250,7 @@ def logs(launch: Launch, runner: Runner) -> dict[str, Any]:
 def status(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Reports the machines' state, and the run's on every worker."""
     state, record = state_of(launch, runner, "ACTIVE")
-    print(f"{launch.name}: {state}{reason(record)}")
+    runner.tell(f"{launch.name}: {state}{reason(record)}")
     workers = {}
     if state == "ACTIVE":
         done = runner.run(ssh_command(launch, script(launch, "status"), "ask every worker"))
@@ -259,7 +259,7 @@ def status(launch: Launch, runner: Runner) -> dict[str, Any]:
             for host, line in re.findall(r"^([\w.-]+): (SubState=.*|.*SubState=.*)$", done.out, re.M)
         }
         for host, text in sorted(workers.items()):
-            print(f"{host}: {text}")
+            runner.tell(f"{host}: {text}")
     return {"state": state, "workers": workers}
 
 

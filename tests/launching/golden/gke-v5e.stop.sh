@@ -1,0 +1,4 @@
+#!/bin/bash
+
+# end the pods of first and wait for them
+kubectl --context=c1 delete jobset first --ignore-not-found --cascade=foreground --wait --timeout=360s

@@ -1,0 +1,4 @@
+#!/bin/bash
+
+# show the logs of first
+sky jobs logs --name first --no-follow

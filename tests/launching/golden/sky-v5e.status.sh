@@ -1,0 +1,4 @@
+#!/bin/bash
+
+# look for first
+sky jobs queue --refresh --all --output json

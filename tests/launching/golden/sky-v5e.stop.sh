@@ -1,0 +1,7 @@
+#!/bin/bash
+
+# look for first
+sky jobs queue --refresh --all --output json
+
+# cancel first
+sky jobs cancel --name first --yes

@@ -1,0 +1,4 @@
+#!/bin/bash
+
+# look for jobs of this name (assumed here: 1|RUNNING|None)
+squeue --me --name=first --noheader '--format=%i|%T|%r'

@@ -1,0 +1,4 @@
+#!/bin/bash
+
+# delete the queued resource
+gcloud compute tpus queued-resources delete first --force --zone=us-west4-a --project=my-project --quiet
