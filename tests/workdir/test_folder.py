@@ -26,6 +26,7 @@ def make_config(**changes) -> dict:
         "name": "mini",
         "stage": "",
         "seed": 0,
+        "tokenizer": {"path": "glyphs"},
         "model": {"text": {"num_layers": 6}, "pinpoints": ((1, 1), (2, 2))},
         "data": {"source": "glyphs", "root": "", "path": "", "batch_size": 8},
         "mesh": {"fsdp": -1},
@@ -170,6 +171,27 @@ def test_identity_notices_that_the_data_changed(tmp_path):
         second = Workdir(tmp_path).identity(config, "full")
         key = file.removesuffix(".json").replace("train", "data")
         assert first["config"] == second["config"] and first[key] != second[key]
+
+
+def test_a_workdir_goes_on_where_the_tokenizer_lies_elsewhere(tmp_path):
+    """As on a machine of a pod, after `import` on a workstation."""
+    workdir, configs = Workdir(tmp_path / "run"), {}
+    for place, text in (("here", "{}"), ("there", "{}"), ("changed", "{ }")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "tokenizer.json").write_text(text)
+        configs[place] = make_config(data__source="llava", tokenizer__path=str(tmp_path / place / "tokenizer.json"))
+    workdir.create()
+    workdir.claim(configs["here"])
+    workdir.claim_data(configs["here"])
+    identity = workdir.identity(configs["here"], "full")
+    workdir.claim(configs["there"])
+    workdir.claim_data(configs["there"])
+    assert workdir.differences("full", identity) == []
+    assert workdir.config()["tokenizer"]["path"] == str(tmp_path / "there" / "tokenizer.json")
+    with pytest.raises(RequestError, match="tokenizer is "):
+        workdir.claim_data(configs["changed"])
+    with pytest.raises(RequestError, match=r"tokenizer\.path is .* there and .glyphs. here"):
+        workdir.claim(make_config(data__source="llava", tokenizer__path="glyphs"))
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------

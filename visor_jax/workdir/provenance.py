@@ -16,7 +16,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from visor_jax.config import ConfigLike
@@ -82,12 +82,17 @@ def differing_fields(
 ) -> list[tuple[str, Any, Any]]:
     """Returns (dotted name, their value, my value) for every field in which two configurations differ.
 
-    A field that one of them lacks has its value in `defaults`, or else "(none)".
+    A field that one of them lacks has its value in `defaults`, or else "(none)". Only the file's name counts of the
+    tokenizer's path: a workdir may continue on a machine that keeps it elsewhere, and checksums compare its content.
     """
     left, right = ({**(defaults or {}), **dict(flat_fields(tree))} for tree in (theirs, mine))
     names = sorted(left.keys() | right.keys())
     pairs = [(name, left.get(name, "(none)"), right.get(name, "(none)")) for name in names]
-    return [(name, a, b) for name, a, b in pairs if a != b]
+    return [(name, a, b) for name, a, b in pairs if a != b and not (name == "tokenizer.path" and _same_name(a, b))]
+
+
+def _same_name(a: Any, b: Any) -> bool:
+    return PurePath(str(a)).name == PurePath(str(b)).name
 
 
 @functools.cache
