@@ -16,7 +16,7 @@ from visor_jax.launching.description import Launch, describe
 from visor_jax.launching.steps import Runner
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE: dict[str, Any] = {"config": "llava_ov_finetune", "workdir": "/shared/runs/visor"}
+EXAMPLE: dict[str, Any] = {"config": "llava_ov_0p5b", "workdir": "/shared/runs/visor"}
 
 
 def launch_of(topology: str = "h100x8:2", **fields: Any) -> Launch:
@@ -202,7 +202,7 @@ def test_tasks_get_their_environment_and_exact_arguments(tmp_path: Path) -> None
     given = {"http_proxy": "http://proxy", "JAX_PROCESS_ID": "3", "XLA_FLAGS": "--mine", "HF_TOKEN_FILE": "token"}
     done = run_script(tmp_path, launch, [], 0, **given)
     assert done.returncode == 0, done.stdout
-    expected = ["run", "--config=llava_ov_finetune", f"--workdir={tmp_path / 'run'}", *HOSTILE]
+    expected = ["run", "--config=llava_ov_0p5b", f"--workdir={tmp_path / 'run'}", *HOSTILE]
     assert (tmp_path / "arguments-1").read_text().split("\0")[:-1] == expected
     environment = dict(
         line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line

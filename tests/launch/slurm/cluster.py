@@ -1,4 +1,4 @@
-"""A Slurm cluster of one machine: `munged`, `slurmctld` and `slurmd` in a folder, with two GPUs that do not exist.
+"""A Slurm cluster of one machine: `munged`, `slurmctld` and two `slurmd` in a folder, with GPUs that do not exist.
 
 It runs as the current user, on ports of 127.0.0.1, without cgroups, systemd or the system's configuration. Of Slurm
 itself nothing is replaced: jobs wait, start, get signals and go back into the queue as on a real cluster.
@@ -29,22 +29,28 @@ MUNGE_FILES = {
     "seed-file": "munge.seed",
 }
 SBIN = "/usr/sbin:/sbin"  # where Debian has the daemons
+HOST = socket.gethostname().partition(".")[0]
+NODES = (HOST, "second")  # JAX connects to the first node of a job by its name; a small job gets the first one
+GPUS = 8
+NODE = (
+    "NodeName={name} NodeHostname={name} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=1000"
+    f" Gres=gpu:{GPUS} Weight={{weight}}"
+)
 CONFIGURATION = """\
 ClusterName=visor
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -59,7 +65,7 @@ PreemptMode=REQUEUE
 KillWait=5
 FirstJobId={first_job}
 GresTypes=gpu
-NodeName=localhost NodeHostname={host} NodeAddr=127.0.0.1 CPUs=16 RealMemory=1000 Gres=gpu:2 State=UNKNOWN
+{nodes}
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off
 """
@@ -78,19 +84,22 @@ class Cluster:
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[bytes]] = []
-        for name in ("state", "spool"):
-            (folder / name).mkdir()
+        (folder / "state").mkdir()
         key = folder / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
-        devices = ("/dev/null", "/dev/zero")  # Slurm asks for device files
-        (folder / "gres.conf").write_text("".join(f"NodeName=localhost Name=gpu File={file}\n" for file in devices))
+        for gpu in range(GPUS):
+            (folder / f"gpu{gpu}").touch()  # Slurm complains that these are no devices, and counts them
+        gpus = f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]"
+        (folder / "gres.conf").write_text(f"NodeName={','.join(NODES)} {gpus}\n")
         text = CONFIGURATION.format(
             folder=folder,
             user=pwd.getpwuid(os.geteuid()).pw_name,
-            host=socket.gethostname().partition(".")[0],
+            nodes="\n".join(
+                NODE.format(name=name, port=free_port(), weight=1 + index) for index, name in enumerate(NODES)
+            ),
+            host=HOST,
             controller_port=free_port(),
-            node_port=free_port(),
             first_job=random.randrange(1, 4000),  # JAX derives the coordinator's port from it
         )
         (folder / "slurm.conf").write_text(text)
@@ -101,10 +110,9 @@ class Cluster:
             self._start("munged", "--foreground", "--force", *munge)
             self.wait_for(lambda: (self.folder / "munge.socket").exists(), 30, "munged listens")
             self._start("slurmctld", "-D", "-f", self.folder / "slurm.conf")
-            self._start("slurmd", "-D", "-N", "localhost", "-f", self.folder / "slurm.conf")
-            self.wait_for(
-                lambda: self.run("sinfo", "-h", "-o", "%T", check=False).startswith("idle"), 60, "the node is idle"
-            )
+            for name in NODES:
+                self._start("slurmd", "-D", "-N", name, "-f", self.folder / "slurm.conf", log=f"slurmd-{name}.out.log")
+            self.wait_for(self._idle, 60, "all nodes are idle")
         except BaseException:
             self.stop()
             raise
@@ -117,7 +125,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancels all jobs and ends the daemons."""
-        if len(self._daemons) == 3:
+        if len(self._daemons) == 2 + len(NODES):
             self.run("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}", check=False)
             deadline = time.monotonic() + 20
             while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
@@ -170,9 +178,13 @@ class Cluster:
         shown = self.job(number)
         return shown["JobState"], int(shown["ExitCode"].partition(":")[0])
 
-    def _start(self, program: str, *arguments: object) -> None:
+    def _idle(self) -> bool:
+        shown = self.run("sinfo", "--noheader", "--Node", "--partition=low", "--format=%T", check=False).split()
+        return shown == ["idle"] * len(NODES)
+
+    def _start(self, program: str, *arguments: object, log: str = "") -> None:
         command = [_find(program) or program, *map(str, arguments)]
-        with (self.folder / f"{program}.out.log").open("wb") as output:
+        with (self.folder / (log or f"{program}.out.log")).open("wb") as output:
             self._daemons.append(
                 subprocess.Popen(command, env=self.environment, stdout=output, stderr=subprocess.STDOUT)
             )

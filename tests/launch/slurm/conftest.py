@@ -50,7 +50,7 @@ def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (folder / "visor").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
         fields = {"config": "glyphs_mini", "workdir": str(tmp_path / "run"), **fields}
-        launch = describe("slurm", "two-tasks", "h100x2", **fields)
+        launch = describe("slurm", "two-tasks", fields.pop("topology", "h100x2"), **fields)
         slurm.check(launch)
         return launch
 

@@ -71,6 +71,21 @@ def test_a_job_goes_back_at_most_max_restarts_times(cluster: Cluster, act: Act) 
     assert "not put back into the queue: restarted 1 times, at most 1" in log_of(launch)
 
 
+def test_the_script_of_launch_on_two_whole_nodes(cluster: Cluster, act: Act) -> None:
+    """As in launch/slurm/visor.sbatch: sixteen tasks on two nodes, whose logs and statuses are in one shared folder."""
+    acts = {
+        (0, task): f"echo $SLURM_NODEID $SLURM_LOCALID; sleep 1; exit {134 if task == 11 else 0}" for task in range(16)
+    }
+    acts |= {(0, 3): "sleep 100 & wait", **{(1, task): "exit 0" for task in range(16)}}
+    launch, job = act(acts, topology="h100x8:2")
+    assert cluster.wait_for_end(job, 90) == ("COMPLETED", 0), log_of(launch)
+    assert cluster.job(job)["NumNodes"] == "2" and cluster.job(job)["Restarts"] == "1"
+    assert "16 processes, restart 1 of at most 50" in log_of(launch)
+    assert "was lost (134); back into the queue, restart 1 of at most 50 (task:status 11:134 3:143)" in log_of(launch)
+    places = [Path(slurm.log_file(launch, task)).read_text().split()[:2] for task in range(16) if task != 3]
+    assert places == [[str(task // 8), str(task % 8)] for task in range(16) if task != 3]
+
+
 def wait_until_ready(cluster: Cluster, tmp_path: Path) -> None:
     cluster.wait_for(lambda: (tmp_path / "acts/ready").exists(), 60, "both tasks run")
     time.sleep(1)  # the other task's trap
