@@ -1,4 +1,7 @@
-"""Slurm's batch script and commands without Slurm; tests/launch/slurm/ has the same with a real cluster."""
+"""Slurm's batch script and commands without Slurm; tests/launch/slurm/ has the same with a real cluster.
+
+`python -m tests.launching.test_slurm` writes launch/slurm/visor.sbatch again.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from visor_jax.errors import RequestError
+from tests.launching.conftest import Clients
+from visor_jax.errors import RequestError, RunError
 from visor_jax.launching import slurm
 from visor_jax.launching.description import Launch, describe
 from visor_jax.launching.steps import Runner
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parents[2] / "launch/slurm/visor.sbatch"
 EXAMPLE: dict[str, Any] = {"config": "llava_ov_0p5b", "workdir": "/shared/runs/visor"}
 
 
@@ -38,7 +42,7 @@ def directives(text: str) -> dict[str, str]:
 
 
 def test_the_script_in_launch_is_rendered() -> None:
-    assert (ROOT / "launch/slurm/visor.sbatch").read_text() == slurm.script(launch_of())
+    assert SCRIPT.read_text() == slurm.script(launch_of())
 
 
 NODES = {
@@ -262,3 +266,71 @@ def test_a_configuration_that_is_a_file_travels_as_json(capsys: pytest.CaptureFi
     _, printed = commands("up", capsys, config="mine.py", config_json='{"seed": 5}\n', overrides=HOSTILE)
     assert "cat >visor-launch/visor/config.json <<'VISOR_END'\n{\"seed\": 5}\nVISOR_END" in printed
     assert "  visor run --config=visor-launch/visor/config.json --workdir=/shared/runs/visor\n" in printed
+
+
+def act(action: str, **fields: Any) -> dict[str, Any]:
+    return slurm.ACTIONS[action](launch_of(**fields), Runner("visor"))
+
+
+def test_up_submits_once(clients: Clients, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workdir = str(tmp_path / "run")
+    clients.set(answers={"^sbatch": {"out": "41;cluster\n"}})
+    assert act("up", workdir=workdir) == {"state": "PENDING", "job": "41", "workdir": workdir}
+    (submitted,) = clients.calls("sbatch")
+    assert submitted == ["sbatch", "--parsable", "visor-launch/visor/visor.sbatch"]
+    assert Path(submitted[-1]).read_text() == slurm.script(launch_of(workdir=workdir))
+    assert (tmp_path / "run/logs").is_dir() and f"submitted as job 41; logs: {workdir}/logs" in capsys.readouterr().err
+
+    clients.set(answers={"^squeue": {"out": "40|COMPLETING|None\n41|PENDING|Resources\n"}})
+    for action in ("up", "resume"):
+        assert act(action, workdir=workdir)["job"] == "41"
+        assert "job 41 is PENDING (Resources); nothing submitted" in capsys.readouterr().err
+    assert len(clients.calls("sbatch")) == 1 and not clients.calls("scontrol")
+
+
+def test_a_job_that_slurm_holds_is_released(clients: Clients) -> None:
+    clients.set(answers={"^squeue": {"out": "41|PENDING|launch failed requeued held\n"}})
+    act("resume")
+    assert clients.calls("scontrol") == [["scontrol", "release", "41"]] and not clients.calls("sbatch")
+
+
+def test_a_refused_submission_is_reported(clients: Clients, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients.fail("^sbatch", "sbatch: error: Batch job submission failed: Invalid account or account/partition")
+    with pytest.raises(RunError, match=r"sbatch: could not submit the job: sbatch: error: .* Invalid account"):
+        act("up", workdir=str(tmp_path / "run"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RequestError, match="squeue: not found on PATH; run this on a login node of a Slurm cluster"):
+        act("status", workdir=str(tmp_path / "run"))
+
+
+def test_the_state_of_an_ended_job_is_the_accountings(clients: Clients, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "40|FAILED|2:0|2026-01-01T00:00:00\n41|CANCELLED by 1000|0:15|2026-01-02T00:00:00\n"
+    clients.set(answers={"^sacct": {"out": lines}})
+    assert act("status") == {"state": "CANCELLED", "job": "41", "exit": "0:15"}
+    assert capsys.readouterr().out == "visor: job 41 CANCELLED by 1000, exit status 0, at 2026-01-02T00:00:00\n"
+    clients.set(answers={})
+    assert act("status") == {"state": "NOT_FOUND"}
+    assert capsys.readouterr().out == "visor: not in the queue\n"
+    clients.fail("^sacct", "Slurm accounting storage is disabled")
+    assert act("status") == {"state": "NOT_FOUND"}
+    assert "this site keeps no accounting: see the log" in capsys.readouterr().out
+
+
+def test_delete_cancels(clients: Clients) -> None:
+    clients.set(answers={"^squeue": {"out": "41|PENDING|Priority\n"}})
+    act("delete")
+    assert clients.calls("scancel") == [["scancel", "41"]]
+
+
+def test_a_job_that_does_not_stop_is_an_error(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    clients.set(answers={"^squeue": {"out": "41|RUNNING|None\n"}})
+    monkeypatch.setattr(Runner, "sleep", lambda runner, seconds: None)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 60.0)
+    with pytest.raises(RunError, match="visor: still runs; 'visor launch delete' ends it without waiting"):
+        act("stop")
+    assert [call[1] for call in clients.calls("scancel")] == ["--signal=TERM"]
+    assert clients.calls("scontrol") == [["scontrol", "update", "JobId=41", "Requeue=0"]]
+
+
+if __name__ == "__main__":
+    SCRIPT.write_text(slurm.script(launch_of()))
