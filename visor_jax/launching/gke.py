@@ -41,7 +41,7 @@ MACHINES = {
     "h200": "a3-ultragpu-{}g",
 }
 _XPK_TYPES = {"v5e": "v5litepod"}  # the others are called the same
-_SELECTOR = "jobset.sigs.k8s.io/jobset-name"
+SELECTOR = "jobset.sigs.k8s.io/jobset-name"
 
 
 def check(launch: Launch) -> None:
@@ -220,7 +220,7 @@ def _check_secrets(launch: Launch, runner: Runner) -> None:
 
 def _logs(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Shows what the processes of the run printed, each line with the name of its pod."""
-    options = [f"--selector={_SELECTOR}={launch.name}", f"--container={CONTAINER}", "--prefix", "--tail=200"]
+    options = [f"--selector={SELECTOR}={launch.name}", f"--container={CONTAINER}", "--prefix", "--tail=200"]
     options += ["--max-log-requests=256", "--ignore-errors"]
     options += ["--follow"] if launch.follow else []
     runner.show(_kubectl(launch, "logs", *options, purpose=f"show the logs of {launch.name}"))
@@ -233,7 +233,7 @@ def _status(launch: Launch, runner: Runner) -> dict[str, Any]:
     result: dict[str, Any] = {"name": launch.name, "target": "gke", "state": _state(found)}
     if not found:
         return result
-    options = (f"--selector={_SELECTOR}={launch.name}", "--output=json")
+    options = (f"--selector={SELECTOR}={launch.name}", "--output=json")
     command = _kubectl(launch, "get", "pods", *options, purpose="ask for its pods", assumed='{"items": []}')
     pods = json.loads(runner.run(command).out or "{}").get("items", [])
     phases = Counter(pod.get("status", {}).get("phase", "Unknown") for pod in pods)

@@ -2,8 +2,8 @@
 
 It appends its name and arguments to `log.jsonl` in the folder that STAND_INS names. A fault in `faults.json` whose
 pattern matches the command line makes it fail as often as that says. `answers.json` maps patterns to output for clients
-without a module of their own; `gcloud.py` and `systemd.py` keep state. Standard library only, and few
-modules of it, because every call of every client starts it.
+without a module of their own; `gcloud.py`, `kubectl.py`, `sky.py` and `systemd.py` keep state. Standard library only,
+and few modules of it, because every call of every client starts it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ def main(name: str, arguments: list[str]) -> int:
         import systemd
 
         return systemd.main(name, arguments)
+    if name in ("kubectl", "sky"):
+        import importlib
+
+        return importlib.import_module(name).main(arguments)
     import re
 
     for pattern, answer in read("answers.json", {}).items():
