@@ -22,7 +22,11 @@ PROGRAM = Path(__file__).parent / "stand_ins" / "program.py"
 CLIENTS = ("gcloud", "xpk", "kubectl", "sky", "sbatch", "squeue", "scancel", "scontrol", "sacct")
 # What the scripts of a worker call, besides systemd: `uv` makes an environment whose `visor` is a script of the test.
 OF_WORKERS = {
-    "sudo": 'exec "$@"',
+    # Anything but systemd would change this machine.
+    "sudo": 'case $1 in systemctl | systemd-run) exec "$@" ;; tee) cat >/dev/null ;; esac',
+    "curl": "echo a key",
+    "mountpoint": "exit 1",
+    "lsb_release": "echo jammy",
     "hostname": 'echo "$HOSTNAME"',
     "python3": 'mkdir -p "$HOME/.local/bin" && ln -sf "$STAND_INS/bin/uv" "$HOME/.local/bin/uv"',
     "uv": """for last; do :; done

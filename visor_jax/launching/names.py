@@ -143,8 +143,10 @@ def check_workdir(workdir: str) -> str:
         path = "/" + path
     if not path.startswith("/") or not path.strip("/") or not PATH.fullmatch(path) or len(workdir) > 512:
         raise RequestError(f"--workdir={short(workdir)}: expected {expected}")
-    if {".", ".."} & set(path.split("/")) or "//" in path:
-        raise RequestError(f"--workdir={short(workdir)}: expected {expected}, without '..', '.' and '//'")
+    if {".", ".."} & set(path.split("/")) or "//" in path or max(map(len, path.split("/"))) > 200:
+        raise RequestError(
+            f"--workdir={short(workdir)}: expected {expected}, without '..', '.' and '//', names of at most 200"
+        )
     return f"gs://{bucket}{path.rstrip('/')}" if bucket else str(PurePosixPath(path))
 
 
