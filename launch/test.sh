@@ -10,7 +10,10 @@
 # With --cluster only the tests on a real Slurm cluster of this machine run (some minutes). Where Slurm is missing, root
 # gets Debian's packages slurm-wlm and munge installed first; their services are stopped, the tests start their own.
 #
-# usage: launch/test.sh [--all | --cluster] [--transformers=VERSION] [pytest arguments ...]   (--all: the slow tests too)
+# With --clients only the launchers' tests run, the slow ones too, with xpk and SkyPilot themselves. Each gets an
+# environment of its own, because what they need contradicts requirements.txt.
+#
+# usage: launch/test.sh [--all | --cluster | --clients] [--transformers=VERSION] [pytest arguments ...]   (--all: the slow tests too)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 
@@ -18,13 +21,15 @@ tests=(-m "not slow")
 arguments=()
 transformers=
 cluster=
+clients=
 export_tests=(tests/export)
 for argument in "$@"; do
   case $argument in
-    -h | --help) printf '%s\n' "usage: launch/test.sh [--all | --cluster] [--transformers=VERSION] [pytest arguments ...]"
+    -h | --help) printf '%s\n' "usage: launch/test.sh [--all | --cluster | --clients] [--transformers=VERSION] [pytest arguments ...]"
       exit 0 ;;
     --all) tests=() ;;
     --cluster) cluster=yes ;;
+    --clients) clients=yes ;;
     --transformers=*) transformers=${argument#*=} ;;
     tests/*) export_tests=() arguments+=("$argument") ;;
     *) arguments+=("$argument") ;;
@@ -53,6 +58,21 @@ install_slurm() {
   done
 }
 
+install_clients() {
+  local package folder
+  for package in "xpk==1.16.0" "skypilot[gcp]==0.14.1"; do
+    folder=$repository/.venv-clients-${package%%[=[]*}
+    if [ "$(cat -- "$folder/installed" 2>/dev/null)" != "$package" ]; then
+      say "installing $package into $folder"
+      "$environment/bin/python" -m venv --without-pip "$folder"
+      "$environment/bin/python" -m pip --disable-pip-version-check --no-input --python "$folder/bin/python" install \
+        --quiet "$package"
+      printf '%s' "$package" >"$folder/installed"
+    fi
+    PATH=$PATH:$folder/bin
+  done
+}
+
 tests+=(-n "$((cores < 4 ? cores : 4))" --dist=loadfile)  # module fixtures are built once
 
 set_up_environment
@@ -68,6 +88,11 @@ fi
 if [ -n "$cluster" ]; then
   install_slurm
   exec "$environment/bin/python" -m pytest -m cluster ${arguments[@]+"${arguments[@]}"}
+fi
+
+if [ -n "$clients" ]; then
+  install_clients
+  exec "$environment/bin/python" -m pytest tests/launching ${arguments[@]+"${arguments[@]}"}
 fi
 
 failed=()

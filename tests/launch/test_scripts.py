@@ -201,6 +201,17 @@ def test_the_cluster_s_packages_are_installed_where_they_are_missing(clone):
     assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "-m", "cluster", "-k", "two words"]
 
 
+def test_clients_get_environments_of_their_own(clone):
+    assert clone.run("launch/test.sh", "--clients", "-k", "two words").returncode == 0
+    assert clone.got("pytest") == ["JAX_PLATFORMS=cpu", "tests/launching", "-k", "two words"]
+    installed = clone.calls("--python")
+    assert [line.split()[-1].partition("==")[0] for line in installed] == ["xpk", "skypilot[gcp]"]
+    for line, name in zip(installed, ("xpk", "skypilot"), strict=True):
+        assert f"--python {clone.root}/.venv-clients-{name}/bin/python install" in line
+    assert clone.run("launch/test.sh", "--clients").returncode == 0
+    assert not clone.calls("--python") and not clone.calls("ruff"), "installed already"
+
+
 def test_another_version_of_transformers_lies_on_top_and_only_the_export_is_tested(clone):
     done = clone.run("launch/test.sh", "--transformers=5.3.0", "-k", "cache")
     assert done.returncode == 0, done.stderr
