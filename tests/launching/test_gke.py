@@ -268,6 +268,7 @@ def test_a_dry_run_prints_the_manifest_and_runs_nothing(clients: Clients, capsys
         ({"image": ""}, r"--image: not set; .*launch/docker/tpu\.Dockerfile"),
         ({"image": "", "topology": "h100x8"}, r"launch/docker/cuda\.Dockerfile"),
         ({"workdir": "/data/run"}, r"--workdir=/data/run: expected gs://BUCKET/PATH"),
+        ({"topology": "v5e:2x2", "slices": 2}, "--slices=2: .*v5e:2x2 is one machine"),
         ({"labels": ["team=vision-"]}, "--label=team=vision-: Kubernetes"),
     ],
 )

@@ -104,7 +104,8 @@ def test_capacity_selects_nodes_and_tolerates_their_taint(capacity: str, label: 
     pod = pod_of(launch(capacity=capacity))
     added = {name for name in pod["nodeSelector"] if not name.startswith("cloud.google.com/gke-tpu-")}
     assert added == ({f"cloud.google.com/{label}"} if label else set())
-    assert [t["key"] for t in pod["tolerations"]] == ["google.com/tpu", *(sorted(added))]
+    queued = {"cloud.google.com/gke-queued"} if capacity == "flex-start" else set()
+    assert {taint["key"] for taint in pod["tolerations"]} == {"google.com/tpu"} | added | queued
 
 
 def test_a_reservation_selects_its_nodes() -> None:
@@ -347,7 +348,7 @@ def test_the_environment_has_the_flags_of_the_chip() -> None:
     [
         ("v5e:2x2", 1, {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "true"}, None),
         ("v5e:4x4", 1, {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "3"}, {}),
-        ("v5e:2x2", 2, {"MEGASCALE_NUM_SLICES": "2", "TPU_SKIP_MDS_QUERY": "true"}, {}),
+        ("v5e:4x4", 2, {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "3", "MEGASCALE_NUM_SLICES": "2"}, {}),
         ("h100x8", 1, {}, None),
         ("h100x8:2", 1, {}, {"coordinator_address": "mine-slice-0-0.mine:8476", "num_processes": 2, "process_id": 1}),
     ],

@@ -45,13 +45,18 @@ SELECTOR = "jobset.sigs.k8s.io/jobset-name"
 
 
 def check(launch: Launch) -> None:
-    """Checks what only GKE asks for: an image, a workdir in a bucket, and labels as Kubernetes spells them.
+    """Checks what only GKE asks for: an image, a workdir in a bucket, Kubernetes' labels, slices of several machines.
 
     Raises:
       RequestError: one of them is missing or cannot be.
     """
     if launch.workdir and not launch.in_bucket:
         raise RequestError(f"--workdir={launch.workdir}: expected gs://BUCKET/PATH; the disk of a pod is lost with it")
+    machines = launch.rented
+    if machines is not None and machines.slices > 1 and machines.hosts == 1:
+        raise RequestError(
+            f"--slices={machines.slices}: GKE joins slices of several machines only; {machines.text} is one machine"
+        )
     for key, value in launch.labels:
         if not LABEL.fullmatch(key) or not LABEL.fullmatch(value or "v"):
             raise RequestError(f"--label={key}={value}: Kubernetes' labels begin and end with a letter or digit")

@@ -164,6 +164,8 @@ def _tolerations(launch: Launch) -> list[dict[str, str]]:
     if launch.capacity in ("spot", "flex-start"):
         key = f"cloud.google.com/gke-{launch.capacity}"
         tolerations.append({"key": key, "operator": "Equal", "value": "true", "effect": "NoSchedule"})
+    if launch.capacity == "flex-start":  # nodes that Kueue asked for
+        tolerations.append({"key": "cloud.google.com/gke-queued", "operator": "Exists", "effect": "NoSchedule"})
     return tolerations
 
 

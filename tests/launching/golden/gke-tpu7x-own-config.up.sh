@@ -28,7 +28,7 @@ metadata:
     app.kubernetes.io/name: visor-jax
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
-    visor-jax/launch: e3fdc17aa0f820ed
+    visor-jax/launch: 5df33af9e92ab779
     provreq.kueue.x-k8s.io/maxRunDurationSeconds: '86400'
 spec:
   network:
@@ -84,6 +84,9 @@ spec:
             - key: cloud.google.com/gke-flex-start
               operator: Equal
               value: 'true'
+              effect: NoSchedule
+            - key: cloud.google.com/gke-queued
+              operator: Exists
               effect: NoSchedule
             containers:
             - name: visor
