@@ -154,7 +154,7 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> Mapping[str, str]:
-        """Returns what Slurm knows of a job, such as `JobState`, `Restarts`, `ExitCode` and `Reason`."""
+        """Returns what Slurm knows of a job, such as `JobState`, `Restarts`, `ExitCode` and Reason."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
