@@ -1,4 +1,4 @@
-"""The manifests in `launch/`: what `visor launch` renders for the command that each of them names.
+"""The manifests and Dockerfiles in `launch/`: what `visor_jax/launching` renders, for the command in each manifest.
 
 `python -m tests.launching.test_launch_files` writes them again.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from visor_jax.launching import gke, sky
+from visor_jax.launching import gke, images, sky
 from visor_jax.launching.description import Launch, describe
 
 ROOT = Path(__file__).parents[2]
@@ -41,16 +41,23 @@ def content(name: str) -> str:
     return header + render(describe(target, "first", topology, config_json="{}", **given))
 
 
-@pytest.mark.parametrize("name", FILES)
+def rendered() -> dict[str, str]:
+    """Returns every file by its path in the repository."""
+    dockerfiles = {f"launch/docker/{kind}.Dockerfile": images.dockerfile(kind) for kind in images.KINDS}
+    return {name: content(name) for name in FILES} | dockerfiles
+
+
+@pytest.mark.parametrize("name", rendered())
 def test_a_file_is_what_is_rendered(name: str) -> None:
-    assert (ROOT / name).read_text() == content(name)
+    assert (ROOT / name).read_text() == rendered()[name]
 
 
 def test_every_manifest_is_rendered() -> None:
-    found = [*(ROOT / "launch" / "gke").iterdir(), *(ROOT / "launch").glob("*.yaml")]
-    assert {str(path.relative_to(ROOT)) for path in found} == set(FILES)
+    folder = ROOT / "launch"
+    found = [*(folder / "gke").iterdir(), *folder.glob("*.yaml"), *(folder / "docker").glob("*Dockerfile*")]
+    assert {str(path.relative_to(ROOT)) for path in found} == set(rendered())
 
 
 if __name__ == "__main__":
-    for file in FILES:
-        (ROOT / file).write_text(content(file))
+    for file, text in rendered().items():
+        (ROOT / file).write_text(text)
