@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.launching.conftest import Clients
+from tests.launching.test_golden import findings, needs_shellcheck
 from visor_jax.errors import RequestError, RunError
 from visor_jax.launching import sky, wheel
 from visor_jax.launching.description import Launch, describe
@@ -159,6 +160,43 @@ def test_sigterm_reaches_the_run_before_its_machine_is_taken_down(tmp_path: Path
         assert process.wait(timeout=20) == 143
     subprocess.run(["bash", "-c", script], check=True, timeout=30)
     assert hook["timeout"] == launch().grace_seconds
+
+
+SETUP_STAND_INS = {
+    "uv": 'printf "%s\\n" "uv $*" >>"$HOME/log"\nfor last; do :; done\nif [ "$1" = venv ]; then mkdir -p "$last"; fi',
+    "python3": 'printf "%s\\n" "python3 $*" >>"$HOME/log"\ncp "$HOME/bin/uv.later" "$HOME/bin/uv"',
+}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize(("topology", "extra"), [("v6e:4x4", "tpu"), ("h100x8", "cuda")])
+def test_setup_installs_the_wheel_with_the_packages_of_the_chip(
+    topology: str, extra: str, installed: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, text in SETUP_STAND_INS.items():
+        file = tmp_path / "bin" / ("uv.later" if name == "uv" and not installed else name)
+        file.write_text(f"#!/bin/bash\n{text}\n")
+        file.chmod(0o755)
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", task(launch(topology))["setup"]], env=environment, check=True, timeout=30)
+    calls = (tmp_path / "log").read_text().splitlines()
+    assert [call for call in calls if call.startswith("python3 -m pip install")] == (
+        [] if installed else [f"python3 -m pip install --user --quiet {sky.UV}"]
+    )
+    last = f"uv pip install --quiet --python {tmp_path}/visor/bin/python ./{wheel.FILE}[{extra},gcs]"
+    assert calls[-1] == last and calls.count(last) == 2
+
+
+@needs_shellcheck
+def test_shellcheck_of_what_the_machines_run(tmp_path: Path) -> None:
+    scripts = {}
+    for topology in ("v6e:4x4", "h100x8:2"):
+        found = task(launch(topology))
+        scripts |= {f"{topology}.setup": found["setup"], f"{topology}.run": found["run"]}
+        scripts[f"{topology}.hook"] = found["config"]["hooks"][0]["run"]
+    assert findings(scripts, tmp_path) == []
 
 
 # --- actions -------------------------------------------------------------------------------------------------------
