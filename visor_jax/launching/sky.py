@@ -150,7 +150,7 @@ def _run(launch: Launch) -> str:
         lines.append('export PATH="$HOME/visor/bin:$PATH"')
     if launch.machines.kind == "gpu" and launch.machines.hosts > 1:
         lines += [
-            f'export JAX_COORDINATOR_ADDRESS="$(printf %s "$SKYPILOT_NODE_IPS" | head -n 1):{PORT}"',
+            f'export JAX_COORDINATOR_ADDRESS="${{SKYPILOT_NODE_IPS%%[[:space:]]*}}:{PORT}"',  # of the first node
             'export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"',
         ]
     lines.append(f"exec {shlex.join(visor_argv(launch, CONFIG))}")

@@ -57,7 +57,7 @@ setup: |
 run: |
   set -eu
   export PATH="$HOME/visor/bin:$PATH"
-  export JAX_COORDINATOR_ADDRESS="$(printf %s "$SKYPILOT_NODE_IPS" | head -n 1):8476"
+  export JAX_COORDINATOR_ADDRESS="${SKYPILOT_NODE_IPS%%[[:space:]]*}:8476"
   export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
   exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first --config.train.steps=9
 config:
