@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parent / "golden"
 ROOT = Path(visor_jax.errors.__file__).parents[1]
 ACTIONS = ("up", "logs", "status", "stop", "resume", "delete")
 COMMON: dict[str, Any] = {
-    "name": "first", "config": "llava_ov_finetune:2", "config_json": '{"resolved": "configuration"}\n',
+    "name": "first", "config": "llava_ov_0p5b", "config_json": '{"resolved": "configuration"}\n',
     "workdir": "gs://runs-1/first",
 }  # fmt: skip
 GOOGLE: dict[str, Any] = {

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from visor_jax.errors import RequestError
+from visor_jax.launching import tpu
 from visor_jax.launching.description import describe, travels, visor_argv
 from visor_jax.launching.environment import environment
 from visor_jax.launching.machines import GRIDS, ZONES, check_zone_of, parse_machines
@@ -162,3 +163,18 @@ def test_the_environment_of_every_process(topology: str) -> None:
     assert variables[variable].split() == list(flags)
     assert variables["JAX_PLATFORMS"] == ("cuda,cpu" if topology.startswith("h") else "tpu,cpu")
     assert variables["VISOR_COMPILE_CACHE"] == "gs://runs-1/a/compile_cache"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("v5litepod-16", "v5e:4x4"), ("v5e-16", "v5e:4x4"), ("v5p-32", "v5p:2x2x4"), ("v6e-8", "v6e:2x4")],
+)
+def test_the_name_that_gcloud_gives_a_slice_is_answered_with_its_grid(given: str, meant: str) -> None:
+    with pytest.raises(RequestError, match=f"--topology={given}: .*did you mean {meant}"):
+        parse_machines(given)
+
+
+def test_what_the_cloud_tpu_api_does_not_offer_is_said_before_its_zones() -> None:
+    launch = describe("tpu", "first", "tpu7x:2x2x2", zone="us-west4-a")
+    with pytest.raises(RequestError, match="use --target=gke"):
+        tpu.check(launch)

@@ -88,10 +88,13 @@ def arguments(target: str, **changes: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_unchanged_command_line_reaches_the_client(clients: Clients, target: str) -> None:
+def test_the_unchanged_command_line_reaches_the_client(
+    clients: Clients, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise the tests below would show nothing."""
+    monkeypatch.setenv("HF_TOKEN", "x")  # from which sky takes it
     answer = {"kubectl.*get jobset": {"out": ""}, "sbatch": {"out": "7\n"}, "sky.*queue": {"out": "[]"}}
-    clients.set(answers=answer, secrets={"HF_TOKEN": "x"})
+    clients.set(answers=answer, secrets={"HF_TOKEN": "x", "hf-token": "x"})
     assert main([*arguments(target), "--dry-run"]) == 0 and not clients.calls()
     if target != "tpu":  # test_tpu.py starts it
         assert main(arguments(target)) == 0 and clients.calls()

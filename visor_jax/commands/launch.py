@@ -110,6 +110,7 @@ def check_request(launch: Any, config: Config | None, runner: Any) -> None:
       RequestError: something is missing, or the run cannot fit its chips.
     """
     from visor_jax.errors import RequestError
+    from visor_jax.launching.paths import check_paths
     from visor_jax.planning.fits import fit_by_formula
     from visor_jax.planning.plan import planned_stages
 
@@ -117,6 +118,7 @@ def check_request(launch: Any, config: Config | None, runner: Any) -> None:
         raise RequestError("launch: --config is missing; expected a configuration's file or shipped name")
     if not launch.workdir:
         raise RequestError("launch: --workdir is missing; expected --workdir=gs://BUCKET/PATH or an absolute path")
+    check_paths(launch, config)
     if launch.force or not planned_stages(config):
         return
     fit = fit_by_formula(config, launch.machines.topology)

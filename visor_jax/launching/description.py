@@ -17,6 +17,7 @@ from visor_jax.launching.machines import Machines, check_zone_of, parse_machines
 TARGETS = ("tpu", "gke", "slurm", "sky")
 CAPACITIES = ("on-demand", "spot", "reserved", "flex-start")
 MOUNTS = "/gcs"  # where buckets are mounted, read-only
+NOT_OFFERED = (("tpu", "tpu7x"),)  # whatever the zone; the target's own check says so
 GRACE_SECONDS = 300  # between SIGTERM and SIGKILL
 
 
@@ -87,7 +88,7 @@ class Launch:
     @property
     def config_shipped(self) -> bool:
         """Returns whether the configuration is one that every installation of this package has, by its name."""
-        return re.fullmatch(r"\w+(:\w*)?", self.config) is not None
+        return re.fullmatch(r"\w+", self.config) is not None  # an argument may name a folder, which nothing else has
 
     @property
     def in_bucket(self) -> bool:
@@ -134,7 +135,7 @@ def describe(
     rented = parse_machines(topology, slices) if topology else None
     if zone:
         names.check_zone(zone)
-        if rented is not None and rented.kind == "tpu":
+        if rented is not None and rented.kind == "tpu" and (target, rented.chip.name) not in NOT_OFFERED:
             check_zone_of(rented.chip.name, zone)
     if reservation and (target, capacity) != ("gke", "reserved"):
         raise RequestError("--reservation: expected with --target=gke and --capacity=reserved only")

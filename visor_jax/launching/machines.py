@@ -8,6 +8,7 @@ its page "TPU regions and zones" as of September 2025 to 2026, with the zones fo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ GRIDS: Mapping[str, tuple[str, ...]] = {
     "v6e": _SQUARES,
     "tpu7x": _CUBES,
 }
+COUNTED_IN_CORES = ("v4", "v5p")  # v5p-32 are 16 chips
 ONE_HOST: Mapping[str, int] = {"v5e": 8, "v6e": 8}  # chips of the largest machine that is a slice by itself; others: 4
 
 ZONES: Mapping[str, tuple[str, ...]] = {
@@ -103,6 +105,7 @@ def parse_machines(text: str, slices: int = 1) -> Machines:
     """
     if not text.isprintable() or not text.isascii() or len(text) > 40:
         raise RequestError(f"--topology={short(text)}: expected CHIP:AxB[xC], such as v5e:4x4, or h100x8:2")
+    _refuse_accelerator_type(text)
     topology = parse_topology(text, slices)
     if topology.chip.kind == "gpu":
         return _nodes(text, topology)
@@ -113,6 +116,20 @@ def parse_machines(text: str, slices: int = 1) -> Machines:
     if chips <= ONE_HOST.get(chip.name, chip.chips_per_host):
         per_host = chips
     return Machines(text, topology, chips // per_host, per_host)
+
+
+def _refuse_accelerator_type(text: str) -> None:
+    """Raises:
+    RequestError: gcloud's name of a slice, such as v5litepod-16 or v5p-32; names the topology that it is.
+    """
+    match = re.fullmatch(r"(v4|v5litepod|v5e|v5p|v6e)-(\d{1,4})", text)
+    if match is None:
+        return
+    chip = "v5e" if match[1] == "v5litepod" else match[1]
+    chips = int(match[2]) // (2 if chip in COUNTED_IN_CORES else 1)
+    grids = [f"{chip}:{grid}" for grid in GRIDS[chip] if math.prod(map(int, grid.split("x"))) == chips]
+    hint = f"did you mean {grids[0]}?" if grids else _nearest_grids(chip, max(chips, 1))
+    raise RequestError(f"--topology={text}: is gcloud's name of a slice, expected its grid; {hint}")
 
 
 def _nodes(text: str, topology: Topology) -> Machines:

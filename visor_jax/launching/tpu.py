@@ -16,6 +16,7 @@ from visor_jax.errors import RequestError, RunError
 from visor_jax.launching import wheel
 from visor_jax.launching.description import Launch, visor_argv
 from visor_jax.launching.environment import environment
+from visor_jax.launching.machines import COUNTED_IN_CORES
 from visor_jax.launching.steps import Command, Done, Runner
 from visor_jax.launching.template import render
 
@@ -26,7 +27,6 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 TYPES = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
-CORES = {"v4": 2, "v5p": 2}  # the accelerator types of these count cores
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 POLL_SECONDS = 20.0
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
@@ -42,23 +42,21 @@ def check(launch: Launch) -> None:
     Raises:
       RequestError: GPUs, tpu7x, no zone, or an image.
     """
+    chip = "" if launch.rented is None else launch.rented.chip.name
+    if chip == "tpu7x":
+        raise RequestError("--topology: the Cloud TPU API does not offer tpu7x; use --target=gke")
+    if chip and chip not in RUNTIMES:
+        raise RequestError(f"--topology={launch.machines.text}: target tpu has no GPUs; use --target=gke, slurm or sky")
     if not launch.zone:
         raise RequestError("--zone is missing; expected a zone with these TPUs, such as --zone=us-east5-b")
     if launch.image:
         raise RequestError(f"--image={launch.image}: TPU VMs run no image; leave it out, or use --target=gke")
-    if launch.rented is None:
-        return
-    chip = launch.rented.chip
-    if chip.name == "tpu7x":
-        raise RequestError("--topology: the Cloud TPU API does not offer tpu7x; use --target=gke")
-    if chip.name not in RUNTIMES:
-        raise RequestError(f"--topology={launch.rented.text}: target tpu has no GPUs; use --target=gke, slurm or sky")
 
 
 def accelerator_type(launch: Launch) -> str:
     """Returns the API's name of one slice, such as v5litepod-16 or v5p-32."""
     machines = launch.machines
-    return f"{TYPES[machines.chip.name]}-{machines.slice_chips * CORES.get(machines.chip.name, 1)}"
+    return f"{TYPES[machines.chip.name]}-{machines.slice_chips * (2 if machines.chip.name in COUNTED_IN_CORES else 1)}"
 
 
 def nodes(launch: Launch) -> list[str]:

@@ -16,7 +16,7 @@ metadata:
     kueue.x-k8s.io/queue-name: q1
     app.kubernetes.io/name: visor-jax
   annotations:
-    visor-jax/launch: 4c47371414e7f0a2
+    visor-jax/launch: 7f7ecb5bbdb8edd8
 spec:
   network:
     enableDNSHostnames: true
@@ -73,7 +73,7 @@ spec:
               - bash
               - -c
               args:
-              - exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first --config.train.steps=9
+              - exec visor run --config=llava_ov_0p5b --workdir=gs://runs-1/first --config.train.steps=9
               env:
               - name: JAX_PLATFORMS
                 value: cuda,cpu

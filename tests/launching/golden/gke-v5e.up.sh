@@ -17,7 +17,7 @@ metadata:
     app.kubernetes.io/name: visor-jax
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
-    visor-jax/launch: fc62965488a0b06d
+    visor-jax/launch: d191fbfe3bd874d3
 spec:
   network:
     enableDNSHostnames: true
@@ -75,7 +75,7 @@ spec:
               - bash
               - -c
               args:
-              - exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first
+              - exec visor run --config=llava_ov_0p5b --workdir=gs://runs-1/first
               env:
               - name: JAX_PLATFORMS
                 value: tpu,cpu

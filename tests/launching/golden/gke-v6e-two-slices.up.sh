@@ -17,7 +17,7 @@ metadata:
     app.kubernetes.io/name: visor-jax
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
-    visor-jax/launch: 3054bc2ae751a49f
+    visor-jax/launch: 452a039e3b56f95b
 spec:
   network:
     enableDNSHostnames: true
@@ -80,7 +80,7 @@ spec:
               - bash
               - -c
               args:
-              - exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first
+              - exec visor run --config=llava_ov_0p5b --workdir=gs://runs-1/first
               env:
               - name: JAX_PLATFORMS
                 value: tpu,cpu

@@ -59,7 +59,7 @@ run: |
   export PATH="$HOME/visor/bin:$PATH"
   export JAX_COORDINATOR_ADDRESS="${SKYPILOT_NODE_IPS%%[[:space:]]*}:8476"
   export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
-  exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first --config.train.steps=9
+  exec visor run --config=llava_ov_0p5b --workdir=gs://runs-1/first --config.train.steps=9
 config:
   hooks:
   - run: |

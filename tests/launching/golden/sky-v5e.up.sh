@@ -57,7 +57,7 @@ setup: |
 run: |
   set -eu
   export PATH="$HOME/visor/bin:$PATH"
-  exec visor run --config=llava_ov_finetune:2 --workdir=gs://runs-1/first
+  exec visor run --config=llava_ov_0p5b --workdir=gs://runs-1/first
 config:
   hooks:
   - run: |

@@ -74,7 +74,7 @@ say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST: $SLURM_NTASKS processes, restart 
 srun --kill-on-bad-exit=1 --export=ALL --cpus-per-task="$cpus" \
   --open-mode=append --output="$logs/first-%t.log" \
   bash -c "$task" task "$ended" \
-  visor run --config=llava_ov_finetune:2 --workdir=/shared/first
+  visor run --config=llava_ov_0p5b --workdir=/shared/first
 status=$?
 
 # --- what becomes of the job: a failure first, then the cause rather than its consequences ---
