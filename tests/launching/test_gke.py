@@ -15,7 +15,7 @@ import yaml
 
 from tests.launching.conftest import Clients
 from tests.launching.test_job_set import launch
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, RunError
 from visor_jax.launching import gke
 from visor_jax.launching.description import Launch, describe
 from visor_jax.launching.steps import Runner
@@ -243,6 +243,28 @@ def test_a_secret_that_the_cluster_lacks_is_named_and_never_read(clients: Client
     asked = clients.calls("secret")
     assert asked and all("--output=name" in call for call in asked)
     assert "the value" not in str(clients.calls()) + clients.get("jobsets")["mine"]["manifest"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'E1129 17:12:14.138800 22791 memcache.go:265] "Unhandled Error" err="no API group list"\n'
+        "The connection to the server localhost:8080 was refused - did you specify the right host or port?",
+        "Error in configuration: context was not found for specified context: c",
+        "error: You must be logged in to the server (Unauthorized)",
+    ],
+)
+def test_without_a_cluster_the_request_is_wrong(said: str, clients: Clients) -> None:
+    clients.fail("kubectl", said)
+    with pytest.raises(RequestError) as caught:
+        act("status")
+    assert said.splitlines()[-1] in str(caught.value) and "get-credentials CLUSTER" in str(caught.value)
+
+
+def test_a_save_that_takes_too_long_is_a_failure(clients: Clients) -> None:
+    clients.fail("delete jobset", "error: timed out waiting for the condition on jobsets/mine")
+    with pytest.raises(RunError, match="timed out waiting"):
+        act("stop")
 
 
 def test_the_cluster_is_a_context_of_kubectl(clients: Clients) -> None:

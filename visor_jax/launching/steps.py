@@ -8,6 +8,7 @@ Nothing is ever passed through a shell here.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,10 +27,14 @@ NO_CREDENTIALS = (
     *("do not currently have an active account", "Reauthentication", "problem refreshing your current auth tokens"),
     *("does not have any valid credentials", "invalid_grant", "Could not automatically determine credentials"),
     *("must be logged in to the server", "no configuration has been provided", "No cloud access is set up"),
+    *("connection to the server localhost:8080 was refused", "context was not found for specified context"),
 )
 INSTALL = {
     "gcloud": "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and run 'gcloud auth login'",
-    "kubectl": "install it with 'gcloud components install kubectl gke-gcloud-auth-plugin'",
+    "kubectl": (
+        "install it with 'gcloud components install kubectl gke-gcloud-auth-plugin' and run 'gcloud container clusters"
+        " get-credentials CLUSTER'"
+    ),
     "xpk": "install it with 'pip install xpk'",
     "sky": "install it with 'pip install skypilot[gcp]' and run 'sky check'",
     "sbatch": "run this on a login node of a Slurm cluster",
@@ -172,8 +177,11 @@ class Runner:
 
 
 def last_error(said: str) -> str:
-    """Returns the line of a client's output that says what went wrong: the last one with "error", else the last."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """Returns the line of a client's output that says what went wrong: the last one with "error", else the last.
+
+    Lines of kubectl's own log, such as `E1129 17:12:14.138800 ...`, are not for users.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not re.match(r"[EFIW]\d{4} ", line)]
     errors = [line for line in lines if "error" in line.lower()]
     return one_line((errors or lines or [""])[-1])[:400]
 
