@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.launching.golden_files import ACTIONS, CASES
+from visor_jax.launching import tpu
 from visor_jax.launching.description import describe
 from visor_jax.launching.steps import Runner
 
@@ -73,3 +75,25 @@ def test_gcloud_parses_every_command_line(tmp_path: Path, monkeypatch: pytest.Mo
     for argv in commands.values():
         assert any(text in run(argv) for text in PARSED), (argv, run(argv))
     assert "unrecognized arguments" in run((*commands[next(iter(commands))], "--no-such-flag"))  # the check can fail
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_knows_every_property_of_the_unit(tmp_path: Path) -> None:
+    """`systemd-analyze verify` reports what it ignores; `systemd-run` takes the same names."""
+    launch = describe(**CASES["tpu-v5e"])
+    words = shlex.split(tpu.script(launch, "start", run_script=""), comments=True)
+    properties = [
+        word.removeprefix("--property=").replace("$log", "/tmp/log") for word in words if "--property=" in word
+    ]
+    of_unit = [item for item in properties if item.startswith("StartLimit")]
+    of_service = [item for item in properties if item not in of_unit and "SubState" not in item]
+    assert len(of_unit) == 2 and len(of_service) == 9
+
+    def reported(*more: str) -> str:
+        service = "\n".join([*of_service, *more, "ExecStart=/bin/bash /tmp/x", "RemainAfterExit=yes"])
+        (tmp_path / "visor-first.service").write_text("\n".join(["[Unit]", *of_unit, "[Service]", service, ""]))
+        command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "visor-first.service")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stderr
+
+    assert "visor-first.service" not in reported()
+    assert "Unknown key" in reported("NoSuchKey=1")

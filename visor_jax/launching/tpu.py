@@ -186,10 +186,15 @@ def create(launch: Launch, runner: Runner) -> None:
 
 
 def start(launch: Launch, runner: Runner) -> dict[str, Any]:
-    """Waits for the machines, copies and installs the package, and starts the run."""
+    """Waits for the machines, copies and installs the package, and starts the run, unless it is running."""
     wait(launch, runner)
-    copy(launch, runner)
-    run(launch, runner)
+    prepared = runner.run(ssh_command(launch, script(launch, "prepare"), "make the run's folder on every worker"))
+    workers = re.findall(r"^([\w.-]+): (running|ready)$", prepared.out, re.MULTILINE)
+    if workers and all(state == "running" for _, state in workers):
+        runner.say(f"{launch.name}: is running; nothing is copied")
+    else:
+        copy(launch, runner)
+        run(launch, runner)
     return {"state": "running", "workdir": launch.workdir}
 
 
@@ -215,9 +220,7 @@ def wait(launch: Launch, runner: Runner) -> None:
 def copy(launch: Launch, runner: Runner) -> None:
     """Copies the package as a wheel and the resolved configuration to every worker, and nothing else."""
     package, config = wheel.build(runner), runner.write("config.json", launch.config_json)
-    folder = f"visor/{launch.name}"
-    runner.run(ssh_command(launch, f"mkdir -p {folder}", "make the run's folder on every worker"))
-    target = (f"{launch.name}:{folder}/", *place(launch), "--node=all", "--worker=all")
+    target = (f"{launch.name}:visor/{launch.name}/", *place(launch), "--node=all", "--worker=all")
     runner.run(Command((*QUEUED, "scp", str(package), str(config), *target), "copy the package and the configuration"))
 
 

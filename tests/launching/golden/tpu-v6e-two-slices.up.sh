@@ -9,6 +9,16 @@ gcloud compute tpus queued-resources create first --node-count=2 --node-prefix=f
 # look at the queued resource (assumed here: ACTIVE)
 gcloud compute tpus queued-resources describe first --format=json --zone=us-east5-b --project=my-project --quiet
 
+# make the run's folder on every worker
+gcloud compute tpus queued-resources ssh first --zone=us-east5-b --project=my-project --quiet --node=all --worker=all '--command=# Runs on every worker: makes the run'"'"'s folder, and says whether the run is running.
+set -eu
+mkdir -p "visor/first"
+case $(systemctl show --property=SubState --value visor-first) in
+  running | start | start-pre | stop-sigterm | auto-restart) echo "$(hostname): running" ;;
+  *) echo "$(hostname): ready" ;;
+esac
+'
+
 mkdir -p visor-launch/first
 cat >visor-launch/first/setuptools.cfg <<'VISOR_END'
 [build]
@@ -25,19 +35,21 @@ cat >visor-launch/first/config.json <<'VISOR_END'
 {"resolved": "configuration"}
 VISOR_END
 
-# make the run's folder on every worker
-gcloud compute tpus queued-resources ssh first --zone=us-east5-b --project=my-project --quiet --node=all --worker=all '--command=mkdir -p visor/first'
-
 # copy the package and the configuration
 gcloud compute tpus queued-resources scp visor-launch/first/visor_jax-VERSION-py3-none-any.whl visor-launch/first/config.json first:visor/first/ --zone=us-east5-b --project=my-project --quiet --node=all --worker=all
 
 # install the package on every worker
-gcloud compute tpus queued-resources ssh first --zone=us-east5-b --project=my-project --quiet --node=all --worker=all '--command=# Runs on every worker: installs the package into visor/first/env, and mounts buckets. May be repeated.
+gcloud compute tpus queued-resources ssh first --zone=us-east5-b --project=my-project --quiet --node=all --worker=all '--command=# Runs on every worker: installs the package into visor/first/env, and mounts buckets. A running run keeps
+# what it has.
 set -eu
+case $(systemctl show --property=SubState --value visor-first) in
+  running | start | start-pre | stop-sigterm | auto-restart) exit 0 ;;
+esac
 cd "visor/first"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
-"$HOME/.local/bin/uv" pip install --quiet --python env/bin/python "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
+"$HOME/.local/bin/uv" pip install --quiet --python env/bin/python --reinstall-package visor-jax \
+  "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
 if ! command -v gcsfuse >/dev/null; then
   release=$(lsb_release -c -s)
   curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
@@ -79,7 +91,7 @@ as_me="--uid=$(id -u) --gid=$(id -g) --setenv=HOME=$HOME --setenv=PATH=$PATH"
 # shellcheck disable=SC2086  # several words
 sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description="visor run first" \
   --property=KillMode=mixed --property=TimeoutStopSec=300 \
-  --property=SuccessExitStatus=143 --property=Restart=no --property=RestartForceExitStatus=134 \
+  --property=SuccessExitStatus=143 --property=Restart=no --property="RestartForceExitStatus=134 SIGABRT" \
   --property=RestartSec=10 --property=StartLimitIntervalSec=30d --property=StartLimitBurst=51 \
   --property=LimitNOFILE=1048576 --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
   /bin/bash "$PWD/run_process"

@@ -85,13 +85,14 @@ def supervise(name: str, unit: dict[str, Any]) -> None:
         show = {"SubState": "running", "Result": "success", "ExecMainStatus": "0", "NRestarts": str(restarts)}
         save(name, {**unit, "pid": pid, "supervisor": os.getpid(), "show": show})
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        again = str(status) in properties["RestartForceExitStatus"].split()
+        named = signal.Signals(-status).name if status < 0 else str(status)
+        again = named in properties["RestartForceExitStatus"].split()
         if not again or restarts == most:
             break
         restarts += 1
     good = status == 0 or str(status) in properties["SuccessExitStatus"].split()
     sub, result = ("exited", "success") if good else ("failed", "start-limit-hit" if again else "exit-code")
-    show = {"SubState": sub, "Result": result, "ExecMainStatus": str(status), "NRestarts": str(restarts)}
+    show = {"SubState": sub, "Result": result, "ExecMainStatus": str(abs(status)), "NRestarts": str(restarts)}
     save(name, {**unit, "show": show})
 
 

@@ -1,9 +1,14 @@
-# Runs on every worker: installs the package into visor/{{ launch.name }}/env, and mounts buckets. May be repeated.
+# Runs on every worker: installs the package into visor/{{ launch.name }}/env, and mounts buckets. A running run keeps
+# what it has.
 set -eu
+case $(systemctl show --property=SubState --value {{ unit }}) in
+  running | start | start-pre | stop-sigterm | auto-restart) exit 0 ;;
+esac
 cd "visor/{{ launch.name }}"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
-"$HOME/.local/bin/uv" pip install --quiet --python env/bin/python "visor-jax[tpu,gcs] @ file://$PWD/{{ wheel }}"
+"$HOME/.local/bin/uv" pip install --quiet --python env/bin/python --reinstall-package visor-jax \
+  "visor-jax[tpu,gcs] @ file://$PWD/{{ wheel }}"
 {% if launch.buckets %}
 if ! command -v gcsfuse >/dev/null; then
   release=$(lsb_release -c -s)

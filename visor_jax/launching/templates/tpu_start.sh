@@ -20,7 +20,7 @@ as_me="--uid=$(id -u) --gid=$(id -g) --setenv=HOME=$HOME --setenv=PATH=$PATH"
 # shellcheck disable=SC2086  # several words
 sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description="visor run {{ launch.name }}" \
   --property=KillMode=mixed --property=TimeoutStopSec={{ launch.grace_seconds }} \
-  --property=SuccessExitStatus=143 --property=Restart=no --property=RestartForceExitStatus=134 \
+  --property=SuccessExitStatus=143 --property=Restart=no --property="RestartForceExitStatus=134 SIGABRT" \
   --property=RestartSec=10 --property=StartLimitIntervalSec=30d --property=StartLimitBurst={{ launch.max_restarts + 1 }} \
   --property=LimitNOFILE=1048576 --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
   /bin/bash "$PWD/run_process"
