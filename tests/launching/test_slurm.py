@@ -163,7 +163,7 @@ def run_script(
 # statuses of the tasks, of srun, restarts so far -> the script's status, whether it goes back, a part of its last line
 DECISIONS = {
     "complete": ([0, 0], 0, "", 0, False, "complete"),
-    "stopped": ([143, 143], 143, "", 143, True, "stopped after saving (143); back into the queue, restart 1 of"),
+    "stopped": ([143, 143], 143, "", 143, True, "stopped by SIGTERM (143); back into the queue, restart 1 of"),
     "stopped-again": ([143, 143], 143, "1", 143, True, "restart 2 of at most 2 (task:status 0:143 1:143)"),
     "stopped-too-often": ([143, 143], 143, "2", 143, False, "restarted 2 times, at most 2"),
     "lost-a-peer": ([134, 143], 143, "", 134, True, "aborted because a process was lost (134); back into the queue"),

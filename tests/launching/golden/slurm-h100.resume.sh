@@ -104,7 +104,7 @@ if [ "$status" = 0 ]; then
   exit 0
 fi
 case ${cause:=$status} in
-  143) reason="stopped after saving (143)" ;;
+  143) reason="stopped by SIGTERM (143)" ;;
   134) reason="aborted because a process was lost (134)" ;;
   137) reason="a process was killed (137)" ;;
   *)
