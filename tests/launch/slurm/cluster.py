@@ -123,13 +123,17 @@ class Cluster:
     ) -> None:
         self.stop()
 
+    def cancel(self) -> None:
+        """Cancels all jobs and waits until they are gone."""
+        self.run("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}", check=False)
+        deadline = time.monotonic() + 30
+        while self.run("squeue", "--noheader", check=False).strip() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
     def stop(self) -> None:
         """Cancels all jobs and ends the daemons."""
         if len(self._daemons) == 2 + len(NODES):
-            self.run("scancel", f"--user={pwd.getpwuid(os.geteuid()).pw_name}", check=False)
-            deadline = time.monotonic() + 20
-            while self.run("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
-                time.sleep(0.2)
+            self.cancel()
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:

@@ -36,8 +36,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launch]:
-    """Returns a function that describes and submits a run of two tasks; the log of its job is `slurm.log_file`."""
+def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Launch]]:
+    """Returns a function that describes a run of two tasks of a program; its jobs end with the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     for name in SITE:
@@ -54,7 +54,8 @@ def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         slurm.check(launch)
         return launch
 
-    return start
+    yield start
+    cluster.cancel()
 
 
 @pytest.fixture

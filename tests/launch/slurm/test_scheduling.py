@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,34 +15,49 @@ from visor_jax.launching.steps import Runner
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 Act = Callable[..., tuple[Launch, str]]
-SAVES = 'trap "sleep 1; exit 143" TERM; touch "$ACTS/ready"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
-DEAF = 'trap "" TERM; touch "$ACTS/ready"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
+READY = 'touch "$ACTS/ready-$SLURM_PROCID"; for i in $(seq 3000); do sleep 0.1; done; exit 99'
+SAVES = f'trap "sleep 1; exit 143" TERM; {READY}'
+FAILS = f'trap "exit 1" TERM; {READY}'
+DEAF = f'trap "" TERM; {READY}'
+THEN = 'until [ -e "$ACTS/ready-1" ]; do sleep 0.1; done; '  # of task 0: after task 1 has its trap
 COMPLETE = {(1, 0): "exit 0", (1, 1): "exit 0"}
 
 # {(restart, task): what it does}; Slurm's word for the end, exit status, restarts, a line of the job's log
 ENDS = {
     "complete": ({(0, 0): "sleep 1; exit 0", (0, 1): "exit 0"}, "COMPLETED", 0, 0, ": complete"),
     "wrong-request": (
-        *({(0, 0): "exit 2", (0, 1): SAVES}, "FAILED", 2, 0),
+        *({(0, 0): f"{THEN} exit 2", (0, 1): SAVES}, "FAILED", 2, 0),
         "failed with 2, not put back into the queue (task:status 0:2 1:143)",
     ),
-    "failed-and-the-other-hangs": ({(0, 0): DEAF, (0, 1): "exit 1"}, "FAILED", 1, 0, "failed with 1, not put back"),
+    "failed-and-the-other-hangs": (
+        {(0, 0): f"{THEN} exit 1", (0, 1): DEAF},
+        "FAILED",
+        1,
+        0,
+        "failed with 1, not put back",
+    ),
     "failed-later-than-the-other": (
-        *({(0, 0): "exit 134", (0, 1): 'trap "exit 1" TERM; sleep 100 & wait'}, "FAILED", 1, 0),
+        *({(0, 0): f"{THEN} exit 134", (0, 1): FAILS}, "FAILED", 1, 0),
         "failed with 1, not put back into the queue (task:status 0:134 1:1)",
     ),
-    "crashed": ({(0, 0): "kill -SEGV $$", (0, 1): SAVES}, "FAILED", 139, 0, "failed with 139, not put back"),
+    "crashed": ({(0, 0): f"{THEN} kill -SEGV $$", (0, 1): SAVES}, "FAILED", 139, 0, "failed with 139, not put back"),
     "lost-a-process": (
-        *({(0, 0): "exit 134", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
+        *({(0, 0): f"{THEN} exit 134", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
         "(134); back into the queue, restart 1 of at most 50 (task:status 0:134)",
     ),
     "stopped-and-lost": (
-        *({(0, 0): "sleep 0.3; exit 134", (0, 1): SAVES, **COMPLETE}, "COMPLETED", 0, 1),
+        *({(0, 0): f"{THEN} exit 134", (0, 1): SAVES, **COMPLETE}, "COMPLETED", 0, 1),
         "was lost (134); back into the queue, restart 1 of at most 50 (task:status 0:134 1:143)",
     ),
-    "killed": ({(0, 0): "kill -9 $$", (0, 1): SAVES, **COMPLETE}, "COMPLETED", 0, 1, "(task:status 0:137 1:143)"),
+    "killed": (
+        {(0, 0): f"{THEN} kill -9 $$", (0, 1): SAVES, **COMPLETE},
+        "COMPLETED",
+        0,
+        1,
+        "(task:status 0:137 1:143)",
+    ),
     "killed-with-its-shell": (
-        *({(0, 0): "kill -9 $PPID $$", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
+        *({(0, 0): f"{THEN} kill -9 $PPID $$", (0, 1): DEAF, **COMPLETE}, "COMPLETED", 0, 1),
         "a process was killed (137); back into the queue, restart 1 of at most 50 (task:status none recorded)",
     ),
 }
@@ -73,21 +87,21 @@ def test_a_job_goes_back_at_most_max_restarts_times(cluster: Cluster, act: Act) 
 
 def test_the_script_of_launch_on_two_whole_nodes(cluster: Cluster, act: Act) -> None:
     """As in launch/slurm/visor.sbatch: sixteen tasks on two nodes, whose logs and statuses are in one shared folder."""
-    acts = {(0, task): "echo $SLURM_NODEID $SLURM_LOCALID; exit 0" for task in range(16)}
-    acts[0, 11] = f"{acts[0, 11].removesuffix('exit 0')} sleep 3; exit 134"
-    acts |= {(0, 3): "sleep 100 & wait", **{(1, task): "exit 0" for task in range(16)}}
+    place = 'echo $SLURM_NODEID $SLURM_LOCALID; touch "$ACTS/done-$SLURM_PROCID"; exit 0'
+    last = 'until [ "$(ls "$ACTS" | grep -c done)" = 14 ] && [ -e "$ACTS/ready-3" ]; do sleep 0.1; done; exit 134'
+    acts = {(0, task): place for task in range(16)}
+    acts |= {(0, 3): SAVES, (0, 11): last, **{(1, task): "exit 0" for task in range(16)}}
     launch, job = act(acts, topology="h100x8:2")
     assert cluster.wait_for_end(job, 90) == ("COMPLETED", 0), log_of(launch)
     assert cluster.job(job)["NumNodes"] == "2" and cluster.job(job)["Restarts"] == "1"
     assert "16 processes, restart 1 of at most 50" in log_of(launch)
     assert "was lost (134); back into the queue, restart 1 of at most 50 (task:status 11:134 3:143)" in log_of(launch)
-    places = [Path(slurm.log_file(launch, task)).read_text().split()[:2] for task in range(16) if task != 3]
-    assert places == [[str(task // 8), str(task % 8)] for task in range(16) if task != 3]
+    places = [Path(slurm.log_file(launch, task)).read_text().split()[:2] for task in range(16) if task not in (3, 11)]
+    assert places == [[str(task // 8), str(task % 8)] for task in range(16) if task not in (3, 11)]
 
 
 def wait_until_ready(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.wait_for(lambda: (tmp_path / "acts/ready").exists(), 60, "both tasks run")
-    time.sleep(1)  # the other task's trap
+    cluster.wait_for(lambda: len([*tmp_path.glob("acts/ready-*")]) == 2, 60, "both tasks run")
 
 
 def test_slurms_sigterm_before_the_time_limit(cluster: Cluster, act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +117,9 @@ def test_slurms_sigterm_before_the_time_limit(cluster: Cluster, act: Act, monkey
 def test_a_preempted_job_saves_and_returns(cluster: Cluster, act: Act, tmp_path: Path) -> None:
     launch, job = act({(0, 0): SAVES, (0, 1): SAVES, **COMPLETE})
     wait_until_ready(cluster, tmp_path)
-    urgent = cluster.run("sbatch", "--parsable", "--partition=high", "--exclusive", "--wrap=sleep 1").strip()
+    urgent = cluster.run(
+        "sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--wrap=sleep 1"
+    ).strip()
     assert cluster.wait_for_end(urgent, 120) == ("COMPLETED", 0)
     assert cluster.wait_for_end(job, 120) == ("COMPLETED", 0)
     assert cluster.job(job)["Restarts"] == "1"
@@ -146,8 +162,10 @@ def test_the_actions(cluster: Cluster, act: Act, tmp_path: Path, capsys: pytest.
 def test_the_logs_of_both_attempts_are_in_one_file_per_task(
     cluster: Cluster, act: Act, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    acts = {(r, t): f"echo task $SLURM_PROCID, attempt {r}; exit {134 * (1 - r)}" for r in (0, 1) for t in (0, 1)}
-    launch, job = act({**acts, (0, 1): "echo task 1, attempt 0; sleep 100 & wait"})
+    acts = {(restart, task): f"echo task {task}, attempt {restart}; " for restart in (0, 1) for task in (0, 1)}
+    acts[0, 0] += f"{THEN} exit 134"
+    acts[0, 1] += SAVES
+    launch, job = act(acts)
     cluster.wait_for_end(job, 90)
     for task in (0, 1):
         text = Path(slurm.log_file(launch, task)).read_text()
