@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -275,6 +276,44 @@ CHECKPOINTS: dict[str, Case] = {
 }  # fmt: skip
 
 
+# --- 71 to 75: launching ----------------------------------------------------------------------------------------------
+
+LAUNCH = (
+    f"launch --target=tpu --topology=v5e:4x4 --zone=us-west4-a --workdir=gs://runs-1/new {CONFIG} --force --dry-run"
+)
+FIRST = f"{LAUNCH} --name=first"
+
+
+def without_clients() -> contextlib.AbstractContextManager[object]:
+    return mock.patch.dict(os.environ, PATH="/nonexistent")
+
+
+LAUNCHING: dict[str, Case] = {
+    **{
+        f"71 a name with {kind}": Case(f"{LAUNCH} --name={name}", 2, "--name=")
+        for kind, name in {
+            "a semicolon": "a;id", "a substitution": "a$(id)", "a new line": "a\nb", "a quote": "a'b",
+            "64 characters": "a" * 64, "a leading dash": "-a", "nothing": "",
+        }.items()
+    },
+    "71 a name in capitals": Case(f"{LAUNCH} --name=My-Run", 2, "did you mean 'my-run'?"),
+    "72 a zone without the chips": Case(f"{FIRST} --zone=us-west4-b", 2, "has no v5e; did you mean 'us-west4-a'"),
+    "72 an unknown chip": Case(f"{FIRST} --topology=v9:4x4", 2, "unknown chip 'v9'; known are v4, v5e,"),
+    "72 an unknown grid": Case(f"{FIRST} --topology=v5e:4x5", 2, "the nearest are v5e:4x4 and v5e:4x8"),
+    "72 TPUs for Slurm": Case(f"{FIRST} --target=slurm", 2, "--topology=v5e:4x4"),
+    "73 tpu7x": Case(f"{FIRST} --topology=tpu7x:2x2x2 --zone=us-central1-c", 2, "use --target=gke"),
+    "74 no client": Case(
+        FIRST.replace(" --dry-run", ""), 2, "gcloud: not found on PATH; install the Google Cloud CLI",
+        lambda at: without_clients(),
+    ),
+    "75 a secret's value": Case(f"{FIRST} --secret=HF_TOKEN=s3cr3t", 2, "--secret=HF_TOKEN=...: expected the name"),
+    "75 a key as a secret's name": Case(f"{FIRST} --secret=hf_{'a' * 30}", 2, "never its value (not repeated here)"),
+    "75 a key in a field": Case(
+        f"{FIRST} --config.data.root=hf_{'a' * 30}", 2, "looks like a secret, and other users see a command line",
+    ),
+}  # fmt: skip
+
+
 # --- 76 to 80: export and surroundings --------------------------------------------------------------------------------
 
 
@@ -302,7 +341,7 @@ SURROUNDINGS: dict[str, Case] = {
         f"run {CONFIG} --workdir=gs://bucket/run", 2, "pip install 'visor-jax[gcs]'", lambda at: without_gcsfs()
     ),
 }
-CASES = {**COMMAND_LINE, **WEIGHTS, **CHECKPOINTS, **SURROUNDINGS}
+CASES = {**COMMAND_LINE, **WEIGHTS, **CHECKPOINTS, **LAUNCHING, **SURROUNDINGS}
 
 # Number -> where an input is tested that one command does not show, or tested in more detail.
 DETAILS = {
@@ -311,6 +350,10 @@ DETAILS = {
     37: "tests/data/test_bad_inputs.py",
     67: "tests/checkpoint/test_processes.py",
     70: "tests/faults/test_bad_inputs.py",
+    71: "tests/launching/test_hostile.py",
+    72: "tests/launching/test_description.py",
+    74: "tests/launching/test_tpu.py",
+    75: "tests/launching/test_hostile.py",
     77: "tests/commands/test_signals.py",
     79: "tests/test_main.py",
 }
@@ -370,10 +413,9 @@ def test_a_bad_input_has_its_reaction(
 
 
 def test_every_number_is_covered() -> None:
-    """Launching, 71 to 75, has tests where it has commands."""
     data = {int(number) for number in re.findall(r'"(\d\d) ', (ROOT / "tests/data/test_bad_inputs.py").read_text())}
     numbers = {int(name.split()[0]) for name in CASES} | set(DETAILS) | data
-    assert numbers >= {*range(1, 71), *range(76, 81)}, {*range(1, 71), *range(76, 81)} - numbers
+    assert numbers >= {*range(1, 81)}, {*range(1, 81)} - numbers
     assert all((ROOT / path).exists() for path in DETAILS.values())
 
 
