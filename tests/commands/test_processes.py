@@ -19,7 +19,7 @@ ONCE = {
     "data check --config={config} --samples=8": "",
     "data stats --config={config} --samples=8": "",
     "data preview --config={config} --samples=2 --out={out}.png": "{out}.png",
-    "data build --config={config} --samples=4 --out={out}": "{out}/train.jsonl",
+    "data build --config={config} --samples=4 --out={out}": "{out}/train.json",
     "report --workdir={run}": "{run}/report/index.html",
     "export --workdir={run} --out={out}": "{out}/parity.json",
     "bench --workdir={run} --rounds=1": "",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.faults.whole_run import TRAINED, environment, steps_of, visor
+from tests.faults.whole_run import TRAINED, environment, steps_of, visor, without_times
 from visor_jax.testing.processes import Ended, Processes, free_port
 from visor_jax.workdir.metrics_log import read_rows
 
@@ -29,6 +32,7 @@ PACKED = [  # four pools of two rows; samples wait at each
     "--config.stage=full", "--config.stage_overrides.full.init_from=", "--config.data.pack_window=5",
     "--config.data.pool_rows=2", "--config.data.pool_tiles=4", "--config.data.visual_length=80",
 ]  # fmt: skip
+SLOW = pytest.mark.slow
 LIMIT = 1500.0  # seconds, for a whole command on a slow machine
 
 
@@ -100,14 +104,23 @@ def test_two_processes_train_what_one_trains(config: Path, compiled: str, tmp_pa
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
 
+@pytest.fixture(scope="module")
+def whole(config: Path, compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of two processes that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    ended = finish(start(config, run, compiled, command="run"))
+    assert [process.status for process in ended] == [0, 0], ended
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_whole_run_of_two_processes_equals_that_of_one(config: Path, compiled: str, tmp_path: Path) -> None:
-    ended = finish(start(config, tmp_path / "two", compiled, command="run"))
-    assert [process.status for process in ended] == [0, 0], ended
+def test_a_whole_run_of_two_processes_equals_that_of_one(
+    config: Path, compiled: str, whole: Path, tmp_path: Path
+) -> None:
     status, err = visor("run", f"--config={config}", f"--workdir={tmp_path}/one", compiled=compiled)
     assert status == 0, err
-    two, one = tmp_path / "two", tmp_path / "one"
+    two, one = whole, tmp_path / "one"
     for stage in TRAINED:
         difference = relative_difference(two, one, stage)
         print(f"{stage}: largest relative difference of a loss {difference:.1e}")
@@ -164,17 +177,34 @@ def test_packed_data_are_trained_and_resumed_by_two_processes_and_by_one(
         assert relative_difference(tmp_path / name, tmp_path / "whole", "full") <= 1e-5
 
 
-@pytest.mark.parametrize("differs", ["seed", "train.checkpoint_every"])
-def test_another_configuration_in_one_process_is_refused(
-    config: Path, tmp_path: Path, compiled: str, differs: str
+@pytest.mark.parametrize(
+    ("differs", "mine"),
+    [
+        ("seed", "sys.argv.append(f'--config.seed={10 + index}')"),
+        pytest.param("--samples", "sys.argv[1:] = ['data', 'check', CONFIG, f'--samples={10 + index}']", marks=SLOW),
+        pytest.param("train.keep", "sys.argv.append(f'--config.train.keep={10 + index}')", marks=SLOW),
+        pytest.param("version", "processes.__version__ = f'{10 + index}'", marks=SLOW),
+        pytest.param("local devices", "os.environ['XLA_FLAGS'] += str(index)", marks=SLOW),  # 10 and 11
+        pytest.param("command", "sys.argv[1] = ['train', 'run'][index]", marks=SLOW),
+    ],
+)  # fmt: skip
+def test_a_process_that_was_started_otherwise_is_refused(
+    config: Path, tmp_path: Path, compiled: str, differs: str, mine: str
 ) -> None:
-    # The last flag counts: 10 in process 0 and 11 in process 1.
-    flag = f"f'--config.{differs}={{10 + int(os.environ[\"JAX_PROCESS_ID\"])}}'"
-    program = ["-c", f"import os, sys; from visor_jax.__main__ import main; sys.exit(main([*sys.argv[1:], {flag}]))"]
+    file = tmp_path / "started.py"
+    file.write_text(f"""import os, sys
+from visor_jax.commands import processes
+CONFIG, index = sys.argv[2], int(os.environ["JAX_PROCESS_ID"])
+{mine}
+from visor_jax.__main__ import main
+sys.exit(main())""")
     arguments = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
-    ended = finish(Processes(arguments, environment=environment(compiled), program=program))
+    with Processes(arguments, environment=environment(compiled), program=[str(file)], devices=1) as processes:
+        ended = processes.wait(LIMIT)
     assert [process.status for process in ended] == [2, 2], ended
-    assert all(f"{differs}=11 in process 1, 10 in process 0: expected the same" in each.output for each in ended)
+    values = ("run", "train") if differs == "command" else ("11", "10")
+    message = "{}={} in process 1, {} in process 0: expected the same command, configuration, versions and devices"
+    assert all(message.format(differs, *values) in each.output for each in ended), ended
     assert not (tmp_path / "run").exists()
 
 
@@ -208,6 +238,52 @@ def test_sigterm_to_one_saves_and_stops_both(
     saved = len(read_rows(tmp_path / "run/base/metrics.jsonl"))
     assert 3 <= saved < STEPS and (tmp_path / f"run/base/checkpoints/{saved}/commit.json").exists()
     assert_resumes_equal(config, tmp_path / "run", compiled, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("disturbed", [0, 1])
+@pytest.mark.parametrize(("command", "folder"), [("search", "search"), ("label", "labels"), ("evaluate", "eval")])
+def test_a_pass_that_is_stopped_and_killed_ends_equal(
+    compiled: str, whole: Path, tmp_path: Path, command: str, folder: str, disturbed: int
+) -> None:
+    """SIGTERM before its first chunk, SIGKILL after it, and SIGKILL between the result and the removal of chunks."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, ignore=shutil.ignore_patterns(folder, "features", "export"))
+    events = {"score": "SIGTERM", f"chunk:{disturbed}": "SIGKILL", "result": "SIGKILL"}
+    for point, name in events.items() if disturbed == 0 else [*events.items()][:2]:
+        at = {"VISOR_TEST_KILL_AT": point, "VISOR_TEST_SIGNAL": name}
+        began = time.monotonic()
+        ended = finish(in_pass(command, run, compiled, disturbed, at))
+        print(f"{name} at {point}:", [process.status for process in ended], f"{time.monotonic() - began:.0f} s")
+        if name == "SIGTERM":
+            assert [process.status for process in ended] == [143, 143], ended
+            assert f"process {disturbed}: was stopped by SIGTERM; stopping" in ended[1 - disturbed].output, ended
+        else:
+            assert ended[disturbed].status == -signal.SIGKILL, ended
+            assert ended[1 - disturbed].status in (134, -signal.SIGABRT), ended
+        assert (run / folder / "chunks").exists() or point == "score"
+    ended = finish(in_pass(command, run, compiled))
+    assert [process.status for process in ended] == [0, 0], ended
+    assert results_of(run / folder) == results_of(whole / folder)
+    assert not (run / folder / "chunks").exists() and not (run / "lock.json").exists()
+
+
+def in_pass(
+    command: str, run: Path, compiled: str, disturbed: int = 0, at: Mapping[str, str] | None = None
+) -> Processes:
+    settings = {**environment(compiled), "VISOR_HEARTBEAT_SECONDS": "10"}
+    of_each = [(at or {}) if index == disturbed else {} for index in (0, 1)]
+    return Processes([command, f"--workdir={run}"], environment=settings, of_each=of_each)
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """Returns the content of a pass's result files, by name."""
+    found: dict[str, Any] = {file.name: without_times(json.loads(file.read_text())) for file in folder.glob("*.json")}
+    for file in folder.glob("*.npz"):
+        with np.load(file) as arrays:
+            found[file.name] = {name: arrays[name].tolist() for name in arrays.files}
+    return found
 
 
 @pytest.mark.slow
@@ -247,6 +323,42 @@ def test_eight_devices_then_two_then_one(config: Path, compiled: str, undisturbe
             (ended,) = one.wait(LIMIT)
         assert ended.status == (143 if step else 0), ended.output
     assert relative_difference(tmp_path / "run", undisturbed, "base") <= 1e-5
+
+
+SKIPPING = """
+from visor_jax.testing import tiny_config
+def get_config():
+    return tiny_config({"data.source": "llava", "data.root": "pictures", "data.path": "set.json", "stages": ("full",),
+                        "stage_overrides.full.init_from": "", "data.test_fraction": 0.0, "data.batch_size": 8,
+                        "data.max_skipped_fraction": 0.05}, steps=20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_too_many_skipped_samples_of_one_process_stop_both(compiled: str, tmp_path: Path) -> None:
+    """On the machine of process 1, most pictures are missing."""
+    talk = [{"from": "human", "value": "<image>\nColor?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": str(index), "image": f"{index % 7}.png", "conversations": talk} for index in range(60)]
+    for process in (0, 1):
+        root = tmp_path / str(process) / "pictures"
+        root.mkdir(parents=True)
+        (root / "set.json").write_text(json.dumps(records))
+        for index in range(1 if process else 7):
+            Image.new("RGB", (48, 48), "red").save(root / f"{index}.png")
+    (tmp_path / "tiny.py").write_text(SKIPPING)
+    program = [
+        "-c",
+        f"import os, sys; os.chdir({str(tmp_path)!r} + '/' + os.environ['JAX_PROCESS_ID'])\n"
+        "from visor_jax.__main__ import main; sys.exit(main())",
+    ]
+    arguments = ["train", f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run", "--config.stage=full"]
+    with Processes(arguments, environment=environment(compiled), program=program) as processes:
+        ended = processes.wait(LIMIT)
+    assert [process.status for process in ended] == [1, 1], ended
+    pattern = r"samples could not be used \(set/missing_file \d+\), more than data.max_skipped_fraction=0.05 allows; "
+    pattern += r"last: set \d+ in process 1, missing_file"
+    assert all(len(re.findall(pattern, process.output)) == 1 for process in ended), ended
 
 
 def test_a_wrong_request_ends_every_process_with_its_message(compiled: str, tmp_path: Path) -> None:

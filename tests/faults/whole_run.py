@@ -63,7 +63,7 @@ def results(run: Path) -> dict[str, Any]:
         found[f"{stage}: steps"] = steps_of(run, stage)
         found[f"{stage}: arrays"] = array_digests(run, stage)
     for name in ("search/viable.json", "labels/labels.json", "eval/test.json"):
-        found[name] = _without_times(json.loads((run / name).read_text()))
+        found[name] = without_times(json.loads((run / name).read_text()))
     found["search/subsets.csv"] = (run / "search/subsets.csv").read_text()
     with np.load(run / "labels/labels.npz") as labels:
         found["labels/labels.npz"] = {name: labels[name].tolist() for name in labels.files}
@@ -78,7 +78,7 @@ def steps_of(run: Path, stage: str) -> list[dict[str, Any]]:
 
 def exported(run: Path) -> dict[str, Any]:
     """Returns checksums of a run's exported weights and settings, and the figures of its proof."""
-    proof = _without_times(json.loads((run / "export/parity.json").read_text()))
+    proof = without_times(json.loads((run / "export/parity.json").read_text()))
     files = [*(run / "export").glob("*.safetensors"), run / "export/config.json"]
     return {"proof": proof, **{file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}}
 
@@ -96,7 +96,8 @@ def array_digests(run: Path, stage: str) -> dict[str, str]:
     return {path: hashlib.sha256(np.asarray(x).tobytes()).hexdigest() for path, x in flatten(arrays).items()}
 
 
-def _without_times(value: Any) -> Any:
+def without_times(value: Any) -> Any:
+    """Returns a JSON value without the fields that `VOLATILE` names."""
     if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if not k.startswith(VOLATILE)}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
+        return {k: without_times(v) for k, v in value.items() if not k.startswith(VOLATILE)}
+    return [without_times(item) for item in value] if isinstance(value, list) else value

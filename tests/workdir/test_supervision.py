@@ -108,9 +108,10 @@ def test_what_has_to_be_done_before_an_exit_at_once_is_done(tmp_path):
         import time
         from pathlib import Path
         from visor_jax.workdir.lock import WorkdirLock
-        from visor_jax.workdir.supervision import supervised
-        with supervised() as stop, WorkdirLock(Path({str(tmp_path)!r}) / "lock.json"):
-            stop.before_exit(lambda: time.sleep(60))  # a hanging action does not delay the exit
+        from visor_jax.workdir import supervision
+        supervision.LEAVE_SECONDS = 2.0
+        with supervision.supervised() as stop, WorkdirLock(Path({str(tmp_path)!r}) / "lock.json"):
+            stop.before_exit(lambda status: time.sleep(60))  # a hanging action does not delay the exit
             print("ready", flush=True)
             time.sleep(60)
     """

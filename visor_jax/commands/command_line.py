@@ -62,34 +62,34 @@ def run(argv: list[str], stop: Stop) -> int:
       stop: the signals of this process.
     """
     try:
-        status = _status(argv, stop)
+        status, message = _status(argv, stop)
     except SystemExit as leaving:
         processes.finish(leaving.code if isinstance(leaving.code, int) else 1)
         raise
-    except BaseException:
+    except BaseException as error:
         if processes.distributed() is not None:
             traceback.print_exc()
-            processes.finish(1)
+            processes.finish(1, f"{type(error).__name__}: {one_line(str(error))}")
         raise
-    processes.finish(status)
+    processes.finish(status, message)
     return status
 
 
-def _status(argv: list[str], stop: Stop) -> int:
-    """Runs one command and converts expected errors to an exit status."""
+def _status(argv: list[str], stop: Stop) -> tuple[int, str]:
+    """Runs one command and converts expected errors to an exit status and a message."""
     try:
         status = _run(argv, stop)
         if sys.stdout is not None:
             sys.stdout.flush()
-        return status
+        return status, ""
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return INTERRUPTED, ""
     except BrokenPipeError:
         _drop_output()
-        return 0  # the reader of our output closed it
+        return 0, ""  # the reader of our output closed it
     except Exception as error:
         if was_interrupted():  # libraries convert a KeyboardInterrupt into other errors
-            return INTERRUPTED
+            return INTERRUPTED, ""
         expected = error if isinstance(error, RequestError | RunError) else None
         if isinstance(error, OSError):
             expected = from_os_error(error)
@@ -103,12 +103,12 @@ def _status(argv: list[str], stop: Stop) -> int:
             and distributed.is_lost_peer(error)
         ):
             _print_error(RunError(f"another process of this run is gone: {str(error).splitlines()[0]}"))
-            return ABORTED
+            return ABORTED, ""
         expected = expected or _no_device(error)
         if expected is None:
             raise
         _print_error(expected)
-        return 2 if isinstance(expected, RequestError) else 1
+        return 2 if isinstance(expected, RequestError) else 1, str(expected)
 
 
 def _run(argv: list[str], stop: Stop) -> int:

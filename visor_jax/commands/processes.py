@@ -47,15 +47,17 @@ def check_request(name: str, args: argparse.Namespace, config: Config | None) ->
     """Checks that all processes were started with the same command; paths may differ between machines.
 
     Raises:
-      RequestError: flags, a field of the configuration or the version differ.
+      RequestError: flags, a field of the configuration, a version, or number or kind of a process's devices differ.
     """
     if (module := distributed()) is None:
         return
-    from visor_jax.workdir.provenance import flat_fields, plain
+    from visor_jax.workdir.provenance import flat_fields, plain, versions
 
     flags = {f"--{flag}": str(value) for flag, value in vars(args).items() if flag not in ("workdir", "config", "json")}
     fields = {} if config is None else dict(flat_fields(plain(config)))
-    module.check_equal({"command": name, "version": __version__, **flags, **fields})
+    installed = {package: version for package, version in versions().items() if package in ("jax", "jaxlib")}
+    fixed = {"command": name, "version": __version__, **installed, **module.local_devices()}
+    module.check_equal({**fixed, **flags, **fields})
 
 
 def distributed() -> Any:
@@ -64,7 +66,7 @@ def distributed() -> Any:
     return module if module is not None and module.started() else None
 
 
-def finish(status: int) -> None:
+def finish(status: int, message: str = "") -> None:
     """Ends this process's part of the run with an exit status; see `visor_jax.scale.distributed.finish`."""
     if (module := distributed()) is not None:
-        module.finish(status)
+        module.finish(status, message)

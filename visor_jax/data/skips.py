@@ -140,8 +140,11 @@ class SkipLog:
         """Continues from `state`; call it before any sample is tried. The limit covers all starts of a run."""
         self._total = Tally.of(state)
 
-    def use(self, tally: Tally) -> None:
+    def use(self, tally: Tally, where: str = "") -> None:
         """Counts the samples tried and skipped for a batch that a step takes.
+
+        Args:
+            where: they were read, for the error.
 
         Raises:
             RunError: too many samples were skipped, or the log cannot be written.
@@ -149,7 +152,7 @@ class SkipLog:
         with self._lock:
             self._total.tried += tally.tried
             for skip in tally.skips:
-                self._count(skip)
+                self._count(skip, where)
 
     def count_tried(self) -> None:
         """Counts a sample as tried."""
@@ -165,7 +168,7 @@ class SkipLog:
         with self._lock:
             self._count(Skip(source, index, why.reason, why.detail))
 
-    def _count(self, skip: Skip) -> None:
+    def _count(self, skip: Skip, where: str = "") -> None:
         self._total.counts[skip.source, skip.reason] += 1
         self.first.setdefault(skip.reason, skip.detail)
         try:
@@ -176,9 +179,10 @@ class SkipLog:
         if self.tried >= self._minimum and skipped > self._max_fraction * self.tried:
             reasons = ", ".join(f"{name} {count}" for name, count in self.by_reason().items())
             why = f"{skip.reason}: {skip.detail}" if skip.detail else skip.reason
+            last = f"{skip.source} {skip.index}{where}, {why}"
             raise RunError(
                 f"{skipped} of {self.tried} samples could not be used ({reasons}), more than "
-                f"data.max_skipped_fraction={self._max_fraction:g} allows; last: {skip.source} {skip.index}, {why}"
+                f"data.max_skipped_fraction={self._max_fraction:g} allows; last: {last}"
             )
 
     def _write(self, skip: Skip) -> None:

@@ -5,8 +5,8 @@ In: the environment (a coordinator's address, Slurm, a TPU pod or slice, a JobSe
 process to process 0 without touching the devices.
 
 All of it uses JAX's coordination service, which process 0 hosts: a process that waits keeps reporting progress to its
-own watchdog, and a process that fails says so, so that the others end within seconds (status 134) instead of waiting in
-a collective operation. A process that is killed is noticed by its missing heartbeats.
+own watchdog, and a process that fails says so, so that the others end within seconds, with its status, instead of
+waiting in a collective operation. A process that is killed is noticed by its missing heartbeats.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src import distributed as service  # JAX offers its key-value store only here
 
-from visor_jax.errors import ABORTED, STOPPED, RequestError, RunError, from_os_error, one_line
+from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED, RequestError, RunError, from_os_error, one_line
 from visor_jax.scale.environment import EXPLICIT
-from visor_jax.workdir.supervision import beat, before_exit
+from visor_jax.workdir.supervision import beat, before_exit, leave
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,11 @@ ResultT = TypeVar("ResultT")
 GRACE_SECONDS = 5.0  # for a process to report its own failure after another one's
 _POLL_MS = 500
 _FAILED, _LEFT = "visor/failed", "visor/left"
+_REASONS = {STOPPED: "was stopped by SIGTERM", INTERRUPTED: "was interrupted"}  # by signals, by status
 # Words in errors of XLA's collective operations when a peer is gone.
 _LOST = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable", "deadline_exceeded", "peer")
 
+_claims: list[socket.socket] = []
 _counter = itertools.count()
 _ending = threading.Event()
 
@@ -56,10 +58,14 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     Raises:
       RequestError: the other processes cannot be reached.
     """
-    if settings.get("process_id"):
-        _wait_for_coordinator(settings["coordinator_address"], connect_timeout)
+    count, address = settings.get("num_processes"), settings.get("coordinator_address", "")
+    if count:
+        _claim(address, settings["process_id"])
+        if settings["process_id"]:
+            _wait_for_coordinator(address, connect_timeout)
+        elif "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+            _check_free(address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    count = settings.get("num_processes")
     if count and "SLURM_LOCALID" not in os.environ:  # there it chooses the GPU of each process
         settings = {**settings, "cluster_detection_method": "deactivate"}
     text = f"not all of the {count} processes have" if count else "not all processes of this run have"
@@ -87,8 +93,56 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
         # JAX caches the program of process 0, and on CPU the collectives of the others hang in it (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
     _watcher.start()
-    before_exit(lambda: _announce("was stopped by a signal"))
+    before_exit(_leave)
+    if count and count != jax.process_count():
+        raise RequestError(
+            f"environment: JAX_NUM_PROCESSES={count}: process 0 was started with {jax.process_count()}; expected the"
+            " same number in all processes"
+        )
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def _claim(address: str, index: int) -> None:
+    """Reserves this process's number until it ends; without this JAX would abort two that have the same one.
+
+    Only processes on this machine can be recognized. The name is one of Linux's abstract sockets, not a file.
+
+    Raises:
+      RequestError: another process has the number.
+    """
+    if sys.platform != "linux":
+        return
+    claim = socket.socket(socket.AF_UNIX)
+    _claims.append(claim)  # keeps it open
+    try:
+        claim.bind(f"\0visor/{address}/{index}")
+    except OSError as error:
+        raise RequestError(
+            f"environment: JAX_PROCESS_ID={index}: another process on this machine has this number and"
+            f" JAX_COORDINATOR_ADDRESS={address}; expected another number for each process of a run, and another port"
+            " for each run"
+        ) from error
+
+
+def _check_free(address: str) -> None:
+    """Checks that process 0 can listen on the port; XLA's service crashes where it cannot (jax 0.10.2).
+
+    Raises:
+      RequestError: another program has the port.
+    """
+    port = int(address.rpartition(":")[2])
+    several_families = socket.has_dualstack_ipv6()
+    with socket.socket(socket.AF_INET6 if several_families else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if several_families:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise RequestError(
+                f"environment: JAX_COORDINATOR_ADDRESS={address}: process 0 cannot listen on port {port}"
+                f" ({error.strerror}); expected a free port of its machine"
+            ) from error
 
 
 def _give_up(message: str) -> NoReturn:
@@ -131,8 +185,8 @@ def several() -> bool:
 def finish(status: int, message: str = "") -> None:
     """Ends this process's part of the run: waits for the others after success or SIGTERM, and tells them of a failure.
 
-    After a failure the process ends here, with `status`: it could not leave the coordination service otherwise without
-    waiting for processes that wait for it.
+    After a failure the process ends here, with `status`, or with that of a failure of another process that caused it:
+    it could not leave the coordination service otherwise without waiting for processes that wait for it.
     """
     if not started():
         return
@@ -141,15 +195,24 @@ def finish(status: int, message: str = "") -> None:
         _watcher.join()  # the interpreter must not end while a thread waits in the service's client
         jax.distributed.shutdown()
         return
-    _announce(message or f"ended with status {status}")
-    _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
-    if jax.process_index() == 0:  # the coordination service ends with this process
-        deadline = time.monotonic() + 2 * GRACE_SECONDS
-        while len(_client().key_value_dir_get(_LEFT)) < jax.process_count() and time.monotonic() < deadline:
-            time.sleep(0.1)
+    if status == ABORTED and (failure := _failure_of_another()) is not None:
+        _follow(failure)
+    _leave(status, message)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(status)
+
+
+def _leave(status: int, message: str = "") -> None:
+    """Tells the others that this process ends; process 0, with which the coordination service ends, waits for them."""
+    if _ending.is_set():
+        return
+    _announce(status, message or _REASONS.get(status, f"ended with status {status}"))
+    _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
+    if is_main():
+        deadline = time.monotonic() + 2 * GRACE_SECONDS
+        while len(_client().key_value_dir_get(_LEFT)) < jax.process_count() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -158,16 +221,26 @@ def is_lost_peer(error: BaseException) -> bool:
     return started() and isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in _LOST)
 
 
-def _announce(message: str) -> None:
-    text = json.dumps({"process": jax.process_index(), "message": message})
+def _announce(status: int, message: str) -> None:
+    text = json.dumps({"process": jax.process_index(), "status": status, "message": message})
     try:
         _client().key_value_set(_FAILED, text)
     except jax.errors.JaxRuntimeError:
         return  # another process failed first
 
 
+def _failure_of_another() -> dict[str, Any] | None:
+    """Returns what another process has announced; None if nothing within half a second."""
+    try:
+        text = _wait_for(_FAILED)
+    except jax.errors.JaxRuntimeError:
+        return None  # the coordination service has ended
+    failure = None if text is None else json.loads(text)
+    return failure if failure is not None and failure["process"] != jax.process_index() else None
+
+
 def _watch_failures() -> None:
-    """Runs in a thread: ends this process some seconds after another one has failed."""
+    """Runs in a thread: ends this process some seconds after another one has failed, and at once after a signal."""
     while not _ending.is_set():
         try:
             text = _wait_for(_FAILED)
@@ -178,13 +251,14 @@ def _watch_failures() -> None:
         failure = json.loads(text)
         if failure["process"] == jax.process_index():
             return
-        time.sleep(GRACE_SECONDS)  # this process may be about to fail for the same reason, with its own message
-        _abort(f"process {failure['process']} {failure['message']}; aborting")
+        if failure["status"] not in _REASONS:
+            time.sleep(GRACE_SECONDS)  # this process may be about to fail for the same reason, with its own message
+        _follow(failure)
 
 
-def _abort(message: str) -> NoReturn:
-    log.critical("%s", message)
-    os._exit(ABORTED)
+def _follow(failure: Mapping[str, Any]) -> NoReturn:
+    """Ends this process with the status of another one's failure, so that the launcher treats all of them alike."""
+    leave(failure["status"], f"process {failure['process']}: {failure['message']}; stopping")
 
 
 def _wait_for(key: str) -> str | None:
@@ -217,6 +291,11 @@ _watcher = threading.Thread(target=_watch_failures, name="peers", daemon=True)
 def process_index() -> int:
     """Returns the number of this process."""
     return jax.process_index()
+
+
+def local_devices() -> dict[str, Any]:
+    """Returns how many devices this process has, and of which kind."""
+    return {"local devices": jax.local_device_count(), "device kind": jax.local_devices()[0].device_kind}
 
 
 def is_main() -> bool:
@@ -275,8 +354,8 @@ def check_equal(values: Mapping[str, Any]) -> None:
                 value, expected = theirs.get(name), mine.get(name)
                 if value != expected:
                     raise RequestError(
-                        f"{name}={value} in process {process}, {expected} in process 0: expected the same command and"
-                        " configuration in all processes"
+                        f"{name}={value} in process {process}, {expected} in process 0: expected the same command,"
+                        " configuration, versions and devices in all processes"
                     )
 
     once(compare)

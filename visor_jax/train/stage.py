@@ -108,9 +108,9 @@ def _report(tally: Tally | None) -> dict[str, Any] | None:
 
 def _joined(step: Step, reports: Sequence[Mapping[str, Any]], skips: SkipLog | None) -> Step:
     """The step with what all `reports` say, the first of which is its own."""
-    for other in reports[1:]:
+    for process, other in enumerate(reports[1:], start=1):
         if skips is not None and other["tally"]:
-            skips.use(Tally.of_report(other["tally"]))
+            skips.use(Tally.of_report(other["tally"]), f" in process {process}")
     ids, tasks, contents = ([x for part in reports for x in part[name]] for name in ("ids", "tasks", "contents"))
     rows = [[Content(*sample) for sample in row] for row in contents]
     skipped = step.skipped if skips is None else skips.by_reason()

@@ -84,7 +84,7 @@ class WorkdirLock:
             time.sleep(self._watch_seconds)
         if holder is not None and not self._is_mine(holder):
             log.warning("%s: taken over from a dead run (%s)", self._path, describe(holder))
-        before_exit(self._leave)
+        before_exit(lambda status: self._leave())
         self._heart = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
         self._heart.start()
         remove_leftovers(self._path.parent)

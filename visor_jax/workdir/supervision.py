@@ -30,7 +30,7 @@ from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3.0  # time limit for a watched command to end after SIGINT, unless it is saving
-LEAVE_SECONDS = 2.0  # time limit for the actions before an immediate exit (releasing the lock)
+LEAVE_SECONDS = 5.0  # time limit for the actions before an immediate exit: releasing the lock, telling other processes
 _POLL_SECONDS = 1.0
 _STDERR = 2  # the file descriptor, because a replaced `sys.stderr` may have none
 
@@ -59,7 +59,7 @@ class Stop:
         self._points = 0  # sync points over all stages; JAX requires increasing numbers
         self._notifier: Callable[[int], None] | None = None
         self._trampoline: int | None = None
-        self._before_exit: list[Callable[[], None]] = []
+        self._before_exit: list[Callable[[int], None]] = []
 
     # --- interface of the loop ----------------------------------------------------------------------------------------
 
@@ -99,8 +99,11 @@ class Stop:
             log.warning("%s: complete; stopped by SIGTERM", stage)
             raise SystemExit(STOPPED)
 
-    def before_exit(self, action: Callable[[], None]) -> None:
-        """Registers an action to run before an immediate exit; it must be quick and may run in any thread."""
+    def before_exit(self, action: Callable[[int], None]) -> None:
+        """Registers an action to run before an immediate exit, with its status; it must be quick.
+
+        All actions run at the same time, each in a thread of its own.
+        """
         self._before_exit.append(action)
 
     def started(self) -> None:
@@ -141,7 +144,7 @@ class Stop:
                 if self._ending:
                     continue
                 if not self._held:
-                    self._exit(STOPPED, "SIGTERM received: nothing to save, stopping")
+                    self.leave(STOPPED, "SIGTERM received: nothing to save, stopping")
                 log.warning("SIGTERM received: saving and stopping after this step")
                 if self._notifier is not None:
                     self._notifier(signal.SIGTERM)
@@ -157,20 +160,27 @@ class Stop:
         """Ends the process if `KeyboardInterrupt` was suppressed or is delayed by a compilation."""
         time.sleep(GRACE_SECONDS)
         if self._may_insist():
-            self._exit(INTERRUPTED, "interrupted")
+            self.leave(INTERRUPTED, "interrupted")
 
-    def _exit(self, status: int, message: str) -> NoReturn:
-        """Ends the process now; the exit actions run in a separate thread with a time limit."""
-        leaving = threading.Thread(target=self._leave, args=(message,), daemon=True)
+    def leave(self, status: int, message: str) -> NoReturn:
+        """Ends the process now, after the actions of `before_exit`, which have a time limit."""
+        leaving = threading.Thread(target=self._before_leaving, args=(status, message), daemon=True)
         leaving.start()
         leaving.join(LEAVE_SECONDS)
         os._exit(status)
 
-    def _leave(self, message: str) -> None:
+    def _before_leaving(self, status: int, message: str) -> None:
         log.warning("%s", message)
-        for action in self._before_exit:
-            with contextlib.suppress(Exception):
-                action()
+        actions = [threading.Thread(target=self._act, args=(x, status), daemon=True) for x in self._before_exit]
+        for thread in actions:
+            thread.start()
+        for thread in actions:
+            thread.join()
+
+    @staticmethod
+    def _act(action: Callable[[int], None], status: int) -> None:
+        with contextlib.suppress(Exception):
+            action(status)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -241,10 +251,18 @@ def was_interrupted() -> bool:
     return _stop is not None and _stop.interrupted
 
 
-def before_exit(action: Callable[[], None]) -> None:
-    """Registers an action to run before an immediate exit; it must be quick and may run in any thread."""
+def before_exit(action: Callable[[int], None]) -> None:
+    """Registers an action to run before an immediate exit; see `Stop.before_exit`."""
     if _stop is not None:
         _stop.before_exit(action)
+
+
+def leave(status: int, message: str) -> NoReturn:
+    """Ends the process now, from any thread, after the actions of `before_exit`."""
+    if _stop is not None:
+        _stop.leave(status, message)
+    log.warning("%s", message)
+    os._exit(status)
 
 
 def _set_c_handler(handler: int | None) -> int:
