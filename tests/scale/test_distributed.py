@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +98,48 @@ def test_a_process_with_other_values_is_named_in_all(tmp_path: Path) -> None:
     assert [process.status for process in ended] == [0, 0], ended
     for process in ended:
         assert "seed=1 in process 1, 0 in process 0: expected the same command, configuration" in process.output
+
+
+LATE = "not all of the 2 processes have connected within 5 s; expected the same address and number in all of them"
+SAME = "another process on this machine has this number and JAX_COORDINATOR_ADDRESS="
+OTHER_PORT, TAKEN_PORT = "other port", "taken port"
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("of_each", "messages"),
+    [
+        pytest.param([{}, {"JAX_PROCESS_ID": "0"}], {SAME: 1, LATE: 1}, id="two with number 0"),
+        pytest.param(
+            [{"JAX_PROCESS_ID": "1"}, {}], {SAME: 1, "does not answer": 1}, id="two with number 1", marks=SLOW
+        ),
+        pytest.param([{}, OTHER_PORT], {LATE: 1, "process 0 does not answer within 5 s": 1}, id=OTHER_PORT, marks=SLOW),
+        pytest.param([TAKEN_PORT] * 2, {"process 0 cannot listen on port": 1, LATE: 1}, id=TAKEN_PORT, marks=SLOW),
+        pytest.param([{}, TAKEN_PORT], {LATE: 2}, id="another server's port", marks=SLOW),
+        pytest.param(
+            [{}, {"JAX_NUM_PROCESSES": "3"}],
+            {"JAX_NUM_PROCESSES=3: process 0 was started with 2; expected the same number": 1},
+            id="other number",
+            marks=SLOW,
+        ),
+    ],
+)
+def test_processes_that_do_not_find_each_other_say_so(
+    tmp_path: Path, of_each: list[Any], messages: dict[str, int]
+) -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        ports = {OTHER_PORT: free_port(), TAKEN_PORT: server.getsockname()[1]}
+        given = [
+            {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{ports[what]}"} if isinstance(what, str) else what
+            for what in of_each
+        ]
+        settings = {**environment(str(tmp_path)), "VISOR_CONNECT_SECONDS": "5"}
+        with Processes(["data", "check"], environment=settings, of_each=given) as processes:
+            ended = processes.wait(60)
+    assert [process.status for process in ended] == [2, 2], ended
+    for message, count in messages.items():
+        assert sum(message in process.output for process in ended) == count, ended
+    assert not any("***" in process.output or "Traceback" in process.output for process in ended), ended
 
 
 def test_a_process_waits_for_the_others_in_bounded_time(tmp_path: Path) -> None:
