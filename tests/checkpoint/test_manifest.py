@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from visor_jax.errors import RequestError
 TREE = {"params/w": [[2, 3], "float32"]}
 
 
-def sealed(folder: Path, files: dict[str, bytes]) -> Path:
+def sealed(folder: Path, files: dict[str, bytes], known: dict[str, Any] | None = None) -> Path:
     for name, data in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,6 +28,7 @@ def sealed(folder: Path, files: dict[str, bytes]) -> Path:
         meta={"position": 3},
         tree=TREE,
         items={"params": "arrays"},
+        known=known,
     )
     return folder
 
@@ -40,6 +42,15 @@ def test_the_manifest_lists_sealed_files(tmp_path):
         TREE,
     )
     assert {name: entry["size"] for name, entry in manifest.files.items()} == {"arrays/d/x": 3, "arrays/y": 0}
+
+
+def test_checksums_of_other_processes_are_taken_and_missing_ones_are_computed(tmp_path):
+    files = {"arrays/x": b"abc", "arrays/y": b"defg"}
+    expected = examine(sealed(tmp_path / "6", files)).files
+    other = {"size": 3, "sha256": "0" * 64}
+    assert examine(sealed(tmp_path / "7", files, {"arrays/y": expected["arrays/y"], "gone": other})).files == expected
+    with pytest.raises(Damaged, match="arrays/x does not match its checksum"):
+        examine(sealed(tmp_path / "8", files, {"arrays/x": other}))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -250,3 +250,38 @@ def test_kill_9_at_random_moments_never_loses_a_finished_save(tmp_path):
         with opened(tmp_path) as checkpoints:
             restored = checkpoints.restore(step, {"params": {f"w{i}": jnp.zeros((64, 64)) for i in range(8)}})
         assert all(bool((leaf == step).all()) for leaf in jax.tree.leaves(restored))
+
+
+SHARES = """
+    import logging
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+    from visor_jax.checkpoint import manager
+    jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[3]))
+    of_share = manager.checksums
+    def checksums(place, names):
+        if sys.argv[3] == "1" and place.name == "2":
+            raise OSError(5, "cannot be read here")
+        print("reads", len(names), flush=True)
+        return of_share(place, names)
+    manager.checksums = checksums
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("fsdp",)), P("fsdp"))
+    state = jax.make_array_from_callback((8, 4), sharding, lambda i: np.zeros((8, 4), np.float32)[i])
+    with opened() as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"params": {"w": state}}, wait=True)
+        assert checkpoints.latest() == 2
+    jax.distributed.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_each_process_reads_a_share_of_a_save_back(tmp_path):
+    """Process 0 reads what another one cannot."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    texts = [text for _, text in map(finish, [start(SHARES, tmp_path, port, index) for index in (0, 1)])]
+    shares = [[int(line.split()[1]) for line in text.splitlines() if line.startswith("reads")] for text in texts]
+    assert len(shares[0]) == 2 and len(shares[1]) == 1 and shares[0][0] - shares[1][0] in (0, 1), texts
+    assert "process 0 reads what this one cannot" in texts[1]
+    assert newest(tmp_path) == 2

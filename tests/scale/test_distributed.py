@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.whole_run import environment
 from visor_jax.errors import RequestError
-from visor_jax.scale.distributed import Reports, is_lost_peer, once
+from visor_jax.scale.distributed import Reports, divided, is_lost_peer, once
 from visor_jax.testing.processes import Ended, Processes, free_port
 
 START = """
@@ -35,6 +35,7 @@ def run_both(body: str, folder: Path) -> list[Ended]:
 def test_one_process_does_everything_itself() -> None:
     assert once(lambda: {"a": 1}) == {"a": 1}
     assert Reports("steps").exchange(1, [2]) == [[2]]
+    assert divided("a", lambda: ["x"], lambda names: dict.fromkeys(names, 0)) == {"x": 0}
     with pytest.raises(RequestError, match="wrong"):
         once(lambda: (_ for _ in ()).throw(RequestError("wrong")))
     assert not is_lost_peer(RuntimeError("gloo: connection reset by peer"))
@@ -54,6 +55,8 @@ def test_results_errors_and_reports_reach_the_others(tmp_path: Path) -> None:
         reports = Reports("steps")
         for step in range(3):
             print("reports", reports.exchange(step, [distributed.process_index(), step]))
+        who = lambda names: dict.fromkeys(names, distributed.process_index())
+        print("divided", [distributed.divided(name, lambda: ["x", "y", "z"], who) for name in ("first", "second")])
         finish(0)
         """,
         tmp_path,
@@ -63,6 +66,7 @@ def test_results_errors_and_reports_reach_the_others(tmp_path: Path) -> None:
         assert "once {'from': 0, 'values': [1, None]}" in process.output
         assert "RequestError field: wrong" in process.output and "RunError disk: full" in process.output
     assert "FileNotFoundError" in ended[0].output and "RequestError a/file:" in ended[1].output
+    assert f"divided {[{'x': 0, 'z': 0, 'y': 1}] * 2}" in ended[0].output and "divided [{}, {}]" in ended[1].output
     assert "reports [[0, 2], [1, 2]]" in ended[0].output and "reports [[1, 2]]" in ended[1].output
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from visor_jax.checkpoint.arrays import BUCKET_MARK, UNFINISHED_MARK, ArraySaver, describe_tree, items_of
-from visor_jax.checkpoint.manifest import COMMIT, Damaged, Manifest, Unfinished, examine, is_link, read_manifest, seal
+from visor_jax.checkpoint.manifest import (
+    COMMIT,
+    Damaged,
+    Manifest,
+    Unfinished,
+    checksums,
+    examine,
+    files_of,
+    is_link,
+    read_manifest,
+    seal,
+)
 from visor_jax.checkpoint.restoring import (
     ADDED,
     ARRAYS,
@@ -38,6 +50,7 @@ from visor_jax.checkpoint.restoring import (
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
 from visor_jax.files.read_write import remove_folder
+from visor_jax.scale.distributed import divided
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.provenance import differing_fields, plain
 
@@ -45,6 +58,7 @@ log = logging.getLogger(__name__)
 
 SAVE_ATTEMPTS = 3  # failed saves in a row that end the run
 _REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOENT)
+_saves = itertools.count()  # of this process; all processes make the same ones
 _NONE, _REFUSED, _FAILED = -1, -2, -3  # broadcast by process 0 instead of a step
 
 
@@ -157,7 +171,7 @@ class Checkpoints:
 
     def _begin(self, step: int, state: Mapping[str, Any], meta: dict[str, Any]) -> Future[None]:
         """Copies the arrays and continues in the background; the future holds any error."""
-        tree = describe_tree(state)
+        tree, name = describe_tree(state), f"checksums {next(_saves)}"
         place = self._folder / str(step)
         fault_point("save_begin", step)
         try:
@@ -170,17 +184,21 @@ class Checkpoints:
             failed: Future[None] = Future()
             failed.set_exception(error)
             return failed
-        return self._worker.submit(self._finish, self._saver, step, meta, tree)
+        return self._worker.submit(self._finish, self._saver, step, meta, tree, name)
 
-    def _finish(self, saver: ArraySaver, step: int, meta: dict[str, Any], tree: dict[str, list[Any]]) -> None:
+    def _finish(
+        self, saver: ArraySaver, step: int, meta: dict[str, Any], tree: dict[str, list[Any]], name: str
+    ) -> None:
         """Runs in the background: waits for the arrays, commits the step, removes old ones."""
         saver.wait()
+        place = self._folder / str(step)
+        if jax.process_index() == 0:
+            fault_point("arrays_written", step)
+        known = _shared_checksums(name, place)
         if jax.process_index() != 0:
             return
-        fault_point("arrays_written", step)
-        place = self._folder / str(step)
         items = {item: f"{ARRAYS}/{item}" for item in items_of(tree)}
-        seal(place, step, identity=self._identity, meta=meta, tree=tree, items=items)
+        seal(place, step, identity=self._identity, meta=meta, tree=tree, items=items, known=known)
         self._manifests[step] = read_manifest(place)
         try:
             self._drop_old()
@@ -367,3 +385,22 @@ def _one_line(error: BaseException) -> str:
         return f"{type(error).__name__}: {text}"
     reason = next((os.strerror(number) for number in _REASONS if os.strerror(number) in text), "")
     return f"{type(error).__name__}: {reason + ': ' if reason else ''}{text[:240]}..."
+
+
+def _shared_checksums(name: str, folder: Path) -> dict[str, Any]:
+    """Computes checksums of a step's files, a share of them in each process; all must call it with the same name.
+
+    Returns:
+      in process 0 the checksums of all files, without those that another process could not read.
+    """
+
+    def of_share(names: Sequence[str]) -> dict[str, Any]:
+        try:
+            return checksums(folder, names)
+        except (OSError, RunError) as error:
+            if jax.process_index() == 0:
+                raise
+            log.warning("%s: process 0 reads what this one cannot: %s", folder, error)
+            return {}
+
+    return divided(name, lambda: files_of(folder), of_share)

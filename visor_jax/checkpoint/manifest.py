@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -83,12 +83,16 @@ def seal(
     meta: Mapping[str, Any],
     tree: Mapping[str, list[Any]],
     items: Mapping[str, str],
+    known: Mapping[str, Any] | None = None,
 ) -> None:
-    """Commits the step in `folder`: computes checksums, writes the manifest, then the commit marker."""
-    names = sorted(_files(folder))
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        sums = pool.map(lambda name: _checksum(folder / name, to_disk=True), names)
-        files = {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, sums, strict=True)}
+    """Commits the step in `folder`: computes checksums, writes the manifest, then the commit marker.
+
+    Args:
+      known: checksums that were computed already (`checksums`).
+    """
+    names, known = files_of(folder), known or {}
+    files = {**known, **checksums(folder, [name for name in names if name not in known])}
+    files = {name: files[name] for name in names}
     manifest = Manifest(FORMAT, step, dict(identity), dict(meta), dict(tree), files, dict(items))
     text = json.dumps(asdict(manifest), indent=1, allow_nan=False).encode()
     fault_point("before_manifest", step)
@@ -96,6 +100,18 @@ def seal(
     fault_point("before_commit", step)
     marker = {"manifest_sha256": hashlib.sha256(text).hexdigest()}
     write_bytes(folder / COMMIT, json.dumps(marker).encode())
+
+
+def files_of(folder: Path) -> list[str]:
+    """Returns the names of a step's files, with "/" separators."""
+    return sorted(_files(folder))
+
+
+def checksums(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Reads files of a step back and flushes them; returns size and sha256 of each."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        sums = pool.map(lambda name: _checksum(folder / name, to_disk=True), names)
+        return {name: {"size": size, "sha256": digest} for name, (size, digest) in zip(names, sums, strict=True)}
 
 
 def examine(folder: Path, items: Iterable[str] | None = None) -> Manifest:

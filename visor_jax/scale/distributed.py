@@ -271,10 +271,10 @@ def _wait_for(key: str) -> str | None:
         raise
 
 
-def _value_of(key: str) -> Any:
+def _value_of(key: str, while_waiting: Callable[[], None] = beat) -> Any:
     """Waits for a key's value, JSON, and reports progress to the watchdog meanwhile."""
     while (text := _wait_for(key)) is None:
-        beat()
+        while_waiting()
     return json.loads(text)
 
 
@@ -359,6 +359,36 @@ def check_equal(values: Mapping[str, Any]) -> None:
                     )
 
     once(compare)
+
+
+def divided(
+    name: str, items: Callable[[], Sequence[str]], work: Callable[[Sequence[str]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Divides work among the processes, in any thread; all must call it with the same name, which no other call has.
+
+    Waiting is not progress here: the thread's work goes on beside that of the main one, which the watchdog watches.
+
+    Args:
+      items: what is to be done, as process 0 knows it.
+      work: does some of the items; returns a JSON value for each.
+
+    Returns:
+      in process 0 all values by item, elsewhere nothing.
+    """
+    if not several():
+        return work(items())
+    folder = f"visor/divided/{name}"
+    if not is_main():
+        mine = _value_of(f"{folder}/items", lambda: None)[jax.process_index() :: jax.process_count()]
+        _client().key_value_set(f"{folder}/{jax.process_index()}", json.dumps(work(mine)))
+        return {}
+    everything = list(items())
+    _client().key_value_set(f"{folder}/items", json.dumps(everything))
+    values = work(everything[:: jax.process_count()])
+    for process in range(1, jax.process_count()):
+        values |= _value_of(f"{folder}/{process}", lambda: None)
+    _client().key_value_delete(folder)
+    return values
 
 
 class Reports:
