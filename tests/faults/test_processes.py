@@ -184,6 +184,7 @@ def test_packed_data_are_trained_and_resumed_by_two_processes_and_by_one(
         pytest.param("--samples", "sys.argv[1:] = ['data', 'check', CONFIG, f'--samples={10 + index}']", marks=SLOW),
         pytest.param("train.keep", "sys.argv.append(f'--config.train.keep={10 + index}')", marks=SLOW),
         pytest.param("version", "processes.__version__ = f'{10 + index}'", marks=SLOW),
+        pytest.param("commit", "provenance.git_commit = lambda: f'{10 + index}'", marks=SLOW),
         pytest.param("local devices", "os.environ['XLA_FLAGS'] += str(index)", marks=SLOW),  # 10 and 11
         pytest.param("command", "sys.argv[1] = ['train', 'run'][index]", marks=SLOW),
     ],
@@ -194,6 +195,7 @@ def test_a_process_that_was_started_otherwise_is_refused(
     file = tmp_path / "started.py"
     file.write_text(f"""import os, sys
 from visor_jax.commands import processes
+from visor_jax.workdir import provenance
 CONFIG, index = sys.argv[2], int(os.environ["JAX_PROCESS_ID"])
 {mine}
 from visor_jax.__main__ import main

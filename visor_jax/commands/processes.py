@@ -51,12 +51,13 @@ def check_request(name: str, args: argparse.Namespace, config: Config | None) ->
     """
     if (module := distributed()) is None:
         return
-    from visor_jax.workdir.provenance import flat_fields, plain, versions
+    from visor_jax.workdir.provenance import flat_fields, git_commit, plain, versions
 
     flags = {f"--{flag}": str(value) for flag, value in vars(args).items() if flag not in ("workdir", "config", "json")}
     fields = {} if config is None else dict(flat_fields(plain(config)))
     installed = {package: version for package, version in versions().items() if package in ("jax", "jaxlib")}
-    fixed = {"command": name, "version": __version__, **installed, **module.local_devices()}
+    code = {"version": __version__, "commit": git_commit()}
+    fixed = {"command": name, **code, **installed, **module.local_devices()}
     module.check_equal({**fixed, **flags, **fields})
 
 

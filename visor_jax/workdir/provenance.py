@@ -200,15 +200,23 @@ def versions() -> dict[str, str]:
 
 def git_revision() -> str:
     """Returns the commit that this package runs from, with "-dirty" for changed files; "" outside a checkout."""
-    this_file = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(this_file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    commit = git_commit()
     try:
-        # A virtual environment may be inside another project's checkout, so require one that tracks this file.
-        git("ls-files", "--error-unmatch", this_file.name)
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return commit and commit + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def git_commit() -> str:
+    """Returns the commit that this package runs from; "" outside a checkout."""
+    try:
+        # A virtual environment may be inside another project's checkout, so require one that tracks this file.
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("rev-parse", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
