@@ -336,31 +336,49 @@ def get_config():
 """
 
 
+SKIPPED = r"samples could not be used \(set/missing_file \d+\), more than data.max_skipped_fraction=0.05 allows; "
+SKIPPED += r"last: set \d+ in process 1, missing_file"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_too_many_skipped_samples_of_one_process_stop_both(compiled: str, tmp_path: Path) -> None:
-    """On the machine of process 1, most pictures are missing."""
+@pytest.mark.parametrize(
+    ("missing", "status", "message"),
+    [
+        ("pictures", 1, SKIPPED),
+        ("records", 2, r"data.path: cannot read pictures/set.json: No such file"),
+        ("workdir", 2, r"lock.json was written by process 0 and is not there for this one; expected a folder that all"),
+    ],
+)
+def test_what_is_missing_on_the_machine_of_one_process_stops_both(
+    compiled: str, tmp_path: Path, missing: str, status: int, message: str
+) -> None:
+    """Both say what is missing, process 0 also for which process."""
     talk = [{"from": "human", "value": "<image>\nColor?"}, {"from": "gpt", "value": "red"}]
     records = [{"id": str(index), "image": f"{index % 7}.png", "conversations": talk} for index in range(60)]
     for process in (0, 1):
         root = tmp_path / str(process) / "pictures"
         root.mkdir(parents=True)
         (root / "set.json").write_text(json.dumps(records))
-        for index in range(1 if process else 7):
+        for index in range(1 if process and missing == "pictures" else 7):
             Image.new("RGB", (48, 48), "red").save(root / f"{index}.png")
+    if missing == "records":
+        (tmp_path / "1/pictures/set.json").unlink()
+    workdir = "run" if missing == "workdir" else tmp_path / "run"  # a folder on each machine
     (tmp_path / "tiny.py").write_text(SKIPPING)
-    program = [
-        "-c",
-        f"import os, sys; os.chdir({str(tmp_path)!r} + '/' + os.environ['JAX_PROCESS_ID'])\n"
-        "from visor_jax.__main__ import main; sys.exit(main())",
-    ]
-    arguments = ["train", f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run", "--config.stage=full"]
+    (tmp_path / "started.py").write_text(f"""import os, sys
+os.chdir({str(tmp_path)!r} + "/" + os.environ["JAX_PROCESS_ID"])
+from visor_jax.workdir import visible
+visible.SECONDS = 3.0
+from visor_jax.__main__ import main
+sys.exit(main())""")
+    arguments = ["train", f"--config={tmp_path}/tiny.py", f"--workdir={workdir}", "--config.stage=full"]
+    program = [str(tmp_path / "started.py")]
     with Processes(arguments, environment=environment(compiled), program=program) as processes:
         ended = processes.wait(LIMIT)
-    assert [process.status for process in ended] == [1, 1], ended
-    pattern = r"samples could not be used \(set/missing_file \d+\), more than data.max_skipped_fraction=0.05 allows; "
-    pattern += r"last: set \d+ in process 1, missing_file"
-    assert all(len(re.findall(pattern, process.output)) == 1 for process in ended), ended
+    assert [process.status for process in ended] == [status] * 2, ended
+    assert all(len(re.findall(message, process.output)) == 1 for process in ended), ended
+    assert "process 1" in ended[0].output, ended
 
 
 def test_a_wrong_request_ends_every_process_with_its_message(compiled: str, tmp_path: Path) -> None:
