@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -244,26 +244,29 @@ def test_sigterm_to_one_saves_and_stops_both(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("disturbed", [0, 1])
+@pytest.mark.parametrize("disturbed", [{0}, {1}, {0, 1}], ids=["0", "1", "both"])
 @pytest.mark.parametrize(("command", "folder"), [("search", "search"), ("label", "labels"), ("evaluate", "eval")])
 def test_a_pass_that_is_stopped_and_killed_ends_equal(
-    compiled: str, whole: Path, tmp_path: Path, command: str, folder: str, disturbed: int
+    compiled: str, whole: Path, tmp_path: Path, command: str, folder: str, disturbed: set[int]
 ) -> None:
-    """SIGTERM before its first chunk, SIGKILL after it, and SIGKILL between the result and the removal of chunks."""
+    """SIGTERM before the first chunk, SIGKILL after it, and SIGKILL between the result and the removal of chunks."""
     run = tmp_path / "run"
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns(folder, "features", "export"))
-    events = {"score": "SIGTERM", f"chunk:{disturbed}": "SIGKILL", "result": "SIGKILL"}
-    for point, name in events.items() if disturbed == 0 else [*events.items()][:2]:
+    events = {"score": "SIGTERM"}
+    events |= {f"chunk:{number}": "SIGKILL" for number in disturbed if len(disturbed) == 1}
+    events |= {"result": "SIGKILL"} if disturbed == {0} else {}
+    for point, name in events.items():
         at = {"VISOR_TEST_KILL_AT": point, "VISOR_TEST_SIGNAL": name}
         began = time.monotonic()
         ended = finish(in_pass(command, run, compiled, disturbed, at))
         print(f"{name} at {point}:", [process.status for process in ended], f"{time.monotonic() - began:.0f} s")
         if name == "SIGTERM":
             assert [process.status for process in ended] == [143, 143], ended
-            assert f"process {disturbed}: was stopped by SIGTERM; stopping" in ended[1 - disturbed].output, ended
+            for other in {0, 1} - disturbed:
+                assert f"process {1 - other}: was stopped by SIGTERM; stopping" in ended[other].output, ended
         else:
-            assert ended[disturbed].status == -signal.SIGKILL, ended
-            assert ended[1 - disturbed].status in (134, -signal.SIGABRT), ended
+            assert all((ended[x].status == -signal.SIGKILL) == (x in disturbed) for x in (0, 1)), ended
+            assert all(ended[x].status in (134, -signal.SIGABRT) for x in {0, 1} - disturbed), ended
         assert (run / folder / "chunks").exists() or point == "score"
     ended = finish(in_pass(command, run, compiled))
     assert [process.status for process in ended] == [0, 0], ended
@@ -272,10 +275,10 @@ def test_a_pass_that_is_stopped_and_killed_ends_equal(
 
 
 def in_pass(
-    command: str, run: Path, compiled: str, disturbed: int = 0, at: Mapping[str, str] | None = None
+    command: str, run: Path, compiled: str, disturbed: Set[int] = frozenset(), at: Mapping[str, str] | None = None
 ) -> Processes:
     settings = {**environment(compiled), "VISOR_HEARTBEAT_SECONDS": "10"}
-    of_each = [(at or {}) if index == disturbed else {} for index in (0, 1)]
+    of_each = [(at or {}) if index in disturbed else {} for index in (0, 1)]
     return Processes([command, f"--workdir={run}"], environment=settings, of_each=of_each)
 
 

@@ -11,6 +11,7 @@ waiting in a collective operation. A process that is killed is noticed by its mi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -208,10 +209,10 @@ def _leave(status: int, message: str = "") -> None:
     if _ending.is_set():
         return
     _announce(status, message or _REASONS.get(status, f"ended with status {status}"))
-    _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
-    if is_main():
-        deadline = time.monotonic() + 2 * GRACE_SECONDS
-        while len(_client().key_value_dir_get(_LEFT)) < jax.process_count() and time.monotonic() < deadline:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone if process 0 is
+        _client().key_value_set(f"{_LEFT}/{jax.process_index()}", "")
+        deadline = time.monotonic() + 2 * GRACE_SECONDS if is_main() else 0.0
+        while time.monotonic() < deadline and len(_client().key_value_dir_get(_LEFT)) < jax.process_count():
             time.sleep(0.1)
 
 
