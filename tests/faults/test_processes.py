@@ -352,6 +352,7 @@ SKIPPED += r"last: set \d+ in process 1, missing_file"
         ("records", 2, r"data.path: cannot read pictures/set.json: No such file"),
         ("workdir", 2, r"lock.json was written by process 0 and is not there for this one; expected a folder that all"),
     ],
+    ids=["pictures", "records", "workdir"],
 )
 def test_what_is_missing_on_the_machine_of_one_process_stops_both(
     compiled: str, tmp_path: Path, missing: str, status: int, message: str
