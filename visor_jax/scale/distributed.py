@@ -16,7 +16,6 @@ import itertools
 import json
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -27,6 +26,7 @@ import jax
 from jax._src import distributed as service  # JAX offers its key-value store only here
 
 from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED, RequestError, RunError, from_os_error, one_line
+from visor_jax.scale import coordinator
 from visor_jax.scale.environment import EXPLICIT
 from visor_jax.workdir.supervision import beat, before_exit, leave
 
@@ -41,7 +41,6 @@ _REASONS = {STOPPED: "was stopped by SIGTERM", INTERRUPTED: "was interrupted"}  
 # Words in errors of XLA's collective operations when a peer is gone.
 _LOST = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable", "deadline_exceeded", "peer")
 
-_claims: list[socket.socket] = []
 _counter = itertools.count()
 _ending = threading.Event()
 
@@ -61,11 +60,11 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     """
     count, address = settings.get("num_processes"), settings.get("coordinator_address", "")
     if count:
-        _claim(address, settings["process_id"])
+        coordinator.claim(address, settings["process_id"])
         if settings["process_id"]:
-            _wait_for_coordinator(address, connect_timeout)
+            coordinator.wait_for_coordinator(address, connect_timeout)
         elif "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
-            _check_free(address)
+            coordinator.check_free(address)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if count and "SLURM_LOCALID" not in os.environ:  # there it chooses the GPU of each process
         settings = {**settings, "cluster_detection_method": "deactivate"}
@@ -103,74 +102,10 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     log.info("process %d of %d, %d local devices", jax.process_index(), jax.process_count(), jax.local_device_count())
 
 
-def _claim(address: str, index: int) -> None:
-    """Reserves this process's number until it ends; without this JAX would abort two that have the same one.
-
-    Only processes on this machine can be recognized. The name is one of Linux's abstract sockets, not a file.
-
-    Raises:
-      RequestError: another process has the number.
-    """
-    if sys.platform != "linux":
-        return
-    claim = socket.socket(socket.AF_UNIX)
-    _claims.append(claim)  # keeps it open
-    try:
-        claim.bind(f"\0visor/{address}/{index}")
-    except OSError as error:
-        raise RequestError(
-            f"environment: JAX_PROCESS_ID={index}: another process on this machine has this number and"
-            f" JAX_COORDINATOR_ADDRESS={address}; expected another number for each process of a run, and another port"
-            " for each run"
-        ) from error
-
-
-def _check_free(address: str) -> None:
-    """Checks that process 0 can listen on the port; XLA's service crashes where it cannot (jax 0.10.2).
-
-    Raises:
-      RequestError: another program has the port.
-    """
-    port = int(address.rpartition(":")[2])
-    several_families = socket.has_dualstack_ipv6()
-    with socket.socket(socket.AF_INET6 if several_families else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if several_families:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise RequestError(
-                f"environment: JAX_COORDINATOR_ADDRESS={address}: process 0 cannot listen on port {port}"
-                f" ({error.strerror}); expected a free port of its machine"
-            ) from error
-
-
 def _give_up(message: str) -> NoReturn:
     """Ends this process as for a wrong request, from a thread, while the main one waits in JAX."""
     print(f"visor: environment: {message}; expected the same address and number in all of them", file=sys.stderr)
     os._exit(2)
-
-
-def _wait_for_coordinator(address: str, seconds: float) -> None:
-    """Waits until process 0 listens; without this JAX would abort, with a long message, when it does not.
-
-    Raises:
-      RequestError: it does not listen within `seconds`.
-    """
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise RequestError(
-                    f"environment: JAX_COORDINATOR_ADDRESS={address}: process 0 does not answer within {seconds:g} s"
-                    f" ({error}); expected its address, and that it runs"
-                ) from error
-        time.sleep(0.2)
 
 
 def started() -> bool:
