@@ -65,7 +65,7 @@ def figures(case: Case) -> dict[str, Any]:
     return {
         "config": case.config,
         "topology": case.topology,
-        "mesh": vars(mesh),
+        "mesh": mesh.sizes,
         "gib_available": topology.chip.hbm_bytes / GIB,
         "gib": total / GIB,
         "gib_of_the_row": row / GIB,
