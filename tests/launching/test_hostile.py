@@ -93,11 +93,40 @@ def test_the_unchanged_command_line_reaches_the_client(
 ) -> None:
     """Otherwise the tests below would show nothing."""
     monkeypatch.setenv("HF_TOKEN", "x")  # from which sky takes it
-    answer = {"kubectl.*get jobset": {"out": ""}, "sbatch": {"out": "7\n"}, "sky.*queue": {"out": "[]"}}
-    clients.set(answers=answer, secrets={"HF_TOKEN": "x", "hf-token": "x"})
+    answer(clients)
+    clients.set(secrets={"HF_TOKEN": "x", "hf-token": "x"})
     assert main([*arguments(target), "--dry-run"]) == 0 and not clients.calls()
     if target != "tpu":  # test_tpu.py starts it
         assert main(arguments(target)) == 0 and clients.calls()
+
+
+def answer(clients: Clients) -> None:
+    """Lets the stand-ins answer as if nothing of this name existed."""
+    clients.set(answers={"sbatch": {"out": "7\n"}}, schedule=["ACTIVE"])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_takes_a_zone_and_a_project(clients: Clients, target: str) -> None:
+    zone = TARGETS[target].get("zone") or "us-central1-a"
+    assert main([*arguments(target), f"--zone={zone}", "--project=my-project", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_secret_of_the_environment_stays_there(
+    clients: Clients, target: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its name is given, and its value is in the environment, as for SkyPilot and Slurm: it is written nowhere."""
+    monkeypatch.setenv("HF_TOKEN", "s3cr3t-canary")
+    answer(clients)
+    clients.set(secrets={"HF_TOKEN": "s3cr3t-canary", "hf-token": "s3cr3t-canary"})
+    line = arguments(target, secrets=("HF_TOKEN",))
+    assert main(line) == 0 and main([*line, "--dry-run", "--json"]) == 0
+    for action in ("status", "stop", "delete"):
+        main(["launch", action, *line[1:]])
+    argv = (clients.folder / "log.jsonl").read_text()
+    written = [path for folder in (Path.cwd(), clients.folder / "workers") for path in folder.rglob("*")]
+    text = "".join([argv, *capfd.readouterr(), *(path.read_text() for path in written if path.is_file())])
+    assert "HF_TOKEN" in text and "s3cr3t-canary" not in text
 
 
 @pytest.mark.parametrize("field", FLAGS)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from visor_jax.errors import RequestError, RunError, one_line
 
@@ -157,7 +158,7 @@ class Runner:
         return subprocess.run(
             list(command.argv),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if capture else None,
+            stdout=subprocess.PIPE if capture else _descriptor(sys.stdout),
             stderr=subprocess.PIPE,
             env=_with(command.environment),
             text=True,
@@ -174,6 +175,15 @@ class Runner:
         if any(text in said for text in NO_CREDENTIALS):
             raise RequestError(f"{what}; no credentials: {INSTALL.get(command.argv[0], 'log in')}")
         raise RunError(what)
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """Returns the file behind a stream: with `--json` that of stderr, because stdout holds the result alone."""
+    try:
+        stream.flush()
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
 
 
 def last_error(said: str) -> str:

@@ -32,7 +32,7 @@ POLL_SECONDS = 20.0
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 GOING = ("SUSPENDING", "DELETING")
 ABSENT = "NOT_FOUND"  # our word for a queued resource that does not exist
-NOT_FOUND, EXISTS = ("NOT_FOUND", "was not found", "code: 5"), ("ALREADY_EXISTS", "already exists", "code: 6")
+NOT_FOUND, EXISTS = ("NOT_FOUND",), ("ALREADY_EXISTS", "already exists")  # in what gcloud prints
 QUEUED = ("gcloud", "compute", "tpus", "queued-resources")
 
 
