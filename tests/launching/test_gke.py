@@ -261,6 +261,14 @@ def test_without_a_cluster_the_request_is_wrong(said: str, clients: Clients) -> 
     assert said.splitlines()[-1] in str(caught.value) and "get-credentials CLUSTER" in str(caught.value)
 
 
+@pytest.mark.parametrize("action", ["up", "status", "stop", "resume", "delete"])
+def test_a_cluster_without_jobset_is_named(action: str, clients: Clients) -> None:
+    clients.fail("jobset", 'error: the server doesn\'t have a resource type "jobset"')
+    with pytest.raises(RequestError, match="--cluster=mine: the cluster has no JobSet"):
+        act(action, cluster="mine")
+    assert not clients.calls("apply")
+
+
 def test_a_save_that_takes_too_long_is_a_failure(clients: Clients) -> None:
     clients.fail("delete jobset", "error: timed out waiting for the condition on jobsets/mine")
     with pytest.raises(RunError, match="timed out waiting"):

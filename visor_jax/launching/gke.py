@@ -25,7 +25,7 @@ from visor_jax.launching.job_set import (
     shell_command,
     unexpanded,
 )
-from visor_jax.launching.steps import Command, Runner
+from visor_jax.launching.steps import Command, Done, Runner
 
 ENDED = ("completed", "failed")
 QUEUE_OF_XPK = "multislice-queue"
@@ -41,6 +41,7 @@ MACHINES = {
     "h200": "a3-ultragpu-{}g",
 }
 _XPK_TYPES = {"v5e": "v5litepod"}  # the others are called the same
+_NO_JOB_SETS = "doesn't have a resource type"
 SELECTOR = "jobset.sigs.k8s.io/jobset-name"
 
 
@@ -200,7 +201,7 @@ def _resume(launch: Launch, runner: Runner) -> dict[str, Any]:
         return {"name": launch.name, "target": "gke", "state": _state(found)}
     _check_secrets(launch, runner)
     if found:
-        runner.run(_delete_job_set(launch))
+        _with_job_sets(_delete_job_set(launch), launch, runner)
     return _apply(launch, runner)
 
 
@@ -252,13 +253,13 @@ def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
     everything that `resume` needs.
     """
     runner.say(f"{launch.name}: SIGTERM; waiting at most {launch.grace_seconds} s for the processes to save")
-    runner.run(_delete_job_set(launch))
+    _with_job_sets(_delete_job_set(launch), launch, runner)
     return {"name": launch.name, "target": "gke", "state": "stopped"}
 
 
 def _delete(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Stops the run and deletes its configuration; the workdir, the secrets and the node pools stay."""
-    runner.run(_delete_job_set(launch))
+    _with_job_sets(_delete_job_set(launch), launch, runner)
     options = ("delete", "configmap", f"{launch.name}-config", "--ignore-not-found")
     runner.run(_kubectl(launch, *options, purpose=f"delete the configuration of {launch.name}"))
     return {"name": launch.name, "target": "gke", "state": "deleted"}
@@ -273,7 +274,21 @@ def _delete_job_set(launch: Launch) -> Command:
 def _find(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Returns the JobSet as the cluster has it; empty if there is none."""
     options = ("get", "jobset", launch.name, "--ignore-not-found", "--output=json")
-    return json.loads(runner.run(_kubectl(launch, *options, purpose=f"look for {launch.name}")).out or "{}")
+    done = _with_job_sets(_kubectl(launch, *options, purpose=f"look for {launch.name}"), launch, runner)
+    return json.loads(done.out or "{}")
+
+
+def _with_job_sets(command: Command, launch: Launch, runner: Runner) -> Done:
+    """Runs a command that needs a cluster with JobSet.
+
+    Raises:
+      RequestError: JobSet is not installed there.
+    """
+    done = runner.run(command, accept=(_NO_JOB_SETS,))
+    if done.status:
+        cluster = f"--cluster={launch.cluster}" if launch.cluster else "kubectl's current context"
+        raise RequestError(f"{cluster}: the cluster has no JobSet; see https://jobset.sigs.k8s.io/docs/installation/")
+    return done
 
 
 def _state(found: Mapping[str, Any]) -> str:
