@@ -87,7 +87,7 @@ def test_systemd_knows_every_property_of_the_unit(tmp_path: Path) -> None:
     ]
     of_unit = [item for item in properties if item.startswith("StartLimit")]
     of_service = [item for item in properties if item not in of_unit and "SubState" not in item]
-    assert len(of_unit) == 2 and len(of_service) == 9
+    assert len(of_unit) == 2 and len(of_service) == 10
 
     def reported(*more: str) -> str:
         service = "\n".join([*of_service, *more, "ExecStart=/bin/bash /tmp/x", "RemainAfterExit=yes"])

@@ -91,6 +91,10 @@ def test_resume_recreates_what_was_preempted(clients: Clients, state: str) -> No
     with pytest.raises(RunError, match=f"first is {state}.*visor launch resume"):
         act("up")
     clients.forget()
+    if state == "SUSPENDING":
+        requests = clients.get("requests")
+        requests["first"]["states"] = ["SUSPENDING", "SUSPENDING", "SUSPENDED"]
+        clients.set(requests=requests)
     assert act("resume")["state"] == "running"
     assert len(clients.calls("delete")) == len(clients.calls("create")) == 1
     assert set(states(clients).values()) == {"running"}
@@ -111,6 +115,27 @@ def test_resume_recreates_a_slice_that_is_gone_while_the_request_is_active(clien
 def test_resume_creates_what_does_not_exist(clients: Clients) -> None:
     assert act("resume")["state"] == "running"
     assert len(clients.calls("create")) == 1 and not clients.calls("delete")
+
+
+def test_resume_waits_until_a_deletion_has_ended(clients: Clients) -> None:
+    clients.set(requests={"first": {"type": "v5p-8", "nodes": ["first"], "states": ["DELETING", "DELETING", None]}})
+    assert act("resume")["state"] == "running"
+    assert len(clients.calls("create")) == 1 and not clients.calls("delete")
+
+
+def test_a_long_wait_is_reported_now_and_then(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tpu, "POLL_SECONDS", 60.0)
+    monkeypatch.setattr(tpu, "REPORT_POLLS", 2)
+    monkeypatch.setattr(Runner, "sleep", lambda self, seconds: None)
+    clients.set(requests={"first": {"type": "v5p-8", "nodes": ["first"], "states": ["ACCEPTED"] * 5 + ["ACTIVE"]}})
+    tpu.wait(launch_of(), Runner("first"))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [
+        f"visor: first: {text}"
+        for text in ("ACCEPTED", "ACCEPTED after 2 minutes", "ACCEPTED after 4 minutes", "ACTIVE after 5 minutes")
+    ]
 
 
 def test_a_request_that_fails_or_is_preempted_while_waiting_says_why(clients: Clients) -> None:
@@ -223,8 +248,11 @@ def test_several_slices(clients: Clients) -> None:
     assert act("resume", slices=2)["state"] == "running" and len(clients.calls("create")) == 2
 
 
-def test_a_workdir_on_a_shared_disk_holds_the_logs(clients: Clients, tmp_path: Path) -> None:
-    act("up", workdir=f"{tmp_path}/run")
+def test_a_workdir_on_a_shared_disk_holds_the_logs(
+    clients: Clients, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    act("up", workdir=f"{tmp_path}/run", topology="v5p:2x2x2")
+    assert "has to be on a file system that all 2 machines share" in capfd.readouterr().err
     assert {file.name for file in (tmp_path / "run/logs").iterdir()} == {"first-w-0.log"}
     assert not clients.calls("--unit=visor-first-log")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from visor_jax.errors import RequestError, short
 from visor_jax.launching import names
-from visor_jax.launching.machines import Machines, check_zone_of, parse_machines
+from visor_jax.launching.machines import ZONES, Machines, check_zone_of, parse_machines
 
 TARGETS = ("tpu", "gke", "slurm", "sky")
 CAPACITIES = ("on-demand", "spot", "reserved", "flex-start")
@@ -134,7 +134,7 @@ def describe(
         names.check_no_key(argument)
     rented = parse_machines(topology, slices) if topology else None
     if zone:
-        names.check_zone(zone)
+        names.check_zone(zone, ZONES.get(rented.chip.name, ()) if rented is not None else ())
         if rented is not None and rented.kind == "tpu" and (target, rented.chip.name) not in NOT_OFFERED:
             check_zone_of(rented.chip.name, zone)
     if reservation and (target, capacity) != ("gke", "reserved"):

@@ -8,6 +8,7 @@ value, except for a secret.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from visor_jax.errors import RequestError, nearest, short
@@ -43,13 +44,17 @@ def check_name(name: str) -> str:
     )  # fmt: skip
 
 
-def check_zone(zone: str) -> str:
+def check_zone(zone: str, known: Iterable[str] = ()) -> str:
     """Returns a zone of Google Cloud, by its form; `machines.check_zone_of` knows where TPUs are.
+
+    Args:
+      known: zones that a message may suggest.
 
     Raises:
       RequestError: no zone has such a name.
     """
-    return _matching("--zone", zone, ZONE, "a zone, such as us-east5-b", "")
+    hint = nearest(zone[:40], known)
+    return _matching("--zone", zone, ZONE, "a zone, such as us-east5-b" + (f"; {hint}" if hint else ""), "")
 
 
 def check_project(project: str) -> str:

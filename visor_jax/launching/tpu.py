@@ -28,7 +28,7 @@ RUNTIMES = {
 }
 TYPES = {"v4": "v4", "v5e": "v5litepod", "v5p": "v5p", "v6e": "v6e"}
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
-POLL_SECONDS = 20.0
+POLL_SECONDS, REPORT_POLLS = 20.0, 30  # a state that does not change is reported every 10 minutes
 COMING = ("CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING")
 GOING = ("SUSPENDING", "DELETING")
 ABSENT = "NOT_FOUND"  # our word for a queued resource that does not exist
@@ -171,7 +171,11 @@ def up(launch: Launch, runner: Runner) -> dict[str, Any]:
 def resume(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Creates again what was preempted, suspended or failed, waits, and starts the run, which continues."""
     state, _ = state_of(launch, runner, "SUSPENDED")
-    lost = state in ("SUSPENDED", "FAILED", *GOING) or (state == "ACTIVE" and lost_nodes(launch, runner))
+    while state in GOING:
+        runner.say(f"{launch.name}: {state}; waiting until it has ended")
+        runner.sleep(POLL_SECONDS)
+        state, _ = state_of(launch, runner, "SUSPENDED")
+    lost = state in ("SUSPENDED", "FAILED") or (state == "ACTIVE" and lost_nodes(launch, runner))
     if lost:
         runner.say(f"{launch.name}: {state}; deleting it and asking again")
         runner.run(delete_command(launch), accept=NOT_FOUND)
@@ -187,6 +191,9 @@ def create(launch: Launch, runner: Runner) -> None:
 
 def start(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Waits for the machines, copies and installs the package, and starts the run, unless it is running."""
+    machines = launch.machines.hosts * launch.machines.slices
+    if machines > 1 and not launch.in_bucket:
+        runner.say(f"--workdir={launch.workdir}: has to be on a file system that all {machines} machines share")
     wait(launch, runner)
     prepared = runner.run(ssh_command(launch, script(launch, "prepare"), "make the run's folder on every worker"))
     workers = re.findall(r"^([\w.-]+): (running|ready)$", prepared.out, re.MULTILINE)
@@ -204,16 +211,17 @@ def wait(launch: Launch, runner: Runner) -> None:
     Raises:
       RunError: the request failed, expired, or was preempted.
     """
-    before = ""
+    before, polls = "", 0
     while True:
         state, record = state_of(launch, runner, "ACTIVE")
-        if state != before:
-            runner.say(f"{launch.name}: {state}")
+        if state != before or polls % REPORT_POLLS == 0:
+            waited = polls * POLL_SECONDS / 60
+            runner.say(f"{launch.name}: {state}" + (f" after {waited:.0f} minutes" if waited >= 1 else ""))
         if state == "ACTIVE":
             return
         if state not in COMING:
             raise RunError(f"{launch.name} is {state}{reason(record)}; 'visor launch resume' asks for it again")
-        before = state
+        before, polls = state, polls + 1
         runner.sleep(POLL_SECONDS)
 
 

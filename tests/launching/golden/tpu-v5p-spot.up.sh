@@ -45,6 +45,10 @@ set -eu
 case $(systemctl show --property=SubState --value visor-first) in
   running | start | start-pre | stop-sigterm | auto-restart) exit 0 ;;
 esac
+# The TPU'"'"'s runtime starts faster with huge pages.
+if [ -e /sys/kernel/mm/transparent_hugepage/enabled ]; then
+  echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null
+fi
 cd "visor/first"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
@@ -93,7 +97,8 @@ sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description
   --property=KillMode=mixed --property=TimeoutStopSec=300 \
   --property=SuccessExitStatus=143 --property=Restart=no --property="RestartForceExitStatus=134 SIGABRT" \
   --property=RestartSec=10 --property=StartLimitIntervalSec=30d --property=StartLimitBurst=51 \
-  --property=LimitNOFILE=1048576 --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
+  --property=LimitNOFILE=1048576 --property=LimitMEMLOCK=infinity \
+  --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
   /bin/bash "$PWD/run_process"
 # shellcheck disable=SC2086
 sudo systemd-run --quiet --unit="$unit-log" $as_me --on-active=60 --on-unit-active=60 \

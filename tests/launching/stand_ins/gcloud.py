@@ -66,6 +66,9 @@ def main(arguments: list[str]) -> int:
 
 def describe(requests: Any, request: Any) -> int:
     state, *later = request["states"]
+    if state is None:  # deleted in the meantime
+        write("requests.json", {})
+        return failure("describe", "NOT_FOUND: Resource was not found")
     detail = {"failedData": {"error": {"code": 8, "message": "no capacity"}}} if state == "FAILED" else {}
     spec = [{"nodeId": node, "node": {"acceleratorType": request["type"]}} for node in request["nodes"]]
     print(json.dumps({"state": {"state": state, **detail}, "tpu": {"nodeSpec": spec}}))

@@ -4,6 +4,10 @@ set -eu
 case $(systemctl show --property=SubState --value {{ unit }}) in
   running | start | start-pre | stop-sigterm | auto-restart) exit 0 ;;
 esac
+# The TPU's runtime starts faster with huge pages.
+if [ -e /sys/kernel/mm/transparent_hugepage/enabled ]; then
+  echo always | sudo tee /sys/kernel/mm/transparent_hugepage/enabled >/dev/null
+fi
 cd "visor/{{ launch.name }}"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env

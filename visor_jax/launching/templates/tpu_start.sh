@@ -22,7 +22,8 @@ sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description
   --property=KillMode=mixed --property=TimeoutStopSec={{ launch.grace_seconds }} \
   --property=SuccessExitStatus=143 --property=Restart=no --property="RestartForceExitStatus=134 SIGABRT" \
   --property=RestartSec=10 --property=StartLimitIntervalSec=30d --property=StartLimitBurst={{ launch.max_restarts + 1 }} \
-  --property=LimitNOFILE=1048576 --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
+  --property=LimitNOFILE=1048576 --property=LimitMEMLOCK=infinity \
+  --property=StandardOutput="append:$log" --property=StandardError="append:$log" \
   /bin/bash "$PWD/run_process"
 {% if launch.in_bucket %}
 # shellcheck disable=SC2086
