@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching.golden_files import ROOT
+from tests.launching.golden_files import CASES, ROOT
 from visor_jax.errors import RequestError
 from visor_jax.launching import wheel
 from visor_jax.launching.steps import Runner
@@ -47,6 +47,22 @@ def test_a_wheel_is_built_and_packed_again_with_the_same_files(tmp_path: Path, m
     assert [name for name in files if again[name] != files[name] and not name.endswith("/RECORD")] == []
     subprocess.run([*pip, f"--target={tmp_path / 'third'}", str(tmp_path / "again" / wheel.FILE)], check=True)
     assert (tmp_path / "third/visor_jax/launching/templates/tpu_start.sh").exists()
+    for target in ("tpu", "gke", "slurm", "sky"):
+        check_dry_run(target, environment, tmp_path)
+
+
+def check_dry_run(target: str, environment: dict[str, str], folder: Path) -> None:
+    """Shows that an installed wheel is enough to launch a shipped configuration: no checkout, no client."""
+    fields = next(fields for fields in CASES.values() if fields["target"] == target)
+    given = ("name", "topology", "zone", "workdir", "image", "cluster")
+    flags = [f"--{name.replace('_', '-')}={fields[name]}" for name in given if name in fields]
+    command = [sys.executable, "-P", "-m", "visor_jax", "launch", f"--target={target}", *flags, "--config=glyphs_mini"]
+    done = subprocess.run(
+        [*command, "--force", "--dry-run"],
+        capture_output=True, text=True, env={**environment, "PATH": str(folder)}, cwd=folder, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and fields["name"] in done.stdout, done.stderr
+    assert "visor_jax.launching.wheel" in done.stdout or target not in ("tpu", "sky"), "no checkout is used"
 
 
 def test_an_installation_without_a_list_of_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

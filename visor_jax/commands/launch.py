@@ -118,12 +118,11 @@ def check_request(launch: Any, config: Config | None, runner: Any) -> None:
         raise RequestError("launch: --config is missing; expected a configuration's file or shipped name")
     if not launch.workdir:
         raise RequestError("launch: --workdir is missing; expected --workdir=gs://BUCKET/PATH or an absolute path")
+    machines = launch.machines
     check_paths(launch, config)
     if launch.force or not planned_stages(config):
         return
-    fit = fit_by_formula(config, launch.machines.topology)
+    fit = fit_by_formula(config, machines.topology)
     if not fit.fits:
-        raise RequestError(
-            f"--topology={launch.machines.text}: {fit}; take more chips, see 'visor plan --search', or --force"
-        )
-    runner.say(f"{launch.machines.topology.label}: {fit}")
+        raise RequestError(f"--topology={machines.text}: {fit}; take more chips, see 'visor plan --search', or --force")
+    runner.say(f"{machines.topology.label}: {fit}")
