@@ -126,11 +126,11 @@ def node_pool(launch: Launch) -> tuple[Command, ...]:
     A slice of several tpu7x hosts is placed by a workload policy; the other chips name their topology.
     """
     machines, location = launch.machines, launch.zone or "ZONE"
-    spread = machines.hosts if machines.kind == "gpu" else machines.topology.chips // machines.chips_per_host
     machine = MACHINES[machines.chip.name].format(machines.chips_per_host)
     options = [f"--cluster={launch.cluster.rpartition('_')[2] or 'CLUSTER'}", f"--node-locations={location}"]
     options += [f"--project={launch.project}"] if launch.project else []
-    options += [f"--machine-type={machine}", f"--num-nodes={spread}"]
+    nodes = 0 if launch.capacity == "flex-start" else machines.hosts  # the autoscaler adds those of flex-start
+    options += [f"--machine-type={machine}", f"--num-nodes={nodes}"]
     options += ["--workload-metadata=GKE_METADATA"] if launch.service_account else []
     commands = []
     if machines.kind == "gpu":
@@ -158,8 +158,9 @@ def _capacity(launch: Launch) -> list[str]:
     if launch.capacity == "spot":
         return ["--spot"]
     if launch.capacity == "flex-start":
-        scaling = ["--enable-autoscaling", "--location-policy=ANY", "--reservation-affinity=none"]
-        return ["--flex-start", *scaling, "--no-enable-autorepair"]
+        scaling = ["--enable-autoscaling", f"--max-nodes={launch.machines.hosts}", "--location-policy=ANY"]
+        queued = ["--enable-queued-provisioning"] if launch.queue else []
+        return ["--flex-start", *scaling, "--reservation-affinity=none", "--no-enable-autorepair", *queued]
     if launch.capacity == "reserved":
         return ["--reservation-affinity=specific", f"--reservation={launch.reservation or 'RESERVATION'}"]
     return []

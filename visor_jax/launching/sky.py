@@ -49,6 +49,10 @@ def check(launch: Launch) -> None:
         raise RequestError(
             f"--capacity={launch.capacity}: a SkyPilot task is on-demand or spot; use --target=tpu or gke"
         )
+    if launch.cluster or launch.queue:
+        raise RequestError("--cluster, --queue: SkyPilot's managed jobs have neither; expected with gke and slurm")
+    if launch.max_restarts != Launch.max_restarts:
+        raise RequestError(f"--max-restarts={launch.max_restarts}: SkyPilot restarts after 143 and 134 without a limit")
     if launch.service_account:
         raise RequestError(
             f"--service-account={launch.service_account}: SkyPilot takes it from gcp.remote_identity in"
@@ -163,6 +167,8 @@ def _up(launch: Launch, runner: Runner) -> dict[str, Any]:
     if job and not _over(job):
         runner.say(f"{launch.name} is there already: {job['status']}")
         return _result(launch, job)
+    if launch.project:
+        runner.say(f"--project={launch.project}: SkyPilot takes the project that 'gcloud config get project' prints")
     if not launch.image:
         wheel.build(runner)
         runner.write(".skyignore", "build\nsetuptools.cfg\n*.egg-info\n")  # what building left in the folder
