@@ -2,9 +2,9 @@
 
     python -m tests.launching.golden_files
 
-rewrites `tests/launching/golden/CASE.ACTION.sh`, each of which is what `--dry-run` prints. A change of a flag, a
-default or a manifest then shows in a review as a change of these files. The resolved configuration is replaced by a
-short one, and paths of this machine by fixed ones.
+rewrites `tests/launching/golden/CASE.ACTION.sh`, each of which is what `--dry-run` prints, with stderr as comments. A
+change of a flag, a default or a manifest then shows in a review as a change of these files. The resolved configuration
+is replaced by a short one, and paths of this machine by fixed ones.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
         "secrets": (), "buckets": (), "project": "",
     },
     "gke-v5e": GKE,
+    "gke-v5p-by-xpk-too": {
+        **GKE, "topology": "v5p:2x2x4", "zone": "us-east5-a", "capacity": "spot", "secrets": (), "buckets": (),
+        "queue": "",
+    },
     "gke-tpu7x-own-config": {
         **GKE, **OWN, "topology": "tpu7x:2x2x2", "zone": "us-central1-c", "capacity": "flex-start",
     },
@@ -82,9 +86,11 @@ def text_of(case: str, action: str) -> str:
     launch = describe(**CASES[case])
     target = importlib.import_module(f"visor_jax.launching.{launch.target}")
     target.check(launch)
-    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as said:
         target.ACTIONS[action](launch, Runner(launch.name, dry_run=True))
-    text = printed.getvalue().replace(sys.executable, "python").replace(f"{ROOT}\n", "/repository\n")
+    progress = "".join(f"\n# on stderr: {line}" for line in said.getvalue().splitlines())
+    text = (printed.getvalue() + progress).rstrip("\n") + "\n"
+    text = text.replace(sys.executable, "python").replace(f"{ROOT}\n", "/repository\n")
     text = text.replace(wheel.FILE, "visor_jax-VERSION-py3-none-any.whl")
     return "#!/bin/bash\n" + text.replace(str(Path.cwd()), "/here")
 

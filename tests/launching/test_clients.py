@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.launching.golden_files import ACTIONS, CASES
-from visor_jax.launching import tpu
+from visor_jax.launching import gke, tpu
 from visor_jax.launching.description import describe
 from visor_jax.launching.steps import Runner
 
@@ -42,9 +42,11 @@ def gcloud_commands() -> dict[str, tuple[str, ...]]:
     for fields in CASES.values():
         for action in ACTIONS:
             commands += [argv for argv in shown(fields, action) if argv[0] == "gcloud"]
-    tpu = CASES["tpu-v5e"]
+        if fields["target"] == "gke":
+            commands += [command.argv for command in gke.node_pool(describe(**fields))]
+    base = CASES["tpu-v5e"]
     for capacity in ("on-demand", "spot", "reserved", "flex-start"):
-        commands += [argv for argv in shown({**tpu, "capacity": capacity}, "up") if "create" in argv]
+        commands += [argv for argv in shown({**base, "capacity": capacity}, "up") if "create" in argv]
     for script in ("secrets versions access latest --secret=A --project=my-project", "storage cp --quiet a gs://b-1/a"):
         commands.append(("gcloud", *script.split()))
     commands.append(("gcloud", "storage", "cat", "gs://b-1/first/logs/*.log"))
@@ -71,7 +73,7 @@ def test_gcloud_parses_every_command_line(tmp_path: Path, monkeypatch: pytest.Mo
         return done.stderr
 
     commands = gcloud_commands()
-    assert len(commands) >= 12
+    assert len(commands) >= 15
     for argv in commands.values():
         assert any(text in run(argv) for text in PARSED), (argv, run(argv))
     assert "unrecognized arguments" in run((*commands[next(iter(commands))], "--no-such-flag"))  # the check can fail

@@ -5,3 +5,5 @@ squeue --me --name=first --noheader '--format=%i|%T|%r'
 
 # cancel the job
 scancel 1
+
+# on stderr: visor: first: deleted; workdir and logs stay

@@ -89,3 +89,5 @@ sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description
   /bin/bash "$PWD/run_process"
 echo "$(hostname): $unit started"
 '
+
+# on stderr: visor: first: ACTIVE

@@ -105,3 +105,5 @@ sudo systemd-run --quiet --unit="$unit-log" $as_me --on-active=60 --on-unit-acti
   "$(command -v gcloud)" storage cp --quiet "$log" "gs://runs-1/first/logs/$(hostname).log"
 echo "$(hostname): $unit started"
 '
+
+# on stderr: visor: first: ACTIVE
