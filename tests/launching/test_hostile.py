@@ -69,6 +69,7 @@ FLAGS = {
     "cluster": "--cluster",
     "queue": "--queue",
     "capacity": "--capacity",
+    "reservation": "--reservation",
 }
 PREFIX = {"workdir": "gs://runs-1/", "labels": "team=", "image": "eu.gcr.io/p/", "topology": "v5e:"}
 # What only looks hostile: names that are harmless in these fields.

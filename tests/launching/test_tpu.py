@@ -279,6 +279,8 @@ def test_a_secret_reaches_the_run_by_reference_only(clients: Clients, capfd: pyt
         ({"topology": "h100x8"}, "target tpu has no GPUs; use --target=gke, slurm or sky"),
         ({"zone": ""}, "--zone is missing"),
         ({"image": "eu.gcr.io/p/visor:1"}, "TPU VMs run no image"),
+        ({"cluster": "c1"}, "--cluster=c1: not for target tpu"),
+        ({"queue": "q1"}, "--queue=q1: not for target tpu"),
     ],
     ids=str,
 )

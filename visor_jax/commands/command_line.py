@@ -298,7 +298,7 @@ def _parser(name: str, module: ModuleType) -> _Parser:
     common = parser.add_argument_group("for every command")
     common.add_argument("--workdir", metavar="DIR", help="the run's folder")
     if _source(module) != "none":
-        given = "" if _source(module) == "required" else " (default: the workdir's)"
+        given = "" if _source(module) in ("required", "given") else " (default: the workdir's)"
         common.add_argument(
             "--config",
             metavar="FILE[:ARG]",

@@ -1,6 +1,6 @@
 """Run a configuration on machines elsewhere: Cloud TPU VMs, GKE, a Slurm cluster, or SkyPilot.
 
-`visor launch --target=tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --config=llava_ov_finetune
+`visor launch --target=tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --config=llava_ov_0p5b
 --workdir=gs://BUCKET/first` creates the machines, waits for them, copies the package and the configuration, and starts
 `visor run` there. ACTION is one of
 

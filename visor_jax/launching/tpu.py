@@ -51,6 +51,9 @@ def check(launch: Launch) -> None:
         raise RequestError("--zone is missing; expected a zone with these TPUs, such as --zone=us-east5-b")
     if launch.image:
         raise RequestError(f"--image={launch.image}: TPU VMs run no image; leave it out, or use --target=gke")
+    for flag, value in (("--cluster", launch.cluster), ("--queue", launch.queue)):
+        if value:
+            raise RequestError(f"{flag}={value}: not for target tpu; expected with --target=gke or slurm")
 
 
 def accelerator_type(launch: Launch) -> str:
