@@ -145,6 +145,16 @@ def test_a_request_that_fails_or_is_preempted_while_waiting_says_why(clients: Cl
     assert not clients.calls("ssh")
 
 
+def test_preempted_between_two_steps(clients: Clients) -> None:
+    clients.set(schedule=["ACTIVE", "SUSPENDED"])
+    with pytest.raises(RunError, match=r"could not make the run's folder on every worker: .*first is not ACTIVE"):
+        act("up")
+    with pytest.raises(RunError, match="first is SUSPENDED; 'visor launch resume'"):
+        act("up")
+    clients.set(schedule=["ACTIVE"])
+    assert act("resume")["state"] == "running"
+
+
 def test_someone_created_it_since_we_looked(clients: Clients) -> None:
     clients.fail("queued-resources create", "ERROR: ALREADY_EXISTS: already exists")
     clients.set(requests={})
