@@ -138,7 +138,14 @@ env >environment
 [ -f "ends-$SLURM_PROCID" ] && exit "$(cat "ends-$SLURM_PROCID")"
 exit 0
 """
-SCONTROL = '#!/bin/bash\necho "$*" >>scontrol.log; exit "${SCONTROL_STATUS:-0}"\n'
+SCONTROL = """#!/bin/bash
+if [ "$1" = --oneliner ]; then
+  echo "JobId=7 JobName=visor JobState=${JOB_STATE-RUNNING} Reason=None"
+else
+  echo "$*" >>scontrol.log
+  exit "${SCONTROL_STATUS:-0}"
+fi
+"""
 
 
 def run_script(
@@ -188,6 +195,15 @@ def test_what_becomes_of_the_job(case: str, tmp_path: Path) -> None:
     requeued = tmp_path / "scontrol.log"
     assert requeued.read_text() == "requeue 7\n" if again else not requeued.exists(), done.stdout
     assert "--kill-on-bad-exit=1" in (tmp_path / "srun.log").read_text()
+
+
+def test_a_cancelled_job_does_not_return(tmp_path: Path) -> None:
+    launch = launch_of("h100x2", workdir=str(tmp_path / "run"))
+    done = run_script(tmp_path, launch, [143, 143], 143, JOB_STATE="COMPLETING")
+    assert done.returncode == 143 and not (tmp_path / "scontrol.log").exists()
+    assert (
+        "stopped by SIGTERM (143); Slurm ends this job, which was cancelled; not put back into the queue" in done.stdout
+    )
 
 
 def test_a_site_that_refuses_is_reported(tmp_path: Path) -> None:

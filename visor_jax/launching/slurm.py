@@ -168,7 +168,7 @@ def stop(launch: Launch, runner: Runner) -> dict[str, Any]:
     found = jobs(launch, runner, "1|RUNNING|None")
     for job in found:
         if job.state == "RUNNING":
-            _run(runner, ("scontrol", "update", f"JobId={job.number}", "Requeue=0"), "forbid to put the job back")
+            _run(runner, ("scontrol", "update", f"JobId={job.number}", "Requeue=0"), "let the job not return")
             _run(runner, ("scancel", "--signal=TERM", job.number), "send SIGTERM to the tasks")
         else:
             _run(runner, ("scancel", job.number), "cancel the waiting job")

@@ -3,7 +3,7 @@
 # look for jobs of this name (assumed here: 1|RUNNING|None)
 squeue --me --name=first --noheader '--format=%i|%T|%r'
 
-# forbid to put the job back
+# let the job not return
 scontrol update JobId=1 Requeue=0
 
 # send SIGTERM to the tasks
