@@ -338,6 +338,14 @@ def test_delete_cancels(clients: Clients) -> None:
     assert clients.calls("scancel") == [["scancel", "41"]]
 
 
+def test_stop_cancels_a_job_that_waits_or_was_just_put_back(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("states").write_text("41|RUNNING|None\n41|RUNNING|None\n41|PENDING|BeginTime\n")
+    clients.script("squeue", "#!/bin/sh\nhead -n 1 states\nsed -i 1d states\n")
+    monkeypatch.setattr(Runner, "sleep", lambda runner, seconds: None)
+    assert act("stop") == {"state": "stopped"}
+    assert [call[1:] for call in clients.calls("scancel")] == [["--signal=TERM", "41"], ["41"]]
+
+
 def test_a_job_that_does_not_stop_is_an_error(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
     clients.set(answers={"^squeue": {"out": "41|RUNNING|None\n"}})
     monkeypatch.setattr(Runner, "sleep", lambda runner, seconds: None)

@@ -165,20 +165,23 @@ def stop(launch: Launch, runner: Runner) -> dict[str, Any]:
     Raises:
       RunError: it still runs after the time to save and a minute more.
     """
-    found = jobs(launch, runner, "1|RUNNING|None")
-    for job in found:
-        if job.state == "RUNNING":
-            _run(runner, ("scontrol", "update", f"JobId={job.number}", "Requeue=0"), "let the job not return")
-            _run(runner, ("scancel", "--signal=TERM", job.number), "send SIGTERM to the tasks")
-        else:
-            _run(runner, ("scancel", job.number), "cancel the waiting job")
+    assumed, signaled = "1|RUNNING|None", set[str]()
     for _ in range(int((launch.grace_seconds + 60) / POLL_SECONDS)):
-        if not jobs(launch, runner, ""):
+        found = jobs(launch, runner, assumed)
+        if not found:
             break
+        for job in found:
+            if job.state != "RUNNING":  # also one that was just put back
+                _run(runner, ("scancel", job.number), "cancel the waiting job")
+            elif job.number not in signaled:
+                _run(runner, ("scontrol", "update", f"JobId={job.number}", "Requeue=0"), "let the job not return")
+                _run(runner, ("scancel", "--signal=TERM", job.number), "send SIGTERM to the tasks")
+            signaled.add(job.number)
+        assumed = ""
         runner.sleep(POLL_SECONDS)
     else:
         raise RunError(f"{launch.name}: still runs; 'visor launch delete' ends it without waiting")
-    runner.say(f"{launch.name}: {'stopped' if found else 'not in the queue; nothing runs'}")
+    runner.say(f"{launch.name}: {'stopped' if signaled else 'not in the queue; nothing runs'}")
     return {"state": "stopped"}
 
 
