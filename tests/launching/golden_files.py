@@ -39,7 +39,7 @@ TPU = {**COMMON, **GOOGLE, "target": "tpu", "topology": "v5e:4x4"}
 GKE = {**COMMON, **GOOGLE, "target": "gke", "topology": "v5e:4x4", "image": IMAGE, "cluster": "c1", "queue": "q1"}
 SLURM = {**COMMON, "target": "slurm", "topology": "h100x8:2", "workdir": "/shared/first", "queue": "gpu"}
 SKY = {**COMMON, **GOOGLE, "target": "sky", "topology": "v5e:4x4"}
-OWN = {"config": "my/config.py", "overrides": ("--config.train.steps=9",)}
+OWN = {"config": "configs/forkme.py", "overrides": ("--config.train.steps=9",)}
 ACCOUNT = "trainer@my-project.iam.gserviceaccount.com"
 
 # Name -> description; the first of each target shows every action, the others `up`.
