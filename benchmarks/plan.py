@@ -100,10 +100,12 @@ def records() -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *PLANS], help="default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLANS)}; default: all")
     parser.add_argument("--all-stages", action="store_true", help="not only `full`: up to 15 minutes each")
     parser.add_argument("--table", action="store_true", help="print the tables from the files")
     args = parser.parse_args(arguments)
+    if unknown := [name for name in args.names if name not in PLANS]:
+        parser.error(f"unknown plan {unknown[0]!r}; known are {', '.join(PLANS)}")
     if args.table:
         print("\n".join([*tables(), "", *records()]))
         return
