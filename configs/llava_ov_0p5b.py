@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from visor_jax.config import default_config
 
 WARMUP_SAMPLES, FULL_SAMPLES = 4_000_000, 3_200_000
-BATCH = 64  # rows
-SAMPLES = 174  # of a step: 2.73 share a row on average (`visor plan` counts them for LLaVA-OneVision's mixture)
+BATCH = 32  # rows
+SAMPLES = 186  # of a step: 5.8 share a row on average (`visor plan` counts them for LLaVA-OneVision's mixture)
 
 
 def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
@@ -63,11 +63,11 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         path="train.json",
         batch_size=BATCH,
         tiles=37,  # 6 x 6 crops and the base
-        visual_length=8832,
-        text_length=1024,
+        visual_length=21_504,  # of a row; the largest sample has 8,832, and longer rows are fuller
+        text_length=2048,
         pack_window=64,
-        pool_rows=2,  # with 37 tiles: as many as the samples of two rows have
-        pool_tiles=37,
+        pool_rows=1,
+        pool_tiles=37,  # about as many as the samples of a row have
     )
 
     config.train.update(
@@ -78,13 +78,14 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         clip_norm=1.0,
         warmup_fraction=0.03,
         remat="attention",
+        tower_remat="mlp",
         accumulate=2,
         checkpoint_every=500,
     )
     config.stage_overrides.warmup.update(steps=WARMUP_SAMPLES // SAMPLES, learning_rate=1e-3)
     config.stage_overrides.full.update(steps=FULL_SAMPLES // SAMPLES)
     config.stage_overrides.universal.update(steps=FULL_SAMPLES // SAMPLES)
-    config.stage_overrides.policy.update(steps=2000, learning_rate=1e-3)
+    config.stage_overrides.policy.update(steps=4000, learning_rate=1e-3)
 
     config.label.samples = 100_000
     config.evaluate.batch_size = 16

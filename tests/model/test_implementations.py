@@ -42,7 +42,7 @@ def loss_and_gradients(
     batch = jax.tree.map(jnp.asarray, testing.random_batch(ARCH).arrays)
 
     def loss(params: Params) -> Any:
-        return answer_loss(params, batch, budget, arch=ARCH, num_turns=4, remat="none")
+        return answer_loss(params, batch, budget, arch=ARCH, num_turns=4, remat="none", tower_remat="none")
 
     (value, _), gradients = testing.quick_jit(jax.value_and_grad(loss, has_aux=True))(testing.random_params(ARCH))
     assert len(used) >= 5, "tower, text-only, cross-attention and self-attention layers"

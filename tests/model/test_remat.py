@@ -70,5 +70,7 @@ def test_offloaded_inputs_lie_in_the_hosts_memory() -> None:
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_policy_is_named() -> None:
     unknown: Any = "some"
-    with pytest.raises(ValueError, match="remat='some': expected 'none', 'full', 'attention', 'products' or 'offload'"):
+    with pytest.raises(
+        ValueError, match="remat='some': expected 'none', 'full', 'attention', 'mlp', 'products' or 'offload'"
+    ):
         recomputed(lambda x: x, unknown)

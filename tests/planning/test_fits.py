@@ -17,7 +17,7 @@ from visor_jax.planning.workload import mesh_of
 from visor_jax.scale.topologies import parse_topology
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TWICE = "--config.data.batch_size=128"
+TWICE = "--config.data.batch_size=64"
 
 
 @pytest.mark.parametrize(

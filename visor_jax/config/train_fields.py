@@ -48,9 +48,15 @@ class TrainConfig:
     remat: str = setting(
         "none",
         "activations that the backward pass recomputes: none, full (all), attention (all but attention's results),"
-        " products (only norms and activations), offload (all, with the inputs of layers kept in the host's memory)",
-        one_of("none", "full", "attention", "products", "offload"),
+        " mlp (as attention, without MLPs and what feeds them), products (only norms and activations),"
+        " offload (all, with the inputs of layers kept in the host's memory)",
+        one_of("none", "full", "attention", "mlp", "products", "offload"),
         booleans=("none", "full"),
+    )
+    tower_remat: str = setting(
+        "",
+        "the same for the layers of the vision tower; empty: as remat",
+        one_of("", "none", "full", "attention", "mlp", "products", "offload"),
     )
     moments_dtype: str = setting("float32", "dtype of Adam's mean of gradients", one_of("float32", "bfloat16"))
     ema_decay: float = setting(

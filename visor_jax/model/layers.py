@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from visor_jax.kernels.precision import widened
+from visor_jax.model.remat import mlp_values
 
 Params = dict[str, Any]
 ModuleT = TypeVar("ModuleT", bound=nnx.Module)
@@ -128,7 +129,7 @@ def layer_norm(params: Params, x: Float[Array, "... D"], eps: float) -> Float[Ar
 
 def gelu_mlp(params: Params, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """The output of a `GeluMLP`."""
-    return linear(params["fc2"], jax.nn.gelu(linear(params["fc1"], x), approximate=True))
+    return linear(params["fc2"], jax.nn.gelu(mlp_values(linear(params["fc1"], x)), approximate=True))
 
 
 def split_heads(x: Float[Array, "B T C"], head_dim: int) -> Float[Array, "B T H E"]:

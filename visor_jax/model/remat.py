@@ -2,8 +2,10 @@
 
 "none" keeps everything. "full" keeps the inputs of each super-block and of each layer of the tower. "attention" keeps
 what attention computed as well, so that no attention kernel runs twice (the kernels name it,
-`visor_jax.kernels.attention.base.named`; of cuDNN's only the output has a name, and it runs twice). "products" also
-keeps the results of all matrix products, so that only norms and activations run twice: much memory, little time.
+`visor_jax.kernels.attention.base.named`; of cuDNN's only the output has a name, and it runs twice). "mlp" also
+keeps what goes into each MLP's norm and what its first products computed: most of what "attention" recomputes.
+"products" keeps the results of all matrix products, so that only norms and activations run twice: much memory, little
+time.
 "offload" keeps what "full" does, in the host's memory.
 """
 
@@ -18,11 +20,12 @@ from jax.ad_checkpoint import checkpoint_name
 from visor_jax.kernels.attention.base import ATTENTION
 from visor_jax.kernels.mesh import by_rows
 
-Remat = Literal["none", "full", "attention", "products", "offload"]
+Remat = Literal["none", "full", "attention", "mlp", "products", "offload"]
 T = TypeVar("T")
 Layer = Callable[..., Any]
 
 INPUT = "layer_input"  # name of what a checkpointed layer reads
+MLP = "mlp"  # name of what goes into an MLP's norm, and of what its first products compute
 
 
 def recomputed(layer: Layer, remat: Remat) -> Layer:
@@ -34,6 +37,8 @@ def recomputed(layer: Layer, remat: Remat) -> Layer:
         return jax.checkpoint(layer)
     if remat == "attention":
         return jax.checkpoint(layer, policy=policies.save_only_these_names(ATTENTION))
+    if remat == "mlp":
+        return jax.checkpoint(layer, policy=policies.save_only_these_names(ATTENTION, MLP))
     if remat == "products":
         kept = policies.save_from_both_policies(
             policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENTION)
@@ -47,7 +52,12 @@ def recomputed(layer: Layer, remat: Remat) -> Layer:
             offload_dst="pinned_host",
         )
         return jax.checkpoint(layer, policy=offloaded)
-    raise ValueError(f"remat={remat!r}: expected 'none', 'full', 'attention', 'products' or 'offload'")
+    raise ValueError(f"remat={remat!r}: expected 'none', 'full', 'attention', 'mlp', 'products' or 'offload'")
+
+
+def mlp_values(x: T) -> T:
+    """What goes into an MLP's norm or what its first products computed, under the name that "mlp" keeps."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, MLP), x)
 
 
 def layer_input(x: T) -> T:

@@ -12,7 +12,7 @@ from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.planning.workload import Workload, decoder_shape, mesh_of, tower_shape
 from visor_jax.scale.topologies import Topology
 
-SLACK = 1.15  # of activations and temporaries: buffers that overlap in time, and fragmentation
+SLACK = 1.0  # of what is not kept for the backward pass: buffers that overlap in time, and fragmentation
 
 
 def kept_per_position(shape: LayerShape, remat: str) -> int:
@@ -24,6 +24,8 @@ def kept_per_position(shape: LayerShape, remat: str) -> int:
         return block
     if remat == "attention":
         return block + 2 * shape.query_width
+    if remat == "mlp":
+        return 2 * block + 2 * shape.query_width + 2 * (2 if shape.gated else 1) * shape.mlp
     products = 2 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + (2 if shape.gated else 1) * shape.mlp
     if remat == "products":
         return 2 * products
@@ -50,14 +52,14 @@ def chip_bytes(config: Config, stage: str, topology: Topology, work: Workload) -
         kept += kept_per_position(decoder, remat) * (visual + text) * joint
         kept += kept_per_position(decoder, remat) * text * (arch.text.num_layers - joint)
     if trains_tower:
-        kept += kept_per_position(tower, remat) * patches * arch.vision.num_layers
+        kept += kept_per_position(tower, settings.tower_remat or remat) * patches * arch.vision.num_layers
     widest = kept_per_position(decoder, "products") * (visual + text) if settings.objective == "answer" else 0.0
     widest = max(widest, kept_per_position(tower, "products") * patches * (1 if trains_tower else 0.5))
     gathered = 2 * max(sum(decoder.products.values()), arch.text.vocab_size * arch.text.hidden_size) / mesh.tensor
     gradients = (4 if parts == 1 else 8) * work.trained / split  # the sum so far, and a part's
     table = work.weights.get("lm_head", work.weights["embed_tokens"]) / mesh.tensor
     logits = 3 * 4 * table if work.trained > table else 0
-    temporaries = SLACK * (kept / mesh.tensor + 2 * widest / mesh.tensor + 2 * gathered + logits) + gradients
+    temporaries = kept / mesh.tensor + SLACK * (2 * widest / mesh.tensor + 2 * gathered + logits) + gradients
     return {
         "weights": 4 * (total + (work.trained if settings.ema_decay else 0)) / split,
         "optimizer": (8 if settings.moments_dtype == "float32" else 6) * work.trained / split,

@@ -17,13 +17,18 @@ from visor_jax.errors import RequestError
 from visor_jax.planning.memory import chip_bytes
 from visor_jax.planning.plan import plan
 from visor_jax.planning.roofline import estimate
-from visor_jax.planning.workload import REMAT, Mesh, mesh_of, workload
+from visor_jax.planning.workload import Mesh, mesh_of, workload
 from visor_jax.scale.topologies import Topology
 
 ROOM = 0.92  # of the memory that the formula may fill: it is not exact
 LESS = 0.8  # of the memory of a candidate that does not fit: what the next one to be compiled may need
 ENOUGH = 240.0  # seconds that another candidate takes to compile
-POLICIES = [name for name in REMAT if name != "offload"]  # no formula knows the link to the host
+# Of the decoder's layers and of the tower's; not "offload": no formula knows the link to the host.
+POLICIES = [
+    *((name, "") for name in ("none", "full", "attention", "products")),
+    *(("attention", tower) for tower in ("mlp", "products")),
+    *(("products", tower) for tower in ("attention", "mlp")),
+]
 REPLICA = (1, 2, 4, 8, 16)
 TENSOR = (1, 2, 4, 8)
 ACCUMULATE = (1, 2, 4, 8)
@@ -101,7 +106,7 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
     heads = config.model.text.num_kv_heads
     slices = topology.slices
     over = [(slices, 1), (1, slices)] if slices > 1 else [(1, 1)]
-    for (dcn_replica, dcn_fsdp), replica, tensor, factor, parts, remat in itertools.product(
+    for (dcn_replica, dcn_fsdp), replica, tensor, factor, parts, (remat, tower) in itertools.product(
         over, REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
     ):
         rows = int(config.data.batch_size * factor)
@@ -122,6 +127,7 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
             "mesh.fsdp": -1,  # the rest
             "mesh.tensor": tensor,
             "train.remat": remat,
+            "train.tower_remat": tower,
             "train.accumulate": parts,
             "data.batch_size": rows,
         }

@@ -26,9 +26,13 @@ REMAT: Mapping[str, Remat] = {
     "none": Remat(),
     "full": Remat(qkv=1, out=1, mlp=1, attention=1, memory=1),
     "attention": Remat(qkv=1, out=1, mlp=1, attention=0, memory=1),
+    "mlp": Remat(qkv=1, mlp=1 / 3, memory=1),  # the last product: layers of a super-block need each other's
     "products": Remat(memory=1),
     "offload": Remat(qkv=1, out=1, mlp=1, attention=1, memory=1),
 }
+# A layer of the tower is checkpointed on its own: its last product is not needed. "mlp" keeps its residual sums, which
+# are a fourth of what norms, activations and residuals move.
+TOWER_REMAT: Mapping[str, Remat] = {**REMAT, "mlp": Remat(qkv=1, memory=0.75)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     packed, weights = packed_step(config, stage), part_weights(arch)
     trains = {part: _trains(part, settings.trainable) for part in weights}
     share = topology.chip.cores / mesh.row_ways  # of the batch, on the chips that share each product
-    build = _Builder(arch, packed, share, REMAT[settings.remat], trains, mesh.tensor)
+    remat, tower = REMAT[settings.remat], TOWER_REMAT[settings.tower_remat or settings.remat]
+    build = _Builder(arch, packed, share, remat, tower, trains, mesh.tensor)
     ops = build.policy() if settings.objective == "policy" else build.answer()
     trained = sum(weights[part] for part in weights if trains[part])
     ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
@@ -177,6 +182,7 @@ class _Builder:
     packed: Packed
     share: float
     remat: Remat
+    tower_remat: Remat
     trains: Mapping[str, bool]
     tensor: int
 
@@ -237,7 +243,7 @@ class _Builder:
         used = self.packed.used("tiles")
         keys = 0 if vision.patch_local else side
         load = Load(patches, patches * used, patches * padded(int(keys), TILE_BLOCK), patches * used * keys)
-        remat = self.remat if backward else Remat()
+        remat = self.tower_remat if backward else Remat()
         ops = layer_ops("tower", tower_shape(arch), vision.num_layers, load, remat, backward, self.tensor, "full")
         training = 2.0 if self.trains["connector"] else 0.0
         for wide, out, gradient in (

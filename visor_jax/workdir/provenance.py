@@ -45,6 +45,7 @@ FREE_FIELDS = (
     "data.workers",
     "model.text.max_positions",
     "*.remat",
+    "*.tower_remat",
     "*.accumulate",
     "*.checkpoint_every",
     "*.keep",

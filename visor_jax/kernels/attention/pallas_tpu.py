@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int, Num
 
-from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, named, validated
+from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, named, named_heads, validated
 from visor_jax.kernels.attention.blocks import Visits, block_kinds, pad_mask, visits
 from visor_jax.kernels.attention.pallas_tpu_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
 
@@ -98,13 +98,14 @@ def refusal(
 
 
 def default_tiles(q_length: int, kv_length: int, group: int) -> Tiles:
-    """Blocks of about `ROWS` rows and `KEYS` keys, or fewer for shorter arrays."""
+    """Equal blocks of at most about `ROWS` rows and `KEYS` keys: those that cover an array hold little padding."""
 
-    def whole(length: int) -> int:
-        return -(-length // LANES) * LANES
+    def equal(length: int, most: int) -> int:
+        blocks = max(-(-length // most), 1)
+        return max(-(-length // (blocks * LANES)) * LANES, LANES)
 
     rows = max(ROWS // group // LANES * LANES, LANES)
-    return Tiles(max(min(rows, whole(q_length)), LANES), max(min(KEYS, whole(kv_length)), LANES))
+    return Tiles(equal(q_length, rows), equal(kv_length, KEYS))
 
 
 # --- the function and its gradient ------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def _forward(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, in
         dtypes=(q.dtype, jnp.float32),
         scratch=[(1, call.rows), (1, call.rows), (call.head_dim, call.rows)],
     )
-    out, log_sum = named((call.from_q_layout(out, q.shape), log_sum))
+    out, log_sum = named_heads(call.from_q_layout(out, q.shape)), named(log_sum)
     return out, (q, k, v, mask, out, log_sum)
 
 

@@ -26,7 +26,15 @@ from jax.experimental.pallas import triton as plgpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Num, Shaped
 
-from visor_jax.kernels.attention.base import AnyArray, ArrayOrShape, AttentionMask, named, unfold, validated
+from visor_jax.kernels.attention.base import (
+    AnyArray,
+    ArrayOrShape,
+    AttentionMask,
+    named,
+    named_heads,
+    unfold,
+    validated,
+)
 from visor_jax.kernels.attention.blocks import NOTHING, block_kinds, pad_mask
 from visor_jax.kernels.attention.merge_partials import merge_partials
 from visor_jax.kernels.attention.pallas_triton_kernels import Sizes, forward_kernel, grad_kv_kernel, grad_q_kernel
@@ -105,7 +113,7 @@ def _attention(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, 
 def _forward(q: Array, k: Array, v: Array, mask: AttentionMask, tiles: Tiles, interpret: bool):
     few_queries = q.shape[1] * (q.shape[2] // k.shape[2]) <= tiles.queries and k.shape[1] > tiles.split
     out, log_sum = (_split if few_queries else _whole)(q, k, v, mask, tiles, interpret)
-    out, log_sum = named((out.astype(q.dtype), log_sum))
+    out, log_sum = named_heads(out.astype(q.dtype)), named(log_sum)
     return out, (q, k, v, mask, out, log_sum)
 
 

@@ -16,6 +16,7 @@ from visor_jax.architecture import TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.model.initializers import copying_pair
 from visor_jax.model.layers import QKV, Linear, Params, RMSNorm, linear, merge_heads, rms_norm, split_heads
+from visor_jax.model.remat import mlp_values
 
 Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
@@ -116,10 +117,11 @@ def finish_layer(
     params: Params, x: Float[Array, "B T D"], attended: Float[Array, "B T H E"], arch: TextArchitecture
 ) -> Float[Array, "B T D"]:
     """The part of a Qwen2 layer after attention: output projection, residual, MLP."""
-    x = x + linear(params["self_attn"]["o_proj"], merge_heads(attended))
+    x = mlp_values(x + linear(params["self_attn"]["o_proj"], merge_heads(attended)))
     y = rms_norm(params["post_attention_layernorm"], x, arch.rms_norm_eps)
     mlp = params["mlp"]
-    return x + linear(mlp["down_proj"], jax.nn.silu(linear(mlp["gate_proj"], y)) * linear(mlp["up_proj"], y))
+    gate, up = mlp_values((linear(mlp["gate_proj"], y), linear(mlp["up_proj"], y)))
+    return x + linear(mlp["down_proj"], jax.nn.silu(gate) * up)
 
 
 def qwen2_layer(

@@ -29,7 +29,7 @@ from visor_jax.model.layers import (
     split_heads,
     stacked,
 )
-from visor_jax.model.remat import Remat, layer_input, recomputed
+from visor_jax.model.remat import Remat, layer_input, mlp_values, recomputed
 
 
 class SiglipAttention(nnx.Module):
@@ -120,5 +120,5 @@ def siglip_layer(params: Params, x: Float[Array, "N P D"], arch: VisionArchitect
         y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
         query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
         attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
-        x = x + linear(params["self_attn"]["out_proj"], merge_heads(attended))
+        x = mlp_values(x + linear(params["self_attn"]["out_proj"], merge_heads(attended)))
     return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))

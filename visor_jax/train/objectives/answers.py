@@ -72,8 +72,8 @@ def answer_loss_of(config: Config, stage: str, num_sources: int = 1) -> Loss:
     """The loss of a stage, from its configuration alone; `num_sources` only matters with `text_sources` in a batch."""
     num_turns = config.data.turns_per_picture * (TURNS_OF_SAMPLES if config.data.pack_window else 1)
     arch, settings = architecture(config, stage), stage_config(config, stage)
-    remat = cast(Remat, settings.remat)
-    return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=remat)
+    remat, tower = cast(Remat, settings.remat), cast(Remat, settings.tower_remat or settings.remat)
+    return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=remat, tower_remat=tower)
 
 
 def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
@@ -162,9 +162,10 @@ def answer_loss(
     num_turns: int,
     num_sources: int = 1,
     remat: Remat,
+    tower_remat: Remat,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Mean cross-entropy over the target tokens of the batch."""
-    visual = encode(params, batch, arch, remat=remat)
+    visual = encode(params, batch, arch, remat=tower_remat)
     losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
     tokens = jnp.sum(weights)
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
