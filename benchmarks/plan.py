@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = harness.RESULTS / "plan"
 _V5E_256 = tuple(
     f"--config.{setting}"
-    for setting in ("mesh.tensor=2", "data.batch_size=512", "train.accumulate=2", "train.remat=attention")
+    for setting in (
+        *("mesh.tensor=2", "data.batch_size=256", "train.accumulate=2"),
+        *("train.remat=attention", "train.tower_remat=mlp"),
+    )
 )
 # name: (configuration, topology, overrides). Without overrides the configuration is planned as it is shipped.
 PLANS: dict[str, tuple[str, str, tuple[str, ...]]] = {

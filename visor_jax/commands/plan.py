@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", default="", help="plan one stage only")
     parser.add_argument("--by-formula", action="store_true", help="compile nothing, as for GPUs; needs no libtpu")
     parser.add_argument(
+        "--machine-code", action="store_true", help="compile to the end, as on hardware: several times as long"
+    )
+    parser.add_argument(
         "--search", action="store_true", help="choose mesh, remat, accumulation and batch size; compiles the winner"
     )
     parser.add_argument("--dollars-per-chip-hour", type=float, default=0.0, metavar="PRICE", help="prices the run")
@@ -53,12 +56,12 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     price = args.dollars_per_chip_hour
     if not 0 <= price < 1e6:
         raise RequestError(f"--dollars-per-chip-hour={price}: expected 0 or more")
-    seconds = 0.0 if args.by_formula else SECONDS
+    seconds, end = 0.0 if args.by_formula else SECONDS, args.machine_code
     topology, stages = parse_topology(args.topology, args.slices), planned_stages(config, args.stage)
     if args.search:
-        result = plan_best(config, topology, stages, price, seconds)
+        result = plan_best(config, topology, stages, price, seconds, machine_code=end)
     else:
-        result = plan(config, topology, stages, dollars=price, seconds=seconds)
+        result = plan(config, topology, stages, dollars=price, seconds=seconds, machine_code=end)
     print(show(result, topology))
     return result
 

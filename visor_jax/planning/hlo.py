@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}  # others end in their bits: s32, u8
@@ -54,6 +55,13 @@ def collectives(text: str) -> Traffic:
     bodies = dict(_computations(text))
     entry = next((name for name, lines in bodies.items() if lines and lines[0].startswith("ENTRY")), None)
     return _traffic(entry, bodies, {}) if entry else Traffic()
+
+
+def traffic_of(text: str) -> dict[str, Any]:
+    """Returns the collectives of a compiled program as plans keep them: by kind, and bytes that the device awaits."""
+    found = collectives(text)
+    kinds = {kind: {"count": found.counts[kind], "bytes": found.bytes[kind]} for kind in found.bytes}
+    return {"collectives": kinds, "waiting": found.waiting, "unknown_loops": found.unknown_loops}
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

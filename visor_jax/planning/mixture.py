@@ -17,7 +17,7 @@ from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.planning.samples import SAMPLES
 
 WINDOW = 64  # more do not fill pools better: 256 did not in 1,000 pools
-EPOCHS = 3  # of the samples that fill pools; in the first of them large ones still gather, and it does not count
+EPOCHS = 5  # of the samples that fill pools; in the first of them large ones still gather, and it does not count
 
 
 @dataclass(frozen=True)

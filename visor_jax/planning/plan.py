@@ -52,6 +52,7 @@ def plan(
     dollars: float = 0.0,
     seconds: float = SECONDS,
     until_unfit: bool = False,
+    machine_code: bool = False,
 ) -> dict[str, Any]:
     """Returns the plan of these stages: the costliest stage's figures, and every stage's below "stages".
 
@@ -59,6 +60,7 @@ def plan(
       dollars: price of one chip for one hour; 0 leaves costs out.
       seconds: after which stages that are not compiled are planned by formula alone; 0: nothing is compiled.
       until_unfit: plan the rest by formula once a stage does not fit.
+      machine_code: compile to the end, which takes several times as long.
 
     Raises:
       RequestError: the mesh or a stage's batch does not suit the topology, or what `compile_stages` raises.
@@ -71,7 +73,7 @@ def plan(
     if topology.chip.kind == "tpu" and seconds:
         slowest = {stage: estimate(x.ops, x.collectives, topology).seconds for stage, x in work.items()}
         order = sorted(set(programs.values()), key=lambda stage: -slowest[stage])
-        compiled = compile_stages(config, topology, order, seconds, until_unfit=until_unfit)
+        compiled = compile_stages(config, topology, order, seconds, until_unfit=until_unfit, machine_code=machine_code)
     entries = {
         stage: stage_plan(config, stage, topology, work[stage], compiled.get(programs[stage]), dollars)
         for stage in stages
@@ -134,7 +136,7 @@ def stage_plan(
     return {
         "fits": compiled["fits"] if compiled else total <= chip.hbm_bytes,
         "bytes_per_chip": round(total),
-        "bytes_available": compiled.get("limit", 0) * chip.cores or chip.hbm_bytes if compiled else chip.hbm_bytes,
+        "bytes_available": compiled["limit"] * chip.cores if compiled else chip.hbm_bytes,
         "flops_per_step": found.useful_flops * topology.chips,
         "seconds_per_step": found.seconds,
         "mfu": found.mfu,
@@ -142,6 +144,7 @@ def stage_plan(
         "mesh": mesh.sizes,
         "collective_bytes": round(measured if traffic else formula),
         "compiled": bool(compiled),
+        "machine_code": bool(compiled and compiled.get("machine_code")),
         "compile_seconds": round(compiled["seconds"], 1) if compiled else None,
         "bytes": {name: round(size) for name, size in held.items()},
         "collectives": traffic or {x.kind: {"bytes": x.bytes} for x in work.collectives if x.ways > 1},

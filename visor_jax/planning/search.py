@@ -55,7 +55,13 @@ class Candidate:
 
 
 def plan_best(
-    config: Config, topology: Topology, stages: Sequence[str], dollars: float, seconds: float
+    config: Config,
+    topology: Topology,
+    stages: Sequence[str],
+    dollars: float,
+    seconds: float,
+    *,
+    machine_code: bool = False,
 ) -> dict[str, Any]:
     """Returns the plan of the fastest candidate that fits, with its "overrides" and how many were "searched".
 
@@ -71,7 +77,8 @@ def plan_best(
         left = max(end - time.monotonic(), 0.0)
         if candidate.room > LESS * room or (result and left < ENOUGH):
             continue
-        result = plan(candidate.config, topology, stages, dollars=dollars, seconds=left, until_unfit=True)
+        settings = {"dollars": dollars, "seconds": left, "machine_code": machine_code}
+        result = plan(candidate.config, topology, stages, until_unfit=True, **settings)
         result |= {"overrides": list(candidate.overrides), "searched": len(ranked)}
         if result["fits"]:
             break

@@ -24,7 +24,8 @@ def show(result: Mapping[str, Any], topology: Topology) -> str:
 def _headline(name: str, stage: Mapping[str, Any]) -> str:
     fits = "fits" if stage["fits"] else "DOES NOT FIT"
     held, room = stage["bytes_per_chip"] / GB, stage["bytes_available"] / GB
-    how = f"compiled in {stage['compile_seconds']:.0f} s" if stage["compiled"] else "by formula, not compiled"
+    end = "" if stage["machine_code"] else ", machine code not generated"
+    how = f"compiled in {stage['compile_seconds']:.0f} s{end}" if stage["compiled"] else "by formula, not compiled"
     return f"{name}: {fits}, {held:.1f} of {room:.1f} GB per chip ({how})"
 
 

@@ -1,9 +1,9 @@
-"""The process that compiles steps for TPUs without a TPU: `python -m visor_jax.planning.worker FILE`.
+"""The process that compiles one step for TPUs without a TPU: `python -m visor_jax.planning.worker FILE`.
 
-FILE is JSON: {"config": the resolved configuration, "topology": its name, "slices": how many, "stages": names, "out":
-a file, "until_unfit": whether to stop after a stage that does not fit}. After each stage the results so far are written
-to "out". `visor_jax.planning.compiling` starts it, with an environment in which libtpu looks for no TPU; nothing else
-imports this module.
+FILE is JSON: {"config": the resolved configuration, "topology": its name, "slices": how many, "stage": its name, "out":
+a file}. Before compiling, the bytes of the step's arguments are written to "out", afterwards all results.
+`visor_jax.planning.compiling` starts it, with an environment in which libtpu looks for no TPU; nothing else imports
+this module.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from jax.sharding import Mesh
 
 from visor_jax.config import Config, from_json, stage_config
 from visor_jax.errors import RequestError
-from visor_jax.planning.hlo import collectives
 from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.train.ahead import AbstractStep, abstract_step
@@ -37,27 +35,31 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def main(request: dict[str, Any]) -> None:
-    """Compiles every stage of the request."""
-    config, results = from_json(json.dumps(request["config"])), {}
-    out = Path(request["out"])
+    """Compiles the step of the request."""
+    config, stage, out = from_json(json.dumps(request["config"])), request["stage"], Path(request["out"])
     try:
-        devices = topology_devices(request["topology"], request.get("slices", 1))
+        devices = topology_devices(request["topology"], request["slices"])
     except Exception as error:  # libtpu's own message says which shapes it knows
-        out.write_text(json.dumps({"refused": str(error).splitlines()[0][:500]}))
+        write(out, {"refused": str(error).splitlines()[0][:500]})
         return
-    for stage in request["stages"]:
-        try:
-            mesh = configured_mesh(config, devices)
-            check_batch(config, stage, mesh)
-            step = abstract_step(config, stage, mesh)
-        except RequestError as error:
-            out.write_text(json.dumps({"refused": str(error)}))
-            return
-        with jax.set_mesh(mesh):
-            results[stage] = compiled(step)
-        out.write_text(json.dumps({"stages": results}))
-        if request["until_unfit"] and not results[stage]["fits"]:
-            return
+    try:
+        mesh = configured_mesh(config, devices)
+        check_batch(config, stage, mesh)
+        step = abstract_step(config, stage, mesh)
+    except RequestError as error:
+        write(out, {"refused": str(error)})
+        return
+    arguments = argument_bytes(step)
+    write(out, {"arguments": arguments})
+    with jax.set_mesh(mesh):
+        write(out, {"arguments": arguments, "result": compiled(step)})
+
+
+def write(out: Path, result: dict[str, Any]) -> None:
+    """Writes the file at once: another process reads it at any time."""
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(result))
+    part.replace(out)
 
 
 def topology_devices(name: str, slices: int = 1) -> Sequence[Any]:
@@ -76,14 +78,17 @@ def check_batch(config: Config, stage: str, mesh: Mesh) -> None:
     check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows, parts)
 
 
-def compiled(step: AbstractStep) -> dict[str, Any]:
-    """Compiles a step; returns bytes per device, collectives, and seconds of compiling."""
-    start = time.monotonic()
-    result: dict[str, Any] = {
+def argument_bytes(step: AbstractStep) -> dict[str, int]:
+    """Returns the bytes of a step's arguments on one device."""
+    return {
         "weights": held((step.state.trainable, step.state.frozen, step.state.ema)),
         "optimizer": held(step.state.opt_state),
+        "batch": held(step.batch),
     }
-    result["batch"] = held(step.batch)
+
+
+def compiled(step: AbstractStep) -> dict[str, Any]:
+    """Compiles a step; returns whether it fits and the bytes of its machine code, or what it needs and may use."""
     try:
         jitted: Any = step.update
         program = jitted.lower(step.state, step.batch, step.budget, step.learning_rate).compile()
@@ -91,19 +96,9 @@ def compiled(step: AbstractStep) -> dict[str, Any]:
         sizes = out_of_memory(str(error))
         if sizes is None:
             raise
-        return {**result, "fits": False, "total": sizes[0], "limit": sizes[1], "seconds": time.monotonic() - start}
-    memory = program.memory_analysis()
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    result["temporaries"] = memory.temp_size_in_bytes
-    result["code"] = memory.generated_code_size_in_bytes
-    result["total"] = memory.argument_size_in_bytes + results + result["temporaries"] + result["code"]
-    traffic = collectives(program.as_text())
-    result["collectives"] = {
-        kind: {"count": traffic.counts[kind], "bytes": traffic.bytes[kind]} for kind in traffic.bytes
-    }
-    result["waiting"] = traffic.waiting
-    result["unknown_loops"] = traffic.unknown_loops
-    return {**result, "fits": True, "seconds": time.monotonic() - start}
+        return {"fits": False, "total": sizes[0], "limit": sizes[1]}
+    # Its `temp_size_in_bytes` is not used: it counts more than the compiler lays out, and more than a chip has.
+    return {"fits": True, "code": program.memory_analysis().generated_code_size_in_bytes}
 
 
 def out_of_memory(message: str) -> tuple[int, int] | None:
