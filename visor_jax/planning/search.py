@@ -6,9 +6,10 @@ line. Every candidate keeps the packing and the stages of the configuration. No 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,8 @@ def plan_best(
         if candidate.room > LESS * room or (result and left < ENOUGH):
             continue
         settings = {"dollars": dollars, "seconds": left, "machine_code": machine_code}
-        result = plan(candidate.config, topology, stages, until_unfit=True, **settings)
+        chosen = apply_overrides(config, candidate.overrides)
+        result = plan(chosen, topology, stages, until_unfit=True, **settings)
         result |= {"overrides": list(candidate.overrides), "searched": len(ranked)}
         if result["fits"]:
             break
@@ -92,7 +94,7 @@ def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Ca
     Raises:
       RequestError: none fits.
     """
-    tried = [_judged(config, overrides, topology, stages) for overrides in candidates(config, topology, stages)]
+    tried = [_judged(config, fields, topology, stages) for fields in candidates(config, topology, stages)]
     fitting = [candidate for candidate in tried if candidate.room <= ROOM]
     if not fitting:
         least = min((candidate.room for candidate in tried), default=0.0)
@@ -105,8 +107,8 @@ def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Ca
     return sorted(fitting, key=lambda x: (x.seconds_per_sample > (1 + SAME) * fastest, x.changes, x.seconds_per_sample))
 
 
-def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yields the overrides of every combination that the batch can be split into."""
+def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields the fields of every combination that the batch can be split into."""
     settings = [stage_config(config, stage) for stage in stages]
     packed = config.data.pack_window > 0
     unit = config.data.pool_rows if packed else 1
@@ -140,19 +142,23 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
         }
         if (config.mesh.dcn_replica, config.mesh.dcn_fsdp) != (dcn_replica, dcn_fsdp):
             fields |= {"mesh.dcn_replica": dcn_replica, "mesh.dcn_fsdp": dcn_fsdp}
-        yield tuple(f"--config.{name}={value}" for name, value in fields.items())
+        yield fields
 
 
-def _judged(config: Config, overrides: tuple[str, ...], topology: Topology, stages: Sequence[str]) -> Candidate:
-    changed = apply_overrides(config, overrides)
+def _judged(config: Config, fields: Mapping[str, Any], topology: Topology, stages: Sequence[str]) -> Candidate:
+    changed = config
+    for name, value in fields.items():
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(changed, section), **{field: value})
+        changed = dataclasses.replace(changed, **{section: part})
     seconds, room = 0.0, 0.0
     for stage in stages:
         work = workload(changed, stage, topology)
         seconds += estimate(work.ops, work.collectives, topology).seconds / work.packed.samples
         room = max(room, sum(chip_bytes(changed, stage, topology, work).values()) / topology.chip.hbm_bytes)
-    before, after = config.to_dict(), changed.to_dict()
-    changes = sum(before[part] != after[part] for part in ("mesh", "train", "data"))
+    changes = sum(getattr(config, part) != getattr(changed, part) for part in ("mesh", "train", "data"))
     changes += _mesh(config, topology) != mesh_of(changed, topology)
+    overrides = tuple(f"--config.{name}={value}" for name, value in fields.items())
     return Candidate(overrides, changed, seconds, room, changes)
 
 
