@@ -51,6 +51,7 @@ def figures(case: Case) -> dict[str, Any]:
     """Returns the figures of a case with one row per chip, or per `tensor` chips."""
     topology = parse_topology(case.topology)
     plain = ("data.pack_window=0", "data.pool_rows=1", "data.pool_tiles=0", "train.accumulate=1")
+    plain += ("data.visual_length=8832", "data.text_length=1024", "train.tower_remat=full")  # the largest sample
     plain += ("train.remat=full", "data.batch_size=256", "evaluate.batch_size=256", *case.mesh)
     config = load_config(CONFIGS / f"{case.config}.py", [f"--config.{line}" for line in plain])
     ways = mesh_of(config, topology).row_ways
