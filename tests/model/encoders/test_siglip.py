@@ -88,10 +88,24 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
         return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
 
     gradients = {}
-    policies: tuple[Remat, ...] = ("none", "full")
+    policies: tuple[Remat, ...] = ("none", "full", "mlp")
     for remat in policies:
         assert ("remat" in str(jax.make_jaxpr(lambda p, r=remat: loss(p, r))(params))) == (remat != "none")
         gradients[remat] = testing.quick_jit(jax.grad(loss), static_argnames="remat")(params, remat=remat)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients["none"], gradients["full"]
-    )
+    for remat in policies[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients["none"], gradients[remat]
+        )
+
+
+def test_the_policy_mlp_runs_no_product_of_mlps_or_of_what_feeds_them_again() -> None:
+    params, tiles = testing.random_params(ARCH)["vision"], jnp.asarray(random_tiles((1, 2, 8, 8, 3)))
+
+    def products(remat: Remat) -> int:
+        def loss(params) -> jax.Array:
+            return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+
+    assert products("attention") - products("mlp") == 2, "the output of attention and the first product of the MLP"
+    assert products("mlp") - products("none") >= 3, "queries, keys and values"
