@@ -129,6 +129,7 @@ def stage_plan(
     measured = sum(x["bytes"] for x in traffic.values()) * chip.cores
     formula = sum(x.bytes for x in work.collectives if x.ways > 1)
     collectives = compiled_collectives(compiled, topology) if compiled and traffic else []
+    collectives += [x for x in work.collectives if x.network]  # the program's text does not say which ones cross slices
     if sum(x.seconds(topology) for x in collectives) < sum(x.seconds(topology) for x in work.collectives):
         collectives = work.collectives  # the program's text may hide a part
     found = estimate(work.ops, collectives, topology)
