@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,29 @@ def test_process_0_does_what_is_done_once(
     assert [line.partition(":")[0] for line in ended[1].output.splitlines()] == ["visor"], ended[1].output
     if file := ONCE[command].format(**paths):
         assert Path(file).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("at", "send", "statuses"),
+    [
+        ({"VISOR_TEST_SIGNAL": "hang"}, "SIGTERM", [143, 143]),
+        ({"VISOR_TEST_SIGNAL": "hang"}, "", [134, 134]),
+        ({"VISOR_TEST_SIGNAL": "SIGINT"}, "", [130, 130]),
+    ],
+    ids=["stopped", "hangs", "interrupted"],
+)
+def test_a_process_that_is_complete_waits_for_the_other_in_bounded_time(
+    paths: dict[str, Path], compiled: str, at: dict[str, str], send: str, statuses: list[int]
+) -> None:
+    of_each = [{}, {"VISOR_TEST_KILL_AT": "imported", **at}]
+    command = "data check --config={config} --samples=1".format(**paths).split()
+    settings = environment(compiled, VISOR_CONNECT_SECONDS="15")
+    with Processes(command, environment=settings, of_each=of_each) as processes:
+        while send and "samples can be used" not in processes.output(0):
+            time.sleep(0.1)
+        if send:
+            processes.send(1, signal.Signals[send])
+        ended = processes.wait(120)
+    assert [process.status for process in ended] == statuses, ended
+    assert not any("***" in process.output for process in ended), ended

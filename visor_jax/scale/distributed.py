@@ -28,7 +28,7 @@ from jax._src import distributed as service  # JAX offers its key-value store on
 from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED, RequestError, RunError, from_os_error, one_line
 from visor_jax.scale import coordinator
 from visor_jax.scale.environment import EXPLICIT
-from visor_jax.workdir.supervision import beat, before_exit, leave
+from visor_jax.workdir.supervision import beat, before_exit, ignore_sigterm, leave
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,14 @@ ResultT = TypeVar("ResultT")
 
 GRACE_SECONDS = 5.0  # for a process to report its own failure after another one's
 _POLL_MS = 500
-_FAILED, _LEFT = "visor/failed", "visor/left"
+_FAILED, _LEFT, _DONE = "visor/failed", "visor/left", "visor/done"
 _REASONS = {STOPPED: "was stopped by SIGTERM", INTERRUPTED: "was interrupted"}  # by signals, by status
 # Words in errors of XLA's collective operations when a peer is gone.
 _LOST = ("gloo", "nccl", "connection", "coordination", "heartbeat", "unavailable", "deadline_exceeded", "peer")
 
 _counter = itertools.count()
 _ending = threading.Event()
+_limits = {"end": 300}  # seconds for the other processes to end after this one
 
 
 # --- starting and ending ----------------------------------------------------------------------------------------------
@@ -72,6 +73,7 @@ def start(settings: Mapping[str, Any], heartbeat_timeout: int, connect_timeout: 
     timer = threading.Timer(connect_timeout, _give_up, [f"{text} connected within {connect_timeout} s"])
     timer.daemon = True
     timer.start()
+    _limits["end"] = connect_timeout
     try:
         jax.distributed.initialize(
             **settings,
@@ -126,7 +128,9 @@ def finish(status: int, message: str = "") -> None:
     """
     if not started():
         return
-    if status in (0, STOPPED):  # all processes end, some later than others
+    if status in (0, STOPPED):
+        ignore_sigterm()
+        _wait_for_all()
         _ending.set()
         _watcher.join()  # the interpreter must not end while a thread waits in the service's client
         jax.distributed.shutdown()
@@ -139,6 +143,18 @@ def finish(status: int, message: str = "") -> None:
     os._exit(status)
 
 
+def _wait_for_all() -> None:
+    """Waits until all processes are here, with a limit; a failure of another one meanwhile ends this one too."""
+    done, count = f"{_DONE}/{jax.process_index()}", jax.process_count()
+    deadline = time.monotonic() + _limits["end"]
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone: JAX ends this process
+        _client().key_value_set(done, "")
+        while len(_client().key_value_dir_get(_DONE)) < count:
+            if time.monotonic() > deadline:
+                leave(ABORTED, f"not all of the {count} processes have ended within {_limits['end']} s")
+            time.sleep(0.1)
+
+
 def _leave(status: int, message: str = "") -> None:
     """Tells the others that this process ends; process 0, with which the coordination service ends, waits for them."""
     if _ending.is_set():
@@ -149,6 +165,7 @@ def _leave(status: int, message: str = "") -> None:
         deadline = time.monotonic() + 2 * GRACE_SECONDS if is_main() else 0.0
         while time.monotonic() < deadline and len(_client().key_value_dir_get(_LEFT)) < jax.process_count():
             time.sleep(0.1)
+        time.sleep(0.5 if is_main() else 0)  # the others say so just before they end
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -189,7 +206,8 @@ def _watch_failures() -> None:
             return
         if failure["status"] not in _REASONS:
             time.sleep(GRACE_SECONDS)  # this process may be about to fail for the same reason, with its own message
-        _follow(failure)
+        if not _ending.is_set():
+            _follow(failure)
 
 
 def _follow(failure: Mapping[str, Any]) -> NoReturn:

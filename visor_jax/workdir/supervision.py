@@ -30,7 +30,7 @@ from visor_jax.errors import ABORTED, INTERRUPTED, STOPPED
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3.0  # time limit for a watched command to end after SIGINT, unless it is saving
-LEAVE_SECONDS = 5.0  # time limit for the actions before an immediate exit: releasing the lock, telling other processes
+LEAVE_SECONDS = 8.0  # time limit for the actions before an immediate exit: releasing the lock, telling other processes
 _POLL_SECONDS = 1.0
 _STDERR = 2  # the file descriptor, because a replaced `sys.stderr` may have none
 
@@ -106,6 +106,10 @@ class Stop:
         """
         self._before_exit.append(action)
 
+    def ignore_sigterm(self) -> None:
+        """Ignores SIGTERM from now on, because the command is complete."""
+        self._ending = True
+
     def started(self) -> None:
         """Ends the start-up phase: from now on SIGINT raises `KeyboardInterrupt`, so that the command can clean up."""
         self._starting = False
@@ -133,6 +137,8 @@ class Stop:
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self.interrupted = True
         if self._starting:  # extension modules print or suppress a KeyboardInterrupt during import
+            if self._before_exit:
+                self.leave(INTERRUPTED, "interrupted")
             os._exit(INTERRUPTED)
         raise KeyboardInterrupt
 
@@ -255,6 +261,12 @@ def before_exit(action: Callable[[int], None]) -> None:
     """Registers an action to run before an immediate exit; see `Stop.before_exit`."""
     if _stop is not None:
         _stop.before_exit(action)
+
+
+def ignore_sigterm() -> None:
+    """Ignores SIGTERM from now on, because the command is complete."""
+    if _stop is not None:
+        _stop.ignore_sigterm()
 
 
 def leave(status: int, message: str) -> NoReturn:
