@@ -20,7 +20,8 @@ FLAGS = " ".join(
 )
 
 
-@pytest.mark.parametrize("stage", ["full", pytest.param("base", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["full", "base"])
 def test_steps_on_a_mesh_equal_those_of_one_device(stage: str, tmp_path: Path) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS, "PYTHONPATH": str(PROGRAM.parents[2])}
     command = [sys.executable, str(PROGRAM), stage, str(tmp_path)]
