@@ -221,3 +221,17 @@ def test_what_the_tower_recomputes_is_its_own_setting() -> None:
     ]
     held, held_again = (chip_bytes(x, "full", place, y)["temporaries"] for x, y in ((config, work), (less, more)))
     assert held > held_again + 6e9
+
+
+def test_a_search_tries_no_parts_that_the_stage_base_refuses() -> None:
+    config = shipped("glyphs_mini")
+    for stages in (planned_stages(config), ["full"]):
+        found = search(config, parse_topology("v5e:2x2"), stages)
+        assert found and {candidate.config.train.accumulate for candidate in found} == {1}
+
+
+def test_a_search_without_a_mesh_names_the_batch() -> None:
+    with pytest.raises(
+        RequestError, match=r"data.batch_size=12: no mesh of the 256 devices of --topology=v5e:16x16 sp"
+    ):
+        search(shipped("glyphs_mini"), parse_topology("v5e:16x16"), ["full"])

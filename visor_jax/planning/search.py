@@ -16,7 +16,7 @@ from typing import Any
 from visor_jax.config import Config, apply_overrides, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.planning.memory import chip_bytes
-from visor_jax.planning.plan import plan
+from visor_jax.planning.plan import plan, planned_stages
 from visor_jax.planning.roofline import estimate
 from visor_jax.planning.workload import Mesh, mesh_of, workload
 from visor_jax.scale.topologies import Topology
@@ -92,12 +92,18 @@ def search(config: Config, topology: Topology, stages: Sequence[str]) -> list[Ca
     """Returns the candidates that fit by formula, the fastest first.
 
     Raises:
-      RequestError: none fits.
+      RequestError: none fits, or no mesh splits the batch.
     """
     tried = [_judged(config, fields, topology, stages) for fields in candidates(config, topology, stages)]
     fitting = [candidate for candidate in tried if candidate.room <= ROOM]
+    if not tried:
+        raise RequestError(
+            f"data.batch_size={config.data.batch_size}: no mesh of the {topology.devices} devices of {topology.flags}"
+            f" splits {' or '.join(f'{config.data.batch_size * factor:g}' for factor in BATCH_FACTORS)} rows into equal"
+            " whole pools (data.pool_rows); change it, or use another number of chips"
+        )
     if not fitting:
-        least = min((candidate.room for candidate in tried), default=0.0)
+        least = min(candidate.room for candidate in tried)
         raise RequestError(
             f"{topology.flags}: none of {len(tried)} settings of mesh, remat, accumulation and batch size"
             f" fits; the smallest fills {least:.0%} of the memory by formula, at most {ROOM:.0%} may be filled; use"
@@ -114,9 +120,12 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
     unit = config.data.pool_rows if packed else 1
     heads = config.model.text.num_kv_heads
     slices = topology.slices
+    # Checks refuse parts for the objective "base" in any stage of the run, also in one that is not planned.
+    trained = [stage_config(config, stage) for stage in planned_stages(config)]
+    accumulate = [1] if any(stage.objective == "base" for stage in trained) else ACCUMULATE
     over = [(slices, 1), (1, slices)] if slices > 1 else [(1, 1)]
     for (dcn_replica, dcn_fsdp), replica, tensor, factor, parts, (remat, tower) in itertools.product(
-        over, REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
+        over, REPLICA, TENSOR, BATCH_FACTORS, accumulate, POLICIES
     ):
         rows = int(config.data.batch_size * factor)
         ways = topology.devices // tensor
