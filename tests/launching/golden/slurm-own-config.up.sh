@@ -129,10 +129,12 @@ case ${cause:=$status} in
     exit "$status"
     ;;
 esac
-if ! scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
-  say "$reason; Slurm ends this job, which was cancelled; not put back into the queue ($statuses)"
-  exit "$cause"
-fi
+case $(scontrol --oneliner show job "$SLURM_JOB_ID") in
+  *JobState=COMPLETING* | *JobState=CANCELLED*)
+    say "$reason; Slurm ends this job, which was cancelled; not put back into the queue ($statuses)"
+    exit "$cause"
+    ;;
+esac
 if [ "$restarts" -ge "$max_restarts" ]; then
   say "$reason; not put back into the queue: restarted $restarts times, at most $max_restarts ($statuses)"
   exit "$cause"
