@@ -278,6 +278,7 @@ def test_nearest():
     assert nearest("warmpu", STAGES) == "did you mean 'warmup'?"
     assert nearest("Warmup", STAGES) == "did you mean 'warmup'?"
     assert nearest("zzz", STAGES) == ""
+    assert "did you mean" not in refused("train.profile=0:3")  # '10:3' in its rule is an example
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

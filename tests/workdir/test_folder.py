@@ -46,7 +46,7 @@ def make_config(**changes) -> dict:
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["", "a\nb", "a\0b"])
+@pytest.mark.parametrize("path", ["", "a\nb", "a\0b", "gs:/bucket/run", "gs:run"])
 def test_unusable_paths_are_refused(path):
     with pytest.raises(RequestError, match="--workdir"):
         Workdir(path)
@@ -58,6 +58,14 @@ def test_a_file_is_no_workdir(tmp_path):
         Workdir(tmp_path / "file").create()
     with pytest.raises(RequestError, match="cannot be written: Not a directory"):
         Workdir(tmp_path / "file" / "below").create()
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a*", "what?", "a\\b"])
+def test_a_folder_whose_checkpoints_would_lack_files_is_refused(tmp_path, name):
+    for path in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(RequestError, match=r"--workdir=.*checkpoints cannot be saved below a folder with '.*' in"):
+            Workdir(path).create()
+    assert not any(tmp_path.iterdir())
 
 
 def test_create_leaves_nothing_behind(tmp_path):

@@ -337,7 +337,8 @@ def _parse(name: str, text: str, field: Field) -> Any:
 
 def _wrong(name: str, value: Any, shown: str, error: ValueError) -> RequestError:
     field = field_of(name)
-    choices = field.rule.expected.split("'")[1::2] if field and field.rule else []
+    names = field.rule.expected.partition("such as")[0] if field and field.rule else ""  # without examples
+    choices = names.split("'")[1::2]
     return _request(f"{name}={shown}", str(error), nearest(value, choices) if isinstance(value, str) else "")
 
 

@@ -142,7 +142,7 @@ class Workdir:
         text = os.fspath(path)
         if not text or not text.isprintable():
             raise RequestError(f"--workdir: {text!r} is not a usable path: expected printable characters")
-        if is_bucket(text) and not re.match(r"gs://[^/]", text):
+        if (is_bucket(text) or text.startswith("gs:")) and not re.match(r"gs://[^/]", text):
             raise RequestError(f"--workdir={text}: expected gs://BUCKET/FOLDER or a local folder")
         self.path = as_path(text)
 
@@ -154,9 +154,16 @@ class Workdir:
         """Creates the folder and checks that it is writable.
 
         Raises:
-          RequestError: the path is a file, or not writable.
+          RequestError: the path is a file, not writable, or has characters that checkpoints cannot be saved under.
           RunError: the disk is full.
         """
+        # Orbax looks for the files of a save by a pattern that begins with the folder's path, and what it does not find
+        # is missing from the checkpoint without an error; tensorstore takes a backslash for a slash.
+        if not is_bucket(self.path) and (found := re.search(r"[*?[\\]", os.fspath(self.path.absolute()))):
+            raise RequestError(
+                f"--workdir={self.path.absolute()}: checkpoints cannot be saved below a folder with {found[0]!r} in its"
+                " name; expected a path without *, ?, [ and \\"
+            )
         probe = self.path / ".writable"
         try:
             make_folder(self.path)
