@@ -134,7 +134,10 @@ def test_a_bad_tokenizer_file_is_named(tmp_path, content):
         ("train.learning_rate=nan", "train.learning_rate=nan: expected a finite number"),
         ("train.learning_rate=inf", "train.learning_rate=inf: expected a finite number"),
         ("train.learning_rate=-1", "train.learning_rate=-1: expected a number above 0"),
-        ("train.remat=maybe", "train.remat=maybe: expected one of 'none', 'full', 'attention', 'products', 'offload'"),
+        (
+            "train.remat=maybe",
+            "train.remat=maybe: expected one of 'none', 'full', 'attention', 'mlp', 'products', 'offload'",
+        ),
         ("train.profile=10", "train.profile=10: expected START:STEPS, such as '10:3'"),
         ("train.profile=0:3", "train.profile=0:3: expected START:STEPS"),
         ("train.validate_every=-1", "train.validate_every=-1: expected a number of at least 0"),
