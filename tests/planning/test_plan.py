@@ -176,6 +176,10 @@ def test_picture_and_topology_exclude_each_other(capsys: pytest.CaptureFixture[s
         (["--topology=h100x8", "--dollars-per-chip-hour=-1"], "--dollars-per-chip-hour=-1"),
         ([], "--image --topology"),
         (["--topology="], "--topology=: expected CHIP:AxB"),
+        (["--image=64x64", "--search"], "plan: --search has no effect with --image; remove it"),
+        (["--image=64x64", "--stage=full"], "plan: --stage has no effect with --image"),
+        (["--topology=h100x8", "--text-tokens=9"], "plan: --text-tokens has no effect with --topology"),
+        (["--topology=v5e:2x2", "--by-formula", "--machine-code"], "give one of them"),
     ):
         assert main(["plan", config, *flags]) == 2
         assert expected in capsys.readouterr().err

@@ -20,6 +20,10 @@ from visor_jax.config import Config
 HELP = "cost of a picture, or memory, time and price of a run on a topology"
 CONFIG = "required"
 MAX_TEXT = 10_000_000
+OF_IMAGE = {"text_tokens": 80}  # flags with their defaults
+OF_TOPOLOGY = {
+    "slices": 1, "stage": "", "by_formula": False, "machine_code": False, "search": False, "dollars_per_chip_hour": 0.0
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Plans a run if `--topology` is given, else the cost of a picture."""
+    check_flags(args)
     return of_topology(args, config) if args.topology is not None else of_image(args, config)
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raises:
+    RequestError: a flag that has no effect on what is planned, or two that contradict each other.
+    """
+    from visor_jax.errors import RequestError
+
+    what, others = ("--image", OF_TOPOLOGY) if args.topology is None else ("--topology", OF_IMAGE)
+    for name, default in others.items():
+        if getattr(args, name) != default:
+            raise RequestError(f"plan: --{name.replace('_', '-')} has no effect with {what}; remove it")
+    if args.by_formula and args.machine_code:
+        raise RequestError("plan: --by-formula compiles nothing, --machine-code compiles to the end; give one of them")
 
 
 def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
