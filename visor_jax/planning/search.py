@@ -21,9 +21,9 @@ from visor_jax.planning.roofline import estimate
 from visor_jax.planning.workload import Mesh, mesh_of, workload
 from visor_jax.scale.topologies import Topology
 
-ROOM = 0.92  # of the memory that the formula may fill: it is not exact
-LESS = 0.8  # of the memory of a candidate that does not fit: what the next one to be compiled may need
-ENOUGH = 240.0  # seconds that another candidate takes to compile
+ROOM = 0.98  # of the memory that the formula may fill: it is within 2 % of most compiled programs
+LESS = 0.95  # of the memory of a candidate that does not fit: what the next one to be compiled may need
+ENOUGH = 150.0  # seconds that another candidate takes to compile
 # Of the decoder's layers and of the tower's; not "offload": no formula knows the link to the host.
 POLICIES = [
     *((name, "") for name in ("none", "full", "attention", "products")),
