@@ -7,10 +7,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from visor_jax.__main__ import main
+from visor_jax.launching import tpu
+from visor_jax.launching.steps import Runner
 
 LINE = [
     *(
@@ -89,6 +92,20 @@ def test_a_wrong_request_is_refused(capsys: pytest.CaptureFixture[str], changes:
     assert main([*LINE, *changes]) == 2
     out, err = capsys.readouterr()
     assert message in err.splitlines()[-1] and not out
+
+
+@pytest.mark.parametrize(("asked", "said"), [(True, "first: interrupted; what was asked for stays"), (False, "")])
+def test_interrupted_it_says_what_stays(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, asked: bool, said: str
+) -> None:
+    def wait(launch: Any, runner: Runner) -> NoReturn:
+        runner.shown += [("gcloud",)] if asked else []
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(tpu.ACTIONS, "up", wait)
+    assert main([argument for argument in LINE if argument != "--dry-run"]) == 130
+    err = capsys.readouterr().err
+    assert said in err and ("visor launch delete" in err) == asked
 
 
 def test_force_skips_the_fit_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,10 +126,44 @@ def test_a_secret_is_a_name_and_its_value_is_not_repeated(secret: str) -> None:
     assert "--secret" in str(error.value) and "hf_a" not in str(error.value)
 
 
-def test_a_key_in_another_argument_is_refused_and_not_repeated() -> None:
-    with pytest.raises(RequestError) as error:
-        describe(**GOOD, overrides=["--config.init_from=hf_aaaaaaaaaaaaaaaaaaaaaaaa"])
-    assert "--config.init_from" in str(error.value) and "hf_a" not in str(error.value)
+@pytest.mark.parametrize(
+    "secret", ["PATH", "PYTHONPATH", "LD_PRELOAD", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "XLA_FLAGS"]
+)
+def test_a_secret_cannot_replace_a_variable_of_the_run(secret: str) -> None:
+    with pytest.raises(RequestError, match=f"--secret={secret}: expected another name"):
+        describe(**GOOD, secrets=[secret])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"overrides": ["--config.init_from={}"]},
+        {"labels": ["team={}"]},
+        {"buckets": ["{}"]},
+        *({name: "{}"} for name in ("name", "topology", "zone", "project", "image", "workdir", "service_account")),
+        *({name: "{}"} for name in ("capacity", "queue", "cluster", "reservation")),
+    ],
+    ids=str,
+)
+def test_a_key_in_another_argument_is_refused_and_not_repeated(changes: dict[str, Any]) -> None:
+    key = "hf_aaaaaaaaaaaaaaaaaaaaaaaa"
+    filled = {
+        name: value.format(key) if isinstance(value, str) else [text.format(key) for text in value]
+        for name, value in changes.items()
+    }
+    with pytest.raises(RequestError, match="looks like a secret") as error:
+        describe(**{**GOOD, **filled})
+    assert "hf_a" not in str(error.value)
+
+
+def test_what_is_given_twice_is_there_once() -> None:
+    """Kubernetes refuses two mounts at one place."""
+    launch = describe(
+        **GOOD, buckets=["b-1", "gs://b-1/"], secrets=["HF_TOKEN", "HF_TOKEN"], labels=["team=a", "team=b", "app=mine"]
+    )
+    assert (launch.buckets, launch.secrets) == (("b-1",), ("HF_TOKEN",))
+    assert launch.labels == (("team", "b"), ("app", "mine"))
+    assert "--labels=app=mine,team=b" in tpu.create_command(launch).argv
 
 
 def test_names_that_are_accepted() -> None:

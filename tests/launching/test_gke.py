@@ -308,10 +308,10 @@ def test_what_gke_cannot_do_is_refused(options: dict[str, Any], message: str) ->
 
 
 def test_actions_other_than_up_need_no_topology(clients: Clients) -> None:
-    bare = describe("gke", "mine")
-    for action in ("status", "logs", "stop", "delete"):
-        gke.check(bare)
-        gke.ACTIONS[action](bare, Runner("mine"))
+    for bare in (describe("gke", "mine"), describe("gke", "mine", config="a.py", config_json="{}")):
+        for action in ("status", "logs", "stop", "delete"):
+            gke.check(bare)
+            gke.ACTIONS[action](bare, Runner("mine"))
     assert clients.calls("kubectl")
 
 

@@ -124,8 +124,8 @@ def test_the_figures_of_the_page_are_those_of_the_plan(
         shown.append((steps, seconds, largest, sum(steps[name] * seconds[name] for name in stages)))
     wanted = [text.replace(",rows=4", "") for text in on_tpu]
     stages = plan(wanted, capsys)
-    assert not stages["full"]["fits"]
-    assert f"{stages['full']['bytes_per_chip'] / 1e9:.1f} GB do not fit into 16.9" in PAGE
+    assert stages["full"]["bytes_per_chip"] > 0.95 * stages["full"]["bytes_available"]
+    assert f"largest step would take {stages['full']['bytes_per_chip'] / 1e9:.1f} of 16.9 GB" in " ".join(PAGE.split())
 
     (steps, seconds, largest, total), (_, gpu_seconds, gpu_largest, gpu_total) = shown
     assert (steps["warmup"], steps["full"], steps["universal"], steps["policy"]) == (725, 725, 725, 937)

@@ -74,6 +74,20 @@ def test_a_missing_program_and_missing_credentials_are_wrong_requests() -> None:
         Runner("first").run(Command(("nothing-like-this",), "do it", missing="buy it"))
     with pytest.raises(RequestError, match=r"do it: .*active account.*; no credentials: "):
         Runner("first").run(sh("echo 'error: You do not currently have an active account' >&2; exit 1"))
+    with pytest.raises(RequestError, match=r"do it: no project; give --project=ID"):
+        Runner("first").run(sh("echo 'ERROR: parsing'; echo 'Failed to find attribute [project]. Set it:'; exit 1"))
+
+
+def test_a_dry_run_says_so_and_only_a_dry_run_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    command = Command(("false",), "look", "x", premise="ready")
+    for dry_run, marked in ((True, "visor (dry run): done\n"), (False, "visor: done\n")):
+        runner = Runner("first", dry_run=dry_run)
+        runner.say("done")
+        assert capsys.readouterr().err == marked
+    Runner("first", dry_run=True).run(command)
+    assert "# look (assumed here: ready)\nfalse" in capsys.readouterr().out
+    with pytest.raises(RunError, match="false: could not look: exit status 1"):
+        Runner("first").run(command)
 
 
 def test_output_to_show_goes_where_prints_go(capfd: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,13 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     runner = Runner(launch.name, dry_run=args.dry_run)
     if action in STARTS:
         check_request(launch, config, runner)
-    result = {"name": launch.name, "target": launch.target, "action": action, **target.ACTIONS[action](launch, runner)}
+    try:
+        found = target.ACTIONS[action](launch, runner)
+    except KeyboardInterrupt:
+        if action in STARTS and runner.shown:
+            runner.say(f"{launch.name}: interrupted; what was asked for stays, and 'visor launch delete' removes it")
+        raise
+    result = {"name": launch.name, "target": launch.target, "action": action, **found}
     if args.dry_run:
         return {**result, "dry_run": True, "commands": runner.shown, "files": runner.files}
     return result

@@ -130,7 +130,8 @@ def describe(
     """
     names.check_choice("--target", target, TARGETS)
     secrets = tuple(names.check_secret(secret) for secret in secrets)  # first: a message must not repeat a value
-    for argument in (name, zone, project, config, *overrides, workdir, image, service_account, *labels, *buckets):
+    texts = (name, topology, zone, project, config, *overrides, workdir, capacity, image, service_account, *labels)
+    for argument in (*texts, *buckets, reservation, cluster, queue):
         names.check_no_key(argument)
     rented = parse_machines(topology, slices) if topology else None
     if zone:
@@ -155,9 +156,9 @@ def describe(
         capacity=names.check_choice("--capacity", capacity, CAPACITIES),
         image=names.check_image(image) if image else "",
         service_account=names.check_service_account(service_account) if service_account else "",
-        secrets=secrets,
-        labels=tuple(names.check_label(label) for label in labels),
-        buckets=tuple(names.check_bucket(bucket) for bucket in buckets),
+        secrets=tuple(dict.fromkeys(secrets)),  # one given twice is one
+        labels=tuple(dict(names.check_label(label) for label in labels).items()),
+        buckets=tuple(dict.fromkeys(names.check_bucket(bucket) for bucket in buckets)),
         reservation=names.check_word("--reservation", reservation) if reservation else "",
         cluster=names.check_context(cluster) if cluster else "",
         queue=names.check_word("--queue", queue) if queue else "",

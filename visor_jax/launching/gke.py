@@ -61,8 +61,8 @@ def check(launch: Launch) -> None:
     for key, value in launch.labels:
         if not LABEL.fullmatch(key) or not LABEL.fullmatch(value or "v"):
             raise RequestError(f"--label={key}={value}: Kubernetes' labels begin and end with a letter or digit")
-    if launch.config_json and not launch.image:
-        kind = "tpu" if launch.machines.kind == "tpu" else "cuda"
+    if launch.config_json and machines is not None and not launch.image:
+        kind = "tpu" if machines.kind == "tpu" else "cuda"
         raise RequestError(
             f"--image: not set; a pod starts from an image: build launch/docker/{kind}.Dockerfile, push it, and give"
             " --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/visor:TAG"

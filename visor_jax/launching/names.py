@@ -25,6 +25,10 @@ WORD = re.compile(r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")  # queues, p
 CONTEXT = re.compile(r"[A-Za-z0-9]([-._:@/A-Za-z0-9]{0,126}[A-Za-z0-9])?")  # gke_PROJECT_LOCATION_CLUSTER
 _HOST, _PART = r"[a-z0-9]+([.-][a-z0-9]+)*(:\d{1,5})?", r"[a-z0-9]+([._-]+[a-z0-9]+)*"
 IMAGE = re.compile(rf"({_HOST}/)?{_PART}(/{_PART})*(:[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?")
+# Variables that the launch, a shell, Python or JAX reads: a secret of this name would replace them.
+TAKEN = re.compile(
+    r"PATH|HOME|SHELL|USER|IFS|TMPDIR|PYTHON[A-Z]*|(BASH|CUDA|JAX|LD|LIBTPU|MEGASCALE|SLURM|TPU|VISOR|XLA)_.*"
+)
 # What keys of known services look like; none of them is a value that a run needs on a command line.
 KEYS = re.compile(
     r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AIza[A-Za-z0-9_-]{30,}|ya29\.[\w.-]{20,}"
@@ -106,6 +110,8 @@ def check_secret(secret: str) -> str:
             "--secret: expected the name of a secret, such as HF_TOKEN: 1 to 63 of A-Z, 0-9 and _, beginning with a"
             " letter; never its value (not repeated here)"
         )
+    if TAKEN.fullmatch(secret):
+        raise RequestError(f"--secret={secret}: expected another name; the run needs the variable {secret} itself")
     return secret
 
 

@@ -106,8 +106,7 @@ def _pyxis_image(image: str) -> str:
 def jobs(launch: Launch, runner: Runner, assumed: str) -> list[Job]:
     """Returns the user's jobs of this name that wait or run; a dry run goes on as if squeue printed `assumed`."""
     argv = ("squeue", "--me", f"--name={launch.name}", "--noheader", "--format=%i|%T|%r")
-    shown = f" (assumed here: {assumed or 'none'})" if runner.dry_run else ""
-    lines = runner.run(Command(argv, f"look for jobs of this name{shown}", assumed)).out.splitlines()
+    lines = runner.run(Command(argv, "look for jobs of this name", assumed, premise=assumed or "none")).out.splitlines()
     found = [Job(*line.strip().split("|", 2)) for line in lines if line.count("|") >= 2]
     return [job for job in found if job.state not in ENDING]
 

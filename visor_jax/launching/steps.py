@@ -40,6 +40,11 @@ INSTALL = {
     "sky": "install it with 'pip install skypilot[gcp]' and run 'sky check'",
     "sbatch": "run this on a login node of a Slurm cluster",
 }
+# What clients print when they do not know where to go.
+NO_SETTING = {
+    "Failed to find attribute [project]": "no project; give --project=ID, or run 'gcloud config set project ID'",
+    "Could not establish a configuration source": "no cluster; run this on a login node of a Slurm cluster",
+}
 INSTALL |= dict.fromkeys(("squeue", "scancel", "scontrol", "sacct"), INSTALL["sbatch"])
 
 
@@ -51,6 +56,7 @@ class Command:
       argv: the program and its arguments.
       purpose: one line that says what it is for.
       assumed: the output with which a dry run continues.
+      premise: what that output means, in a word, for the reader of a dry run.
       missing: how to install the program; by default `INSTALL` knows.
       environment: additional variables.
     """
@@ -60,6 +66,7 @@ class Command:
     assumed: str = ""
     missing: str = ""
     environment: tuple[tuple[str, str], ...] = ()
+    premise: str = ""
 
     def __str__(self) -> str:
         variables = [f"{name}={value}" for name, value in self.environment]
@@ -131,8 +138,8 @@ class Runner:
         return path
 
     def say(self, text: str) -> None:
-        """Prints one line of progress on stderr."""
-        print(f"visor: {one_line(text)}", file=sys.stderr, flush=True)
+        """Prints one line of progress on stderr; that of a dry run is marked, because nothing has happened."""
+        print(f"visor{' (dry run)' if self.dry_run else ''}: {one_line(text)}", file=sys.stderr, flush=True)
 
     def tell(self, text: str) -> None:
         """Prints one line of the result on stdout; a dry run has no result."""
@@ -146,7 +153,8 @@ class Runner:
 
     def _print(self, command: Command) -> Done:
         self.shown.append(command.argv)
-        print(f"\n# {one_line(command.purpose)}\n{command}")
+        premise = f" (assumed here: {command.premise})" if command.premise else ""
+        print(f"\n# {one_line(command.purpose)}{premise}\n{command}")
         return Done(0, command.assumed)
 
     def _start(self, command: Command, *, capture: bool) -> subprocess.CompletedProcess[str]:
@@ -171,6 +179,9 @@ class Runner:
         said = f"{done.err}\n{done.out}"
         if done.status == 0 or any(text.lower() in said.lower() for text in accept):
             return done
+        for text, hint in NO_SETTING.items():
+            if text in said:
+                raise RequestError(f"{command.argv[0]}: could not {command.purpose}: {hint}")
         what = f"{command.argv[0]}: could not {command.purpose}: {last_error(said) or f'exit status {done.status}'}"
         if any(text in said for text in NO_CREDENTIALS):
             raise RequestError(f"{what}; no credentials: {INSTALL.get(command.argv[0], 'log in')}")

@@ -91,7 +91,7 @@ def create_command(launch: Launch) -> Command:
         "flex-start": ("--provisioning-model=flex-start", f"--max-run-duration={launch.max_hours}h"),
     }[launch.capacity]
     account = (f"--service-account={launch.service_account}",) if launch.service_account else ()
-    labels = ",".join(f"{key}={value}" for key, value in (("app", "visor"), *launch.labels))
+    labels = ",".join(f"{key}={value}" for key, value in {"app": "visor", **dict(launch.labels)}.items())
     argv = (
         *(("gcloud", "alpha", *QUEUED[1:]) if flex else QUEUED),
         *("create", launch.name, *which),
@@ -107,7 +107,7 @@ def describe_command(launch: Launch, assumed: str) -> Command:
     """Returns the command that shows the queued resource; a dry run goes on as if it were in the state `assumed`."""
     found = {"state": {"state": assumed}}
     argv = (*QUEUED, "describe", launch.name, "--format=json", *place(launch))
-    return Command(argv, f"look at the queued resource (assumed here: {assumed})", json.dumps(found))
+    return Command(argv, "look at the queued resource", json.dumps(found), premise=assumed)
 
 
 def ssh_command(launch: Launch, script: str, purpose: str, worker: str = "all") -> Command:

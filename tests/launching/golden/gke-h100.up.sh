@@ -123,5 +123,5 @@ VISOR_END
 # create the pods of first
 kubectl --context=c1 apply --filename=visor-launch/first/manifest.yaml
 
-# on stderr: visor: for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-central1-a --project=my-project --machine-type=a3-highgpu-8g --num-nodes=2 --accelerator=type=nvidia-h100-80gb,count=8,gpu-driver-version=default
-# on stderr: visor: xpk has no option for --secret, --bucket, --topology=h100x8:2, --queue=q1; use the manifest
+# on stderr: visor (dry run): for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-central1-a --project=my-project --machine-type=a3-highgpu-8g --num-nodes=2 --accelerator=type=nvidia-h100-80gb,count=8,gpu-driver-version=default
+# on stderr: visor (dry run): xpk has no option for --secret, --bucket, --topology=h100x8:2, --queue=q1; use the manifest

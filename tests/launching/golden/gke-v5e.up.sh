@@ -115,5 +115,5 @@ VISOR_END
 # create the pods of first
 kubectl --context=c1 apply --filename=visor-launch/first/manifest.yaml
 
-# on stderr: visor: for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-west4-a --project=my-project --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4
-# on stderr: visor: xpk has no option for --secret, --bucket, --queue=q1; use the manifest
+# on stderr: visor (dry run): for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-west4-a --project=my-project --machine-type=ct5lp-hightpu-4t --num-nodes=4 --tpu-topology=4x4
+# on stderr: visor (dry run): xpk has no option for --secret, --bucket, --queue=q1; use the manifest

@@ -69,4 +69,4 @@ VISOR_END
 # start the managed job first
 sky jobs launch --name first --secret HF_TOKEN --yes --detach-run visor-launch/first/task.yaml
 
-# on stderr: visor: --project=my-project: SkyPilot takes the project that 'gcloud config get project' prints
+# on stderr: visor (dry run): --project=my-project: SkyPilot takes the project that 'gcloud config get project' prints

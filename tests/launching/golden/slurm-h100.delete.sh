@@ -6,4 +6,4 @@ squeue --me --name=first --noheader '--format=%i|%T|%r'
 # cancel the job
 scancel 1
 
-# on stderr: visor: first: deleted; workdir and logs stay
+# on stderr: visor (dry run): first: deleted; workdir and logs stay

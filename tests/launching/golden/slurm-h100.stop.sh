@@ -12,4 +12,4 @@ scancel --signal=TERM 1
 # look for jobs of this name (assumed here: none)
 squeue --me --name=first --noheader '--format=%i|%T|%r'
 
-# on stderr: visor: first: stopped
+# on stderr: visor (dry run): first: stopped

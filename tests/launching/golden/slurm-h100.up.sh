@@ -135,4 +135,4 @@ mkdir -p /shared/first/logs
 # submit the job
 sbatch --parsable visor-launch/first/visor.sbatch
 
-# on stderr: visor: first: submitted as job 1; logs: /shared/first/logs/first.log, /shared/first/logs/first-0.log
+# on stderr: visor (dry run): first: submitted as job 1; logs: /shared/first/logs/first.log, /shared/first/logs/first-0.log

@@ -90,4 +90,4 @@ sudo systemd-run --quiet --unit="$unit" $as_me --remain-after-exit --description
 echo "$(hostname): $unit started"
 '
 
-# on stderr: visor: first: ACTIVE
+# on stderr: visor (dry run): first: ACTIVE

@@ -3,4 +3,4 @@
 # delete the queued resource
 gcloud compute tpus queued-resources delete first --force --zone=us-west4-a --project=my-project --quiet
 
-# on stderr: visor: first: deleted
+# on stderr: visor (dry run): first: deleted

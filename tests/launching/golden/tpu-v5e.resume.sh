@@ -109,5 +109,5 @@ sudo systemd-run --quiet --unit="$unit-log" $as_me --on-active=60 --on-unit-acti
 echo "$(hostname): $unit started"
 '
 
-# on stderr: visor: first: SUSPENDED; deleting it and asking again
-# on stderr: visor: first: ACTIVE
+# on stderr: visor (dry run): first: SUSPENDED; deleting it and asking again
+# on stderr: visor (dry run): first: ACTIVE

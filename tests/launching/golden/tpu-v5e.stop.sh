@@ -27,4 +27,4 @@ echo "$(hostname): $unit has not saved in 300 seconds and still runs" >&2
 exit 1
 '
 
-# on stderr: visor: first: stopped; its machines still cost money until 'visor launch delete'
+# on stderr: visor (dry run): first: stopped; its machines still cost money until 'visor launch delete'

@@ -106,4 +106,4 @@ sudo systemd-run --quiet --unit="$unit-log" $as_me --on-active=60 --on-unit-acti
 echo "$(hostname): $unit started"
 '
 
-# on stderr: visor: first: ACTIVE
+# on stderr: visor (dry run): first: ACTIVE
