@@ -95,12 +95,17 @@ def test_a_process_with_other_values_is_named_in_all(tmp_path: Path) -> None:
             check_equal({"command": "train", "seed": distributed.process_index()})
         except RequestError as error:
             print(error)
+        try:  # the command comes first, not the flags that the other one lacks
+            check_equal([{"command": "train", "--a": "x"}, {"command": "report"}][distributed.process_index()])
+        except RequestError as error:
+            print(error)
         finish(0)
         """,
         tmp_path,
     )
     assert [process.status for process in ended] == [0, 0], ended
     for process in ended:
+        assert "command=report in process 1, train in process 0: expected" in process.output
         assert "seed=1 in process 1, 0 in process 0: expected the same command, configuration" in process.output
 
 

@@ -53,7 +53,8 @@ def check_request(name: str, args: argparse.Namespace, config: Config | None) ->
         return
     from visor_jax.workdir.provenance import flat_fields, git_commit, plain, versions
 
-    flags = {f"--{flag}": str(value) for flag, value in vars(args).items() if flag not in ("workdir", "config", "json")}
+    aside = ("workdir", "config", "json", "config.FIELD")  # the last one exists for the help only
+    flags = {f"--{flag}": str(value) for flag, value in vars(args).items() if flag not in aside}
     fields = {} if config is None else dict(flat_fields(plain(config)))
     installed = {package: version for package, version in versions().items() if package in ("jax", "jaxlib")}
     code = {"version": __version__, "commit": git_commit()}

@@ -304,7 +304,7 @@ def check_equal(values: Mapping[str, Any]) -> None:
 
     def compare() -> None:
         for process, theirs in enumerate(reports):
-            for name in sorted({*mine, *theirs}):
+            for name in {**mine, **theirs}:  # in the order given: another command has other flags too
                 value, expected = theirs.get(name), mine.get(name)
                 if value != expected:
                     raise RequestError(
