@@ -189,11 +189,9 @@ def training_step(tiny: bool) -> TrainingStep:
     """Compiles the step, and makes random parameters and a batch of full rows."""
     import jax
 
-    from visor_jax.config import architecture, as_config, load_config, stage_config
-    from visor_jax.data.collate import Content
+    from visor_jax.config import architecture, stage_config
     from visor_jax.scale.mesh import configured_mesh
     from visor_jax.scale.sharding import place_batch
-    from visor_jax.testing import tiny_config
     from visor_jax.train.ahead import abstract_step
     from visor_jax.train.optimizer import build_optimizer
     from visor_jax.train.state import initial_state
@@ -201,14 +199,7 @@ def training_step(tiny: bool) -> TrainingStep:
     from visor_jax.workdir.folder import Workdir
 
     rows = rows_per_device(tiny) * jax.device_count()
-    start = {"stage_overrides.full.init_from": "", "data.batch_size": rows}
-    if tiny:
-        config = as_config(tiny_config({**start, "stages": ("full",)}))
-        sample = Content("random", config.data.tiles, config.data.visual_length, config.data.text_length)
-    else:
-        lengths = {"data.tiles": TILES, "data.visual_length": 7296, "data.text_length": TEXT}
-        config = load_config(CONFIG, [f"{name}={value}" for name, value in (start | lengths).items()])
-        sample = Content("random", TILES, VISUAL, TEXT)
+    config, sample = step_config(tiny, rows)
     arch, mesh, settings = architecture(config, "full"), configured_mesh(config), stage_config(config, "full")
     step = abstract_step(config, "full", mesh)
     with jax.set_mesh(mesh):
@@ -221,6 +212,21 @@ def training_step(tiny: bool) -> TrainingStep:
         return cost.work([[sample]] * rows, bits).teraflops * 1e12
 
     return TrainingStep(compiled, state, batch, mesh, arch.num_slots, rows, flops)
+
+
+def step_config(tiny: bool, rows: int) -> tuple[Any, Any]:
+    """Returns the configuration of the step with so many rows, and the `Content` of each row."""
+    from visor_jax.config import as_config, load_config
+    from visor_jax.data.collate import Content
+    from visor_jax.testing import tiny_config
+
+    start = {"stage_overrides.full.init_from": "", "data.batch_size": rows}
+    if tiny:
+        config = as_config(tiny_config({**start, "stages": ("full",)}))
+        return config, Content("random", config.data.tiles, config.data.visual_length, config.data.text_length)
+    lengths = {"data.tiles": TILES, "data.visual_length": 7296, "data.text_length": TEXT}
+    config = load_config(CONFIG, [f"{name}={value}" for name, value in (start | lengths).items()])
+    return config, Content("random", TILES, VISUAL, TEXT)
 
 
 def rows_per_device(tiny: bool) -> int:

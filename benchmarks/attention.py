@@ -20,6 +20,7 @@ import argparse
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Run
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash_kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
 from visor_jax.kernels.attention import AttentionMask, api
 
@@ -90,6 +93,7 @@ CONTENDERS = {
     "cpu": ("xla", "xla_chunked", "xla_decode", "torch"),
     "gpu": ("pallas_gpu", "cudnn", "tokamax", "xla_chunked", "xla_decode", "xla"),
 }
+LANES, MAX_BLOCK = 128, 512  # of splash: the unit of its lengths, and the longest block
 MEMORY = 12e9  # bytes that the plain reference may use
 
 
@@ -112,18 +116,49 @@ def arrays_of(shape: Shape, dtype: Any, off: float = 0.0) -> tuple[tuple[jax.Arr
 def jax_run(name: api.Implementation, shape: Shape, dtype: Any, *, gradients: bool, off: float = 0.0) -> Run:
     """Returns a compiled call of an implementation; raises ValueError if it does not support the shape."""
     arrays, mask = arrays_of(shape, dtype, off)
+    compiled = jax.jit(program(name, shape, gradients=gradients)).lower(*arrays, mask).compile()
+    return lambda: jax.block_until_ready(compiled(*arrays, mask))
+
+
+def program(name: api.Implementation, shape: Shape, *, gradients: bool) -> Callable[..., Any]:
+    """Returns a function (q, k, v, mask) -> attention, or the gradients of its squares' sum."""
 
     def forward(q, k, v, mask):
+        if name == "splash" and shape.causal:
+            return splash_causal(q, k, v)
         return api.attention(q, k, v, mask=mask, implementation=name)
 
     def loss(q, k, v, mask):
         return jnp.sum(forward(q, k, v, mask).astype(jnp.float32) ** 2)
 
-    def both(q, k, v, mask):
-        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v, mask)
+    return jax.grad(loss, argnums=(0, 1, 2)) if gradients else forward
 
-    compiled = jax.jit(both if gradients else forward).lower(*arrays, mask).compile()
-    return lambda: jax.block_until_ready(compiled(*arrays, mask))
+
+def splash_causal(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Splash with a causal mask that is fixed ahead, for queries that are the last tokens of the stream.
+
+    The model cannot call it, because its positions and segments are known at run time only; as a baseline it has less
+    to do than our kernels. Lengths are padded to multiples of 128, head sizes too.
+    """
+    queries, keys, heads, size = q.shape[1], k.shape[1], q.shape[2], q.shape[3]
+    lengths = [-(-length // LANES) * LANES for length in (queries, keys)]
+    rows, columns = (max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if not length % b) for length in lengths)
+    mask = splash_mask.CausalMask((lengths[0], lengths[1]), offset=keys - queries)
+    kernel = splash_kernel.make_splash_mha_single_device(
+        splash_mask.MultiHeadMask([mask] * heads),
+        interpret=interpret,
+        block_sizes=splash_kernel.BlockSizes(
+            block_q=rows, block_kv=columns, block_kv_compute=columns,
+            block_q_dkv=rows, block_kv_dkv=columns, block_kv_dkv_compute=columns, block_q_dq=rows, block_kv_dq=columns,
+        ),
+    )  # fmt: skip
+
+    def heads_first(x: jax.Array, length: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -size % LANES))).swapaxes(1, 2)
+
+    q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
+    out = jax.vmap(kernel)(heads_first(q, lengths[0]), heads_first(k, lengths[1]), heads_first(v, lengths[1]))
+    return out.swapaxes(1, 2)[:, :queries, :, :size]
 
 
 def torch_run(shape: Shape, *, gradients: bool) -> Run:

@@ -7,12 +7,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from visor_jax.errors import RequestError
+from visor_jax.kernels.attention import api
+from visor_jax.scale.mesh import build_mesh
+from visor_jax.train.ahead import abstract_step
 
 importlib.import_module("visor_jax.train.ahead")  # before the fixture `quick` changes what optax compiles
 
@@ -52,6 +60,46 @@ def test_a_part_writes_its_rows(tmp_path: Path, quick: None, part: str) -> None:
         assert (
             row["seconds"] > 0 and row["teraflops"] > 0 and "mfu" not in row if part == "step" else row["program_bytes"]
         )
+
+
+@pytest.mark.parametrize(
+    ("platform", "names", "kernel"),
+    [
+        ("cuda", ("cudnn", "pallas_gpu", "xla_chunked"), {"cudnn": "__cudnn", "pallas_gpu": "triton"}),
+        ("tpu", ("splash", "pallas_tpu", "xla_chunked"), dict.fromkeys(("splash", "pallas_tpu"), "tpu_custom_call")),
+    ],
+)
+def test_what_runs_on_accelerators_lowers_for_them(
+    platform: str, names: tuple[str, ...], kernel: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kernel at every shape of the script, and the training step, as far as the compiler of the device."""
+    monkeypatch.setattr(api, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    attention, accelerator = imported("attention"), imported("accelerator")
+    for case in ("0.5B joint", "7B joint", "0.5B cross", "7B cross"):
+        shape = attention.GPU_SHAPES[case]
+        arrays, mask = jax.eval_shape(partial(attention.arrays_of, shape, jnp.bfloat16))
+        for name in names:
+            for gradients in (False, True):
+                program = jax.jit(attention.program(name, shape, gradients=gradients))
+                text = program.trace(*arrays, mask).lower(lowering_platforms=(platform,)).as_text()
+                assert kernel.get(name, "stablehlo.while") in text, (case, name, gradients)
+    config, _ = accelerator.step_config(False, 4)
+    mesh = build_mesh(1, 1, 1, devices=jax.devices()[:1])
+    step = abstract_step(config, "full", mesh)
+    with jax.set_mesh(mesh):
+        traced: Any = step.update
+        text = traced.trace(*step[1:]).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count(kernel[names[0]]) >= 10, "the kernels of the platform, forward and backward"
+
+
+def test_splash_with_a_fixed_mask_computes_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The baseline of causal shapes on TPUs, interpreted."""
+    attention = imported("attention")
+    shape = attention.Shape(2, 40, 200, 4, 2, 64, True)
+    (q, k, v), mask = attention.arrays_of(shape, jnp.float32)
+    out = attention.splash_causal(q, k, v, interpret=True)
+    np.testing.assert_allclose(out, api.attention(q, k, v, mask=mask, implementation="xla"), atol=2e-5)
 
 
 @pytest.mark.slow
