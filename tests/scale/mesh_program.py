@@ -25,7 +25,7 @@ from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import place_batch, place_whole
 from visor_jax.testing import tiny_config
 from visor_jax.train.ahead import abstract_step
-from visor_jax.train.guards import check_donated, dispatching
+from visor_jax.train.guards import check_aliased, check_donated, dispatching
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.optimizer import build_optimizer, learning_rates
 from visor_jax.train.state import initial_state
@@ -71,6 +71,10 @@ def losses_on(config: Any, mesh: Mesh, steps: int, workdir: Workdir) -> tuple[li
         budget, rate = place_whole((np.asarray(step.budget, bool), rates[step.number - 1]), mesh)
         before = state
         with dispatching(mesh):
+            if not losses:
+                compiled = update.lower(state, batch, budget, rate).compile()
+                check_aliased(compiled, state)
+                assert compiled.memory_analysis().alias_size_in_bytes > 0, "CPUs count aliased bytes"
             state, metrics = update(state, batch, budget, rate)
         check_donated(before)
         losses.append(float(metrics["loss"]))

@@ -19,7 +19,7 @@ from visor_jax.scale.mesh import build_mesh
 from visor_jax.scale.sharding import place_whole
 from visor_jax.testing import tiny_config
 from visor_jax.train import loop
-from visor_jax.train.guards import check_donated, check_sharded, dispatching, sharding_of
+from visor_jax.train.guards import check_aliased, check_donated, check_sharded, dispatching, sharding_of
 from visor_jax.train.optimizer import build_optimizer
 from visor_jax.train.state import abstract_state, state_places
 from visor_jax.workdir.folder import Workdir
@@ -73,6 +73,23 @@ def test_a_state_that_was_copied_is_an_error() -> None:
     jax.jit(partial(jax.tree.map, lambda x: x + 1))(kept)
     with pytest.raises(RunError, match=r"copied 2 arrays .* the largest: w float32\[4, 4\], b float32\[4\]"):
         check_donated(kept)
+
+
+@pytest.mark.parametrize("donated", [("w", "b"), ("w",), ()], ids=str)
+def test_a_program_that_does_not_alias_the_state_is_an_error(donated: tuple[str, ...]) -> None:
+    state = {"w": jnp.ones((512, 512)), "b": jnp.ones((512, 256))}
+
+    def step(w: Any, b: Any) -> Any:
+        return w + 1, b + 1
+
+    compiled = jax.jit(step, donate_argnames=donated).lower(**state).compile()
+    reported = compiled.memory_analysis().alias_size_in_bytes
+    assert reported == sum(state[name].nbytes for name in donated)
+    if donated == ("w",):
+        with pytest.raises(RunError, match=r"the compiled step overwrites 1.0 MiB of the 1.5 MiB of the state"):
+            check_aliased(compiled, state)
+    else:
+        check_aliased(compiled, state)  # without any, the arrays themselves are judged
 
 
 def test_a_dispatch_moves_nothing() -> None:

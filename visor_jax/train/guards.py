@@ -100,6 +100,29 @@ def check_donated(before: Any) -> None:
         )
 
 
+def check_aliased(compiled: Any, state: Any) -> None:
+    """Checks that a compiled step writes its new state over the old one, by the bytes that the compiler reports.
+
+    Args:
+      compiled: the step (`jax.stages.Compiled`). A program that reports no aliased bytes at all is not judged: backends
+        and programs from a cache may not count them; `check_donated` then judges the arrays.
+      state: the state, as arrays or as shapes with shardings.
+
+    Raises:
+      RunError: the program aliases fewer bytes than a device holds of the state.
+    """
+    memory = compiled.memory_analysis()
+    aliased = getattr(memory, "alias_size_in_bytes", 0)
+    leaves = jax.tree.leaves(state)
+    held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    if 0 < aliased < held:
+        raise RunError(
+            f"the compiled step overwrites {_size(aliased)} of the {_size(held)} of the state that each device holds,"
+            " so that the rest is held twice; expected that every array of the state keeps its shape, dtype and"
+            " sharding"
+        )
+
+
 @contextlib.contextmanager
 def dispatching(mesh: Mesh) -> Iterator[None]:
     """For the dispatch of a step: kernels split their work over the mesh, and nothing moves to or from the host."""

@@ -29,7 +29,7 @@ from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.scale.sharding import place_batch, place_whole
 from visor_jax.train.faults import BadSteps
-from visor_jax.train.guards import check_donated, check_sharded, dispatching
+from visor_jax.train.guards import check_aliased, check_donated, check_sharded, dispatching
 from visor_jax.train.metrics import MetricsWriter, NoMetrics, StageProgress
 from visor_jax.train.objectives import make_objective
 from visor_jax.train.objectives.base import Metrics, Objective
@@ -201,10 +201,12 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
 
 
 def dispatch(run: Run, step: Step, state: State, rate: np.floating[Any], *, first: bool) -> tuple[State, Metrics]:
-    """Starts a step on the devices; the first one also shows that the state is not copied."""
+    """Starts a step on the devices; the first one also shows that the state is not copied, before and after it runs."""
     batch = place_batch(step.arrays, run.mesh)
     budget, learning_rate = place_whole((np.asarray(step.budget, bool), rate), run.mesh)
     with dispatching(run.mesh):
+        if first:
+            check_aliased(run.update.lower(state, batch, budget, learning_rate).compile(), state)
         after, metrics = run.update(state, batch, budget, learning_rate)
     if first:
         check_donated(state)
