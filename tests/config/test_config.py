@@ -384,7 +384,6 @@ def test_what_only_changes_memory_may_differ_in_a_workdir() -> None:
         (["train.use_ema=True"], "train.use_ema=True: there is no average while train.ema_decay=0"),
         (["train.ema_decay=1.0"], "train.ema_decay=1.0: expected a number from 0 to less than 1"),
         (["train.accumulate=0"], "train.accumulate=0: expected a number of at least 1"),
-        (["train.accumulate=2"], "train.accumulate=2: expected 1 for objective 'base'"),
         (["stage_overrides.full.accumulate=3"], "splits them once more"),
         (["train.moments_dtype=float16"], "train.moments_dtype=float16: expected one of 'float32', 'bfloat16'"),
         (["mesh.dcn_replica=-1", "mesh.dcn_fsdp=-1"], "expected -1 (all remaining slices) at most once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -13,11 +14,15 @@ import optax
 import pytest
 
 from visor_jax import testing
+from visor_jax.config import architecture, as_config, stage_config
+from visor_jax.model.visor import init_params
 from visor_jax.train.accumulation import Accumulation, joined, split
-from visor_jax.train.objectives import PARTS
+from visor_jax.train.objectives import PARTS, make_objective
 from visor_jax.train.objectives.answers import answer_loss
+from visor_jax.train.optimizer import build_optimizer, split_trainable
 from visor_jax.train.update import State, update_step
 from visor_jax.tree import flatten
+from visor_jax.workdir.folder import Workdir
 
 ARCH = testing.tiny_architecture(3)
 ROWS = 8
@@ -86,3 +91,26 @@ def test_one_bad_part_leaves_the_whole_state_unchanged() -> None:
     )
     assert metrics["finite"] and float(metrics["loss"]) == 2.0
     assert float(after.ema["w"]) == pytest.approx((1.0 + float(after.trainable["w"])) / 2)
+
+
+@pytest.mark.parametrize("stage", ["base", "policy"])
+def test_other_objectives_are_accumulated_and_averaged_too(tiny_run: Path, quick: None, stage: str) -> None:
+    """`accumulate` and `ema_decay` in the stages base and policy: the losses and parameters of whole batches."""
+    config = as_config(testing.tiny_config({"train.ema_decay": 0.5, f"stage_overrides.{stage}.accumulate": 2}))
+    arch, settings = architecture(config, stage), stage_config(config, stage)
+    objective, tx = make_objective(config, stage, Workdir(tiny_run)), build_optimizer(settings)
+    step = next(iter(objective.steps(0, 1)))
+    trainable, frozen = split_trainable(init_params(arch, jax.random.key(0)), settings.trainable)
+    state = State(trainable, frozen, tx.init(trainable), trainable)
+    update = testing.quick_jit(
+        partial(update_step, objective.loss, tx, ema_decay=settings.ema_decay), static_argnames="accumulation"
+    )
+    arguments = (state, step.arrays, jnp.asarray(step.budget), jnp.float32(1e-3))
+    whole, metrics = update(*arguments)
+    in_parts, metrics_in_parts = update(*arguments, accumulation=Accumulation(2, 1, PARTS[stage]))
+    chex.assert_trees_all_close(metrics_in_parts, metrics, rtol=2e-5, atol=1e-6)
+    moments = [optax.tree.get(state.opt_state, "mu") for state in (in_parts, whole)]
+    scale = max(float(jnp.abs(x).max()) for x in moments[1].values())
+    chex.assert_trees_all_close(*moments, rtol=1e-3, atol=1e-5 * scale)
+    for path, before in trainable.items():
+        np.testing.assert_allclose(in_parts.ema[path], (before + in_parts.trainable[path]) / 2, atol=1e-6)

@@ -28,7 +28,7 @@ from visor_jax.train import wandb_run as wandb_module
 from visor_jax.train.loop import train
 from visor_jax.train.objectives import held_out as held_out_module
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.glyphs_base import ACCURACIES
+from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import balance
 from visor_jax.train.observer import MEASURED
 from visor_jax.train.profile import StepProfiler
@@ -229,7 +229,8 @@ def get_config():
     parts = (("llava", "short.json", "", 1.0), ("llava", "long.json", "", 1.0))
     return tiny_config({{"data.root": {root!r}, "data.parts": parts, "stages": ("full",), "data.batch_size": 8,
                         "evaluate.batch_size": 4, "stage_overrides.full.init_from": "", "train.validate_every": 2,
-                        "train.validate_samples": 10, "data.test_fraction": 0.2, "train.learning_rate": 1e-4}}, steps=3)
+                        "train.validate_samples": 10, "data.test_fraction": 0.2, "train.learning_rate": 1e-4,
+                        "train.accumulate": 2, "train.ema_decay": 0.9, "train.profile": "2:1"}}, steps=3)
 """
 
 
@@ -262,3 +263,4 @@ def test_two_processes_write_the_figures_of_the_whole_batch(tmp_path: Path, comp
         assert per_sample[0] == pytest.approx(per_sample[1], rel=1e-5), "counts of all processes"
     assert sources == {"loss/source=short", "loss/source=long"}
     assert [row["step"] for row in two if "validation/samples" in row] == [2, 3]
+    assert [*(tmp_path / "two" / "full" / "profile").rglob("*.xplane.pb")]

@@ -214,16 +214,11 @@ def _check_rows(config: Config, name: str, rows: int, pool_rows: int = 1, parts:
 
 
 def _check_average(config: Config, stage: str, settings: TrainConfig) -> None:
-    """Checks that the average that is to be used is kept, and that the loss can be computed in parts."""
+    """Checks that the average that is to be used is kept."""
     if settings.use_ema and not settings.ema_decay:
         raise RequestError(
             f"{_origin(config, stage, 'use_ema')}=True: there is no average while train.ema_decay=0; set it"
             " (0.999 is common), or use_ema=False"
-        )
-    if settings.accumulate > 1 and settings.objective == "base" and stage in {config.stage, *config.stages}:
-        raise RequestError(
-            f"{_origin(config, stage, 'accumulate')}={settings.accumulate}: expected 1 for objective 'base', whose loss"
-            " is not a sum over rows; set stage_overrides.base.accumulate=1"
         )
 
 
@@ -233,8 +228,7 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
         if settings.batch_size % data.pool_rows:
             raise RequestError(f"{name}={settings.batch_size}: expected a multiple of data.pool_rows={data.pool_rows}")
         _check_rows(config, name, settings.batch_size, data.pool_rows, settings.accumulate)
-    parts = settings.accumulate if settings.objective != "base" else 1
-    _check_rows(config, name, settings.batch_size, parts=parts)
+    _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
     _check_start(config, stage, settings.init_from)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.planning.layers import LayerShape
-from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.planning.workload import Workload, decoder_shape, mesh_of, tower_shape
 from visor_jax.scale.topologies import Topology
 
@@ -36,7 +35,7 @@ def kept_per_position(shape: LayerShape, remat: str) -> int:
 def chip_bytes(config: Config, stage: str, topology: Topology, work: Workload) -> dict[str, float]:
     """Returns bytes of weights, optimizer, batch, and activations with temporaries, on one chip."""
     arch, settings, mesh = architecture(config, stage), stage_config(config, stage), mesh_of(config, topology)
-    remat, cores, parts = settings.remat, topology.chip.cores, accumulated_parts(settings)
+    remat, cores, parts = settings.remat, topology.chip.cores, settings.accumulate
     split, share = mesh.fsdp * mesh.tensor / cores, cores / mesh.row_ways
     total, packed = sum(work.weights.values()), work.packed
     side = arch.vision.tile_size

@@ -11,7 +11,7 @@ import functools
 import random
 from dataclasses import dataclass
 
-from visor_jax.config import Config, TrainConfig, stage_config
+from visor_jax.config import Config, stage_config
 from visor_jax.data.collate import RowShape
 from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.planning.samples import SAMPLES
@@ -61,11 +61,6 @@ def cut_to_row(sizes: Sizes, tiles: int, visual: int, text: int) -> Sizes:
         min(sizes.text_pairs, text**2 / 2),
         min(sizes.cross_pairs, text * visual),
     )
-
-
-def accumulated_parts(settings: TrainConfig) -> int:
-    """Returns the number of parts that a stage's batch is split into; the objective "base" is not accumulated."""
-    return 1 if settings.objective == "base" else settings.accumulate
 
 
 def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:

@@ -14,7 +14,6 @@ from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.errors import RequestError, nearest
 from visor_jax.planning.compiling import compile_stages
 from visor_jax.planning.memory import chip_bytes
-from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.planning.roofline import Collective, Estimate, estimate
 from visor_jax.planning.workload import Workload, mesh_of, workload
 from visor_jax.scale.topologies import Topology
@@ -105,7 +104,7 @@ def row_unit(config: Config, stage: str, topology: Topology) -> int:
     """Returns the number of rows that a stage's batch must be a multiple of: shards, whole pools, and parts."""
     settings = stage_config(config, stage)
     packed = config.data.pack_window > 0 and settings.objective == "answer"
-    return mesh_of(config, topology).row_ways * (config.data.pool_rows if packed else 1) * accumulated_parts(settings)
+    return mesh_of(config, topology).row_ways * (config.data.pool_rows if packed else 1) * settings.accumulate
 
 
 def same_programs(config: Config, stages: Sequence[str]) -> dict[str, str]:

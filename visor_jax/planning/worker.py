@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 
 from visor_jax.config import Config, from_json, stage_config
 from visor_jax.errors import RequestError
-from visor_jax.planning.mixture import accumulated_parts
 from visor_jax.scale.mesh import check_rows, configured_mesh
 from visor_jax.train.ahead import AbstractStep, abstract_step
 
@@ -74,7 +73,7 @@ def check_batch(config: Config, stage: str, mesh: Mesh) -> None:
     """Checks that the rows of a stage's batch can be split over the mesh, as the training loop does."""
     settings = stage_config(config, stage)
     packed = config.data.pack_window > 0 and settings.objective == "answer"
-    pool_rows, parts = (config.data.pool_rows if packed else 1), accumulated_parts(settings)
+    pool_rows, parts = (config.data.pool_rows if packed else 1), settings.accumulate
     check_rows(f"batch_size of stage {stage!r}", settings.batch_size, mesh, pool_rows, parts)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
-from visor_jax.planning.mixture import Packed, accumulated_parts, packed_step
+from visor_jax.planning.mixture import Packed, packed_step
 from visor_jax.planning.records import fsdp, tensor_parallel
 from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
 from visor_jax.scale.mesh_sizes import filled
@@ -96,7 +96,7 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     trained = sum(weights[part] for part in weights if trains[part])
     ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
     total = sum(weights.values())
-    parts = accumulated_parts(settings)  # each gathers the weights and reduces its gradients
+    parts = settings.accumulate  # each gathers the weights and reduces its gradients
     collectives = weight_collectives(mesh, topology, total, trained, parts)
     collectives += build.reductions() if settings.objective == "answer" else []
     return Workload(ops, collectives, weights, trained, packed)

@@ -8,6 +8,7 @@ from visor_jax.config import ConfigLike, as_config, stage_config
 from visor_jax.train.objectives.answers import abstract_answers, answer_objective
 from visor_jax.train.objectives.base import Loss, Objective, Parts
 from visor_jax.train.objectives.glyphs_base import abstract_base, base_objective
+from visor_jax.train.objectives.glyphs_totals import ACCURACIES, ROWS, whole_totals
 from visor_jax.train.objectives.policy import abstract_policy, policy_objective
 from visor_jax.workdir.folder import Workdir
 
@@ -16,7 +17,8 @@ ABSTRACT = {"answer": abstract_answers, "base": abstract_base, "policy": abstrac
 PARTS = {
     "answer": Parts("target_tokens", rows=("turn_correct",)),
     "policy": Parts("label_weight", means=("agreement",)),
-}  # others are not split
+    "base": Parts(ROWS, means=("blind", *ACCURACIES), totals=whole_totals),
+}
 
 
 def make_objective(config: ConfigLike, stage: str, workdir: Workdir) -> Objective:

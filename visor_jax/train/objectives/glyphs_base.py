@@ -40,6 +40,16 @@ from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_layer, text_layer
 from visor_jax.model.visor import Batch, embed, encode, head, stream_of
 from visor_jax.train.objectives.base import Loss, Metrics, Objective
+from visor_jax.train.objectives.glyphs_totals import (
+    ACCURACIES,
+    RELATIONS,
+    ROWS,
+    TOTAL,
+    Total,
+    masked_mean,
+    related_patches,
+    relation_counts,
+)
 from visor_jax.train.stage import Step, budget_drawer, made_ahead, process_rows
 from visor_jax.workdir.folder import Workdir
 
@@ -286,10 +296,6 @@ def words_loss(
 
 NAMING_TEMPERATURE = 4.0
 CODEBOOK_SEED = 98
-# Relations that a patch encodes, each with the names of its classes. Labels: int32 [B, P], 0 for "nothing", else 1 +
-# index of the name.
-RELATIONS = {"above": "digit", "two_above": "digit", "colour_above": "colour", "reached": "digit"}
-ACCURACIES = ("named", "colour_named", "still_named", "still_colour_named", "words_kept", "asked", *RELATIONS)
 # Weight of the name in a relation's code. A patch with a name of that kind itself gets less of it or none: its own name
 # and the related one would be confused.
 NAME_WEIGHT = {"digit": 0.8, "colour": 0.4}
@@ -316,21 +322,20 @@ def relation_scores(
 
 
 def relation_loss(
-    scores: Float[Array, "B P C"], labels: Int[Array, "B P"], counts: Float[Array, "B P"]
+    scores: Float[Array, "B P C"],
+    labels: Int[Array, "B P"],
+    counts: Float[Array, "B P"],
+    totals: tuple[Total, Total] = (None, None),
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean cross-entropy of a relation's labels where `counts` is not 0, and accuracy on patches with a relation.
 
-    Patches with a relation and patches without one weigh half each, however rare the former are.
+    Patches with a relation and patches without one weigh half each, however rare the former are. `totals`: their
+    numbers in the whole batch, if this is a part of one.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    related = (labels > 0) * counts
-    loss = 0.5 * (masked_mean(losses, related) + masked_mean(losses, (labels == 0) * counts))
-    return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, related)
-
-
-def masked_mean(x: Shaped[Array, "..."], mask: Shaped[Array, "..."]) -> Float[Array, ""]:
-    """The mean of `x` weighted by `mask`; 0 where the weights sum to 0."""
-    return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+    related, others = related_patches(labels, counts)
+    loss = 0.5 * (masked_mean(losses, related, totals[0]) + masked_mean(losses, others, totals[1]))
+    return loss, masked_mean(jnp.argmax(scores, axis=-1) == labels, related, totals[0])
 
 
 def reading_loss(
@@ -369,8 +374,10 @@ def reading_loss(
     weights = batch["reading_targets"][:, 1:].astype(jnp.float32)
     flat = text.reshape(-1, text.shape[-1])
     blind, _ = cross_entropy(flat, head(params), tokens[:, 1:].reshape(-1), weights.reshape(-1))
-    metrics = {"asked": masked_mean(jnp.mean(correct, axis=0), mask), "blind": jnp.sum(blind) / jnp.sum(weights)}
-    return masked_mean(jnp.mean(losses, axis=0), mask) + metrics["blind"], metrics
+    total, targets = batch.get(f"{TOTAL}asked"), batch.get(f"{TOTAL}targets")
+    metrics = {"asked": masked_mean(jnp.mean(correct, axis=0), mask, total)}
+    metrics["blind"] = jnp.sum(blind) / (jnp.sum(weights) if targets is None else targets)
+    return masked_mean(jnp.mean(losses, axis=0), mask, total) + metrics["blind"], metrics
 
 
 def base_loss(
@@ -384,7 +391,7 @@ def base_loss(
     """
     visual, patches = encode(params, batch, arch), batch["glyph"].shape[1]
     table = params["embed_tokens"]["embedding"]
-    has_glyph = (batch["glyph"] > 0).astype(jnp.float32)
+    has_glyph, glyphs_total = (batch["glyph"] > 0).astype(jnp.float32), batch.get(f"{TOTAL}glyph")
 
     def name_all(features):
         glyph, correct = naming_loss(features, table, names["glyph"], batch["glyph"])
@@ -392,9 +399,9 @@ def base_loss(
         background, _ = naming_loss(features, table, names["background"], batch["background"])
         accuracies = {
             "named": jnp.mean(correct.astype(jnp.float32)),
-            "colour_named": masked_mean(color_correct, has_glyph),
+            "colour_named": masked_mean(color_correct, has_glyph, glyphs_total),
         }
-        return jnp.mean(glyph) + masked_mean(color, has_glyph) + 0.5 * jnp.mean(background), accuracies
+        return jnp.mean(glyph) + masked_mean(color, has_glyph, glyphs_total) + 0.5 * jnp.mean(background), accuracies
 
     first, metrics = name_all(unit_rms(visual[:, :patches]))
     last, text = refine(params, visual, batch, budget, arch)
@@ -405,14 +412,14 @@ def base_loss(
     reading, accuracies = reading_loss(params, batch, arch, names["asked"])
     metrics |= accuracies
     loss = first + 2.0 * still + words + reading
-    arrow = batch["arrow"].astype(jnp.float32)
-    use_name = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(arrow)}
+    use_name = {"digit": 1.0 - batch["is_digit"], "colour": jnp.ones_like(batch["is_digit"])}
     for relation, kind in RELATIONS.items():
-        counts = arrow if relation == "reached" else jnp.ones_like(arrow)
         scores = relation_scores(last, relation, names[kind], table, use_name[kind])
-        relation_part, metrics[relation] = relation_loss(scores, batch[relation], counts)
+        totals = batch.get(f"{TOTAL}{relation}"), batch.get(f"{TOTAL}{relation}/others")
+        counts = relation_counts(batch, relation)
+        relation_part, metrics[relation] = relation_loss(scores, batch[relation], counts, totals)
         loss = loss + 2.0 * relation_part
-    return loss, metrics
+    return loss, metrics | {ROWS: jnp.float32(len(visual))}
 
 
 def unit_rms(x: Float[Array, "... D"]) -> Float[Array, "... D"]:

@@ -40,7 +40,8 @@ from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.visor import Batch, abstract_params, encode, route
 from visor_jax.scale.sharding import place_batch, replicated
 from visor_jax.train.objectives.answers import turn_correct
-from visor_jax.train.objectives.glyphs_base import ACCURACIES, LabeledGrids
+from visor_jax.train.objectives.glyphs_base import LabeledGrids
+from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import budget_weights
 from visor_jax.train.stage import Step, budget_slots, made_ahead, process_rows
 from visor_jax.tree import flatten
