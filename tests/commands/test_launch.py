@@ -83,6 +83,7 @@ def test_later_actions_need_neither_topology_nor_configuration(capsys: pytest.Ca
         (["--slices=0"], "--slices=0: expected 1 to"),
         (["--slices=many"], "invalid int value: 'many'"),
         (["--slice=2"], "did you mean '--slices'"),
+        (["--follow"], "--follow: not for up; expected with 'visor launch logs'"),
         (["--config.train.stepz=1"], "did you mean 'train.steps'"),
         (["--config=llava_ov_0p6b"], "did you mean 'llava_ov_0p5b'"),
     ],

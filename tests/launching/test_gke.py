@@ -292,12 +292,24 @@ def test_a_dry_run_prints_the_manifest_and_runs_nothing(clients: Clients, capsys
     assert not clients.calls()
 
 
+def test_a_dry_run_shows_every_command_of_an_action(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = {}
+    for action in ("status", "resume"):
+        runner = Runner("mine", dry_run=True)
+        gke.ACTIONS[action](launch(), runner)
+        verbs[action] = [" ".join(argv[1:3]).partition(" --")[0] for argv in runner.shown]
+    assert verbs == {"status": ["get jobset", "get pods"], "resume": ["get jobset", "delete jobset", "apply"]}
+    out = capsys.readouterr().out
+    assert "# look for mine (assumed here: running)" in out and "# look for mine (assumed here: failed)" in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"image": ""}, r"--image: not set; .*launch/docker/tpu\.Dockerfile"),
         ({"image": "", "topology": "h100x8"}, r"launch/docker/cuda\.Dockerfile"),
         ({"workdir": "/data/run"}, r"--workdir=/data/run: expected gs://BUCKET/PATH"),
+        ({"max_hours": 3}, "--max-hours=3: GKE ends no run by time; expected with --capacity=flex-start and --queue"),
         ({"topology": "v5e:2x2", "slices": 2}, "--slices=2: .*v5e:2x2 is one machine"),
         ({"labels": ["team=vision-"]}, "--label=team=vision-: Kubernetes"),
     ],

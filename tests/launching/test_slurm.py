@@ -81,6 +81,7 @@ def test_signal_requeue_and_logs() -> None:
         ({"topology": "h100x4:2"}, "expected whole nodes"),
         ({"slices": 2}, "--slices=2: h100x8:2 has no slices"),
         ({"capacity": "spot"}, "--capacity=spot: a Slurm cluster rents nothing; choose a partition (--queue) or set"),
+        ({"max_hours": 3}, "--max-hours=3: a Slurm job waits without a limit; set SBATCH_TIMELIMIT"),
         ({"service_account": "a@p.iam.gserviceaccount.com"}, "--service-account=a@p.iam.gserviceaccount.com: not for"),
         ({"cluster": "c"}, "--cluster=c: not for target slurm; run this on a login node"),
         ({"buckets": ["data-1"]}, "--bucket=data-1: not for target slurm; Slurm mounts no buckets"),

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", default="", help="Kueue's queue, or Slurm's partition")
     parser.add_argument("--max-restarts", type=int, default=50, metavar="N", help="after exit status 143 or 134")
     parser.add_argument("--grace-seconds", type=int, default=300, metavar="N", help="between SIGTERM and SIGKILL")
-    parser.add_argument("--max-hours", type=int, default=24, metavar="N", help="to wait for machines; of flex-start")
+    parser.add_argument(
+        "--max-hours", type=int, default=24, metavar="N", help="tpu: to wait for machines; of flex-start"
+    )
     parser.add_argument("--follow", action="store_true", help="logs: continue until interrupted")
     parser.add_argument("--dry-run", action="store_true", help="print commands and files, and run nothing")
     parser.add_argument("--force", action="store_true", help="do not check whether the run fits the topology")
@@ -61,11 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     """Carries the action out, or prints its commands; returns what the target reports."""
     from visor_jax.config import to_json
+    from visor_jax.errors import RequestError
     from visor_jax.launching.description import describe
     from visor_jax.launching.names import check_choice
     from visor_jax.launching.steps import Runner
 
     action = check_choice("ACTION", args.action, ACTIONS)
+    if args.follow and action != "logs":
+        raise RequestError(f"--follow: not for {action}; expected with 'visor launch logs'")
     launch = describe(
         args.target,
         args.name,

@@ -58,6 +58,10 @@ def check(launch: Launch) -> None:
         raise RequestError(
             f"--slices={machines.slices}: GKE joins slices of several machines only; {machines.text} is one machine"
         )
+    if launch.max_hours != Launch.max_hours and not (launch.queue and launch.capacity == "flex-start"):
+        raise RequestError(
+            f"--max-hours={launch.max_hours}: GKE ends no run by time; expected with --capacity=flex-start and --queue"
+        )
     for key, value in launch.labels:
         if not LABEL.fullmatch(key) or not LABEL.fullmatch(value or "v"):
             raise RequestError(f"--label={key}={value}: Kubernetes' labels begin and end with a letter or digit")
@@ -196,7 +200,7 @@ def _say_alternatives(launch: Launch, runner: Runner) -> None:
 
 def _resume(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Continues a run that was stopped, has failed or lost its nodes; one that is not over stays as it is."""
-    found = _find(launch, runner)
+    found = _find(launch, runner, "failed")
     if found and _state(found) not in ENDED:
         runner.say(f"{launch.name} is not over: {_state(found)}")
         return {"name": launch.name, "target": "gke", "state": _state(found)}
@@ -236,7 +240,7 @@ def _logs(launch: Launch, runner: Runner) -> dict[str, Any]:
 
 def _status(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Returns the state of the run, its restarts, and how many pods are in which phase."""
-    found = _find(launch, runner)
+    found = _find(launch, runner, "running")
     result: dict[str, Any] = {"name": launch.name, "target": "gke", "state": _state(found)}
     if not found:
         return result
@@ -272,11 +276,19 @@ def _delete_job_set(launch: Launch) -> Command:
     return _kubectl(launch, "delete", "jobset", launch.name, "--ignore-not-found", *waiting, purpose=purpose)
 
 
-def _find(launch: Launch, runner: Runner) -> dict[str, Any]:
-    """Returns the JobSet as the cluster has it; empty if there is none."""
+# What a dry run goes on with, instead of the cluster's answer.
+_ASSUMED: Mapping[str, str] = {
+    "absent": "",
+    "running": '{"status": {"replicatedJobsStatus": [{"ready": 1}]}}',
+    "failed": '{"status": {"terminalState": "Failed"}}',
+}
+
+
+def _find(launch: Launch, runner: Runner, assumed: str = "absent") -> dict[str, Any]:
+    """Returns the JobSet as the cluster has it; empty if there is none. A dry run goes on as if it were `assumed`."""
     options = ("get", "jobset", launch.name, "--ignore-not-found", "--output=json")
-    done = _with_job_sets(_kubectl(launch, *options, purpose=f"look for {launch.name}"), launch, runner)
-    return json.loads(done.out or "{}")
+    command = _kubectl(launch, *options, purpose=f"look for {launch.name}", assumed=_ASSUMED[assumed], premise=assumed)
+    return json.loads(_with_job_sets(command, launch, runner).out or "{}")
 
 
 def _with_job_sets(command: Command, launch: Launch, runner: Runner) -> Done:
@@ -309,9 +321,9 @@ def _digest(found: Mapping[str, Any]) -> str:
     return found.get("metadata", {}).get("annotations", {}).get(DIGEST, "")
 
 
-def _kubectl(launch: Launch, *arguments: str, purpose: str, assumed: str = "") -> Command:
+def _kubectl(launch: Launch, *arguments: str, purpose: str, assumed: str = "", premise: str = "") -> Command:
     context = (f"--context={launch.cluster}",) if launch.cluster else ()
-    return Command(("kubectl", *context, *arguments), purpose, assumed)
+    return Command(("kubectl", *context, *arguments), purpose, assumed, premise=premise)
 
 
 ACTIONS: Mapping[str, Callable[[Launch, Runner], dict[str, Any]]] = {

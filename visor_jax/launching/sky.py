@@ -53,6 +53,8 @@ def check(launch: Launch) -> None:
         raise RequestError("--cluster, --queue: SkyPilot's managed jobs have neither; expected with gke and slurm")
     if launch.max_restarts != Launch.max_restarts:
         raise RequestError(f"--max-restarts={launch.max_restarts}: SkyPilot restarts after 143 and 134 without a limit")
+    if launch.max_hours != Launch.max_hours:
+        raise RequestError(f"--max-hours={launch.max_hours}: SkyPilot waits, and a run lasts, without a limit")
     if launch.service_account:
         raise RequestError(
             f"--service-account={launch.service_account}: SkyPilot takes it from gcp.remote_identity in"

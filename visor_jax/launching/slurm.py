@@ -55,6 +55,8 @@ def check(launch: Launch) -> None:
             f"--capacity={launch.capacity}: a Slurm cluster rents nothing; choose a partition (--queue) or set"
             " SBATCH_QOS or SBATCH_RESERVATION"
         )
+    if launch.max_hours != Launch.max_hours:
+        raise RequestError(f"--max-hours={launch.max_hours}: a Slurm job waits without a limit; set SBATCH_TIMELIMIT")
     for name, instead in FOREIGN.items():
         if value := getattr(launch, name):
             text = value if isinstance(value, str) else ",".join(value)

@@ -3,7 +3,7 @@
 # look for the secret hf-token, without reading it
 kubectl --context=c1 get secret hf-token --output=name
 
-# look for first
+# look for first (assumed here: absent)
 kubectl --context=c1 get jobset first --ignore-not-found --output=json
 
 mkdir -p visor-launch/first

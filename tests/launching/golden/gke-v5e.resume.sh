@@ -1,10 +1,13 @@
 #!/bin/bash
 
-# look for first
+# look for first (assumed here: failed)
 kubectl --context=c1 get jobset first --ignore-not-found --output=json
 
 # look for the secret hf-token, without reading it
 kubectl --context=c1 get secret hf-token --output=name
+
+# end the pods of first and wait for them
+kubectl --context=c1 delete jobset first --ignore-not-found --cascade=foreground --wait --timeout=360s
 
 mkdir -p visor-launch/first
 cat >visor-launch/first/manifest.yaml <<'VISOR_END'

@@ -1,6 +1,6 @@
 #!/bin/bash
 
-# look for first
+# look for first (assumed here: absent)
 kubectl --context=c1 get jobset first --ignore-not-found --output=json
 
 mkdir -p visor-launch/first
