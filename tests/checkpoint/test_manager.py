@@ -387,6 +387,13 @@ def test_too_many_failures_in_a_row_end_the_run_and_keep_the_older_step(copied, 
     assert newest(copied).step == 2
 
 
+def test_a_save_that_could_not_be_read_is_never_committed(tmp_path):
+    folder = tmp_path / "run[1]"  # Orbax looks for the files that it has written by a pattern, and finds none here
+    with pytest.raises(RunError, match=r"written no arrays/opt_state/manifest.ocdbt"), opened(folder) as checkpoints:
+        checkpoints.save(1, make_state(), wait=True)
+    assert find_newest(folder).manifest is None
+
+
 def test_a_failed_last_save_is_no_clean_end(tmp_path, unwritable):
     unwritable.left = 1
     with pytest.raises(RunError, match="could not be saved"), opened(tmp_path) as checkpoints:

@@ -22,6 +22,7 @@ from visor_jax.errors import RequestError
 from visor_jax.tree import flatten, unflatten
 
 UNFINISHED_MARK = "orbax-checkpoint-tmp"  # in the name of a folder that Orbax has not finished writing
+INDEX = "manifest.ocdbt"  # in the folder of an item: where all its arrays are
 # Target size of a file of arrays, whose content is held in memory until the file is full; the smaller sizes are used
 # when memory is short, and arrays are then encoded in chunks.
 FILE_BYTES, SHORT_FILE_BYTES, CHUNK_BYTES = 128 * 2**20, 32 * 2**20, 16 * 2**20

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from visor_jax.checkpoint.arrays import BUCKET_MARK, UNFINISHED_MARK, ArraySaver, describe_tree, items_of
+from visor_jax.checkpoint.arrays import BUCKET_MARK, INDEX, UNFINISHED_MARK, ArraySaver, describe_tree, items_of
 from visor_jax.checkpoint.manifest import (
     COMMIT,
     Damaged,
@@ -198,6 +198,10 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         items = {item: f"{ARRAYS}/{item}" for item in items_of(tree)}
+        for folder in items.values():  # Orbax reports no error where it does not find what it has to put together
+            with bucket_errors(place):
+                if not (place / folder / INDEX).exists():
+                    raise RunError(f"{place}: Orbax has written no {folder}/{INDEX}, without which it reads nothing")
         seal(place, step, identity=self._identity, meta=meta, tree=tree, items=items, known=known)
         self._manifests[step] = read_manifest(place)
         try:
