@@ -241,6 +241,9 @@ def test_kill_9_then_the_last_good_checkpoint_is_used(
     # A save goes on in the background: a kill in a later step may still have cut it short, never another one's step.
     assert last is None or str(last.step) == saved
     caplog.set_level("INFO", logger="visor_jax")
+    if place == "step:4":  # the seconds before the last save are not lost
+        before, after = (read_json(run / "goodput.json") for run in (tiny_run, tiny_copy))
+        assert after["compile"] > before["compile"] and after["save"] > before["save"]
     train(config, "policy", workdir)
     assert ("policy: resumed after step" in caplog.text) == (last is not None)
     assert metric_rows(tiny_copy, "policy") == metric_rows(tiny_run, "policy")

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import EMA, WEIGHTS
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
-from visor_jax.errors import STOPPED
+from visor_jax.errors import STOPPED, RunError
 from visor_jax.scale.distributed import is_main, once
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
@@ -194,6 +194,7 @@ def run_steps(run: Run, state: State, start: int, position: Any = None) -> int:
                 if not run.bad_steps.in_row:
                     with goodput.time("save"):
                         save(run, step, state, writer, wait=last)
+                    keep_seconds(goodput)
             if stopping and step.number < settings.steps:
                 leave(run, step.number)
     run.bad_steps.check_ended_well(run.stage, settings.steps)
@@ -245,6 +246,17 @@ def save(run: Run, step: Step, state: State, writer: MetricsWriter | NoMetrics, 
         meta["skips"] = run.objective.skips.state()
     run.checkpoints.save(step.number, arrays, meta=meta, wait=wait)
     beat()
+
+
+def keep_seconds(goodput: Goodput) -> None:
+    """Writes the goodput so far, so that a kill loses only the seconds since the last save.
+
+    Where that fails, training goes on: the save itself reports a full disk, and is repeated.
+    """
+    try:
+        goodput.write()
+    except (OSError, RunError) as error:
+        log.warning("goodput.json cannot be written now: %s", error)
 
 
 def restore_counts(meta: Mapping[str, Any], objective: Objective, bad_steps: BadSteps) -> None:
