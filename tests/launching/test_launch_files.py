@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from visor_jax.__main__ import main
 from visor_jax.launching import gke, images, sky
 from visor_jax.launching.description import Launch, describe
 
 ROOT = Path(__file__).parents[2]
+# Where the machines see what the configuration names.
+DATA = ("--config.tokenizer.path=/gcs/my-data/tokenizer.json", "--config.data.root=/gcs/my-data/records")
 Render = Callable[[Launch], str]
 FILES: dict[str, tuple[Render, str, str, dict[str, Any]]] = {
     "launch/gke/v5e-16.yaml": (gke.manifest, "gke", "v5e:4x4", {"secrets": ["HF_TOKEN"]}),
@@ -33,12 +38,18 @@ def content(name: str) -> str:
     flags = {"capacity": "--capacity={}", "slices": "--slices={}", "image": "--image={}"}
     words = [flags[key].format(value) for key, value in given.items() if key in flags]
     words += [f"--secret={secret}" for secret in options.get("secrets", ())]
-    header = (
-        f"# visor launch --dry-run --target={target} --name=first --topology={topology} \\\n"
-        f"#   --config={given['config']} --workdir={given['workdir']}" + (" \\\n" if words else "\n")
-    )
-    header += f"#   {' '.join(words)}\n" if words else ""
-    return header + render(describe(target, "first", topology, config_json="{}", **given))
+    slices = options.get("slices", 1)
+    overrides = [*DATA, *(["--config.mesh.dcn_replica=2", "--config.data.batch_size=64"] if slices > 1 else [])]
+    lines = [
+        f"visor launch --dry-run --target={target} --name=first --topology={topology}",
+        f"--config={given['config']} --workdir={given['workdir']}",
+        " ".join(words),
+        f"--bucket=my-data {' '.join(DATA)}",
+        " ".join(overrides[len(DATA) :]),
+    ]
+    header = " \\\n#   ".join(line for line in lines if line)
+    launch = describe(target, "first", topology, config_json="{}", buckets=["my-data"], overrides=overrides, **given)
+    return f"# {header}\n{render(launch)}"
 
 
 def rendered() -> dict[str, str]:
@@ -50,6 +61,20 @@ def rendered() -> dict[str, str]:
 @pytest.mark.parametrize("name", rendered())
 def test_a_file_is_what_is_rendered(name: str) -> None:
     assert (ROOT / name).read_text() == rendered()[name]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_command_in_a_file_prints_it(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As typed: no check refuses it, that of its memory included. The digest counts the resolved configuration too."""
+    text = (ROOT / name).read_text()
+    lines = [line.removeprefix("#").rstrip("\\") for line in text.splitlines() if line.startswith("#")]
+    assert main(shlex.split(" ".join(lines))[1:]) == 0, capsys.readouterr().err
+    manifest = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+    assert without_digest(manifest) in without_digest(capsys.readouterr().out)
+
+
+def without_digest(text: str) -> str:
+    return re.sub(r"(visor-jax/launch:) \S+", r"\1", text)
 
 
 def test_every_manifest_is_rendered() -> None:

@@ -1,6 +1,6 @@
 """Run a configuration on machines elsewhere: Cloud TPU VMs, GKE, a Slurm cluster, or SkyPilot.
 
-`visor launch --target=tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --config=llava_ov_0p5b
+`visor launch --target=tpu --name=first --topology=v5e:4x4 --zone=us-west4-a --config=CONFIG
 --workdir=gs://BUCKET/first` creates the machines, waits for them, copies the package and the configuration, and starts
 `visor run` there. ACTION is one of
 
@@ -13,7 +13,8 @@
 
 `--dry-run` prints the exact commands and files as a shell script, and runs nothing: it needs no client, no credentials
 and no network. A job that cannot fit its topology by formula is refused before anything is created; `--force` skips
-that check only. Values of secrets are never given here: `--secret=HF_TOKEN` names one that the target stores.
+that check only. Values of secrets are never given here: `--secret=HF_TOKEN` names one that the target stores; for
+Slurm and SkyPilot, one of this shell. Tokenizer and records must lie where the machines see them. docs/launch.md.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def check_batch(config: Config, stage: str, topology: Topology) -> None:
             f"batch_size of stage {stage!r}={rows}: expected a multiple of {unit}, because the {topology.devices}"
             f" devices of {topology.flags} split the rows {mesh_of(config, topology).row_ways} ways, each in"
             " whole pools (data.pool_rows) and parts (train.accumulate); change it or mesh.replica, mesh.fsdp and"
-            " mesh.tensor, or try --search"
+            " mesh.tensor, or try 'visor plan --search'"
         )
 
 
