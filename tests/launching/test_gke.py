@@ -184,12 +184,23 @@ def test_another_run_of_the_same_name_is_not_replaced(clients: Clients) -> None:
     ],
 )
 def test_status(
-    status: dict[str, Any], pods: list[str], spec: dict[str, Any], expected: dict[str, Any], clients: Clients
+    status: dict[str, Any],
+    pods: list[str],
+    spec: dict[str, Any],
+    expected: dict[str, Any],
+    clients: Clients,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert act("status") == {"name": "mine", "target": "gke", "state": "absent"}
+    assert capsys.readouterr().out == "mine: absent\n"
     act("up")
+    assert "mine: submitted" in capsys.readouterr().err
     set_status(clients, status, pods, **spec)
+    capsys.readouterr()
     assert act("status").items() >= expected.items()
+    out = capsys.readouterr().out
+    assert out.startswith(f"mine: {expected['state']}; restarts: ") and out.count("\n") == 1
+    assert all(phase in out for phase in pods)
 
 
 def test_stop_waits_for_the_pods_to_save_and_resume_starts_the_same_run(clients: Clients) -> None:

@@ -234,23 +234,29 @@ def test_secrets_are_named_only(clients: Clients, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING", "RECOVERING", "SUCCEEDED", "FAILED_SETUP"])
-def test_status(status: str, clients: Clients) -> None:
+def test_status(status: str, clients: Clients, capsys: pytest.CaptureFixture[str]) -> None:
     assert act("status") == {"name": "mine", "target": "sky", "state": "absent"}
+    assert capsys.readouterr().out == "mine: absent\n"
     act("up")
     set_status(clients, status, recoveries=2)
     assert act("status") == {"name": "mine", "target": "sky", "state": status.lower(), "job": 1, "recoveries": 2}
+    assert capsys.readouterr().out == f"mine: {status.lower()}; recoveries: 2\n"
 
 
-def test_stop_and_resume(clients: Clients) -> None:
+def test_stop_and_resume(clients: Clients, capsys: pytest.CaptureFixture[str]) -> None:
     act("up")
+    assert "mine: submitted" in capsys.readouterr().err
     set_status(clients, "RUNNING")
     assert act("stop")["state"] == "stopped"
+    assert "mine: stopped" in capsys.readouterr().err
     assert act("stop")["state"] == "cancelled"
     assert len(clients.calls("cancel")) == 1
     assert act("resume")["state"] == "submitted"
     assert act("status") == {"name": "mine", "target": "sky", "state": "pending", "job": 2, "recoveries": 0}
+    capsys.readouterr()
     for _ in range(2):
         assert act("delete")["state"] == "deleted"
+        assert capsys.readouterr().err.endswith("visor: mine: deleted; the workdir stays\n")
     assert len(clients.calls("cancel")) == 2
 
 

@@ -213,6 +213,7 @@ def _resume(launch: Launch, runner: Runner) -> dict[str, Any]:
 def _apply(launch: Launch, runner: Runner) -> dict[str, Any]:
     path = runner.write("manifest.yaml", manifest(launch))
     runner.run(_kubectl(launch, "apply", f"--filename={path}", purpose=f"create the pods of {launch.name}"))
+    runner.say(f"{launch.name}: submitted; 'visor launch status' says when it runs")
     return {"name": launch.name, "target": "gke", "state": "submitted", "manifest": str(path)}
 
 
@@ -243,12 +244,16 @@ def _status(launch: Launch, runner: Runner) -> dict[str, Any]:
     found = _find(launch, runner, "running")
     result: dict[str, Any] = {"name": launch.name, "target": "gke", "state": _state(found)}
     if not found:
+        runner.tell(f"{launch.name}: absent")
         return result
     options = (f"--selector={SELECTOR}={launch.name}", "--output=json")
     command = _kubectl(launch, "get", "pods", *options, purpose="ask for its pods", assumed='{"items": []}')
     pods = json.loads(runner.run(command).out or "{}").get("items", [])
     phases = Counter(pod.get("status", {}).get("phase", "Unknown") for pod in pods)
-    return result | {"restarts": found.get("status", {}).get("restarts", 0), "pods": dict(sorted(phases.items()))}
+    restarts = found.get("status", {}).get("restarts", 0)
+    counts = ", ".join(f"{count} {phase}" for phase, count in sorted(phases.items())) or "none"
+    runner.tell(f"{launch.name}: {result['state']}; restarts: {restarts}; pods: {counts}")
+    return result | {"restarts": restarts, "pods": dict(sorted(phases.items()))}
 
 
 def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
@@ -259,6 +264,7 @@ def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
     """
     runner.say(f"{launch.name}: SIGTERM; waiting at most {launch.grace_seconds} s for the processes to save")
     _with_job_sets(_delete_job_set(launch), launch, runner)
+    runner.say(f"{launch.name}: stopped; node pools that do not shrink still cost money")
     return {"name": launch.name, "target": "gke", "state": "stopped"}
 
 
@@ -267,6 +273,7 @@ def _delete(launch: Launch, runner: Runner) -> dict[str, Any]:
     _with_job_sets(_delete_job_set(launch), launch, runner)
     options = ("delete", "configmap", f"{launch.name}-config", "--ignore-not-found")
     runner.run(_kubectl(launch, *options, purpose=f"delete the configuration of {launch.name}"))
+    runner.say(f"{launch.name}: deleted; workdir, secrets and node pools stay")
     return {"name": launch.name, "target": "gke", "state": "deleted"}
 
 

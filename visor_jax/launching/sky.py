@@ -180,6 +180,7 @@ def _up(launch: Launch, runner: Runner) -> dict[str, Any]:
     secrets = [option for secret in launch.secrets for option in ("--secret", secret)]
     argv = ("sky", "jobs", "launch", "--name", launch.name, *secrets, "--yes", "--detach-run", str(path))
     runner.run(Command(argv, f"start the managed job {launch.name}"))
+    runner.say(f"{launch.name}: submitted; 'visor launch status' says when it runs")
     return {"name": launch.name, "target": "sky", "state": "submitted", "task": str(path)}
 
 
@@ -190,7 +191,11 @@ def _logs(launch: Launch, runner: Runner) -> dict[str, Any]:
 
 
 def _status(launch: Launch, runner: Runner) -> dict[str, Any]:
-    return _result(launch, _find(launch, runner))
+    result = _result(launch, _find(launch, runner))
+    runner.tell(
+        f"{launch.name}: {result['state']}" + (f"; recoveries: {result['recoveries']}" if "job" in result else "")
+    )
+    return result
 
 
 def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
@@ -206,12 +211,14 @@ def _stop(launch: Launch, runner: Runner) -> dict[str, Any]:
         if (left := left - POLL_SECONDS) < 0:
             raise RunError(f"--name={launch.name}: still {job['status']}; see 'sky jobs queue'")
         runner.sleep(POLL_SECONDS)
+    runner.say(f"{launch.name}: stopped; SkyPilot takes its machines down")
     return {"name": launch.name, "target": "sky", "state": "stopped"}
 
 
 def _delete(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Cancels the job. SkyPilot takes its machines down itself; the workdir stays."""
     _stop(launch, runner)
+    runner.say(f"{launch.name}: deleted; the workdir stays")
     return {"name": launch.name, "target": "sky", "state": "deleted"}
 
 

@@ -125,3 +125,4 @@ kubectl --context=c1 apply --filename=visor-launch/first/manifest.yaml
 
 # on stderr: visor (dry run): for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-central1-a --project=my-project --machine-type=a3-highgpu-8g --num-nodes=2 --accelerator=type=nvidia-h100-80gb,count=8,gpu-driver-version=default
 # on stderr: visor (dry run): xpk has no option for --secret, --bucket, --topology=h100x8:2, --queue=q1; use the manifest
+# on stderr: visor (dry run): first: submitted; 'visor launch status' says when it runs

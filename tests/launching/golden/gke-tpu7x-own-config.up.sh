@@ -144,3 +144,4 @@ kubectl --context=c1 apply --filename=visor-launch/first/manifest.yaml
 # on stderr: visor (dry run): for a cluster without such nodes: gcloud compute resource-policies create workload-policy tpu7x-2x2x2 --type=HIGH_THROUGHPUT --accelerator-topology=2x2x2 --region=us-central1 --project=my-project
 # on stderr: visor (dry run): for a cluster without such nodes: gcloud container node-pools create first-0 --cluster=c1 --node-locations=us-central1-c --project=my-project --machine-type=tpu7x-standard-4t --num-nodes=0 --placement-policy=tpu7x-2x2x2 --flex-start --enable-autoscaling --max-nodes=2 --location-policy=ANY --reservation-affinity=none --no-enable-autorepair --enable-queued-provisioning
 # on stderr: visor (dry run): xpk has no option for --secret, --bucket, --config=configs/forkme.py, --queue=q1; use the manifest
+# on stderr: visor (dry run): first: submitted; 'visor launch status' says when it runs

@@ -5,3 +5,5 @@ kubectl --context=c1 delete jobset first --ignore-not-found --cascade=foreground
 
 # delete the configuration of first
 kubectl --context=c1 delete configmap first-config --ignore-not-found
+
+# on stderr: visor (dry run): first: deleted; workdir, secrets and node pools stay

@@ -117,3 +117,5 @@ VISOR_END
 
 # create the pods of first
 kubectl --context=c1 apply --filename=visor-launch/first/manifest.yaml
+
+# on stderr: visor (dry run): first: submitted; 'visor launch status' says when it runs

@@ -72,3 +72,4 @@ VISOR_END
 sky jobs launch --name first --secret HF_TOKEN --yes --detach-run visor-launch/first/task.yaml
 
 # on stderr: visor (dry run): --project=my-project: SkyPilot takes the project that 'gcloud config get project' prints
+# on stderr: visor (dry run): first: submitted; 'visor launch status' says when it runs
