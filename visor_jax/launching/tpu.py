@@ -230,6 +230,7 @@ def wait(launch: Launch, runner: Runner) -> None:
 
 def copy(launch: Launch, runner: Runner) -> None:
     """Copies the package as a wheel and the resolved configuration to every worker, and nothing else."""
+    runner.say(f"{launch.name}: copying the package and the configuration to every worker")
     package, config = wheel.build(runner), runner.write("config.json", launch.config_json)
     target = (f"{launch.name}:visor/{launch.name}/", *place(launch), "--node=all", "--worker=all")
     runner.run(Command((*QUEUED, "scp", str(package), str(config), *target), "copy the package and the configuration"))
@@ -238,6 +239,7 @@ def copy(launch: Launch, runner: Runner) -> None:
 def run(launch: Launch, runner: Runner) -> None:
     """Installs the package on every worker and starts the run there."""
     install = script(launch, "install", wheel=wheel.FILE)
+    runner.say(f"{launch.name}: installing on every worker, which takes minutes")
     runner.run(ssh_command(launch, install, "install the package on every worker"))
     started = runner.run(
         ssh_command(launch, script(launch, "start", run_script=run_script(launch)), "start the run on every worker")

@@ -91,3 +91,5 @@ echo "$(hostname): $unit started"
 '
 
 # on stderr: visor (dry run): first: ACTIVE
+# on stderr: visor (dry run): first: copying the package and the configuration to every worker
+# on stderr: visor (dry run): first: installing on every worker, which takes minutes
