@@ -320,6 +320,7 @@ def test_a_dry_run_shows_every_command_of_an_action(capsys: pytest.CaptureFixtur
         ({"image": ""}, r"--image: not set; .*launch/docker/tpu\.Dockerfile"),
         ({"image": "", "topology": "h100x8"}, r"launch/docker/cuda\.Dockerfile"),
         ({"workdir": "/data/run"}, r"--workdir=/data/run: expected gs://BUCKET/PATH"),
+        ({"topology": "h200x2"}, "--topology=h200x2: .*expected h200x8"),
         ({"max_hours": 3}, "--max-hours=3: GKE ends no run by time; expected with --capacity=flex-start and --queue"),
         ({"topology": "v5e:2x2", "slices": 2}, "--slices=2: .*v5e:2x2 is one machine"),
         ({"labels": ["team=vision-"]}, "--label=team=vision-: Kubernetes"),

@@ -95,6 +95,7 @@ def test_an_image_brings_the_package() -> None:
         ({"capacity": "reserved"}, "--capacity=reserved"),
         ({"queue": "mine"}, "--cluster, --queue"),
         ({"max_restarts": 3}, "--max-restarts=3: SkyPilot restarts after 143 and 134 without a limit"),
+        ({"topology": "h200x4"}, "--topology=h200x4: .*expected h200x8"),
         ({"max_hours": 3}, "--max-hours=3: SkyPilot waits, and a run lasts, without a limit"),
         ({"workdir": "/data/run"}, "--workdir=/data/run: expected gs://BUCKET/PATH"),
         ({"service_account": "trainer@project.iam.gserviceaccount.com"}, "gcp.remote_identity"),

@@ -58,6 +58,8 @@ def check(launch: Launch) -> None:
         raise RequestError(
             f"--slices={machines.slices}: GKE joins slices of several machines only; {machines.text} is one machine"
         )
+    if machines is not None and machines.chip.name == "h200" and machines.chips_per_host != 8:
+        raise RequestError(f"--topology={machines.text}: Google's machines with H200 have 8 of them; expected h200x8")
     if launch.max_hours != Launch.max_hours and not (launch.queue and launch.capacity == "flex-start"):
         raise RequestError(
             f"--max-hours={launch.max_hours}: GKE ends no run by time; expected with --capacity=flex-start and --queue"

@@ -45,6 +45,9 @@ def check(launch: Launch) -> None:
         raise RequestError(f"--topology={launch.machines.text}: SkyPilot has no tpu7x; use --target=gke")
     if launch.rented is not None and launch.machines.slices > 1:
         raise RequestError(f"--slices={launch.machines.slices}: SkyPilot joins no slices; use --target=tpu or gke")
+    if launch.rented is not None and launch.machines.chip.name == "h200" and launch.machines.chips_per_host != 8:
+        text = launch.machines.text
+        raise RequestError(f"--topology={text}: Google's machines with H200 have 8 of them; expected h200x8")
     if launch.capacity not in ("on-demand", "spot"):
         raise RequestError(
             f"--capacity={launch.capacity}: a SkyPilot task is on-demand or spot; use --target=tpu or gke"
