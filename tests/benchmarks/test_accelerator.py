@@ -62,6 +62,7 @@ def test_a_part_writes_its_rows(tmp_path: Path, quick: None, part: str) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "names", "kernel"),
     [
