@@ -295,7 +295,13 @@ def test_a_dry_run_prints_the_task_and_runs_nothing(clients: Clients, capsys: py
     ("options", "expected"),
     [
         (
-            {"topology": "v6e:4x4", "zone": "us-east5-b", "capacity": "spot", "secrets": ["HF_TOKEN"]},
+            {
+                "topology": "v6e:4x4",
+                "zone": "us-east5-b",
+                "capacity": "spot",
+                "secrets": ["HF_TOKEN"],
+                "buckets": ["b-1"],
+            },
             {"machine": "TPU-VM", "accelerators": {"tpu-v6e-16": 1}, "spot": True, "zone": "us-east5-b", "nodes": 1},
         ),
         ({"topology": "v5p:2x2x4"}, {"machine": "TPU-VM", "accelerators": {"tpu-v5p-32": 1}, "spot": False}),
