@@ -272,6 +272,22 @@ def test_another_configuration_is_refused_by_field(saved):
             checkpoints.restore(2, make_state())
 
 
+def test_a_step_of_a_version_without_a_field_has_its_default(tmp_path):
+    fields = {"train.steps": 4, "model.text.num_layers": 6}
+    with opened(
+        tmp_path, identity={"stage": "full", "config": fields, "config_hash": "old", "data": ""}
+    ) as checkpoints:
+        checkpoints.save(1, make_state(), wait=True)
+    for decay in (0.0, 0.9):
+        now = {"stage": "full", "config": {**fields, "train.ema_decay": decay}, "config_hash": "new", "data": ""}
+        with opened(tmp_path, identity=now) as checkpoints:
+            if not decay:
+                assert checkpoints.latest() == 1
+                continue
+            with pytest.raises(RequestError, match=r"dataset: train.ema_decay is 0.0 there and 0.9 here; expected"):
+                checkpoints.latest()
+
+
 def test_another_dataset_is_refused(saved):
     with (
         opened(saved, identity={**IDENTITY, "data": "abc"}) as checkpoints,

@@ -52,7 +52,7 @@ from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
 from visor_jax.files.read_write import remove_folder
 from visor_jax.scale.distributed import divided
 from visor_jax.workdir.fault_points import fault_point
-from visor_jax.workdir.provenance import differing_fields, plain
+from visor_jax.workdir.provenance import default_fields, differing_fields, plain
 
 log = logging.getLogger(__name__)
 
@@ -332,10 +332,15 @@ class Checkpoints:
         return self._manifests[step]
 
     def _check_identity(self, manifest: Manifest) -> None:
-        theirs = manifest.identity
-        # Fields that an earlier version did not record are not compared.
-        theirs = {**{name: self._identity[name] for name in ADDED if name in self._identity}, **theirs}
-        if differences := differing_fields(theirs, self._identity):
+        # Fields that an earlier version did not record are not compared, and those of a configuration that it did not
+        # have had the values that are the defaults now. The hash says nothing that the fields do not say.
+        theirs, mine = ({k: v for k, v in x.items() if k != "config_hash"} for x in (manifest.identity, self._identity))
+        theirs = {**{name: mine[name] for name in ADDED if name in mine}, **theirs}
+        defaults = {
+            f"config.{name}": value for name, value in default_fields().items() if name in mine.get("config", {})
+        }
+        missing = {name: x for name, x in defaults.items() if name.partition(".")[2] not in theirs.get("config", {})}
+        if differences := differing_fields(theirs, mine, missing):
             raise foreign(self._folder / str(manifest.step), differences)
 
 
