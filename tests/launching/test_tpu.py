@@ -112,6 +112,20 @@ def test_resume_recreates_a_slice_that_is_gone_while_the_request_is_active(clien
     assert len(clients.calls("delete")) == len(clients.calls("create")) == 1
 
 
+@pytest.mark.parametrize(
+    ("paid", "capacity"), [({"spot": {}}, "spot"), ({"guaranteed": {"reserved": True}}, "reserved")], ids=str
+)
+def test_resume_asks_for_the_same_capacity(clients: Clients, paid: dict[str, Any], capacity: str) -> None:
+    """A forgotten --capacity=spot would rent machines that cost more."""
+    lost = {"type": tpu.accelerator_type(launch_of()), "nodes": ["first"], "states": ["SUSPENDED"], "paid": paid}
+    clients.set(requests={"first": lost})
+    with pytest.raises(RequestError, match=f"--capacity=on-demand: first was asked for with --capacity={capacity}"):
+        act("resume")
+    assert not clients.calls("delete")
+    assert act("resume", capacity=capacity)["state"] == "running"
+    assert len(clients.calls("delete")) == 1
+
+
 def test_resume_creates_what_does_not_exist(clients: Clients) -> None:
     assert act("resume")["state"] == "running"
     assert len(clients.calls("create")) == 1 and not clients.calls("delete")

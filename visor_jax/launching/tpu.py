@@ -173,18 +173,34 @@ def up(launch: Launch, runner: Runner) -> dict[str, Any]:
 
 def resume(launch: Launch, runner: Runner) -> dict[str, Any]:
     """Creates again what was preempted, suspended or failed, waits, and starts the run, which continues."""
-    state, _ = state_of(launch, runner, "SUSPENDED")
+    state, record = state_of(launch, runner, "SUSPENDED")
     while state in GOING:
         runner.say(f"{launch.name}: {state}; waiting until it has ended")
         runner.sleep(POLL_SECONDS)
-        state, _ = state_of(launch, runner, "SUSPENDED")
+        state, record = state_of(launch, runner, "SUSPENDED")
     lost = state in ("SUSPENDED", "FAILED") or (state == "ACTIVE" and lost_nodes(launch, runner))
     if lost:
+        check_capacity(launch, record)
         runner.say(f"{launch.name}: {state}; deleting it and asking again")
         runner.run(delete_command(launch), accept=NOT_FOUND)
     if lost or state == ABSENT:
         create(launch, runner)
     return start(launch, runner)
+
+
+def check_capacity(launch: Launch, record: Mapping[str, Any]) -> None:
+    """Checks that what replaces a request is paid for in the same way: a forgotten flag costs money.
+
+    Raises:
+      RequestError: the request was for spot or reserved machines, and the launch is not.
+    """
+    reserved = (record.get("guaranteed") or {}).get("reserved")
+    before = "spot" if "spot" in record else "reserved" if reserved else launch.capacity
+    if before != launch.capacity:
+        raise RequestError(
+            f"--capacity={launch.capacity}: {launch.name} was asked for with --capacity={before}; give that again, or"
+            " 'visor launch delete' it first"
+        )
 
 
 def create(launch: Launch, runner: Runner) -> None:

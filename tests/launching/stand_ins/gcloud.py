@@ -71,7 +71,7 @@ def describe(requests: Any, request: Any) -> int:
         return failure("describe", "NOT_FOUND: Resource was not found")
     detail = {"failedData": {"error": {"code": 8, "message": "no capacity"}}} if state == "FAILED" else {}
     spec = [{"nodeId": node, "node": {"acceleratorType": request["type"]}} for node in request["nodes"]]
-    print(json.dumps({"state": {"state": state, **detail}, "tpu": {"nodeSpec": spec}}))
+    print(json.dumps({"state": {"state": state, **detail}, "tpu": {"nodeSpec": spec}, **request.get("paid", {})}))
     request["states"] = later or [state]
     write("requests.json", requests)
     return 0
