@@ -288,6 +288,19 @@ def test_a_step_of_a_version_without_a_field_has_its_default(tmp_path):
                 checkpoints.latest()
 
 
+def test_a_step_is_resumed_where_the_tokenizer_lies_elsewhere(tmp_path):
+    for place, file in (("a", "tokenizer.json"), ("b", "tokenizer.json"), ("b", "other.json")):
+        fields = {"tokenizer.path": f"/{place}/{file}"}
+        with opened(tmp_path, identity={"stage": "full", "config": fields, "tokenizer": "sha"}) as checkpoints:
+            if place == "a":
+                checkpoints.save(1, make_state(), wait=True)
+            elif file == "tokenizer.json":
+                assert checkpoints.latest() == 1
+            else:
+                with pytest.raises(RequestError, match=r"tokenizer.path is \"/a/tokenizer.json\" there"):
+                    checkpoints.latest()
+
+
 def test_another_dataset_is_refused(saved):
     with (
         opened(saved, identity={**IDENTITY, "data": "abc"}) as checkpoints,
