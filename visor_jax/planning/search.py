@@ -16,7 +16,7 @@ from typing import Any
 from visor_jax.config import Config, apply_overrides, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.planning.memory import chip_bytes
-from visor_jax.planning.plan import plan, planned_stages
+from visor_jax.planning.plan import plan
 from visor_jax.planning.roofline import estimate
 from visor_jax.planning.workload import Mesh, mesh_of, workload
 from visor_jax.scale.topologies import Topology
@@ -120,12 +120,9 @@ def candidates(config: Config, topology: Topology, stages: Sequence[str]) -> Ite
     unit = config.data.pool_rows if packed else 1
     heads = config.model.text.num_kv_heads
     slices = topology.slices
-    # Checks refuse parts for the objective "base" in any stage of the run, also in one that is not planned.
-    trained = [stage_config(config, stage) for stage in planned_stages(config)]
-    accumulate = [1] if any(stage.objective == "base" for stage in trained) else ACCUMULATE
     over = [(slices, 1), (1, slices)] if slices > 1 else [(1, 1)]
     for (dcn_replica, dcn_fsdp), replica, tensor, factor, parts, (remat, tower) in itertools.product(
-        over, REPLICA, TENSOR, BATCH_FACTORS, accumulate, POLICIES
+        over, REPLICA, TENSOR, BATCH_FACTORS, ACCUMULATE, POLICIES
     ):
         rows = int(config.data.batch_size * factor)
         ways = topology.devices // tensor
