@@ -91,7 +91,7 @@ def text_of(case: str, action: str) -> str:
     progress = "".join(f"\n# on stderr: {line}" for line in said.getvalue().splitlines())
     text = (printed.getvalue() + progress).rstrip("\n") + "\n"
     text = text.replace(sys.executable, "python").replace(f"{ROOT}\n", "/repository\n")
-    text = text.replace(wheel.FILE, "visor_jax-VERSION-py3-none-any.whl")
+    text = text.replace(wheel.FILE, "visor_jax-VERSION-py3-none-any.whl").replace(" ".join(wheel.pins()), "PINS")
     return "#!/bin/bash\n" + text.replace(str(Path.cwd()), "/here")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from visor_jax.__main__ import main
-from visor_jax.launching import gke, images, sky
+from visor_jax.launching import gke, images, sky, wheel
 from visor_jax.launching.description import Launch, describe
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,18 @@ def content(name: str) -> str:
     return f"# {header}\n{render(launch)}"
 
 
+def pinned() -> list[str]:
+    """Returns the versions of requirements.txt, which files of the repository name whatever is installed here."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    versions = {name.replace("_", "-"): version for name, _, version in (line.partition("==") for line in lines)}
+    return [f"{name}=={versions[name]}" for name in wheel.PINNED]
+
+
+@pytest.fixture(autouse=True)
+def pins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheel, "pins", pinned)
+
+
 def rendered() -> dict[str, str]:
     """Returns every file by its path in the repository."""
     dockerfiles = {f"launch/docker/{kind}.Dockerfile": images.dockerfile(kind) for kind in images.KINDS}
@@ -84,5 +96,6 @@ def test_every_manifest_is_rendered() -> None:
 
 
 if __name__ == "__main__":
+    wheel.pins = pinned
     for file, text in rendered().items():
         (ROOT / file).write_text(text)

@@ -189,7 +189,8 @@ def test_setup_installs_the_wheel_with_the_packages_of_the_chip(
     assert [call for call in calls if call.startswith("python3 -m pip install")] == (
         [] if installed else [f"python3 -m pip install --user --quiet {sky.UV}"]
     )
-    last = f"uv pip install --quiet --python {tmp_path}/visor/bin/python ./{wheel.FILE}[{extra},gcs]"
+    what = " ".join([f"./{wheel.FILE}[{extra},gcs]", *wheel.pins()])
+    last = f"uv pip install --quiet --python {tmp_path}/visor/bin/python {what}"
     assert calls[-1] == last and calls.count(last) == 2
 
 

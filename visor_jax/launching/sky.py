@@ -140,12 +140,13 @@ while pgrep -f 'bin/[v]isor run' >/dev/null; do sleep 1; done
 def _setup(launch: Launch) -> str:
     """Returns the script that installs the wheel in the synchronized folder; it may run again."""
     extra = "tpu,gcs" if launch.machines.kind == "tpu" else "cuda,gcs"
+    packages = shlex.join([f"./{wheel.FILE}[{extra}]", *wheel.pins()])
     return f"""\
 set -eu
 export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || python3 -m pip install --user --quiet {shlex.quote(UV)}
 uv venv --allow-existing --quiet --python 3.12 "$HOME/visor"
-uv pip install --quiet --python "$HOME/visor/bin/python" {shlex.quote(f"./{wheel.FILE}[{extra}]")}
+uv pip install --quiet --python "$HOME/visor/bin/python" {packages}
 """
 
 

@@ -254,7 +254,7 @@ def copy(launch: Launch, runner: Runner) -> None:
 
 def run(launch: Launch, runner: Runner) -> None:
     """Installs the package on every worker and starts the run there."""
-    install = script(launch, "install", wheel=wheel.FILE)
+    install = script(launch, "install", wheel=wheel.FILE, pins=wheel.pins())
     runner.say(f"{launch.name}: installing on every worker, which takes minutes")
     runner.run(ssh_command(launch, install, "install the package on every worker"))
     started = runner.run(

@@ -23,6 +23,8 @@ DISTRIBUTION = "visor-jax"
 FILE = f"visor_jax-{visor_jax.__version__}-py3-none-any.whl"
 # Written by the installer about this installation; not part of the wheel.
 INSTALLED_ONLY = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json")
+# Machines that are asked for again later, or in another place, compute with the same versions.
+PINNED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "ml-collections", "numpy")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same files give the same wheel
 
 
@@ -42,6 +44,11 @@ def build(runner: Runner) -> Path:
         argv = (sys.executable, "-m", "visor_jax.launching.wheel", str(folder))
         runner.run(Command(argv, "pack the installed package as a wheel"))
     return folder / FILE
+
+
+def pins() -> list[str]:
+    """Returns what pip is told beside the wheel: the versions here of the packages that results depend on."""
+    return [f"{package}=={metadata.version(package)}" for package in PINNED]
 
 
 def pack(folder: Path) -> Path:

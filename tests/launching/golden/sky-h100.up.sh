@@ -53,7 +53,7 @@ setup: |
   export PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --user --quiet uv==0.13.9
   uv venv --allow-existing --quiet --python 3.12 "$HOME/visor"
-  uv pip install --quiet --python "$HOME/visor/bin/python" './visor_jax-VERSION-py3-none-any.whl[cuda,gcs]'
+  uv pip install --quiet --python "$HOME/visor/bin/python" './visor_jax-VERSION-py3-none-any.whl[cuda,gcs]' PINS
 run: |
   set -eu
   export PATH="$HOME/visor/bin:$PATH"

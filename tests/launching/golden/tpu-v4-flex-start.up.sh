@@ -53,7 +53,7 @@ cd "visor/first"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
 "$HOME/.local/bin/uv" pip install --quiet --python env/bin/python --reinstall-package visor-jax \
-  "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
+  PINS "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
 '
 
 # start the run on every worker

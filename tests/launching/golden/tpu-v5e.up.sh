@@ -53,7 +53,7 @@ cd "visor/first"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
 "$HOME/.local/bin/uv" pip install --quiet --python env/bin/python --reinstall-package visor-jax \
-  "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
+  PINS "visor-jax[tpu,gcs] @ file://$PWD/visor_jax-VERSION-py3-none-any.whl"
 if ! command -v gcsfuse >/dev/null; then
   release=$(lsb_release -c -s)
   curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null

@@ -12,7 +12,7 @@ cd "visor/{{ launch.name }}"
 python3 -m pip install --quiet --user uv
 "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 env
 "$HOME/.local/bin/uv" pip install --quiet --python env/bin/python --reinstall-package visor-jax \
-  "visor-jax[tpu,gcs] @ file://$PWD/{{ wheel }}"
+  {{ pins | sh_join }} "visor-jax[tpu,gcs] @ file://$PWD/{{ wheel }}"
 {% if launch.buckets %}
 if ! command -v gcsfuse >/dev/null; then
   release=$(lsb_release -c -s)
