@@ -17,7 +17,7 @@ metadata:
     app.kubernetes.io/name: visor-jax
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
-    visor-jax/launch: d191fbfe3bd874d3
+    visor-jax/launch: 574f45eba8cf7408
 spec:
   network:
     enableDNSHostnames: true
@@ -80,7 +80,7 @@ spec:
               - name: JAX_PLATFORMS
                 value: tpu,cpu
               - name: LIBTPU_INIT_ARGS
-                value: --xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true --xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true
+                value: --xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true --xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000
               - name: VISOR_COMPILE_CACHE
                 value: gs://runs-1/compile_cache
               - name: HF_TOKEN

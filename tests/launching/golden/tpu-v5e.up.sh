@@ -80,7 +80,7 @@ cat >run_process <<'"'"'VISOR_END'"'"'
 set -eu
 cd "$(dirname -- "$0")"
 export JAX_PLATFORMS=tpu,cpu
-export LIBTPU_INIT_ARGS='"'"'--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true --xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true'"'"'
+export LIBTPU_INIT_ARGS='"'"'--xla_tpu_enable_data_parallel_all_reduce_opt=true --xla_tpu_data_parallel_opt_different_sized_ops=true --xla_tpu_enable_async_collective_fusion=true --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true --xla_tpu_enable_async_collective_fusion_multiple_steps=true --xla_tpu_overlap_compute_collective_tc=true --xla_enable_async_all_gather=true --xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000'"'"'
 export VISOR_COMPILE_CACHE=gs://runs-1/compile_cache
 HF_TOKEN=$(gcloud secrets versions access latest --secret=HF_TOKEN --project=my-project)
 export HF_TOKEN
