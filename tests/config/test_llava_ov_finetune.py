@@ -36,8 +36,8 @@ def test_sizes_come_from_the_checkpoint(hub_folder: HubFolder, size: str, layers
     assert (arch.text, arch.vision, arch.anyres) == (stored.text, stored.vision, stored.anyres)
     assert (arch.plan, arch.text.num_layers, arch.num_slots) == ("visor", layers, slots)
     paper = load_config(CONFIGS / f"llava_ov_{size}.py")
-    for field in ("tiles", "visual_length"):
-        assert getattr(config.data, field) == getattr(paper.data, field), "what the largest picture needs"
+    assert (config.data.tiles, config.data.visual_length) == (paper.data.tiles, 8832), "what the largest picture needs"
+    assert paper.data.visual_length > 8832  # its rows hold several pictures
     for stage in ("warmup", "full", "universal"):
         rates = {"learning_rate", "group_rates", "schedule", "warmup_fraction", "weight_decay", "b2", "trainable"}
         ours, theirs = stage_config(config, stage), stage_config(paper, stage)

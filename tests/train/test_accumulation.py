@@ -58,7 +58,7 @@ def packed(rows_per_pool: int) -> dict[str, Any]:
 @pytest.mark.parametrize("rows_per_pool", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_step_in_parts_equals_the_whole(rows_per_pool: int) -> None:
     params, batch = flatten(testing.random_params(ARCH)), packed(rows_per_pool)
-    loss, tx = partial(answer_loss, arch=ARCH, num_turns=2, remat="none"), optax.scale_by_adam()
+    loss, tx = partial(answer_loss, arch=ARCH, num_turns=2, remat="none", tower_remat="none"), optax.scale_by_adam()
     state = State(params, {}, tx.init(params))
     step = testing.quick_jit(partial(update_step, loss, tx), static_argnames="accumulation")
     arguments = (state, batch, jnp.array([True]), jnp.float32(1e-3))

@@ -18,7 +18,7 @@ def test_in_bfloat16_activations_are_cast_and_gradients_are_those_of_the_float32
     on = jnp.ones(arch.num_slots, bool)
 
     def step(dtype: str):
-        loss = computed_in(dtype, partial(answer_loss, arch=arch, num_turns=1, remat="none"))
+        loss = computed_in(dtype, partial(answer_loss, arch=arch, num_turns=1, remat="none", tower_remat="none"))
         return testing.quick_jit(lambda p: jax.value_and_grad(lambda q: loss(q, batch, on)[0])(p))
 
     (exact, _), (rough, gradients) = step("float32")(params), step("bfloat16")(params)
