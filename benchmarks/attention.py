@@ -157,7 +157,7 @@ def splash_causal(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool =
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, -size % LANES))).swapaxes(1, 2)
 
     q = (q.astype(jnp.float32) * size**-0.5).astype(q.dtype)
-    out = jax.vmap(kernel)(heads_first(q, lengths[0]), heads_first(k, lengths[1]), heads_first(v, lengths[1]))
+    out: Any = jax.vmap(kernel)(heads_first(q, lengths[0]), heads_first(k, lengths[1]), heads_first(v, lengths[1]))
     return out.swapaxes(1, 2)[:, :queries, :, :size]
 
 
