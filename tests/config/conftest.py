@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from visor_jax.config import architecture, load_config
-from visor_jax.hf.config import write_config
-from visor_jax.hf.preprocessor import write_preprocessor
+from visor_jax.testing.hub import write_dense_shape
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -24,19 +21,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(size: str) -> Path:
         folder = root / size
         if not folder.exists():
-            folder.mkdir()
-            arch = dataclasses.replace(architecture(load_config(CONFIGS / f"llava_ov_{size}.py")), plan="dense")
-            told = write_config(
-                arch,
-                image_token_id=151_646,
-                system=None,
-                viable_budgets=[],
-                has_policy=False,
-                stage="base",
-                dtype="bfloat16",
-            )
-            (folder / "config.json").write_text(json.dumps(told))
-            (folder / "preprocessor_config.json").write_text(json.dumps(write_preprocessor(arch)))
+            write_dense_shape(folder, architecture(load_config(CONFIGS / f"llava_ov_{size}.py")))
         return folder
 
     return make

@@ -6,7 +6,6 @@ checked. Figures that the page prints are those of the plan.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -19,8 +18,7 @@ import pytest
 from visor_jax.__main__ import main
 from visor_jax.commands import command_line
 from visor_jax.config import architecture, load_config, stage_config
-from visor_jax.hf.config import write_config
-from visor_jax.hf.preprocessor import write_preprocessor
+from visor_jax.testing.hub import write_dense_shape
 
 PAGE = (Path(__file__).parents[2] / "docs" / "launch.md").read_text(encoding="utf-8")
 PROGRAMS = ("visor", "gcloud", "hf", "tensorboard")
@@ -35,20 +33,7 @@ with open({log!r}, "a") as log:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the page assumes it, with the JSON files of a checkpoint in HF_DIR."""
     folder = tmp_path_factory.mktemp("page")
-    arch = dataclasses.replace(architecture(load_config("llava_ov_0p5b")), plan="dense")
-    hf_dir = folder / "HF_DIR"
-    hf_dir.mkdir()
-    told = write_config(
-        arch,
-        image_token_id=151_646,
-        system=None,
-        viable_budgets=[],
-        has_policy=False,
-        stage="base",
-        dtype="bfloat16",
-    )
-    (hf_dir / "config.json").write_text(json.dumps(told))
-    (hf_dir / "preprocessor_config.json").write_text(json.dumps(write_preprocessor(arch)))
+    write_dense_shape(folder / "HF_DIR", architecture(load_config("llava_ov_0p5b")))
     return folder
 
 

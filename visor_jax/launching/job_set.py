@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from visor_jax.errors import ABORTED, STOPPED
-from visor_jax.launching.description import Launch, travels, visor_argv
+from visor_jax.launching.description import MOUNTS, Launch, travels, visor_argv
 from visor_jax.launching.environment import environment
 
 CONTAINER, REPLICATED_JOB, PORT = "visor", "slice", 8476
@@ -199,7 +199,7 @@ def _volumes(launch: Launch) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
         attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
         driver = {"driver": "gcsfuse.csi.storage.gke.io", "readOnly": True, "volumeAttributes": attributes}
         volumes.append({"name": f"bucket-{i}", "csi": driver})
-        mounts.append({"name": f"bucket-{i}", "mountPath": f"/gcs/{bucket}", "readOnly": True})
+        mounts.append({"name": f"bucket-{i}", "mountPath": f"{MOUNTS}/{bucket}", "readOnly": True})
     return volumes, mounts
 
 

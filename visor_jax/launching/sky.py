@@ -16,7 +16,7 @@ import yaml
 
 from visor_jax.errors import ABORTED, STOPPED, RequestError, RunError
 from visor_jax.launching import wheel
-from visor_jax.launching.description import Launch, travels, visor_argv
+from visor_jax.launching.description import MOUNTS, Launch, travels, visor_argv
 from visor_jax.launching.environment import environment
 from visor_jax.launching.steps import Command, Runner
 
@@ -98,7 +98,7 @@ def definition(launch: Launch) -> dict[str, Any]:
         content["workdir"] = f"visor-launch/{launch.name}"
     if launch.buckets:
         content["file_mounts"] = {
-            f"/gcs/{bucket}": {"source": f"gs://{bucket}", "mode": "MOUNT"} for bucket in launch.buckets
+            f"{MOUNTS}/{bucket}": {"source": f"gs://{bucket}", "mode": "MOUNT"} for bucket in launch.buckets
         }
     if not launch.image:
         content["setup"] = _setup(launch)

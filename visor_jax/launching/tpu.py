@@ -14,7 +14,7 @@ from typing import Any
 
 from visor_jax.errors import RequestError, RunError
 from visor_jax.launching import wheel
-from visor_jax.launching.description import Launch, visor_argv
+from visor_jax.launching.description import MOUNTS, Launch, visor_argv
 from visor_jax.launching.environment import environment
 from visor_jax.launching.machines import COUNTED_IN_CORES
 from visor_jax.launching.steps import Command, Done, Runner
@@ -123,7 +123,7 @@ def delete_command(launch: Launch) -> Command:
 
 def script(launch: Launch, name: str, **values: Any) -> str:
     """Returns a script for the workers."""
-    return render(f"tpu_{name}.sh", launch=launch, unit=f"visor-{launch.name}", **values)
+    return render(f"tpu_{name}.sh", launch=launch, unit=f"visor-{launch.name}", mounts=MOUNTS, **values)
 
 
 def run_script(launch: Launch) -> str:

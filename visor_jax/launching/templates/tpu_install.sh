@@ -23,7 +23,7 @@ if ! command -v gcsfuse >/dev/null; then
   sudo apt-get -q install --yes gcsfuse
 fi
 {% for bucket in launch.buckets %}
-sudo mkdir -p "/gcs/{{ bucket }}"
-mountpoint -q "/gcs/{{ bucket }}" || sudo gcsfuse -o ro,allow_other --implicit-dirs {{ bucket }} "/gcs/{{ bucket }}"
+sudo mkdir -p "{{ mounts }}/{{ bucket }}"
+mountpoint -q "{{ mounts }}/{{ bucket }}" || sudo gcsfuse -o ro,allow_other --implicit-dirs {{ bucket }} "{{ mounts }}/{{ bucket }}"
 {% endfor %}
 {% endif %}
