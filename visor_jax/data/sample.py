@@ -32,6 +32,8 @@ class Sample:
       source: name of its source.
       level: "easy" or "hard" if all its questions are of that level; "" if unknown.
       system: the record's system text; "" selects the configured one (`tokenizer.system`).
+      origin: row and column, in the tile's grid of patches, of the picture's first patch. With `data.small_pictures`
+        the sample's one picture then keeps its size, gives only its own patches and shares its tile with others.
     """
 
     id: str
@@ -40,6 +42,19 @@ class Sample:
     source: str
     level: str = ""
     system: str = ""
+    origin: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Several samples that fill one row of a batch together, as its segments 1, 2, ...; none sees another."""
+
+    samples: tuple[Sample, ...]
+
+
+def samples_of(record: Sample | Sheet) -> tuple[Sample, ...]:
+    """Returns the samples of what a source yields: those of a sheet, or the one sample itself."""
+    return record.samples if isinstance(record, Sheet) else (record,)
 
 
 class Source(Protocol):
