@@ -16,9 +16,10 @@ from visor_jax.config import from_dict
 from visor_jax.data.questions import single_questions
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.runner import evaluate, print_budgets, requested_budgets
+from visor_jax.evaluate.runner import evaluate, requested_budgets
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
+from visor_jax.evaluate.tables import print_budgets
 from visor_jax.files.read_write import read_json
 from visor_jax.loading import load
 from visor_jax.report.page import write_report

@@ -36,7 +36,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.commands.recipe import check_average, evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
-    from visor_jax.evaluate.runner import evaluate, print_budgets
+    from visor_jax.evaluate.runner import evaluate
+    from visor_jax.evaluate.tables import print_budgets
     from visor_jax.loading import MODEL_STAGES, load
     from visor_jax.scale.compiler_options import use_compile_cache
     from visor_jax.workdir.folder import WITHOUT_EFFECT, Workdir

@@ -26,7 +26,7 @@ from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.goodput import Goodput
 from visor_jax.workdir.lock import MAX_BYTES
-from visor_jax.workdir.provenance import differing_fields, plain
+from visor_jax.workdir.provenance import default_fields, differing_fields, plain
 from visor_jax.workdir.supervision import supervised, watched
 from visor_jax.workdir.visible import wait_until
 
@@ -235,7 +235,8 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
         def is_evaluated() -> bool:
             identity = evaluation_identity(config, model, workdir, "test")
             if current := is_current(evaluated, identity):
-                chunks_of(config, model, workdir, identity).remove()  # a kill after the result has left them
+                for chunks in chunks_of(config, model, workdir, identity).values():
+                    chunks.remove()  # a kill after the result has left them
             return current
 
         if not once(is_evaluated):
@@ -263,7 +264,12 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
 def is_current(result: Path, identity: dict[str, Any]) -> bool:
     """Returns whether a result file exists and was made with this model, data and settings."""
     record = read_json(result) if result.exists() else None
-    return isinstance(record, dict) and record.get("identity") == identity
+    theirs = record.get("identity") if isinstance(record, dict) else None
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("config"), dict):
+        return False
+    # A field that an earlier version did not have counts as its default.
+    rest = [{k: v for k, v in one.items() if k not in ("config", "config_hash")} for one in (theirs, identity)]
+    return rest[0] == rest[1] and not differing_fields(theirs["config"], identity["config"], default_fields())
 
 
 def is_export_of(proof: Path, model: Any) -> bool:
@@ -282,7 +288,7 @@ def _is_intact(file: Path, size: Any) -> bool:
 
 def print_summary(result: dict[str, Any], path: str) -> None:
     """Prints the final table of `visor run`."""
-    from visor_jax.evaluate.runner import print_budgets
+    from visor_jax.evaluate.tables import print_budgets
 
     print_budgets(result["evaluation"])
     print("report:", result["report"])

@@ -52,6 +52,9 @@ class EvaluateConfig:
     """Evaluation on the test split."""
 
     samples: int = setting(1024, "questions of the test split", at_least(1))
+    control_samples: int = setting(
+        256, "of these, asked again about a gray and about another picture, where the source has controls", at_least(1)
+    )
     batch_size: int = setting(64, "rows per batch", at_least(1), units="rows")
     cache_gigabytes: float = setting(
         0.0,

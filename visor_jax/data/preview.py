@@ -29,7 +29,7 @@ _MAX_PICTURES = 4  # shown per sample
 
 _PAGE, _INK, _FAINT, _RULE = "#ffffff", "#1c1c1c", "#77787c", "#d9dadd"
 _ANSWER = "#0b6b3a"
-_LEVELS = {"easy": "#2463b4", "hard": "#b4471b"}
+_LEVELS = {"easy": "#2463b4", "middle": "#7a4fa3", "hard": "#b4471b"}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Sample:
       images: uint8 arrays, RGB: a picture is [height, width, 3], a video [frames, height, width, 3].
       turns: the conversation, in order.
       source: name of its source.
-      level: "easy" or "hard" if all its questions are of that level; "" if unknown.
+      level: "easy", "middle" or "hard" if all its questions are of that level; "" if unknown.
       system: the record's system text; "" selects the configured one (`tokenizer.system`).
       origin: row and column, in the tile's grid of patches, of the picture's first patch. With `data.small_pictures`
         the sample's one picture then keeps its size, gives only its own patches and shares its tile with others.

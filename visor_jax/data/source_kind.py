@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from visor_jax.data.sample import Part
 
 SPLITS = ("train", "validation", "test")
+LEVELS = ("easy", "middle", "hard")  # of questions
 
 
 @runtime_checkable
@@ -108,7 +109,9 @@ class SourceKind:
       endless: True for a generated source. Each consumer reads a separate range in order (`visor_jax.data.draws`); a
         finite source is shuffled and repeated.
       parts: (config) -> the parts of the training stream; None: the split "train" as one part.
-      levels: task -> "easy" or "hard"; other tasks have no level.
+      levels: task -> one of `LEVELS`; other tasks have no level.
+      controls: whether an evaluation also asks its questions about gray pictures and about those of other questions
+        (`visor_jax.data.controls`).
       for_labels: (config) -> the source that the label stage asks questions from; None: the training split.
       for_evaluation: (config, split) -> the source that search and evaluate ask questions from; None: the split itself.
       has_patch_labels: whether stage "base" can train on it.
@@ -123,6 +126,7 @@ class SourceKind:
     endless: bool = False
     parts: Callable[[Config], list[Part]] | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
+    controls: bool = False
     for_labels: Callable[[Config], Source] | None = None
     for_evaluation: Callable[[Config, str], Source] | None = None
     has_patch_labels: bool = False

@@ -2,36 +2,37 @@
 
 `evaluate` returns the object that `visor evaluate --json` prints. It also writes it to `eval/<split>.json`
 (`eval/<name>/<split>.json` for other data than the run's own), with the dial's curve, the routes by task, and a few
-example pictures for the report.
+example pictures for the report. `<split>.questions.json` beside it says which questions each budget answers. Of a
+source with controls, the first questions are also asked about gray pictures and about those of other questions.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.controls import CONTROLS, control_questions
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
+from visor_jax.data.source_kind import LEVELS
 from visor_jax.data.sources import source_kind, source_label
-from visor_jax.errors import RequestError, printable
+from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
+from visor_jax.evaluate.intervals import CONFIDENCE, budget_intervals
 from visor_jax.evaluate.scoring import Scores, choices, score
 from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
 from visor_jax.files.read_write import write_bytes, write_json
@@ -40,6 +41,8 @@ from visor_jax.scale.distributed import once
 from visor_jax.scale.mesh import scoring_mesh
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.supervision import beat
+
+log = logging.getLogger(__name__)
 
 EXAMPLES_PER_TASK = 2
 
@@ -67,48 +70,89 @@ def evaluate(
     skips = SkipLog()
     questions = single_questions(config, split, config.evaluate.samples, skips)
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in requested.values() if bits is not None)]))
-    batches = questions.batches(config.evaluate.batch_size)
-    mesh, dtype = scoring_mesh(config), config.model.dtype
-    levels, routed = source_kind(config).levels, model.has_policy
     identity = evaluation_identity(config, model, workdir, split)
-    features = FeatureStore.of(config, workdir)
     chunks = chunks_of(config, model, workdir, identity, name)
-    scores = score(
-        model.params,
-        batches,
-        rows,
-        model.arch,
-        mesh=mesh,
-        dtype=dtype,
-        routed=routed,
-        levels=levels,
-        chunks=chunks,
-        features=features,
-    )
+    scores = score_questions(config, model, questions, rows, chunks[""], FeatureStore.of(config, workdir))
+    controls = score_controls(config, model, split, rows, chunks)
     result = {
         "benchmark": source_label(config),
         "split": split,
         "stage": model.stage,
         "identity": identity,
         "skipped": skips.by_reason(),
-        "budgets": {name: one_budget(model, scores, rows, bits) for name, bits in requested.items()},
+        "budgets": budget_rows(model, scores, rows, requested),
+        **{control: budget_rows(model, of_control, rows, requested) for control, of_control in controls.items()},
         "levels": {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels},
         "dense": dense_row(model.arch, scores),
     }
+    result["intervals"] = intervals(result, {"budgets": scores, **controls})
     if model.has_policy:
         picked = policy_picks(model, scores, 0.0)
         result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
         result["routes"] = routes_by_task(scores, picked)
         result["examples"] = once(lambda: write_examples(folder, model, scores, picked, questions))
+    answered = {
+        group: question_rows(model, of_group, rows, requested)
+        for group, of_group in {"budgets": scores, **controls}.items()
+    }
+    once(lambda: write_json(folder / f"{split}.questions.json", answered))
     once(lambda: write_json(folder / f"{split}.json", result))
-    chunks.remove()
+    for store in chunks.values():
+        store.remove()
     return result
 
 
-def chunks_of(config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], name: str = "") -> ChunkStore:
-    """Returns the scored chunks of the evaluation with this identity."""
-    with_features = FeatureStore.of(config, workdir) is not None
-    return ChunkStore(workdir, f"eval/{name}", identity, model.stage, with_features=with_features)
+def score_questions(
+    config: Config,
+    model: Visor,
+    questions: Questions,
+    rows: Sequence[Bits],
+    chunks: ChunkStore,
+    features: FeatureStore | None,
+) -> Scores:
+    """Scores the budgets `rows` on questions, and the policy if the model has one."""
+    return score(
+        model.params,
+        questions.batches(config.evaluate.batch_size),
+        rows,
+        model.arch,
+        mesh=scoring_mesh(config),
+        dtype=config.model.dtype,
+        routed=model.has_policy,
+        levels=source_kind(config).levels,
+        chunks=chunks,
+        features=features,
+    )
+
+
+def score_controls(
+    config: Config, model: Visor, split: str, rows: Sequence[Bits], chunks: Mapping[str, ChunkStore]
+) -> dict[str, Scores]:
+    """Scores the budgets on replaced pictures: {control: scores}; {} if the source has no controls.
+
+    A control without a usable question, as "shuffled" of one question per task, is missing.
+    """
+    scores = {}
+    for control in CONTROLS if source_kind(config).controls else ():
+        questions = control_questions(config, split, control)
+        if any(map(questions.has_picture, questions.plan())):
+            scores[control] = score_questions(config, model, questions, rows, chunks[control], None)
+        else:
+            log.warning("evaluate.control_samples: no question of split %s can be asked %s", split, control)
+    return scores
+
+
+def chunks_of(
+    config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], name: str = ""
+) -> dict[str, ChunkStore]:
+    """Returns the scored chunks of the evaluation with this identity: those of its questions (""), and by control."""
+    with_features, folder = FeatureStore.of(config, workdir) is not None, f"eval/{name}"
+    own = ChunkStore(workdir, folder, identity, model.stage, with_features=with_features)
+    controls = {
+        control: ChunkStore(workdir, folder, {**identity, "control": control}, model.stage, with_features=False)
+        for control in (CONTROLS if source_kind(config).controls else ())
+    }
+    return {"": own, **controls}
 
 
 def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, split: str) -> dict[str, Any]:
@@ -140,6 +184,36 @@ def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None
     return budget_row(model.arch, scores, scores.correct[row], per_sample_flops(model.arch, bits, scores))
 
 
+def budget_rows(
+    model: Visor, scores: Scores, rows: list[Bits], requested: Mapping[str, Bits | None]
+) -> dict[str, dict[str, Any]]:
+    """Returns the results of all requested budgets by name."""
+    return {name: one_budget(model, scores, rows, bits) for name, bits in requested.items()}
+
+
+def question_rows(
+    model: Visor, scores: Scores, rows: list[Bits], requested: Mapping[str, Bits | None]
+) -> dict[str, Any]:
+    """Returns which question each budget answers: {"ids", "tasks", "right": {budget: "0101..."}}."""
+    right = {}
+    for name, bits in requested.items():
+        if bits is None:
+            correct = scores.correct[policy_picks(model, scores, 0.0), np.arange(len(scores.tasks))]
+        else:
+            correct = scores.correct[rows.index(bits)]
+        right[name] = "".join("01"[int(value)] for value in correct)
+    return {"ids": scores.ids, "tasks": scores.tasks, "right": right}
+
+
+def intervals(result: Mapping[str, Any], scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Returns {"confidence", group: {budget: intervals}} for "budgets" and the controls; see `budget_intervals`."""
+    groups = {
+        group: {name: budget_intervals(row, of_group.tasks, of_group.levels) for name, row in result[group].items()}
+        for group, of_group in scores.items()
+    }
+    return {"confidence": CONFIDENCE, **groups}
+
+
 def viable_costs(model: Visor, scores: Scores) -> np.ndarray:
     """Returns decoder FLOPs [viable, N]."""
     return np.stack([per_sample_flops(model.arch, bits, scores) for bits in model.viable_budgets])
@@ -162,7 +236,8 @@ def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
     row = dial_rows(model, scores, dial)
     picked, samples = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
     accuracy = float(np.sum(scores.correct[picked, samples] * level_weights(scores.tasks, scores.levels)))
-    return {"accuracy": accuracy, **{k: row[k] for k in ("easy", "hard", "decoder_gflops", "end_to_end_gflops")}}
+    kept = (*(level for level in LEVELS if level in row), "decoder_gflops", "end_to_end_gflops")
+    return {"accuracy": accuracy, **{name: row[name] for name in kept}}
 
 
 def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, float]]:
@@ -223,41 +298,3 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
-
-
-def print_budgets(result: dict[str, Any]) -> None:
-    """Prints a table of accuracy and cost of every budget."""
-    dense = result["dense"]
-    graded, rows = bool(result["levels"]), []
-    unit, factor = flops_unit(row["decoder_gflops"] for row in result["budgets"].values())
-    for name, row in result["budgets"].items():
-        accuracies = [percent(row["easy"]), percent(row["hard"])] if graded else [percent(mean(row["tasks"].values()))]
-        saving = dense["decoder_gflops"] / row["decoder_gflops"], dense["end_to_end_gflops"] / row["end_to_end_gflops"]
-        costs = [f"{row['decoder_gflops'] * factor:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
-        rows.append([name, *accuracies, *costs])
-    title = f"{result['benchmark']}, {result['split']} split: {row['samples']} questions"
-    columns = ["budget", *(("easy %", "hard %") if graded else ("right %",))]
-    print_table(title, [*columns, f"decoder {unit}", "saving, decoder", "saving, end to end"], rows)
-
-
-def flops_unit(gflops: Iterable[float]) -> tuple[str, float]:
-    """Returns the largest unit in which every number of GFLOPs is at least 1, and the factor that converts to it."""
-    smallest = min(gflops)
-    units = [("TFLOP", 1e-3), ("GFLOP", 1.0), ("MFLOP", 1e3)]
-    return next(((name, factor) for name, factor in units if smallest * factor >= 1), units[-1])
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    def cell(text: str) -> Text:
-        return Text(printable(text))  # not parsed as markup, which names of tasks may contain
-
-    table = Table(title=cell(title))
-    for index, column in enumerate(columns):
-        table.add_column(cell(column), justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*map(cell, row))
-    Console().print(table)

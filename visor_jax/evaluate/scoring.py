@@ -51,7 +51,7 @@ class Scores:
       tasks, ids: of each sample.
       num_visual, num_prompt: visual positions and prompt tokens of each sample, without padding.
       num_tiles: tiles of each sample.
-      levels: task -> "easy" or "hard", for the tasks that have a level.
+      levels: task -> "easy", "middle" or "hard", for the tasks that have a level.
     """
 
     budgets: list[Bits]
@@ -88,7 +88,7 @@ def score(
       batches: of questions (`Questions.batches`), or any others if there is no `chunks`.
       dtype: of activations.
       routed: also run the policy.
-      levels: task -> "easy" or "hard", stored in the scores.
+      levels: task -> "easy", "middle" or "hard", stored in the scores.
       chunks: where each batch's scores are written; those that are there are read instead of computed. Several
         processes share the chunks.
       features: where visual tokens and the results of budget-independent layers are stored and read.

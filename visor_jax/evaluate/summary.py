@@ -9,6 +9,7 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, tower_flops
+from visor_jax.data.source_kind import LEVELS
 from visor_jax.evaluate.scoring import Scores
 
 
@@ -19,16 +20,21 @@ def task_accuracies(correct: np.ndarray, tasks: Sequence[str]) -> dict[str, floa
 
 
 def level_means(accuracies: dict[str, float], levels: Mapping[str, str]) -> dict[str, float | None]:
-    """Returns mean accuracy over the easy and the hard tasks; None for a level that `levels` (task -> level) lacks."""
+    """Returns the mean accuracy over the tasks of each level; None for a level that `levels` (task -> level) lacks.
+
+    "middle" is there only if a task of `levels` is of that level.
+    """
     means: dict[str, float | None] = {}
-    for level in ("easy", "hard"):
+    for level in LEVELS:
+        if level == "middle" and level not in levels.values():
+            continue
         values = [value for task, value in accuracies.items() if levels.get(task) == level]
         means[level] = float(np.mean(values)) if values else None
     return means
 
 
 def level_weights(tasks: Sequence[str], levels: Mapping[str, str]) -> np.ndarray:
-    """Returns weights [N] in which easy and hard count half each, and the tasks of a level count equally."""
+    """Returns weights [N] in which all levels count equally, and so do the tasks of a level."""
     keys = [(levels.get(task, ""), task) for task in tasks]
     tasks_in_level = {level: len({key for key in keys if key[0] == level}) for level, _ in set(keys)}
     samples_in_task = {key: keys.count(key) for key in set(keys)}

@@ -18,6 +18,7 @@ from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
+from visor_jax.data.source_kind import LEVELS
 from visor_jax.errors import RequestError
 from visor_jax.files.json_shape import (
     AMOUNT,
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 # --- shapes of the files ----------------------------------------------------------------------------------------------
 
 _ACCURACY = optional(FRACTION)
-_LEVELS: dict[str, Shape] = {"easy": _ACCURACY, "middle": _ACCURACY, "hard": _ACCURACY}
+_LEVELS: dict[str, Shape] = dict.fromkeys(LEVELS, _ACCURACY)
 _COSTS: dict[str, Shape] = {"decoder_gflops": COST, "end_to_end_gflops": COST}
 EVALUATION: Shape = {
     "benchmark": TEXT,
@@ -216,11 +217,11 @@ def all_budgets(facts: Facts) -> list[str]:
 
 
 def tasks_by_level(evaluation: Row) -> list[tuple[str, str]]:
-    """Returns (task, level) of every task: easy, hard, then those without a level."""
-    order = {"easy": 0, "hard": 1, "": 2}
+    """Returns (task, level) of every task in the order of levels, those without a level last."""
+    order = {level: place for place, level in enumerate((*LEVELS, ""))}
     levels = evaluation.get("levels", {})
     tasks = dict.fromkeys(task for row in evaluation["budgets"].values() for task in row["tasks"])
-    return sorted(((task, levels.get(task, "")) for task in tasks), key=lambda pair: order.get(pair[1], 2))
+    return sorted(((task, levels.get(task, "")) for task in tasks), key=lambda pair: order.get(pair[1], len(order)))
 
 
 def mixed_accuracy(row: Mapping[str, Any], levels: Mapping[str, str]) -> float | None:

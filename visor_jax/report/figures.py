@@ -27,10 +27,12 @@ from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, sl
 # --- style ------------------------------------------------------------------------------------------------------------
 
 INK, FAINT, RULE, PAPER = "#22252b", "#6b7280", "#e3e6ea", "#ffffff"
-LEVELS = {"easy": "#2463b4", "hard": "#b4471b", "": INK}  # as in the contact sheet of `visor data preview`
+# As in the contact sheet of `visor data preview`.
+LEVELS = {"easy": "#2463b4", "middle": "#7a4fa3", "hard": "#b4471b", "": INK}
 BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#32896f", "#0d4439"])  # light: few slots
 SHADES = {
     "easy": LinearSegmentedColormap.from_list("easy", ["#9cc3ee", "#17427a"]),
+    "middle": LinearSegmentedColormap.from_list("middle", ["#cbb2e2", "#4a2a70"]),
     "hard": LinearSegmentedColormap.from_list("hard", ["#f0b48f", "#d8622c", "#5f2410"]),
     "": LinearSegmentedColormap.from_list("other", ["#a3abb8", "#d1a13a", "#3f8f8b", "#b04a7a", "#6d5aa8", "#2e2450"]),
 }
@@ -178,7 +180,7 @@ def accuracy_series(evaluation: Row) -> dict[str, dict[str, float]]:
     """Returns level -> budget -> accuracy in %; one series "" of all tasks if there are no levels."""
     budgets = evaluation["budgets"]
     by_level = {}
-    for level in ("easy", "hard"):
+    for level in [level for level in LEVELS if level]:
         values = {name: row.get(level) for name, row in budgets.items()}
         if all(value is not None for value in values.values()):
             by_level[level] = {name: 100 * value for name, value in values.items()}

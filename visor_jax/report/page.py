@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from visor_jax.data.source_kind import LEVELS
 from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.report import figures
 from visor_jax.report.facts import (
@@ -175,7 +176,7 @@ def headline(evaluation: Row) -> Row:
     accuracy, reference = mixed_accuracy(row, levels), full and mixed_accuracy(full, levels)
     by_level = [
         {"level": level, "own": percent(row[level]), "full": full and percent(full.get(level))}
-        for level in ("easy", "hard")
+        for level in LEVELS
         if row.get(level) is not None
     ]
     return {
@@ -211,7 +212,7 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
     ]
     means = [
         {"name": f"mean of {level} tasks", "level": level, "cells": cells([row.get(level) for row in rows])}
-        for level in ("easy", "hard")
+        for level in LEVELS
         if any(row.get(level) is not None for row in rows)
     ]
     dense = evaluation["dense"]
@@ -231,7 +232,7 @@ def dial_rows(evaluation: Row) -> Row | None:
     if not dial:
         return None
     largest = evaluation["dense"]["decoder_gflops"]
-    columns = [level for level in ("easy", "hard") if all(point.get(level) is not None for point in dial)]
+    columns = [level for level in LEVELS if all(point.get(level) is not None for point in dial)]
     return {
         "levels": columns,
         "unit": figures.flops_unit(largest)[1],
@@ -315,7 +316,7 @@ def search_table(search: Row | None, evaluation: Row) -> Row | None:
     viable, subsets = set(search["viable"]), search["subsets"]
     shown = subsets if len(subsets) <= MAX_SUBSETS else [s for s in subsets if s["budget"] in viable]
     largest = evaluation["dense"]["decoder_gflops"]
-    columns = [level for level in ("easy", "hard") if all(s.get(level) is not None for s in subsets)]
+    columns = [level for level in LEVELS if all(s.get(level) is not None for s in subsets)]
     return {
         "unit": figures.flops_unit(largest)[1],
         "levels": columns,
