@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,37 +9,22 @@ from hypothesis import strategies as st
 
 from visor_jax.config import as_config
 from visor_jax.data.controls import GRAY, ControlQuestions, donors
-from visor_jax.data.questions import Place, single_questions
-from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample, Turn
+from visor_jax.data.questions import Facts, Place, single_questions
+from visor_jax.data.sample import SkipSample
 from visor_jax.testing import tiny_config
-
-
-class Listed:
-    """Samples with these (tasks of the turns, number of pictures)."""
-
-    name = "listed"
-
-    def __init__(self, samples: Sequence[tuple[Sequence[str], int]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        tasks, pictures = self.samples[index]
-        turns = tuple(Turn("Which?", "this", task) for task in tasks)
-        return Sample(str(index), (NO_PICTURE,) * pictures, turns, self.name)
-
 
 SAMPLES = st.lists(st.tuples(st.lists(st.sampled_from("abc"), min_size=1, max_size=3), st.integers(1, 2)), max_size=24)
 
 
 @given(SAMPLES)
 def test_a_question_gets_pictures_of_another_sample_with_the_same_task(samples: list[tuple[list[str], int]]) -> None:
-    source = Listed(samples)
-    places = [Place(index, turn) for index, (tasks, _) in enumerate(samples) for turn in range(len(tasks))]
-    chosen = donors(source, places)
-    for place in places:
+    facts = {
+        Place(index, turn): Facts(task, pictures, "")
+        for index, (tasks, pictures) in enumerate(samples)
+        for turn, task in enumerate(tasks)
+    }
+    chosen = donors(facts)
+    for place in facts:
         group = samples[place.index][0][place.turn], samples[place.index][1]
         others = {i for i, (tasks, count) in enumerate(samples) if group[0] in tasks and count == group[1]}
         if len(others) == 1:

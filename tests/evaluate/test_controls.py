@@ -24,6 +24,7 @@ from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
+KINDS = ("table", "bars")
 LEVELS = {"bright": "easy", "side": "middle", "both": "hard"}
 
 
@@ -43,7 +44,13 @@ class Pages:
             raise IndexError(index)
         number, task = self._first + index, list(LEVELS)[index % 3]
         image = np.full((48, 48, 3), number, np.uint8)
-        return Sample(f"pages/{number}", (image,), (Turn("Which?", "left" if number % 2 else "right", task),), "pages")
+        return Sample(
+            f"pages/{number}",
+            (image,),
+            (Turn("Which?", "left" if number % 2 else "right", task),),
+            "pages",
+            kind=KINDS[number % 2],
+        )
 
 
 @pytest.fixture
@@ -78,7 +85,12 @@ def test_controls_have_the_shape_of_budgets(
     printed = capsys.readouterr().out
     assert printed.index("without the right picture: 12 questions") < printed.index("pages, test split: 24 questions")
     assert "middle" in printed and "±" in printed
+    assert "by kind of picture, budget full" in printed and "table" in printed
     questions = read_json(tiny_copy / "eval" / "pages" / "test.questions.json")
+    assert questions["budgets"]["kinds"] == [KINDS[index % 2] for index in range(24)]
+    assert {kind: row["samples"] for kind, row in result["kinds"].items()} == dict.fromkeys(KINDS, 12)
+    of_kinds = [result["kinds"][kind]["budgets"]["full"]["tasks"]["side"] for kind in KINDS]
+    assert np.mean(of_kinds) == pytest.approx(result["budgets"]["full"]["tasks"]["side"])
     for group in ("budgets", "blind", "shuffled"):
         for name, right in questions[group]["right"].items():
             of_task = [bit == "1" for bit, task in zip(right, questions[group]["tasks"], strict=True) if task == "side"]

@@ -8,15 +8,15 @@ the same task. Both follow from the list of questions alone, so a resumed pass a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.collate import Example
 from visor_jax.data.from_config import evaluation_source
-from visor_jax.data.questions import Place, Questions, split_turns
-from visor_jax.data.sample import Sample, SkipSample, Source, outline
+from visor_jax.data.questions import Facts, Place, Questions
+from visor_jax.data.sample import Sample, SkipSample, Source
 from visor_jax.data.skips import SkipLog
 
 CONTROLS = ("blind", "shuffled")
@@ -38,7 +38,7 @@ class ControlQuestions(Questions):
         """
         super().__init__(config, source, count, skips=skips)
         self._control = control
-        self._donors = donors(self._source, self.plan()) if control == "shuffled" else {}
+        self._donors = donors({place: self.facts(place) for place in self.plan()}) if control == "shuffled" else {}
 
     def _encode(self, single: Sample) -> Example:
         return super()._encode(self.controlled(single))
@@ -61,24 +61,22 @@ class ControlQuestions(Questions):
         return self._control == "blind" or place in self._donors
 
 
-def donors(source: Source, places: Sequence[Place]) -> Mapping[Place, Place]:
+def donors(facts: Mapping[Place, Facts]) -> Mapping[Place, Place]:
     """Maps each question to the one whose pictures it is asked about: another sample's, of the same task.
 
     The samples of a task that have equally many pictures are rotated by half their number, so that neighbors, which
     may be about the same picture, do not exchange theirs. A question is missing where its group has one sample only.
     """
     groups: dict[tuple[str, int], dict[int, Place]] = {}
-    group_of: dict[Place, tuple[str, int]] = {}
-    for place in places:
-        single = split_turns(outline(source, place.index))[place.turn]
-        group_of[place] = (single.turns[0].task, len(single.images))
-        groups.setdefault(group_of[place], {}).setdefault(place.index, place)
+    for place, (task, pictures, _) in facts.items():
+        groups.setdefault((task, pictures), {}).setdefault(place.index, place)
     chosen = {}
-    for place, group in group_of.items():
-        indices = list(groups[group])
+    for place, (task, pictures, _) in facts.items():
+        group = groups[task, pictures]
+        indices = list(group)
         if len(indices) > 1:
             other = indices[(indices.index(place.index) + len(indices) // 2) % len(indices)]
-            chosen[place] = groups[group][other]
+            chosen[place] = group[other]
     return chosen
 
 

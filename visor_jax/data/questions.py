@@ -58,6 +58,14 @@ class Place(NamedTuple):
         return cls(int(index), int(turn))
 
 
+class Facts(NamedTuple):
+    """What is known of a planned question before its pictures are opened: task, number and kind of its pictures."""
+
+    task: str
+    pictures: int
+    kind: str
+
+
 class Failure(NamedTuple):
     """A question that cannot be used, and why; `readable`: its sample was read, only the question does not fit."""
 
@@ -136,6 +144,7 @@ class Questions:
         self._system = config.tokenizer.system or None
         self._longest = 1  # text tokens of the longest question surveyed so far
         self._survey = self._surveyed()
+        self._facts: dict[Place, Facts] = {}  # of every planned question
         self._rounds: list[list[Place]] = []  # the planned places, then those that replace unreadable ones
         self._failures: dict[Place, Failure] = {}  # of every pass so far
         self._unreadable: set[int] = set()  # indices of samples, already counted as skipped
@@ -184,6 +193,10 @@ class Questions:
           SkipSample, IndexError: the question does not exist.
         """
         return count_text(split_turns(outline(self._source, place.index))[place.turn], self._tokenizer, self._system)
+
+    def facts(self, place: Place) -> Facts:
+        """Returns what is known of a planned question."""
+        return self._facts[place]
 
     def batches(self, batch_size: int) -> QuestionBatches:
         """Returns batches of `batch_size` rows; they can be iterated over repeatedly."""
@@ -274,7 +287,9 @@ class Questions:
                 if self._per_task is None or per_task[task] < self._per_task:
                     per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
-                    yield Place(index, turn)
+                    place = Place(index, turn)
+                    self._facts[place] = Facts(task, len(single.images), single.kind)
+                    yield place
 
     def _text_length(self, single: Sample) -> int:
         """Returns the number of text tokens of a question, 0 if it cannot be used."""

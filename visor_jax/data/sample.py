@@ -32,6 +32,7 @@ class Sample:
       source: name of its source.
       level: "easy", "middle" or "hard" if all its questions are of that level; "" if unknown.
       system: the record's system text; "" selects the configured one (`tokenizer.system`).
+      kind: kind of its pictures by which results are also reported, such as "table"; "" if the source has no kinds.
       origin: row and column, in the tile's grid of patches, of the picture's first patch. With `data.small_pictures`
         the sample's one picture then keeps its size, gives only its own patches and shares its tile with others.
     """
@@ -42,6 +43,7 @@ class Sample:
     source: str
     level: str = ""
     system: str = ""
+    kind: str = ""
     origin: tuple[int, int] | None = None
 
 

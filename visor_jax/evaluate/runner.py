@@ -24,7 +24,7 @@ from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.controls import CONTROLS, control_questions
 from visor_jax.data.fingerprint import fingerprint_of_split
-from visor_jax.data.questions import Questions, single_questions
+from visor_jax.data.questions import Place, Questions, single_questions
 from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import LEVELS
@@ -34,7 +34,14 @@ from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.intervals import CONFIDENCE, budget_intervals
 from visor_jax.evaluate.scoring import Scores, choices, score
-from visor_jax.evaluate.summary import budget_row, dense_row, level_weights, per_sample_flops, routing_flops
+from visor_jax.evaluate.summary import (
+    budget_row,
+    dense_row,
+    kind_rows,
+    level_weights,
+    per_sample_flops,
+    routing_flops,
+)
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
 from visor_jax.scale.distributed import once
@@ -86,15 +93,17 @@ def evaluate(
         "dense": dense_row(model.arch, scores),
     }
     result["intervals"] = intervals(result, {"budgets": scores, **controls})
+    answered = {"budgets": question_rows(model, scores, rows, requested)}
+    answered |= {control: question_rows(model, of_control, rows, requested) for control, of_control in controls.items()}
+    kinds = [questions.facts(Place.of(id)).kind for id in scores.ids]
+    if any(kinds):
+        answered["budgets"]["kinds"] = kinds
+        result["kinds"] = kind_rows(answered["budgets"], scores.levels)
     if model.has_policy:
         picked = policy_picks(model, scores, 0.0)
         result["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
         result["routes"] = routes_by_task(scores, picked)
         result["examples"] = once(lambda: write_examples(folder, model, scores, picked, questions))
-    answered = {
-        group: question_rows(model, of_group, rows, requested)
-        for group, of_group in {"budgets": scores, **controls}.items()
-    }
     once(lambda: write_json(folder / f"{split}.questions.json", answered))
     once(lambda: write_json(folder / f"{split}.json", result))
     for store in chunks.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,25 @@ def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: n
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,
         "samples": len(scores.tasks),
     }
+
+
+def kind_rows(answered: Mapping[str, Any], levels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Returns the accuracies by kind of picture: {kind: {"samples", "budgets": {budget: {"tasks", levels}}}}.
+
+    Args:
+      answered: the questions' "tasks", "kinds" and, under "right", a string of 0 and 1 for each budget.
+      levels: task -> level.
+    """
+    tasks, kinds = np.array(answered["tasks"]), np.array(answered["kinds"])
+    result = {}
+    for kind in sorted(set(answered["kinds"])):
+        members, budgets = kinds == kind, {}
+        for name, right in answered["right"].items():
+            correct = np.array(list(right)) == "1"
+            accuracies = task_accuracies(correct[members], tasks[members].tolist())
+            budgets[name] = {**level_means(accuracies, levels), "tasks": accuracies}
+        result[kind] = {"samples": int(members.sum()), "budgets": budgets}
+    return result
 
 
 def dense_row(arch: Architecture, scores: Scores) -> dict[str, float]:

@@ -16,10 +16,11 @@ from visor_jax.errors import printable
 
 
 def print_budgets(result: Mapping[str, Any]) -> None:
-    """Prints a table of accuracy and cost of every budget, after one of the controls if there are any.
+    """Prints a table of accuracy and cost of every budget, after those of kinds and controls if there are any.
 
     Accuracies of levels carry half the width of their 95 % interval.
     """
+    print_kinds(result)
     print_controls(result)
     dense, rows = result["dense"], []
     unit, factor = flops_unit(row["decoder_gflops"] for row in result["budgets"].values())
@@ -42,6 +43,19 @@ def print_controls(result: Mapping[str, Any]) -> None:
     if rows:
         title = f"without the right picture: {samples} questions"
         print_table(title, ["picture", "budget", *accuracy_columns(result)], rows)
+
+
+def print_kinds(result: Mapping[str, Any]) -> None:
+    """Prints accuracy by kind of picture, at the budget with the most FLOPs, if the source has kinds."""
+    costs = {name: row["decoder_gflops"] for name, row in result["budgets"].items() if name != "auto"}
+    levels, budget = shown_levels(result), max(costs or result["budgets"], key=lambda name: costs.get(name, 0))
+    rows = []
+    for kind, row in result.get("kinds", {}).items():
+        of_kind = row["budgets"][budget]
+        values = [of_kind.get(level) for level in levels] or [mean(of_kind["tasks"].values())]
+        rows.append([kind, str(row["samples"]), *map(percent, values)])
+    if rows:
+        print_table(f"by kind of picture, budget {budget}", ["kind", "questions", *accuracy_columns(result)], rows)
 
 
 def shown_levels(result: Mapping[str, Any]) -> list[str]:
