@@ -9,8 +9,8 @@ from visor_jax.config.rules import PARTS, SAMPLING, WEIGHTS, at_least, not_empty
 from visor_jax.config.values import setting
 
 ASSETS = Path(__file__).parents[1] / "data" / "assets"
-# Names of the built-in tokenizers. The first belongs to the generated data set of the same name.
-BUILT_IN = tuple(sorted(file.parent.name for file in ASSETS.glob("*/tokenizer.json")))
+# Names of the built-in tokenizers; each belongs to the generated data set of the same name. The first is the default.
+BUILT_IN = ("glyphs", "almanac")
 
 DEFAULT_MAX_PIXELS = 89_478_485  # per picture; above this size Pillow warns
 PILLOW_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS  # above this size Pillow refuses to open a picture

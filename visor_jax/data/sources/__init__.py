@@ -16,6 +16,7 @@ from visor_jax.errors import RequestError, nearest
 # name -> the module that defines its `SOURCE`; imported on first use
 SOURCES: dict[str, str] = {
     "glyphs": "visor_jax.data.glyphs.kind",
+    "almanac": "visor_jax.data.almanac.kind",
     "llava": "visor_jax.data.sources.llava",
     "parquet": "visor_jax.data.sources.parquet",
     "messages": "visor_jax.data.sources.messages",

@@ -1,0 +1,89 @@
+"""The generated pages: reproducible, inside their pictures, answered by their facts, and within a row's text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from visor_jax.data.almanac.exercises import EVALUATED, EXERCISES
+from visor_jax.data.almanac.questions import TASKS
+from visor_jax.data.almanac.source import Almanac, Row
+from visor_jax.data.almanac.tables import all_tables, tables_of
+from visor_jax.data.almanac.words import content_words
+from visor_jax.data.chat import encode_prompt
+from visor_jax.data.sample import Sample, samples_of
+from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.errors import RequestError
+
+ROW = Row(text=128, visual=72, grid=8, patch=12)
+
+
+def almanac(exercise: str = "pages", split: str = "train", seed: int = 0, **settings) -> Almanac:
+    return Almanac(split, seed, load_tokenizer("almanac"), ROW, exercise=exercise, **settings)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    return a.turns == b.turns and a.origin == b.origin and np.array_equal(a.images[0], b.images[0])
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_samples_are_a_function_of_seed_split_exercise_and_index(exercise):
+    first, again = (samples_of(almanac(exercise)[7]) for _ in range(2))
+    assert len(first) == len(again) and all(map(same, first, again))
+    for other in (almanac(exercise, seed=1)[7], almanac(exercise, split="test")[7], almanac(exercise)[8]):
+        assert not same(samples_of(other)[0], first[0])
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_a_row_fits_into_one_tile_and_its_text(exercise):
+    tokenizer = load_tokenizer("almanac")
+    source = almanac(exercise)
+    for index in range(20):
+        samples = samples_of(source[index])
+        assert samples and all(sample.turns for sample in samples)
+        patches = [(s.images[0].shape[0] // 12, s.images[0].shape[1] // 12) for s in samples]
+        assert sum(h * w for h, w in patches) <= 64 and sum(h * w + 1 for h, w in patches) <= 72
+        shared = len(tokenizer.encode("user\n")) + 1
+        text = 0
+        for sample, (height, width) in zip(samples, patches, strict=True):
+            assert sample.images[0].dtype == np.uint8
+            if EXERCISES[exercise].small:
+                row, column = sample.origin
+                assert 0 <= row <= 8 - height and 0 <= column <= 8 - width
+            else:
+                assert sample.origin is None and (height, width) == (8, 8)
+            text += shared
+            for turn in sample.turns:
+                prompt = encode_prompt(tokenizer, turn.question)
+                text += len(prompt) - shared - 1 + len(tokenizer.encode(turn.answer)) + 1
+            assert len({(turn.task, turn.question, turn.answer) for turn in sample.turns}) == len(sample.turns)
+        assert text <= 128
+
+
+def test_evaluation_asks_each_task_equally_often_on_single_questions():
+    source = almanac(tasks=EVALUATED, turns=1)
+    tasks = [turn.task for index in range(2 * len(EVALUATED)) for turn in source[index].turns]
+    assert tasks == [*EVALUATED, *EVALUATED]
+    assert {TASKS[task].level for task in tasks} == {"easy", "middle", "hard"}
+
+
+def test_every_word_and_digit_is_one_token():
+    tokenizer = load_tokenizer("almanac")
+    assert tokenizer.vocab_size <= 700
+    for word in (*content_words(), *"0123456789", "user\n", "assistant\n", "none"):
+        assert len(tokenizer.encode(word)) == 1, word
+    assert len(tokenizer.encode("Value of Brazil?")) == 4
+
+
+def test_splits_share_no_table_and_every_word_is_drawn_in_training():
+    names = [{table.name for table in tables_of(split)} for split in ("train", "validation", "test")]
+    assert all(names) and sum(map(len, names)) == len(set.union(*names)) == len(all_tables())
+    drawn = {turn.answer for i in range(1500) for s in samples_of(almanac("crops")[i]) for turn in s.turns}
+    assert set(content_words()) <= drawn
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(RequestError, match=r"unknown data.path 'pagse'.*pages"):
+        almanac("pagse")
+    with pytest.raises(RequestError, match="no picture with task 'cell3'"):
+        _ = almanac("lists", tasks=("cell3",))[0]

@@ -1,0 +1,106 @@
+"""Chooses what stands on a page: labels, heads, a title, units and numbers, real or mixed.
+
+In: random draws, a split and how much fits. Out: `Content`. Real content is a part of one table of the split; mixed
+content combines any words of the vocabulary with random numbers, so that no answer follows from knowledge of the world.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from visor_jax.data.almanac.draw import Draws, Style
+from visor_jax.data.almanac.tables import Column, Table, tables_of
+from visor_jax.data.almanac.words import content_words, units
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows: `values[i][j]` belongs to label i and head j; `units[j]` is "" where head j has none."""
+
+    title: str
+    labels: tuple[str, ...]
+    heads: tuple[str, ...]
+    units: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+
+
+@functools.lru_cache(4096)
+def words_up_to(face: str, size: int, width: int) -> tuple[str, ...]:
+    """Returns the content words of at most `width` pixels."""
+    style = Style(face, size, "", (0, 0, 0))
+    return tuple(word for word in content_words() if style.width(word) <= width)
+
+
+def random_numbers(draws: Draws, count: int, digits: int = 2) -> list[int]:
+    """Returns `count` different random numbers of `digits` digits; 0 digits: of one, two or three, mostly two."""
+    low, high = {0: (1, 999), 1: (1, 9), 2: (10, 99), 3: (100, 999)}[digits]
+    chosen: dict[int, None] = {}
+    while len(chosen) < count:
+        if digits == 0:
+            low, high = ((1, 9), (10, 99), (10, 99), (10, 99), (100, 999))[draws.integer(0, 4)]
+        chosen.setdefault(draws.integer(low, high))
+    return list(chosen)
+
+
+def number_width(style: Style, content: Content) -> int:
+    """Returns the width of the widest number in pixels."""
+    return max(style.width(str(value)) for row in content.values for value in row)
+
+
+def widths(style: Style, content: Content) -> list[int]:
+    """Returns the widths in pixels of the labels and of each column with its head."""
+    columns = [
+        max(style.width(head), *(style.width(str(row[number])) for row in content.values))
+        for number, head in enumerate(content.heads)
+    ]
+    return [max(style.width(label) for label in content.labels), *columns]
+
+
+def mixed_content(draws: Draws, style: Style, count: int, limits: Sequence[int], digits: int | None) -> Content | None:
+    """Returns random words and numbers, or None if too few words fit.
+
+    Args:
+      draws: the random stream.
+      style: font and size.
+      count: number of labels.
+      limits: widths in pixels that the labels and each head may have.
+      digits: of the numbers, as in `random_numbers`; None: mostly two on the whole page.
+    """
+    fitting = [words_up_to(style.face, style.size, limit) for limit in limits]
+    columns = len(limits) - 1
+    if any(len(words) < count + columns for words in fitting):
+        return None
+    labels = draws.some_of(fitting[0], count)
+    heads: list[str] = []
+    while len(heads) < columns:
+        word = draws.one_of(fitting[len(heads) + 1])
+        if word not in labels and word not in heads:
+            heads.append(word)
+    if digits is None:
+        digits = 2 if draws.chance(0.85) else 0
+    numbers = random_numbers(draws, count * columns, digits)
+    values = tuple(tuple(numbers[row * columns : (row + 1) * columns]) for row in range(count))
+    unit = draws.one_of(units()) if draws.chance(0.5) else ""
+    return Content(draws.one_of(content_words()), tuple(labels), tuple(heads), (unit,) * columns, values)
+
+
+def real_content(draws: Draws, style: Style, split: str, count: int, columns: int, label_limit: int) -> Content | None:
+    """Returns rows and columns of a random table of the split; None if it has fewer, or fewer of the given width."""
+    table = draws.one_of(tables_of(split))
+    fitting = [number for number, label in enumerate(table.labels) if style.width(label) <= label_limit]
+    if len(fitting) < count or len(table.columns) < columns:
+        return None
+    return _part(draws, table, draws.some_of(fitting, count), draws.some_of(table.columns, columns))
+
+
+def _part(draws: Draws, table: Table, rows: Sequence[int], columns: Sequence[Column]) -> Content:
+    title = columns[0].head if len(columns) == 1 and draws.chance(0.5) else table.title
+    return Content(
+        title,
+        tuple(table.labels[row] for row in rows),
+        tuple(column.head for column in columns),
+        tuple(column.unit for column in columns),
+        tuple(tuple(column.values[row] for column in columns) for row in rows),
+    )

@@ -1,0 +1,67 @@
+"""Opens the data set for a run: conversations for training, single questions for labels and evaluation.
+
+In: a configuration. Out: `Almanac` with pages of the model's tile size, and the set's row of the source table.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visor_jax.config import Config
+from visor_jax.data.almanac.exercises import EVALUATED, EXERCISES
+from visor_jax.data.almanac.questions import TASKS
+from visor_jax.data.almanac.source import Almanac, Row, exercise_of
+from visor_jax.data.source_kind import SourceKind
+from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.errors import RequestError
+
+
+def _almanac(config: Config, split: str, **settings: Any) -> Almanac:
+    data, vision = config.data, config.model.vision
+    row = Row(data.text_length, data.visual_length, vision.tile_size // vision.patch_size, vision.patch_size)
+    settings = {"turns": data.turns_per_picture, "exercise": data.path or "pages", **settings}
+    independent = bool(getattr(data, "independent_turns", False))
+    tokenizer = load_tokenizer(config.tokenizer.path)
+    return Almanac(split, config.seed, tokenizer, row, independent=independent, **settings)
+
+
+def _conversations(config: Config, split: str) -> Almanac:
+    return _almanac(config, split)
+
+
+def _for_labels(config: Config) -> Almanac:
+    """Returns pictures about one task each, so that all tasks are labeled equally often."""
+    return _almanac(config, "train", tasks=_tasks(config))
+
+
+def _for_evaluation(config: Config, split: str) -> Almanac:
+    """Returns an equal mix of the exercise's tasks, one question per picture."""
+    return _almanac(config, split, tasks=_tasks(config), turns=1)
+
+
+def _tasks(config: Config) -> tuple[str, ...]:
+    """Returns the tasks that the configured exercise asks: all of pages, or those of another exercise."""
+    exercise = exercise_of(config.data.path)
+    return EVALUATED if not exercise.small else tuple(exercise.weights)
+
+
+def _check(config: Config) -> None:
+    """Raises RequestError if the exercise is unknown or the model's tile does not hold its pictures."""
+    exercise, vision = exercise_of(config.data.path), config.model.vision
+    sides = (exercise.shape.height, *exercise.shape.width)
+    if vision.tile_size < max(sides) or any(side % vision.patch_size for side in sides):
+        raise RequestError(
+            f"model.vision.tile_size={vision.tile_size}, model.vision.patch_size={vision.patch_size}:"
+            f" data.source='almanac' with data.path={config.data.path!r} draws pictures of {sides[0]} x {sides[-1]} pixels;"
+            f" expected a tile of at least {max(EXERCISES['pages'].shape.width)} pixels and a patch of 12"
+        )
+
+
+SOURCE = SourceKind(
+    open=_conversations,
+    endless=True,
+    levels={name: task.level for name, task in TASKS.items()},
+    for_labels=_for_labels,
+    for_evaluation=_for_evaluation,
+    check=_check,
+)

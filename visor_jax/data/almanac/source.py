@@ -1,0 +1,207 @@
+"""`almanac`, the generated data set: pages with real words and numbers in real fonts, and questions about them.
+
+In: a split, a seed, an exercise and an index. Out: a `Sample`, or a `Sheet` of small ones: a pure function of the four.
+Nothing is stored. The turns of a sample are filled greedily with different questions, as many as fit into a row's text.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from visor_jax.data.almanac.draw import Draws
+from visor_jax.data.almanac.exercises import EXERCISES, Exercise
+from visor_jax.data.almanac.fonts import FACES, TRAINING_FACES
+from visor_jax.data.almanac.pages import Facts, Look, draw_page
+from visor_jax.data.almanac.questions import TASKS, questions
+from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
+from visor_jax.data.draws import STREAM_LENGTH
+from visor_jax.data.sample import Sample, Sheet, Turn
+from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError, nearest
+
+SPLITS = ("train", "validation", "test")
+
+_STREAMS = 1000  # the random streams of this data set have numbers from here on: (exercise, split)
+_MAX_MISSES = 12  # questions that are drawn twice or do not fit, before a sample is complete
+_MAX_REDRAWS = 500  # pages drawn for one that answers a given task
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a batch holds: text tokens, visual tokens, and patches per side of its one tile."""
+
+    text: int
+    visual: int
+    grid: int
+    patch: int
+
+
+class Almanac:
+    """Random access to generated samples."""
+
+    name = "almanac"
+
+    def __init__(
+        self,
+        split: str,
+        seed: int,
+        tokenizer: ChatTokenizer,
+        row: Row,
+        *,
+        exercise: str = "pages",
+        turns: int = 1000,
+        tasks: Sequence[str] = (),
+        faces: Sequence[str] = TRAINING_FACES,
+        jitter: int = 1,
+        mixed: float = 0.3,
+        independent: bool = True,
+        size: int = STREAM_LENGTH,
+    ) -> None:
+        """Defines a stream of samples; generates none yet.
+
+        Args:
+          split: "train", "validation" or "test"; pages with real content show tables of this split only.
+          seed: from 0 to 2**32 - 1.
+          tokenizer: counts the tokens of turns.
+          row: a sample's turns, or those of all samples of a sheet, fit into it.
+          exercise: a name from `EXERCISES`.
+          turns: most turns per picture.
+          tasks: if given, sample i is a page with turns of task `tasks[i % len(tasks)]` only.
+          faces: fonts, names from `fonts.FACES`.
+          jitter: largest distance of text below its line, 0 to 3 pixels.
+          mixed: share of pages with mixed instead of real content, 0 to 1.
+          independent: whether each turn is encoded as if it alone were asked (`data.independent_turns`).
+          size: number of samples.
+
+        Raises:
+          RequestError: an argument is out of range or names something unknown.
+        """
+        _choose("split", split, SPLITS)
+        _choose("data.path", exercise, tuple(EXERCISES))
+        for task in tasks:
+            _choose("task", task, tuple(TASKS))
+        for face in faces:
+            _choose("font", face, FACES)
+        self.split, self.seed = split, seed
+        self._exercise_name, self._exercise = exercise, EXERCISES[exercise]
+        self._tokenizer, self._row, self._turns, self._tasks = tokenizer, row, turns, tuple(tasks)
+        self._look = Look(split, tuple(faces), jitter, mixed)
+        self._stream = _STREAMS + SPLITS.index(split) + len(SPLITS) * list(EXERCISES).index(exercise)
+        self._size = size
+        self._costs = _Costs(tokenizer, independent)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Any:
+        """Generates sample `index`, a `Sample` or of small pictures a `Sheet`; raises IndexError outside 0..len-1."""
+        index = operator.index(index)
+        if not 0 <= index < self._size:
+            raise IndexError(f"almanac: no sample {index}, there are {self._size}")
+        draws = Draws(self.seed, self._stream, index)
+        name = f"almanac/{self._exercise_name}/{self.split}/{self.seed}/{index}"
+        task = self._tasks[index % len(self._tasks)] if self._tasks else ""
+        if not self._exercise.small or task:
+            return self._sample(draws, name, self._row.text, task, placed=self._exercise.small)[0]
+        return self._sheet(draws, name)
+
+    def _sheet(self, draws: Draws, name: str) -> Sheet:
+        """Returns as many small samples as fit into one tile and one row; each gets its share of the text."""
+        row, samples = self._row, []
+        patches, visual, text = row.grid**2, row.visual, row.text
+        while True:
+            share = self._share(patches, visual, text)
+            sample, cost = self._sample(draws, f"{name}/{len(samples)}", share, "", placed=True)
+            height, width = (side // row.patch for side in sample.images[0].shape[:2])
+            if samples and (height * width > patches or height * width + 1 > visual or not sample.turns):
+                return Sheet(tuple(samples))
+            samples.append(sample)
+            patches, visual, text = patches - height * width, visual - height * width - 1, text - cost
+
+    def _share(self, patches: int, visual: int, text: int) -> int:
+        """Returns how much of the left text the next small picture may use, so that all that fit get about as much."""
+        shape = self._exercise.shape
+        each = (shape.height // self._row.patch) * (min(shape.width) // self._row.patch)
+        left = max(1, min(patches // each, visual // (each + 1)))
+        return max(text // left, min(text, self._exercise.least_text))
+
+    def _sample(self, draws: Draws, name: str, text: int, task: str, placed: bool) -> tuple[Sample, int]:
+        """Returns a sample whose turns fit into `text` tokens, and the tokens that it needs."""
+        shape = self._exercise.shape
+        page = draw_page(draws, shape, self._look)
+        for _ in range(_MAX_REDRAWS):
+            if not task or questions(task, page.facts):
+                break
+            page = draw_page(draws, shape, self._look)
+        else:
+            raise RequestError(f"almanac: data.path={self._exercise_name!r} has no picture with task {task!r}")
+        turns, cost = self._ask(draws, page.facts, text, task)
+        image = page.canvas.image()
+        origin = None
+        if placed:
+            room = (self._row.grid - side // self._row.patch for side in image.shape[:2])
+            origin = (draws.integer(0, next(room)), draws.integer(0, next(room)))
+        levels = {TASKS[turn.task].level for turn in turns}
+        level = levels.pop() if len(levels) == 1 else ""
+        return Sample(name, (image,), turns, self.name, level, origin=origin), cost
+
+    def _ask(self, draws: Draws, facts: Facts, text: int, task: str) -> tuple[tuple[Turn, ...], int]:
+        """Returns different turns in a random order that fit into `text` tokens, and the tokens of them all."""
+        exercise = self._exercise
+        names = (task,) if task else tuple(exercise.weights)
+        weights = [1.0 if task else exercise.weights[each] for each in names]
+        possible = {each: questions(each, facts) for each in names}
+        weights = [weight if possible[each] else 0.0 for each, weight in zip(names, weights, strict=True)]
+        turns: list[Turn] = []
+        asked: set[tuple[str, int]] = set()
+        cost, misses = self._costs.prefix, 0
+        reads = not task and draws.chance(exercise.read)
+        while misses < _MAX_MISSES and len(turns) < self._turns and (reads or any(weights)):
+            chosen = "read" if reads else names[draws.weighted(weights)]
+            listed = possible.get(chosen) or questions(chosen, facts)
+            reads = False
+            number = draws.integer(0, len(listed) - 1)
+            fields, answer = listed[number]
+            turn = Turn(draws.one_of(TASKS[chosen].phrasings).format_map(fields), answer, chosen)
+            more = self._costs.turn(turn)
+            if (chosen, number) in asked or cost + more > text:
+                misses += 1
+                continue
+            asked.add((chosen, number))
+            turns.append(turn)
+            cost += more
+        return tuple(turns), cost
+
+
+class _Costs:
+    """Counts the text tokens of a conversation about one picture in the chat template."""
+
+    def __init__(self, tokenizer: ChatTokenizer, independent: bool) -> None:
+        self._tokenizer = tokenizer
+        user, assistant, newline = (len(tokenizer.encode(text)) for text in (header(USER), header(ASSISTANT), NEWLINE))
+        self.prefix = 1 + user  # <|im_start|> user
+        # \n question <|im_end|> \n <|im_start|> assistant answer <|im_end|>; else one more \n and header per turn
+        self._each = 1 + newline + 1 + assistant + 1 + (0 if independent else newline + 1 + user)
+
+    def turn(self, turn: Turn) -> int:
+        """Returns the tokens of a question and its answer."""
+        encode = self._tokenizer.encode
+        return self._each + len(encode(NEWLINE + turn.question)) + len(encode(turn.answer))
+
+
+def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises RequestError unless `value` is one of `known`."""
+    if value not in known:
+        hint = nearest(value, known)
+        raise RequestError(
+            f"almanac: unknown {what} {value!r}; expected one of {', '.join(known)}" + (f" ({hint})" if hint else "")
+        )
+
+
+def exercise_of(path: str) -> Exercise:
+    """Returns the exercise that `data.path` names; "" is "pages"."""
+    _choose("data.path", path or "pages", tuple(EXERCISES))
+    return EXERCISES[path or "pages"]
