@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from visor_jax.config import Config
-from visor_jax.data.almanac.exercises import EVALUATED, EXERCISES
+from visor_jax.data.almanac.exercises import EVALUATED
 from visor_jax.data.almanac.questions import TASKS
 from visor_jax.data.almanac.source import Almanac, Row, exercise_of
 from visor_jax.data.source_kind import SourceKind
@@ -52,8 +52,8 @@ def _check(config: Config) -> None:
     if vision.tile_size < max(sides) or any(side % vision.patch_size for side in sides):
         raise RequestError(
             f"model.vision.tile_size={vision.tile_size}, model.vision.patch_size={vision.patch_size}:"
-            f" data.source='almanac' with data.path={config.data.path!r} draws pictures of {sides[0]} x {sides[-1]} pixels;"
-            f" expected a tile of at least {max(EXERCISES['pages'].shape.width)} pixels and a patch of 12"
+            f" data.source='almanac' with data.path={config.data.path!r} draws pictures of {sides[0]} x {sides[-1]}"
+            f" pixels; expected a tile of at least {max(sides)} pixels and a patch size that divides them, such as 12"
         )
 
 
