@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.budget import all_subsets
-from visor_jax.config import as_config
+from visor_jax.budget import Bits, all_subsets
+from visor_jax.config import architecture, as_config
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective
+from visor_jax.train.objectives.held_out import budgets_of
 from visor_jax.train.stage import Step, budget_drawer, draw
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
@@ -53,6 +54,22 @@ def test_full_and_base_budgets(tmp_path: Path) -> None:
     full, base = (budget_drawer(config, stage, Workdir(tmp_path)) for stage in ("full", "base"))
     assert {full(step) for step in range(9)} == {(True, True)}
     assert {base(step) for step in range(200)} == {(True, True), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize(("budgets", "bits"), [("empty", (False, False)), ("0b10", (True, False))])
+def test_a_fixed_budget_is_that_of_every_step(tmp_path: Path, budgets: str, bits: Bits) -> None:
+    config = as_config(tiny_config({"stage_overrides.universal.budgets": budgets}))
+    of = budget_drawer(config, "universal", Workdir(tmp_path))
+    assert {of(step) for step in range(9)} == {bits}
+    assert budgets_of(config, "universal", architecture(config, "universal"), Workdir(tmp_path)) == ((budgets, bits),)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"), [("0b1", "has 1 bits, the model has 2 slots"), ("most", "expected 'full', 'empty' or bits")]
+)
+def test_a_budget_of_another_model_is_refused(budgets: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        tiny_config({"stage_overrides.full.budgets": budgets})
 
 
 def same(left: Step, right: Step) -> bool:

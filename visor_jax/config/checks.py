@@ -231,6 +231,18 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
     _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
     _check_start(config, stage, settings.init_from)
+    _check_budgets(config, stage, settings.budgets)
+
+
+def _check_budgets(config: Config, stage: str, budgets: str) -> None:
+    """Checks that a fixed budget has one bit for each slot of the model."""
+    model = config.model
+    slots = len(Plan.visor(model.text.num_layers, model.pattern, model.head_layers).slots)
+    if budgets.startswith("0b") and len(budgets) != slots + 2:
+        raise RequestError(
+            f"{_origin(config, stage, 'budgets')}={budgets!r}: has {len(budgets) - 2} bits, the model has {slots}"
+            f" slots; expected 0b and {slots} bits"
+        )
 
 
 def _check_start(config: Config, stage: str, start: str) -> None:

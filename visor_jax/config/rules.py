@@ -24,6 +24,9 @@ llama4 gemma unknown other
 LICENSES = tuple(_LICENSES.split())
 
 
+DRAWN_BUDGETS = ("viable", "subsets")  # sets of budgets that a step draws from
+
+
 @dataclass(frozen=True)
 class Rule:
     """A predicate on a field's value, and the text that completes "expected ..." in an error message."""
@@ -147,6 +150,10 @@ GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
 DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
 HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole numbers of at least 1")
+BUDGETS = Rule(
+    lambda value: value in ("full", "empty", *DRAWN_BUDGETS) or bool(re.fullmatch("0b[01]+", value)),
+    "'full', 'empty' or bits such as '0b10' for every step, or 'viable' or 'subsets' to draw from",
+)
 SAMPLING = Rule(is_sampling, STRATEGIES)
 PARTS = Rule(
     lambda value: all(path and is_sampling(sampling or "all") and weight >= 0 for _, path, sampling, weight in value),

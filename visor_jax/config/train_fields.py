@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from visor_jax.config.rules import HOPS, MESH_SIZE, PATTERNS, RATES, WINDOW, above, at_least, below_one, one_of, within
+from visor_jax.config.rules import (
+    BUDGETS,
+    HOPS,
+    MESH_SIZE,
+    PATTERNS,
+    RATES,
+    WINDOW,
+    above,
+    at_least,
+    below_one,
+    one_of,
+    within,
+)
 from visor_jax.config.values import setting
 
 
@@ -32,7 +44,10 @@ class TrainConfig:
         (), "(pattern, learning rate multiplier) pairs; the first match applies", RATES
     )
     budgets: str = setting(
-        "full", "the budgets of a step: full, or drawn from this set", one_of("full", "viable", "subsets")
+        "full",
+        "the budget of every step (full, empty or bits such as 0b10), or the set that each step draws from (viable,"
+        " subsets)",
+        BUDGETS,
     )
     init_from: str = setting("", "a stage, or a path to another run's stage folder; empty: random weights")
     hops: tuple[int, ...] = setting((1, 2, 3), "objective base: chain length with 1, 2, ... slots on", HOPS)

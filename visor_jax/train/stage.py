@@ -18,8 +18,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, budget_name
+from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.config import Config, TrainConfig, architecture, stage_config
+from visor_jax.config.rules import DRAWN_BUDGETS
 from visor_jax.config.schema import STAGES
 from visor_jax.data.collate import Batch, Content
 from visor_jax.data.draws import seed_sequence
@@ -52,15 +53,25 @@ class Step:
 def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int], Bits]:
     """The budget of each step: a pure function of (seed, stage, step)."""
     arch, kind = architecture(config, stage), stage_config(config, stage).budgets
-    full = (True,) * arch.num_slots
-    if kind == "full":
-        return lambda step: full
+    if (fixed := fixed_budget(stage_config(config, stage), arch)) is not None:
+        return lambda step: fixed
     if kind == "viable":
         choices = read_viable(workdir, arch.num_slots)
     else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
         num_slots = budget_slots(arch, stage_config(config, stage))
         choices = [bits for bits in np.ndindex(*(2,) * num_slots) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
+
+
+def fixed_budget(settings: TrainConfig, arch: Architecture) -> Bits | None:
+    """Returns the budget of every step; None if each step draws its own.
+
+    Raises:
+      RequestError: it has another number of bits than the model has slots.
+    """
+    if settings.budgets in DRAWN_BUDGETS:
+        return None
+    return Budget.parse(settings.budgets).resolve(arch.num_slots)
 
 
 def budget_slots(arch: Architecture, settings: TrainConfig) -> int:

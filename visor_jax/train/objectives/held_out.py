@@ -43,7 +43,7 @@ from visor_jax.train.objectives.answers import turn_correct
 from visor_jax.train.objectives.glyphs_base import LabeledGrids
 from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import budget_weights
-from visor_jax.train.stage import Step, budget_slots, made_ahead, process_rows
+from visor_jax.train.stage import Step, budget_slots, fixed_budget, made_ahead, process_rows
 from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels, read_viable
@@ -113,9 +113,12 @@ def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -
 
 
 def budgets_of(config: Config, stage: str, arch: Architecture, workdir: Workdir) -> tuple[tuple[str, Bits], ...]:
-    """The viable budgets if the stage draws from them, else the empty and the full one."""
+    """The viable budgets if the stage draws from them, one if it trains that one only, else the empty and the full."""
     choices: list[Bits] = [(False,) * arch.num_slots, (True,) * arch.num_slots]
-    if stage_config(config, stage).budgets == "viable":
+    settings = stage_config(config, stage)
+    if (fixed := fixed_budget(settings, arch)) is not None and not all(fixed):
+        choices = [fixed]
+    if settings.budgets == "viable":
         choices = [tuple(bool(bit) for bit in bits) for bits in read_viable(workdir, arch.num_slots)]
     return tuple({budget_name(bits): bits for bits in choices}.items())
 
