@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,16 @@ def test_every_word_and_digit_is_one_token():
     for word in (*content_words(), *"0123456789", "user\n", "assistant\n", "none"):
         assert len(tokenizer.encode(word)) == 1, word
     assert len(tokenizer.encode("Value of Brazil?")) == 4
+
+
+def test_no_question_or_answer_falls_back_to_bytes():
+    tokenizer = load_tokenizer("almanac")
+    letters = {tokenizer.encode(letter)[0] for letter in string.ascii_letters}
+    for exercise in EXERCISES:
+        for turn in (turn for i in range(30) for s in samples_of(almanac(exercise)[i]) for turn in s.turns):
+            for text in (f"\n{turn.question}", turn.answer):
+                ids = tokenizer.encode(text)
+                assert not letters & set(ids) and tokenizer.decode(ids) == text, text
 
 
 def test_splits_share_no_table_and_every_word_is_drawn_in_training():

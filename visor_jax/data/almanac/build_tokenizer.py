@@ -59,7 +59,9 @@ def texts() -> Iterator[str]:
     for task in TASKS.values():
         for phrasing in task.phrasings:
             for where in ("", " in Rome"):
-                yield phrasing.format(a="Rome", b="Rome", c="Rome", v="12", k="1", where=where)
+                yield phrasing.format(a="Rome", b="Rome", c="Rome", d="Rome", v="12", k="1", where=where)
+            for color in BARS:
+                yield phrasing.format(a="Rome", b=color, c="Rome", d="Rome", v="12", k="1", where="")
         yield from task.answers
     yield "Rome 1 Rome"
 

@@ -48,7 +48,7 @@ _SMALL_COLUMNS = {"value": 3, "who": 3, "top": 0.5, "low": 0.5, "row": 0.5, "rig
 _PAGE = {
     "value": 2.5, "who": 4, "below": 1.7, "above": 0.8, "right": 1, "row": 1, "top": 2, "low": 1.7, "more": 2,
     "cell1": 6, "cell2": 6, "cell3": 6, "line": 1, "column": 1, "bars": 2, "paper": 0.5, "count": 0.5, "kind": 0.5,
-    "direction": 0.4, "title": 0.7, "unit": 0.5,
+    "direction": 0.4, "title": 0.7, "unit": 0.5, "two_step": 0.7, "below_top": 0.7,
 }  # fmt: skip
 _NARROW = (36, 48, 60)  # the least width that a word fits into is used
 
