@@ -38,6 +38,10 @@ class DataConfig:
     scenes: tuple[tuple[str, int], ...] = setting(
         (), "generated data: (scene, integer weight) pairs; empty: all scenes equally", WEIGHTS
     )
+    fonts: tuple[str, ...] = setting((), "source almanac: names of the fonts; empty: the four of training")
+    kinds: tuple[str, ...] = setting((), "source almanac: kinds of pages; empty: all of the exercise")
+    jitter: int = setting(1, "source almanac: largest distance of text below its line", within(0, 3), units="pixels")
+    mixed_share: float = setting(0.3, "source almanac: share of pages with random words and numbers", within(0, 1))
     turns_per_picture: int = setting(4, "questions per conversation", at_least(1))
     batch_size: int = setting(32, "rows per optimizer step over all devices", at_least(1), units="rows")
     tiles: int = setting(1, "tiles per row of a batch; with packing, per sample", at_least(1), units="tiles")

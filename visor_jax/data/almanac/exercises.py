@@ -1,8 +1,8 @@
 """The exercises: which pictures each draws and how often it asks each task.
 
 `data.path` names one; "" is `pages`. A base model learns them in this order: crops of one word or number, lists, bars
-and small tables, pages. Small pictures come as sheets, several in one row of a batch. `EVALUATED` names the tasks that
-evaluate asks on pages, equally often.
+and small tables, pages. Small pictures come as sheets, several in one row of a batch. Evaluation asks the
+tasks of an exercise equally often.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from visor_jax.data.almanac.fonts import TRAINING_FACES, UNSEEN_FACES
 from visor_jax.data.almanac.pages import Shape
 
 
@@ -21,6 +22,7 @@ class Exercise:
       shape: what is drawn.
       weights: task -> how often it is asked, relative to the others that the picture can answer.
       read: probability that a picture's first turn is its transcription.
+      faces: the fonts, unless `data.fonts` names others.
       small: whether the pictures are smaller than a tile and come as sheets.
       least_text: text tokens without which a small picture is not begun.
     """
@@ -28,6 +30,7 @@ class Exercise:
     shape: Shape
     weights: Mapping[str, float]
     read: float = 0.4
+    faces: tuple[str, ...] = TRAINING_FACES
     small: bool = True
     least_text: int = 16
 
@@ -72,5 +75,5 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "pages_72": Exercise(Shape(72, (72,), columns=(1, 2), weights=(2, 1, 1)), _PAGE),
     "pages": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, small=False),
+    "pages_unseen_fonts": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, faces=UNSEEN_FACES, small=False),
 }
-EVALUATED = tuple(task for task in (*_PAGE, "read"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from visor_jax.config import Config
-from visor_jax.data.almanac.exercises import EVALUATED
 from visor_jax.data.almanac.questions import TASKS
 from visor_jax.data.almanac.source import Almanac, Row, exercise_of
 from visor_jax.data.source_kind import SourceKind
@@ -20,6 +19,7 @@ def _almanac(config: Config, split: str, **settings: Any) -> Almanac:
     data, vision = config.data, config.model.vision
     row = Row(data.text_length, data.visual_length, vision.tile_size // vision.patch_size, vision.patch_size)
     settings = {"turns": data.turns_per_picture, "exercise": data.path or "pages", **settings}
+    settings |= {"kinds": data.kinds, "faces": data.fonts, "jitter": data.jitter, "mixed": data.mixed_share}
     independent = bool(getattr(data, "independent_turns", False))
     tokenizer = load_tokenizer(config.tokenizer.path)
     return Almanac(split, config.seed, tokenizer, row, independent=independent, **settings)
@@ -40,13 +40,13 @@ def _for_evaluation(config: Config, split: str) -> Almanac:
 
 
 def _tasks(config: Config) -> tuple[str, ...]:
-    """Returns the tasks that the configured exercise asks: all of pages, or those of another exercise."""
-    exercise = exercise_of(config.data.path)
-    return EVALUATED if not exercise.small else tuple(exercise.weights)
+    """Returns the tasks that the configured exercise asks, transcription included."""
+    weights = exercise_of(config.data.path).weights
+    return tuple(dict.fromkeys((*weights, "read")))
 
 
 def _check(config: Config) -> None:
-    """Raises RequestError if the exercise is unknown or the model's tile does not hold its pictures."""
+    """Raises RequestError if a name is unknown or the model's tile does not hold the exercise's pictures."""
     exercise, vision = exercise_of(config.data.path), config.model.vision
     sides = (exercise.shape.height, *exercise.shape.width)
     if vision.tile_size < max(sides) or any(side % vision.patch_size for side in sides):
@@ -55,6 +55,7 @@ def _check(config: Config) -> None:
             f" data.source='almanac' with data.path={config.data.path!r} draws pictures of {sides[0]} x {sides[-1]}"
             f" pixels; expected a tile of at least {max(sides)} pixels and a patch size that divides them, such as 12"
         )
+    _conversations(config, "train")
 
 
 SOURCE = SourceKind(

@@ -7,7 +7,7 @@ Text stands on lines of `LINE` pixels, the rows of patches, moved down by the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from visor_jax.data.almanac.content import (
     Content,
@@ -103,6 +103,7 @@ class Shape:
       mixed: share of mixed content; None: that of the run.
       digits: of numbers, as in `content.random_numbers`; None: mostly two.
       barred: lists: probability of bars.
+      weights: of `kinds`; empty: all equally often.
     """
 
     height: int
@@ -114,7 +115,14 @@ class Shape:
     mixed: float | None = None
     digits: int | None = None
     barred: float = 0.0
-    weights: tuple[float, ...] = field(default=())  # of `kinds`; empty: all equally often
+    weights: tuple[float, ...] = ()
+
+    def only(self, kinds: Sequence[str]) -> Shape:
+        """Returns this shape with some of its kinds; itself if `kinds` is empty."""
+        if not kinds:
+            return self
+        weights = tuple(self.weights[self.kinds.index(kind)] for kind in kinds) if self.weights else ()
+        return replace(self, kinds=tuple(kinds), weights=weights)
 
 
 def draw_page(draws: Draws, shape: Shape, look: Look) -> Page:
@@ -150,7 +158,7 @@ def _with_title(
         unit = content.units[0]
     text = f"{title} in {unit}" if unit else title
     canvas.write(text, draws.uniform(0, canvas.width - style.width(text)), jitter)
-    return Facts(**(vars(facts) | {"title": title, "unit": unit, "lines": (text, *facts.lines)}))
+    return replace(facts, title=title, unit=unit, lines=(text, *facts.lines))
 
 
 @dataclass(frozen=True)

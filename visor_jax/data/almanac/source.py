@@ -7,13 +7,14 @@ Nothing is stored. The turns of a sample are filled greedily with different ques
 from __future__ import annotations
 
 import operator
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from visor_jax.data.almanac.draw import Draws
 from visor_jax.data.almanac.exercises import EXERCISES, Exercise
-from visor_jax.data.almanac.fonts import FACES, TRAINING_FACES
+from visor_jax.data.almanac.fonts import FACES
 from visor_jax.data.almanac.pages import Facts, Look, draw_page
 from visor_jax.data.almanac.questions import TASKS, questions
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
@@ -24,7 +25,6 @@ from visor_jax.errors import RequestError, nearest
 
 SPLITS = ("train", "validation", "test")
 
-_STREAMS = 1000  # the random streams of this data set have numbers from here on: (exercise, split)
 _MAX_MISSES = 12  # questions that are drawn twice or do not fit, before a sample is complete
 _MAX_REDRAWS = 500  # pages drawn for one that answers a given task
 
@@ -54,7 +54,8 @@ class Almanac:
         exercise: str = "pages",
         turns: int = 1000,
         tasks: Sequence[str] = (),
-        faces: Sequence[str] = TRAINING_FACES,
+        kinds: Sequence[str] = (),
+        faces: Sequence[str] = (),
         jitter: int = 1,
         mixed: float = 0.3,
         independent: bool = True,
@@ -70,7 +71,8 @@ class Almanac:
           exercise: a name from `EXERCISES`.
           turns: most turns per picture.
           tasks: if given, sample i is a page with turns of task `tasks[i % len(tasks)]` only.
-          faces: fonts, names from `fonts.FACES`.
+          kinds: kinds of pages, of those that the exercise draws; empty: all of them.
+          faces: fonts, names from `fonts.FACES`; empty: those of the exercise.
           jitter: largest distance of text below its line, 0 to 3 pixels.
           mixed: share of pages with mixed instead of real content, 0 to 1.
           independent: whether each turn is encoded as if it alone were asked (`data.independent_turns`).
@@ -84,12 +86,16 @@ class Almanac:
         for task in tasks:
             _choose("task", task, tuple(TASKS))
         for face in faces:
-            _choose("font", face, FACES)
+            _choose("font in data.fonts", face, FACES)
+        for kind in kinds:
+            _choose("kind in data.kinds", kind, EXERCISES[exercise].shape.kinds)
         self.split, self.seed = split, seed
         self._exercise_name, self._exercise = exercise, EXERCISES[exercise]
         self._tokenizer, self._row, self._turns, self._tasks = tokenizer, row, turns, tuple(tasks)
-        self._look = Look(split, tuple(faces), jitter, mixed)
-        self._stream = _STREAMS + SPLITS.index(split) + len(SPLITS) * list(EXERCISES).index(exercise)
+        self._shape = self._exercise.shape.only(kinds)
+        self._look = Look(split, tuple(faces) or self._exercise.faces, jitter, mixed)
+        # One random stream per exercise and split; it does not change when exercises are added.
+        self._stream = zlib.crc32(exercise.encode()) // 4 * 4 + SPLITS.index(split)
         self._size = size
         self._costs = _Costs(tokenizer, independent)
 
@@ -123,22 +129,23 @@ class Almanac:
 
     def _share(self, patches: int, visual: int, text: int) -> int:
         """Returns how much of the left text the next small picture may use, so that all that fit get about as much."""
-        shape = self._exercise.shape
+        shape = self._shape
         each = (shape.height // self._row.patch) * (min(shape.width) // self._row.patch)
         left = max(1, min(patches // each, visual // (each + 1)))
         return max(text // left, min(text, self._exercise.least_text))
 
     def _sample(self, draws: Draws, name: str, text: int, task: str, placed: bool) -> tuple[Sample, int]:
         """Returns a sample whose turns fit into `text` tokens, and the tokens that it needs."""
-        shape = self._exercise.shape
-        page = draw_page(draws, shape, self._look)
-        for _ in range(_MAX_REDRAWS):
-            if not task or questions(task, page.facts):
+        for _ in range(_MAX_REDRAWS if task else 1):
+            page = draw_page(draws, self._shape, self._look)
+            turns, cost = self._ask(draws, page.facts, text, task)
+            if turns:
                 break
-            page = draw_page(draws, shape, self._look)
-        else:
-            raise RequestError(f"almanac: data.path={self._exercise_name!r} has no picture with task {task!r}")
-        turns, cost = self._ask(draws, page.facts, text, task)
+        if task and not turns:
+            raise RequestError(
+                f"almanac: data.path={self._exercise_name!r} draws no picture with a question of task {task!r}"
+                f" that fits into data.text_length={text}"
+            )
         image = page.canvas.image()
         origin = None
         if placed:
@@ -146,7 +153,7 @@ class Almanac:
             origin = (draws.integer(0, next(room)), draws.integer(0, next(room)))
         levels = {TASKS[turn.task].level for turn in turns}
         level = levels.pop() if len(levels) == 1 else ""
-        return Sample(name, (image,), turns, self.name, level, origin=origin), cost
+        return Sample(name, (image,), turns, self.name, level, origin=origin, kind=_kind(page.facts)), cost
 
     def _ask(self, draws: Draws, facts: Facts, text: int, task: str) -> tuple[tuple[Turn, ...], int]:
         """Returns different turns in a random order that fit into `text` tokens, and the tokens of them all."""
@@ -190,6 +197,11 @@ class _Costs:
         """Returns the tokens of a question and its answer."""
         encode = self._tokenizer.encode
         return self._each + len(encode(NEWLINE + turn.question)) + len(encode(turn.answer))
+
+
+def _kind(facts: Facts) -> str:
+    """Returns the kind of picture by which results are reported: of tables, also the number of columns."""
+    return f"table{len(facts.heads)}" if facts.kind == "table" else facts.kind
 
 
 def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
