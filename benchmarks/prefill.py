@@ -132,7 +132,9 @@ def jax_cases(args: argparse.Namespace) -> Callable[[Case], Callable[[], Any]]:
     dtype = jnp.float32 if args.device == "cpu" else jnp.bfloat16
     params = unstack_layers(jax.jit(lambda key: in_dtype(init_params(arch, key), dtype))(jax.random.key(0)))
     options = compiling.options(params)
-    encode = jax.jit(lambda p, tile: tower(p["vision"], tile, arch.vision, arch.anyres), compiler_options=options)
+    encode = jax.jit(
+        lambda p, tile: tower(p["vision"], {"tiles": tile}, arch.vision, arch.anyres), compiler_options=options
+    )
 
     def prepare(case: Case) -> Callable[[], Any]:
         kind, visual = case

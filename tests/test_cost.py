@@ -254,7 +254,7 @@ def test_tower_formula_equals_the_program(patch_local, num_tiles):
     architecture = tiny_architecture(vision=vision)
 
     def encode(params, tiles):
-        return connector(params["connector"], tower(params["vision"], tiles, vision, architecture.anyres))
+        return connector(params["connector"], tower(params["vision"], {"tiles": tiles}, vision, architecture.anyres))
 
     actual = counted(encode, parameter_specs(architecture), spec(1, num_tiles, 24, 24, 3, dtype=jnp.uint8))
     assert actual == pytest.approx(tower_flops(architecture, num_tiles), rel=1e-9)

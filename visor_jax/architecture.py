@@ -68,6 +68,8 @@ class VisionArchitecture:
     num_heads: int
     layer_norm_eps: float = 1e-6
     patch_local: bool = False
+    position_init: str = "random"  # or "sines": how position embeddings start in a random initialization
+    residual_init: float = 1.0  # gain of out_proj and fc2 in a random initialization
 
     @property
     def patches_per_side(self) -> int:
@@ -91,6 +93,10 @@ class AnyResArchitecture:
       max_tiles: the "9" of `anyres_max_9`: a cap on visual tokens in units of one tile's tokens, not on tiles.
       image_mean, image_std: per RGB channel, of values in [0, 1].
       packing: neighboring features in one visual token: 1, 2 or 4.
+      standardize: each picture's pixels minus their mean, over their deviation, in place of `image_mean` and
+        `image_std`.
+      small_pictures: batches say for every patch of a tile its position in the tile and its picture, so that pictures
+        smaller than a tile keep their size and share tiles (`data.small_pictures`).
     """
 
     pinpoints: tuple[tuple[int, int], ...] = ()
@@ -98,6 +104,8 @@ class AnyResArchitecture:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     packing: int = 1
+    standardize: bool = False
+    small_pictures: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_too_long_is_refused_before_any_pixel_is_cut(monkeypatch: pytest.MonkeyP
     sample = conversation(("Which digit?", "7"), images=(picture(24, 24),))
     size = encode_example(sample, TOKENIZER, TILED).size
     assert size.tiles == 10 and encode_example(sample, TOKENIZER, TILED, row_shape=size).size == size
-    monkeypatch.setattr(collate.anyres, "cut_tiles", lambda *_: pytest.fail("cut"))
+    monkeypatch.setattr(collate, "make_tiles", lambda *_: pytest.fail("cut"))
     for field in ("tiles", "visual", "text"):
         small = dataclasses.replace(size, **{field: getattr(size, field) - 1})
         with pytest.raises(SkipSample) as caught:

@@ -39,7 +39,7 @@ from visor_jax.data.from_config import (
 )
 from visor_jax.data.preview import contact_sheet
 from visor_jax.data.preview_model import UNPACKED_ROWS, model_sheet
-from visor_jax.data.sample import Sample, SkipSample, Source
+from visor_jax.data.sample import Sample, Sheet, SkipSample, Source, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.sources import source_kind
@@ -134,7 +134,9 @@ def _of_any_size(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tiles=tiles))
 
 
-def _usable(source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample], ResultT]) -> Iterator[ResultT]:
+def _usable(
+    source: Source, limit: int | None, skips: SkipLog, use: Callable[[Sample | Sheet], ResultT]
+) -> Iterator[ResultT]:
     """Yields the result of `use` for the source's samples, in order; counts skipped samples."""
     for index in range(min(len(source), limit or len(source))):
         skips.count_tried()
@@ -211,15 +213,18 @@ def _print_summary(name: str, summary: dict[str, Any]) -> None:
 
 
 def _preview(sources: dict[str, Source], count: int, out: Path, config: Config, args: argparse.Namespace) -> Any:
-    """Draws the first usable samples, and rows of a batch: of the first step, or filled from the samples drawn."""
+    """Draws the first usable samples, and rows of a batch: of the first step, or filled from the samples drawn.
+
+    Samples of a sheet are drawn one by one.
+    """
     skips = SkipLog()
     encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
     of_model = args.view != "pictures"
 
-    def prepared(sample: Sample) -> tuple[Sample, Example | None]:
-        return sample, encode(sample) if of_model else None
+    def prepared(record: Sample | Sheet) -> list[tuple[Sample, Example | None]]:
+        return [(sample, encode(sample) if of_model else None) for sample in samples_of(record)]
 
-    usable = (pair for source in sources.values() for pair in _usable(source, None, skips, prepared))
+    usable = (pair for source in sources.values() for pairs in _usable(source, None, skips, prepared) for pair in pairs)
     pairs = list(itertools.islice(usable, count))
     if not pairs:
         raise RequestError(
@@ -237,7 +242,9 @@ def _preview(sources: dict[str, Source], count: int, out: Path, config: Config, 
     return {"out": str(out), "samples": len(pairs), "skipped": skips.by_reason()}
 
 
-def _first_step(config: Config, split: str, encode: Callable[[Sample], Example]) -> tuple[str, list[Example]] | None:
+def _first_step(
+    config: Config, split: str, encode: Callable[[Sample | Sheet], Example]
+) -> tuple[str, list[Example]] | None:
     """Returns a title and the samples from which the rows of the first step on answers are filled.
 
     None if another split is drawn, if no configured stage trains on answers, or if its data cannot be used.

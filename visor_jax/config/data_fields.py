@@ -47,6 +47,9 @@ class DataConfig:
     tiles: int = setting(1, "tiles per row of a batch; with packing, per sample", at_least(1), units="tiles")
     visual_length: int = setting(128, "visual tokens per row of a batch", at_least(1), units="visual tokens")
     text_length: int = setting(128, "text tokens per row of a batch", at_least(1), units="text tokens")
+    small_pictures: bool = setting(
+        False, "pictures to which the source gives a place in the tile keep their size and share tiles"
+    )
     pack_window: int = setting(
         0, "samples per pool among which those that share a row are chosen; 0: one sample per row", at_least(0)
     )

@@ -54,6 +54,12 @@ class VisionConfig:
     num_heads: int = setting(4, "query heads", within(1, limits.MAX_HEADS))
     layer_norm_eps: float = setting(1e-6, "added to the variance before its root", above(0))
     patch_local: bool = setting(False, "no attention in the tower: patches do not see each other")
+    position_init: str = setting(
+        "random",
+        "start of the position embeddings: normal numbers, or sines of row and column",
+        one_of("random", "sines"),
+    )
+    residual_init: float = setting(1.0, "gain of the projections that end a residual branch, when random", above(0))
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class AnyResConfig:
     packing: int = setting(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS)
     image_mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", CHANNELS)
     image_std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", DEVIATIONS)
+    standardize: bool = setting(
+        False, "pixels minus the mean of their picture, over its deviation, instead of image_mean and image_std"
+    )
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,8 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
             image_mean=model.anyres.image_mean,
             image_std=model.anyres.image_std,
             packing=model.anyres.packing,
+            standardize=model.anyres.standardize,
+            small_pictures=config.data.small_pictures,
         ),
         plan="dense" if stage == "dense" else model.plan,
         bidirectional_vision=model.bidirectional_vision,

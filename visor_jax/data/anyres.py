@@ -206,6 +206,15 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
     return Layout(num_tiles, lengths, gather, weights)
 
 
+def small_layout(height: int, width: int, architecture: Architecture) -> Layout:
+    """Returns the layout of a picture of `height` x `width` patches at the first places of one tile."""
+    gather = np.arange(height * width).reshape(height, width, 1)
+    packed = _rows(*_packed(gather, np.ones(gather.shape, np.float32), architecture))
+    newline = (np.array([[architecture.vision.patches_per_tile]]), np.ones((1, 1)))
+    gather, weights = _joined([packed, newline])
+    return Layout(1, (len(gather),), gather.astype(np.int32), weights.astype(np.float32))
+
+
 def _tiled_positions(
     shape: _Shape, first: int, architecture: Architecture, newline: int
 ) -> tuple[np.ndarray, np.ndarray]:

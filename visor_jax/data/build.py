@@ -19,7 +19,7 @@ from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.media import EmbeddedPicture, mark_videos
 from visor_jax.data.mixture import MixedSource
 from visor_jax.data.records import Record
-from visor_jax.data.sample import Sample, SkipSample, Source, Turn
+from visor_jax.data.sample import Sample, SkipSample, Source, Turn, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources.array_record import SUFFIX, write_array_record
 from visor_jax.data.sources.stored import StoredSource
@@ -69,14 +69,24 @@ def build(
 
 
 def _usable(source: Source, indices: range, skips: SkipLog) -> Iterator[tuple[int, Sample]]:
-    """Yields (index, sample) of the samples that can be read; counts the others."""
+    """Yields (index, sample) of the samples that can be read, also those of sheets; counts the others.
+
+    Raises:
+        RequestError: a sample holds a small picture.
+    """
     for index in indices:
         skips.count_tried()
         try:
-            sample = source[index]
+            samples = samples_of(source[index])
         except SkipSample as why:
             skips.count_skipped(source.name, index, why)
-        else:
+            continue
+        for sample in samples:
+            if sample.origin is not None:
+                raise RequestError(
+                    f"data.source={source.name}: sample {sample.id!r} holds a small picture with a place in its tile,"
+                    " which files cannot keep; expected a source or an exercise of whole pictures"
+                )
             yield index, sample
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from visor_jax.config import Config, architecture
-from visor_jax.data import anyres
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.collate import Example, RowShape, count_text
 from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
-from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.sample import Sample, Sheet, SkipSample, samples_of
+from visor_jax.data.sheets import encode_record
 from visor_jax.data.source_kind import SPLITS, RecordSource
+from visor_jax.data.tiles import layout_of
 
 Entry = dict[str, Any]
 
@@ -190,33 +191,41 @@ class RecordChecker:
                 findings.entries.append(_entry(self.source, index, outcome))
         return findings
 
-    def _try(self, index: int, findings: Findings, source: str) -> SkipSample | tuple[Sample, Example]:
+    def _try(self, index: int, findings: Findings, source: str) -> SkipSample | tuple[tuple[Sample, ...], Example]:
         """Encodes one record and adds what is found to `findings`, except what depends on its splits."""
-        sample = None
+        record = None
         try:
-            sample = self.source[index]
-            example = self._encode(sample)
+            record = self.source[index]
+            example = self._encode(record)
         except SkipSample as why:
-            detail = why.detail if sample is None else f"{self.source.place(index)}: {why.detail}"
+            detail = why.detail if record is None else f"{self.source.place(index)}: {why.detail}"
             id = _id(self.source, index)
             findings.sources[source].skipped.setdefault(why.reason, Named()).add(id, detail)
             findings.ids.append(_key(source, id))
             findings.contents.append(NO_KEY)
-            if sample is not None and why.reason == "too_long":
-                self._note_size(sample, findings)
+            if record is not None and why.reason == "too_long":
+                self._note_size(record, findings)
             return SkipSample(why.reason, detail)
-        findings.without_picture += not sample.images
-        findings.ids.append(_key(source, sample.id))
-        findings.contents.append(_content_key(sample))
-        if any(leaks(turn.answer, f"{sample.system}\n{turn.question}") for turn in sample.turns):
-            findings.leaks.add(sample.id)
-        return sample, example
+        samples = samples_of(record)
+        findings.without_picture += not any(sample.images for sample in samples)
+        findings.ids.append(_key(source, samples[0].id))
+        findings.contents.append(_content_key(samples))
+        said = ((turn, f"{sample.system}\n{turn.question}") for sample in samples for turn in sample.turns)
+        if any(leaks(turn.answer, prompt) for turn, prompt in said):
+            findings.leaks.add(samples[0].id)
+        return samples, example
 
-    def _note_size(self, sample: Sample, findings: Findings) -> None:
-        """Adds the limits that a sample exceeds; reads no pixel."""
-        layout = anyres.visual_layout([image.shape[:-1] for image in sample.images], architecture(self.config))
-        text = count_text(sample, self._tokenizer, self.config.tokenizer.system or None)
-        size = RowShape(layout.num_tiles, len(layout.gather), text)
+    def _size(self, record: Sample | Sheet) -> RowShape:
+        """Returns what a sample or sheet would fill; reads no pixel of a sample."""
+        arch, system = architecture(self.config), self.config.tokenizer.system or None
+        if isinstance(record, Sheet):
+            return encode_record(record, self._tokenizer, arch, system=system).size
+        layout = layout_of([image.shape[:-1] for image in record.images], arch, record.origin)
+        return RowShape(layout.num_tiles, len(layout.gather), count_text(record, self._tokenizer, system))
+
+    def _note_size(self, record: Sample | Sheet, findings: Findings) -> None:
+        """Adds the limits that a sample or sheet exceeds."""
+        size = self._size(record)
         for limit, most in asdict(training_row_shape(self.config)).items():
             if (amount := getattr(size, limit)) > most:
                 count, largest = findings.too_large.get(LIMITS[limit], [0, 0])
@@ -228,30 +237,31 @@ def _id(source: RecordSource, index: int) -> str:
     return source.record_facts(index)[0] or source.place(index)
 
 
-def _entry(source: RecordSource, index: int, outcome: SkipSample | tuple[Sample, Example]) -> Entry:
+def _entry(source: RecordSource, index: int, outcome: SkipSample | tuple[tuple[Sample, ...], Example]) -> Entry:
     """Returns the listing's entry of a record; lengths are known only if it can be used."""
     entry: Entry = {"place": source.place(index)}
     if isinstance(outcome, SkipSample):
         id, pictures = source.record_facts(index)
         entry |= {"id": id, "usable": False, "reason": outcome.reason, "detail": outcome.detail, "pictures": pictures}
         return entry | {"visual_tokens": None, "text_tokens": None}
-    sample, example = outcome
-    entry |= {"id": sample.id, "usable": True, "reason": "", "detail": "", "pictures": len(sample.images)}
+    samples, example = outcome
+    pictures = sum(len(sample.images) for sample in samples)
+    entry |= {"id": samples[0].id, "usable": True, "reason": "", "detail": "", "pictures": pictures}
     return entry | {"visual_tokens": example.size.visual, "text_tokens": example.size.text}
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
 
 
-def _content_key(sample: Sample) -> int:
-    """Returns the key of a sample's pictures (their pixels, so that copies of files are equal) and questions."""
+def _content_key(samples: Sequence[Sample]) -> int:
+    """Returns the key of a record's pictures (their pixels, so that copies of files are equal) and questions."""
     digest = hashlib.blake2b(digest_size=8)
-    for image in sample.images:
-        digest.update(f"{image.shape}".encode())
-        digest.update(np.ascontiguousarray(image).data)
-    digest.update(
-        "\0".join([sample.system, *(turn.question for turn in sample.turns)]).encode("utf-8", "surrogatepass")
-    )
+    for sample in samples:
+        for image in sample.images:
+            digest.update(f"{image.shape}".encode())
+            digest.update(np.ascontiguousarray(image).data)
+        said = "\0".join([sample.system, *(turn.question for turn in sample.turns)])
+        digest.update(said.encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest(), "big") or 1
 
 

@@ -5,7 +5,8 @@ unpadded), and from rows of examples a `Batch` whose shapes a `RowShape` sets.
 
 The decoder's stream is [V; T]: visual positions and text tokens are separate arrays. Each entry carries its position
 id in the dense interleaved sequence (text before a picture, the picture's tokens, text after), so nothing is
-physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding.
+physically interleaved. Several examples may share a row: each is one segment, numbered from 1; 0 is padding. A sheet
+(`visor_jax.data.sheets`) is one example with as many segments as samples.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from typing import NamedTuple
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.data import anyres, chat
+from visor_jax.data import chat
+from visor_jax.data.anyres import taps as taps_of_pictures
 from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,23 @@ class RowShape:
         return f"{self.tiles} tiles, {self.visual} visual positions, {self.text} text tokens"
 
 
+class Content(NamedTuple):
+    """The source of one sample in a batch, and how many tiles, visual positions and text tokens it has.
+
+    A tile that several samples of a sheet share counts for the first of them.
+    """
+
+    source: str
+    tiles: int
+    visual: int
+    text: int
+
+
 class Example(NamedTuple):
-    """A sample as arrays, without padding; n tiles, Nv visual positions, Nt text tokens.
+    """A sample, or all samples of a sheet, as arrays without padding; n tiles, Nv visual positions, Nt text tokens.
 
     Attributes:
-        id: the sample's id.
+        id: the sample's id; of a sheet that of its first sample.
         tasks: the task of each turn ("" if the source has no tasks).
         tiles: uint8 [n, S, S, 3].
         visual_gather, visual_weights: int32 and float32 [Nv, K]; index n * patches is the newline (`anyres.Layout`).
@@ -56,6 +72,10 @@ class Example(NamedTuple):
         turn_index: int32 [Nt], the turn of each target in an answer, -1 elsewhere.
         length: length of the dense interleaved sequence, which is the position id of the next token.
         source: name of the sample's source.
+        tile_positions, tile_segments, tile_means, tile_scales: [n, P] (`visor_jax.data.tiles`); None if the batches
+            have no such array.
+        visual_segments, text_segments: int32 [Nv] and [Nt], the sample 1, 2, ... of a sheet; None of a sample.
+        members: id and content of each sample of a sheet; empty of a sample.
     """
 
     id: str
@@ -70,6 +90,19 @@ class Example(NamedTuple):
     turn_index: np.ndarray
     length: int
     source: str = ""
+    tile_positions: np.ndarray | None = None
+    tile_segments: np.ndarray | None = None
+    tile_means: np.ndarray | None = None
+    tile_scales: np.ndarray | None = None
+    visual_segments: np.ndarray | None = None
+    text_segments: np.ndarray | None = None
+    members: tuple[tuple[str, Content], ...] = ()
+
+    @property
+    def samples(self) -> tuple[tuple[str, Content], ...]:
+        """Id and content of each sample, in the order of their segments."""
+        size = self.size
+        return self.members or ((self.id, Content(self.source, size.tiles, size.visual, size.text)),)
 
     @property
     def size(self) -> RowShape:
@@ -77,20 +110,12 @@ class Example(NamedTuple):
         return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
 
 
-class Content(NamedTuple):
-    """The source of one sample in a batch, and how many tiles, visual positions and text tokens it has."""
-
-    source: str
-    tiles: int
-    visual: int
-    text: int
-
-
 class Batch(NamedTuple):
     """Fixed-shape arrays, and the ids, tasks and contents of their rows.
 
     Attributes:
-        arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing);
+        arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing), and what
+            `visor_jax.data.tiles` adds to them, [G, n, P];
             visual_gather int32, visual_weights float32 [B, Nv, K], indices into the row's pool; visual_positions,
             visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
             loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
@@ -117,8 +142,8 @@ def encode_example(
     """Encodes a sample as a training example. Uses the sample's system text, or `system` if it has none.
 
     Raises:
-        SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "too_long" (it does not fit
-            the row shape), "no_target" (no token is a target).
+        SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "small_picture" (it does not
+            fit its tile), "too_long" (it does not fit the row shape), "no_target" (no token is a target).
     """
     encode = _conversation(sample, tokenizer, system)
     encoded = encode(targets=targets)
@@ -134,6 +159,7 @@ def encode_example(
         tasks=tuple(turn.task for turn in sample.turns),
         row_shape=row_shape,
         source=sample.source,
+        origin=sample.origin,
     )
     if not example.loss_mask.any():
         raise SkipSample("no_target", "no token of this conversation is a target")
@@ -172,17 +198,26 @@ def encode_prompt(
     id: str = "",
     task: str = "",
     history: Sequence[tuple[str, str]] = (),
+    origin: Origin | None = None,
 ) -> Example:
     """Encodes a question up to the assistant's header, for routing and generation; without targets.
 
-    `history` holds earlier turns, (question, answer) each; the routing token follows the latest question.
+    `history` holds earlier turns, (question, answer) each; the routing token follows the latest question. `origin`: see
+    `Sample`.
 
     Raises:
-        SkipSample: "image_count", "empty_conversation" or "too_long", as `encode_example`.
+        SkipSample: "image_count", "empty_conversation", "small_picture" or "too_long", as `encode_example`.
     """
     token_ids = chat.encode_prompt(tokenizer, question, len(images), system, history)
     return encode_tokens(
-        token_ids, images, tokenizer.image_token_id, architecture, id=id, tasks=(task,), row_shape=row_shape
+        token_ids,
+        images,
+        tokenizer.image_token_id,
+        architecture,
+        id=id,
+        tasks=(task,),
+        row_shape=row_shape,
+        origin=origin,
     )
 
 
@@ -198,22 +233,29 @@ def encode_tokens(
     tasks: tuple[str, ...] = (),
     row_shape: RowShape | None = None,
     source: str = "",
+    origin: Origin | None = None,
 ) -> Example:
     """Makes an example of token ids and of pictures (uint8 [H, W, 3]) or videos (uint8 [F, H, W, 3]).
 
     `token_ids` holds one placeholder id per picture or video. The size is checked against `row_shape` before any pixel
     is read. The first token, and a token right after a picture, are never targets: no text token precedes them that
-    could predict them.
+    could predict them. With `origin` the one picture keeps its size in its tile (`visor_jax.data.tiles`).
 
     Raises:
-        SkipSample: "image_count" or "too_long".
+        SkipSample: "image_count", "small_picture" or "too_long".
+        RequestError: there is an origin, and the architecture has no small pictures.
     """
+    if origin is not None and not architecture.anyres.small_pictures:
+        raise RequestError(
+            f"data.small_pictures=False: sample {id!r} of source {source!r} holds a picture that keeps its size in a"
+            " tile; expected True, or a source without such pictures"
+        )
     tokens = np.asarray(token_ids, np.int32)
     is_image = tokens == image_token_id
     if is_image.sum() != len(images):
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
-    layout = anyres.visual_layout([image.shape[:-1] for image in images], architecture)
-    _check_fits(id, RowShape(layout.num_tiles, len(layout.gather), int((~is_image).sum())), row_shape)
+    layout = layout_of([image.shape[:-1] for image in images], architecture, origin)
+    check_fits(id, RowShape(layout.num_tiles, len(layout.gather), int((~is_image).sum())), row_shape)
 
     steps = np.ones(len(tokens), np.int64)  # dense positions per token
     steps[is_image] = layout.lengths
@@ -222,6 +264,7 @@ def encode_tokens(
         np.arange(start, start + step) for start, step in zip(starts[is_image], layout.lengths, strict=True)
     ]
 
+    arrays = make_tiles(images, architecture, origin)
     targets = np.zeros(len(tokens), bool) if target_mask is None else np.array(target_mask, bool)
     targets[:1] = False
     targets[1:] &= ~is_image[:-1]
@@ -229,7 +272,7 @@ def encode_tokens(
     return Example(
         id=id,
         tasks=tasks,
-        tiles=anyres.cut_tiles(images, architecture),
+        tiles=arrays["tiles"],
         visual_gather=layout.gather,
         visual_weights=layout.weights,
         visual_positions=np.concatenate([np.zeros(0), *visual_positions]).astype(np.int32),
@@ -239,10 +282,11 @@ def encode_tokens(
         turn_index=np.where(targets, turns, -1)[~is_image].astype(np.int32),
         length=int(steps.sum()),
         source=source,
-    )
+    )._replace(**arrays)
 
 
-def _check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
+def check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
+    """Raises `SkipSample` "too_long" if `size` exceeds the row shape."""
     if row_shape is not None and not row_shape.holds(size):
         raise SkipSample("too_long", f"{id}: {size}; there is room for {row_shape}")
 
@@ -261,7 +305,7 @@ def make_batch(
     rows_per_pool: int = 1,
     min_taps: int = 0,
 ) -> Batch:
-    """Makes a batch of the given row shape from rows of examples; a row's examples become its segments 1, 2, ...
+    """Makes a batch of the given row shape from rows of examples; a row's samples become its segments 1, 2, ...
 
     `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles. The K of `visual_gather` is that of the
     pictures, more where a video needs it, and at least `min_taps`.
@@ -273,29 +317,25 @@ def make_batch(
         raise ValueError(f"{len(rows)} rows do not divide into pools of {rows_per_pool}")
     # Video frames may need more taps than `anyres.taps`, which counts pictures only.
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
-    most_taps = max(anyres.taps(architecture), *widest, min_taps)
+    most_taps = max(taps_of_pictures(architecture), *widest, min_taps)
     arrays = _empty_arrays(len(rows), len(rows) // rows_per_pool, row_shape, most_taps, architecture)
     tiles_used = 0
     for row, examples in enumerate(rows):
         pool, place = divmod(row, rows_per_pool)
-        used, turns = RowShape(tiles_used if place else 0, 0, 0), 0
-        for segment, example in enumerate(examples, start=1):
+        used, turns, segments = RowShape(tiles_used if place else 0, 0, 0), 0, 0
+        for example in examples:
             if not row_shape.holds(used + example.size):
                 raise ValueError(f"row {row} ({used + example.size}) does not fit the row shape ({row_shape})")
-            _place(arrays, architecture, example, row=row, pool=pool, segment=segment, used=used, turns=turns)
+            _place(arrays, architecture, example, row=row, pool=pool, segments=segments, used=used, turns=turns)
             used, turns = used + example.size, turns + len(example.tasks)
+            segments += len(example.samples)
         tiles_used = used.tiles
     return Batch(
         arrays=arrays,
-        ids=[example.id for examples in rows for example in examples],
+        ids=[id for examples in rows for example in examples for id, _ in example.samples],
         tasks=[[task for example in examples for task in example.tasks] for examples in rows],
-        contents=[[_content(example) for example in examples] for examples in rows],
+        contents=[[content for example in examples for _, content in example.samples] for examples in rows],
     )
-
-
-def _content(example: Example) -> Content:
-    size = example.size
-    return Content(example.source, size.tiles, size.visual, size.text)
 
 
 def _place(
@@ -305,11 +345,14 @@ def _place(
     *,
     row: int,
     pool: int,
-    segment: int,
+    segments: int,
     used: RowShape,
     turns: int,
 ) -> None:
-    """Write an example into its row and its tiles into their pool, after what is `used` and the row's first `turns`."""
+    """Writes an example into its row and its tiles into their pool.
+
+    It follows what is `used`, and the row's first `segments` samples and `turns`.
+    """
     num_tiles = arrays["tiles"].shape[1]
     patches = architecture.vision.patches_per_tile
     tiles = slice(used.tiles, used.tiles + example.size.tiles)
@@ -318,16 +361,22 @@ def _place(
     newline = example.size.tiles * patches
     gather = example.visual_gather + used.tiles * patches
     gather = np.where(example.visual_gather == newline, num_tiles * patches, gather)
-    arrays["tiles"][pool, tiles] = example.tiles
+    for name in tile_shapes(0, architecture):
+        arrays[name][pool, tiles] = getattr(example, name)
     arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
     arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
     arrays["visual_positions"][row, visual] = example.visual_positions
-    arrays["visual_segments"][row, visual] = segment
+    arrays["visual_segments"][row, visual] = segments + _local(example.visual_segments)
     arrays["text_tokens"][row, text] = example.text_tokens
     arrays["text_positions"][row, text] = example.text_positions
-    arrays["text_segments"][row, text] = segment
+    arrays["text_segments"][row, text] = segments + _local(example.text_segments)
     arrays["loss_mask"][row, text] = example.loss_mask
     arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
+
+
+def _local(segments: np.ndarray | None) -> np.ndarray | int:
+    """Returns the segments within an example: those of a sheet, 1 of a sample."""
+    return 1 if segments is None else segments
 
 
 def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architecture: Architecture) -> Batch:
@@ -354,10 +403,10 @@ def batch_shapes(
     num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
-    tile = architecture.vision.tile_size
+    of_tiles = tile_shapes(row_shape.tiles, architecture)
     visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     return {
-        "tiles": ((num_pools, row_shape.tiles, tile, tile, 3), np.uint8),
+        **{name: ((num_pools, *shape), dtype) for name, (shape, dtype) in of_tiles.items()},
         "visual_gather": ((*visual, taps), np.int32),
         "visual_weights": ((*visual, taps), np.float32),
         "visual_positions": (visual, np.int32),

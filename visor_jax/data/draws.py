@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from visor_jax.config.schema import TRAINED_STAGES
-from visor_jax.data.sample import Sample, Source
+from visor_jax.data.sample import Sample, Sheet, Source
 
 RANGE: Final = 2**40  # samples that each consumer may draw before they repeat
 
@@ -47,7 +47,7 @@ class Within:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Sheet:
         return self._source[self._indices[index]]
 
 

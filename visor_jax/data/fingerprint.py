@@ -15,7 +15,7 @@ from pathlib import Path
 
 from visor_jax.config import ConfigLike, as_config
 from visor_jax.data.from_config import make_source
-from visor_jax.data.sample import SkipSample, outline
+from visor_jax.data.sample import SkipSample, outline, samples_of
 from visor_jax.data.source_kind import RecordSource
 from visor_jax.files.read_write import open_regular
 from visor_jax.workdir.provenance import annotations_checksum, plain
@@ -57,11 +57,13 @@ def picture_fingerprint(source: RecordSource, with_text: bool = False) -> str:
 def _text_of(source: RecordSource, index: int) -> str:
     """Returns what a record says, or why it cannot be used."""
     try:
-        sample = outline(source, index)
+        samples = samples_of(outline(source, index))
     except SkipSample as why:
         return f"{why}\0"
-    turns = [(turn.question, turn.answer, turn.task) for turn in sample.turns]
-    return json.dumps([sample.id, sample.system, turns])
+    said = []
+    for sample in samples:
+        said += [sample.id, sample.system, [(turn.question, turn.answer, turn.task) for turn in sample.turns]]
+    return json.dumps(said)
 
 
 def sampled(count: int) -> list[int]:

@@ -11,9 +11,10 @@ from functools import partial
 
 from visor_jax.config import ConfigLike, architecture, as_config
 from visor_jax.data.anyres import video_taps
-from visor_jax.data.collate import Example, RowShape, encode_example
+from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.draws import Within, index_range
-from visor_jax.data.sample import Part, Sample, Source
+from visor_jax.data.sample import Part, Sample, Sheet, Source
+from visor_jax.data.sheets import encode_record
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 
@@ -38,11 +39,13 @@ def agreed_taps(config: ConfigLike, process_count: int) -> int:
     return 0 if process_count == 1 or source_kind(config).endless else video_taps(architecture(config))
 
 
-def sample_encoder(config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape) -> Callable[[Sample], Example]:
-    """Returns a function Sample -> Example that tokenizes, tiles and masks as configured."""
+def sample_encoder(
+    config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape
+) -> Callable[[Sample | Sheet], Example]:
+    """Returns a function Sample or Sheet -> Example that tokenizes, tiles and masks as configured."""
     config = as_config(config)
     return partial(
-        encode_example,
+        encode_record,
         tokenizer=tokenizer,
         architecture=architecture(config),
         system=config.tokenizer.system or None,

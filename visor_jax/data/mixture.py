@@ -17,7 +17,7 @@ import numpy as np
 from visor_jax.config import Config
 from visor_jax.config.mixture import Entry, Mixture, read_mixture
 from visor_jax.data.records import Record
-from visor_jax.data.sample import Part, Sample, outline
+from visor_jax.data.sample import Part, Sample, Sheet, outline
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources import SOURCES, SUFFIXES, named_kind, source_of_file
 from visor_jax.data.sources.files import require_usable
@@ -60,12 +60,12 @@ class MixedSource:
         place = bisect.bisect_right(self._starts, position) - 1
         return self.sources[place], position - int(self._starts[place])
 
-    def __getitem__(self, index: int) -> Sample:
-        """Returns sample `index`; raises `SkipSample` for a bad record."""
+    def __getitem__(self, index: int) -> Sample | Sheet:
+        """Returns sample or sheet `index`; raises `SkipSample` for a bad record."""
         source, own = self.locate(index)
         return source[own]
 
-    def outline(self, index: int) -> Sample:
+    def outline(self, index: int) -> Sample | Sheet:
         """Returns sample `index` without its pictures; opens none."""
         return outline(*self.locate(index))
 

@@ -32,7 +32,7 @@ import numpy as np
 from absl import flags
 
 from visor_jax.data.draws import seed_sequence
-from visor_jax.data.sample import Part, Sample, SkipSample
+from visor_jax.data.sample import Part, Sample, Sheet, SkipSample
 from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.errors import RunError
 
@@ -50,11 +50,11 @@ FOREVER = 2**62  # larger lengths overflow inside Grain
 class ExampleStream(Generic[ExampleT]):
     """The endless stream of examples: `stream[counter]` is a pure function of (seed, counter)."""
 
-    def __init__(self, parts: Sequence[Part], encode: Callable[[Sample], ExampleT], seed: int) -> None:
+    def __init__(self, parts: Sequence[Part], encode: Callable[[Sample | Sheet], ExampleT], seed: int) -> None:
         """
         Args:
             parts: at least one; every source has samples.
-            encode: sample -> example; may raise `SkipSample`.
+            encode: sample or sheet -> example; may raise `SkipSample`.
             seed: 0 or more.
         """
         self._parts, self._encode, self._seed = tuple(parts), encode, seed

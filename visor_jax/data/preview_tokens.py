@@ -18,6 +18,7 @@ from visor_jax.data.chat_template import ASSISTANT, NEWLINE, SYSTEM, USER
 from visor_jax.data.collate import Example
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import Sample
+from visor_jax.data.tiles import cells, layout_of
 from visor_jax.data.tokenizer import ChatTokenizer
 
 WIDTH = 1280  # pixels of a sheet, without its margins
@@ -63,7 +64,7 @@ def draw_sample(
     )
     tiles = _draw_tiles(sample, example, architecture)
     left = tiles.width + 16 if tiles.width else 0
-    lengths = anyres.visual_layout([image.shape[:-1] for image in sample.images], architecture).lengths
+    lengths = layout_of([image.shape[:-1] for image in sample.images], architecture, sample.origin).lengths
     tokens = _draw_tokens([*boxes(example, tokenizer, lengths)], WIDTH - left, font)
     band = Image.new("RGB", (WIDTH, LINE + 4 + max(tiles.height, tokens.height)), PAGE)
     font.draw(ImageDraw.Draw(band), (0, 0), font.readable(" ".join(caption.split()))[:200], INK)
@@ -98,6 +99,18 @@ def used_patches(example: Example, architecture: Architecture) -> np.ndarray:
     return used[:-1].reshape(-1, side, side)
 
 
+def in_its_window(example: Example, architecture: Architecture) -> Example:
+    """Returns the example of a small picture with its patches where they stand in the tile, by `tile_positions`."""
+    assert example.tile_positions is not None and example.tile_segments is not None
+    used, side = example.tile_segments[0] > 0, architecture.vision.patches_per_side
+    tiles = np.zeros_like(example.tiles)
+    cells(tiles[0], architecture)[np.divmod(example.tile_positions[0][used], side)] = cells(
+        example.tiles[0], architecture
+    )[np.divmod(np.flatnonzero(used), side)]
+    window = np.append(example.tile_positions[0], used.size)  # the newline keeps its index
+    return example._replace(tiles=tiles, visual_gather=window[example.visual_gather])
+
+
 def _tinted(example: Example, architecture: Architecture) -> np.ndarray:
     """Returns the tiles with unused patches tinted: uint8 [n, S, S, 3]."""
     patch = architecture.vision.patch_size
@@ -111,10 +124,10 @@ def _tinted(example: Example, architecture: Architecture) -> np.ndarray:
 
 def _draw_tiles(sample: Sample, example: Example, architecture: Architecture) -> Image.Image:
     """Draws each picture's stretched tile and beside it the grid of its crops; single tiles flow in lines."""
-    tiles = _tinted(example, architecture)
+    tiles = _tinted(example if sample.origin is None else in_its_window(example, architecture), architecture)
     canvas = Image.new("RGB", (_TILES_WIDTH, (_MOST_TILE + _GAP) * _MOST_ROWS), PAGE)
     left = top = bottom = number = width = 0
-    for count, columns in grids(sample.images, architecture):
+    for count, columns in grids(sample.images, architecture) if sample.origin is None else [(1, 0)]:
         of_picture, number = tiles[number : number + count], number + count
         if not columns:
             side = _MOST_TILE if len(tiles) <= 3 else _MOST_TILE // 2

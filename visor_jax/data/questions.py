@@ -26,7 +26,7 @@ from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
-from visor_jax.data.sample import Sample, SkipSample, Source, outline
+from visor_jax.data.sample import Sample, Sheet, SkipSample, Source, outline, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
@@ -41,7 +41,10 @@ RECENT = 4  # cached samples: the questions about a picture are read one after a
 
 
 class Place(NamedTuple):
-    """The place of a question: the index of its sample in the source, and the index of its turn."""
+    """The place of a question: the index of its sample in the source, and the index of its turn.
+
+    The turns of a sheet are numbered through all of its samples.
+    """
 
     index: int
     turn: int
@@ -156,7 +159,7 @@ class Questions:
         Raises:
           SkipSample: its sample cannot be read.
         """
-        return dataclasses.replace(split_turns(self._sample(place.index))[place.turn], id=place.id)
+        return dataclasses.replace(single_turns(self._sample(place.index))[place.turn], id=place.id)
 
     def __iter__(self) -> Iterator[Sample]:
         """Yields all questions with their pictures.
@@ -184,7 +187,8 @@ class Questions:
         Raises:
           SkipSample: the sample cannot be read.
         """
-        return self._sample(place.index).id
+        samples = samples_of(self._sample(place.index))
+        return [sample.id for sample in samples for _ in sample.turns][place.turn]
 
     def text_length(self, place: Place) -> int:
         """Returns the number of text tokens of a question; opens no picture.
@@ -192,7 +196,7 @@ class Questions:
         Raises:
           SkipSample, IndexError: the question does not exist.
         """
-        return count_text(split_turns(outline(self._source, place.index))[place.turn], self._tokenizer, self._system)
+        return count_text(single_turns(outline(self._source, place.index))[place.turn], self._tokenizer, self._system)
 
     def facts(self, place: Place) -> Facts:
         """Returns what is known of a planned question."""
@@ -278,7 +282,7 @@ class Questions:
         for index in range(self._first, len(self._source)):
             beat()
             try:
-                turns = split_turns(outline(self._source, index))
+                turns = single_turns(outline(self._source, index))
             except SkipSample as why:
                 self._skip(index, why)
                 continue
@@ -375,6 +379,11 @@ def split_turns(sample: Sample) -> list[Sample]:
             )
         )
     return single
+
+
+def single_turns(record: Sample | Sheet) -> list[Sample]:
+    """Splits a sample, or the samples of a sheet in order, into single questions (`split_turns`)."""
+    return [single for sample in samples_of(record) for single in split_turns(sample)]
 
 
 def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog | None = None) -> Questions:

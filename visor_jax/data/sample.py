@@ -67,8 +67,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample:
-        """Returns sample `index`; raises `SkipSample` for a bad record and `IndexError` outside `0..len-1`."""
+    def __getitem__(self, index: int) -> Sample | Sheet:
+        """Returns sample or sheet `index`; raises `SkipSample` for a bad record, `IndexError` outside `0..len-1`."""
         ...
 
 
@@ -91,10 +91,10 @@ def still(image: np.ndarray) -> np.ndarray:
     return image if image.ndim == 3 else image[0]
 
 
-def outline(source: Source, index: int) -> Sample:
-    """Returns sample `index` with `NO_PICTURE` in place of each picture if the source has a method `outline`.
+def outline(source: Source, index: int) -> Sample | Sheet:
+    """Returns sample or sheet `index` with `NO_PICTURE` in place of each picture if the source has a method `outline`.
 
-    Otherwise it returns the whole sample. Raises what `source[index]` raises, except errors about pictures.
+    Otherwise it returns it whole. Raises what `source[index]` raises, except errors about pictures.
     """
     make_outline = getattr(source, "outline", None)
     return source[index] if make_outline is None else make_outline(index)

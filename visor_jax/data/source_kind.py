@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from visor_jax.config import Config
-from visor_jax.data.sample import Sample, Source
+from visor_jax.data.sample import Sample, Sheet, Source
 from visor_jax.errors import RequestError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | Sheet:
         return self.source[index]
 
     def place(self, index: int) -> str:

@@ -34,6 +34,7 @@ from safetensors.numpy import save
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config
+from visor_jax.data.tiles import tile_shapes
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import file_beside, remove_folder
 from visor_jax.model.decoder import cross_params, layer_params
@@ -231,7 +232,7 @@ class SharedFeatures:
         visual_used, text_used = ((arrays[f"{kind}_segments"] > 0).sum(axis=1) for kind in ("visual", "text"))
         pictures = [_visual_key(arrays, row, self._arch) if count else "" for row, count in enumerate(visual_used)]
         visual = self._stored(
-            0, self._visual_owner, pictures, visual_used, {name: arrays[name] for name in TOWER_INPUTS}
+            0, self._visual_owner, pictures, visual_used, {name: arrays[name] for name in tower_inputs(self._arch)}
         )
         if not self._text_owner:
             return visual, None
@@ -280,9 +281,13 @@ class SharedFeatures:
             return np.asarray(programs(self._arch)[program](self._params, *visual, placed))
 
 
-TOWER_INPUTS = ("tiles", "visual_gather", "visual_weights")  # arrays of a batch
 TEXT_INPUTS = ("text_tokens", "text_positions", "text_segments", "visual_positions", "visual_segments")
 VISUAL = ("vision", "connector", "image_newline")  # the parameters that V(0) depends on
+
+
+def tower_inputs(arch: Architecture) -> tuple[str, ...]:
+    """Returns the names of a batch's arrays that V(0) is computed from."""
+    return (*tile_shapes(0, arch), "visual_gather", "visual_weights")
 
 
 def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
@@ -312,7 +317,8 @@ def _visual_key(arrays: Arrays, row: int, arch: Architecture) -> str:
     tiles, patches = arrays["tiles"][row], arch.vision.patches_per_side**2
     of_tiles = gather[(weights > 0) & (gather < len(tiles) * patches)]
     count = of_tiles.max() // patches + 1 if of_tiles.size else 0
-    return _key(tiles[:count], gather, weights, np.array(len(tiles)))
+    of_tiles = (arrays[name][row][:count] for name in tile_shapes(0, arch))
+    return _key(*of_tiles, gather, weights, np.array(len(tiles)))
 
 
 def _text_key(arrays: Arrays, row: int, pictures: str) -> str:

@@ -274,7 +274,8 @@ def write_examples(
         num_examples[task] += 1
         sample, bits = questions.find(id), model.viable_budgets[picked[index]]
         prompted = with_system(model, sample.system)
-        answer = prompted.answer(list(sample.images), sample.turns[0].question, Budget.of(bits), max_new_tokens=16)
+        question, budget = sample.turns[0].question, Budget.of(bits)
+        answer = prompted.answer(list(sample.images), question, budget, max_new_tokens=16, origin=sample.origin)
         name = f"examples/{index}.png" if sample.images else ""
         if sample.images:
             write_bytes(folder / name, png(still(sample.images[0])))

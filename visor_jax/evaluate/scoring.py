@@ -27,7 +27,7 @@ from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Chunk, QuestionBatches
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
-from visor_jax.evaluate.features import TOWER_INPUTS, FeatureStore, SharedFeatures
+from visor_jax.evaluate.features import FeatureStore, SharedFeatures, tower_inputs
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.policy import choose
@@ -204,7 +204,7 @@ class Scorer:
             return place_batch(arrays, self.mesh), None, None
         visual, shared = self.features.of(arrays)
         stored = {"visual": visual} if shared is None else {"visual": visual, "shared": shared}
-        rest = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS}
+        rest = {name: x for name, x in arrays.items() if name not in tower_inputs(self.arch)}
         placed = place_batch({**rest, **stored}, self.mesh)
         return placed, placed.pop("visual"), placed.pop("shared", None)
 

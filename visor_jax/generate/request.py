@@ -87,11 +87,12 @@ def prompt_of(
     arch: Architecture,
     system: str | None,
     history: History = (),
+    origin: tuple[int, int] | None = None,
 ) -> Example:
     """Encodes a question about any number of pictures or videos, with the earlier turns of the conversation.
 
     `<image>` in a question, also an earlier one, marks a picture's position. Without markers all pictures precede the
-    first question, as in training.
+    first question, as in training. With `origin` the one picture keeps its size in its tile (`data.small_pictures`).
     """
     question, turns = checked_question(question), checked_history(history)
     pictures = [pixels(picture, name) for name, picture in each_picture(image)]
@@ -101,7 +102,9 @@ def prompt_of(
         questions[0] = images_before(questions[0], len(pictures))
     *earlier_questions, latest = questions
     marked = list(zip(earlier_questions, (answer for _, answer in turns), strict=True))
-    return usable(partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=marked))
+    return usable(
+        partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=marked, origin=origin)
+    )
 
 
 def checked_question(question: str) -> str:

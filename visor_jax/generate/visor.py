@@ -19,6 +19,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.cost import decoder_flops
 from visor_jax.data.collate import Example
+from visor_jax.data.tiles import Origin
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.generate.answer import Answer, AnswerStream, PendingAnswer, Seconds
@@ -151,10 +152,15 @@ class Visor:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        origin: tuple[int, int] | None = None,
     ) -> Answer:
-        """Answers one question about one picture, several or none, after the turns of `history`."""
+        """Answers one question about one picture, several or none, after the turns of `history`.
+
+        With `origin`, row and column in the tile's grid of patches, the one picture keeps its size there; only models
+        that were trained with `data.small_pictures` can read it.
+        """
         request = self._request(budget, max_new_tokens, dial, Sampling(temperature, top_p, seed), stop)
-        return self._answers([self._checked_prompt(image, question, history, request)], request)[0]
+        return self._answers([self._checked_prompt(image, question, history, request, origin)], request)[0]
 
     def answer_many(
         self,
@@ -321,12 +327,14 @@ class Visor:
         costs = [decoder_flops(self.arch, bits, size.visual, size.text) for bits in self.viable_budgets]
         return self.viable_budgets[self._engine.pick(state, costs, dial)]
 
-    def _prompt(self, image: Pictures, question: str, history: History = ()) -> Example:
-        return prompt_of(image, question, self.tokenizer, self.arch, self.system, history)
+    def _prompt(self, image: Pictures, question: str, history: History = (), origin: Origin | None = None) -> Example:
+        return prompt_of(image, question, self.tokenizer, self.arch, self.system, history, origin)
 
-    def _checked_prompt(self, image: Pictures, question: str, history: History, request: Request) -> Example:
+    def _checked_prompt(
+        self, image: Pictures, question: str, history: History, request: Request, origin: Origin | None = None
+    ) -> Example:
         """Returns the prompt, after checking that it fits the model's positions together with its answer."""
-        prompt = self._prompt(image, question, history)
+        prompt = self._prompt(image, question, history, origin)
         check_fits(prompt, request.max_new_tokens, self.arch)
         return prompt
 

@@ -1,6 +1,6 @@
-"""How parameters start: orthonormal attention pairs, and the new cross-attention layers (method.md section 3).
+"""How parameters start: positions of the tower, orthonormal attention pairs, and the new cross-attention layers.
 
-`cross.init` chooses how cross-attention starts.
+The last are those of method.md section 3; `cross.init` chooses how they start.
 
 In: freshly initialized or imported parameters. Out: the same tree with new values in `blocks/cross_attention`.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
@@ -26,6 +27,22 @@ from visor_jax.tree import flatten, unflatten
 MATCH_SHARPNESS = 8.0  # scale of the logits relative to plain similarity
 ASKED_SEED = 97
 ASKED_SHARPNESS = 2.0  # relative to the embedding of the token itself
+
+SINES_SCALE, SINES_PERIOD = 0.5, 20.0  # amplitude, and the ratio of the longest to the shortest period
+
+
+def sines_of_grid(side: int, size: int) -> Float[np.ndarray, "P D"]:
+    """Position embeddings of a grid of side x side patches: sines and cosines of their rows and columns, float32.
+
+    `size` is a multiple of 4: a quarter each for sine and cosine of the row and of the column.
+    """
+    if size % 4:
+        raise ValueError(f"size={size}: sines of rows and columns need a multiple of 4")
+    row, column = np.divmod(np.arange(side**2), side)
+    frequencies = SINES_PERIOD ** -(np.arange(size // 4) / (size // 4))
+    angles = [place[:, None] * frequencies for place in (row, column)]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return (SINES_SCALE * np.concatenate(waves, axis=1)).astype(np.float32)
 
 
 def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "rows columns"]:

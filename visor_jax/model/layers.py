@@ -87,9 +87,9 @@ def scan_layers(body: Callable[[Any, Any], tuple[Any, Any]], state: Any, stacked
 class GeluMLP(nnx.Module):
     """`fc1`, `fc2` with bias, the tanh GELU between them."""
 
-    def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs):
+    def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs, residual_gain: float = 1.0):
         self.fc1 = Linear(size, hidden, bias=True, rngs=rngs)
-        self.fc2 = Linear(hidden, size, bias=True, rngs=rngs)
+        self.fc2 = Linear(hidden, size, bias=True, rngs=rngs, gain=residual_gain)
 
 
 def stacked(make: Callable[[nnx.Rngs], ModuleT], count: int, rngs: nnx.Rngs) -> ModuleT:

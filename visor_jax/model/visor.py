@@ -72,7 +72,7 @@ def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "
 
     `remat`: what the backward pass recomputes of the tower's layers (`visor_jax.model.remat`).
     """
-    patches = tower(params["vision"], batch["tiles"], arch.vision, arch.anyres, remat=remat)
+    patches = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
     features = connector(params["connector"], patches)
     return by_rows(stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"]))
 

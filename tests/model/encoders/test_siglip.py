@@ -7,11 +7,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from visor_jax import testing
-from visor_jax.architecture import AnyResArchitecture
+from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
+from visor_jax.data.sample import Sample, Sheet, Turn
+from visor_jax.data.sheets import encode_record
+from visor_jax.data.tiles import cells, make_tiles, tile_shapes
+from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.model.connector import stitch
-from visor_jax.model.encoders.siglip import normalize, patchify, tower
+from visor_jax.model.encoders.siglip import normalize, normalized_patches, patchify, tower
 from visor_jax.model.remat import Remat
 
 ARCH = testing.tiny_architecture(3)
@@ -49,7 +54,7 @@ def test_a_patch_local_tower_lets_no_patch_see_another_and_no_tower_mixes_tiles(
     for arch, others_change in ((LOCAL, False), (ARCH, True)):
         params = testing.random_params(arch)["vision"]
         assert ("self_attn" in params["layers"]) == others_change
-        run = jax.jit(lambda p, x, a=arch: tower(p, x, a.vision, a.anyres))
+        run = jax.jit(lambda p, x, a=arch: tower(p, {"tiles": x}, a.vision, a.anyres))
         before, after = np.asarray(run(params, tiles)), np.asarray(run(params, changed))
         assert before.shape == (1, 2, 4, arch.vision.hidden_size)
         differs = np.abs(after - before).max(axis=-1)[0] > 0
@@ -61,7 +66,7 @@ def test_a_tower_without_layers_is_its_embedding() -> None:
     params, tiles = testing.random_params(arch)["vision"], jnp.asarray(random_tiles((1, 1, 8, 8, 3)))
     patches = np.asarray(patchify(normalize(tiles, arch.anyres), 4))
     expected = patches @ params["patch_embedding"]["kernel"] + params["patch_embedding"]["bias"]
-    found = tower(params, tiles, arch.vision, arch.anyres)
+    found = tower(params, {"tiles": tiles}, arch.vision, arch.anyres)
     np.testing.assert_allclose(found, expected + params["position_embedding"]["embedding"], atol=1e-5)
 
 
@@ -85,7 +90,7 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
     params, tiles = testing.random_params(ARCH)["vision"], jnp.asarray(random_tiles((1, 2, 8, 8, 3)))
 
     def loss(params, remat: Remat) -> jax.Array:
-        return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
+        return jnp.sum(jnp.sin(tower(params, {"tiles": tiles}, ARCH.vision, ARCH.anyres, remat=remat)))
 
     gradients = {}
     policies: tuple[Remat, ...] = ("none", "full", "mlp")
@@ -103,9 +108,102 @@ def test_the_policy_mlp_runs_no_product_of_mlps_or_of_what_feeds_them_again() ->
 
     def products(remat: Remat) -> int:
         def loss(params) -> jax.Array:
-            return jnp.sum(jnp.sin(tower(params, tiles, ARCH.vision, ARCH.anyres, remat=remat)))
+            return jnp.sum(jnp.sin(tower(params, {"tiles": tiles}, ARCH.vision, ARCH.anyres, remat=remat)))
 
         return str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
 
     assert products("attention") - products("mlp") == 2, "the output of attention and the first product of the MLP"
     assert products("mlp") - products("none") >= 3, "queries, keys and values"
+
+
+# --- small pictures and standardization -------------------------------------------------------------------------------
+
+SHARED = dataclasses.replace(
+    ARCH,
+    vision=VisionArchitecture(16, 4, 16, 24, 2, 2),
+    anyres=AnyResArchitecture(small_pictures=True, standardize=True),
+)
+
+
+def shared_tile() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    """Returns the arrays of one tile with three small pictures, and those of each picture alone in a tile."""
+    rng, samples = np.random.default_rng(3), []
+    for number, (size, origin) in enumerate([((8, 8), (0, 1)), ((4, 16), (2, 0)), ((12, 4), (1, 3))]):
+        image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        turns = (Turn("Which digit?", str(number)),)
+        samples.append(Sample(f"s{number}", (image,), turns, "test", origin=origin))
+    tokenizer = load_tokenizer("glyphs")
+    sheet, alone = encode_record(Sheet(tuple(samples)), tokenizer, SHARED), []
+    for sample in samples:
+        example = encode_record(sample, tokenizer, SHARED)
+        alone.append({name: getattr(example, name)[None] for name in tile_shapes(1, SHARED)})
+    return {name: getattr(sheet, name)[None] for name in tile_shapes(1, SHARED)}, alone
+
+
+def test_a_pictures_features_and_gradients_in_a_shared_tile_are_those_of_it_alone() -> None:
+    params = testing.random_params(SHARED)["vision"]
+    together, alone = shared_tile()
+    assert together["tiles"].shape[1] == 1 and together["tile_segments"].max() == 3
+
+    def loss(params, batch) -> tuple[jax.Array, jax.Array]:
+        features = tower(params, batch, SHARED.vision, SHARED.anyres)
+        used = batch["tile_segments"][..., None] > 0
+        return jnp.sum(jnp.where(used, jnp.sin(features), 0)), features
+
+    of = testing.quick_jit(jax.value_and_grad(loss, has_aux=True))
+    (_, features), gradients = of(params, together)
+    start, sums = 0, []
+    for number, batch in enumerate(alone, start=1):
+        (_, expected), of_picture = of(params, batch)
+        places = together["tile_segments"][0, 0] == number
+        count = int(places.sum())
+        np.testing.assert_allclose(features[0, 0][places], expected[0, 0, :count], rtol=1e-5, atol=1e-6)
+        sums.append(of_picture)
+        start += count
+    assert start == 11
+    total = jax.tree.map(lambda *parts: sum(parts), *sums)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients, total)
+
+
+def test_unused_places_reach_no_feature_of_a_picture() -> None:
+    params = testing.random_params(SHARED)["vision"]
+    together, _ = shared_tile()
+    used = together["tile_segments"] > 0
+    run = jax.jit(lambda batch: tower(params, batch, SHARED.vision, SHARED.anyres))
+    expected = run(together)
+    changed = {name: x.copy() for name, x in together.items()}
+    cells(changed["tiles"][0, 0], SHARED)[3, 3] = 255
+    changed["tile_positions"][~used], changed["tile_means"][~used], changed["tile_scales"][~used] = 5, 3.0, np.nan
+    np.testing.assert_array_equal(run(changed)[used], expected[used])
+
+
+def test_a_whole_picture_is_read_as_without_small_pictures() -> None:
+    params, image = testing.random_params(SHARED)["vision"], random_tiles((20, 12, 3))
+    arrays = {}
+    for small in (True, False):
+        arch = dataclasses.replace(SHARED, anyres=dataclasses.replace(SHARED.anyres, small_pictures=small))
+        batch = {name: x[None] for name, x in make_tiles([image], arch).items()}
+        arrays[small] = tower(params, batch, arch.vision, arch.anyres)
+    np.testing.assert_allclose(arrays[True], arrays[False], rtol=1e-6, atol=1e-6)
+
+
+def test_standardized_pixels_have_mean_zero_and_deviation_one() -> None:
+    arch = dataclasses.replace(SHARED, anyres=AnyResArchitecture(standardize=True))
+    batch = {name: x[None] for name, x in make_tiles([random_tiles((16, 16, 3))], arch).items()}
+    patches = np.asarray(normalized_patches(batch, arch.vision, arch.anyres))
+    assert patches.dtype == np.float32
+    assert patches.mean() == pytest.approx(0, abs=1e-5) and patches.std() == pytest.approx(1, rel=1e-5)
+
+
+def test_positions_start_as_sines_and_residual_projections_with_their_gain() -> None:
+    vision = dataclasses.replace(SHARED.vision, position_init="sines", residual_init=0.25)
+    arch = dataclasses.replace(SHARED, vision=vision)
+    params, plain = (testing.fresh_params(a)["vision"] for a in (arch, SHARED))
+    table = np.asarray(params["position_embedding"]["embedding"]).reshape(4, 4, 16)
+    np.testing.assert_allclose(
+        table[2, 3, ::4], 0.5 * np.array([np.sin(2), np.cos(2), np.sin(3), np.cos(3)]), rtol=1e-6
+    )
+    for path in (("self_attn", "out_proj"), ("mlp", "fc2")):
+        ours, theirs = (p["layers"][path[0]][path[1]]["kernel"] for p in (params, plain))
+        np.testing.assert_allclose(ours, 0.25 * theirs, rtol=1e-6)
+    np.testing.assert_array_equal(params["layers"]["mlp"]["fc1"]["kernel"], plain["layers"]["mlp"]["fc1"]["kernel"])

@@ -6,13 +6,17 @@ row, S pixels per side, P patches of a tile, Dv or D hidden size, N tiles of all
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.mesh import by_rows
+from visor_jax.model.initializers import sines_of_grid
 from visor_jax.model.layers import (
     QKV,
     Embedding,
@@ -35,11 +39,11 @@ from visor_jax.model.remat import Remat, layer_input, mlp_values, recomputed
 class SiglipAttention(nnx.Module):
     """Projections of one layer's attention, with biases (`transformers.SiglipAttention`)."""
 
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
+    def __init__(self, size: int, *, rngs: nnx.Rngs, residual_gain: float):
         self.q_proj = Linear(size, size, bias=True, rngs=rngs)
         self.k_proj = Linear(size, size, bias=True, rngs=rngs)
         self.v_proj = Linear(size, size, bias=True, rngs=rngs)
-        self.out_proj = Linear(size, size, bias=True, rngs=rngs)
+        self.out_proj = Linear(size, size, bias=True, rngs=rngs, gain=residual_gain)
 
 
 class SiglipLayer(nnx.Module):
@@ -48,9 +52,9 @@ class SiglipLayer(nnx.Module):
     def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
         if not arch.patch_local:
             self.layer_norm1 = LayerNorm(arch.hidden_size)
-            self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs)
+            self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs, residual_gain=arch.residual_init)
         self.layer_norm2 = LayerNorm(arch.hidden_size)
-        self.mlp = GeluMLP(arch.hidden_size, arch.intermediate_size, rngs=rngs)
+        self.mlp = GeluMLP(arch.hidden_size, arch.intermediate_size, rngs=rngs, residual_gain=arch.residual_init)
 
 
 class VisionTower(nnx.Module):
@@ -59,6 +63,9 @@ class VisionTower(nnx.Module):
     def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
         self.patch_embedding = Linear(3 * arch.patch_size**2, arch.hidden_size, bias=True, rngs=rngs)
         self.position_embedding = Embedding(arch.patches_per_tile, arch.hidden_size, std=0.3, rngs=rngs)
+        if arch.position_init == "sines":
+            table = sines_of_grid(arch.patches_per_side, arch.hidden_size)
+            self.position_embedding.embedding = nnx.Param(jnp.asarray(table))
         if arch.num_layers:
             self.layers = stacked(lambda r: SiglipLayer(arch, rngs=r), arch.num_layers, rngs)
 
@@ -84,7 +91,7 @@ def patchify(tiles: Float[Array, "B n S S 3"], patch_size: int) -> Float[Array, 
 
 def tower(
     params: Params,
-    tiles: UInt8[Array, "B n S S 3"],
+    batch: Mapping[str, Any],
     arch: VisionArchitecture,
     anyres: AnyResArchitecture,
     *,
@@ -92,20 +99,40 @@ def tower(
 ) -> Float[Array, "B n P Dv"]:
     """Features of every patch of every tile, before `post_layernorm`, in the parameters' dtype.
 
-    `remat`: what the backward pass recomputes of each layer (`visor_jax.model.remat`).
+    Args:
+      params: of the tower.
+      batch: its arrays of tiles (`visor_jax.data.tiles`): `tiles`, uint8 [B, n, S, S, 3]; of small pictures
+        `tile_positions` and `tile_segments`, int32 [B, n, P], so that patches have the position embeddings of their
+        windows and see those of their own picture; of standardized ones `tile_means` and `tile_scales`, float32
+        [B, n, P].
+      arch, anyres: the shape of the tower, and how pixels are normalized.
+      remat: what the backward pass recomputes of each layer (`visor_jax.model.remat`).
     """
-    patches = patchify(normalize(tiles, anyres), arch.patch_size)
-    patches = patches.astype(params["patch_embedding"]["kernel"].dtype)
-    x = linear(params["patch_embedding"], patches) + params["position_embedding"]["embedding"][None, None]
+    patches = normalized_patches(batch, arch, anyres).astype(params["patch_embedding"]["kernel"].dtype)
+    table = jnp.asarray(params["position_embedding"]["embedding"])
+    positions = table[batch["tile_positions"]] if anyres.small_pictures else table[None, None]
+    x = linear(params["patch_embedding"], patches) + positions
     shape = x.shape
     x = by_rows(x.reshape(-1, *shape[2:]))  # one row per tile: [B * n, P, Dv]
     if "layers" in params:
+        segments = jnp.asarray(batch["tile_segments"]).reshape(x.shape[:2]) if anyres.small_pictures else None
 
         def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
-            return siglip_layer(layer, layer_input(y), arch), None
+            return siglip_layer(layer, layer_input(y), arch, segments), None
 
         x, _ = scan_layers(recomputed(body, remat), x, params["layers"])
     return x.reshape(shape)
+
+
+def normalized_patches(
+    batch: Mapping[str, Any], arch: VisionArchitecture, anyres: AnyResArchitecture
+) -> Float[Array, "B n P C"]:
+    """The pixels of every patch as the tower reads them: normalized per channel, or standardized per picture."""
+    if not anyres.standardize:
+        return patchify(normalize(batch["tiles"], anyres), arch.patch_size)
+    patches = patchify(jnp.asarray(batch["tiles"]).astype(float), arch.patch_size)
+    means, scales = (jnp.asarray(batch[name])[..., None] for name in ("tile_means", "tile_scales"))
+    return (patches - means) * scales
 
 
 def whole_mask(batch: int, length: int) -> AttentionMask:
@@ -114,11 +141,20 @@ def whole_mask(batch: int, length: int) -> AttentionMask:
     return AttentionMask(zeros, zeros, ones, ones, None, False)
 
 
-def siglip_layer(params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture) -> Float[Array, "N P D"]:
-    """One encoder layer over the patches of each tile."""
+def segment_mask(segments: Int[Array, "N P"]) -> AttentionMask:
+    """Every token sees the tokens of its segment; segment 0 is padding."""
+    zeros = jnp.zeros_like(segments)
+    return AttentionMask(zeros, zeros, segments, segments, None, False)
+
+
+def siglip_layer(
+    params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture, segments: Int[Array, "N P"] | None = None
+) -> Float[Array, "N P D"]:
+    """One encoder layer over the patches of each tile, or of each of its `segments`."""
     if "self_attn" in params:
         y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
         query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
-        attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
+        mask = whole_mask(*x.shape[:2]) if segments is None else segment_mask(segments)
+        attended = attention(query, key, value, mask=mask)
         x = mlp_values(x + linear(params["self_attn"]["out_proj"], merge_heads(attended)))
     return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))

@@ -19,7 +19,7 @@ from visor_jax.data.from_config import agreed_taps, make_tokenizer, sample_encod
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
-from visor_jax.data.sample import Part, Sample
+from visor_jax.data.sample import Part, Sample, Sheet
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RunError
 from visor_jax.model.decoder import Budget
@@ -39,7 +39,7 @@ from visor_jax.train.objectives.by_source import (
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
-TURNS_OF_SAMPLES = 16  # packed rows: the accuracy by task counts the turns of so many samples per row
+TURNS_OF_SAMPLES = 16  # packed rows and sheets: the accuracy by task counts the turns of so many samples per row
 
 
 def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
@@ -70,10 +70,16 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 
 def answer_loss_of(config: Config, stage: str, num_sources: int = 1) -> Loss:
     """The loss of a stage, from its configuration alone; `num_sources` only matters with `text_sources` in a batch."""
-    num_turns = config.data.turns_per_picture * (TURNS_OF_SAMPLES if config.data.pack_window else 1)
+    num_turns = turns_per_row(config, packed=bool(config.data.pack_window))
     arch, settings = architecture(config, stage), stage_config(config, stage)
     remat, tower = cast(Remat, settings.remat), cast(Remat, settings.tower_remat or settings.remat)
     return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=remat, tower_remat=tower)
+
+
+def turns_per_row(config: Config, *, packed: bool) -> int:
+    """Returns how many turns of a row count in accuracies: those of one sample, or of several in a row."""
+    several = packed or config.data.small_pictures
+    return config.data.turns_per_picture * (TURNS_OF_SAMPLES if several else 1)
 
 
 def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
@@ -89,7 +95,7 @@ def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
 def stage_batches(
     config: Config,
     stage: str,
-    encode: Callable[[Sample], Example],
+    encode: Callable[[Sample | Sheet], Example],
     skips: SkipLog,
     done: int = 0,
     position: Any = None,
@@ -116,7 +122,7 @@ def stage_batches(
 
 
 def one_per_row(row_shape: RowShape, arch: Architecture, min_taps: int, examples: Sequence[Example]) -> collate.Batch:
-    """A batch with one sample in each row."""
+    """A batch with one sample or sheet in each row."""
     return make_batch([[example] for example in examples], row_shape, arch, min_taps=min_taps)
 
 

@@ -28,7 +28,7 @@ from visor_jax.data.from_config import make_tokenizer, sample_encoder, stage_sou
 from visor_jax.data.glyphs import render as glyphs_render
 from visor_jax.data.glyphs import source as glyphs
 from visor_jax.data.glyphs.words import PHRASINGS
-from visor_jax.data.sample import Sample
+from visor_jax.data.sample import Sample, samples_of
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
 from visor_jax.kernels.cross_entropy import cross_entropy
@@ -69,7 +69,8 @@ def base_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     def step(number: int) -> Step:
         bits = budget_of(number)
         rows = [(number - 1) * settings.batch_size + row for row in process_rows(settings.batch_size)]
-        arrays = grids.arrays(bits, [indices[row] for row in rows], [conversations[row] for row in rows])
+        read = [sample for row in rows for sample in samples_of(conversations[row])]
+        arrays = grids.arrays(bits, [indices[row] for row in rows], read)
         ids = [f"grid/{config.seed}/{indices[row]}" for row in rows]
         return Step(number, arrays, bits, budget_name(bits), ids, [], contents=_contents(arrays))
 

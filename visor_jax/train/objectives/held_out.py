@@ -31,7 +31,7 @@ from visor_jax.data.collate import Example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import agreed_taps, make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.questions import single_questions
-from visor_jax.data.sample import SkipSample
+from visor_jax.data.sample import SkipSample, samples_of
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import cheapest_good_enough, score_batch
 from visor_jax.model.decoder import Budget
@@ -39,7 +39,7 @@ from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.visor import Batch, abstract_params, encode, route
 from visor_jax.scale.sharding import place_batch, replicated
-from visor_jax.train.objectives.answers import turn_correct
+from visor_jax.train.objectives.answers import turn_correct, turns_per_row
 from visor_jax.train.objectives.glyphs_base import LabeledGrids
 from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import budget_weights
@@ -93,6 +93,7 @@ def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -
     settings, shape, arch = stage_config(config, stage), training_row_shape(config), architecture(config, stage)
     source, encoder = make_source(config, "validation"), sample_encoder(config, make_tokenizer(config), shape)
     count, size = min(len(source), settings.validate_samples), settings.batch_size
+    num_turns = turns_per_row(config, packed=False)
     min_taps, budgets = agreed_taps(config, jax.process_count()), budgets_of(config, stage, arch, workdir)
 
     def row(index: int) -> list[Example]:
@@ -109,7 +110,7 @@ def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -
     def batches(params: Params) -> Iterator[Measured]:
         return (Measured(step.arrays, budgets) for step in made_ahead(batch, 0, -(-count // size)))
 
-    return HeldOut(batches, partial(answer_sums, arch=arch, num_turns=config.data.turns_per_picture), answer_fields)
+    return HeldOut(batches, partial(answer_sums, arch=arch, num_turns=num_turns), answer_fields)
 
 
 def budgets_of(config: Config, stage: str, arch: Architecture, workdir: Workdir) -> tuple[tuple[str, Bits], ...]:
@@ -165,7 +166,7 @@ def held_out_grids(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> 
         chunk, choice = divmod(number - 1, len(budgets))
         rows = [chunk * size + row for row in process_rows(size)]
         name, bits = budgets[choice]
-        read = [conversations[first + row] for row in rows]
+        read = [sample for row in rows for sample in samples_of(conversations[first + row])]
         return Step(number, grids.arrays(bits, [indices[row] for row in rows], read), bits, name, [], [])
 
     def batches(params: Params) -> Iterator[Measured]:

@@ -31,7 +31,7 @@ from visor_jax.data.from_config import agreed_taps, label_source, training_row_s
 from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.features import TOWER_INPUTS, VISUAL, FeatureStore, SharedFeatures
+from visor_jax.evaluate.features import VISUAL, FeatureStore, SharedFeatures, tower_inputs
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import Batch, abstract_params, encode, route
@@ -190,7 +190,8 @@ class LabeledExamples:
         arrays |= sources_of_rows(batch.contents, self.source_names)
         if self.features is not None:
             visual, _ = self.features.of(arrays)
-            arrays = {name: x for name, x in arrays.items() if name not in TOWER_INPUTS} | {"visual": visual}
+            read = tower_inputs(self.questions.arch)
+            arrays = {name: x for name, x in arrays.items() if name not in read} | {"visual": visual}
         return arrays, batch
 
 
