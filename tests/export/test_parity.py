@@ -37,7 +37,9 @@ VARIANTS = {
         cross=dataclasses.replace(TINY.cross, num_kv_heads=4),
         anyres=dataclasses.replace(TINY.anyres, image_mean=(0.4, 0.5, 0.6), image_std=(0.2, 0.3, 0.4)),
     ),
-    "another pattern": testing.other_plan(),
+    "another pattern, standardized pictures": testing.other_plan(
+        anyres=dataclasses.replace(TINY.anyres, standardize=True)
+    ),
     "dense": testing.tiny_architecture(7, plan="dense"),
 }
 PICTURES = [
@@ -91,7 +93,8 @@ def torch_twin(arch, params, ids, images):
     assert not unexpected and missing == (["lm_head.weight"] if arch.text.tie_word_embeddings else [])
     model.tie_weights()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(testing.glyphs_tokenizer().text))
-    processor = VisorProcessor(config, tokenizer, arch.anyres.image_mean, arch.anyres.image_std)
+    statistics = arch.anyres.image_mean, arch.anyres.image_std
+    processor = VisorProcessor(config, tokenizer, *statistics, standardize=arch.anyres.standardize)
     return model.eval(), torch_inputs(processor, ids, images)
 
 

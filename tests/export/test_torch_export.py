@@ -33,7 +33,9 @@ PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
 REFUTED = Parity(1e-5, [Comparison("p", "full", "full", 3e-5, True)])
 
 
-def tiny_model(plan: str = "visor", tied: bool = False, patch_local: bool = False, pinpoints=None) -> Visor:
+def tiny_model(
+    plan: str = "visor", tied: bool = False, patch_local: bool = False, pinpoints=None, standardize: bool = False
+) -> Visor:
     tokenizer, base = testing.glyphs_tokenizer(), testing.tiny_architecture(6)
     arch = testing.tiny_architecture(
         plan=plan,
@@ -41,7 +43,9 @@ def tiny_model(plan: str = "visor", tied: bool = False, patch_local: bool = Fals
             base.text, num_layers=6, vocab_size=tokenizer.vocab_size + 3, tie_word_embeddings=tied
         ),
         vision=dataclasses.replace(base.vision, patch_local=patch_local),
-        anyres=base.anyres if pinpoints is None else dataclasses.replace(base.anyres, pinpoints=pinpoints),
+        anyres=dataclasses.replace(
+            base.anyres, pinpoints=base.anyres.pinpoints if pinpoints is None else pinpoints, standardize=standardize
+        ),
     )
     params = testing.random_params(arch)
     viable = all_subsets(arch.num_slots)[:3]
@@ -174,6 +178,24 @@ def test_a_dense_plan_is_a_stock_model(tmp_path, pinpoints):
     if pinpoints is None:  # `load` requires grids, which every LLaVA-OneVision has
         again = load(tmp_path / "out")
         assert (again.stage, again.system) == ("dense", "Be brief.")
+
+
+def test_a_dense_plan_of_standardized_pictures_brings_its_processor(tmp_path):
+    """transformers has no processor that standardizes pictures, so the folder holds ours, and loads here again."""
+    model, out = tiny_model("dense", tied=True, pinpoints=(), standardize=True), tmp_path / "out"
+    result = torch_export.export(model, out, stage="dense")
+    assert result["greedy_tokens_equal"] and result["max_logit_difference"] <= 1e-5
+    assert {path.name for path in out.glob("*.py")} == {*torch_export.PROCESSOR_FILES}
+    processor = transformers.AutoProcessor.from_pretrained(out, trust_remote_code=True)
+    assert type(processor).__name__ == "VisorProcessor" and processor.tiler.standardize
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        transformers.AutoProcessor.from_pretrained(out, trust_remote_code=False)
+    with pytest.raises((ValueError, OSError, KeyError)):
+        transformers.AutoImageProcessor.from_pretrained(out)
+    again = load(out)
+    assert again.arch.anyres == model.arch.anyres
+    picture, tokens = testing.random_picture(8, 14), [5, model.tokenizer.image_token_id, 6, 7]
+    np.testing.assert_allclose(again.logits(tokens, [picture]), model.logits(tokens, [picture]), rtol=1e-5, atol=1e-5)
 
 
 def test_large_weights_are_sharded(model, unproven, tmp_path):

@@ -60,10 +60,18 @@ def describe(model: ExportedModel, *, stage: str, dtype: str) -> Files:
 
 
 def processor_class(arch: Architecture) -> dict[str, Any]:
-    """Returns the processor class for AutoProcessor: ours (remote code) for a VISOR plan, else transformers'."""
-    if arch.plan == "dense":
+    """Returns the processor class for AutoProcessor: ours (remote code) where transformers' cannot serve, else that.
+
+    Transformers' processor cannot standardize pictures, and knows no VISOR plan.
+    """
+    if not has_own_processor(arch):
         return {"processor_class": "LlavaOnevisionProcessor"}
     return {"processor_class": "VisorProcessor", "auto_map": {"AutoProcessor": PROCESSOR}}
+
+
+def has_own_processor(arch: Architecture) -> bool:
+    """Returns whether an export needs VisorProcessor, and so files with code."""
+    return arch.plan != "dense" or arch.anyres.standardize
 
 
 def processor_config(arch: Architecture) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config.schema import TRAINED_STAGES, ExportConfig
 from visor_jax.cost import decoder_flops, dense_decoder_flops
 from visor_jax.data.anyres import visual_token_count
+from visor_jax.export.folder_files import has_own_processor
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
 from visor_jax.files.read_write import read_json, read_regular
 from visor_jax.workdir.folder import Workdir
@@ -155,7 +156,7 @@ the vision tower is excluded). A dense decoder of this size needs {dense:.4g}.
 DENSE_CARD = """\
 # LLaVA-OneVision, dense
 
-A LLaVA-OneVision model (stock `LlavaOnevisionForConditionalGeneration`, no remote code), exported by visor_jax after
+A LLaVA-OneVision model (stock `LlavaOnevisionForConditionalGeneration`, {code}), exported by visor_jax after
 training stage `{stage}`, weights in {dtype}, license of the weights: {license}.
 
 ```python
@@ -163,6 +164,11 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 model = LlavaOnevisionForConditionalGeneration.from_pretrained(DIR)
 ```
+
+"""
+STANDARDIZED = """\
+**Pictures are standardized**: their pixels minus their mean, over their deviation. No processor of transformers does
+this; the folder brings one, `AutoProcessor.from_pretrained(DIR, trust_remote_code=True)`.
 
 """
 NO_GRIDS = """\
@@ -205,7 +211,10 @@ def write_card(path: Path, model: ExportedModel, proof: Parity, known: About, *,
         )
         text = VISOR_CARD.format(**shared, default=default, auto=auto, num_slots=arch.num_slots, **_costs(model))
     else:
-        text = DENSE_CARD.format(**shared)
+        own_processor = has_own_processor(arch)
+        code = "remote code for the processor only" if own_processor else "no remote code"
+        text = DENSE_CARD.format(**shared, code=code)
+        text += STANDARDIZED if own_processor else ""
         text += "" if arch.anyres.pinpoints else NO_GRIDS
     text += _evaluation(known.evaluation)
     text += PROOF.format(
@@ -240,6 +249,7 @@ def metadata(arch: Architecture, known: About) -> str:
                 )
             )
     tags = ["visor", "custom_code"] if arch.plan == "visor" else ["llava_onevision"]
+    tags += ["custom_code"] if arch.plan == "dense" and has_own_processor(arch) else []
     scores: dict[str, Any] = (
         {"eval_results": results, "model_name": "VISOR", "metrics": ["accuracy"]} if results else {}
     )

@@ -3,7 +3,8 @@
 In: a loaded model (`visor_jax.loading.Visor`) and a destination. Out: a folder with config.json, safetensors (sharded
 above `max_shard_bytes`), tokenizer and preprocessor files, the PyTorch module's files, a model card and parity.json. A
 VISOR plan loads through `AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True)`; a dense plan is a
-stock `LlavaOnevisionForConditionalGeneration`, without code.
+stock `LlavaOnevisionForConditionalGeneration`, without code, or with that of the processor if pictures are
+standardized.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ MODULE_FILES = (
     "modeling_visor.py",
     "processing_visor.py",
     "specialized_visor.py",
+    "template_visor.py",
+    "tiles_visor.py",
+    "vision_visor.py",
+)
+PROCESSOR_FILES = (  # of MODULE_FILES: what the processor needs
+    "chat_visor.py",
+    "configuration_visor.py",
+    "processing_visor.py",
     "template_visor.py",
     "tiles_visor.py",
     "vision_visor.py",
@@ -146,9 +155,9 @@ def write_folder(folder: Path, model: ExportedModel, *, stage: str, dtype: str, 
         (folder / name).write_text(text, encoding="utf-8")
     tensors = visor_tensors(model.params, arch) if arch.plan == "visor" else stock_tensors(model.params, arch)
     write_safetensors(folder, tensors, dtype, max_shard_bytes)
-    if arch.plan == "visor":
+    if folder_files.has_own_processor(arch):
         source = Path(__file__).parent / "torch_model"
-        for name in MODULE_FILES:
+        for name in MODULE_FILES if arch.plan == "visor" else PROCESSOR_FILES:
             file = Path(chat_template.__file__) if name == "template_visor.py" else source / name
             shutil.copyfile(file, folder / name)
 

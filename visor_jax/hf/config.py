@@ -32,7 +32,7 @@ from visor_jax.architecture import (
 )
 from visor_jax.budget import MAX_SLOTS, Bits, Plan, bit_string, parse_budgets
 from visor_jax.config.schema import TRAINED_STAGES
-from visor_jax.hf.preprocessor import check_processor, pixel_statistics
+from visor_jax.hf.preprocessor import check_processor, is_standardized, pixel_statistics
 from visor_jax.hf.section import Section
 
 PLANS = {"llava_onevision": "dense", "visor": "visor"}  # model_type -> plan
@@ -95,7 +95,7 @@ def architecture_of(config: Mapping[str, Any], pixels: Section, folder: Path) ->
         policy=PolicyArchitecture(
             root.integer("policy_hidden_size", POLICY_HIDDEN_SIZE), root.integer("policy_max_budgets", 32)
         ),
-        anyres=AnyResArchitecture(pinpoints, _max_tiles(root), mean, std),
+        anyres=AnyResArchitecture(pinpoints, _max_tiles(root), mean, std, standardize=is_standardized(pixels)),
         plan=plan,
         bidirectional_vision=root.boolean("bidirectional_vision", False),
         pattern=pattern,

@@ -62,8 +62,8 @@ def differences(stored: Architecture, wanted: Architecture) -> list[str]:
     for section in sections:
         theirs, ours = getattr(stored, section), getattr(wanted, section)
         for name in vars(theirs):
-            # Settings of initialization and the limit of positions do not change a stored parameter.
-            is_irrelevant = name == "init" or name.endswith("_init") or name == "max_positions"
+            # Settings of initialization and of rows, and the limit of positions do not change a stored parameter.
+            is_irrelevant = name in ("init", "max_positions", "small_pictures") or name.endswith("_init")
             if not is_irrelevant and getattr(theirs, name) != getattr(ours, name):
                 lines.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
     return lines

@@ -1,9 +1,9 @@
 """Reads and writes a checkpoint's image processor configuration; unsupported values are rejected by field name.
 
 In: `preprocessor_config.json`, or the image processor inside `processor_config.json`, as transformers 5 saves them.
-Out: mean and standard deviation of the pixels. This package supports one value for every other field (bicubic resizing
-into tiles of the tower's size, values in [0, 1], normalized); any other value is a `RequestError`. A missing or null
-field has transformers' default; size and grids then follow `config.json`.
+Out: mean and standard deviation of the pixels, or that each picture is standardized. This package supports one value
+for every other field (bicubic resizing into tiles of the tower's size, values in [0, 1], normalized); any other value
+is a `RequestError`. A missing or null field has transformers' default; size and grids then follow `config.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from visor_jax.hf.section import Section, read_object
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # default of LlavaOnevisionImageProcessor
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 BICUBIC = 3  # PIL.Image.Resampling
+STANDARDIZING = "VisorImageProcessor"  # no class of transformers, so that none reads the pixels in another way
 PROCESSORS = ("LlavaOnevisionImageProcessor", "LlavaOnevisionImageProcessorFast", "LlavaOnevisionImageProcessorPil")
 
 
@@ -75,10 +76,11 @@ def pixel_statistics(
     Raises:
       RequestError: a field has a value that this package does not support.
     """
-    kind = pixels.values.get("image_processor_type")
-    if kind is not None and kind not in PROCESSORS:
-        raise pixels.wrong("image_processor_type", f"{PROCESSORS[0]!r}, whose tiles are all that this package cuts")
-    for name in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+    kind, standardized = pixels.values.get("image_processor_type"), is_standardized(pixels)
+    if kind is not None and kind not in ((STANDARDIZING,) if standardized else PROCESSORS):
+        expected = STANDARDIZING if standardized else PROCESSORS[0]
+        raise pixels.wrong("image_processor_type", f"{expected!r}, whose tiles are all that this package cuts")
+    for name in ("do_resize", "do_convert_rgb", *(() if standardized else ("do_rescale", "do_normalize"))):
         if not pixels.boolean(name, True):
             raise pixels.wrong(name, "true, all that this package computes")
     if pixels.boolean("do_center_crop", False):
@@ -101,6 +103,11 @@ def pixel_statistics(
     return mean, pixels.channels("image_std", CLIP_STD, minimum=1e-4, maximum=1e4)
 
 
+def is_standardized(pixels: Section) -> bool:
+    """Returns whether each picture is standardized by its own mean and deviation (`model.anyres.standardize`)."""
+    return pixels.boolean("standardize", False)
+
+
 def _is_square(size: Any, side: int) -> bool:
     """Returns whether transformers interprets `size` as side x side pixels."""
     if isinstance(size, Mapping):
@@ -110,13 +117,18 @@ def _is_square(size: Any, side: int) -> bool:
 
 
 def write_preprocessor(arch: Architecture) -> dict[str, Any]:
-    """Returns the fields for transformers' LlavaOnevisionImageProcessor (also the PIL one) and for VisorProcessor."""
+    """Returns the fields for transformers' LlavaOnevisionImageProcessor (also the PIL one) and for VisorProcessor.
+
+    No image processor of transformers standardizes pictures: those fields are for VisorProcessor alone.
+    """
+    standardize = arch.anyres.standardize
     return {
-        "image_processor_type": "LlavaOnevisionImageProcessor",
+        **({"standardize": True} if standardize else {}),
+        "image_processor_type": STANDARDIZING if standardize else "LlavaOnevisionImageProcessor",
         "do_convert_rgb": True,
-        "do_normalize": True,
+        "do_normalize": not standardize,
         "do_pad": True,
-        "do_rescale": True,
+        "do_rescale": not standardize,
         "do_resize": True,
         "image_grid_pinpoints": [list(pinpoint) for pinpoint in arch.anyres.pinpoints],
         "image_mean": list(arch.anyres.image_mean),

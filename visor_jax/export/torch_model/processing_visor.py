@@ -63,6 +63,7 @@ class VisorProcessor(ProcessorMixin):
         image_mean: Sequence[float],
         image_std: Sequence[float],
         files: Mapping[str, bytes] | None = None,
+        standardize: bool = False,
     ):
         self.config, self.tokenizer = config, tokenizer
         self.files = dict(files or {})  # contents by name, of the folder that it was read from
@@ -70,7 +71,7 @@ class VisorProcessor(ProcessorMixin):
         self.image_token, self.image_token_id = IMAGE_MARKER, config.image_token_index
         text = self.files.get("tokenizer.json", b"").decode("utf-8") or tokenizer.backend_tokenizer.to_str()
         self.chat = ChatEncoder(text, config.image_token_index)
-        self.tiler = Tiler(config, image_mean, image_std)
+        self.tiler = Tiler(config, image_mean, image_std, standardize)
         self.dtype = np.dtype(np.float32)
         self.start_token_id, self.end_token_id, self.pad_token_id = (
             self.chat.start_id,
@@ -92,7 +93,8 @@ class VisorProcessor(ProcessorMixin):
         settings = json.loads(files["preprocessor_config.json"])
         config = VisorConfig(**json.loads(files["config.json"]))
         tokenizer = PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, **hub)
-        return cls(config, tokenizer, settings["image_mean"], settings["image_std"], files)
+        standardize = settings.get("standardize", False)
+        return cls(config, tokenizer, settings["image_mean"], settings["image_std"], files, standardize)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """Writes the files that it was read from, which a model's `save_pretrained` does not write.

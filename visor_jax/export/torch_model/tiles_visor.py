@@ -36,10 +36,17 @@ TURNS = {
 
 
 class Tiler:
-    """Cuts pictures into the tiles of one model."""
+    """Cuts pictures into the tiles of one model.
 
-    def __init__(self, config: VisorConfig, image_mean: Sequence[float], image_std: Sequence[float]):
+    With `standardize`, a picture's pixels are standardized by mean and deviation of its first tile, instead of per
+    channel by `image_mean` and `image_std`.
+    """
+
+    def __init__(
+        self, config: VisorConfig, image_mean: Sequence[float], image_std: Sequence[float], standardize: bool = False
+    ):
         self.config, self.image_mean, self.image_std = config, tuple(image_mean), tuple(image_std)
+        self.standardize = standardize
 
     def __call__(self, pictures: Sequence[Image.Image], dtype: np.dtype) -> list[np.ndarray]:
         """Returns the normalized tiles [n, 3, S, S] of each picture of one prompt.
@@ -62,9 +69,12 @@ class Tiler:
         return [self._normalized(of_picture, dtype) for of_picture in tiles]
 
     def _normalized(self, tiles: Sequence[Image.Image], dtype: np.dtype) -> np.ndarray:
-        values = np.stack([np.asarray(tile) for tile in tiles]).astype(dtype) / 255
+        pixels = np.stack([np.asarray(tile) for tile in tiles])
+        if self.standardize:
+            mean, scale = (np.float32(value) for value in statistics(pixels[0]))
+            return ((pixels.astype(dtype) - mean) * scale).transpose(0, 3, 1, 2)
         mean, std = (np.asarray(channels, dtype) for channels in (self.image_mean, self.image_std))
-        return ((values - mean) / std).transpose(0, 3, 1, 2)
+        return ((pixels.astype(dtype) / 255 - mean) / std).transpose(0, 3, 1, 2)
 
     def _crops(self, picture: Image.Image) -> list[Image.Image]:
         """Resizes a picture into its best grid, centers it on black and returns the grid's tiles row by row."""
@@ -87,6 +97,17 @@ class Tiler:
         canvas = Image.new("RGB", (side, side), (red, green, blue))
         canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
         return canvas
+
+
+def statistics(pixels: np.ndarray) -> tuple[float, float]:
+    """Returns mean and inverse deviation over all values of a tile, uint8; computed from exact sums.
+
+    The deviation is at least 1 / sqrt(number of values), in units of pixel values (0..255).
+    """
+    values = pixels.reshape(-1).astype(np.float64)
+    count, total, squares = values.size, int(values.sum()), int(values @ values)
+    deviation = math.sqrt(count * squares - total * total) / count
+    return total / count, 1 / max(deviation, 1 / math.sqrt(count))
 
 
 def is_picture(value: Any) -> bool:
