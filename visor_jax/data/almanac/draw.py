@@ -120,14 +120,20 @@ class Canvas:
         self._draws = draws
         self._pixels = np.empty((height, width, 3), np.float32)
         tint = [draws.uniform(-2 * TINT, 2 * TINT) for _ in range(3)]
-        self._pixels[:] = np.asarray(PAPERS[style.paper], np.float32) + tint
+        self._background = np.asarray(PAPERS[style.paper], np.float32) + tint
+        self._pixels[:] = self._background
 
-    def write(self, text: str, left: float, top: float) -> int:
-        """Writes a text with its upper left corner at (left, top), moved onto the page; returns its right end."""
+    def write(self, text: str, left: float, top: float, clear: bool = False) -> int:
+        """Writes a text with its upper left corner at (left, top), moved onto the page; returns its right end.
+
+        With `clear`, the box of the text is first filled with the paper's color.
+        """
         mask = text_mask(text, self.style.face, self.style.size)
         height, width = mask.shape[:2]
         x = int(max(0, min(left, self.width - width)))
         y = int(max(0, min(top, self.height - height)))
+        if clear:
+            self._pixels[y : y + height, max(0, x - 1) : x + width + 1] = self._background
         part = self._pixels[y : y + height, x : x + width]
         part += mask * (np.asarray(self.style.ink, np.float32) - part)
         self.texts.append(Drawn(text, x, y, x + width, y + height))
@@ -142,6 +148,22 @@ class Canvas:
         """Draws a thin line across the page."""
         row = self._pixels[int(max(0, min(y, self.height - 1)))]
         row += 0.5 * (np.asarray(self.style.ink, np.float32) - row)
+
+    def stroke(self, points: Sequence[tuple[float, float]], color: str) -> None:
+        """Draws a line of 2 pixels through points (x, y), which are sorted by x, and a dot at each."""
+        columns = np.arange(int(points[0][0]), int(points[-1][0]) + 1)
+        heights = np.interp(columns, *zip(*points, strict=True))
+        following = np.append(heights[1:], heights[-1])
+        for x, low, high in zip(columns, np.minimum(heights, following), np.maximum(heights, following), strict=True):
+            self._pixels[max(0, int(low)) : int(high) + 2, x] = BARS[color]
+        for x, y in points:
+            self.bar(x - 1, y - 1, x + 3, y + 3, color)
+
+    def paste(self, picture: np.ndarray, left: float, top: float) -> None:
+        """Pastes a picture, [height, width, 4] with its coverage last, with its upper left corner at (left, top)."""
+        height, width = picture.shape[:2]
+        part = self._pixels[int(top) : int(top) + height, int(left) : int(left) + width]
+        part += picture[..., 3:] * (picture[..., :3] - part)
 
     def image(self) -> np.ndarray:
         """Returns the picture with noise, uint8 [height, width, 3]."""

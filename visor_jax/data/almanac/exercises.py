@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from visor_jax.data.almanac.fonts import TRAINING_FACES, UNSEEN_FACES
-from visor_jax.data.almanac.pages import Shape
+from visor_jax.data.almanac.layout import MORE_KINDS, Shape
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ _PAGE = {
     "cell1": 6, "cell2": 6, "cell3": 6, "line": 1, "column": 1, "bars": 2, "paper": 0.5, "count": 0.5, "kind": 0.5,
     "direction": 0.4, "title": 0.7, "unit": 0.5, "two_step": 0.7, "below_top": 0.7,
 }  # fmt: skip
+_ALL = {
+    **_PAGE, "series": 5, "legend": 1, "legend_of": 1, "total": 3, "column_unit": 1.5, "unit_step": 1.5, "trend": 1,
+    "line_color": 1.5, "picture": 4,
+}  # fmt: skip
 _NARROW = (36, 48, 60)  # the least width that a word fits into is used
 
 EXERCISES: dict[str, Exercise] = {
@@ -75,5 +79,6 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "pages_72": Exercise(Shape(72, (72,), columns=(1, 2), weights=(2, 1, 1)), _PAGE),
     "pages": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, small=False),
+    "pages_all": Exercise(Shape(96, (96,), MORE_KINDS), _ALL, small=False),
     "pages_unseen_fonts": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, faces=UNSEEN_FACES, small=False),
 }

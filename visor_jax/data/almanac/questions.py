@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from visor_jax.data.almanac.pages import Facts
-from visor_jax.data.almanac.words import NONE
+from visor_jax.data.almanac.facts import Facts
+from visor_jax.data.almanac.words import NONE, TOTAL
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ KINDS = {
 }  # fmt: skip
 LISTED = ("list", "bars", "columns", "line", "receipt", "card")  # one number per label
 ACROSS = ("columns", "line")  # their labels stand side by side
-TOTAL = "Total"  # the label below the items of a receipt
 
 
 def _kind(facts: Facts) -> Fields:

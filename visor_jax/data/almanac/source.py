@@ -14,8 +14,10 @@ from typing import Any
 
 from visor_jax.data.almanac.draw import Draws
 from visor_jax.data.almanac.exercises import EXERCISES, Exercise
+from visor_jax.data.almanac.facts import Facts
 from visor_jax.data.almanac.fonts import FACES
-from visor_jax.data.almanac.pages import Facts, Look, draw_page
+from visor_jax.data.almanac.layout import Look
+from visor_jax.data.almanac.pages import draw_page
 from visor_jax.data.almanac.questions import TASKS, questions
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
 from visor_jax.data.draws import STREAM_LENGTH
