@@ -19,6 +19,7 @@ from visor_jax.data.almanac.fonts import FACES
 from visor_jax.data.almanac.layout import Look
 from visor_jax.data.almanac.pages import draw_page
 from visor_jax.data.almanac.questions import TASKS, questions
+from visor_jax.data.almanac.words import NONE
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
 from visor_jax.data.draws import STREAM_LENGTH
 from visor_jax.data.sample import Sample, Sheet, Turn
@@ -28,6 +29,7 @@ from visor_jax.errors import RequestError, nearest
 SPLITS = ("train", "validation", "test")
 
 _MAX_MISSES = 12  # questions that are drawn twice or do not fit, before a sample is complete
+_NONE_KEPT = 0.4  # share of pictures whose questions with the answer "none" are asked, lest it be the safest guess
 _MAX_REDRAWS = 500  # pages drawn for one that answers a given task
 
 
@@ -162,7 +164,11 @@ class Almanac:
         exercise = self._exercise
         names = (task,) if task else tuple(exercise.weights)
         weights = [1.0 if task else exercise.weights[each] for each in names]
-        possible = {each: questions(each, facts) for each in names}
+        keep = draws.chance(_NONE_KEPT)
+        possible = {
+            each: [(fields, answer) for fields, answer in questions(each, facts) if keep or answer != NONE]
+            for each in names
+        }
         weights = [weight if possible[each] else 0.0 for each, weight in zip(names, weights, strict=True)]
         turns: list[Turn] = []
         asked: set[tuple[str, int]] = set()
