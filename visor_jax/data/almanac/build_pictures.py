@@ -35,6 +35,7 @@ def emoji(font: ImageFont.FreeTypeFont, word: str) -> np.ndarray:
     canvas = Image.new("RGBA", (136, 128))
     ImageDraw.Draw(canvas).text((0, 0), chr(_CODES[word]), font=font, embedded_color=True)
     box = canvas.getbbox()
+    assert box is not None, f"the font has no picture of {word}"
     side = max(box[2] - box[0], box[3] - box[1])
     square = Image.new("RGBA", (side, side))
     square.paste(canvas.crop(box), ((side - box[2] + box[0]) // 2, (side - box[3] + box[1]) // 2))
@@ -45,7 +46,7 @@ def flag(file: Path) -> np.ndarray:
     """Returns a flag without its shadow, uint8 [FLAG_HEIGHT, FLAG_WIDTH, 4]."""
     with Image.open(file) as picture:
         pixels = picture.convert("RGBA")
-    solid = pixels.getchannel("A").point(lambda coverage: 255 if coverage > 250 else 0)
+    solid = pixels.getchannel("A").point([255 if coverage > 250 else 0 for coverage in range(256)])
     return np.asarray(pixels.crop(solid.getbbox()).resize((FLAG_WIDTH, FLAG_HEIGHT), Image.Resampling.LANCZOS))
 
 

@@ -152,7 +152,7 @@ class Canvas:
     def stroke(self, points: Sequence[tuple[float, float]], color: str) -> None:
         """Draws a line of 2 pixels through points (x, y), which are sorted by x, and a dot at each."""
         columns = np.arange(int(points[0][0]), int(points[-1][0]) + 1)
-        heights = np.interp(columns, *zip(*points, strict=True))
+        heights = np.interp(columns, [x for x, _ in points], [y for _, y in points])
         following = np.append(heights[1:], heights[-1])
         for x, low, high in zip(columns, np.minimum(heights, following), np.maximum(heights, following), strict=True):
             self._pixels[max(0, int(low)) : int(high) + 2, x] = BARS[color]
