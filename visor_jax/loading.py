@@ -40,7 +40,9 @@ from visor_jax.workdir.results import read_viable
 __all__ = ["MODEL_STAGES", "Visor", "check_dtype", "load", "load_checkpoint", "load_stage", "stop_tokens"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-MODEL_STAGES = ("policy", "universal", "full", "dense", "warmup", "base")  # newest first
+MODEL_STAGES = (  # newest first
+    "policy", "universal", "full", "dense", "warmup", "base", "base_pages", "base_lists", "base_words",
+)  # fmt: skip
 
 
 def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:

@@ -135,8 +135,8 @@ def test_what_we_exported_comes_back(tiny_run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("training_stage", "../elsewhere", "expected one of base,"),
-        ("training_stage", 3, "expected one of base,"),
+        ("training_stage", "../elsewhere", "expected one of base_words,"),
+        ("training_stage", 3, "expected one of base_words,"),
         ("viable_budgets", [4, 5], "expected a list of budgets, 0b and 2 bits each"),
         ("viable_budgets", ["0b10", "0b101"], "expected a list of budgets, 0b and 2 bits each"),
         ("viable_budgets", ["0b10"] * 33, "expected at most"),

@@ -35,6 +35,7 @@ from visor_jax.data.from_config import (
     make_tokenizer,
     sample_encoder,
     stage_parts,
+    stage_phases,
     training_row_shape,
 )
 from visor_jax.data.preview import contact_sheet
@@ -263,7 +264,8 @@ def _first_step(
         title = f"rows of step 1 of stage {stage}, pool 1 of {num_pools}"
         places = range(0, data.pack_window * num_pools, num_pools)  # what the first pool reads
     try:
-        stream = ExampleStream(stage_parts(config, stage), encode, stage_seed(config.seed, stage))
+        parts = stage_parts(config, stage)
+        stream = ExampleStream(parts, encode, stage_seed(config.seed, stage), stage_phases(config, stage, parts))
         return title, [stream[place] for place in places]
     except (RequestError, RunError) as error:
         _log.warning("training could not begin, so the rows are filled from the samples drawn: %s", error)

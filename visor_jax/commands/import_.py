@@ -53,7 +53,9 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.workdir.folder import Workdir
 
     source = as_path(local_folder(args.source))
-    checkpoint, arch = open_checkpoint(source), architecture(config, "base")
+    checkpoint = open_checkpoint(source)
+    stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
+    arch = architecture(config, stage)
     if checkpoint.arch.plan == "dense":  # its layers are stored under the names of the configured plan
         renamed = dataclasses.replace(checkpoint.arch, pattern=arch.pattern, head_layers=arch.head_layers)
         checkpoint = dataclasses.replace(checkpoint, arch=renamed)
@@ -62,7 +64,6 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if checkpoint.arch.plan == "visor" and arch.plan == "dense":
         raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
     workdir = Workdir(args.workdir)
-    stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
     folder = workdir.stage(stage)
     if once(folder.is_complete):
         raise RequestError(f"{folder.path}: is complete already; expected another --workdir")

@@ -14,11 +14,9 @@ from visor_jax.architecture import MESH_AXES, LayerKind
 from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.model_fields import ModelConfig
 from visor_jax.config.rules import parse_grids
-from visor_jax.config.schema import STAGES, TRAINED_STAGES, Config
+from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config
 from visor_jax.config.train_fields import TrainConfig
 from visor_jax.errors import RequestError, nearest
-
-DENSE_STAGES = ("base", "dense")  # the stages that train a plan without cross-attention and routing
 
 
 def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) -> None:
@@ -125,7 +123,8 @@ def _check_row_shape(config: Config) -> None:
 
 def _check_data(config: Config) -> None:
     requested = {config.stage, *config.stages}
-    if "base" in requested and config.model.anyres.packing != 1:
+    labeled = (config.stage_overrides.base.get("objective") or config.train.objective) == "base"
+    if "base" in requested and labeled and config.model.anyres.packing != 1:
         raise RequestError(
             f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' trains on single patches; expected"
             " 1, or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
@@ -136,6 +135,13 @@ def _check_data(config: Config) -> None:
         raise RequestError(
             f"data.{given[0]} and data.{given[1]}: expected one of data.path, data.mixture and data.parts; empty the"
             f" other, as in --config.data.{given[0]}="
+        )
+    paths = [path for _, path, _, _ in data.parts]
+    if data.question_part and paths.count(data.question_part) != 1:
+        hint = nearest(data.question_part, paths)
+        raise RequestError(
+            f"data.question_part={data.question_part!r}: expected '' or the path of one part"
+            f" ({', '.join(paths) or 'data.parts is empty'})" + (f"; {hint}" if hint else "")
         )
     if data.sampling != "all" and given != ["path"]:
         raise RequestError(
@@ -166,15 +172,16 @@ def _check_packing(config: Config) -> None:
 def _check_plan(config: Config) -> None:
     """Checks that the stages fit the plan.
 
-    A dense plan trains only `DENSE_STAGES`, the stage 'dense' only a dense plan, and the policy needs a layer before
-    the first slot.
+    A dense plan trains only `DENSE_STAGES` and 'base', the stage 'dense' only a dense plan, and the policy needs a
+    layer before the first slot.
     """
+    dense_stages = [stage for stage in STAGES if stage == "base" or stage in DENSE_STAGES]
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
         for stage in stages:
-            if config.model.plan == "dense" and stage not in DENSE_STAGES:
+            if config.model.plan == "dense" and stage not in dense_stages:
                 raise RequestError(
                     f"{name}: {stage!r} needs model.plan='visor', and model.plan is 'dense'; expected only"
-                    f" {' and '.join(map(repr, DENSE_STAGES))}"
+                    f" {', '.join(map(repr, dense_stages))}"
                 )
             if config.model.plan == "visor" and stage == "dense":
                 raise RequestError(f"{name}: 'dense' needs model.plan='dense', and model.plan is 'visor'")
@@ -235,8 +242,57 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
         _check_rows(config, name, settings.batch_size, data.pool_rows, settings.accumulate)
     _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
+    if stage == "base" and settings.objective == "answer" and settings.budgets != "full":
+        raise RequestError(
+            f"{_origin(config, stage, 'budgets')}={settings.budgets!r}: the stage 'base' trains a dense model on"
+            " answers, all layers on; expected 'full', and stage_overrides.base.trainable=('(?!routing/)',) to train"
+            " all of them"
+        )
     _check_start(config, stage, settings.init_from)
     _check_budgets(config, stage, settings.budgets)
+    _check_curriculum(config, stage, settings)
+
+
+def _check_curriculum(config: Config, stage: str, settings: TrainConfig) -> None:
+    """Checks that the curriculum names parts of the data, and that a step has a fixed number of samples.
+
+    The parts of a mixture file are checked when it is read (`visor_jax.data.curriculum`).
+    """
+    name, data = _origin(config, stage, "curriculum"), config.data
+    if not settings.curriculum or (settings.objective != "answer" and name.startswith("train.")):
+        return
+    if settings.objective != "answer":
+        raise RequestError(
+            f"{name}: has no effect on objective={settings.objective!r}; expected objective='answer', or no curriculum"
+        )
+    if data.pack_window:
+        raise RequestError(
+            f"{name}: its phases begin after a number of steps, and with data.pack_window={data.pack_window} steps have"
+            " no fixed number of samples; expected data.pack_window=0, or no curriculum"
+        )
+    if not data.parts and not data.mixture:
+        raise RequestError(f"{name}: weighs the parts of the data; expected data.parts or data.mixture")
+    if data.parts:
+        check_part_names(name, settings.curriculum, [path for _, path, _, _ in data.parts])
+
+
+def check_part_names(
+    name: str, curriculum: Iterable[tuple[int, Iterable[tuple[str, float]]]], paths: list[str]
+) -> None:
+    """Checks that every part that a curriculum, the field `name`, weighs is exactly one of `paths`.
+
+    Raises:
+      RequestError: a part is unknown, or several have its path.
+    """
+    for part in (part for _, weights in curriculum for part, _ in weights):
+        if part not in paths:
+            hint = nearest(part, paths)
+            raise RequestError(
+                f"{name}: {part!r}: expected the path of a part, one of {', '.join(paths)}"
+                + (f"; {hint}" if hint else "")
+            )
+        if paths.count(part) > 1:
+            raise RequestError(f"{name}: {part!r}: is the path of {paths.count(part)} parts; expected that of one")
 
 
 def _check_budgets(config: Config, stage: str, budgets: str) -> None:

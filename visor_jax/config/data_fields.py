@@ -30,7 +30,13 @@ class DataConfig:
     )
     mixture: str = setting("", "YAML file of several sources, instead of data.source and data.path")
     parts: tuple[tuple[str, str, str, float], ...] = setting(
-        (), "several sources: (source or '', path, sampling, weight or 0) of each, as in data.mixture", PARTS
+        (),
+        "several sources: (source or '', path, sampling, weight or 0) of each, as in data.mixture; of a generated one"
+        " the path names an exercise",
+        PARTS,
+    )
+    question_part: str = setting(
+        "", "data.parts with generated ones: the path of the part that search, label and evaluate ask; empty: the first"
     )
     test_fraction: float = setting(
         0.1, "stored data: fraction of the records in each of validation and test", within(0, 0.45)

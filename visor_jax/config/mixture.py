@@ -16,7 +16,7 @@ A file is a list of entries, or has one under `datasets`, as LLaVA-NeXT's files 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ MIXTURE_SUFFIXES = (".yaml", ".yml")
 MAX_BYTES = 16 * 2**20  # of a mixture file
 MAX_ENTRIES = 10_000
 _MAX_DEPTH = 20  # of lists and entries within each other; a mixture has three
+
+GENERATED = ("almanac", "glyphs")  # sources without files; the path of such an entry names an exercise
 
 _KEYS = {
     "path": "path",
@@ -48,7 +50,7 @@ class Entry:
     """One source of a mixture.
 
     Attributes:
-      path: the file or pattern below its root, as `data.path`.
+      path: the file or pattern below its root, or of a generated source the exercise, as `data.path`.
       source: a name from the table of sources; "" recognizes it by the ending of `path`.
       sampling: which records are used (`visor_jax.config.sampling`).
       weight: share of the training stream relative to the other entries; 0 makes it the number of records.
@@ -62,6 +64,11 @@ class Entry:
     weight: float = 0.0
     place: str = ""
     root: str = ""
+
+    @property
+    def is_generated(self) -> bool:
+        """Returns whether the entry has no files."""
+        return self.source in GENERATED
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,12 @@ class Mixture:
 def is_mixture(data: Mapping[str, Any]) -> bool:
     """Returns whether the fields of a `data` section configure a mixture."""
     return bool(data.get("mixture") or data.get("parts"))
+
+
+def generated_parts(data: Mapping[str, Any]) -> list[int]:
+    """Returns the indices of the generated ones of `data.parts`; the entries of a file never are."""
+    parts: Sequence[Sequence[Any]] = () if data.get("mixture") else data.get("parts") or ()
+    return [index for index, part in enumerate(parts) if part[0] in GENERATED]
 
 
 def mixture_fields(file: Path) -> dict[str, Any]:
@@ -111,7 +124,7 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
         file, folder = None, as_path(root)
         entries = [_listed(item, f"data.parts[{number}]") for number, item in enumerate(data.get("parts") or ())]
     for entry in entries:
-        _check_inside(folder, entry)
+        _check_generated(entry) if entry.is_generated and file is None else _check_inside(folder, entry)
     weighted = [bool(entry.weight) for entry in entries]
     if any(weighted) and not all(weighted):
         missing = entries[weighted.index(False)]
@@ -233,6 +246,17 @@ def _weight(value: Any, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e15:
         raise RequestError(f"{place}: weight={_shown(value)}: expected a number above 0")
     return float(value)
+
+
+def _check_generated(entry: Entry) -> None:
+    """Refuses to choose among the samples of a generated source, or to weigh it by their number: it is endless."""
+    if entry.sampling != "all":
+        raise RequestError(
+            f"{entry.place}: sampling={_shown(entry.sampling)}: chooses among stored records; expected 'all' for the"
+            f" generated source {entry.source!r}"
+        )
+    if not entry.weight:
+        raise RequestError(f"{entry.place}: weight=0: {entry.source!r} has no number of records; expected a weight")
 
 
 def _check_inside(root: Path, entry: Entry) -> None:

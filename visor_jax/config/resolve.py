@@ -36,6 +36,7 @@ from visor_jax.config.config_file import config_from_file, config_path, fields_f
 from visor_jax.config.data_fields import ASSETS, BUILT_IN
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
+    DENSE_STAGES,
     OFFLINE_STAGES,
     SCHEMA,
     STAGES,
@@ -198,7 +199,7 @@ def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
 def architecture(config: ConfigLike, stage: str = "") -> Architecture:
     """Returns the `Architecture` of `config.model`; a vocabulary size of 0 is read from the tokenizer's file.
 
-    The stage "dense" always has the dense plan.
+    `DENSE_STAGES` always have the dense plan, and so has the stage "base" if it trains on answers.
 
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
@@ -228,11 +229,18 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
             standardize=model.anyres.standardize,
             small_pictures=config.data.small_pictures,
         ),
-        plan="dense" if stage == "dense" else model.plan,
+        plan="dense" if has_dense_plan(config, stage) else model.plan,
         bidirectional_vision=model.bidirectional_vision,
         pattern=tuple(model.pattern),
         head_layers=model.head_layers,
     )
+
+
+def has_dense_plan(config: Config, stage: str) -> bool:
+    """Returns whether the model of a stage ("": of none in particular) is dense."""
+    if stage == "base":
+        return config.model.plan == "dense" or stage_config(config, stage).objective == "answer"
+    return config.model.plan == "dense" or stage in DENSE_STAGES
 
 
 def default_max_positions(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -158,6 +159,17 @@ SAMPLING = Rule(is_sampling, STRATEGIES)
 PARTS = Rule(
     lambda value: all(path and is_sampling(sampling or "all") and weight >= 0 for _, path, sampling, weight in value),
     "a (source or '', path, sampling or '', weight or 0) for each source",
+)
+CURRICULUM = Rule(
+    lambda phases: (
+        all(first >= 0 for first, _ in phases)
+        and all(a < b for (a, _), (b, _) in itertools.pairwise(phases))
+        and all(len({name for name, _ in weights}) == len(weights) for _, weights in phases)
+        and all(min(w for _, w in weights) >= 0 < max(w for _, w in weights) for _, weights in phases if weights)
+        and all(weights for _, weights in phases)
+    ),
+    "(steps done before, ((part, weight), ...)) for each phase: increasing steps, different parts, weights of at least"
+    " 0 and not all 0",
 )
 SEED = Rule(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2**32 - 1")
 LICENSE = Rule(

@@ -25,9 +25,15 @@ from visor_jax.config.values import Field, describe_field, setting
 
 SectionT = TypeVar("SectionT")
 
-STAGES = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy")
+BASE_STAGES = ("base_words", "base_lists", "base_pages")  # a dense model from random weights, in steps
+STAGES = (*BASE_STAGES, "base", "dense", "warmup", "full", "search", "universal", "label", "policy")
+DENSE_STAGES = (*BASE_STAGES, "dense")  # have the dense plan whatever model.plan is
 OFFLINE_STAGES = ("search", "label")  # evaluate only, without training
 TRAINED_STAGES = tuple(stage for stage in STAGES if stage not in OFFLINE_STAGES)
+# Random numbers and ranges of generated data are counted by these numbers, so a stage keeps its number for good: new
+# stages are appended here, wherever they stand in STAGES.
+_NUMBERED = ("base", "dense", "warmup", "full", "search", "universal", "label", "policy", *BASE_STAGES)
+STAGE_NUMBERS = {stage: number for number, stage in enumerate(_NUMBERED)}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,13 @@ _ALL_BUT_ROUTING = ("(?!routing/)",)
 class StageOverrides:
     """The overrides of `train` per trained stage."""
 
+    base_words: TrainOverrides = dataclasses.field(default=TrainOverrides.of(init_from="", trainable=_ALL_BUT_ROUTING))
+    base_lists: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(init_from="base_words", trainable=_ALL_BUT_ROUTING)
+    )
+    base_pages: TrainOverrides = dataclasses.field(
+        default=TrainOverrides.of(init_from="base_lists", trainable=_ALL_BUT_ROUTING)
+    )
     base: TrainOverrides = dataclasses.field(
         default=TrainOverrides.of(
             objective="base",

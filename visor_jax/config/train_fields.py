@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from visor_jax.config.rules import (
     BUDGETS,
+    CURRICULUM,
     HOPS,
     MESH_SIZE,
     PATTERNS,
@@ -50,6 +51,12 @@ class TrainConfig:
         BUDGETS,
     )
     init_from: str = setting("", "a stage, or a path to another run's stage folder; empty: random weights")
+    curriculum: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = setting(
+        (),
+        "weights of the parts by phase: (steps done before, ((path in data.parts, weight), ...)); a part that is not"
+        " named has weight 0; empty: the weights of data.parts",
+        CURRICULUM,
+    )
     hops: tuple[int, ...] = setting((1, 2, 3), "objective base: chain length with 1, 2, ... slots on", HOPS)
     label_balance: float = setting(
         0.0, "objective policy: 0 keeps label weights, 1 balances rare and common budgets", within(0, 4)

@@ -6,11 +6,22 @@ import ast
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar, get_args, get_origin
 
 from visor_jax.config.rules import Rule
 
 ValueT = TypeVar("ValueT")
+
+
+@dataclass(frozen=True)
+class Many:
+    """The type of tuples of any length whose elements have the type `of`."""
+
+    of: Element
+
+
+Element: TypeAlias = "type | tuple[Element, ...] | Many"
+"""The type of a tuple's elements; a tuple of types stands for tuples of exactly these."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +30,7 @@ class Field:
 
     Attributes:
       kind: int, float, bool, str or tuple.
-      element: for a tuple, the type of its elements; a tuple of types stands for tuples of exactly these.
+      element: for a tuple, the type of its elements.
       booleans: the values that False and True of earlier versions stand for; None if the field never was a boolean.
     """
 
@@ -28,7 +39,7 @@ class Field:
     meaning: str
     rule: Rule | None = None
     units: str = ""
-    element: type | tuple[type, ...] = str
+    element: Element = str
     booleans: tuple[str, str] | None = None
 
 
@@ -48,11 +59,16 @@ def setting(
 def describe_field(declared: dataclasses.Field[Any], annotation: Any) -> Field:
     """Returns the `Field` for a dataclass field and its resolved annotation."""
     kind = get_origin(annotation) or annotation
-    element: Any = str
-    if kind is tuple:
-        element = get_args(annotation)[0]
-        element = get_args(element) if get_origin(element) is tuple else element
+    element = _element_of(get_args(annotation)[0]) if kind is tuple else str
     return Field(declared.default, kind, element=element, **declared.metadata)
+
+
+def _element_of(annotation: Any) -> Element:
+    """Returns the type that an annotation describes: int, float, bool, str, tuple[X, ...] or tuple[X, Y]."""
+    if get_origin(annotation) is not tuple:
+        return annotation
+    first, *others = get_args(annotation)
+    return Many(_element_of(first)) if others == [...] else tuple(map(_element_of, (first, *others)))
 
 
 def convert(value: Any, field: Field) -> Any:
@@ -75,12 +91,13 @@ def convert(value: Any, field: Field) -> Any:
     return result
 
 
-def _element(value: Any, kind: type | tuple[type, ...]) -> Any:
-    if not isinstance(kind, tuple):
+def _element(value: Any, kind: Element) -> Any:
+    if isinstance(kind, type):
         return _scalar(value, kind)
-    if not isinstance(value, list | tuple) or len(value) != len(kind):
-        raise ValueError(f"expected a list of {_type_name(kind)}")
-    return tuple(_scalar(item, part) for item, part in zip(value, kind, strict=True))
+    if not isinstance(value, list | tuple) or (isinstance(kind, tuple) and len(value) != len(kind)):
+        raise ValueError(f"expected {_type_name(kind) if isinstance(kind, Many) else f'a list of {_type_name(kind)}'}")
+    parts = kind if isinstance(kind, tuple) else [kind.of] * len(value)
+    return tuple(_element(item, part) for item, part in zip(value, parts, strict=True))
 
 
 def _scalar(value: Any, kind: type) -> Any:
@@ -93,7 +110,9 @@ def _scalar(value: Any, kind: type) -> Any:
     return value
 
 
-def _type_name(kind: type | tuple[type, ...]) -> str:
+def _type_name(kind: Element) -> str:
+    if isinstance(kind, Many):
+        return f"a list of {_type_name(kind.of)}"
     if isinstance(kind, tuple):
         return "pairs (" + ", ".join(_type_name(part) for part in kind) + ")"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
@@ -106,7 +125,7 @@ def from_text(text: str, field: Field) -> Any:
     return _parse_list(text, field.element) if field.kind is tuple else _parse_scalar(text, field.kind)
 
 
-def _parse_list(text: str, element: type | tuple[type, ...]) -> Any:
+def _parse_list(text: str, element: Element) -> Any:
     """Parses a Python literal such as (1, 2) or ["a", "b"], else items separated by commas."""
     try:
         value = ast.literal_eval(text.strip())
@@ -114,7 +133,7 @@ def _parse_list(text: str, element: type | tuple[type, ...]) -> Any:
         value = None
     if isinstance(value, list | tuple):
         return value
-    if isinstance(element, tuple):  # pairs are only written as a literal
+    if not isinstance(element, type):  # pairs are only written as a literal
         return value if text.strip() else []
     return [_parse_scalar(item.strip(), element) for item in text.split(",") if item.strip()]
 

@@ -15,14 +15,15 @@ from typing import Final
 
 import numpy as np
 
-from visor_jax.config.schema import TRAINED_STAGES
+from visor_jax.config.schema import BASE_STAGES, TRAINED_STAGES
 from visor_jax.data.sample import Sample, Sheet, Source
 
 RANGE: Final = 2**40  # samples that each consumer may draw before they repeat
 
+# In the order of their ranges in the stream of the training split; new consumers are appended, so that none moves.
+_LEARNING: Final = (*(stage for stage in TRAINED_STAGES if stage not in BASE_STAGES), "label", *BASE_STAGES)
 _CONSUMERS: Final = {  # name -> (split, number of its range in that split's stream)
-    **{stage: ("train", number) for number, stage in enumerate(TRAINED_STAGES)},
-    "label": ("train", len(TRAINED_STAGES)),
+    **{consumer: ("train", number) for number, consumer in enumerate(_LEARNING)},
     "validation": ("validation", 0),
     "test": ("test", 0),
 }

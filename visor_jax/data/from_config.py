@@ -6,12 +6,14 @@ questions that search, label and evaluate ask (`visor_jax.data.questions`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from visor_jax.config import ConfigLike, architecture, as_config
+from visor_jax.config import ConfigLike, architecture, as_config, stage_config
+from visor_jax.config.mixture import generated_parts
 from visor_jax.data.anyres import video_taps
 from visor_jax.data.collate import Example, RowShape
+from visor_jax.data.curriculum import Phase, phases_of
 from visor_jax.data.draws import Within, index_range
 from visor_jax.data.sample import Part, Sample, Sheet, Source
 from visor_jax.data.sheets import encode_record
@@ -36,7 +38,9 @@ def agreed_taps(config: ConfigLike, process_count: int) -> int:
     A single process gives each batch the K that it needs, and so does a source without records.
     """
     config = as_config(config)
-    return 0 if process_count == 1 or source_kind(config).endless else video_taps(architecture(config))
+    data = config.data
+    stored = len(generated_parts(vars(data))) < len(data.parts) if data.parts else not source_kind(config).endless
+    return video_taps(architecture(config)) if stored and process_count > 1 else 0
 
 
 def sample_encoder(
@@ -72,8 +76,17 @@ def stage_parts(config: ConfigLike, stage: str) -> list[Part]:
     config = as_config(config)
     kind = source_kind(config)
     if kind.parts is not None:
-        return kind.parts(config)
+        return kind.parts(config, stage)
     return [Part(stage_source(config, stage), shuffle=not kind.endless)]
+
+
+def stage_phases(config: ConfigLike, stage: str, parts: Sequence[Part]) -> list[Phase]:
+    """Returns the weights of a stage's parts by phase (`train.curriculum`).
+
+    Raises:
+      RequestError: the curriculum names a part that does not exist.
+    """
+    return phases_of(stage_config(config, stage), parts, f"curriculum of stage {stage!r}")
 
 
 def label_source(config: ConfigLike) -> Source:

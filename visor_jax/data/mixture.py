@@ -1,8 +1,12 @@
-"""Mixtures of stored sources: one stream for training, one list of records for everything else.
+"""Mixtures of sources: one stream for training, one list of records for everything else.
 
 In: a configuration with `data.mixture` or `data.parts` (`visor_jax.config.mixture`). Out: the parts of the training
 stream with their weights; or a `MixedSource`, which search, label, evaluate and `visor data` read. Each entry is a
 source of its own: its strategy chooses records of its files, then `data.test_fraction` divides those into splits.
+
+Some of `data.parts` may be generated: each is read in order, every consumer in its own range (`visor_jax.data.draws`).
+Then search, label and evaluate ask one generated part (`data.question_part`), and everything else reads a sample of
+each part in turn (`TurnsOfParts`).
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from visor_jax.config import Config
-from visor_jax.config.mixture import Entry, Mixture, read_mixture
+from visor_jax.config.mixture import GENERATED, Entry, Mixture, generated_parts, read_mixture
+from visor_jax.data.draws import Within, index_range
 from visor_jax.data.records import Record
-from visor_jax.data.sample import Part, Sample, Sheet, outline
+from visor_jax.data.sample import Part, Sample, Sheet, Source, outline
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources import SOURCES, SUFFIXES, named_kind, source_of_file
 from visor_jax.data.sources.files import require_usable
@@ -107,6 +112,38 @@ class MixedSource:
         return source.picture_files(own)
 
 
+class TurnsOfParts:
+    """A sample of each of several sources in turn, as one endless source; stored ones begin again at their end."""
+
+    def __init__(self, name: str, sources: Sequence[Source]) -> None:
+        """
+        Args:
+            name: of the whole, in messages.
+            sources: at least one of them endless; none is empty.
+        """
+        self.name, self.sources = name, tuple(sources)
+
+    def __len__(self) -> int:
+        return len(self.sources) * max(map(len, self.sources))
+
+    def locate(self, index: int) -> tuple[Source, int]:
+        """Returns the source of sample `index`, and the sample's index there; `IndexError` outside 0..len-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: no sample {index}, there are {len(self)}")
+        turn, place = divmod(index, len(self.sources))
+        source = self.sources[place]
+        return source, turn % len(source)
+
+    def __getitem__(self, index: int) -> Sample | Sheet:
+        """Returns sample `index`; raises `SkipSample` for a bad record."""
+        source, own = self.locate(index)
+        return source[own]
+
+    def outline(self, index: int) -> Sample | Sheet:
+        """Returns sample `index`, of a stored source without its pictures."""
+        return outline(*self.locate(index))
+
+
 # --- from a configuration ---------------------------------------------------------------------------------------------
 
 
@@ -127,10 +164,11 @@ def _entry_config(config: Config, mixture: Mixture, entry: Entry) -> Config:
             f"{entry.place}: {entry.path!r}: no source and an unknown ending; expected one of {', '.join(SUFFIXES)}, or"
             f" `source` with one of {', '.join(_mixable())}"
         )
-    if name not in _mixable():
-        hint = nearest(name, _mixable())
+    names = _mixable() if mixture.file else [*_mixable(), *(name for name in GENERATED if name in SOURCES)]
+    if name not in names:
+        hint = nearest(name, names)
         raise RequestError(
-            f"{entry.place}: source={name!r}: expected one of {', '.join(_mixable())}" + (f"; {hint}" if hint else "")
+            f"{entry.place}: source={name!r}: expected one of {', '.join(names)}" + (f"; {hint}" if hint else "")
         )
     fields = {"source": name, "path": entry.path, "sampling": entry.sampling, "mixture": "", "parts": ()}
     data = dataclasses.replace(config.data, root=str(mixture.root_of(entry)), **fields)
@@ -142,16 +180,21 @@ def _mixable() -> list[str]:
     return [name for name in SOURCES if named_kind(name).from_file is not None]
 
 
-def open_entries(config: Config, split: str) -> list[tuple[Entry, StoredSource]]:
+def open_entries(config: Config, split: str) -> list[tuple[Entry, Source]]:
     """Opens the sources of a mixture that have records in a split; for "train" and "all" that is every source.
+
+    A generated source has every split; of "all" it gives the training split.
 
     Raises:
         RequestError: a source cannot be opened, or has no record to train on; the message begins with its place.
     """
     mixture, configs = mixture_of(config)
-    opened: list[tuple[Entry, StoredSource]] = []
+    opened: list[tuple[Entry, Source]] = []
     for entry, own in zip(mixture.entries, configs, strict=True):
         kind = named_kind(own.data.source)
+        if entry.is_generated:
+            opened.append((entry, kind.open(own, "train" if split == WHOLE else split)))
+            continue
         if split in ("validation", "test") and not {split, WHOLE} & {*kind.stored_splits(own)}:
             continue
         try:
@@ -174,18 +217,28 @@ def open_mixture(config: Config, split: str) -> MixedSource:
         RequestError: as `open_entries`; or the split has no record.
     """
     name, sources = mixture_of(config)[0].name, [source for _, source in open_entries(config, split)]
-    if not sources:
+    stored = [source for source in sources if isinstance(source, StoredSource)]
+    if not stored:
         raise RequestError(f"data.mixture: {name} has no record in split {split!r}")
-    return MixedSource(name, sources)
+    return MixedSource(name, stored)
 
 
-def training_parts(config: Config) -> list[Part]:
-    """Returns the parts of the training stream: the sources of the mixture, with their weights or sizes.
+def training_parts(config: Config, stage: str) -> list[Part]:
+    """Returns the parts of a stage's training stream: the sources of the mixture, with their weights or sizes.
+
+    Of a generated source the stage reads its own range, in order.
 
     Raises:
         RequestError: as `open_entries`.
     """
-    return [Part(source, entry.weight or float(len(source))) for entry, source in open_entries(config, "train")]
+    parts = []
+    for entry, source in open_entries(config, "train"):
+        if entry.is_generated:
+            part = Part(Within(source, index_range(stage)[1]), entry.weight, shuffle=False, path=entry.path)
+        else:
+            part = Part(source, entry.weight or float(len(source)), path=entry.path)
+        parts.append(part)
+    return parts
 
 
 # --- the row of the table ---------------------------------------------------------------------------------------------
@@ -193,8 +246,17 @@ def training_parts(config: Config) -> list[Part]:
 
 def _check(config: Config) -> None:
     """Checks what needs no file: the sources of a list in the configuration. The YAML file is read when it is used."""
-    for own in () if config.data.mixture else mixture_of(config)[1]:
+    if config.data.mixture:
+        return
+    mixture, configs = mixture_of(config)
+    for own in configs:
         named_kind(own.data.source).check(own)
+    generated = [(entry.source, entry.path) for entry in mixture.entries if entry.is_generated]
+    if repeated := next((part for part in generated if generated.count(part) > 1), None):
+        raise RequestError(
+            f"data.parts: the generated part {repeated} stands {generated.count(repeated)} times, which repeats its"
+            " samples; expected it once, with the sum of the weights"
+        )
 
 
 def _own_splits(config: Config) -> list[str]:
@@ -234,3 +296,76 @@ SOURCE = SourceKind(
     stored_splits=_stored_splits,
     split_files=_split_files,
 )
+
+
+# --- with generated parts ---------------------------------------------------------------------------------------------
+
+
+def kind_of(config: Config) -> SourceKind:
+    """Returns the kind of source of a configured mixture; `levels` are those of the part that questions are from."""
+    return _generated_kind(config) if generated_parts(vars(config.data)) else SOURCE
+
+
+def question_config(config: Config) -> Config:
+    """Returns the configuration of the generated part alone that search, label and evaluate ask.
+
+    That is the one that `data.question_part` names, or else the first.
+
+    Raises:
+        RequestError: `data.question_part` names a stored part.
+    """
+    mixture, configs = mixture_of(config)
+    wanted = config.data.question_part
+    generated = [own for entry, own in zip(mixture.entries, configs, strict=True) if entry.is_generated]
+    own = next((own for own in generated if not wanted or own.data.path == wanted), None)
+    if own is None:
+        raise RequestError(
+            f"data.question_part={wanted!r}: names a stored part; expected a generated one"
+            f" ({', '.join(own.data.path for own in generated)})"
+        )
+    return own
+
+
+def _generated_kind(config: Config) -> SourceKind:
+    asked = question_config(config)
+    kind = named_kind(asked.data.source)
+
+    def for_labels(config: Config) -> Source:
+        own = question_config(config)
+        return kind.for_labels(own) if kind.for_labels else kind.open(own, "train")
+
+    def for_evaluation(config: Config, split: str) -> Source:
+        own = question_config(config)
+        return kind.for_evaluation(own, split) if kind.for_evaluation else kind.open(own, split)
+
+    return SourceKind(
+        open=open_turns,
+        endless=True,
+        parts=training_parts,
+        levels=kind.levels,
+        controls=kind.controls,
+        tasks=None if (tasks := kind.tasks) is None else lambda config: tasks(question_config(config)),
+        for_labels=for_labels,
+        for_evaluation=for_evaluation,
+        check=_check,
+        check_splits=_check_stored_parts,
+    )
+
+
+def open_turns(config: Config, split: str) -> TurnsOfParts:
+    """Opens a split of every part that has records in it; see `TurnsOfParts`.
+
+    Raises:
+        RequestError: as `open_entries`.
+    """
+    return TurnsOfParts(mixture_of(config)[0].name, [source for _, source in open_entries(config, split)])
+
+
+def _check_stored_parts(config: Config, splits: Collection[str]) -> None:
+    """Checks that the stored parts can be trained on: only training reads them.
+
+    Raises:
+        RequestError: a source cannot be opened, or has no record to train on.
+    """
+    if "train" in splits:
+        open_entries(config, "train")

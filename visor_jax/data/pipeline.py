@@ -6,7 +6,7 @@ batches that can start at any step.
 A global sample counter is the position in the data. Batch `s` holds the samples `s * batch_size` to
 `(s + 1) * batch_size - 1` of one endless stream. Each sample is a pure function of (seed, counter):
 
-- Source: chosen by weight at fixed positions (`grain.MapDataset.mix`).
+- Source: chosen by weight at fixed positions, by weights that may change at given counters (`curriculum`).
 - Index: finite sources are reshuffled every epoch by (seed, source, epoch), so an epoch yields every sample once;
   generated sources are read in order.
 - Substitute: a sample that cannot be used is counted (`skips.Tally`) and replaced by another of the same source, whose
@@ -17,7 +17,6 @@ Each process makes only its rows of every batch. To resume, start at step `s`; n
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import os
 import signal
@@ -31,6 +30,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from visor_jax.data.curriculum import FOREVER, Phase, PhasedMixture
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.sample import Part, Sample, Sheet, SkipSample
 from visor_jax.data.skips import SkipLog, Tally
@@ -44,25 +44,27 @@ MAX_ATTEMPTS = 1000  # per position of the stream, whatever fraction of skips is
 # Otherwise Grain adds a paragraph to error messages. Unparsed flags have their default values.
 flags.FLAGS.set_default("grain_py_traceback_filtering", "off")
 _WORKER_DIED = "Worker process was terminated"  # how Grain's message begins
-FOREVER = 2**62  # larger lengths overflow inside Grain
 
 
 class ExampleStream(Generic[ExampleT]):
     """The endless stream of examples: `stream[counter]` is a pure function of (seed, counter)."""
 
-    def __init__(self, parts: Sequence[Part], encode: Callable[[Sample | Sheet], ExampleT], seed: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        encode: Callable[[Sample | Sheet], ExampleT],
+        seed: int,
+        phases: Sequence[Phase] = (),
+    ) -> None:
         """
         Args:
             parts: at least one; every source has samples.
             encode: sample or sheet -> example; may raise `SkipSample`.
             seed: 0 or more.
+            phases: the weights of the parts, from position to position; empty: the parts' own.
         """
         self._parts, self._encode, self._seed = tuple(parts), encode, seed
-        # The mixture consists of (part, ordinal) pairs: the ordinal-th sample drawn from this part.
-        ordinals = [
-            grain.MapDataset.range(FOREVER).map(functools.partial(_pair, part)) for part in range(len(self._parts))
-        ]
-        self._mixture = grain.MapDataset.mix(ordinals, weights=[part.weight for part in self._parts])
+        self._mixture = PhasedMixture(phases or [Phase(0, tuple(part.weight for part in self._parts))])
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -95,9 +97,7 @@ class ExampleStream(Generic[ExampleT]):
 
     def reference(self, counter: int, attempt: int = 0) -> tuple[int, int]:
         """Returns (part, index in its source) of a position in the stream; `attempt` > 0 selects a substitute."""
-        pair = self._mixture[counter]
-        assert pair is not None  # nothing was filtered out of the mixture
-        part, ordinal = pair
+        part, ordinal = self._mixture[counter]
         size = len(self._parts[part].source)
         if attempt:
             draw = seed_sequence("substitute", self._seed, counter, attempt).generate_state(1, np.uint64)
@@ -119,10 +119,6 @@ class ExampleStream(Generic[ExampleT]):
         # Sorts raw words instead of calling Generator.permutation: NumPy keeps the raw words stable across versions.
         words = np.random.PCG64(seed_sequence("shuffle", self._seed, part, epoch))
         return np.argsort(words.random_raw(len(self._parts[part].source)), kind="stable")
-
-
-def _pair(part: int, ordinal: int) -> tuple[int, int]:
-    return part, ordinal
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.collate import Batch, Example, make_batch
+from visor_jax.data.curriculum import FOREVER
 from visor_jax.data.packing import PoolShape, fill_pool
-from visor_jax.data.pipeline import FOREVER, BatchIterator, ExampleStream, read_ahead
+from visor_jax.data.pipeline import BatchIterator, ExampleStream, read_ahead
 from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.errors import RunError
 

@@ -409,5 +409,6 @@ def label_questions(config: ConfigLike, skips: SkipLog | None = None) -> Questio
     count, source, kind = config.label.samples, label_source(config), source_kind(config)
     if not kind.endless:
         return Questions(config, source, count, skips=skips)
-    first, per_task = index_range("label")[1].start, -(-count // max(len(kind.levels), 1))
+    tasks = kind.levels if kind.tasks is None else kind.tasks(config)
+    first, per_task = index_range("label")[1].start, -(-count // max(len(tasks), 1))
     return Questions(config, source, count, first=first, per_task=per_task, skips=skips)

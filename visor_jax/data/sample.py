@@ -74,11 +74,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """One source of a mixture, its share of the stream, and whether its epochs are shuffled."""
+    """One source of a mixture.
+
+    Attributes:
+      weight: its share of the stream relative to the other parts.
+      shuffle: whether its epochs are shuffled; generated sources are read in order.
+      path: the path by which a curriculum names the part (`train.curriculum`); "" if the data have no parts.
+    """
 
     source: Source
     weight: float = 1.0
     shuffle: bool = True
+    path: str = ""
 
 
 # Replaces a picture or a video in samples whose pictures are not opened.

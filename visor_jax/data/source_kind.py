@@ -108,10 +108,11 @@ class SourceKind:
       open: (config, split) -> the source of a split's conversations.
       endless: True for a generated source. Each consumer reads a separate range in order (`visor_jax.data.draws`); a
         finite source is shuffled and repeated.
-      parts: (config) -> the parts of the training stream; None: the split "train" as one part.
+      parts: (config, stage) -> the parts of a stage's training stream; None: the split "train" as one part.
       levels: task -> one of `LEVELS`; other tasks have no level.
       controls: whether an evaluation also asks its questions about gray pictures and about those of other questions
         (`visor_jax.data.controls`).
+      tasks: (config) -> the tasks that questions for labels and evaluation are about; None: all that have a level.
       for_labels: (config) -> the source that the label stage asks questions from; None: the training split.
       for_evaluation: (config, split) -> the source that search and evaluate ask questions from; None: the split itself.
       has_patch_labels: whether stage "base" can train on it.
@@ -124,9 +125,10 @@ class SourceKind:
 
     open: Callable[[Config, str], Source]
     endless: bool = False
-    parts: Callable[[Config], list[Part]] | None = None
+    parts: Callable[[Config, str], list[Part]] | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
     controls: bool = False
+    tasks: Callable[[Config], Sequence[str]] | None = None
     for_labels: Callable[[Config], Source] | None = None
     for_evaluation: Callable[[Config, str], Source] | None = None
     has_patch_labels: bool = False

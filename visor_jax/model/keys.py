@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, UInt32
 
-from visor_jax.config.schema import STAGES
+from visor_jax.config.schema import STAGE_NUMBERS
 
 PURPOSES = ("start", "frozen", "sampling")
 
@@ -23,7 +23,7 @@ def root_key(seed: int | np.uint32 | UInt32[Array, ""], purpose: str) -> PRNGKey
 
 def start_key(seed: int, stage: str) -> PRNGKeyArray:
     """The key of the parameters that `stage` (one of `config.schema.STAGES`) starts at random, in a run of `seed`."""
-    return jax.random.fold_in(root_key(seed, "start"), STAGES.index(stage))
+    return jax.random.fold_in(root_key(seed, "start"), STAGE_NUMBERS[stage])
 
 
 def frozen_key(number: int) -> PRNGKeyArray:

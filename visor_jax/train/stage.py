@@ -21,7 +21,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, budget_name
 from visor_jax.config import Config, TrainConfig, architecture, stage_config
 from visor_jax.config.rules import DRAWN_BUDGETS
-from visor_jax.config.schema import STAGES
+from visor_jax.config.schema import STAGE_NUMBERS
 from visor_jax.data.collate import Batch, Content
 from visor_jax.data.draws import seed_sequence
 from visor_jax.data.pipeline import BatchIterator
@@ -29,6 +29,8 @@ from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.scale.distributed import Reports, several
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
+
+_STAGES_PER_BLOCK = 8  # the first eight stages share a block of seeds, and each further eight have one above it
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:
 
 def stage_seed(seed: int, stage: str) -> int:
     """A number unique to (seed, stage), so that stages draw independently of each other."""
-    return seed * len(STAGES) + STAGES.index(stage)
+    block, number = divmod(STAGE_NUMBERS[stage], _STAGES_PER_BLOCK)
+    return block * 2**40 + seed * _STAGES_PER_BLOCK + number
 
 
 def numbered(

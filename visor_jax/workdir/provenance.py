@@ -141,7 +141,7 @@ def _record_files(data: Mapping[str, Any], split: str) -> list[Path]:
             return []
     mixture = read_mixture(data)
     files = [] if mixture.file is None else [mixture.file]
-    for entry in mixture.entries:
+    for entry in (entry for entry in mixture.entries if not entry.is_generated):
         files += expand(str(mixture.root_of(entry)), entry.path.replace("{split}", split))
     return files
 

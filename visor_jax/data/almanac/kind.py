@@ -62,6 +62,7 @@ SOURCE = SourceKind(
     open=_conversations,
     endless=True,
     levels={name: task.level for name, task in TASKS.items()},
+    tasks=_tasks,
     for_labels=_for_labels,
     for_evaluation=_for_evaluation,
     check=_check,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 
-from visor_jax.config import Config
+from visor_jax.config import Config, stage_config
 from visor_jax.config.mixture import is_mixture
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
@@ -51,7 +51,7 @@ def source_kind(config: Config) -> SourceKind:
       RequestError: the table has no source of this name.
     """
     if is_mixture(vars(config.data)):
-        return importlib.import_module("visor_jax.data.mixture").SOURCE
+        return importlib.import_module("visor_jax.data.mixture").kind_of(config)
     name = config.data.source
     if name not in SOURCES:
         hint = nearest(name, SOURCES)
@@ -74,12 +74,13 @@ def check_source(config: Config) -> None:
     """
     kind = source_kind(config)
     kind.check(config)
-    if "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
+    labeled = stage_config(config, "base").objective == "base"
+    if labeled and "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
         where = "stage" if config.stage == "base" else "stages"
         supported = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
         mixed = is_mixture(vars(config.data))
         shown = f"data.mixture={config.data.mixture!r}" if mixed else f"data.source={config.data.source!r}"
         raise RequestError(
             f"{shown}: the stage 'base' in {where} learns from generated data;"
-            f" expected data.source={supported}, or no 'base'"
+            f" expected data.source={supported}, no 'base', or stage_overrides.base.objective='answer'"
         )

@@ -15,7 +15,15 @@ from visor_jax.architecture import Architecture
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data import collate
 from visor_jax.data.collate import Example, RowShape, make_batch
-from visor_jax.data.from_config import agreed_taps, make_tokenizer, sample_encoder, stage_parts, training_row_shape
+from visor_jax.data.curriculum import phase_number
+from visor_jax.data.from_config import (
+    agreed_taps,
+    make_tokenizer,
+    sample_encoder,
+    stage_parts,
+    stage_phases,
+    training_row_shape,
+)
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, make_pipeline
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
@@ -49,6 +57,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     file = workdir.path / "data" / "skipped.jsonl"
     skips = SkipLog(file, config.data.max_skipped_fraction) if is_main() else SkipLog()  # process 0 counts for all
 
+    settings = stage_config(config, stage)
     names: list[str] = []  # of the sources, known once they are open
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
@@ -60,6 +69,8 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
         row |= fields_by_source(names, metrics)
+        if phase := phase_number(settings, step.number):
+            row["phase"] = phase
         row["target_tokens"] = int(metrics["target_tokens"])
         row["samples"] = int(metrics["samples"])
         row["skipped"] = dict(step.skipped)
@@ -106,7 +117,9 @@ def stage_batches(
     `parts` are those of the stage if they are open already.
     """
     arch, num_rows = architecture(config, stage), stage_config(config, stage).batch_size
-    stream = ExampleStream(parts or stage_parts(config, stage), encode, stage_seed(config.seed, stage))
+    parts = parts or stage_parts(config, stage)
+    seed, phases = stage_seed(config.seed, stage), stage_phases(config, stage, parts)
+    stream = ExampleStream(parts, encode, seed, phases)
     if config.data.pack_window:
         return packed_batches(config, num_rows, stream, arch, skips, done, position)
     return make_pipeline(
