@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from visor_jax.data.questions import split_turns
+from visor_jax.data.turns import split_turns
 from visor_jax.data.sample import Sample, Turn
 
 

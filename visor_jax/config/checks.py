@@ -143,6 +143,11 @@ def _check_data(config: Config) -> None:
             f"data.question_part={data.question_part!r}: expected '' or the path of one part"
             f" ({', '.join(paths) or 'data.parts is empty'})" + (f"; {hint}" if hint else "")
         )
+    if data.independent_turns and config.loss.targets != "answer":
+        raise RequestError(
+            f"loss.targets={config.loss.targets!r}: data.independent_turns=True trains on the answers only; expected"
+            " 'answer', or data.independent_turns=False"
+        )
     if data.sampling != "all" and given != ["path"]:
         raise RequestError(
             f"data.sampling={data.sampling!r}: chooses records of data.path; expected 'all', or in a mixture the"

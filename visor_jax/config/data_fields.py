@@ -49,6 +49,9 @@ class DataConfig:
     jitter: int = setting(1, "source almanac: largest distance of text below its line", within(0, 3), units="pixels")
     mixed_share: float = setting(0.3, "source almanac: share of pages with random words and numbers", within(0, 1))
     turns_per_picture: int = setting(4, "questions per conversation", at_least(1))
+    independent_turns: bool = setting(
+        False, "turns of a sample do not see each other: each is trained as if it alone were asked; pictures are shared"
+    )
     batch_size: int = setting(32, "rows per optimizer step over all devices", at_least(1), units="rows")
     tiles: int = setting(1, "tiles per row of a batch; with packing, per sample", at_least(1), units="tiles")
     visual_length: int = setting(128, "visual tokens per row of a batch", at_least(1), units="visual tokens")

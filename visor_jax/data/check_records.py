@@ -218,10 +218,12 @@ class RecordChecker:
     def _size(self, record: Sample | Sheet) -> RowShape:
         """Returns what a sample or sheet would fill; reads no pixel of a sample."""
         arch, system = architecture(self.config), self.config.tokenizer.system or None
+        independent = self.config.data.independent_turns
         if isinstance(record, Sheet):
-            return encode_record(record, self._tokenizer, arch, system=system).size
+            return encode_record(record, self._tokenizer, arch, system=system, independent_turns=independent).size
         layout = layout_of([image.shape[:-1] for image in record.images], arch, record.origin)
-        return RowShape(layout.num_tiles, len(layout.gather), count_text(record, self._tokenizer, system))
+        text = count_text(record, self._tokenizer, system, independent_turns=independent)
+        return RowShape(layout.num_tiles, len(layout.gather), text)
 
     def _note_size(self, record: Sample | Sheet, findings: Findings) -> None:
         """Adds the limits that a sample or sheet exceeds."""

@@ -24,6 +24,7 @@ from visor_jax.data.anyres import taps as taps_of_pictures
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
+from visor_jax.data.turns import encode_turns, positions_of_turns
 from visor_jax.errors import RequestError
 
 
@@ -76,6 +77,7 @@ class Example(NamedTuple):
             have no such array.
         visual_segments, text_segments: int32 [Nv] and [Nt], the sample 1, 2, ... of a sheet; None of a sample.
         members: id and content of each sample of a sheet; empty of a sample.
+        text_turns: int32 [Nt], of independent turns: 0 in what they share, 1, 2, ... in the turns; otherwise None.
     """
 
     id: str
@@ -97,6 +99,7 @@ class Example(NamedTuple):
     visual_segments: np.ndarray | None = None
     text_segments: np.ndarray | None = None
     members: tuple[tuple[str, Content], ...] = ()
+    text_turns: np.ndarray | None = None
 
     @property
     def samples(self) -> tuple[tuple[str, Content], ...]:
@@ -118,7 +121,8 @@ class Batch(NamedTuple):
             `visor_jax.data.tiles` adds to them, [G, n, P];
             visual_gather int32, visual_weights float32 [B, Nv, K], indices into the row's pool; visual_positions,
             visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
-            loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B].
+            loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B]; with independent turns
+            batches also have text_turns, int32 [B, Nt]: 0 in what the turns of a segment share, else the turn from 1.
         ids: the samples' ids, row by row.
         tasks: the tasks of each row's turns, in the order of `turn_index`.
         contents: the samples of each row, in the order of their segments.
@@ -138,23 +142,34 @@ def encode_example(
     system: str | None = None,
     targets: str = "answer",
     row_shape: RowShape | None = None,
+    independent_turns: bool = False,
 ) -> Example:
     """Encodes a sample as a training example. Uses the sample's system text, or `system` if it has none.
 
+    With `independent_turns` no turn sees another, and the answers are the targets (`turns.encode_turns`).
+
     Raises:
-        SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "small_picture" (it does not
-            fit its tile), "too_long" (it does not fit the row shape), "no_target" (no token is a target).
+        SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "late_picture" (as
+            `turns.encode_turns`), "small_picture" (it does not fit its tile), "too_long" (it does not fit the row
+            shape), "no_target" (no token is a target).
     """
-    encode = _conversation(sample, tokenizer, system)
-    encoded = encode(targets=targets)
-    answers = encoded.target_mask if targets == "answer" else encode(targets="answer").target_mask
+    if independent_turns:
+        encoded, turns = encode_turns(sample, tokenizer, system)
+        turn_index = np.array(turns) - 1
+    else:
+        encode = _conversation(sample, tokenizer, system)
+        encoded, turns = encode(targets=targets), None
+        turn_index = _turns_of_answers(
+            encode(targets="answer").target_mask if targets != "answer" else encoded.target_mask
+        )
     example = encode_tokens(
         encoded.token_ids,
         sample.images,
         tokenizer.image_token_id,
         architecture,
         target_mask=encoded.target_mask,
-        turn_index=_turns_of_answers(answers),
+        turn_index=turn_index,
+        turns=turns,
         id=sample.id,
         tasks=tuple(turn.task for turn in sample.turns),
         row_shape=row_shape,
@@ -178,13 +193,19 @@ def _conversation(
     )
 
 
-def count_text(sample: Sample, tokenizer: ChatTokenizer, system: str | None = None) -> int:
+def count_text(
+    sample: Sample, tokenizer: ChatTokenizer, system: str | None = None, *, independent_turns: bool = False
+) -> int:
     """Returns Nt, the number of text tokens of `encode_example`'s result; reads no pixel.
 
     Raises:
-        SkipSample: "image_count" or "empty_conversation", as `encode_example`.
+        SkipSample: "image_count", "empty_conversation" or "late_picture", as `encode_example`.
     """
-    return sum(token != tokenizer.image_token_id for token in _conversation(sample, tokenizer, system)().token_ids)
+    if independent_turns:
+        encoded, _ = encode_turns(sample, tokenizer, system)
+    else:
+        encoded = _conversation(sample, tokenizer, system)()
+    return sum(token != tokenizer.image_token_id for token in encoded.token_ids)
 
 
 def encode_prompt(
@@ -229,6 +250,7 @@ def encode_tokens(
     *,
     target_mask: Sequence[bool] | np.ndarray | None = None,
     turn_index: Sequence[int] | np.ndarray | None = None,
+    turns: Sequence[int] | np.ndarray | None = None,
     id: str = "",
     tasks: tuple[str, ...] = (),
     row_shape: RowShape | None = None,
@@ -239,7 +261,9 @@ def encode_tokens(
 
     `token_ids` holds one placeholder id per picture or video. The size is checked against `row_shape` before any pixel
     is read. The first token, and a token right after a picture, are never targets: no text token precedes them that
-    could predict them. With `origin` the one picture keeps its size in its tile (`visor_jax.data.tiles`).
+    could predict them. With `origin` the one picture keeps its size in its tile (`visor_jax.data.tiles`). `turns` of
+    independent turns are 0 in what they share, which comes first, then 1, 2, ...; position ids of each turn continue
+    behind what they share, and its first token is no target.
 
     Raises:
         SkipSample: "image_count", "small_picture" or "too_long".
@@ -260,6 +284,9 @@ def encode_tokens(
     steps = np.ones(len(tokens), np.int64)  # dense positions per token
     steps[is_image] = layout.lengths
     starts = np.cumsum(steps) - steps
+    text_turns = None if turns is None else np.asarray(turns, np.int32)
+    if text_turns is not None:
+        starts = positions_of_turns(starts, text_turns)
     visual_positions = [
         np.arange(start, start + step) for start, step in zip(starts[is_image], layout.lengths, strict=True)
     ]
@@ -268,7 +295,9 @@ def encode_tokens(
     targets = np.zeros(len(tokens), bool) if target_mask is None else np.array(target_mask, bool)
     targets[:1] = False
     targets[1:] &= ~is_image[:-1]
-    turns = np.full(len(tokens), -1) if turn_index is None else np.asarray(turn_index)
+    if text_turns is not None:
+        targets[1:] &= text_turns[1:] == text_turns[:-1]
+    turn_index = np.full(len(tokens), -1) if turn_index is None else np.asarray(turn_index)
     return Example(
         id=id,
         tasks=tasks,
@@ -279,9 +308,10 @@ def encode_tokens(
         text_tokens=tokens[~is_image],
         text_positions=starts[~is_image].astype(np.int32),
         loss_mask=targets[~is_image],
-        turn_index=np.where(targets, turns, -1)[~is_image].astype(np.int32),
-        length=int(steps.sum()),
+        turn_index=np.where(targets, turn_index, -1)[~is_image].astype(np.int32),
+        length=int((starts + steps).max(initial=0)),
         source=source,
+        text_turns=None if text_turns is None else text_turns[~is_image],
     )._replace(**arrays)
 
 
@@ -304,26 +334,34 @@ def make_batch(
     architecture: Architecture,
     rows_per_pool: int = 1,
     min_taps: int = 0,
+    *,
+    independent_turns: bool = False,
 ) -> Batch:
     """Makes a batch of the given row shape from rows of examples; a row's samples become its segments 1, 2, ...
 
     `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles. The K of `visual_gather` is that of the
-    pictures, more where a video needs it, and at least `min_taps`.
+    pictures, more where a video needs it, and at least `min_taps`. `independent_turns` is how the examples are encoded.
 
     Raises:
-        ValueError: a row or a pool holds more than the row shape allows, or the rows do not divide into pools.
+        ValueError: a row or a pool holds more than the row shape allows, the rows do not divide into pools, or an
+            example is encoded otherwise than `independent_turns` says.
     """
     if len(rows) % rows_per_pool:
         raise ValueError(f"{len(rows)} rows do not divide into pools of {rows_per_pool}")
     # Video frames may need more taps than `anyres.taps`, which counts pictures only.
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
     most_taps = max(taps_of_pictures(architecture), *widest, min_taps)
-    arrays = _empty_arrays(len(rows), len(rows) // rows_per_pool, row_shape, most_taps, architecture)
+    num_pools = len(rows) // rows_per_pool
+    shapes = batch_shapes(len(rows), num_pools, row_shape, most_taps, architecture, independent_turns=independent_turns)
+    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    arrays["turn_index"].fill(-1)
     tiles_used = 0
     for row, examples in enumerate(rows):
         pool, place = divmod(row, rows_per_pool)
         used, turns, segments = RowShape(tiles_used if place else 0, 0, 0), 0, 0
         for example in examples:
+            if (example.text_turns is not None) != independent_turns:
+                raise ValueError(f"row {row}: independent_turns={independent_turns}, and {example.id} is otherwise")
             if not row_shape.holds(used + example.size):
                 raise ValueError(f"row {row} ({used + example.size}) does not fit the row shape ({row_shape})")
             _place(arrays, architecture, example, row=row, pool=pool, segments=segments, used=used, turns=turns)
@@ -372,6 +410,8 @@ def _place(
     arrays["text_segments"][row, text] = segments + _local(example.text_segments)
     arrays["loss_mask"][row, text] = example.loss_mask
     arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
+    if example.text_turns is not None:
+        arrays["text_turns"][row, text] = example.text_turns
 
 
 def _local(segments: np.ndarray | None) -> np.ndarray | int:
@@ -390,17 +430,14 @@ def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architect
     return batch
 
 
-def _empty_arrays(
-    num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
-) -> dict[str, np.ndarray]:
-    shapes = batch_shapes(num_rows, num_pools, row_shape, taps, architecture)
-    arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
-    arrays["turn_index"].fill(-1)
-    return arrays
-
-
 def batch_shapes(
-    num_rows: int, num_pools: int, row_shape: RowShape, taps: int, architecture: Architecture
+    num_rows: int,
+    num_pools: int,
+    row_shape: RowShape,
+    taps: int,
+    architecture: Architecture,
+    *,
+    independent_turns: bool = False,
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
     of_tiles = tile_shapes(row_shape.tiles, architecture)
@@ -416,4 +453,5 @@ def batch_shapes(
         "text_segments": (text, np.int32),
         "loss_mask": (text, np.bool_),
         "turn_index": (text, np.int32),
+        **({"text_turns": (text, np.int32)} if independent_turns else {}),
     }

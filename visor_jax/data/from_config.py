@@ -55,6 +55,7 @@ def sample_encoder(
         system=config.tokenizer.system or None,
         targets=config.loss.targets,
         row_shape=row_shape,
+        independent_turns=config.data.independent_turns,
     )
 
 

@@ -113,7 +113,7 @@ class PoolSettings:
         num_pools: of one step, over all processes.
         window: samples that wait at each pool before its rows are filled.
         workers: processes that make the samples of each pool; 0: one thread per pool.
-        min_taps: `make_batch`'s.
+        min_taps, independent_turns: `make_batch`'s.
     """
 
     shape: PoolShape
@@ -121,6 +121,7 @@ class PoolSettings:
     window: int
     workers: int = 0
     min_taps: int = 0
+    independent_turns: bool = False
 
 
 class PackedBatches(grain.IterDataset):
@@ -163,7 +164,15 @@ class _PackedIterator(grain.DatasetIterator):
             self._pools = [self._start(pool) for pool in data.pools]
         rows = [row for pool in self._pools for row in pool.rows(shape, data.settings.window, tally)]
         self._positions = {n: pool.position() for n, pool in zip(data.pools, self._pools, strict=True)}
-        return make_batch(rows, shape.largest, data.architecture, shape.rows, data.settings.min_taps), tally
+        batch = make_batch(
+            rows,
+            shape.largest,
+            data.architecture,
+            shape.rows,
+            data.settings.min_taps,
+            independent_turns=data.settings.independent_turns,
+        )
+        return batch, tally
 
     def _start(self, number: int) -> _Pool:
         """Read ahead for one pool from its position; samples that wait there are made again."""

@@ -22,14 +22,14 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import grain
 
 from visor_jax.config import Config, ConfigLike, architecture, as_config
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
-from visor_jax.data.sample import Sample, Sheet, SkipSample, Source, outline, samples_of
+from visor_jax.data.sample import Sample, SkipSample, Source, outline, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
+from visor_jax.data.turns import single_turns
 from visor_jax.errors import RequestError
 from visor_jax.workdir.supervision import beat
 
@@ -361,29 +361,6 @@ def _nothing_kept(places: list[Place]) -> Kept | None:
 def text_bucket(length: int) -> int:
     """Returns the text length of a batch whose questions have at most `length` tokens."""
     return -(-length // TEXT_BUCKET) * TEXT_BUCKET
-
-
-def split_turns(sample: Sample) -> list[Sample]:
-    """Splits a conversation into single questions, each with the pictures up to its turn, earlier ones in front."""
-    markers = [turn.question.count(IMAGE_MARKER) for turn in sample.turns]
-    single = []
-    for number, turn in enumerate(sample.turns):
-        shown = sum(markers[: number + 1])
-        question = images_before(turn.question, shown - markers[number])
-        single.append(
-            dataclasses.replace(
-                sample,
-                id=f"{sample.id}/{number}",
-                images=sample.images[:shown] if any(markers) else sample.images,
-                turns=(dataclasses.replace(turn, question=question),),
-            )
-        )
-    return single
-
-
-def single_turns(record: Sample | Sheet) -> list[Sample]:
-    """Splits a sample, or the samples of a sheet in order, into single questions (`split_turns`)."""
-    return [single for sample in samples_of(record) for single in split_turns(sample)]
 
 
 def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog | None = None) -> Questions:

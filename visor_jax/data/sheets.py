@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def encode_record(
     system: str | None = None,
     targets: str = "answer",
     row_shape: RowShape | None = None,
+    independent_turns: bool = False,
 ) -> Example:
     """Encodes a sample or a sheet as a training example; arguments as of `collate.encode_example`.
 
@@ -34,10 +36,16 @@ def encode_record(
         SkipSample: as `collate.encode_example`, for any sample of a sheet; "empty_sheet"; "too_long": the samples of a
             sheet do not fit the row shape together.
     """
-    examples = [
-        encode_example(sample, tokenizer, architecture, system=system, targets=targets, row_shape=row_shape)
-        for sample in samples_of(record)
-    ]
+    encode = partial(
+        encode_example,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        system=system,
+        targets=targets,
+        row_shape=row_shape,
+        independent_turns=independent_turns,
+    )
+    examples = [*map(encode, samples_of(record))]
     if not isinstance(record, Sheet):
         return examples[0]
     if not examples:
@@ -119,6 +127,7 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
         visual_gather=np.concatenate(gathers).astype(np.int32),
         visual_weights=np.concatenate([_widened(example.visual_weights, taps) for example in examples]),
         turn_index=np.concatenate(turn_indices).astype(np.int32),
+        text_turns=None if examples[0].text_turns is None else np.concatenate([x.text_turns for x in examples]),
         length=max(example.length for example in examples),
         visual_segments=np.repeat(numbers, [size.visual for size in sizes]),
         text_segments=np.repeat(numbers, [size.text for size in sizes]),

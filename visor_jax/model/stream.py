@@ -19,7 +19,7 @@ from visor_jax.kernels.attention.api import PLAIN_LOGITS
 
 
 class TokenOrder(NamedTuple):
-    """[V; T] sorted by segment and position, padding last: the token at each place, and the place of each token."""
+    """[V; T] sorted by segment, turn and position, padding last: the token at each place, and the place of each token."""
 
     tokens: Int[Array, "B N"]
     places: Int[Array, "B N"]
@@ -29,7 +29,8 @@ class TokenStream(NamedTuple):
     """Position ids in the dense sequence and segment ids (0 is padding) of visual and text tokens.
 
     `text_key_segments` are the segments of text tokens as keys; a routing token has 0 there. `order` is None if layers
-    do not sort [V; T].
+    do not sort [V; T]. `text_turns` are the independent turns of text tokens: a token of turn 1, 2, ... sees its own
+    turn and turn 0, what the turns of its segment share, visual tokens among it. None if every token sees its segment.
     """
 
     visual_positions: Int[Array, "B Nv"]
@@ -38,11 +39,39 @@ class TokenStream(NamedTuple):
     text_segments: Int[Array, "B Nt"]
     text_key_segments: Int[Array, "B Nt"]
     order: TokenOrder | None = None
+    text_turns: Int[Array, "B Nt"] | None = None
+
+
+def visual_codes(stream: TokenStream, segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:
+    """The segments that masks compare, of visual tokens in `segments`: those of turn 0."""
+    return segments if stream.text_turns is None else _codes(stream, segments, 0)
+
+
+class TextCodes(NamedTuple):
+    """The segments that masks compare: of text tokens as queries and as keys, and of what their turns share, if any."""
+
+    queries: Int[Array, "B Nt"]
+    keys: Int[Array, "B Nt"]
+    shared: Int[Array, "B Nt"] | None
+
+
+def text_codes(stream: TokenStream) -> TextCodes:
+    """One number per (segment, turn): with independent turns, masks treat each turn as a segment."""
+    segments, turns = stream.text_segments, stream.text_turns
+    if turns is None:
+        return TextCodes(segments, stream.text_key_segments, None)
+    keys = _codes(stream, stream.text_key_segments, turns)
+    return TextCodes(_codes(stream, segments, turns), keys, _codes(stream, segments, 0))
+
+
+def _codes(stream: TokenStream, segments: Int[Array, "B N"], turns: Int[Array, "B N"] | int) -> Int[Array, "B N"]:
+    """segments * (Nt + 1) + turns, which orders by segment, then turn; 0 at padding. In int32 up to Nt = 46,339."""
+    return jnp.where(segments == 0, 0, segments * (stream.text_segments.shape[1] + 1) + turns)
 
 
 def with_order(stream: TokenStream) -> TokenStream:
     """The stream with its `order`; unchanged if it is so short that attention computes every logit anyway."""
-    segments = jnp.concatenate([stream.visual_segments, stream.text_segments], axis=1)
+    segments = jnp.concatenate([visual_codes(stream, stream.visual_segments), text_codes(stream).queries], axis=1)
     if segments.shape[1] ** 2 <= PLAIN_LOGITS:
         return stream
     positions = jnp.concatenate([stream.visual_positions, stream.text_positions], axis=1)

@@ -7,8 +7,6 @@ the layer, and its keys and values for caches. The text-only layer and the joint
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,7 +16,7 @@ from visor_jax.architecture import Architecture, TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.model.decoders.qwen2 import qwen2_layer, rotary
 from visor_jax.model.layers import QKV, Linear, Params, RMSNorm, for_each, linear, merge_heads, rms_norm, split_heads
-from visor_jax.model.stream import TokenStream, sort_by_position, unsort
+from visor_jax.model.stream import TokenStream, sort_by_position, text_codes, unsort, visual_codes
 
 KeysValues = tuple[Float[Array, "B _T _K E"], Float[Array, "B _T _K E"]]
 
@@ -62,8 +60,8 @@ def text_layer(
 
 def text_mask(stream: TokenStream) -> AttentionMask:
     """The causal mask of T alone."""
-    positions = stream.text_positions
-    return AttentionMask(positions, positions, stream.text_segments, stream.text_key_segments, None, True)
+    positions, codes = stream.text_positions, text_codes(stream)
+    return AttentionMask(positions, positions, codes.queries, codes.keys, None, True, codes.shared)
 
 
 def joint_layer(
@@ -84,9 +82,7 @@ def joint_layer(
     count = visual.shape[1]
     both, mask = jnp.concatenate([visual, text], axis=1), joint_mask(stream, arch, active)
     if not keep_visual:
-        text_queries = dataclasses.replace(
-            mask, q_positions=mask.q_positions[:, count:], q_segments=mask.q_segments[:, count:]
-        )
+        text_queries = mask.map_queries(lambda x: x[:, count:])
         text, keys_values = qwen2_layer(
             params, both, rotary(mask.kv_positions, arch.text), text_queries, arch.text, count
         )
@@ -109,14 +105,17 @@ def joint_mask(stream: TokenStream, arch: Architecture, active: Bool[Array, " B"
     segments = stream.visual_segments if active is None else jnp.where(active[:, None], stream.visual_segments, 0)
     ends = image_ends(stream.visual_positions, segments) if arch.bidirectional_vision else stream.visual_positions
 
+    visual, text = visual_codes(stream, segments), text_codes(stream)
+
     def both(visual: Array, text: Array) -> Array:
         return jnp.concatenate([visual, text], axis=1)
 
     return AttentionMask(
         q_positions=both(ends, stream.text_positions),
         kv_positions=both(stream.visual_positions, stream.text_positions),
-        q_segments=both(segments, stream.text_segments),
-        kv_segments=both(segments, stream.text_key_segments),
+        q_segments=both(visual, text.queries),
+        kv_segments=both(visual, text.keys),
+        q_shared_segments=None if text.shared is None else both(visual, text.shared),
     )
 
 

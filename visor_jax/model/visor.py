@@ -82,9 +82,9 @@ def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
 
 
 def stream_of(batch: Batch) -> TokenStream:
-    """Positions and segments of a batch, every token seen under its own segment."""
+    """Positions, segments and independent turns of a batch, every token seen under its own segment."""
     names = ("visual_positions", "visual_segments", "text_positions", "text_segments", "text_segments")
-    return TokenStream(*(batch[name] for name in names))
+    return TokenStream(*(batch[name] for name in names), text_turns=batch.get("text_turns"))
 
 
 def hidden_states(
@@ -127,7 +127,12 @@ def with_routing_tokens(
 
     Token r belongs to segment r + 1 and stands at `positions[:, r]`, the position id right after that sample's prompt;
     where a row has fewer samples it is padding. As a key it carries segment 0, so that no token sees it.
+
+    Raises:
+      ValueError: the stream has independent turns; a routing token reads one question.
     """
+    if stream.text_turns is not None:
+        raise ValueError("stream.text_turns: a routing token reads one question per sample, not independent turns")
     batch, samples = positions.shape
     token = jnp.broadcast_to(params["routing"]["token"], (batch, samples, text.shape[2])).astype(text.dtype)
     segments = jnp.broadcast_to(jnp.arange(1, samples + 1, dtype=stream.text_segments.dtype), (batch, samples))

@@ -72,7 +72,8 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def may_see(mask: AttentionMask, b: int, i: int, j: int) -> bool:
     """Returns the mask by its definition in DESIGN."""
     active = mask.active is None or bool(mask.active[b])
-    same = mask.q_segments[b, i] == mask.kv_segments[b, j] and mask.q_segments[b, i] != 0
+    shared = mask.q_segments if mask.q_shared_segments is None else mask.q_shared_segments
+    same = mask.kv_segments[b, j] in (mask.q_segments[b, i], shared[b, i]) and mask.kv_segments[b, j] != 0
     earlier = not mask.causal or mask.kv_positions[b, j] <= mask.q_positions[b, i]
     return bool(active and same and earlier)
 
@@ -133,13 +134,11 @@ def at_one_shape(inputs: Inputs, mask: AttentionMask) -> tuple[Inputs, Attention
 
     q_length, kv_length = ONE_SHAPE
     active = jnp.ones(mask.q_segments.shape[0], bool) if mask.active is None else mask.active
-    mask = AttentionMask(
-        padded(mask.q_positions, q_length),
-        padded(mask.kv_positions, kv_length),
-        padded(mask.q_segments, q_length),
-        padded(mask.kv_segments, kv_length),
-        active,
-        mask.causal,
+    mask = dataclasses.replace(
+        mask.map_queries(lambda x: padded(x, q_length)),
+        kv_positions=padded(mask.kv_positions, kv_length),
+        kv_segments=padded(mask.kv_segments, kv_length),
+        active=active,
     )
     q, k, v, grad = inputs
     arrays = padded(q, q_length), padded(k, kv_length), padded(v, kv_length), padded(grad, q_length)
@@ -185,6 +184,12 @@ ONE_SEGMENT = self_mask(range(19), [1] * 19)
 STREAM = self_mask([*range(3, 13), 0, 1, 2, *range(13, 19)], [1] * 19)
 PACKED = self_mask([*range(5), *range(8), *range(6)], [1] * 5 + [2] * 8 + [3] * 6)
 SOME_OFF = dataclasses.replace(STREAM, active=jnp.array([True, False, True]))
+# Two samples in a row: 7 (shared) and turns 8 and 9; 10 (shared) and turn 11; then padding.
+TURNS = [7] * 5 + [8] * 3 + [9] * 4 + [10] * 2 + [11] * 3 + [0] * 2
+SHARED = [7] * 12 + [10] * 5 + [0] * 2
+WITH_TURNS = dataclasses.replace(
+    self_mask([*range(5), *range(5, 8), *range(5, 9), *range(5), 0, 0], TURNS), q_shared_segments=rows(SHARED)
+)
 
 CASES: dict[str, tuple[AttentionMask, int]] = {  # the mask and the number of KV heads
     "causal": (ONE_SEGMENT, 2),
@@ -211,6 +216,10 @@ CASES: dict[str, tuple[AttentionMask, int]] = {  # the mask and the number of KV
     "one query against a cache": (AttentionMask(rows([9]), rows(range(16)), rows([1]), rows([1] * 10 + [0] * 6)), 2),
     "more queries than keys": (cross_mask([1] * 15, [1]), 2),
     "no key": (cross_mask([1] * 4, []), 2),
+    "independent turns": (WITH_TURNS, 2),
+    "independent turns, both ways": (dataclasses.replace(WITH_TURNS, causal=False), 2),
+    "independent turns, some samples off": (dataclasses.replace(WITH_TURNS, active=SOME_OFF.active), 2),
+    "only a shared segment": (dataclasses.replace(WITH_TURNS, q_segments=rows([0] * 19)), 2),
 }
 
 
@@ -236,13 +245,24 @@ def test_output_and_gradients(case, implementation):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, (mask, _) in CASES.items() if not mask.causal and mask.kv_segments.size]
+    "name",
+    [
+        name
+        for name, (mask, _) in CASES.items()
+        if not mask.causal and mask.kv_segments.size and mask.q_shared_segments is None
+    ],
 )
 def test_splash(name, monkeypatch):
     """Cases that its static masks can express: not causal, with at least one key."""
     monkeypatch.setitem(RUNS, "splash", functools.partial(library.splash, interpret=True))
     mask, kv_heads = CASES[name]
     check_what_takes_no_part(mask, random_inputs(mask, kv_heads), "splash", tolerance=1e-5)
+
+
+def test_splash_refuses_shared_segments():
+    q, k, v, _ = random_inputs(WITH_TURNS)
+    with pytest.raises(ValueError, match="splash cannot serve: the mask has shared segments"):
+        library.splash(q, k, v, mask=dataclasses.replace(WITH_TURNS, causal=False))
 
 
 def test_splash_in_half_precision(monkeypatch):
@@ -374,6 +394,7 @@ def masks(q_length: int = 19, kv_length: int = 19) -> st.SearchStrategy[Attentio
         kv_segments=integers(kv_length, 2),
         active=numpy_strategies.arrays(bool, (BATCH,)),
         causal=st.booleans(),
+        q_shared_segments=st.none() | integers(q_length, 2),
     )
 
 
@@ -434,6 +455,13 @@ REFUSED = {
     "q_segments: dtype": ("mask.q_segments", Q, K, K, dataclasses.replace(STREAM, q_segments=jnp.zeros((3, 19)))),
     "kv_segments: batch": ("mask.kv_segments", Q, K, K, dataclasses.replace(STREAM, kv_segments=rows([1] * 19)[:2])),
     "q: float8": ("q must be floating point .float16, bfloat16", Q.astype(jnp.float8_e4m3fn), K, K, STREAM),
+    "q_shared_segments: length": (
+        "mask.q_shared_segments must have shape",
+        Q,
+        K,
+        K,
+        dataclasses.replace(WITH_TURNS, q_shared_segments=rows([1] * 18)),
+    ),
     "active: a list": ("mask.active must be an array", Q, K, K, dataclasses.replace(STREAM, active=[True] * 3)),
     "active: dtype": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(3))),
     "active: batch": ("mask.active", Q, K, K, dataclasses.replace(STREAM, active=jnp.ones(2, bool))),

@@ -44,6 +44,7 @@ def integers(length: int, low: int, high: int) -> st.SearchStrategy[np.ndarray]:
         kv_segments=integers(18, -1, 2),
         active=st.none() | numpy_strategies.arrays(bool, (2,)),
         causal=st.booleans(),
+        q_shared_segments=st.none() | integers(11, -1, 2),
     )
 )
 def test_nothing_and_all_are_certain(mask):
@@ -62,6 +63,13 @@ PACKED = row(np.full(20, 1), np.full(28, 2), np.full(24, 3), np.zeros(8, int))
 ONES = jnp.ones_like(STREAM_POSITIONS)
 PLAIN = AttentionMask(row(np.arange(80)), row(np.arange(80)), ONES, ONES)
 STREAM = AttentionMask(STREAM_POSITIONS, STREAM_POSITIONS, ONES, ONES)
+# Turns 11 and 12 of sample 10, turns 21 and 22 of sample 20, whose tokens come in this order.
+TURNS = row(np.full(24, 10), np.full(16, 11), np.full(8, 12), np.full(16, 20), np.full(8, 21), np.full(8, 22))
+WITH_TURNS = AttentionMask(
+    *[row(np.arange(40), np.arange(24, 32), np.arange(24), np.arange(16, 24))] * 2,
+    *[TURNS] * 2,
+    q_shared_segments=TURNS // 10 * 10,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +81,10 @@ STREAM = AttentionMask(STREAM_POSITIONS, STREAM_POSITIONS, ONES, ONES)
         dataclasses.replace(PLAIN, active=jnp.zeros(1, bool)),
         STREAM,
         dataclasses.replace(STREAM, kv_segments=row(np.zeros(48, int), np.ones(32, int))),  # a slot that is off
+        WITH_TURNS,
+        dataclasses.replace(WITH_TURNS, causal=False),
     ],
-    ids=["causal", "both ways", "packed", "off", "stream", "stream without V"],
+    ids=["causal", "both ways", "packed", "off", "stream", "stream without V", "turns", "turns, both ways"],
 )
 def test_exact_where_tokens_come_in_order(mask):
     kinds, pairs = kinds_of(mask), in_blocks(mask)

@@ -61,6 +61,7 @@ def test_what_lengths_say(q, kv, causal, said):
     assert bool(library.lengths_of(mask).suffice) == said
     if said:
         np.testing.assert_array_equal(with_lengths(mask), mask.as_array())
+    assert not library.lengths_of(dataclasses.replace(mask, q_shared_segments=mask.q_segments)).suffice
     off = dataclasses.replace(mask, active=jnp.array([False]))
     assert library.lengths_of(off).queries == 0 and not np.any(with_lengths(off))
 

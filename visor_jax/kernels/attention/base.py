@@ -8,6 +8,7 @@ In: queries `q [B,Tq,H,D]`, keys and values `k, v [B,Tk,K,D]` (H a multiple of K
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -35,14 +36,17 @@ DTYPES = tuple(map(jnp.dtype, (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float
 class AttentionMask:
     """Which key a query may see, without an array of queries by keys.
 
-    Query i of a sample may see its key j iff `q_segments[i] == kv_segments[j] != 0`, the sample is active and, when
-    `causal`, `kv_positions[j] <= q_positions[i]`. Positions need not be sorted; segment 0 is padding.
+    Query i of a sample may see its key j iff `kv_segments[j] != 0`, it equals `q_segments[i]` or
+    `q_shared_segments[i]`, the sample is active and, when `causal`, `kv_positions[j] <= q_positions[i]`. Positions need
+    not be sorted; segment 0 is padding.
 
     Attributes:
       q_positions, kv_positions: int [B,Tq], [B,Tk]. Read only when causal.
       q_segments, kv_segments: int [B,Tq], [B,Tk].
       active: bool [B], or None when every sample is active.
       causal: static; whether positions restrict which keys are seen.
+      q_shared_segments: int [B,Tq], a second segment whose keys each query sees (0: no second one), or None when every
+        query sees its own segment only.
     """
 
     q_positions: Int[Array, "B Tq"]
@@ -51,18 +55,32 @@ class AttentionMask:
     kv_segments: Int[Array, "B Tk"]
     active: Bool[Array, " B"] | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
+    q_shared_segments: Int[Array, "B Tq"] | None = None
 
     # JAX also builds masks of shapes, shardings and tangents: run-time checks of annotations skip the constructor.
     __no_type_check__: ClassVar[bool] = True
 
     def as_array(self) -> Bool[Array, "B Tq Tk"]:
         """The definition: True where a query may see a key."""
-        allowed = (self.q_segments[:, :, None] == self.kv_segments[:, None, :]) & (self.kv_segments != 0)[:, None, :]
+        allowed = self.q_segments[:, :, None] == self.kv_segments[:, None, :]
+        if self.q_shared_segments is not None:
+            allowed |= self.q_shared_segments[:, :, None] == self.kv_segments[:, None, :]
+        allowed &= (self.kv_segments != 0)[:, None, :]
         if self.causal:
             allowed &= self.kv_positions[:, None, :] <= self.q_positions[:, :, None]
         if self.active is not None:
             allowed &= self.active[:, None, None]
         return allowed
+
+    def map_queries(self, function: Callable[[Array], Array]) -> AttentionMask:
+        """The mask with `function` applied to each array [B,Tq] of the queries."""
+        shared = self.q_shared_segments
+        return dataclasses.replace(
+            self,
+            q_positions=function(self.q_positions),
+            q_segments=function(self.q_segments),
+            q_shared_segments=None if shared is None else function(shared),
+        )
 
 
 def attention(
@@ -171,8 +189,8 @@ def validated(
     if k.shape[2] == 0 or num_heads % k.shape[2]:
         raise ValueError(f"q has {num_heads} heads, which is no multiple of the {k.shape[2]} heads of k")
 
-    for name, length in (("q_positions", q_length), ("q_segments", q_length)):
-        _validate_integers(name, getattr(mask, name), (batch, length))
+    for name in ("q_positions", "q_segments", *(("q_shared_segments",) if mask.q_shared_segments is not None else ())):
+        _validate_integers(name, getattr(mask, name), (batch, q_length))
     for name, length in (("kv_positions", k.shape[1]), ("kv_segments", k.shape[1])):
         _validate_integers(name, getattr(mask, name), (batch, length))
     if mask.active is not None:

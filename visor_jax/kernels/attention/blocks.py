@@ -41,14 +41,21 @@ def block_kinds(mask: AttentionMask, q_block: int, kv_block: int) -> Int[Array, 
     NOTHING and ALL are exact; SOME may contain nothing or everything, where blocks mix segments or positions overlap.
     Lengths are multiples of the blocks and every sample is active (see `pad_mask`).
     """
-    q = bounds(mask.q_segments, mask.q_positions, q_block)
     kv = bounds(mask.kv_segments, mask.kv_positions, kv_block)
+    kinds = _kinds(bounds(mask.q_segments, mask.q_positions, q_block), kv, mask.causal)
+    if mask.q_shared_segments is None:
+        return kinds
+    return jnp.maximum(kinds, _kinds(bounds(mask.q_shared_segments, mask.q_positions, q_block), kv, mask.causal))
+
+
+def _kinds(q: Bounds, kv: Bounds, causal: bool) -> Int[Array, "B n m"]:
+    """The kind of every pair of blocks, from their bounds, where each query sees the keys of one segment."""
     q, kv = Bounds(*(x[:, :, None] for x in q)), Bounds(*(x[:, None, :] for x in kv))
     some = (q.segment_low <= kv.segment_high) & (kv.segment_low <= q.segment_high)
     every = ~q.has_padding & ~kv.has_padding
     for bound in (q.segment_high, kv.segment_low, kv.segment_high):
         every &= bound == q.segment_low
-    if mask.causal:
+    if causal:
         some &= kv.position_low <= q.position_high
         every &= kv.position_high <= q.position_low
     return jnp.where(some, jnp.where(every, ALL, SOME), NOTHING).astype(jnp.int32)
@@ -98,14 +105,16 @@ def pad_mask(mask: AttentionMask, q_block: int, kv_block: int) -> AttentionMask:
     def padded(x: Array, block: int) -> Array:
         return jnp.pad(x.astype(jnp.int32), ((0, 0), (0, -x.shape[1] % block)))
 
-    q_segments, kv_segments = mask.q_segments, mask.kv_segments
-    if mask.active is not None:
-        q_segments, kv_segments = (jnp.where(mask.active[:, None], x, 0) for x in (q_segments, kv_segments))
+    def of_active(segments: Array) -> Array:
+        return segments if mask.active is None else jnp.where(mask.active[:, None], segments, 0)
+
+    shared = mask.q_shared_segments
     return dataclasses.replace(
         mask,
         q_positions=padded(mask.q_positions, q_block),
         kv_positions=padded(mask.kv_positions, kv_block),
-        q_segments=padded(q_segments, q_block),
-        kv_segments=padded(kv_segments, kv_block),
+        q_segments=padded(of_active(mask.q_segments), q_block),
+        kv_segments=padded(of_active(mask.kv_segments), kv_block),
         active=None,
+        q_shared_segments=None if shared is None else padded(of_active(shared), q_block),
     )

@@ -64,11 +64,7 @@ def pad_to_even(
         return jnp.pad(x, [(0, x.shape[1] % 2 if axis == 1 else 0) for axis in range(x.ndim)])
 
     mask = dataclasses.replace(
-        mask,
-        q_positions=padded(mask.q_positions),
-        kv_positions=padded(mask.kv_positions),
-        q_segments=padded(mask.q_segments),
-        kv_segments=padded(mask.kv_segments),
+        mask.map_queries(padded), kv_positions=padded(mask.kv_positions), kv_segments=padded(mask.kv_segments)
     )
     return padded(q), padded(k), padded(v), mask
 
@@ -124,7 +120,7 @@ def lengths_of(mask: AttentionMask) -> Lengths:
     """The lengths of a mask.
 
     They suffice if real tokens come first and share one segment and, for a causal mask, queries and keys have the same
-    rising positions.
+    rising positions; never for a mask with shared segments.
     """
     on = True if mask.active is None else mask.active[:, None]
     q, kv = (jnp.where(on, x, 0) for x in (mask.q_segments, mask.kv_segments))
@@ -132,7 +128,7 @@ def lengths_of(mask: AttentionMask) -> Lengths:
     q_leads, kv_leads = (jnp.arange(x.shape[1])[None] < n[:, None] for x, n in ((q, queries), (kv, keys)))
     segment = jnp.max(kv, axis=1, keepdims=True, initial=0)
     suffice = jnp.all(q == jnp.where(q_leads, segment, 0)) & jnp.all(kv == jnp.where(kv_leads, segment, 0))
-    if mask.causal and q.shape != kv.shape:
+    if mask.q_shared_segments is not None or (mask.causal and q.shape != kv.shape):
         suffice = jnp.array(False)
     elif mask.causal:
         rises = mask.kv_positions[:, 1:] > mask.kv_positions[:, :-1]
@@ -233,6 +229,8 @@ def splash_refusal(
     """Why splash cannot serve the arguments; None if it can."""
     if mask.causal:
         return "the mask is causal by positions that are known at run time only; its masks are fixed ahead"
+    if mask.q_shared_segments is not None:
+        return "the mask has shared segments; it takes one segment per query"
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"q has dtype {q.dtype}; it serves float32 and bfloat16"
     if 0 in (q.size, k.size):

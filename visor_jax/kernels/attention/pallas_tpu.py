@@ -284,10 +284,15 @@ class Call(NamedTuple):
             name=f"attention_{kernel.__name__}",
         )(*order, *self.ids(), *operands)
 
-    def ids(self) -> tuple[Int[Array, "B 2 Tq_padded"], Int[Array, "B 2 Tk_padded"]]:
-        """Segments and positions of queries [B,2,Tq_padded] and of keys [B,2,Tk_padded]."""
-        mask = self.mask
-        return jnp.stack([mask.q_segments, mask.q_positions], 1), jnp.stack([mask.kv_segments, mask.kv_positions], 1)
+    @property
+    def q_ids(self) -> tuple[Int[Array, "B Tq_padded"], ...]:
+        """Segments and positions of queries, and their shared segments if the mask has them."""
+        mask, shared = self.mask, self.mask.q_shared_segments
+        return (mask.q_segments, mask.q_positions, *(() if shared is None else (shared,)))
+
+    def ids(self) -> tuple[Int[Array, "B q_ids Tq_padded"], Int[Array, "B 2 Tk_padded"]]:
+        """`q_ids` of queries [B,2 or 3,Tq_padded]; segments and positions of keys [B,2,Tk_padded]."""
+        return jnp.stack(self.q_ids, 1), jnp.stack([self.mask.kv_segments, self.mask.kv_positions], 1)
 
     def spec(self, kind: str, inner_blocks: int, *, by_keys: bool, result: bool = False) -> pl.BlockSpec:
         """The block of one argument. Inputs keep their block over steps without work; results move at every step."""
@@ -303,7 +308,7 @@ class Call(NamedTuple):
         of_queries, of_keys = (outer, inner) if by_keys else (inner, outer)
         queries, keys = self.tiles.queries, self.tiles.keys
         shape, index = {
-            "q ids": ((1, 2, queries), lambda b, h, *x: (b, 0, of_queries(b, *x))),
+            "q ids": ((1, len(self.q_ids), queries), lambda b, h, *x: (b, 0, of_queries(b, *x))),
             "kv ids": ((1, 2, keys), lambda b, h, *x: (b, 0, of_keys(b, *x))),
             "q": ((1, 1, self.group, queries, self.head_dim), lambda b, h, *x: (b, h, 0, of_queries(b, *x), 0)),
             "row": ((1, 1, self.group, queries), lambda b, h, *x: (b, h, 0, of_queries(b, *x))),

@@ -174,7 +174,10 @@ def load_keys(
         return keys, values, None
     columns = kv_ids[0].T  # [C,2]
     segments, positions = columns[:, 0:1], columns[:, 1:2]
-    allowed = (segments == q_ids[0, 0:1]) & (segments != 0)
+    allowed = segments == q_ids[0, 0:1]
+    if q_ids.shape[1] == 3:  # the mask has shared segments
+        allowed |= segments == q_ids[0, 2:3]
+    allowed &= segments != 0
     if sizes.causal:
         allowed &= positions <= q_ids[0, 1:2]
     # 0 * NaN is NaN: unused keys are replaced before the product.

@@ -152,12 +152,10 @@ def _split(
 
     rows = q.reshape(batch, q_length, kv_heads, group, head_dim).transpose(0, 3, 1, 2, 4)
     keys, values = (split_chunks(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))) for x in (k, v))
-    chunk_mask = AttentionMask(
-        q_positions=repeat_per_chunk(jnp.tile(mask.q_positions, (1, group))),
+    chunk_mask = dataclasses.replace(
+        mask.map_queries(lambda x: repeat_per_chunk(jnp.tile(x, (1, group)))),
         kv_positions=split_chunks(mask.kv_positions),
-        q_segments=repeat_per_chunk(jnp.tile(mask.q_segments, (1, group))),
         kv_segments=split_chunks(mask.kv_segments),
-        causal=mask.causal,
     )
     rows = repeat_per_chunk(rows.reshape(batch, group * q_length, kv_heads, head_dim))
     tiles = dataclasses.replace(tiles, queries=min(tiles.queries, max(16, pl.next_power_of_2(rows.shape[1]))))
@@ -233,10 +231,14 @@ class Call(NamedTuple):
     def _padded(self, x: Array, length: int) -> Array:
         return jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, self.head_dim - x.shape[3])))
 
-    def ids(self) -> tuple[Int[Array, "B T_padded"], ...]:
-        """Segments and positions of queries [B,Tq_padded] and of keys [B,Tk_padded]."""
-        mask = self.mask
-        return mask.q_segments, mask.q_positions, mask.kv_segments, mask.kv_positions
+    def ids(self) -> tuple[Int[Array, "..."], ...]:
+        """Segments and positions of queries [B,Tq_padded] and of keys [B,Tk_padded].
+
+        With shared segments, those of queries are [B,2,Tq_padded]: their own and the shared one.
+        """
+        mask, shared = self.mask, self.mask.q_shared_segments
+        q_segments = mask.q_segments if shared is None else jnp.stack([mask.q_segments, shared], axis=1)
+        return q_segments, mask.q_positions, mask.kv_segments, mask.kv_positions
 
     def work(self, *, by_keys: bool) -> Int[Array, "B n visits"]:
         """Per outer block: the count of inner blocks with work, then all inner blocks, those with work first."""
@@ -280,13 +282,13 @@ class Call(NamedTuple):
         )(work, *arrays)
 
     def spec(self, kind: str, shape: tuple[int, ...], outer: str) -> pl.BlockSpec:
-        """The part of ids [B,L], rows [B,L,heads,D] or per-row numbers [B,heads,L] that a program can read: one sample.
+        """The part of ids [B,L] or [B,2,L], rows [B,L,heads,D] or per-row numbers [B,heads,L] that a program can read: one sample.
 
         It reads its own head; a block of keys reads the group of query heads that share them, a block of queries the KV
         head that it shares.
         """
         if kind == "ids":
-            return pl.BlockSpec((None, shape[1]), lambda i, h, b: (b, 0))
+            return pl.BlockSpec((None, *shape[1:]), lambda i, h, b: (b, *[0] * (len(shape) - 1)))
         heads = self.sizes.group if (outer, kind) == ("keys", "q") else None
         shared = self.sizes.group if (outer, kind) == ("queries", "kv") else 1
 

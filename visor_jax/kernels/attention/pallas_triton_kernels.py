@@ -6,6 +6,7 @@ count and their indices. Shapes: R queries of a block, C keys of a block, D head
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ def forward_kernel(
 ) -> None:
     """Output and log-sum-exp of a block of queries, by a running softmax over the blocks of keys."""
     here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
-    ids, rows = (q_segments[here], q_positions[here]), q[here, :]
+    ids, rows = (segments_at(q_segments, here), q_positions[here]), q[here, :]
 
     def step(n, carry):
         running_max, denominator, acc = carry
@@ -89,7 +90,7 @@ def grad_q_kernel(
 ) -> None:
     """Gradient of a block of queries, summed over the blocks of keys."""
     here = pl.ds(pl.program_id(0) * sizes.queries, sizes.queries)
-    ids = (q_segments[here], q_positions[here])
+    ids = (segments_at(q_segments, here), q_positions[here])
     rows, grad_rows, logs, deltas = q[here, :], grad[here, :], log_sum[here], delta[here]
 
     def step(n, acc):
@@ -128,7 +129,7 @@ def grad_kv_kernel(
         acc_k, acc_v = carry
         g, n = jax.lax.div(n, count), jax.lax.rem(n, count)
         here = pl.ds(work[1 + n] * sizes.queries, sizes.queries)
-        allowed = may_see((q_segments[here], q_positions[here]), ids, sizes)
+        allowed = may_see((segments_at(q_segments, here), q_positions[here]), ids, sizes)
         rows, grad_rows = q[here, g, :], grad[here, g, :]
         keys, values = where_seen(k[there, :], allowed), where_seen(v[there, :], allowed)
         weights, grad_logits = recomputed(
@@ -144,11 +145,21 @@ def grad_kv_kernel(
     grad_v[...] = acc_v.astype(grad_v.dtype)
 
 
+def segments_at(q_segments: Ref, here: Any) -> tuple[Int[Array, " R"], ...]:
+    """The segments of a block of queries: their own, and the shared one if the mask has them."""
+    if len(q_segments.shape) == 1:
+        return (q_segments[here],)
+    return q_segments[0, here], q_segments[1, here]
+
+
 def may_see(
-    queries: tuple[Int[Array, " R"], Int[Array, " R"]], keys: tuple[Int[Array, " C"], Int[Array, " C"]], sizes: Sizes
+    queries: tuple[tuple[Int[Array, " R"], ...], Int[Array, " R"]],
+    keys: tuple[Int[Array, " C"], Int[Array, " C"]],
+    sizes: Sizes,
 ) -> Bool[Array, "R C"]:
     """Whether each query may see each key, from segments and positions."""
-    allowed = (queries[0][:, None] == keys[0][None, :]) & (keys[0] != 0)[None, :]
+    own, *shared = (segments[:, None] == keys[0][None, :] for segments in queries[0])
+    allowed = functools.reduce(jnp.logical_or, shared, own) & (keys[0] != 0)[None, :]
     if sizes.causal:
         allowed &= keys[1][None, :] <= queries[1][:, None]
     return allowed

@@ -56,6 +56,7 @@ class _Queries(NamedTuple):
     rows: Array
     positions: Array
     segments: Array
+    shared_segments: Array | None
 
 
 class _Keys(NamedTuple):
@@ -192,7 +193,8 @@ def _over_chunks(step: Any, start: Any, queries: _Queries, visits: _Visits, keys
         of_chunk = jax.tree.map(lambda x: x[chunk], keys)
         block = (queries.positions, of_chunk.positions, queries.segments, of_chunk.segments)
         q_positions, kv_positions, q_segments, kv_segments = (x[None] for x in block)
-        mask = AttentionMask(q_positions, kv_positions, q_segments, kv_segments, None, causal)
+        shared = None if queries.shared_segments is None else queries.shared_segments[None]
+        mask = AttentionMask(q_positions, kv_positions, q_segments, kv_segments, None, causal, shared)
         allowed = mask.as_array()[0]
         # Keys that none of these queries sees may hold NaN, and 0 * NaN is NaN.
         key_used = jnp.any(allowed, axis=0)[:, None]
@@ -225,9 +227,9 @@ def _blocks(q: Array, k: Array, v: Array, mask: AttentionMask) -> tuple[_Queries
     q_block, chunk = _balanced(q.shape[1], max(1, ROWS // q.shape[2])), _balanced(k.shape[1], CHUNK)
     padded = pad_mask(mask, q_block, chunk)
     rows = _block_rows(q, k.shape[2]) * q.shape[3] ** -0.5
-    q_positions, q_segments = (x.reshape(x.shape[0], -1, q_block) for x in (padded.q_positions, padded.q_segments))
+    in_blocks = padded.map_queries(lambda x: x.reshape(x.shape[0], -1, q_block))
     kv_positions, kv_segments = (x.reshape(x.shape[0], -1, chunk) for x in (padded.kv_positions, padded.kv_segments))
-    queries = _Queries(rows, q_positions, q_segments)
+    queries = _Queries(rows, in_blocks.q_positions, in_blocks.q_segments, in_blocks.q_shared_segments)
     keys = _Keys(_chunks(k, chunk), _chunks(v, chunk), kv_positions, kv_segments)
     kinds = block_kinds(padded, q_block, chunk)
     visits = _Visits(jnp.argsort(-kinds, axis=-1), jnp.sum(kinds == ALL, axis=-1), jnp.sum(kinds != NOTHING, axis=-1))

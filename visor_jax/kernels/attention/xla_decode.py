@@ -124,6 +124,7 @@ def read_chunk(
         kv_segments=keys(mask.kv_segments),
         active=None if mask.active is None else mask.active[sample][None],
         causal=mask.causal,
+        q_shared_segments=None if mask.q_shared_segments is None else mask.q_shared_segments[sample][None],
     )
     return keys(k)[0], keys(v)[0], chunk_mask.as_array()[0]
 

@@ -100,7 +100,8 @@ def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
     if data.pack_window:
         row_shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length).largest
     num_pools = num_rows // data.pool_rows if data.pack_window else num_rows
-    return answer_loss_of(config, stage), abstract_batch(num_rows, num_pools, row_shape, arch)
+    arrays = abstract_batch(num_rows, num_pools, row_shape, arch, independent_turns=data.independent_turns)
+    return answer_loss_of(config, stage), arrays
 
 
 def stage_batches(
@@ -124,7 +125,13 @@ def stage_batches(
         return packed_batches(config, num_rows, stream, arch, skips, done, position)
     return make_pipeline(
         stream,
-        partial(one_per_row, training_row_shape(config), arch, agreed_taps(config, jax.process_count())),
+        partial(
+            one_per_row,
+            training_row_shape(config),
+            arch,
+            agreed_taps(config, jax.process_count()),
+            independent_turns=config.data.independent_turns,
+        ),
         batch_size=num_rows,
         start_step=done,
         skips=skips,
@@ -134,9 +141,12 @@ def stage_batches(
     )
 
 
-def one_per_row(row_shape: RowShape, arch: Architecture, min_taps: int, examples: Sequence[Example]) -> collate.Batch:
+def one_per_row(
+    row_shape: RowShape, arch: Architecture, min_taps: int, examples: Sequence[Example], *, independent_turns: bool
+) -> collate.Batch:
     """A batch with one sample or sheet in each row."""
-    return make_batch([[example] for example in examples], row_shape, arch, min_taps=min_taps)
+    rows = [[example] for example in examples]
+    return make_batch(rows, row_shape, arch, min_taps=min_taps, independent_turns=independent_turns)
 
 
 def packed_batches(
@@ -164,7 +174,9 @@ def packed_batches(
     return make_packed_pipeline(
         stream,
         arch,
-        PoolSettings(shape, num_rows // data.pool_rows, data.pack_window, data.workers, min_taps),
+        PoolSettings(
+            shape, num_rows // data.pool_rows, data.pack_window, data.workers, min_taps, data.independent_turns
+        ),
         position=position,
         skips=skips,
         process_index=jax.process_index(),

@@ -72,9 +72,11 @@ class Objective:
     prepare: Callable[[Mapping[str, Any], Mesh], None] | None = None
 
 
-def abstract_batch(num_rows: int, num_pools: int, row_shape: RowShape, arch: Architecture) -> dict[str, Any]:
+def abstract_batch(
+    num_rows: int, num_pools: int, row_shape: RowShape, arch: Architecture, *, independent_turns: bool = False
+) -> dict[str, Any]:
     """The shapes of a batch of pictures over all processes, for compilation without data."""
-    shapes = batch_shapes(num_rows, num_pools, row_shape, taps(arch), arch)
+    shapes = batch_shapes(num_rows, num_pools, row_shape, taps(arch), arch, independent_turns=independent_turns)
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 

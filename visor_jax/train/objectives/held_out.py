@@ -104,7 +104,7 @@ def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -
 
     def batch(number: int) -> Step:
         rows = [row((number - 1) * size + place) for place in process_rows(size)]
-        made = make_batch(rows, shape, arch, min_taps=min_taps)
+        made = make_batch(rows, shape, arch, min_taps=min_taps, independent_turns=config.data.independent_turns)
         return Step(number, made.arrays, (), "", made.ids, made.tasks, contents=made.contents)
 
     def batches(params: Params) -> Iterator[Measured]:
