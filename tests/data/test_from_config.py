@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from visor_jax.data.turns import split_turns
 from visor_jax.data.sample import Sample, Turn
+from visor_jax.data.turns import split_turns
 
 
 def conversation(num_images: int, *questions: str) -> Sample:

@@ -7,7 +7,7 @@ turns share what they have in common and otherwise do not see each other (`encod
 from __future__ import annotations
 
 import dataclasses
-import os
+import itertools
 
 import numpy as np
 
@@ -65,12 +65,13 @@ def encode_turns(sample: Sample, tokenizer: ChatTokenizer, system: str | None) -
         for single in singles
     ]
     prompts = [encoded.token_ids[: encoded.target_mask.index(True)] for encoded in alone]
-    beginning = os.path.commonprefix([prompt[:-1] for prompt in prompts])
+    ids_by_place = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    beginning = [ids[0] for ids in itertools.takewhile(lambda ids: len(set(ids)) == 1, ids_by_place)]
     if beginning.count(tokenizer.image_token_id) < len(sample.images):
         raise SkipSample(
             "late_picture", "data.independent_turns: every picture must come before the text of all questions"
         )
-    token_ids, target_mask, turns = list(beginning), [False] * len(beginning), [0] * len(beginning)
+    token_ids, target_mask, turns = [*beginning], [False] * len(beginning), [0] * len(beginning)
     for turn, (prompt, encoded) in enumerate(zip(prompts, alone, strict=True), start=1):
         end = len(prompt) + sum(encoded.target_mask)  # after <|im_end|>: nothing follows a turn
         token_ids += encoded.token_ids[len(beginning) : end]

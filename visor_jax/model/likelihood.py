@@ -29,10 +29,15 @@ def answer_tokens(
     remat: Remat = "none",
     shared: Float[Array, "B Nt D"] | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
-    """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets."""
+    """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets.
+
+    A target is predicted from the token before it in its row, which belongs to the same segment and turn.
+    """
     hidden = hidden_states(params, visual, batch, budget, arch, remat=remat, shared=shared)[:, :-1]
-    labels, segments = batch["text_tokens"][:, 1:], batch["text_segments"]
-    weights = (batch["loss_mask"][:, 1:] & (segments[:, 1:] == segments[:, :-1])).astype(jnp.float32)
+    labels, targets = batch["text_tokens"][:, 1:], batch["loss_mask"][:, 1:]
+    for ids in (batch["text_segments"], batch.get("text_turns")):
+        targets = targets if ids is None else targets & (ids[:, 1:] == ids[:, :-1])
+    weights = targets.astype(jnp.float32)
     flat = hidden.reshape(-1, hidden.shape[-1])
     losses, correct = cross_entropy(flat, head(params), labels.reshape(-1), weights.reshape(-1))
     return losses.reshape(labels.shape), correct.reshape(labels.shape), weights

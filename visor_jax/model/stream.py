@@ -19,7 +19,7 @@ from visor_jax.kernels.attention.api import PLAIN_LOGITS
 
 
 class TokenOrder(NamedTuple):
-    """[V; T] sorted by segment, turn and position, padding last: the token at each place, and the place of each token."""
+    """[V; T] sorted by segment, turn and position, padding last: the token at each place, each token's place."""
 
     tokens: Int[Array, "B N"]
     places: Int[Array, "B N"]

@@ -282,7 +282,8 @@ class Call(NamedTuple):
         )(work, *arrays)
 
     def spec(self, kind: str, shape: tuple[int, ...], outer: str) -> pl.BlockSpec:
-        """The part of ids [B,L] or [B,2,L], rows [B,L,heads,D] or per-row numbers [B,heads,L] that a program can read: one sample.
+        """The part of an array that a program can read, that of one sample: ids [B,L] or [B,2,L], rows [B,L,heads,D] or
+        per-row numbers [B,heads,L].
 
         It reads its own head; a block of keys reads the group of query heads that share them, a block of queries the KV
         head that it shares.
