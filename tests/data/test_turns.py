@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from visor_jax import testing
 from visor_jax.data import chat
 from visor_jax.data.collate import RowShape, count_text, encode_example, encode_tokens, make_batch
-from visor_jax.data.sample import Sample, SkipSample, Turn
+from visor_jax.data.sample import Sample, Sheet, SkipSample, Turn
+from visor_jax.data.sheets import encode_record
 from visor_jax.data.turns import encode_turns, split_turns
 
 ARCH = testing.tiny_architecture(3)
@@ -76,13 +77,13 @@ def test_each_turn_is_encoded_as_if_it_alone_were_asked(sample):
 def test_what_turns_share_goes_up_to_where_they_differ() -> None:
     """It ends before the assistant's header does, so that questions that are equal have answers of their own."""
     sample = conversation(("What is this?", "a dog"), ("What is that?", "a cat"))
-    encoded = encode_turns(sample, TOKENIZER, None)
-    shared = encoded.turns.count(0)
+    encoded, turns = encode_turns(sample, TOKENIZER, None)
+    shared = turns.count(0)
     prompts = [chat.encode_prompt(TOKENIZER, turn.question) for turn in sample.turns]
     assert prompts[0][:shared] == prompts[1][:shared] and prompts[0][shared] != prompts[1][shared]
     assert TOKENIZER.image_token_id in encoded.token_ids[:shared]
-    twice = encode_turns(conversation(("What is this?", "a dog"), ("What is this?", "an animal")), TOKENIZER, None)
-    assert twice.turns.count(0) == len(prompts[0]) - 1
+    twice = conversation(("What is this?", "a dog"), ("What is this?", "an animal"))
+    assert encode_turns(twice, TOKENIZER, None)[1].count(0) == len(prompts[0]) - 1
 
 
 def test_pictures_belong_to_what_turns_share() -> None:
@@ -136,6 +137,11 @@ def test_batches_have_turns_only_if_they_are_independent() -> None:
     np.testing.assert_array_equal(turns[0, :first], examples[0].text_turns)
     np.testing.assert_array_equal(turns[0, first : first + second], examples[1].text_turns)
     assert sorted(set(batch.arrays["turn_index"][0])) == [-1, 0, 1, 2] and batch.tasks[0] == ["task0", "task1", "task0"]
+    sheet = encode_record(Sheet(tuple(samples)), TOKENIZER, ARCH, independent_turns=True)
+    of_sheet = make_batch([[sheet], []], room, ARCH, independent_turns=True)
+    assert of_sheet.tasks == batch.tasks and of_sheet.ids == batch.ids
+    for name in ("text_turns", "text_segments", "turn_index", "text_positions", "loss_mask"):
+        np.testing.assert_array_equal(of_sheet.arrays[name], batch.arrays[name])
     plain = encode_example(samples[0], TOKENIZER, ARCH)
     assert "text_turns" not in make_batch([[plain]], room, ARCH).arrays
     for row, independent_turns in ((examples, False), ([plain], True)):

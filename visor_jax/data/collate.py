@@ -24,7 +24,7 @@ from visor_jax.data.anyres import taps as taps_of_pictures
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
-from visor_jax.data.turns import encode_turns, positions_of_turns
+from visor_jax.data.turns import encode_turns, positions_of_turns, turns_of_answers
 from visor_jax.errors import RequestError
 
 
@@ -159,9 +159,8 @@ def encode_example(
     else:
         encode = _conversation(sample, tokenizer, system)
         encoded, turns = encode(targets=targets), None
-        turn_index = _turns_of_answers(
-            encode(targets="answer").target_mask if targets != "answer" else encoded.target_mask
-        )
+        answers = encoded if targets == "answer" else encode(targets="answer")
+        turn_index = turns_of_answers(answers.target_mask)
     example = encode_tokens(
         encoded.token_ids,
         sample.images,
@@ -319,13 +318,6 @@ def check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
     """Raises `SkipSample` "too_long" if `size` exceeds the row shape."""
     if row_shape is not None and not row_shape.holds(size):
         raise SkipSample("too_long", f"{id}: {size}; there is room for {row_shape}")
-
-
-def _turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
-    """Returns the turn of each answer token, -1 elsewhere. Each run of True in the mask is one answer, in order."""
-    mask = np.asarray(answer_mask, bool)
-    begins = mask & ~np.concatenate([[False], mask[:-1]])
-    return np.where(mask, np.cumsum(begins) - 1, -1)
 
 
 def make_batch(

@@ -118,6 +118,7 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
         gathers.append(_widened(np.where(newline, num_tiles * patches, moved), taps))
         turn_indices.append(np.where(example.turn_index >= 0, example.turn_index + turns, -1))
         turns += len(example.tasks)
+    text_turns = [example.text_turns for example in examples if example.text_turns is not None]  # of all or of none
     numbers = np.arange(1, len(examples) + 1, dtype=np.int32)
     chained = {name: np.concatenate([getattr(example, name) for example in examples]) for name in _CHAINED}
     return examples[0]._replace(
@@ -127,7 +128,7 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
         visual_gather=np.concatenate(gathers).astype(np.int32),
         visual_weights=np.concatenate([_widened(example.visual_weights, taps) for example in examples]),
         turn_index=np.concatenate(turn_indices).astype(np.int32),
-        text_turns=None if examples[0].text_turns is None else np.concatenate([x.text_turns for x in examples]),
+        text_turns=np.concatenate(text_turns) if text_turns else None,
         length=max(example.length for example in examples),
         visual_segments=np.repeat(numbers, [size.visual for size in sizes]),
         text_segments=np.repeat(numbers, [size.text for size in sizes]),

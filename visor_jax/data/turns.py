@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,3 +90,10 @@ def positions_of_turns(positions: np.ndarray, turns: np.ndarray) -> np.ndarray:
     """
     begins = positions[np.searchsorted(turns, np.maximum(turns, 1))]
     return positions - begins + begins[0]
+
+
+def turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
+    """Returns the turn of each answer token, -1 elsewhere. Each run of True in the mask is one answer, in order."""
+    mask = np.asarray(answer_mask, bool)
+    begins = mask & ~np.concatenate([[False], mask[:-1]])
+    return np.where(mask, np.cumsum(begins) - 1, -1)
