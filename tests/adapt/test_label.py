@@ -136,6 +136,22 @@ def test_every_task_is_labeled_equally_often() -> None:
     assert Counter(sample.turns[0].task for sample in label_questions(config)) == dict.fromkeys(TASKS, 4)
 
 
+def test_tasks_can_be_left_out_of_the_labels() -> None:
+    config = tiny_config({"label.samples": 30, "label.without": ("bg", "card")})
+    tasks = Counter(sample.turns[0].task for sample in label_questions(config))
+    assert tasks.keys() == TASKS.keys() - {"bg", "card"} and tasks.total() == 30
+    assert max(tasks.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [(("cart",), "have no task 'cart'; did you mean 'card'"), (tuple(TASKS), "leaves no task to label")],
+)
+def test_tasks_that_cannot_be_left_out_are_refused(without: tuple[str, ...], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        label_questions(tiny_config({"label.without": without}))
+
+
 def test_records_that_share_an_id_keep_their_own_labels(tmp_path: Path) -> None:
     records = []
     for number, color in enumerate(("red", "blue", "red", "blue")):

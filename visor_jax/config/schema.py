@@ -51,6 +51,7 @@ class LabelConfig:
     samples: int = setting(4096, "questions of the training split", at_least(1))
     tolerance: float = setting(0.01, "fraction of the full budget's score that a cheaper budget may lose", below_one())
     only_right: bool = setting(False, "skip questions that the full budget does not answer exactly")
+    without: tuple[str, ...] = setting((), "tasks whose questions are not labeled, so that the policy never sees them")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import functools
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import grain
@@ -30,7 +30,7 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.data.turns import single_turns
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, nearest
 from visor_jax.workdir.supervision import beat
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,7 @@ class Questions:
         *,
         first: int = 0,
         per_task: int | None = None,
+        without: Collection[str] = (),
         skips: SkipLog | None = None,
     ) -> None:
         """
@@ -138,10 +139,12 @@ class Questions:
           count: number of questions; later ones replace those of samples that cannot be read.
           first: index of the first sample.
           per_task: limit of questions per task; None for any number.
+          without: tasks whose questions are left out.
           skips: counts samples that cannot be used, in the first pass over them.
         """
         self._config, self._source, self._count = config, source, count
         self._first, self._per_task, self._skips = first, per_task, skips or SkipLog()
+        self._without = without
         self._tokenizer, self.arch = load_tokenizer(config.tokenizer.path), architecture(config)
         self._limits = RowShape(config.data.tiles, config.data.visual_length, config.data.text_length)
         self._system = config.tokenizer.system or None
@@ -288,7 +291,7 @@ class Questions:
                 continue
             for turn, single in enumerate(turns):
                 task = single.turns[0].task
-                if self._per_task is None or per_task[task] < self._per_task:
+                if task not in self._without and (self._per_task is None or per_task[task] < self._per_task):
                     per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
                     place = Place(index, turn)
@@ -384,8 +387,24 @@ def label_questions(config: ConfigLike, skips: SkipLog | None = None) -> Questio
     """
     config = as_config(config)
     count, source, kind = config.label.samples, label_source(config), source_kind(config)
-    if not kind.endless:
-        return Questions(config, source, count, skips=skips)
     tasks = kind.levels if kind.tasks is None else kind.tasks(config)
-    first, per_task = index_range("label")[1].start, -(-count // max(len(tasks), 1))
-    return Questions(config, source, count, first=first, per_task=per_task, skips=skips)
+    without = left_out(config.label.without, tasks)
+    if not kind.endless:
+        return Questions(config, source, count, without=without, skips=skips)
+    first, per_task = index_range("label")[1].start, -(-count // max(len({*tasks} - without), 1))
+    return Questions(config, source, count, first=first, per_task=per_task, without=without, skips=skips)
+
+
+def left_out(tasks: Collection[str], known: Collection[str]) -> frozenset[str]:
+    """Returns the tasks that `label.without` names.
+
+    Raises:
+      RequestError: one is not among the `known` tasks of the data, or none of those is left.
+    """
+    for task in tasks:
+        if known and task not in known:
+            hint = nearest(task, known) or f"expected some of {', '.join(known)}"
+            raise RequestError(f"label.without={tuple(tasks)}: the data have no task {task!r}; {hint}")
+    if known and not {*known} - {*tasks}:
+        raise RequestError(f"label.without={tuple(tasks)}: leaves no task to label; expected fewer")
+    return frozenset(tasks)

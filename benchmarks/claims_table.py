@@ -1,0 +1,148 @@
+"""The variants that `benchmarks/claims.py` compares, as changes of one configuration.
+
+In: the configuration of the default job. Out: for every variant the changed fields, the stages that it trains, the
+budgets that are evaluated, and which finished run of the same seed it continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from visor_jax.config import Config, stage_config
+
+ADAPTIVE = ("warmup", "full", "universal")  # the trained stages that all variants are compared with, step by step
+ALL = ("warmup", "full", "search", "universal", "label", "policy")
+TO_UNIVERSAL = ("warmup", "full", "search", "universal")
+WITHOUT_TASKS = ("bars", "title", "top", "row")  # the router never sees these: one easy, one middle, two hard
+GATES = {"copy": 1.0, "copy_large": 2.0, "copy_small": 0.1}
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison.
+
+    Attributes:
+      group: heading below which docs/claims.md shows it.
+      title: its name there.
+      stages: trained in this order; () evaluates the base itself.
+      fields: (configuration) -> changed fields.
+      budgets: those that are evaluated; None: every viable one, and auto.
+      after: (variant, stages): copies these finished stages of the variant's run with the same seed first.
+      start: (variant, stage) of the same seed that the first stage starts from; None: the base.
+    """
+
+    group: str
+    title: str
+    stages: tuple[str, ...]
+    fields: Callable[[Config], Fields] = field(default=lambda _: {})
+    budgets: tuple[str, ...] | None = None
+    after: tuple[str, tuple[str, ...]] | None = None
+    start: tuple[str, str] | None = None
+
+
+def total_steps(config: Config) -> int:
+    """Returns the optimizer steps of the adaptive stages together."""
+    return sum(stage_config(config, stage).steps for stage in ADAPTIVE)
+
+
+def dense(config: Config, packing: int = 1) -> Fields:
+    """Trains the dense plan for as many steps as the adaptive stages, with the settings of the longest of them."""
+    longest = stage_config(config, "universal")
+    return {
+        "model.plan": "dense",
+        "model.anyres.packing": packing,
+        "stage_overrides.dense.steps": total_steps(config),
+        "stage_overrides.dense.learning_rate": longest.learning_rate,
+        "stage_overrides.dense.schedule": longest.schedule,
+        "stage_overrides.dense.end_fraction": longest.end_fraction,
+        "stage_overrides.dense.trainable": longest.trainable,
+        "stage_overrides.dense.group_rates": longest.group_rates,
+    }
+
+
+def at_budget(budget: str, times: int = 1) -> Callable[[Config], Fields]:
+    """Trains all adaptive stages at one budget, for `times` as many steps."""
+
+    def fields(config: Config) -> Fields:
+        steps = {f"stage_overrides.{s}.steps": times * stage_config(config, s).steps for s in ADAPTIVE}
+        return {**steps, **{f"stage_overrides.{s}.budgets": budget for s in ADAPTIVE}}
+
+    return fields
+
+
+def pattern(*kinds: str) -> Callable[[Config], Fields]:
+    """Changes the layers of a super-block, and with them the numbers of cross-attention layers and of slots."""
+    return lambda _: {"model.pattern": kinds}
+
+
+def cross_only(*kinds: str) -> Callable[[Config], Fields]:
+    """The same, trained with all slots off."""
+    return lambda config: {**pattern(*kinds)(config), **at_budget("empty")(config)}
+
+
+def packed(packing: int) -> Callable[[Config], Fields]:
+    """Packs neighboring visual tokens into one, in every budget."""
+    return lambda _: {"model.anyres.packing": packing}
+
+
+def gate(init: str, value: float = 0.0) -> Callable[[Config], Fields]:
+    """Chooses how the new cross-attention layers start."""
+    return lambda _: {"model.cross.init": init, "model.cross.gate_init": value}
+
+
+def _alone(budget: str) -> Variant:
+    return Variant(
+        "Trained alone against universal (paper, table 4)",
+        f"{budget} alone, from the full stage",
+        ("universal",),
+        lambda _: {"stage_overrides.universal.budgets": budget},
+        budgets=(budget,),
+        start=("visor", "full"),
+    )
+
+
+_SLOTS = "Numbers of cross-attention layers and slots (paper, table 3)"
+_REDUCED = "Fewer visual tokens (paper, table 2)"
+_START = "How cross-attention starts"
+
+VARIANTS: dict[str, Variant] = {
+    "base": Variant("Dense", "dense base as it is", (), lambda _: {"model.plan": "dense"}, ("full",)),
+    "dense": Variant("Dense", "dense, fine-tuned for the same steps", ("dense",), dense, ("full",)),
+    "visor": Variant("VISOR", "VISOR", ALL),
+    "cross": Variant("Cross-attention only", "trained alone", ADAPTIVE,
+                     at_budget("empty"), ("empty",)),
+    "cross_twice": Variant("Cross-attention only", "trained alone, twice as many steps",
+                           ADAPTIVE, at_budget("empty", 2), ("empty",)),
+    "alone_empty": _alone("empty"),
+    "alone_0b10": _alone("0b10"),
+    "alone_0b01": _alone("0b01"),
+    "alone_full": _alone("full"),
+    "slots_0_cross_4": Variant(_SLOTS, "4 cross-attention layers, no slot", ADAPTIVE,
+                               cross_only("cross", "cross", "self"), ("empty",)),
+    "slots_1_cross_1": Variant(_SLOTS, "1 cross-attention layer, 1 slot", TO_UNIVERSAL,
+                               pattern("text", "text", "text", "text", "cross", "self")),
+    "slots_1_cross_2": Variant(_SLOTS, "2 cross-attention layers, 1 slot", TO_UNIVERSAL,
+                               pattern("text", "cross", "text", "text", "cross", "self")),
+    "slots_2_cross_4": Variant(_SLOTS, "4 cross-attention layers, 2 slots", TO_UNIVERSAL,
+                               pattern("cross", "cross", "self")),
+    "slots_3_cross_3": Variant(_SLOTS, "3 cross-attention layers, 3 slots", TO_UNIVERSAL, pattern("cross", "self")),
+    "dense_packed_2": Variant(_REDUCED, "dense, 2 visual tokens packed into 1", ("dense",),
+                              lambda config: dense(config, 2), ("full",)),
+    "dense_packed_4": Variant(_REDUCED, "dense, 4 visual tokens packed into 1", ("dense",),
+                              lambda config: dense(config, 4), ("full",)),
+    "visor_packed_2": Variant(_REDUCED, "VISOR, 2 visual tokens packed into 1", TO_UNIVERSAL, packed(2)),
+    "visor_packed_4": Variant(_REDUCED, "VISOR, 4 visual tokens packed into 1", TO_UNIVERSAL, packed(4)),
+    "router": Variant("A router that has not seen some tasks (paper, table 8)",
+                      "VISOR, router without " + ", ".join(WITHOUT_TASKS), ("label", "policy"),
+                      lambda _: {"label.without": WITHOUT_TASKS}, ("full", "auto"),
+                      after=("visor", ("full", "search", "universal"))),
+    "start_copy_small": Variant(_START, "copy, gate 0.1", TO_UNIVERSAL, gate("copy", GATES["copy_small"])),
+    "start_copy": Variant(_START, "copy, gate 1", TO_UNIVERSAL, gate("copy", GATES["copy"])),
+    "start_copy_large": Variant(_START, "copy, gate 2", TO_UNIVERSAL, gate("copy", GATES["copy_large"])),
+    "start_zero": Variant(_START, "zero", TO_UNIVERSAL, gate("zero")),
+}  # fmt: skip
+STARTS = tuple(name for name, variant in VARIANTS.items() if variant.group == _START)
