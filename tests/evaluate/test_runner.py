@@ -16,7 +16,8 @@ from visor_jax.config import from_dict
 from visor_jax.data.questions import single_questions
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.runner import evaluate, requested_budgets
+from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.evaluate.runner import evaluate
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
 from visor_jax.evaluate.tables import print_budgets
