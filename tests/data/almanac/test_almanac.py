@@ -46,7 +46,7 @@ def test_a_row_fits_into_one_tile_and_its_text(exercise):
         assert samples and all(sample.turns for sample in samples)
         patches = [(s.images[0].shape[0] // 12, s.images[0].shape[1] // 12) for s in samples]
         assert sum(h * w for h, w in patches) <= 64 and sum(h * w + 1 for h, w in patches) <= 72
-        shared = len(tokenizer.encode("user\n")) + 1
+        shared = 1 + len(tokenizer.encode("user\n")) + len(tokenizer.encode("\n"))
         text = 0
         for sample, (height, width) in zip(samples, patches, strict=True):
             assert sample.images[0].dtype == np.uint8

@@ -192,19 +192,21 @@ class Almanac:
 
 
 class _Costs:
-    """Counts the text tokens of a conversation about one picture in the chat template."""
+    """Counts the text tokens of a conversation about one picture in the chat template, or slightly more."""
 
     def __init__(self, tokenizer: ChatTokenizer, independent: bool) -> None:
         self._tokenizer = tokenizer
         user, assistant, newline = (len(tokenizer.encode(text)) for text in (header(USER), header(ASSISTANT), NEWLINE))
-        self.prefix = 1 + user  # <|im_start|> user
-        # \n question <|im_end|> \n <|im_start|> assistant answer <|im_end|>; else one more \n and header per turn
+        self._newline = newline
+        self.prefix = 1 + user + newline  # <|im_start|> user \n <image> \n
+        # question <|im_end|> \n <|im_start|> assistant \n answer <|im_end|>; turns that follow each other have also a
+        # \n after it, and all but the first a header of their own
         self._each = 1 + newline + 1 + assistant + 1 + (0 if independent else newline + 1 + user)
 
     def turn(self, turn: Turn) -> int:
         """Returns the tokens of a question and its answer."""
         encode = self._tokenizer.encode
-        return self._each + len(encode(NEWLINE + turn.question)) + len(encode(turn.answer))
+        return self._each + len(encode(NEWLINE + turn.question)) - self._newline + len(encode(turn.answer))
 
 
 def _kind(facts: Facts) -> str:
