@@ -7,11 +7,14 @@ tasks of an exercise equally often.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from visor_jax.data.almanac.draw import Draws
 from visor_jax.data.almanac.fonts import TRAINING_FACES, UNSEEN_FACES
-from visor_jax.data.almanac.layout import MORE_KINDS, Shape
+from visor_jax.data.almanac.layout import MORE_KINDS, Look, Shape
+from visor_jax.data.almanac.pages import Page, draw_page
+from visor_jax.data.almanac.vega import VegaPage, draw_vega_page
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Exercise:
       weights: task -> how often it is asked, relative to the others that the picture can answer.
       read: probability that a picture's first turn is its transcription.
       faces: the fonts, unless `data.fonts` names others.
+      draw: how its pictures are drawn.
       small: whether the pictures are smaller than a tile and come as sheets.
       least_text: text tokens without which a small picture is not begun.
     """
@@ -31,6 +35,7 @@ class Exercise:
     weights: Mapping[str, float]
     read: float = 0.4
     faces: tuple[str, ...] = TRAINING_FACES
+    draw: Callable[[Draws, Shape, Look], Page | VegaPage] = draw_page
     small: bool = True
     least_text: int = 16
 
@@ -81,4 +86,5 @@ EXERCISES: dict[str, Exercise] = {
     "pages": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, small=False),
     "pages_all": Exercise(Shape(96, (96,), MORE_KINDS), _ALL, small=False),
     "pages_unseen_fonts": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, faces=UNSEEN_FACES, small=False),
+    "pages_vega": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, draw=draw_vega_page, small=False),
 }

@@ -17,7 +17,6 @@ from visor_jax.data.almanac.exercises import EXERCISES, Exercise
 from visor_jax.data.almanac.facts import Facts
 from visor_jax.data.almanac.fonts import FACES
 from visor_jax.data.almanac.layout import Look
-from visor_jax.data.almanac.pages import draw_page
 from visor_jax.data.almanac.questions import TASKS, questions
 from visor_jax.data.almanac.words import NONE
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
@@ -141,7 +140,7 @@ class Almanac:
     def _sample(self, draws: Draws, name: str, text: int, task: str, placed: bool) -> tuple[Sample, int]:
         """Returns a sample whose turns fit into `text` tokens, and the tokens that it needs."""
         for _ in range(_MAX_REDRAWS if task else 1):
-            page = draw_page(draws, self._shape, self._look)
+            page = self._exercise.draw(draws, self._shape, self._look)
             turns, cost = self._ask(draws, page.facts, text, task)
             if turns:
                 break
