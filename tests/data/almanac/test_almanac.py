@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -107,6 +109,13 @@ def test_splits_share_no_table_and_every_word_is_drawn_in_training():
     assert all(names) and sum(map(len, names)) == len(set.union(*names)) == len(all_tables())
     drawn = {turn.answer for i in range(900) for s in samples_of(almanac("crops")[i]) for turn in s.turns}
     assert set(content_words()) <= drawn
+
+
+def test_every_table_has_a_license_that_may_be_passed_on_and_the_notice_names_it():
+    notice = (files("visor_jax.data.almanac") / "NOTICE").read_text(encoding="utf-8")
+    for table in all_tables():
+        assert not re.search("SA|share|GPL|NC|ND", table.license), table.name
+        assert f"License: {table.license}\n" in notice and table.package in notice
 
 
 def test_wrong_settings_are_refused():

@@ -27,6 +27,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_BOKEH = "https://github.com/bokeh/bokeh_sampledata"
+_VEGA = "https://github.com/vega/vega-datasets"
+_COUNTRYINFO = "https://github.com/porimol/countryinfo"
+_MENDELEEV = "https://github.com/lmmentel/mendeleev"
+
 MAX_LABEL = 8  # characters
 LICENSES = (
     "Public domain", "Public Domain", "CC0-1.0", "CC0 1.0 Universal", "CC-BY-2.0", "CC-BY-3.0-IGO", "MIT",
@@ -102,21 +107,23 @@ class Packages:
     def bokeh_source(self, module: str) -> dict[str, str]:
         """Returns package, name, license and attribution of a set of bokeh-sampledata."""
         record = self._records[module]
-        return _source("bokeh-sampledata 2026.1", module, [record["recorded_license"]], record["attribution"])
+        url = (record["sources"] or [_BOKEH])[0]
+        return _source("bokeh-sampledata 2026.1", module, [record["recorded_license"]], record["attribution"], url)
 
     def vega_source(self, file: str) -> dict[str, str]:
         """Returns package, name, license and attribution of a set of vega-datasets."""
         resource = self._resources[file]
         titles = [license.get("title") or license.get("name") for license in resource["licenses"]]
         attribution = "; ".join(dict.fromkeys(source["title"] for source in resource["sources"]))
-        return _source("vega-datasets 3.2.1", file, titles, attribution)
+        url = next((source["path"] for source in resource["sources"] if source.get("path")), _VEGA)
+        return _source("vega-datasets 3.2.1", file, titles, attribution, url)
 
 
-def _source(package: str, name: str, licenses: Sequence[str], attribution: str) -> dict[str, str]:
+def _source(package: str, name: str, licenses: Sequence[str], attribution: str, url: str) -> dict[str, str]:
     for license in licenses:
         if license not in LICENSES:
             raise SystemExit(f"{package} {name}: its recorded license {license!r} is not one of {LICENSES}")
-    return {"package": package, "set": name, "license": ", ".join(licenses), "attribution": attribution}
+    return {"package": package, "set": name, "license": ", ".join(licenses), "attribution": attribution, "url": url}
 
 
 def _parse(file: Path) -> Any:
@@ -205,7 +212,7 @@ def countries(packages: Packages) -> list[dict[str, Any]]:
 
 def geography(packages: Packages) -> list[dict[str, Any]]:
     """Returns tables of countryinfo: area and people of countries, and of the countries of capitals."""
-    source = _source("countryinfo 1.0.1", "data", ["MIT"], "Copyright (c) 2018 Porimol Chandro")
+    source = _source("countryinfo 1.0.1", "data", ["MIT"], "Copyright (c) 2018 Porimol Chandro", _COUNTRYINFO)
     known = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(packages.countryinfo.glob("*.json"))]
     by_name = {country["name"]: country for country in known}
     by_capital = {country.get("capital"): country for country in known if country.get("capital") in CAPITALS}
@@ -312,7 +319,7 @@ def elements(packages: Packages) -> list[dict[str, Any]]:
     tables.append(table("melting points", "test", "Heat", source, ELEMENTS, columns))
     with sqlite3.connect(packages.mendeleev) as database:
         found = database.execute("SELECT name, atomic_radius, density, covalent_radius_pyykko FROM elements").fetchall()
-    source = _source("mendeleev 1.3.0", "elements", ["MIT"], "Copyright (c) 2015 Lukasz Mentel")
+    source = _source("mendeleev 1.3.0", "elements", ["MIT"], "Copyright (c) 2015 Lukasz Mentel", _MENDELEEV)
     columns = {
         "Radius": ({name: radius for name, radius, _, _ in found}, 1, "pm"),
         "Density": ({name: density for name, _, density, _ in found}, 5, ""),
