@@ -10,12 +10,14 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from visor_jax import testing
 from visor_jax.data.almanac.exercises import EXERCISES
 from visor_jax.data.almanac.questions import TASKS
 from visor_jax.data.almanac.source import Almanac, Row
 from visor_jax.data.almanac.tables import all_tables, tables_of
 from visor_jax.data.almanac.words import content_words
 from visor_jax.data.chat import encode_prompt
+from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.sample import Sample, samples_of
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
@@ -98,7 +100,7 @@ def test_no_question_or_answer_falls_back_to_bytes():
     tokenizer = load_tokenizer("almanac")
     letters = {tokenizer.encode(letter)[0] for letter in string.ascii_letters}
     for exercise in DRAWN_HERE:
-        for turn in (turn for i in range(30) for s in samples_of(almanac(exercise)[i]) for turn in s.turns):
+        for turn in (turn for i in range(12) for s in samples_of(almanac(exercise)[i]) for turn in s.turns):
             for text in (f"\n{turn.question}", turn.answer):
                 ids = tokenizer.encode(text)
                 assert not letters & set(ids) and tokenizer.decode(ids) == text, text
@@ -123,3 +125,16 @@ def test_wrong_settings_are_refused():
         almanac("pagse")
     with pytest.raises(RequestError, match="no picture with a question of task 'cell3'"):
         _ = almanac("lists", tasks=("cell3",))[0]
+
+
+@pytest.mark.parametrize("exercise", ["crops", "lists", "tables_one_row", "pages"])
+def test_the_encoder_takes_every_row_and_counts_its_tokens_as_the_source_did(exercise):
+    config = testing.tiny_config()
+    config.tokenizer.path = "almanac"
+    config.data.update(source="almanac", path=exercise, visual_length=72, text_length=128, turns_per_picture=100)
+    config.data.update(independent_turns=True, small_pictures=True)
+    config.model.vision.update(tile_size=96, patch_size=12)
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+    source = make_source(config, "train")
+    sizes = [encode(source[index]).size.text for index in range(25)]
+    assert max(sizes) <= 128 and np.mean(sizes) > 110, sizes

@@ -28,7 +28,7 @@ class Exercise:
       faces: the fonts, unless `data.fonts` names others.
       draw: how its pictures are drawn.
       small: whether the pictures are smaller than a tile and come as sheets.
-      least_text: text tokens without which a small picture is not begun.
+      least_text: text tokens that a small picture needs at least; bounds the pictures of a sheet.
     """
 
     shape: Shape
@@ -65,8 +65,8 @@ _ALL = {
 _NARROW = (36, 48, 60)  # the least width that a word fits into is used
 
 EXERCISES: dict[str, Exercise] = {
-    "crops": Exercise(Shape(12, _NARROW, ("crop",)), _CROP, read=0.0),
-    "crops_tall": Exercise(Shape(24, _NARROW, ("crop",)), _CROP, read=0.0),
+    "crops": Exercise(Shape(12, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
+    "crops_tall": Exercise(Shape(24, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
     "lists": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(1, 4)), _LIST),
     "lists_one_digit": Exercise(Shape(48, (48, 48, 60), ("list",), digits=1), _LIST),
     "lists_short": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(2, 3)), _LOOK_UP, read=0.1),

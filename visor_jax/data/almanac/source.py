@@ -17,7 +17,9 @@ from visor_jax.data.almanac.exercises import EXERCISES, Exercise
 from visor_jax.data.almanac.facts import Facts
 from visor_jax.data.almanac.fonts import FACES
 from visor_jax.data.almanac.layout import Look
+from visor_jax.data.almanac.pages import Page
 from visor_jax.data.almanac.questions import TASKS, questions
+from visor_jax.data.almanac.vega import VegaPage
 from visor_jax.data.almanac.words import NONE
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
 from visor_jax.data.draws import STREAM_LENGTH
@@ -29,7 +31,7 @@ SPLITS = ("train", "validation", "test")
 
 _MAX_MISSES = 12  # questions that are drawn twice or do not fit, before a sample is complete
 _NONE_KEPT = 0.4  # share of pictures whose questions with the answer "none" are asked, lest it be the safest guess
-_MAX_REDRAWS = 500  # pages drawn for one that answers a given task
+_MAX_REDRAWS = 500  # pages drawn for one that answers a given task, or any question that fits
 
 
 @dataclass(frozen=True)
@@ -113,50 +115,57 @@ class Almanac:
         draws = Draws(self.seed, self._stream, index)
         name = f"almanac/{self._exercise_name}/{self.split}/{self.seed}/{index}"
         task = self._tasks[index % len(self._tasks)] if self._tasks else ""
-        if not self._exercise.small or task:
-            return self._sample(draws, name, self._row.text, task, placed=self._exercise.small)[0]
-        return self._sheet(draws, name)
+        return self._sheet(draws, name) if self._exercise.small and not task else self._single(draws, name, task)
 
     def _sheet(self, draws: Draws, name: str) -> Sheet:
-        """Returns as many small samples as fit into one tile and one row; each gets its share of the text."""
-        row, samples = self._row, []
-        patches, visual, text = row.grid**2, row.visual, row.text
-        while True:
-            share = self._share(patches, visual, text)
-            sample, cost = self._sample(draws, f"{name}/{len(samples)}", share, "", placed=True)
-            height, width = (side // row.patch for side in sample.images[0].shape[:2])
-            if samples and (height * width > patches or height * width + 1 > visual or not sample.turns):
-                return Sheet(tuple(samples))
-            samples.append(sample)
-            patches, visual, text = patches - height * width, visual - height * width - 1, text - cost
-
-    def _share(self, patches: int, visual: int, text: int) -> int:
-        """Returns how much of the left text the next small picture may use, so that all that fit get about as much."""
-        shape = self._shape
-        each = (shape.height // self._row.patch) * (min(shape.width) // self._row.patch)
-        left = max(1, min(patches // each, visual // (each + 1)))
-        return max(text // left, min(text, self._exercise.least_text))
-
-    def _sample(self, draws: Draws, name: str, text: int, task: str, placed: bool) -> tuple[Sample, int]:
-        """Returns a sample whose turns fit into `text` tokens, and the tokens that it needs."""
-        for _ in range(_MAX_REDRAWS if task else 1):
-            page = self._exercise.draw(draws, self._shape, self._look)
-            turns, cost = self._ask(draws, page.facts, text, task)
+        """Returns as many small samples as fit into one tile and one row; they share the text about equally."""
+        pages, text, samples = self._pages(draws), self._row.text, []
+        for number, page in enumerate(pages):
+            turns, cost = self._ask(draws, page.facts, text // (len(pages) - number), "")
             if turns:
+                samples.append(self._sample(draws, f"{name}/{number}", page, turns))
+                text -= cost
+        return Sheet(tuple(samples))
+
+    def _pages(self, draws: Draws) -> list[Page | VegaPage]:
+        """Draws as many small pictures as fit into one tile and one row."""
+        row, pages = self._row, []
+        patches, visual = row.grid**2, row.visual
+        while len(pages) < max(1, row.text // self._exercise.least_text):
+            page = self._exercise.draw(draws, self._shape, self._look)
+            used = (page.canvas.height // row.patch) * (page.canvas.width // row.patch)
+            if pages and (used > patches or used + 1 > visual):
                 break
-        if task and not turns:
-            raise RequestError(
-                f"almanac: data.path={self._exercise_name!r} draws no picture with a question of task {task!r}"
-                f" that fits into data.text_length={text}"
-            )
-        image = page.canvas.image()
-        origin = None
-        if placed:
-            room = (self._row.grid - side // self._row.patch for side in image.shape[:2])
-            origin = (draws.integer(0, next(room)), draws.integer(0, next(room)))
+            pages.append(page)
+            patches, visual = patches - used, visual - used - 1
+        return pages
+
+    def _single(self, draws: Draws, name: str, task: str) -> Sample:
+        """Returns one sample whose turns fit into a row; with a task, a page that answers it.
+
+        Raises:
+          RequestError: the exercise draws no such page.
+        """
+        for _ in range(_MAX_REDRAWS):
+            page = self._exercise.draw(draws, self._shape, self._look)
+            turns, _ = self._ask(draws, page.facts, self._row.text, task)
+            if turns:
+                return self._sample(draws, name, page, turns)
+        raise RequestError(
+            f"almanac: data.path={self._exercise_name!r} draws no picture with a question"
+            + (f" of task {task!r}" if task else "")
+            + f" that fits into data.text_length={self._row.text}"
+        )
+
+    def _sample(self, draws: Draws, name: str, page: Page | VegaPage, turns: tuple[Turn, ...]) -> Sample:
+        """Returns a drawn page and its turns as a sample; a small picture gets a random place in the tile."""
+        image, origin = page.canvas.image(), None
+        if self._exercise.small:
+            height, width = (side // self._row.patch for side in image.shape[:2])
+            origin = (draws.integer(0, self._row.grid - height), draws.integer(0, self._row.grid - width))
         levels = {TASKS[turn.task].level for turn in turns}
         level = levels.pop() if len(levels) == 1 else ""
-        return Sample(name, (image,), turns, self.name, level, origin=origin, kind=_kind(page.facts)), cost
+        return Sample(name, (image,), turns, self.name, level, origin=origin, kind=_kind(page.facts))
 
     def _ask(self, draws: Draws, facts: Facts, text: int, task: str) -> tuple[tuple[Turn, ...], int]:
         """Returns different turns in a random order that fit into `text` tokens, and the tokens of them all."""

@@ -37,6 +37,16 @@ class Picture:
 
     pixels: np.ndarray
 
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return self.pixels.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return self.pixels.shape[1]
+
     def image(self) -> np.ndarray:
         """Returns the picture."""
         return self.pixels
