@@ -16,7 +16,7 @@ ADAPTIVE = ("warmup", "full", "universal")  # the trained stages that all varian
 ALL = ("warmup", "full", "search", "universal", "label", "policy")
 TO_UNIVERSAL = ("warmup", "full", "search", "universal")
 WITHOUT_TASKS = ("bars", "title", "top", "row")  # the router never sees these: one easy, one middle, two hard
-GATES = {"copy": 1.0, "copy_large": 2.0, "copy_small": 0.1}
+GATES = {"large": 2.0, "small": 0.1}  # beside the default's 1; the layers are multiplied by their tanh
 
 Fields = Mapping[str, Any]
 
@@ -140,9 +140,8 @@ VARIANTS: dict[str, Variant] = {
                       "VISOR, router without " + ", ".join(WITHOUT_TASKS), ("label", "policy"),
                       lambda _: {"label.without": WITHOUT_TASKS}, ("full", "auto"),
                       after=("visor", ("full", "search", "universal"))),
-    "start_copy_small": Variant(_START, "copy, gate 0.1", TO_UNIVERSAL, gate("copy", GATES["copy_small"])),
-    "start_copy": Variant(_START, "copy, gate 1", TO_UNIVERSAL, gate("copy", GATES["copy"])),
-    "start_copy_large": Variant(_START, "copy, gate 2", TO_UNIVERSAL, gate("copy", GATES["copy_large"])),
+    "start_copy_small": Variant(_START, "copy, gate 0.1", TO_UNIVERSAL, gate("copy", GATES["small"])),
+    "start_copy_large": Variant(_START, "copy, gate 2", TO_UNIVERSAL, gate("copy", GATES["large"])),
     "start_zero": Variant(_START, "zero", TO_UNIVERSAL, gate("zero")),
 }  # fmt: skip
-STARTS = tuple(name for name, variant in VARIANTS.items() if variant.group == _START)
+STARTS = ("start_copy_small", "visor", "start_copy_large", "start_zero")  # "visor" starts as the configuration says

@@ -61,6 +61,7 @@ def _check(config: Config) -> None:
 SOURCE = SourceKind(
     open=_conversations,
     endless=True,
+    controls=True,
     levels={name: task.level for name, task in TASKS.items()},
     tasks=_tasks,
     for_labels=_for_labels,

@@ -1,0 +1,242 @@
+"""Writes docs/claims.md from the results of `claims.py`: tables, the claims one by one, and two figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from claims_statistics import Cell, Results, mean_curve
+from claims_table import ADAPTIVE, STARTS, VARIANTS, WITHOUT_TASKS
+from matplotlib.axes import Axes
+
+from visor_jax.files.read_write import write_bytes, write_text
+from visor_jax.report import figures
+
+LEVELS = ("easy", "middle", "hard", "other")
+# (claim, first variant and budget, second variant and budget, levels)
+Side = tuple[str, str]
+CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
+    ("easy questions need no slot", ("visor", "full"), ("visor", "empty"), ("easy",)),
+    ("hard questions fall without slots", ("visor", "full"), ("visor", "empty"), ("middle", "hard")),
+    ("one slot brings most of it back", ("visor", "full"), ("visor", "one"), ("hard",)),
+    ("the policy answers as well as all slots", ("visor", "auto"), ("visor", "full"), ("easy", "middle", "hard")),
+    ("the adaptive model answers as well as a dense one", ("visor", "full"), ("dense", "full"), LEVELS[:3]),
+    ("training cross-attention alone does not replace slots", ("visor", "one"), ("cross", "empty"), ("easy", "hard")),
+    ("nor does it with twice the steps", ("visor", "one"), ("cross_twice", "empty"), ("easy", "hard")),
+    ("one slot beats dense on tokens packed by 4", ("visor", "one"), ("dense_packed_4", "full"), LEVELS[:3]),
+    ("one slot beats dense on tokens packed by 2", ("visor", "one"), ("dense_packed_2", "full"), LEVELS[:3]),
+    ("no slot beats dense on tokens packed by 4", ("visor", "empty"), ("dense_packed_4", "full"), LEVELS[:3]),
+    *(
+        (f"trained alone is no better: {budget}", ("visor", budget), (f"alone_{budget}", budget), ("easy", "hard"))
+        for budget in ("empty", "0b10", "0b01", "full")
+    ),
+    (
+        "the router serves tasks that it has not seen",
+        ("router", "auto"),
+        ("visor", "auto"),
+        tuple(f"task={task}" for task in WITHOUT_TASKS),
+    ),
+)
+
+
+def write(folder: Path, docs: Path) -> None:
+    """Writes `claims.md`, `claims.png` and, if there are runs with curves, `claims_start.png`.
+
+    Args:
+      folder: of the results.
+      docs: where the page is written.
+    """
+    results = Results(folder)
+    curves = [name for name in STARTS if any(run["curve"] for run in results.by_variant.get(name, {}).values())]
+    write_text(docs / "claims.md", page(results, with_curves=bool(curves)))
+    write_bytes(docs / "claims.png", cost_figure(results))
+    if curves:
+        write_bytes(docs / "claims_start.png", start_figure(results, curves))
+
+
+def page(results: Results, *, with_curves: bool) -> str:
+    """Returns the page's Markdown."""
+    seeds, questions = results.seeds(), results.questions
+    named = ", ".join(f"{task} ({kind})" if kind else task for task, kind in questions["counts"]) or "none"
+    lines = [
+        "# The claims, measured",
+        "",
+        "Made by `python benchmarks/claims.py`; every number is a mean over seeds "
+        f"{', '.join(map(str, seeds))} of the test split, in",
+        "percent, with a 95 % interval from a bootstrap over seeds and questions (few seeds make it too narrow). All",
+        f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
+        "questions. FLOPs are counted by formula up to the first answer token.",
+        "",
+        f"**hard** are the hard questions of those tasks and kinds of pages of which the base alone, on"
+        f" {questions['split']} pages of seed {questions['seed']},",
+        f"answers {100 * questions['threshold']:.0f} % or more; this was fixed before any other run. **other** are all"
+        " other hard questions. hard:",
+        f"{named}.",
+        "",
+        "![Accuracy against decoder FLOPs](claims.png)",
+        "",
+        "## The claims one by one",
+        "Differences in points: the first minus the second. A difference whose interval contains 0 shows nothing.",
+        "",
+        "| claim | first | second | level | difference | interval | seeds |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: |",
+        *claim_rows(results),
+        *matched_rows(results),
+        "",
+    ]
+    for group in dict.fromkeys(variant.group for variant in VARIANTS.values()):
+        lines += group_table(results, group)
+    if with_curves:
+        lines += ["![Hard accuracy against steps](claims_start.png)", ""]
+        lines += ["Hard accuracy on each step's own fresh pages, all slots on: warm-up, full, universal.", ""]
+    runs = results.by_variant
+    missing = [f"{name} (seed {seed})" for name in VARIANTS for seed in seeds if seed not in runs.get(name, {})]
+    lines += ["## Not run", ", ".join(missing) or "Nothing is missing.", ""]
+    return "\n".join(lines)
+
+
+def claim_rows(results: Results) -> list[str]:
+    """Returns the table's rows of `CLAIMS`, as far as both sides were run."""
+    rows = []
+    for claim, first, second, levels in CLAIMS:
+        for level in levels:
+            cells = [results.cell(*side, level) for side in (first, second)]
+            if (difference := results.difference(*cells)) is not None:
+                names = (" ".join(first), " ".join(second))
+                rows.append(row(claim, *names, level.replace("task=", ""), *interval(difference, signed=True)))
+    return rows
+
+
+def matched_rows(results: Results) -> list[str]:
+    """Returns, for each dense variant on fewer tokens, the best budget of VISOR that costs no more."""
+    rows = []
+    for name in ("dense_packed_2", "dense_packed_4"):
+        if name not in results.by_variant or "visor" not in results.by_variant:
+            continue
+        limit = results.mean(name, "full", "decoder_gflops")
+        budgets = [b for b in results.budgets("visor") if results.mean("visor", b, "decoder_gflops") <= limit]
+        cells = {b: cell for b in budgets if (cell := results.cell("visor", b, "hard")) is not None}
+        if not cells:
+            continue
+        best = max(cells, key=lambda budget: cells[budget].mean)
+        if difference := results.difference(cells[best], results.cell(name, "full", "hard")):
+            claim = "VISOR at no more decoder FLOPs beats packed tokens"
+            rows.append(row(claim, f"visor {best}", f"{name} full", "hard", *interval(difference, signed=True)))
+    return rows
+
+
+def group_table(results: Results, group: str) -> list[str]:
+    """Returns the heading and table of a group of variants; nothing if none was run."""
+    dense = results.by_variant.get("dense") or results.by_variant.get("base") or results.by_variant.get("visor")
+    rows = []
+    for name, variant in VARIANTS.items():
+        for budget in results.budgets(name) if variant.group == group else ():
+            cells = [results.cell(name, budget, level) for level in LEVELS]
+            run = next(iter(results.by_variant[name].values()))
+            whole = next(iter(dense.values()))["dense"] if dense else run["dense"]
+            costs = [results.mean(name, budget, field) for field in ("decoder_gflops", "end_to_end_gflops")]
+            shares = [100 * costs[0] / whole["decoder_gflops"], 100 * costs[1] / whole["end_to_end_gflops"]]
+            count = next((len(cell.seeds) for cell in cells if cell is not None), 0)
+            steps, seconds = sum(run["steps"].values()), cpu_seconds(results, name)
+            rows.append(
+                row(variant.title, budget, *(" ".join(interval(cell)[:2]) for cell in cells), f"{1e3 * costs[0]:.2f}",
+                    f"{shares[0]:.0f} %", f"{shares[1]:.0f} %", f"{steps:,}", str(count), f"{seconds:,.0f}")
+            )  # fmt: skip
+    if not rows:
+        return []
+    levels = " | ".join(LEVELS)
+    return [
+        f"## {group}",
+        f"| variant | budget | {levels} | decoder MFLOP | of dense | end to end, of dense | steps | seeds | CPU s |",
+        "| --- | --- |" + " ---: |" * (len(LEVELS) + 6),
+        *rows,
+        "",
+    ]
+
+
+def cpu_seconds(results: Results, name: str) -> float:
+    """Returns the mean CPU seconds of a variant's runs."""
+    runs = results.by_variant[name].values()
+    return sum(sum(run["cpu_seconds"].values()) for run in runs) / len(runs)
+
+
+def row(*cells: str) -> str:
+    """Returns one row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def interval(cell: Cell | None, *, signed: bool = False) -> tuple[str, str, str]:
+    """Returns a cell's mean, its interval and its number of seeds as text."""
+    if cell is None:
+        return "-", "", ""
+    mean, low, high = (100 * value for value in (cell.mean, cell.low, cell.high))
+    if signed:
+        return f"{mean:+.1f}", f"{low:+.1f} to {high:+.1f}", str(len(cell.seeds))
+    return f"{mean:.1f}", f"({low:.1f} to {high:.1f})", str(len(cell.seeds))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+MARKS = {
+    "visor": ("o", "VISOR, one model"), "base": ("s", "dense base"), "dense": ("D", "dense, same steps"),
+    "cross": ("v", "cross-attention only"), "cross_twice": ("^", "the same, twice the steps"),
+    "dense_packed_2": ("P", "dense, packed by 2"), "dense_packed_4": ("X", "dense, packed by 4"),
+    "visor_packed_2": (">", "VISOR, packed by 2"), "visor_packed_4": ("<", "VISOR, packed by 4"),
+}  # fmt: skip
+
+
+@figures.styled
+def cost_figure(results: Results) -> bytes:
+    """Draws accuracy against decoder FLOPs, easy and hard side by side, as PNG."""
+    drawing, axes = figures.figure(4.4, width=10.6, columns=2)
+    for place, level in zip(axes, ("easy", "hard"), strict=True):
+        draw_costs(place, results, level)
+    handles, labels = axes[1].get_legend_handles_labels()
+    if handles:
+        axes[1].legend(handles, labels, fontsize=8, loc="lower right")
+    return figures.png(drawing)
+
+
+def draw_costs(axes: Axes, results: Results, level: str) -> None:
+    """Draws the variants of `MARKS`, with their intervals; the fixed budgets of VISOR are joined."""
+    for number, (name, (marker, label)) in enumerate(MARKS.items()):
+        points = []
+        for budget in results.budgets(name):
+            if (cell := results.cell(name, budget, level)) is not None:
+                points.append((1e3 * results.mean(name, budget, "decoder_gflops"), cell, budget))
+        if not points:
+            continue
+        color = figures.LEVELS[level] if name == "visor" else figures.SHADES[""](number / len(MARKS))
+        fixed = sorted((cost, 100 * cell.mean) for cost, cell, budget in points if budget != "auto")
+        axes.plot(*zip(*fixed, strict=True), "-" if name.startswith("visor") else "", color=color, lw=1.2)
+        for index, (cost, cell, budget) in enumerate(points):
+            mark = "*" if budget == "auto" else marker
+            spread = [[100 * max(0.0, cell.mean - cell.low)], [100 * max(0.0, cell.high - cell.mean)]]
+            axes.errorbar([cost], [100 * cell.mean], spread, fmt=mark, color=color, ms=10 if mark == "*" else 6,
+                          lw=1, label=label if index == 0 else None)  # fmt: skip
+    axes.set_title(f"{level} questions")
+    axes.set_xlabel("decoder MFLOP per question")
+    axes.set_ylabel("right answers, %")
+
+
+@figures.styled
+def start_figure(results: Results, names: Sequence[str]) -> bytes:
+    """Draws hard accuracy against steps through all stages, one line per way to start, as PNG."""
+    drawing, [axes] = figures.figure(4.0, width=8.0)
+    for number, name in enumerate(names):
+        runs, before = results.by_variant[name], 0
+        steps: list[float] = []
+        values: list[float] = []
+        for stage in ADAPTIVE:
+            of_stage = [(step, value) for own, step, value in mean_curve(runs) if own == stage]
+            steps += [before + step for step, _ in of_stage]
+            values += [100 * value for _, value in of_stage]
+            before += next(iter(runs.values()))["steps"].get(stage, 0)
+            if number == 0:
+                axes.axvline(before, color=figures.FAINT, lw=0.8, ls=":")
+        color = figures.SHADES[""](number / max(len(names) - 1, 1))
+        axes.plot(steps, values, color=color, label=VARIANTS[name].title)
+    axes.set_xlabel("step (dotted: the ends of warm-up, full and universal)")
+    axes.set_ylabel("hard, right answers, %")
+    axes.legend(fontsize=8.5)
+    return figures.png(drawing)

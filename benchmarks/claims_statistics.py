@@ -1,0 +1,166 @@
+"""Accuracies of the results of `claims.py` with intervals: a bootstrap over seeds and over each seed's questions.
+
+In: the result files of a folder. Out: `Cell`s, each the mean of an accuracy over seeds with a 95 % interval, and
+differences of two cells whose questions and seeds are resampled together. The level "hard" holds the hard questions
+that count (`questions.json`), "other" the rest of the hard ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visor_jax.errors import RequestError
+from visor_jax.files.read_write import read_json
+
+RESAMPLES = 2000
+LEVELS = ("easy", "middle", "hard", "other")
+PERCENTS = (2.5, 97.5)
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A mean over seeds, its interval, and the resampled means [RESAMPLES]; `seeds` have the budget."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: tuple[int, ...]
+    samples: np.ndarray
+
+    @classmethod
+    def of(cls, mean: float, samples: np.ndarray, seeds: Sequence[int]) -> Cell:
+        """Returns the cell with the percentiles of its samples."""
+        low, high = np.percentile(samples, PERCENTS)
+        return cls(mean, float(low), float(high), tuple(seeds), samples)
+
+
+class Results:
+    """All results of a folder: `results[variant][seed]`."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+          RequestError: the folder has no questions.json.
+        """
+        if not (folder / "questions.json").exists():
+            raise RequestError(f"{folder / 'questions.json'}: no such file; run benchmarks/claims.py first")
+        self.questions = read_json(folder / "questions.json")
+        self.counts = {tuple(cell) for cell in self.questions["counts"]}
+        self.by_variant: dict[str, dict[int, Result]] = {}
+        for path in sorted(folder.glob("*_[0-9]*.json")):
+            result = read_json(path)
+            self._check(path, result)
+            self.by_variant.setdefault(result["variant"], {})[result["seed"]] = result
+
+    def _check(self, path: Path, result: Result) -> None:
+        """Checks that a result has the base of the questions, and the same questions as others with its seed.
+
+        Raises:
+          RequestError: it has not.
+        """
+        if result["identity"]["base_sha256"] != self.questions["base_sha256"]:
+            raise RequestError(f"{path}: was made from another base than questions.json; remove it and run it again")
+        others = [runs[result["seed"]] for runs in self.by_variant.values() if result["seed"] in runs]
+        if others and others[0]["answered"]["ids"] != result["answered"]["ids"]:
+            raise RequestError(
+                f"{path}: has other questions than the other results with seed {result['seed']}; run all of them with"
+                " the same evaluate.samples"
+            )
+
+    def seeds(self) -> list[int]:
+        """Returns all seeds of all variants."""
+        return sorted({seed for runs in self.by_variant.values() for seed in runs})
+
+    def budgets(self, variant: str) -> list[str]:
+        """Returns the budgets of a variant over all seeds, cheapest first, auto last."""
+        runs = self.by_variant.get(variant, {}).values()
+        costs = {name: row["decoder_gflops"] for run in runs for name, row in run["budgets"].items()}
+        return sorted(costs, key=lambda name: (name == "auto", costs[name], name))
+
+    def mean(self, variant: str, budget: str, field: str) -> float:
+        """Returns the mean of a field of a budget's row over the seeds that have the budget."""
+        rows = [run["budgets"].get(budget) for run in self.by_variant[variant].values()]
+        return float(np.mean([row[field] for row in rows if row is not None]))
+
+    def cell(self, variant: str, budget: str, level: str) -> Cell | None:
+        """Returns an accuracy; None if no seed has the budget, or no question is of the level.
+
+        Args:
+          budget: its name, or "one": in every seed the first viable budget with one slot on.
+          level: one of `LEVELS`, or "task=NAME".
+        """
+        runs = self.by_variant.get(variant, {})
+        rights = {seed: self._right(run, budget) for seed, run in sorted(runs.items())}
+        kept = {seed: right for seed, right in rights.items() if right is not None}
+        means, samples = [], []
+        for seed, right in kept.items():
+            weights = self._weights(seed, level)
+            if weights is None:
+                return None
+            means.append(float(weights[0] @ right))
+            samples.append(weights[1:] @ right)
+        if not means:
+            return None
+        return Cell.of(float(np.mean(means)), over_seeds(np.stack(samples), list(kept)), list(kept))
+
+    def difference(self, first: Cell | None, second: Cell | None) -> Cell | None:
+        """Returns the first minus the second, resampled together; None unless both have the same seeds."""
+        if first is None or second is None or first.seeds != second.seeds:
+            return None
+        return Cell.of(first.mean - second.mean, first.samples - second.samples, first.seeds)
+
+    def _right(self, run: Result, budget: str) -> np.ndarray | None:
+        """Returns 0 or 1 for each question of a run."""
+        names = list(run["answered"]["right"])
+        name = next((name for name in names if name.count("1") == 1), "") if budget == "one" else budget
+        bits = run["answered"]["right"].get(name)
+        return None if bits is None else np.array([bit == "1" for bit in bits], np.float32)
+
+    @functools.cache  # noqa: B019 (one object per process)
+    def _weights(self, seed: int, level: str) -> np.ndarray | None:
+        """Returns weights [1 + RESAMPLES, questions]: the plain mean over the level's tasks, then resampled ones.
+
+        Within each task of the level as many questions as it has are drawn with replacement.
+        """
+        run = next(runs[seed] for runs in self.by_variant.values() if seed in runs)
+        answered, levels = run["answered"], run["levels"]
+        kinds = answered.get("kinds", [""] * len(answered["tasks"]))
+        places: dict[str, list[int]] = {}
+        for place, (task, kind) in enumerate(zip(answered["tasks"], kinds, strict=True)):
+            own = levels.get(task, "")
+            own = "other" if own == "hard" and (task, kind) not in self.counts else own
+            if level in (own, f"task={task}"):
+                places.setdefault(task, []).append(place)
+        if not places:
+            return None
+        weights = np.zeros((1 + RESAMPLES, len(kinds)), np.float32)
+        rng = np.random.default_rng([seed, LEVELS.index(level) if level in LEVELS else len(LEVELS)])
+        for _, members in sorted(places.items()):
+            count = len(members)
+            weights[0, members] = 1 / count
+            weights[1:, members] = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+        return weights / len(places)
+
+
+def over_seeds(samples: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+    """Returns the mean over seeds drawn with replacement [RESAMPLES], from samples [seeds, RESAMPLES]."""
+    rng = np.random.default_rng([len(seeds), *seeds])
+    drawn = rng.integers(0, len(seeds), (samples.shape[1], len(seeds)))
+    return samples[drawn, np.arange(samples.shape[1])[:, None]].mean(axis=1)
+
+
+def mean_curve(runs: Mapping[int, Result]) -> list[tuple[str, int, float]]:
+    """Returns the training curve of a variant: (stage, step, mean hard accuracy over the seeds that have the point)."""
+    values: dict[tuple[str, int], list[float]] = {}
+    for run in runs.values():
+        for stage, step, accuracy in run["curve"]:
+            values.setdefault((stage, step), []).append(accuracy)
+    return [(stage, step, float(np.mean(found))) for (stage, step), found in values.items()]

@@ -1,0 +1,204 @@
+"""The comparison of variants: configurations, what is skipped or refused, statistics, page; a whole one if slow."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from visor_jax.config import as_config, stage_config
+from visor_jax.errors import RequestError
+from visor_jax.testing import tiny_config
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+LEVELS = {"paper": "easy", "title": "middle", "below": "hard", "cell3": "hard"}
+COSTS = {"empty": 0.002, "0b10": 0.004, "full": 0.006, "auto": 0.003}
+
+
+@pytest.fixture(autouse=True)
+def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def claims() -> types.ModuleType:
+    return importlib.import_module("claims")
+
+
+@pytest.fixture
+def table() -> types.ModuleType:
+    return importlib.import_module("claims_table")
+
+
+def session(claims: types.ModuleType, tmp_path: Path, **settings: Any) -> Any:
+    config = as_config(tiny_config({"stages": ("warmup", "full", "search", "universal", "label", "policy")}, steps=4))
+    return claims.Session(config, "/base", "b" * 64, tmp_path / "runs", tmp_path, **settings)
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_is_a_valid_configuration(
+    claims: types.ModuleType, table: types.ModuleType, tmp_path: Path
+) -> None:
+    here = session(claims, tmp_path)
+    configs = {name: claims.configured(here, name, 3) for name in table.VARIANTS}
+    identities = {name: json.dumps(claims.identity_of(here, config)) for name, config in configs.items()}
+    assert len(set(identities.values())) == len(identities), "no two variants are the same"
+    assert {config.seed for config in configs.values()} == {3}
+    for name, variant in table.VARIANTS.items():
+        assert configs[name].stages == variant.stages
+        if variant.stages and not variant.after:
+            start = stage_config(configs[name], variant.stages[0]).init_from
+            assert start == ("/base" if variant.start is None else str(tmp_path / "runs" / "visor_3" / "full"))
+    steps = {name: sum(stage_config(config, s).steps for s in config.stages if s in (*table.ADAPTIVE, "dense"))
+             for name, config in configs.items()}  # fmt: skip
+    assert steps["visor"] == steps["dense"] == steps["cross"] == steps["dense_packed_4"] == 12
+    assert steps["cross_twice"] == 24
+    slots = {name: config.model.pattern.count("self") for name, config in configs.items() if name.startswith("slots")}
+    assert set(slots.values()) == {1}
+
+
+def test_steps_are_scaled_in_all_stages(claims: types.ModuleType, tmp_path: Path) -> None:
+    here = session(claims, tmp_path, steps_scale=0.5)
+    assert stage_config(claims.configured(here, "visor", 1), "policy").steps == 2
+    assert stage_config(claims.configured(here, "dense", 1), "dense").steps == 6
+    assert here.results != session(claims, tmp_path).results
+
+
+def test_an_identity_ignores_where_a_run_lies(claims: types.ModuleType, tmp_path: Path) -> None:
+    here = session(claims, tmp_path)
+    config = claims.configured(here, "visor", 1)
+    moved = claims.changed(config, {"stage_overrides.warmup.init_from": "/other", "train.checkpoint_every": 9})
+    assert claims.identity_of(here, moved) == claims.identity_of(here, config)
+    for fields in ({"evaluate.samples": 9}, {"stage_overrides.full.steps": 9}, {"seed": 9}):
+        assert claims.identity_of(here, claims.changed(config, fields)) != claims.identity_of(here, config)
+
+
+# --- results that are there -------------------------------------------------------------------------------------------
+
+
+def result(variant: str, seed: int, budgets: dict[str, tuple[float, ...]], identity: Any = None) -> dict[str, Any]:
+    """Returns a result whose budgets answer the tasks with these probabilities, 50 questions of each task."""
+    rng = np.random.default_rng([seed, len(variant)])
+    tasks = [task for task in LEVELS for _ in range(50)]
+    right = {name: "".join("01"[int(rng.random() < dict(zip(LEVELS, p, strict=True))[t])] for t in tasks)
+             for name, p in budgets.items()}  # fmt: skip
+    rows = {name: {"decoder_gflops": COSTS[name], "end_to_end_gflops": 2 * COSTS[name]} for name in budgets}
+    return {
+        "variant": variant, "seed": seed, "identity": identity or {"base_sha256": "b" * 64, "config": {}},
+        "steps": {"warmup": 20, "full": 20, "universal": 20}, "cpu_seconds": {"warmup": 3.0}, "budgets": rows,
+        "levels": LEVELS, "dense": {"decoder_gflops": 0.01, "end_to_end_gflops": 0.02},
+        "answered": {"ids": [str(i) for i in range(200)], "tasks": tasks, "kinds": ["table"] * 200, "right": right},
+        "curve": [["warmup", 10, 0.2], ["warmup", 20, 0.5], ["full", 20, 0.7], ["universal", 20, 0.8]],
+    }  # fmt: skip
+
+
+def write_results(folder: Path, results: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    questions = {"base_sha256": "b" * 64, "counts": [["below", "table"]], "threshold": 0.8, "split": "validation",
+                 "seed": 0}  # fmt: skip
+    (folder / "questions.json").write_text(json.dumps(questions))
+    for one in results:
+        (folder / f"{one['variant']}_{one['seed']}.json").write_text(json.dumps(one))
+
+
+def test_a_result_that_is_there_is_skipped_and_another_ones_refused(claims: types.ModuleType, tmp_path: Path) -> None:
+    here = session(claims, tmp_path)
+    stored = result("visor", 1, {"full": (1, 1, 1, 1)}, claims.identity_of(here, claims.configured(here, "visor", 1)))
+    stored["identity"] = json.loads(json.dumps(stored["identity"]))
+    write_results(here.results, [stored])
+    assert claims.result_of(here, "visor", 1) == stored
+    other = claims.Session(here.config, "/base", "c" * 64, here.runs, here.out)
+    with pytest.raises(RequestError, match="made from base bbbbbbbbbbbb, not cccccccccccc"):
+        claims.result_of(other, "visor", 1)
+    with pytest.raises(RequestError, match="decided from another base"):
+        claims.fixed_questions(other)
+    longer = claims.changed(here.config, {"stage_overrides.full.steps": 9})
+    with pytest.raises(RequestError, match=r"made with another stage_overrides\.full\.steps"):
+        claims.result_of(claims.Session(longer, "/base", "b" * 64, here.runs, here.out), "visor", 1)
+
+
+def test_questions_are_fixed_before_any_result(claims: types.ModuleType, tmp_path: Path) -> None:
+    here = session(claims, tmp_path)
+    write_results(here.results, [result("visor", 1, {"full": (1, 1, 1, 1)})])
+    (here.results / "questions.json").unlink()
+    with pytest.raises(RequestError, match="expected the questions to be fixed first"):
+        claims.fixed_questions(here)
+
+
+# --- statistics and page ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Any:
+    visor = {"empty": (0.99, 0.9, 0.5, 0.3), "0b10": (0.99, 0.9, 0.8, 0.4), "full": (0.99, 0.95, 0.9, 0.5),
+             "auto": (0.99, 0.95, 0.9, 0.5)}  # fmt: skip
+    made = [result("visor", seed, visor) for seed in (1, 2, 3)]
+    made += [result("dense_packed_4", seed, {"empty": (0.99, 0.9, 0.6, 0.3)}) for seed in (1, 2, 3)]
+    for one in made[3:]:
+        one["budgets"]["full"], one["answered"]["right"]["full"] = (
+            one["budgets"]["empty"],
+            one["answered"]["right"]["empty"],
+        )
+    made += [result("start_zero", 1, {name: visor[name] for name in ("empty", "0b10", "full")})]
+    write_results(tmp_path / "results", made)
+    return importlib.import_module("claims_statistics").Results(tmp_path / "results")
+
+
+def test_means_are_over_tasks_and_hard_holds_the_questions_that_count(results: Any) -> None:
+    for level, task in (("easy", "paper"), ("hard", "below"), ("other", "cell3"), ("task=title", "title")):
+        cell = results.cell("visor", "full", level)
+        runs = results.by_variant["visor"].values()
+        expected = np.mean([run["answered"]["right"]["full"][50 * list(LEVELS).index(task) :][:50].count("1") / 50
+                            for run in runs])  # fmt: skip
+        assert cell.mean == pytest.approx(expected) and cell.low <= cell.mean <= cell.high and cell.seeds == (1, 2, 3)
+    assert results.cell("visor", "0b01", "hard") is None and results.cell("dense", "full", "hard") is None
+    assert results.cell("visor", "one", "hard").mean == results.cell("visor", "0b10", "hard").mean
+
+
+def test_the_bootstrap_of_one_seed_is_binomial(results: Any) -> None:
+    cell = results.cell("start_zero", "empty", "hard")
+    low, high = (binom.ppf(p, 50, cell.mean) / 50 for p in (0.025, 0.975))
+    assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.03)
+
+
+def test_differences_resample_both_sides_together(results: Any) -> None:
+    one = results.cell("visor", "full", "hard")
+    same = results.difference(one, results.cell("visor", "full", "hard"))
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    less = results.difference(one, results.cell("visor", "empty", "hard"))
+    assert 0.2 < less.low < less.mean < less.high < 0.6
+    assert results.difference(one, results.cell("start_zero", "full", "hard")) is None, "other seeds"
+
+
+def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) -> None:
+    module = importlib.import_module("claims_statistics")
+    first, other = (result(name, 1, {"full": (1, 1, 1, 1)}) for name in ("visor", "dense"))
+    other["answered"]["ids"] = [f"x{i}" for i in range(200)]
+    write_results(tmp_path, [first, other])
+    with pytest.raises(RequestError, match="other questions than the other results with seed 1"):
+        module.Results(tmp_path)
+    other["identity"] = {"base_sha256": "c" * 64, "config": {}}
+    write_results(tmp_path, [first, other])
+    with pytest.raises(RequestError, match="made from another base"):
+        module.Results(tmp_path)
+
+
+def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, tmp_path: Path) -> None:
+    importlib.import_module("claims_page").write(tmp_path / "results", tmp_path / "docs")
+    text = (tmp_path / "docs" / "claims.md").read_text()
+    assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
+    assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full |" in text
+    assert "dense (seed 1), dense (seed 2)" in text and "start_zero (seed 2)" in text
+    assert "below (table)" in text
+    for name in ("claims.png", "claims_start.png"):
+        assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| variant")}
+    assert widths == {13}
