@@ -65,6 +65,7 @@ _ALL = {
 _NARROW = (36, 48, 60)  # the least width that a word fits into is used
 
 EXERCISES: dict[str, Exercise] = {
+    "crops_short": Exercise(Shape(12, (36,), ("crop",)), _CROP, read=0.0, least_text=14),
     "crops": Exercise(Shape(12, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
     "crops_tall": Exercise(Shape(24, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
     "lists": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(1, 4)), _LIST),

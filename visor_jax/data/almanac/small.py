@@ -6,13 +6,17 @@ from visor_jax.data.almanac.content import random_numbers, words_up_to
 from visor_jax.data.almanac.draw import LINE, Canvas, Draws, Style
 from visor_jax.data.almanac.facts import Facts
 from visor_jax.data.almanac.layout import Look, Shape
-from visor_jax.data.almanac.words import BARS, content_words
+from visor_jax.data.almanac.words import BARS
 
 
 def draw_crop(draws: Draws, shape: Shape, look: Look, style: Style) -> tuple[Canvas, Facts]:
     """Draws one word or number, a bar, or a bar and a number; the picture is as wide as the word needs."""
     what = draws.weighted((0.4, 0.32, 0.17, 0.11))
-    text = draws.one_of(content_words()) if what == 0 else str(random_numbers(draws, 1, _digits(draws))[0])
+    text = (
+        draws.one_of(words_up_to(style.face, style.size, shape.width[-1]))
+        if what == 0
+        else str(random_numbers(draws, 1, _digits(draws))[0])
+    )
     width = next(size for size in shape.width if size >= style.width(text) or size == shape.width[-1])
     canvas = Canvas(draws, style, shape.height, width)
     top = draws.integer(0, shape.height // LINE - 1) * LINE + draws.integer(0, look.jitter)
