@@ -13,7 +13,7 @@ from PIL import Image
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, as_config
 from visor_jax.data import anyres
-from visor_jax.data.collate import encode_example, make_batch
+from visor_jax.data.collate import RowShape, encode_example, make_batch
 from visor_jax.data.preview_model import fill_rows, model_sheet
 from visor_jax.data.preview_rows import color_of, draw_rows, tile_owners
 from visor_jax.data.preview_text import TextPainter
@@ -59,6 +59,26 @@ def test_boxes_are_the_sequence_that_the_model_sees(config: Any, shapes: tuple[t
     assert by_kind["user"].split() == ["What", "is", "it?Which", "color?"]
     assert by_kind["assistant"].split() == ["a", "dogred"]
     assert {box.text for box in shown if box.target and box.kind != "assistant"} == {"<|im_end|>"}
+
+
+def test_boxes_of_independent_turns_continue_what_the_turns_share(config: Any) -> None:
+    tokenizer, arch, images = glyphs_tokenizer(), architecture(config), (random_picture(20, 20, 0),)
+    sample = Sample("x", images, (Turn("What is it?", "a dog"), Turn("What color?", "red")), "test", system="Be terse.")
+    example = encode_example(sample, tokenizer, arch, independent_turns=True)
+    shown = [*boxes(example, tokenizer, [len(example.visual_positions)])]
+    assert [box.kind for box in shown].count("picture") == 1 and len(shown) == example.size.text + 1
+    for number, turn in enumerate(sample.turns, start=1):
+        alone = encode_example(dataclasses.replace(sample, turns=(turn,)), tokenizer, arch)
+        expected = [*boxes(alone, tokenizer, [len(alone.visual_positions)])][:-1]  # without the last line break
+        found = [dataclasses.replace(box, turn=0) for box in shown if box.turn in (0, number)]
+        assert found == expected
+    band = draw_sample(sample, example, tokenizer, arch, FONT)
+    plain = draw_sample(sample, encoded(sample, config), tokenizer, arch, FONT)
+    assert band.height >= plain.height
+    batch = make_batch([[example]], RowShape(2, 80, 90), arch, independent_turns=True)
+    without = {name: array for name, array in batch.arrays.items() if name != "text_turns"}
+    lines = [np.asarray(draw_rows(x, 1, 4, FONT)) for x in (batch, batch._replace(arrays=without))]
+    assert (lines[0] != lines[1]).any(axis=(0, 2)).sum() == 2, "a line before each turn"
 
 
 def test_the_grid_and_the_unused_patches(config: Any) -> None:

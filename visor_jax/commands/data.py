@@ -182,7 +182,9 @@ def _stats(config: Config, sources: dict[str, Source], limit: int | None) -> dic
 
 def _measures(example: Example) -> dict[str, int]:
     """Returns the sizes of one sample; the first three are dimensions of the row shape."""
-    return {**dataclasses.asdict(example.size), "targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
+    shared = {} if example.text_turns is None else {"shared": int((example.text_turns == 0).sum())}  # text tokens
+    counts = {"targets": int(example.loss_mask.sum()), "turns": len(example.tasks)}
+    return {**dataclasses.asdict(example.size), **shared, **counts}
 
 
 def _summary(values: Sequence[int], room: int | None) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Draws rows of a batch: which samples share them, their positions, and what is padding.
 
 In: a `Batch` as a step receives it. Out: a picture for a preview sheet. For each row two streams, visual and text: a
-bar with one color per sample (white: padding), the targets of the loss in dark green below the text, and above each bar
-the position ids, from 0 at its foot. Then the pool of tiles, each with the number of the row that reads it.
+bar with one color per sample (white: padding), with lines between independent turns, the targets of the loss in dark
+green below the text, and above each bar the position ids, from 0 at its foot. Then the pool of tiles, each with the
+number of the row that reads it.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ def _draw_stream(arrays: dict[str, np.ndarray], kind: str, row: int, font: TextP
     _labeled(draw, 0, f"positions to {highest}\n{kind}: {used} of {total}\n{used / total:.1%} filled", font)
     _draw_bar(draw, segments, _PLOT)
     scale = (WIDTH - _LABEL - 1) / total
+    if kind == "text" and "text_turns" in arrays:
+        for place in np.flatnonzero(np.diff(arrays["text_turns"][row]) > 0) + 1:
+            draw.line((_LABEL + place * scale, _PLOT, _LABEL + place * scale, _PLOT + _BAR - 1), PAGE)
     draw.line((_LABEL, _PLOT, WIDTH, _PLOT), RULE)
     columns = (_LABEL + np.flatnonzero(segments > 0) * scale).astype(int)
     heights = (_PLOT - 2 - positions[segments > 0] * (_PLOT - 4) / max(highest, 1)).astype(int)

@@ -45,12 +45,16 @@ _TOKEN_TEXT = 40  # characters drawn of one token
 
 @dataclass(frozen=True)
 class Box:
-    """One token of the interleaved sequence, or all visual tokens of a picture."""
+    """One token of the interleaved sequence, or all visual tokens of a picture.
+
+    `turn` counts independent turns from 1; 0 is what they share.
+    """
 
     text: str
     kind: str
     position: int
     target: bool = False
+    turn: int = 0
 
 
 def draw_sample(
@@ -62,6 +66,9 @@ def draw_sample(
         f"{sample.id}: {size.tiles} tiles, {size.visual} visual tokens, {size.text} text tokens, "
         f"{int(example.loss_mask.sum())} of them targets"
     )
+    if example.text_turns is not None:
+        shared = int((example.text_turns == 0).sum())
+        caption += f"; {len(example.tasks)} independent turns, which share {shared} text tokens"
     tiles = _draw_tiles(sample, example, architecture)
     left = tiles.width + 16 if tiles.width else 0
     lengths = layout_of([image.shape[:-1] for image in sample.images], architecture, sample.origin).lengths
@@ -160,14 +167,22 @@ def _scaled(tile: np.ndarray, side: int) -> Image.Image:
 
 
 def boxes(example: Example, tokenizer: ChatTokenizer, lengths: Sequence[int]) -> Iterator[Box]:
-    """Yields the tokens in the order of their positions; `lengths` visual tokens of each picture are one box."""
+    """Yields the tokens in the order of their positions, independent turns one after the other.
+
+    `lengths` visual tokens of each picture are one box.
+    """
     ends = [int(end) for end in np.cumsum(lengths)]
     pictures = [
         Box(f"picture {number}: {length} visual tokens", "picture", int(example.visual_positions[end - length]))
         for number, (length, end) in enumerate(zip(lengths, ends, strict=True), 1)
     ]
-    kind, in_header, header = "template", False, ""
-    for id, position, target in zip(example.text_tokens, example.text_positions, example.loss_mask, strict=True):
+    kind, in_header, header = state = "template", False, ""
+    turns = np.zeros_like(example.text_tokens) if example.text_turns is None else example.text_turns
+    tokens = zip(example.text_tokens, example.text_positions, example.loss_mask, turns, strict=True)
+    turn = 0
+    for id, position, target, of_turn in tokens:
+        if of_turn != turn:  # it continues what the turns share
+            (kind, in_header, header), turn = state, int(of_turn)
         while pictures and pictures[0].position < position:
             yield pictures.pop(0)
         text, of_token = tokenizer.decode([int(id)], keep_special=True), kind
@@ -179,12 +194,13 @@ def boxes(example: Example, tokenizer: ChatTokenizer, lengths: Sequence[int]) ->
             of_token, header = "template", header + text
             in_header = NEWLINE not in header
             kind = kind if in_header else header.partition(NEWLINE)[0]
-        yield Box(text, of_token if of_token in KINDS else "template", int(position), bool(target))
+        state = state if turn else (kind, in_header, header)
+        yield Box(text, of_token if of_token in KINDS else "template", int(position), bool(target), turn)
     yield from pictures
 
 
 def _draw_tokens(tokens: list[Box], width: int, font: TextPainter) -> Image.Image:
-    """Draws boxes line by line; each line begins with the position of its first token."""
+    """Draws boxes line by line, independent turns on separate lines; lines begin with their first token's position."""
     if len(tokens) > _MOST_TOKENS:
         half = _MOST_TOKENS // 2
         left_out = Box(f"... {len(tokens) - 2 * half} tokens left out ...", "template", tokens[half].position)
@@ -192,12 +208,12 @@ def _draw_tokens(tokens: list[Box], width: int, font: TextPainter) -> Image.Imag
     canvas = Image.new("RGB", (width, LINE * (len(tokens) + 1)), PAGE)
     draw = ImageDraw.Draw(canvas)
     margin = int(font.getlength("000000 "))
-    left, top = width, -LINE
+    left, top, turn = width, -LINE, 0
     for token in tokens:
         text = font.readable(token.text.replace("\n", "\u21b5").replace("\t", "\u21e5"))[:_TOKEN_TEXT] or " "
         room = int(font.getlength(text)) + 6
-        if left + room > width:
-            left, top = margin, top + LINE
+        if left + room > width or token.turn > turn:
+            left, top, turn = margin, top + LINE, token.turn
             font.draw(draw, (0, top + 2), str(token.position), FAINT)
         draw.rectangle((left, top, left + room - 2, top + LINE - 4), KINDS[token.kind][1])
         if token.target:

@@ -98,6 +98,14 @@ def test_a_mask_for_each_mapped_sample():
 
 
 @pytest.mark.slow
+def test_lowers_for_tpus_with_shared_segments():
+    q, ids = jnp.zeros((1, 256, 2, 64)), jnp.ones((1, 256), jnp.int32)
+    mask = AttentionMask(ids, ids, ids, ids, None, True, ids)
+    gradient = jax.jit(jax.grad(lambda q: jnp.sum(tpu.attention(q, q, q, mask=mask))))
+    text = gradient.trace(q).lower(lowering_platforms=("tpu",)).as_text()
+    assert all(f"attention_{name}" in text for name in ("forward_kernel", "grad_q_kernel", "grad_kv_kernel"))
+
+
 @pytest.mark.parametrize("order", ["eager", "on_wait"])
 def test_no_race_on_a_simulated_tpu(order):
     """Simulates memory, transfers and two cores of the hardware, with NaN in uninitialized memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -55,6 +56,14 @@ def test_lowers_for_cuda(case):
     text = lowered.as_text()
     for kernel in ("forward_kernel", "grad_q_kernel", "grad_kv_kernel"):
         assert f"attention_{kernel}" in text
+
+
+@pytest.mark.parametrize("q_length", [1, 1000], ids=["keys split", "whole"])
+def test_lowers_for_cuda_with_shared_segments(q_length):
+    q, kv, mask = arguments(jnp.bfloat16, q_length, 3000, 8, 2, 64, True)
+    mask = dataclasses.replace(mask, q_shared_segments=mask.q_segments)
+    step = jax.jit(lambda q, kv, mask: gpu.attention(q, kv, kv, mask=mask)).trace(q, kv, mask)
+    assert "attention_forward_kernel" in step.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(14, 2, 64), (28, 4, 128), (12, 2, 128)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,10 @@ import pytest
 from PIL import Image
 
 from visor_jax import testing
-from visor_jax.config import architecture
+from visor_jax.config import architecture, as_config
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.answers import by_task, turn_correct
+from visor_jax.train.objectives.answers import abstract_answers, by_task, turn_correct
 from visor_jax.workdir.folder import Workdir
 
 
@@ -61,6 +62,50 @@ def test_batches_with_conversations_about_no_picture_are_trained_on(tmp_path: Pa
     assert seen == bool(pictures)
     blank = {**step.arrays, "tiles": 255 - step.arrays["tiles"]}
     assert (float(value(params, blank)[0]) != float(loss)) == bool(pictures)
+
+
+def test_independent_turns_are_trained_on_as_questions_asked_alone(tmp_path: Path) -> None:
+    """A step's loss, accuracies and counts, packed or not, are those of a step on the turns as conversations."""
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "a.png")
+    turns = [("Colour?", "red"), ("Digit?", "7"), ("Colour?", "blue")]
+
+    def record(number: int, turns: list[tuple[str, str]]) -> dict[str, Any]:
+        texts = [(who, text) for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+        talk = [{"from": who, "value": text} for who, text in texts]
+        return {"id": str(number), "image": "a.png", "conversations": talk}
+
+    (tmp_path / "together.json").write_text(json.dumps([record(i, turns) for i in range(4)]))
+    (tmp_path / "alone.json").write_text(json.dumps([record(i, [turns[i % 3]]) for i in range(12)]))
+    packing = {"data.pack_window": 4, "data.pool_rows": 2, "data.pool_tiles": 4, "data.visual_length": 80}
+    losses, rows = [], []
+    for path, independent, rows_per_step, more in (
+        ("alone", False, 12, {}),
+        ("together", True, 4, {}),
+        ("together", True, 2, {**packing, "data.text_length": 128}),
+    ):
+        source = {"data.source": "llava", "data.root": str(tmp_path), "data.path": f"{path}.json", "stages": ("full",)}
+        changes = {"data.independent_turns": independent, "data.turns_per_picture": 3, "data.test_fraction": 0.0}
+        config = tiny_config({**source, **changes, "data.batch_size": rows_per_step, **more})
+        objective = make_objective(config, "full", Workdir(tmp_path / "run"))
+        step = next(iter(objective.steps(0, 1)))
+        assert ("text_turns" in step.arrays) == independent
+        params = testing.random_params(architecture(config))
+        loss, metrics = testing.quick_jit(objective.loss)(params, step.arrays, jnp.array(step.budget))
+        losses.append(float(loss))
+        rows.append(objective.summarize(step, {**jax.tree.map(np.asarray, metrics), "loss": float(loss)}))
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+    assert [row["target_tokens"] for row in rows] == [rows[0]["target_tokens"]] * 3
+    assert [row["samples"] for row in rows] == [12, 4, 4]
+    assert all(row["accuracy/all"] == rows[0]["accuracy/all"] for row in rows)
+
+
+def test_shapes_for_a_plan_are_those_of_a_step() -> None:
+    config = as_config(tiny_config({"data.independent_turns": True, "data.text_length": 96}))
+    step = next(iter(make_objective(config, "full", Workdir("unused")).steps(0, 1)))
+    _, shapes = abstract_answers(config, "full")
+    assert {name: (x.shape, x.dtype) for name, x in shapes.items()} == {
+        name: (x.shape, x.dtype) for name, x in step.arrays.items()
+    }
 
 
 def test_a_turn_is_right_where_all_its_targets_are() -> None:
