@@ -277,6 +277,12 @@ def test_a_typo_gets_a_suggestion(name, place):
             changed(f"{slip}=1")
 
 
+def test_independent_turns_train_on_answers():
+    message = refused("data.independent_turns=True", "loss.targets=llava")
+    assert message.startswith("loss.targets='llava': data.independent_turns=True trains on the answers only; expected")
+    assert changed("data.independent_turns=True").data.independent_turns
+
+
 def test_nearest():
     assert nearest("warmpu", STAGES) == "did you mean 'warmup'?"
     assert nearest("Warmup", STAGES) == "did you mean 'warmup'?"
