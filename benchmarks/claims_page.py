@@ -40,7 +40,7 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
 
 
 def write(folder: Path, docs: Path) -> None:
-    """Writes `claims.md`, `claims.png` and, if there are runs with curves, `claims_start.png`.
+    """Writes the page and its figure, and a second figure if there are runs with curves.
 
     Args:
       folder: of the results.
