@@ -85,6 +85,7 @@ def test_controls_have_the_shape_of_budgets(
     printed = capsys.readouterr().out
     assert printed.index("without the right picture: 12 questions") < printed.index("pages, test split: 24 questions")
     assert "middle" in printed and "±" in printed
+    assert printed.index("│ bright ") < printed.index("│ side ") < printed.index("│ both "), "in the order of levels"
     assert "by kind of picture, budget full" in printed and "table" in printed
     questions = read_json(tiny_copy / "eval" / "pages" / "test.questions.json")
     assert questions["budgets"]["kinds"] == [KINDS[index % 2] for index in range(24)]

@@ -24,6 +24,7 @@ from visor_jax.report.page import DASH, MINUS, PICTURE, TIMES, duration, flops, 
 from visor_jax.workdir.folder import Workdir
 
 VOID = {"meta", "img", "br"}
+Edit = Callable[[Callable[[dict[str, Any]], Any]], None]
 
 
 class Page(HTMLParser):
@@ -83,6 +84,44 @@ def forget_training(folder: Path) -> None:
     """Removes the stages' metrics, because drawing curves is slow and most tests do not check them."""
     for metrics in folder.glob("*/metrics.jsonl"):
         shutil.rmtree(metrics.parent)
+
+
+def add_controls(evaluation: dict[str, Any]) -> None:
+    """Adds a task of level middle, controls, intervals and kinds, as a source with controls has them."""
+    evaluation["levels"]["title"] = "middle"
+    for row in evaluation["budgets"].values():
+        row["tasks"]["title"] = row["middle"] = 0.75
+    for control, accuracy in (("blind", 0.25), ("shuffled", 0.125)):
+        evaluation[control] = json.loads(json.dumps(evaluation["budgets"]))
+        for row in evaluation[control].values():
+            row |= {"easy": accuracy, "middle": accuracy, "hard": accuracy, "samples": 256}
+            row["tasks"] = dict.fromkeys(row["tasks"], accuracy)
+    limits = {"tasks": {"title": [0.70, 0.80]}, "middle": [0.70, 0.80]}
+    groups = ("budgets", "blind", "shuffled")
+    evaluation["intervals"] = {"confidence": 0.95}
+    evaluation["intervals"] |= {group: dict.fromkeys(evaluation["budgets"], limits) for group in groups}
+    of_kind = {name: {"easy": 1.0, "middle": 0.5, "hard": None} for name in evaluation["budgets"]}
+    evaluation["kinds"] = {"table<2>": {"samples": 77, "budgets": of_kind}}
+
+
+def test_levels_controls_intervals_and_kinds(full_run: Path, edit_evaluation: Edit) -> None:
+    forget_training(full_run)
+    edit_evaluation(add_controls)
+    _, page = report_of(full_run)
+    assert "easy, middle, hard counted equally" in page.section("header")
+    accuracy = page.section("accuracy")
+    assert "mean of middle tasks 75.0 ±5.0 75.0 ±5.0" in accuracy and "Wilson's" in accuracy
+    assert "By kind of picture" in accuracy and "table<2> 77 100.0" in accuracy
+    controls = page.section("controls")
+    assert "The first 256 questions once more with auto" in controls
+    assert "its own a gray one another question's" in controls
+    assert "title 75.0 ±5.0 25.0 ±5.0 12.5 ±5.0" in controls
+
+
+def test_without_controls_their_section_is_missing(full_run: Path) -> None:
+    forget_training(full_run)
+    _, page = report_of(full_run)
+    assert "controls" not in page.sections and "By kind" not in page.text and "±" not in page.section("accuracy")
 
 
 def test_a_complete_run(full_run: Path) -> None:

@@ -16,10 +16,11 @@ from visor_jax.errors import printable
 
 
 def print_budgets(result: Mapping[str, Any]) -> None:
-    """Prints a table of accuracy and cost of every budget, after those of kinds and controls if there are any.
+    """Prints a table of accuracy and cost of every budget, after those of tasks, kinds and controls if there are any.
 
     Accuracies of levels carry half the width of their 95 % interval.
     """
+    print_tasks(result)
     print_kinds(result)
     print_controls(result)
     dense, rows = result["dense"], []
@@ -43,6 +44,23 @@ def print_controls(result: Mapping[str, Any]) -> None:
     if rows:
         title = f"without the right picture: {samples} questions"
         print_table(title, ["picture", "budget", *accuracy_columns(result)], rows)
+
+
+def print_tasks(result: Mapping[str, Any]) -> None:
+    """Prints accuracy by task and budget, tasks in the order of their levels, if there are several."""
+    levels, budgets = result["levels"], result["budgets"]
+    order = {level: place for place, level in enumerate((*LEVELS, ""))}
+    tasks = dict.fromkeys(task for row in budgets.values() for task in row["tasks"])
+    if len(tasks) < 2:
+        return
+    intervals, rows = result.get("intervals", {}).get("budgets", {}), []
+    for task in sorted(tasks, key=lambda task: order.get(levels.get(task, ""), len(order))):
+        values = [
+            percent(row["tasks"].get(task), intervals.get(name, {}).get("tasks", {}).get(task))
+            for name, row in budgets.items()
+        ]
+        rows.append([task, levels.get(task, ""), *values])
+    print_table("right answers by task, %", ["task", "level", *budgets], rows)
 
 
 def print_kinds(result: Mapping[str, Any]) -> None:

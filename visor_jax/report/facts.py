@@ -16,6 +16,7 @@ import numpy as np
 
 from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.config.schema import TRAINED_STAGES
+from visor_jax.data.controls import CONTROLS
 from visor_jax.data.images import decode_image, open_under
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.source_kind import LEVELS
@@ -46,11 +47,17 @@ Row = dict[str, Any]
 _ACCURACY = optional(FRACTION)
 _LEVELS: dict[str, Shape] = dict.fromkeys(LEVELS, _ACCURACY)
 _COSTS: dict[str, Shape] = {"decoder_gflops": COST, "end_to_end_gflops": COST}
+_BUDGETS: Shape = each({"tasks": each(_ACCURACY), **_LEVELS, **_COSTS, "samples": optional(COUNT)})
+_LIMITS = optional(list_of(NUMBER))
+_INTERVALS: Shape = optional(each({"tasks": each(list_of(NUMBER)), **dict.fromkeys(LEVELS, _LIMITS)}))
 EVALUATION: Shape = {
     "benchmark": TEXT,
     "split": TEXT,
     "stage": optional(TEXT),
-    "budgets": each({"tasks": each(_ACCURACY), **_LEVELS, **_COSTS, "samples": optional(COUNT)}),
+    "budgets": _BUDGETS,
+    **dict.fromkeys(CONTROLS, optional(_BUDGETS)),
+    "intervals": optional(dict.fromkeys(("budgets", *CONTROLS), _INTERVALS)),
+    "kinds": optional(each({"samples": COUNT, "budgets": each(_LEVELS)})),
     "dense": _COSTS,
     "levels": optional(each(TEXT)),
     "dial": optional(list_of({"dial": NUMBER, "accuracy": FRACTION, **_LEVELS, **_COSTS})),

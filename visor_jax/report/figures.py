@@ -153,7 +153,8 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
         color = LEVELS[level]
         ys = [series[name] for name in names]
         axes.plot(costs, ys, "o", mfc=PAPER, mec=color, mew=1.5, ms=6, zorder=3)
-        dial = [(p["decoder_gflops"] * factor, 100 * p[level or "accuracy"]) for p in evaluation.get("dial", ())]
+        points = [(p["decoder_gflops"] * factor, p.get(level or "accuracy")) for p in evaluation.get("dial", ())]
+        dial = [(cost, 100 * accuracy) for cost, accuracy in points if accuracy is not None]
         if dial:
             axes.plot(*zip(*dial, strict=True), "-", color=color, marker=".", ms=4, lw=1.4, alpha=0.75, zorder=2)
         if "auto" in series:

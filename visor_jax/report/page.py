@@ -7,13 +7,11 @@ are data URIs, and the page's security policy forbids scripts and network access
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -33,12 +31,24 @@ from visor_jax.report.facts import (
     slots_on,
     tasks_by_level,
 )
+from visor_jax.report.numbers import (
+    DASH,
+    MINUS,
+    TIMES,
+    brief,
+    data_uri,
+    duration,
+    flops,
+    half_width,
+    percent,
+    points,
+    shade,
+    times,
+)
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import flat_fields
 from visor_jax.workdir.supervision import beat
-
-DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 PICTURE = 320  # longest side of an embedded picture in pixels
 MAX_SUBSETS = 32  # maximum rows of the search table; with more, only viable ones are shown
@@ -92,6 +102,8 @@ def render(facts: Facts) -> str:
         table=accuracy_table(evaluation, tasks),
         cost_curve=data_uri(figures.cost_curve(evaluation), "svg+xml"),
         dial=dial_rows(evaluation),
+        controls=controls_table(evaluation, tasks),
+        kinds=kinds_table(evaluation),
         routes=shares_figure(evaluation.get("routes"), budgets, tasks),
         examples=examples(facts, tasks, budgets),
         stages=[training(stage, tasks) for stage in facts.stages],
@@ -106,63 +118,6 @@ def render(facts: Facts) -> str:
         fields=[(name, brief(value)) for name, value in flat_fields(record.get("config", {}))],
         levels=figures.LEVELS,
     )
-
-
-# --- numbers as text --------------------------------------------------------------------------------------------------
-
-
-def percent(value: float | None) -> str:
-    """0.987 -> "98.7"; the caller adds the unit."""
-    return DASH if value is None else f"{100 * value:.1f}"
-
-
-def points(difference: float | None) -> str:
-    """0.003 -> "+0.3 points"."""
-    if difference is None:
-        return DASH
-    text = f"{abs(100 * difference):.1f}"
-    sign = "±" if text == "0.0" else "+" if difference > 0 else MINUS
-    return f"{sign}{text} points"
-
-
-def times(ratio: float) -> str:
-    """3.987 -> "3.99", 11.23 -> "11.2", with a multiplication sign."""
-    return (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}") + TIMES
-
-
-def flops(gflops: float, largest: float) -> str:
-    """Formats a number of GFLOP in the unit that suits the largest number of its table."""
-    factor, _ = figures.flops_unit(largest)
-    return f"{gflops * factor:,.2f}" if gflops * factor < 100 else f"{gflops * factor:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """4000.0 -> "1 h 06 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
-def brief(value: Any, longest: int = 200) -> str:
-    """Returns a value's text, shortened to `longest` characters."""
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def data_uri(data: bytes, kind: str) -> str:
-    """Returns an image of a media type such as "png" as a data URI."""
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def shade(accuracy: float | None) -> str:
-    """Returns the background of an accuracy: amber for low values, white at 90 %, green near 100 %."""
-    if accuracy is None:
-        return figures.PAPER
-    stops, colors = [0.0, 0.5, 0.9, 1.0], [(239, 178, 130), (250, 220, 196), (255, 255, 255), (203, 230, 220)]
-    red, green, blue = (round(float(np.interp(accuracy, stops, [c[i] for c in colors]))) for i in range(3))
-    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 # --- parts of the page ------------------------------------------------------------------------------------------------
@@ -202,16 +157,27 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
     """Builds a row per task and a column per budget, then the levels' means, costs and savings."""
     names = [*fixed_budgets(evaluation), *(["auto"] if "auto" in evaluation["budgets"] else [])]
     rows = [evaluation["budgets"][name] for name in names]
+    limits = [evaluation.get("intervals", {}).get("budgets", {}).get(name) or {} for name in names]
 
-    def cells(values: Sequence[float | None]) -> list[Row]:
-        return [{"text": percent(value), "shade": shade(value)} for value in values]
+    def cells(values: Sequence[float | None], intervals: Sequence[Sequence[float] | None]) -> list[Row]:
+        return [accuracy_cell(value, own) for value, own in zip(values, intervals, strict=True)]
 
     by_task = [
-        {"name": task or "all", "level": level, "cells": cells([row["tasks"].get(task) for row in rows])}
+        {
+            "name": task or "all",
+            "level": level,
+            "cells": cells(
+                [row["tasks"].get(task) for row in rows], [own.get("tasks", {}).get(task) for own in limits]
+            ),
+        }
         for task, level in tasks
     ]
     means = [
-        {"name": f"mean of {level} tasks", "level": level, "cells": cells([row.get(level) for row in rows])}
+        {
+            "name": f"mean of {level} tasks",
+            "level": level,
+            "cells": cells([row.get(level) for row in rows], [own.get(level) for own in limits]),
+        }
         for level in LEVELS
         if any(row.get(level) is not None for row in rows)
     ]
@@ -224,6 +190,62 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
         savings = [times(dense[field] / row[field]) for row in rows]
         costs.append({"name": f"saving, {label}", "cells": savings, "dense": "1" + TIMES})
     return {"budgets": names, "tasks": by_task, "means": means, "costs": costs}
+
+
+def accuracy_cell(value: float | None, limits: Sequence[float] | None = None) -> Row:
+    """Builds a table cell of an accuracy, with half the width of its interval if it has one."""
+    return {"text": percent(value), "limits": half_width(limits), "shade": shade(value)}
+
+
+def controls_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row | None:
+    """Builds the table of the controls: accuracies at one budget with the right, a gray and another question's picture.
+
+    Returns:
+      None if the evaluation has no controls.
+    """
+    groups = {"budgets": "its own", "blind": "a gray one", "shuffled": "another question's"}
+    groups = {group: title for group, title in groups.items() if evaluation.get(group)}
+    if len(groups) < 2:
+        return None
+    name = "auto" if "auto" in evaluation["budgets"] else fixed_budgets(evaluation)[-1]
+    measured = {group: evaluation[group][name] for group in groups}
+    limits = {group: evaluation.get("intervals", {}).get(group, {}).get(name) or {} for group in groups}
+    rows = [
+        {
+            "name": f"mean of {level} tasks",
+            "level": level,
+            "mean": True,
+            "cells": [accuracy_cell(measured[group].get(level), limits[group].get(level)) for group in groups],
+        }
+        for level in LEVELS
+        if measured["budgets"].get(level) is not None
+    ]
+    for task, level in tasks:
+        values = [(measured[g]["tasks"].get(task), limits[g].get("tasks", {}).get(task)) for g in groups]
+        rows.append(
+            {"name": task or "all", "level": level, "mean": False, "cells": [accuracy_cell(*value) for value in values]}
+        )
+    samples = max(measured[group].get("samples") or 0 for group in groups if group != "budgets")
+    return {"budget": name, "pictures": list(groups.values()), "rows": rows, "samples": samples}
+
+
+def kinds_table(evaluation: Row) -> Row | None:
+    """Builds the table of accuracies by kind of picture, at every fixed budget; None without kinds."""
+    kinds, names = evaluation.get("kinds"), fixed_budgets(evaluation)
+    if not kinds:
+        return None
+    levels = [
+        level for level in LEVELS if any(row["budgets"][names[-1]].get(level) is not None for row in kinds.values())
+    ]
+    rows = [
+        {
+            "name": kind or "other",
+            "samples": row["samples"],
+            "cells": [accuracy_cell(row["budgets"][name].get(level)) for level in levels for name in names],
+        }
+        for kind, row in kinds.items()
+    ]
+    return {"budgets": names, "levels": levels, "rows": rows}
 
 
 def dial_rows(evaluation: Row) -> Row | None:
@@ -328,8 +350,8 @@ def search_table(search: Row | None, evaluation: Row) -> Row | None:
                 "budget": s["budget"],
                 "slots": f"{slots_on(s['budget']):.0f}",
                 "kept": s["budget"] in viable,
-                "levels": [{"text": percent(s[level]), "shade": shade(s[level])} for level in columns],
-                "accuracy": {"text": percent(s.get("accuracy")), "shade": shade(s.get("accuracy"))},
+                "levels": [accuracy_cell(s[level]) for level in columns],
+                "accuracy": accuracy_cell(s.get("accuracy")),
                 "loss": DASH if s.get("loss") is None else f"{s['loss']:.3f}",
                 "flops": flops(s["decoder_gflops"], largest),
             }
