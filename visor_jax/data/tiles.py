@@ -81,7 +81,7 @@ def statistics(pixels: np.ndarray) -> tuple[float, float]:
     """Returns mean and inverse deviation over all values of a picture, uint8.
 
     Sums are exact and the rest is rounded once per operation, so the result is the same on every machine. The deviation
-    is at least 1 / sqrt(number of values), as in `tf.image.per_image_standardization`, in units of pixel values.
+    is at least 1 / sqrt(number of values), as in the per-image standardization of TensorFlow, in units of pixel values.
     """
     values = pixels.reshape(-1).astype(np.float64)
     count, total, squares = values.size, int(values.sum()), int(values @ values)
