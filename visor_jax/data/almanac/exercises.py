@@ -42,6 +42,7 @@ class Exercise:
 
 _COLORS = {"paper": 0.5, "bars": 1.0}
 _CROP = {"read": 6.0, "paper": 0.5, "bars": 0.8}  # colors are learned soon; reading takes long
+_LINE = {"read": 8.0, "value": 0.7, "who": 0.7, "paper": 0.3}
 _LIST = {
     "value": 2.5, "who": 4, "below": 2, "above": 1, "row": 1, "top": 2, "low": 1.5, "more": 3, "paper": 0.5,
     "count": 0.5,
@@ -68,6 +69,8 @@ EXERCISES: dict[str, Exercise] = {
     "crops_short": Exercise(Shape(12, (36,), ("crop",)), _CROP, read=0.0, least_text=14),
     "crops": Exercise(Shape(12, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
     "crops_tall": Exercise(Shape(24, _NARROW, ("crop",)), _CROP, read=0.0, least_text=14),
+    "crops_line": Exercise(Shape(12, (60, 72), ("list",), rows=(1, 1)), _LINE, read=0.0, least_text=16),
+    "crops_two_lines": Exercise(Shape(24, (60, 72), ("list",), rows=(2, 2)), _LINE, read=0.0, least_text=21),
     "lists": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(1, 4)), _LIST),
     "lists_one_digit": Exercise(Shape(48, (48, 48, 60), ("list",), digits=1), _LIST),
     "lists_short": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(2, 3)), _LOOK_UP, read=0.1),
