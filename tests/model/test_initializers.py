@@ -98,6 +98,17 @@ def test_recency_is_in_text_only_layers_and_only_where_asked_for() -> None:
             assert not plain[kind]["self_attn"][name]["bias"].any()
 
 
+def test_attention_starts_as_independent_numbers_where_asked_for() -> None:
+    text = dataclasses.replace(ARCH.text, attention_init="random", residual_init=0.25)
+    attention = testing.fresh_params(dataclasses.replace(ARCH, text=text))["blocks"]["self"]["self_attn"]
+    size = text.hidden_size
+    assert float(attention["v_proj"]["kernel"].std()) == pytest.approx(size**-0.5, rel=0.1)
+    assert float(attention["o_proj"]["kernel"].std()) == pytest.approx(0.25 * size**-0.5, rel=0.1)
+    copying = testing.fresh_params(ARCH)["blocks"]["self"]["self_attn"]
+    product = copying["v_proj"]["kernel"][0].T @ copying["v_proj"]["kernel"][0]
+    np.testing.assert_allclose(product, np.eye(len(product)), atol=1e-5)
+
+
 @pytest.mark.parametrize("arch", [ARCH, MULTI_HEAD])
 def test_copy_starts_cross_attention_from_its_layers_own_attention(arch) -> None:
     """Each of its key/value heads is the one that the same query head reads in the layer itself."""

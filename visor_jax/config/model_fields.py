@@ -31,6 +31,11 @@ class TextConfig:
     embedding_init: float = setting(0.02, "standard deviation of random token embeddings", above(0))
     residual_init: float = setting(1.0, "gain of the projections that end a residual branch, when random", above(0))
     norm_init: float = setting(1.0, "scale of the final norm, when random", above(0))
+    attention_init: str = setting(
+        "copying",
+        "values and outputs of attention, when random: the transpose of each other, or independent numbers",
+        one_of("copying", "random"),
+    )
     recency_init: float = setting(
         0.0, "logit by which randomly initialized text-only attention prefers the nearest tokens", at_least(0)
     )

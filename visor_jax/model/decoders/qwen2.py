@@ -53,6 +53,9 @@ class Qwen2Attention(nnx.Module):
         self.q_proj = Linear(arch.hidden_size, heads, bias=True, rngs=rngs)
         self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
         self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
+        if arch.attention_init == "random":
+            self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs, gain=arch.residual_init)
+            return
         self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
         kernels = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
         self.v_proj.kernel[...], self.o_proj.kernel[...] = kernels
