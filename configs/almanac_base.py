@@ -1,11 +1,11 @@
 """The dense base of the default job: learns from random weights to read pages and to look things up on them.
 
-Reproduces: the pretrained LLaVA-OneVision that VISOR starts from (arXiv 2603.23495, section 4), at the size of a CPU:
-an ordinary vision tower and decoder, next-token loss on answers, no other labels. Small pictures come first, then lists,
-then pages (docs/almanac_base.md). `configs/almanac_mini.py` starts from the result, which the package ships.
+Reproduces: the pretrained LLaVA-OneVision from which VISOR starts (arXiv 2603.23495), for a CPU: an ordinary vision
+tower and decoder, next-token loss on answers, no other labels. Small pictures come first, then lists, then pages.
+`configs/almanac_mini.py` starts from the result, which the package ships.
 
     visor run --config=configs/almanac_base.py --workdir=runs/almanac_base
-    visor export --workdir=runs/almanac_base --stage=base_pages --dtype=bfloat16 --out=visor_jax/assets/almanac-base
+    python -m visor_jax.export.ship --workdir=runs/almanac_base
 
 Expected: 0.7 million parameters; one to three hours on two CPU cores. An interrupted run continues with the same
 command, also on another day: each stage keeps its weights, and the next one starts from them.
@@ -15,16 +15,18 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import default_config
 
-ROWS = 32  # per step: a row is a sheet of about ten crops, of four lists, or one page
+ROWS = 16  # per step: a row is a sheet of about ten crops, of three lists, or one page
 # Weights of the exercises. Rows are weighed, not pictures: a row of crops holds ten.
 WORDS = (("crops", 1.0),)
-WORDS_TALL = (("crops", 2.0), ("crops_tall", 1.0), ("bars_small", 0.3))
+WORDS_TALL = (("crops", 2.0), ("crops_tall", 1.0), ("bars_small", 0.1))
 # Colors, words in every role and short look-ups stay in every phase: what a phase leaves out is forgotten.
-KEPT = (("crops", 0.1), ("bars_small", 0.25), ("tables_one_row", 0.15), ("vbars_small", 0.15))
-LISTS = (("lists", 1.0), ("lists_one_digit", 0.15), ("tables_small", 0.15), *KEPT)
+KEPT = (("crops", 0.15), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
+READ = (("lists", 1.0), ("crops", 0.5), ("bars_small", 0.2), ("tables_one_row", 0.1))
+SHORT = (("lists_short", 1.0), ("lists", 0.3), *KEPT)
 # A task that stays at chance in a mixture starts to be learned when it is asked mostly.
-WHO = (("lists_who", 1.0), ("lists", 0.2), *KEPT)
-COMPARE = (("lists_compare", 1.0), ("lists", 0.2), ("lists_who", 0.2), *KEPT)
+WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
+COMPARE = (("lists_compare", 1.0), ("lists", 0.3), ("lists_who", 0.2), *KEPT)
+LISTS = (("lists", 1.0), ("lists_one_digit", 0.1), ("lists_who", 0.1), ("tables_small", 0.15), *KEPT)
 COLUMNS = (
     ("tables_one_row", 0.4), ("tables_small", 0.5), ("vbars_small", 0.5), ("pages_72", 0.4), ("pages", 0.6),
     ("lists", 0.2), ("bars_small", 0.2), ("crops", 0.05),
@@ -40,40 +42,8 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.name = "almanac_base"
     config.stages = ("base_words", "base_lists", "base_pages")
-    set_model(config)
+
     config.model.plan = "dense"
-
-    exercises = dict.fromkeys(name for weights in (PAGES, COLUMNS, COMPARE, WHO, LISTS, WORDS_TALL) for name, _ in weights)
-    config.data.update(
-        source="almanac",
-        parts=tuple(("almanac", name, "all", 1.0) for name in exercises),
-        question_part="pages",
-        batch_size=ROWS,
-    )
-
-    config.train.update(
-        objective="answer",
-        learning_rate=1.5e-3,
-        end_fraction=0.05,
-        b2=0.95,
-        weight_decay=0.03,
-        clip_norm=1.0,
-        group_rates=(("vision/patch_embedding", 0.3),),
-        checkpoint_every=200,
-        validate_every=500,
-        validate_samples=256,
-    )
-    config.stage_overrides.base_words.update(steps=1200, curriculum=((0, WORDS), (500, WORDS_TALL)))
-    config.stage_overrides.base_lists.update(
-        steps=1300, curriculum=((0, LISTS), (400, WHO), (600, COMPARE), (770, LISTS))
-    )
-    config.stage_overrides.base_pages.update(steps=3600, curriculum=((0, COLUMNS), (600, PAGES)))
-    config.evaluate.update(samples=2048, batch_size=32)
-    return config
-
-
-def set_model(config: ConfigDict) -> None:
-    """Sets model, tokenizer and the shape of rows, which `configs/almanac_mini.py` has in common with the base."""
     config.model.text.update(
         vocab_size=0,  # as many as the tokenizer needs
         hidden_size=64,
@@ -100,10 +70,38 @@ def set_model(config: ConfigDict) -> None:
     )
     config.model.anyres.standardize = True
     config.tokenizer.path = "almanac"
+
+    phases = (WORDS, WORDS_TALL, READ, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
+    exercises = dict.fromkeys(name for weights in phases for name, _ in weights)
     config.data.update(
+        source="almanac",
+        parts=tuple(("almanac", name, "all", 1.0) for name in exercises),
+        question_part="pages",
+        turns_per_picture=16,
+        batch_size=ROWS,
         tiles=1,
         visual_length=72,  # a page has 64 patches and a newline
         text_length=128,
-        turns_per_picture=8,
+        independent_turns=True,
         small_pictures=True,
     )
+
+    config.train.update(
+        objective="answer",
+        learning_rate=1.5e-3,
+        end_fraction=0.05,
+        b2=0.95,
+        weight_decay=0.03,
+        clip_norm=1.0,
+        group_rates=(("vision/patch_embedding", 0.3),),
+        checkpoint_every=200,
+        validate_every=500,
+        validate_samples=256,
+    )
+    config.stage_overrides.base_words.update(batch_size=8, steps=3000, curriculum=((0, WORDS), (1000, WORDS_TALL)))
+    config.stage_overrides.base_lists.update(
+        batch_size=10, steps=7000, curriculum=((0, READ), (1500, SHORT), (3000, WHO), (3800, COMPARE), (4600, LISTS))
+    )
+    config.stage_overrides.base_pages.update(batch_size=12, steps=5000, curriculum=((0, COLUMNS), (1200, PAGES)))
+    config.evaluate.update(samples=2048, batch_size=32)
+    return config

@@ -15,8 +15,9 @@ from visor_jax.config.rules import LICENSES
 from visor_jax.config.schema import ExportConfig
 from visor_jax.errors import RequestError
 from visor_jax.export import model_card
-from visor_jax.export.model_card import About, about, about_stage, origin_of, write_card
+from visor_jax.export.model_card import About, about, about_stage, write_card
 from visor_jax.export.parity import Comparison, Parity
+from visor_jax.hf.origin import origin_of
 from visor_jax.workdir.folder import Workdir
 
 PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="source",
         metavar="DIR",
         required=True,
-        help="the checkpoint's folder, or ORG/NAME[@REVISION] on the hub",
+        help="the checkpoint's folder, ORG/NAME[@REVISION] on the hub, or a shipped one (almanac-base)",
     )
 
 
@@ -42,10 +42,10 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.config import architecture
     from visor_jax.data.from_config import make_tokenizer
     from visor_jax.errors import RequestError
-    from visor_jax.export.model_card import origin_of
     from visor_jax.files.read_write import as_path, write_json
     from visor_jax.hf.hub import local_folder
-    from visor_jax.hf.model import add_visor_params, differences
+    from visor_jax.hf.model import add_visor_params, fitted
+    from visor_jax.hf.origin import origin_of
     from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
     from visor_jax.model.keys import start_key
     from visor_jax.scale.distributed import once
@@ -56,13 +56,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     checkpoint = open_checkpoint(source)
     stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
     arch = architecture(config, stage)
-    if checkpoint.arch.plan == "dense":  # its layers are stored under the names of the configured plan
-        renamed = dataclasses.replace(checkpoint.arch, pattern=arch.pattern, head_layers=arch.head_layers)
-        checkpoint = dataclasses.replace(checkpoint, arch=renamed)
-    if problems := differences(checkpoint.arch, arch):
-        raise RequestError(f"--from={args.source}: another shape than --config asks for: {'; '.join(problems)}")
-    if checkpoint.arch.plan == "visor" and arch.plan == "dense":
-        raise RequestError(f"--from={args.source}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
+    checkpoint = fitted(checkpoint, arch, f"--from={args.source}")
     workdir = Workdir(args.workdir)
     folder = workdir.stage(stage)
     if once(folder.is_complete):

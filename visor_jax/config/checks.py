@@ -15,6 +15,7 @@ from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.model_fields import ModelConfig
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config
+from visor_jax.config.shipped import SHIPPED
 from visor_jax.config.train_fields import TrainConfig
 from visor_jax.errors import RequestError, nearest
 
@@ -312,15 +313,16 @@ def _check_budgets(config: Config, stage: str, budgets: str) -> None:
 
 
 def _check_start(config: Config, stage: str, start: str) -> None:
-    """Checks `init_from`: "" (random weights), an earlier stage, or a folder (any value with a slash)."""
-    if not start or "/" in start:
+    """Checks `init_from`: "" (random weights), an earlier stage, a shipped checkpoint, or a folder (with a slash)."""
+    if not start or "/" in start or start in SHIPPED:
         return
     earlier = [name for name in TRAINED_STAGES if STAGES.index(name) < STAGES.index(stage)]
     if start not in earlier:
-        hint = nearest(start, earlier)
+        hint = nearest(start, [*earlier, *SHIPPED])
         raise RequestError(
             f"{_origin(config, stage, 'init_from')}={start!r}: expected '', a stage before {stage!r}"
-            f" ({', '.join(earlier) or 'none'}), or the path of a stage folder{'; ' + hint if hint else ''}"
+            f" ({', '.join(earlier) or 'none'}), {', '.join(map(repr, SHIPPED))}, or the path of a stage folder or of a"
+            f" checkpoint{'; ' + hint if hint else ''}"
         )
 
 

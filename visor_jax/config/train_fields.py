@@ -50,7 +50,11 @@ class TrainConfig:
         " subsets)",
         BUDGETS,
     )
-    init_from: str = setting("", "a stage, or a path to another run's stage folder; empty: random weights")
+    init_from: str = setting(
+        "",
+        "a stage, a path to another run's stage folder, or a checkpoint: almanac-base or a path to a folder in Hugging"
+        " Face's format; empty: random weights",
+    )
     curriculum: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = setting(
         (),
         "weights of the parts by phase: (steps done before, ((path in data.parts, weight), ...)); a part that is not"

@@ -1,7 +1,7 @@
 """Writes the model card of an exported folder: README.md with metadata for the hub.
 
 In: a model, its parity result, and further facts (`About`). Out: the card's text. huggingface_hub formats the metadata
-(license, base model, languages, tags, library, pipeline, metrics) and parses that of a base model.
+(license, base model, languages, tags, library, pipeline, metrics).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from visor_jax.cost import decoder_flops, dense_decoder_flops
 from visor_jax.data.anyres import visual_token_count
 from visor_jax.export.folder_files import has_own_processor
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
-from visor_jax.files.read_write import read_json, read_regular
+from visor_jax.files.read_write import read_json
 from visor_jax.workdir.folder import Workdir
 
 OWN_LICENSE = "apache-2.0"  # of weights without a base model
-MAX_CARD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,50 +46,22 @@ def about_stage(settings: ExportConfig, workdir: Workdir, stage: str) -> About:
     """Collects the facts about one stage's model from a workdir and the configuration's `export` fields."""
     folders = [workdir.stage(name) for name in TRAINED_STAGES]
     records = [read_json(folder.path / "complete.json") for folder in folders if folder.is_complete()]
-    imported = next((record for record in records if record.get("imported")), None)
-    origin = {} if imported is None else {"license": "unknown", **imported.get("origin", {})}
+    started = next((record for record in records if record.get("imported") or "origin" in record), None)
+    origin = {} if started is None else {"license": "unknown", **started.get("origin", {})}
     result = workdir.path / "eval" / "test.json"
     evaluation = read_json(result) if result.exists() else {}
     return about(settings, origin, evaluation if evaluation.get("stage") == stage else {})
 
 
 def about(settings: ExportConfig, origin: Mapping[str, str], evaluation: Mapping[str, Any]) -> About:
-    """Combines the configuration's `export` fields, the origin that an import recorded, and an evaluation.
+    """Combines the configuration's `export` fields, the recorded origin of an imported checkpoint, and an evaluation.
 
-    A field that is set takes precedence; an empty one is taken from the base model (`origin_of`).
+    A field that is set takes precedence; an empty one is taken from the base model (`visor_jax.hf.origin`).
     """
     base_model = settings.base_model or origin.get("base_model", "")
     license_id = settings.license or origin.get("license")
     license_id = license_id or ("unknown" if base_model else OWN_LICENSE)
     return About(license_id, base_model, settings.languages, evaluation)
-
-
-def origin_of(folder: Path) -> dict[str, str]:
-    """Returns `base_model` and `license` of a checkpoint's folder, as far as they are known.
-
-    The model's id comes from its path in the hub's cache (`models--OWNER--NAME/snapshots/...`), or from the metadata of
-    its README.md, which also gives the license.
-    """
-    origin = {}
-    repository = next((part for part in folder.absolute().parts if part.startswith("models--")), "")
-    if repository:
-        origin["base_model"] = "/".join(repository.split("--")[1:])
-    metadata = card_metadata(folder / "README.md")
-    if isinstance(metadata.get("license"), str):
-        origin["license"] = metadata["license"]
-    if "base_model" not in origin and isinstance(metadata.get("base_model"), str):
-        origin["base_model"] = metadata["base_model"]
-    return origin
-
-
-def card_metadata(path: Path) -> dict[str, Any]:
-    """Returns the metadata of a model card; empty if the card is missing or cannot be parsed."""
-    from huggingface_hub import ModelCard
-
-    try:
-        return ModelCard(read_regular(path, MAX_CARD_BYTES).decode("utf-8")).data.to_dict()
-    except Exception:  # a broken card is no reason to reject its model
-        return {}
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Resolves a model's name on the Hugging Face hub (`ORG/NAME`, `ORG/NAME@REVISION`) to a local folder.
 
-In: the path or name that the user gave. Out: the local folder of that path, or the downloaded files in the cache of
-`huggingface_hub`. Local paths take precedence: a path whose first part is a local folder is never looked up on the hub;
-`hf://ORG/NAME` always is. Only JSON and safetensors files are downloaded: no code, no pickles.
+In: the path or name that the user gave, also of a checkpoint that the package contains (`visor_jax.config.shipped`).
+Out: the local folder of that path, or the downloaded files in the cache of `huggingface_hub`. Local paths take
+precedence: a path whose first part is a local folder is never looked up on the hub; `hf://ORG/NAME` always is. Only
+JSON and safetensors files are downloaded: no code, no pickles.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from visor_jax.config.shipped import SHIPPED, shipped_folder
 from visor_jax.errors import RequestError, RunError, nearest
 
 log = logging.getLogger(__name__)
@@ -30,14 +32,16 @@ _ID = re.compile(rf"(?P<scheme>hf://)?(?P<repo>{_PART}/{_PART})(?:@(?P<revision>
 
 
 def local_folder(path: str | Path) -> str | Path:
-    """Returns a local path unchanged; downloads a model named on the hub and returns the folder of its files.
+    """Returns the local folder of a model: a local path unchanged, a shipped checkpoint's or a downloaded one's.
 
     Raises:
-      RequestError: the hub has no such model or revision, denies access, or cannot be reached while the model is not
-        cached.
+      RequestError: the shipped checkpoint is missing, or the hub has no such model or revision, denies access, or
+        cannot be reached while the model is not cached.
       RunError: the hub fails, or the files cannot be written.
     """
     text = os.fspath(path)
+    if text in SHIPPED and not os.path.lexists(text):
+        return shipped_folder(text)
     match = _ID.fullmatch(text)
     if match is None:
         if text.startswith("hf://"):
@@ -53,7 +57,7 @@ def hint(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         names = []
-    hints = [nearest(path.name, names)]
+    hints = [nearest(path.name, [*names, *SHIPPED])]
     if _ID.fullmatch(os.fspath(path)):
         hints.append(f"for a model of the hub, since the folder {path.parts[0]!r} is here, write hf://{path}")
     return "".join(f"; {text}" for text in hints if text)

@@ -5,11 +5,15 @@ In: a parameter tree as `visor_jax.hf.read` reads it. Out: the tree of a VISOR p
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from visor_jax.architecture import Architecture
+from visor_jax.errors import RequestError
+from visor_jax.hf.read import Checkpoint
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.layers import Params
 from visor_jax.model.visor import abstract_params, init_params
@@ -46,6 +50,25 @@ def add_visor_params(params: Params, arch: Architecture, mesh: Mesh, key: jax.Ar
         part = "/".join(path.split("/")[:2]) if path.startswith("blocks/") else path.split("/")[0]
         counts[part] = counts.get(part, 0) + int(np.prod(shapes[path].shape))
     return complete, counts
+
+
+def fitted(checkpoint: Checkpoint, arch: Architecture, refusal: str) -> Checkpoint:
+    """Returns a checkpoint whose layers are stored under the names of `arch`, after checking that it has its shape.
+
+    Args:
+      refusal: begins the message if it does not fit.
+
+    Raises:
+      RequestError: sizes differ, or a VISOR plan would have to start a dense one.
+    """
+    if checkpoint.arch.plan == "dense":
+        renamed = dataclasses.replace(checkpoint.arch, pattern=arch.pattern, head_layers=arch.head_layers)
+        checkpoint = dataclasses.replace(checkpoint, arch=renamed)
+    if problems := differences(checkpoint.arch, arch):
+        raise RequestError(f"{refusal}: another shape than --config asks for: {'; '.join(problems)}")
+    if checkpoint.arch.plan == "visor" and arch.plan == "dense":
+        raise RequestError(f"{refusal}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
+    return checkpoint
 
 
 def differences(stored: Architecture, wanted: Architecture) -> list[str]:

@@ -23,7 +23,9 @@ from jax.sharding import Mesh
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import EMA, WEIGHTS
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
+from visor_jax.config.shipped import checkpoint_folder
 from visor_jax.errors import STOPPED, RunError
+from visor_jax.hf.origin import origin_of
 from visor_jax.scale.distributed import is_main, once
 from visor_jax.scale.gather import merged
 from visor_jax.scale.mesh import check_rows, configured_mesh
@@ -125,7 +127,8 @@ def train_stage(config: Config, stage: str, workdir: Workdir, stop: Stop) -> Non
     # --- done ---------------------------------------------------------------------------------------------------------
     goodput.write()
     fault_point("complete", last)
-    once(lambda: folder.mark_complete({"step": last}))
+    checkpoint = checkpoint_folder(settings.init_from)
+    once(lambda: folder.mark_complete({"step": last, **({"origin": origin_of(checkpoint)} if checkpoint else {})}))
 
 
 @dataclass(frozen=True)

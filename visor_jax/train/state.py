@@ -20,8 +20,12 @@ from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import EMA, restore_complete
 from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
+from visor_jax.config.shipped import checkpoint_folder
+from visor_jax.data.from_config import make_tokenizer
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
+from visor_jax.hf.model import fitted
+from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
@@ -76,15 +80,33 @@ def start_params(
     settings, key = stage_config(config, stage), start_key(config.seed, stage)
     if not settings.init_from:
         return fresh(key)
-    folder = start_folder(settings.init_from, workdir)
-    shapes = abstract_params(architecture(config, folder.name))
-    saved = flatten(restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh)))
+    saved = flatten(saved_params(config, stage, settings.init_from, arch, mesh, workdir))
     wanted = flatten(places)
     if wanted.keys() <= saved.keys():
         return unflatten({path: saved[path] for path in wanted})
     weights, cross = jax.random.split(key)
     both = {**flatten(fresh(weights)), **{path: x for path, x in saved.items() if path in wanted}}
     return start_cross_attention(unflatten(both), arch, cross)
+
+
+def saved_params(
+    config: Config, stage: str, init_from: str, arch: Architecture, mesh: Mesh, workdir: Workdir
+) -> Params:
+    """The parameters of a complete stage, or of a checkpoint in Hugging Face's format (`visor_jax.config.shipped`).
+
+    Raises:
+      RequestError: the stage is not complete; or the checkpoint is damaged, or has another shape or tokenizer than
+        the configuration.
+    """
+    if checkpoint_place := checkpoint_folder(init_from):
+        where = f"stage_overrides.{stage}.init_from={init_from}"
+        checkpoint = fitted(open_checkpoint(checkpoint_place), arch, where)
+        check_tokenizer(checkpoint, make_tokenizer(config))
+        check(checkpoint)
+        return read_params(checkpoint, mesh)
+    folder = start_folder(init_from, workdir)
+    shapes = abstract_params(architecture(config, folder.name))
+    return restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh))
 
 
 def start_folder(init_from: str, workdir: Workdir) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import ConfigLike
+from visor_jax.config.shipped import checkpoint_folder
 from visor_jax.errors import RequestError, short, unwritable
 from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
 from visor_jax.files.read_write import (
@@ -33,6 +34,7 @@ from visor_jax.files.read_write import (
 from visor_jax.workdir.lock import WorkdirLock
 from visor_jax.workdir.provenance import (
     annotations_checksum,
+    checkpoint_sha256,
     default_fields,
     describe_differences,
     differing_fields,
@@ -355,7 +357,9 @@ class Workdir:
         start = {"search": "full", "label": "universal", "evaluate": model}.get(stage, settings.get("init_from", ""))
         learns_routes = settings.get("objective") == "policy"
         inputs: dict[str, Any] = {}
-        if start:
+        if start and (checkpoint := checkpoint_folder(start)):
+            inputs["start"] = checkpoint_sha256(checkpoint)
+        elif start:
             folder = StageFolder(as_path(start)) if "/" in start else self.stage(start)
             inputs["start"] = folder.fingerprint()
         if stage in ("label", "evaluate") or learns_routes or settings.get("budgets") == "viable":

@@ -150,6 +150,23 @@ def _records_sha256(file: Path) -> str:
     """Returns the sha256 of a file, or of size, beginning and end of one that holds pictures too."""
     if file.suffix.lower() not in _WITH_PICTURES or not file.is_file():
         return file_sha256(file)
+    return _ends_sha256(file)
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """Returns a sha256 over config.json and, by size, beginning and end, the weights of a folder in HF's format.
+
+    Raises:
+      RequestError: a file cannot be read.
+    """
+    digest = hashlib.sha256(file_sha256(folder / "config.json").encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{file.name}\0{_ends_sha256(file)}\0".encode())
+    return digest.hexdigest()
+
+
+def _ends_sha256(file: Path) -> str:
+    """Returns the sha256 of a file's size, beginning and end."""
     digest = hashlib.sha256()
     try:
         with file.open("rb") as opened:
