@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from claims_statistics import Cell, Results, mean_curve
+from claims_statistics import Cell, Result, Results, mean_curve
 from claims_table import ADAPTIVE, STARTS, VARIANTS, WITHOUT_TASKS
 from matplotlib.axes import Axes
 
@@ -137,7 +137,7 @@ def group_table(results: Results, group: str) -> list[str]:
             costs = [results.mean(name, budget, field) for field in ("decoder_gflops", "end_to_end_gflops")]
             shares = [100 * costs[0] / whole["decoder_gflops"], 100 * costs[1] / whole["end_to_end_gflops"]]
             count = next((len(cell.seeds) for cell in cells if cell is not None), 0)
-            steps, seconds = sum(run["steps"].values()), cpu_seconds(results, name)
+            steps, seconds = model_steps(run), cpu_seconds(results, name)
             rows.append(
                 row(variant.title, budget, *(" ".join(interval(cell)[:2]) for cell in cells), f"{1e3 * costs[0]:.2f}",
                     f"{shares[0]:.0f} %", f"{shares[1]:.0f} %", f"{steps:,}", str(count), f"{seconds:,.0f}")
@@ -152,6 +152,11 @@ def group_table(results: Results, group: str) -> list[str]:
         *rows,
         "",
     ]
+
+
+def model_steps(run: Result) -> int:
+    """Returns the optimizer steps of a run, without the policy's, which leave the model as it is."""
+    return sum(steps for stage, steps in run["steps"].items() if stage != "policy")
 
 
 def cpu_seconds(results: Results, name: str) -> float:

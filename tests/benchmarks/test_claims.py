@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from visor_jax.config import as_config, stage_config
+from visor_jax.config import architecture, as_config, load_config, stage_config
+from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+DEFAULT_JOB = BENCHMARKS.parent / "configs" / "almanac_mini.py"
 LEVELS = {"paper": "easy", "title": "middle", "below": "hard", "cell3": "hard"}
 COSTS = {"empty": 0.002, "0b10": 0.004, "full": 0.006, "auto": 0.003}
 
@@ -63,6 +65,15 @@ def test_every_variant_is_a_valid_configuration(
     assert steps["cross_twice"] == 24
     slots = {name: config.model.pattern.count("self") for name, config in configs.items() if name.startswith("slots")}
     assert set(slots.values()) == {1}
+
+
+def test_every_variant_fits_the_default_job(claims: types.ModuleType, table: types.ModuleType, tmp_path: Path) -> None:
+    here = claims.Session(load_config(DEFAULT_JOB), "almanac-base", "b" * 64, tmp_path / "runs", tmp_path)
+    configs = {name: claims.configured(here, name, 1) for name in table.VARIANTS}
+    assert {stage_config(configs[name], "warmup").init_from for name in ("visor", "cross")} == {"almanac-base"}
+    tasks = source_kind(here.config).levels
+    assert set(table.WITHOUT_TASKS) <= tasks.keys() and len({tasks[task] for task in table.WITHOUT_TASKS}) == 3
+    assert len({architecture(configs[name]).num_slots for name in table.VARIANTS if name.startswith("slots")}) == 3
 
 
 def test_steps_are_scaled_in_all_stages(claims: types.ModuleType, tmp_path: Path) -> None:

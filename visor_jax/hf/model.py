@@ -6,6 +6,7 @@ In: a parameter tree as `visor_jax.hf.read` reads it. Out: the tree of a VISOR p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -52,11 +53,12 @@ def add_visor_params(params: Params, arch: Architecture, mesh: Mesh, key: jax.Ar
     return complete, counts
 
 
-def fitted(checkpoint: Checkpoint, arch: Architecture, refusal: str) -> Checkpoint:
+def fitted(checkpoint: Checkpoint, arch: Architecture, refusal: str, may_differ: Collection[str] = ()) -> Checkpoint:
     """Returns a checkpoint whose layers are stored under the names of `arch`, after checking that it has its shape.
 
     Args:
       refusal: begins the message if it does not fit.
+      may_differ: fields of a section of `arch` in which they may differ.
 
     Raises:
       RequestError: sizes differ, or a VISOR plan would have to start a dense one.
@@ -64,15 +66,18 @@ def fitted(checkpoint: Checkpoint, arch: Architecture, refusal: str) -> Checkpoi
     if checkpoint.arch.plan == "dense":
         renamed = dataclasses.replace(checkpoint.arch, pattern=arch.pattern, head_layers=arch.head_layers)
         checkpoint = dataclasses.replace(checkpoint, arch=renamed)
-    if problems := differences(checkpoint.arch, arch):
+    if problems := differences(checkpoint.arch, arch, may_differ):
         raise RequestError(f"{refusal}: another shape than --config asks for: {'; '.join(problems)}")
     if checkpoint.arch.plan == "visor" and arch.plan == "dense":
         raise RequestError(f"{refusal}: holds a VISOR plan, and model.plan is 'dense'; expected 'visor'")
     return checkpoint
 
 
-def differences(stored: Architecture, wanted: Architecture) -> list[str]:
-    """Lists the fields in which two architectures differ: ["model.text.hidden_size is 896 there and 64 here"]."""
+def differences(stored: Architecture, wanted: Architecture, may_differ: Collection[str] = ()) -> list[str]:
+    """Lists the fields in which two architectures differ: ["model.text.hidden_size is 896 there and 64 here"].
+
+    Fields of a section that `may_differ` names are left out.
+    """
     sections = (
         ("text", "vision", "anyres") if stored.plan == "dense" else ("text", "vision", "anyres", "cross", "policy")
     )
@@ -86,7 +91,7 @@ def differences(stored: Architecture, wanted: Architecture) -> list[str]:
         theirs, ours = getattr(stored, section), getattr(wanted, section)
         for name in vars(theirs):
             # Settings of initialization and of rows, and the limit of positions do not change a stored parameter.
-            is_irrelevant = name in ("init", "max_positions", "small_pictures") or name.endswith("_init")
+            is_irrelevant = name in ("init", "max_positions", "small_pictures", *may_differ) or name.endswith("_init")
             if not is_irrelevant and getattr(theirs, name) != getattr(ours, name):
                 lines.append(f"model.{section}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here")
     return lines

@@ -100,7 +100,8 @@ def saved_params(
     """
     if checkpoint_place := checkpoint_folder(init_from):
         where = f"stage_overrides.{stage}.init_from={init_from}"
-        checkpoint = fitted(open_checkpoint(checkpoint_place), arch, where)
+        # Packing changes no parameter: a stage may learn to read packed tokens from a model that has read single ones.
+        checkpoint = fitted(open_checkpoint(checkpoint_place), arch, where, may_differ=("packing",))
         check_tokenizer(checkpoint, make_tokenizer(config))
         check(checkpoint)
         return read_params(checkpoint, mesh)
