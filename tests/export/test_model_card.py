@@ -17,7 +17,7 @@ from visor_jax.errors import RequestError
 from visor_jax.export import model_card
 from visor_jax.export.model_card import About, about, about_stage, write_card
 from visor_jax.export.parity import Comparison, Parity
-from visor_jax.hf.origin import origin_of
+from visor_jax.hf.origin import MAX_CARD_BYTES, origin_of
 from visor_jax.workdir.folder import Workdir
 
 PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
@@ -124,7 +124,7 @@ def test_a_base_model_is_identified_by_its_card_and_path(tmp_path):
     snapshot.mkdir(parents=True)
     (snapshot / "README.md").write_text("---\nlicense: [no\n---\n")
     assert origin_of(snapshot) == {"base_model": "lab/name"}
-    (snapshot / "README.md").write_text("x" * (model_card.MAX_CARD_BYTES + 1))
+    (snapshot / "README.md").write_text("x" * (MAX_CARD_BYTES + 1))
     assert origin_of(snapshot) == {"base_model": "lab/name"}
 
 
