@@ -15,7 +15,14 @@ from PIL import Image
 
 from visor_jax.config import Config, as_config, stage_config
 from visor_jax.data.draws import RANGE, index_range
-from visor_jax.data.from_config import agreed_taps, evaluation_source, label_source, make_source, stage_parts
+from visor_jax.data.from_config import (
+    agreed_taps,
+    evaluation_source,
+    held_out_parts,
+    label_source,
+    make_source,
+    stage_parts,
+)
 from visor_jax.data.mixture import TurnsOfParts
 from visor_jax.data.questions import label_questions, single_questions
 from visor_jax.data.sample import Sample, Turn
@@ -24,6 +31,7 @@ from visor_jax.data.sources import SOURCES, check_source, source_kind
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective
+from visor_jax.train.objectives.held_out import answer_fields
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.provenance import annotations_checksum
 
@@ -152,6 +160,24 @@ def test_metrics_name_the_phase(tmp_path: Path) -> None:
     assert [row["phase"] for row in rows] == [1, 2]
     plain = make_objective(configured(), "full", Workdir(tmp_path / "run"))
     assert "phase" not in plain.summarize(next(iter(plain.steps(0, 1))), metrics)
+
+
+def test_a_stage_is_validated_on_each_part_that_it_trains_on() -> None:
+    phases = ((0, (("lists", 1.0), ("crops", 0.0))), (1, (("pages", 1.0),)))
+    config = configured(**{"stage_overrides.full.curriculum": phases})
+    held_out = held_out_parts(config, "full")
+    assert [name for name, _ in held_out] == ["lists", "pages"]
+    assert held_out[1][1][2].id == "pages/validation/2" and held_out[1][1][2].source == "pages"
+    assert [name for name, _ in held_out_parts(config, "universal")] == ["crops", "lists", "pages"]
+    assert [name for name, _ in held_out_parts(tiny_config(), "full")] == [""]
+    totals = {
+        f"{budget}{part}": {"samples": 2.0, "tokens": 4.0, "turns": 2.0, "loss": loss, "right": right}
+        for budget in ("empty", "full")
+        for part, loss, right in (("/part=lists", 4.0, 2.0), ("/part=pages", 8.0, 0.0))
+    }
+    row = answer_fields(totals)
+    assert (row["samples"], row["accuracy/budget=full"], row["accuracy/budget=full/part=lists"]) == (4, 0.5, 1.0)
+    assert (row["loss/budget=empty"], row["loss/budget=empty/part=pages"]) == (1.5, 2.0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from visor_jax.config import from_dict
 from visor_jax.config.rules import LICENSES
 from visor_jax.config.schema import ExportConfig
 from visor_jax.errors import RequestError
-from visor_jax.export import model_card
 from visor_jax.export.model_card import About, about, about_stage, write_card
 from visor_jax.export.parity import Comparison, Parity
 from visor_jax.hf.origin import MAX_CARD_BYTES, origin_of

@@ -90,6 +90,13 @@ def stage_phases(config: ConfigLike, stage: str, parts: Sequence[Part]) -> list[
     return phases_of(stage_config(config, stage), parts, f"curriculum of stage {stage!r}")
 
 
+def held_out_parts(config: ConfigLike, stage: str) -> list[tuple[str, Source]]:
+    """Returns (name, source) of each part of the data that a stage is validated on; the name of a single one is ""."""
+    config = as_config(config)
+    held_out = source_kind(config).held_out
+    return [("", make_source(config, "validation"))] if held_out is None else held_out(config, stage)
+
+
 def label_source(config: ConfigLike) -> Source:
     """Returns the source whose questions are labeled."""
     config = as_config(config)

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from visor_jax.config import Config
+from visor_jax.config import Config, stage_config
 from visor_jax.config.mixture import GENERATED, Entry, Mixture, generated_parts, read_mixture
 from visor_jax.data.draws import Within, index_range
 from visor_jax.data.records import Record
-from visor_jax.data.sample import Part, Sample, Sheet, Source, outline
+from visor_jax.data.sample import Part, Sample, Sheet, Source, outline, samples_of
 from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.sources import SOURCES, SUFFIXES, named_kind, source_of_file
 from visor_jax.data.sources.files import require_usable
@@ -112,6 +112,21 @@ class MixedSource:
         return source.picture_files(own)
 
 
+class NamedPart:
+    """A generated source whose samples are named after the exercise, so that metrics tell the parts apart."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source, self.name = source, name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample | Sheet:
+        record = self._source[index]
+        samples = tuple(dataclasses.replace(sample, source=self.name) for sample in samples_of(record))
+        return Sheet(samples) if isinstance(record, Sheet) else samples[0]
+
+
 class TurnsOfParts:
     """A sample of each of several sources in turn, as one endless source; stored ones begin again at their end."""
 
@@ -193,7 +208,7 @@ def open_entries(config: Config, split: str) -> list[tuple[Entry, Source]]:
     for entry, own in zip(mixture.entries, configs, strict=True):
         kind = named_kind(own.data.source)
         if entry.is_generated:
-            opened.append((entry, kind.open(own, "train" if split == WHOLE else split)))
+            opened.append((entry, NamedPart(kind.open(own, "train" if split == WHOLE else split), entry.path)))
             continue
         if split in ("validation", "test") and not {split, WHOLE} & {*kind.stored_splits(own)}:
             continue
@@ -342,6 +357,7 @@ def _generated_kind(config: Config) -> SourceKind:
         open=open_turns,
         endless=True,
         parts=training_parts,
+        held_out=held_out_parts,
         levels=kind.levels,
         controls=kind.controls,
         tasks=None if (tasks := kind.tasks) is None else lambda config: tasks(question_config(config)),
@@ -350,6 +366,18 @@ def _generated_kind(config: Config) -> SourceKind:
         check=_check,
         check_splits=_check_stored_parts,
     )
+
+
+def held_out_parts(config: Config, stage: str) -> list[tuple[str, Source]]:
+    """Returns (path, source) of the validation split of every part that the stage trains on.
+
+    Raises:
+        RequestError: as `open_entries`.
+    """
+    opened, curriculum = open_entries(config, "validation"), stage_config(config, stage).curriculum
+    used = {path for _, weights in curriculum for path, weight in weights if weight}
+    everything = not curriculum or curriculum[0][0] > 0
+    return [(entry.path, source) for entry, source in opened if everything or entry.path in used]
 
 
 def open_turns(config: Config, split: str) -> TurnsOfParts:

@@ -109,6 +109,8 @@ class SourceKind:
       endless: True for a generated source. Each consumer reads a separate range in order (`visor_jax.data.draws`); a
         finite source is shuffled and repeated.
       parts: (config, stage) -> the parts of a stage's training stream; None: the split "train" as one part.
+      held_out: (config, stage) -> (name, source) of each part of the data that a stage is validated on; None: the split
+        "validation" as one part.
       levels: task -> one of `LEVELS`; other tasks have no level.
       controls: whether an evaluation also asks its questions about gray pictures and about those of other questions
         (`visor_jax.data.controls`).
@@ -126,6 +128,7 @@ class SourceKind:
     open: Callable[[Config, str], Source]
     endless: bool = False
     parts: Callable[[Config, str], list[Part]] | None = None
+    held_out: Callable[[Config, str], list[tuple[str, Source]]] | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
     controls: bool = False
     tasks: Callable[[Config], Sequence[str]] | None = None

@@ -182,6 +182,8 @@ class Workdir:
     def claim(self, config: ConfigLike) -> None:
         """Writes `config.json`, after checking that an existing one has the same configuration (only in process 0).
 
+        The overrides of stages that have not begun may differ: a run may be planned stage by stage.
+
         Raises:
           RequestError: the folder holds another configuration, or a `config.json` that cannot be read.
         """
@@ -189,17 +191,25 @@ class Workdir:
         if (self.path / "config.json").exists():
             record = self.record()
             theirs, data = record["config"], record.get("data")
-            differences = [d for d in differing_fields(theirs, mine, default_fields()) if not is_free(d[0])]
+            differences = [d for d in differing_fields(theirs, mine, default_fields()) if not self._is_free(d[0])]
             if differences:
+                of_stages = all(name.startswith(("train.", "stage_overrides.")) for name, *_ in differences)
+                further = f", in which a stage may start from {self.path}/STAGE (init_from)" if of_stages else ""
                 raise RequestError(
                     f"--workdir: {self.path} holds another configuration: {describe_differences(differences)};"
-                    " expected the same configuration or another folder"
+                    f" expected the same configuration or another folder{further}"
                 )
         if "stage" in mine:
             mine["stage"] = ""  # chosen at each call
         provenance = {"versions": versions(), "git_revision": git_revision(), "format": FORMAT}
         provenance["random_numbers"] = random_numbers
         write_json(self.path / "config.json", {"config": mine, **({"data": data} if data else {}), **provenance})
+
+    def _is_free(self, field: str) -> bool:
+        """Returns whether a field may differ from what this workdir was started with."""
+        section, _, rest = field.partition(".")
+        of_later_stage = section == "stage_overrides" and not self.stage(rest.partition(".")[0]).path.exists()
+        return of_later_stage or is_free(field)
 
     def claim_data(self, config: ConfigLike, pictures: str = "") -> None:
         """Records the training data of this workdir, after checking that they match those recorded before.

@@ -3,7 +3,8 @@
 In: a configuration and a stage. Out: `HeldOut`, whose sums over batches become `validation/...` fields of a metrics
 row. Nothing here draws random numbers or changes what a stage trains on.
 
-- "answer": conversations of the validation split, one per row, under the budgets of interest.
+- "answer": conversations of the validation split, one per row, under the budgets of interest; of a mixture with
+  generated parts, those of each part that the stage trains on.
 - "base": grids that no stage trains on, with conversations of the validation split to be read.
 - "policy": questions of the validation split. Their labels follow from the likelihood of their answers under every
   viable budget, as those of the stage label do; the parameters that give them are frozen.
@@ -12,6 +13,7 @@ row. Nothing here draws random numbers or changes what a stage trains on.
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +31,16 @@ from visor_jax.budget import Bits, budget_name
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.collate import Example, make_batch
 from visor_jax.data.draws import index_range
-from visor_jax.data.from_config import agreed_taps, make_source, make_tokenizer, sample_encoder, training_row_shape
+from visor_jax.data.from_config import (
+    agreed_taps,
+    held_out_parts,
+    make_source,
+    make_tokenizer,
+    sample_encoder,
+    training_row_shape,
+)
 from visor_jax.data.questions import single_questions
-from visor_jax.data.sample import SkipSample, samples_of
+from visor_jax.data.sample import SkipSample, Source, samples_of
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import cheapest_good_enough, score_batch
 from visor_jax.model.decoder import Budget
@@ -89,26 +98,32 @@ def held_out(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOu
 
 
 def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOut:
-    """Conversations of the validation split. A record that cannot be used leaves its row empty."""
+    """Conversations of the validation split, as many of each part. A record that cannot be used leaves a row empty."""
     settings, shape, arch = stage_config(config, stage), training_row_shape(config), architecture(config, stage)
-    source, encoder = make_source(config, "validation"), sample_encoder(config, make_tokenizer(config), shape)
-    count, size = min(len(source), settings.validate_samples), settings.batch_size
+    parts, encoder = held_out_parts(config, stage), sample_encoder(config, make_tokenizer(config), shape)
+    size, per_part = settings.batch_size, -(-settings.validate_samples // len(parts))
     num_turns = turns_per_row(config, packed=False)
     min_taps, budgets = agreed_taps(config, jax.process_count()), budgets_of(config, stage, arch, workdir)
 
-    def row(index: int) -> list[Example]:
+    # (part's name, its source, index of the first sample) of each batch: no batch mixes parts.
+    starts = [(name, source, start) for name, source in parts for start in range(0, min(len(source), per_part), size)]
+
+    def row(source: Source, index: int) -> list[Example]:
         try:
-            return [encoder(source[index])] if index < count else []
+            return [encoder(source[index])] if index < min(len(source), per_part) else []
         except SkipSample:
             return []
 
     def batch(number: int) -> Step:
-        rows = [row((number - 1) * size + place) for place in process_rows(size)]
+        _, source, start = starts[number - 1]
+        rows = [row(source, start + place) for place in process_rows(size)]
         made = make_batch(rows, shape, arch, min_taps=min_taps, independent_turns=config.data.independent_turns)
         return Step(number, made.arrays, (), "", made.ids, made.tasks, contents=made.contents)
 
     def batches(params: Params) -> Iterator[Measured]:
-        return (Measured(step.arrays, budgets) for step in made_ahead(batch, 0, -(-count // size)))
+        for (part, _, _), step in zip(starts, made_ahead(batch, 0, len(starts)), strict=True):
+            suffix = f"{PART}{part}" if part else ""
+            yield Measured(step.arrays, tuple((f"{name}{suffix}", bits) for name, bits in budgets))
 
     return HeldOut(batches, partial(answer_sums, arch=arch, num_turns=num_turns), answer_fields)
 
@@ -134,10 +149,16 @@ def answer_sums(params: Params, batch: Batch, budget: Budget, *, arch: Architect
     return summed(loss=losses, tokens=weights, right=right, turns=exists, samples=samples)
 
 
+PART = "/part="  # between the name of a budget and that of a part of the data
+
+
 def answer_fields(totals: Totals) -> dict[str, Any]:
-    """Loss per target token and accuracy per turn under each budget."""
-    row: dict[str, Any] = {"samples": int(next(iter(totals.values()))["samples"])}
+    """Loss per target token and accuracy per turn under each budget: over all parts of the data, and of each part."""
+    over_parts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, sums in totals.items():
+        over_parts[name.partition(PART)[0]].update(sums)
+    row: dict[str, Any] = {"samples": int(next(iter(over_parts.values()))["samples"])}
+    for name, sums in {**over_parts, **totals}.items():
         if sums["tokens"] and sums["turns"]:
             row[f"loss/budget={name}"] = sums["loss"] / sums["tokens"]
             row[f"accuracy/budget={name}"] = sums["right"] / sums["turns"]
