@@ -206,13 +206,16 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
     return Layout(num_tiles, lengths, gather, weights)
 
 
+@functools.lru_cache(maxsize=256)
 def small_layout(height: int, width: int, architecture: Architecture) -> Layout:
-    """Returns the layout of a picture of `height` x `width` patches at the first places of one tile."""
+    """Returns the layout of a picture of `height` x `width` patches at the first places of one tile; read-only."""
     gather = np.arange(height * width).reshape(height, width, 1)
     packed = _rows(*_packed(gather, np.ones(gather.shape, np.float32), architecture))
     newline = (np.array([[architecture.vision.patches_per_tile]]), np.ones((1, 1)))
     gather, weights = _joined([packed, newline])
-    return Layout(1, (len(gather),), gather.astype(np.int32), weights.astype(np.float32))
+    gather, weights = gather.astype(np.int32), weights.astype(np.float32)
+    gather.flags.writeable = weights.flags.writeable = False
+    return Layout(1, (len(gather),), gather, weights)
 
 
 def _tiled_positions(

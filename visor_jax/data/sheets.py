@@ -164,4 +164,5 @@ def _copy_tiles(arrays: dict[str, np.ndarray], example: Example, place: Place, a
 
 def _widened(values: np.ndarray, taps: int) -> np.ndarray:
     """Returns [Nv, K] with K = `taps`, padded with zeros."""
-    return np.pad(values, ((0, 0), (0, taps - values.shape[1])))
+    missing = taps - values.shape[1]
+    return np.pad(values, ((0, 0), (0, missing))) if missing else values
