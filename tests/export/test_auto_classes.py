@@ -1,5 +1,6 @@
 """An exported folder in transformers' AutoProcessor, AutoModel and pipelines, with remote code."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ import transformers
 from PIL import Image
 
 from visor_jax import testing
+from visor_jax.export.torch_export import write_folder
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
+from visor_jax.loading import Visor
 
 PICTURE = Image.fromarray(testing.random_picture(20, 33))
 CHAT = [{"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "Which digit?"}]}]
@@ -65,3 +68,14 @@ def test_without_trust_no_other_processor_is_loaded_silently(visor_folder):
     """transformers' processor is never used instead; its pixels and white space differ slightly."""
     with pytest.raises(ValueError, match="trust_remote_code"):
         transformers.AutoProcessor.from_pretrained(visor_folder, trust_remote_code=False)
+
+
+def test_a_pipeline_reads_standardized_pictures(jax_model, tmp_path):
+    """No image processor of transformers standardizes pictures; the pipeline uses the folder's own processor."""
+    arch = dataclasses.replace(jax_model.arch, anyres=dataclasses.replace(jax_model.arch.anyres, standardize=True))
+    model = Visor(jax_model.params, arch, jax_model.tokenizer, jax_model.viable_budgets, has_policy=True)
+    write_folder(tmp_path, model, stage="policy", dtype="float32", max_shard_bytes=10**9)
+    ask = transformers.pipeline("image-text-to-text", model=str(tmp_path), trust_remote_code=True)
+    assert ask.processor.tiler.standardize
+    output = ask(CHAT, return_full_text=False, generate_kwargs={"budget": "full", "max_new_tokens": 5})
+    assert output[0]["generated_text"] == model.answer(PICTURE, "Which digit?", "full", max_new_tokens=5).text
