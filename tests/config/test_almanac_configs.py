@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 
 from visor_jax.__main__ import main
-from visor_jax.config import architecture, load_config, stage_config
+from visor_jax.config import apply_overrides, architecture, load_config, stage_config
 from visor_jax.config.schema import BASE_STAGES, TRAINED_STAGES
-from visor_jax.data.from_config import stage_parts, stage_phases
+from visor_jax.data.from_config import (
+    make_tokenizer,
+    sample_encoder,
+    stage_parts,
+    stage_phases,
+    training_row_shape,
+)
 from visor_jax.data.sources import check_source
+from visor_jax.errors import RequestError
 from visor_jax.hf.model import differences
 from visor_jax.model.visor import abstract_params
 from visor_jax.tree import flatten
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-BASE, MINI = CONFIGS / "almanac_base.py", CONFIGS / "almanac_mini.py"
+BASE, MINI, LARGE = (CONFIGS / f"almanac_{name}.py" for name in ("base", "mini", "large"))
 
 
 def num_parameters(config_file: Path, stage: str) -> int:
@@ -50,6 +57,32 @@ def test_the_default_job_starts_from_a_model_of_the_base_shape() -> None:
     assert stage_config(mini, "warmup").init_from == "almanac-base"
     assert stage_config(load_config(f"{MINI}:/some/folder"), "warmup").init_from == "/some/folder"
     assert stage_config(mini, "warmup").trainable == ("blocks/cross_attention/",)
+
+
+def test_the_large_model_reads_pages_of_480_pixels_by_tiles() -> None:
+    config = load_config(LARGE)
+    check_source(config)
+    assert 20e6 < num_parameters(LARGE, "base_pages") < num_parameters(LARGE, "full") < 30e6
+    encode = sample_encoder(config, make_tokenizer(config), training_row_shape(config))
+    sizes = {part.path: encode(part.source[0]).size for part in stage_parts(config, "base_pages")}
+    assert (sizes["pages_480"].tiles, sizes["pages_480"].visual) == (5, 2040)
+    assert sizes["crops"].tiles == 1, "small pictures keep their size"
+    with pytest.raises(
+        RequestError, match=r"draws pictures of 480 x 480 pixels; expected a tile of at least 480 pixels"
+    ):
+        check_source(apply_overrides(config, ["model.anyres.pinpoints="]))
+
+
+@pytest.mark.slow
+def test_a_step_of_the_large_model_runs(tmp_path: Path) -> None:
+    """The dense stage on pages from random weights, then all layers of the adaptive model."""
+    small = ["batch_size=1", "workers=0", "text_length=256", "turns_per_picture=2"]
+    run = [f"--config={LARGE}", f"--workdir={tmp_path}", *(f"--config.data.{field}" for field in small)]
+    run += ["--config.stage_overrides.base_pages.init_from=", "--config.stage_overrides.full.init_from=base_pages"]
+    for stage in ("base_pages", "full"):
+        run += [f"--config.stage_overrides.{stage}.steps=1"]
+    for stage in ("base_pages", "full"):
+        assert main(["train", *run, f"--config.stage={stage}"]) == 0
 
 
 @pytest.mark.slow

@@ -168,6 +168,8 @@ class Canvas:
     def image(self) -> np.ndarray:
         """Returns the picture with noise, uint8 [height, width, 3]."""
         noise = _noise()
-        start = self._draws.integer(0, noise.size - self._pixels.size - 1)
-        pixels = self._pixels + noise[start : start + self._pixels.size].reshape(self._pixels.shape)
+        size = self._pixels.size
+        start = self._draws.integer(0, max(noise.size - size, size) - 1)
+        part = noise[start : start + size] if start + size <= noise.size else np.resize(np.roll(noise, -start), size)
+        pixels = self._pixels + part.reshape(self._pixels.shape)
         return np.clip(pixels, 0, 255).astype(np.uint8)

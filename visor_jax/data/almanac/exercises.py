@@ -89,6 +89,7 @@ EXERCISES: dict[str, Exercise] = {
     "pages_72": Exercise(Shape(72, (72,), columns=(1, 2), weights=(2, 1, 1)), _PAGE),
     "pages": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, small=False),
     "pages_all": Exercise(Shape(96, (96,), MORE_KINDS), _ALL, small=False),
+    "pages_480": Exercise(Shape(480, (480,), rows=(6, 16), weights=(2, 1, 1)), _PAGE, small=False),
     "pages_unseen_fonts": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, faces=UNSEEN_FACES, small=False),
     "pages_vega": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, draw=draw_vega_page, small=False),
 }

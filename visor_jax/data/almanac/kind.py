@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from visor_jax.config import Config
+from visor_jax.config.rules import parse_grids
 from visor_jax.data.almanac.questions import TASKS
 from visor_jax.data.almanac.source import Almanac, Row, exercise_of
 from visor_jax.data.source_kind import SourceKind
@@ -46,14 +47,17 @@ def _tasks(config: Config) -> tuple[str, ...]:
 
 
 def _check(config: Config) -> None:
-    """Raises RequestError if a name is unknown or the model's tile does not hold the exercise's pictures."""
+    """Raises RequestError if a name is unknown or the model's tiles do not hold the exercise's pictures."""
     exercise, vision = exercise_of(config.data.path), config.model.vision
     sides = (exercise.shape.height, *exercise.shape.width)
-    if vision.tile_size < max(sides) or any(side % vision.patch_size for side in sides):
+    grids = () if exercise.small else parse_grids(config.model.anyres.pinpoints)
+    largest = vision.tile_size * max((min(grid) for grid in grids), default=1)
+    if largest < max(sides) or any(side % vision.patch_size for side in sides):
         raise RequestError(
             f"model.vision.tile_size={vision.tile_size}, model.vision.patch_size={vision.patch_size}:"
             f" data.source='almanac' with data.path={config.data.path!r} draws pictures of {sides[0]} x {sides[-1]}"
-            f" pixels; expected a tile of at least {max(sides)} pixels and a patch size that divides them, such as 12"
+            f" pixels; expected a tile of at least {max(sides)} pixels (or of pages, a grid of tiles in"
+            " model.anyres.pinpoints) and a patch size that divides them, such as 12"
         )
     _conversations(config, "train")
 
