@@ -44,7 +44,8 @@ KERNELS = {  # and their meshes: what splits the work does not know which kernel
 
 def attention_report() -> dict[str, Any]:
     order = jnp.tile(jnp.arange(LENGTH), (BATCH, 1))
-    mask = AttentionMask(order, order, order // 5, order // 5, jnp.array([True, False, True, True]))
+    active = jnp.array([True, False, True, True])
+    mask = AttentionMask(order, order, order // 5, order // 5, active, True, order // 10)
     heads = (HEADS, KV_HEADS, KV_HEADS)
     keys = jax.random.split(jax.random.key(0), 3)
     arrays = [jax.random.normal(key, (BATCH, LENGTH, h, HEAD_DIM)) for key, h in zip(keys, heads, strict=True)]
