@@ -88,6 +88,28 @@ def test_every_kind_of_defect_is_reported_with_the_first_ids(config: Any, capsys
     assert "too_long" not in check_all(larger)["skipped"]
 
 
+def test_independent_turns(config: Any, tmp_path: Path) -> None:
+    """Pictures of later turns are reported, and rows are as long as turns with one beginning need them."""
+    late = {**record("late", "1.png"), "image": ["1.png", "2.png"]}
+    late["conversations"] = [*late["conversations"], *record("", "", "Which digit?", "7")["conversations"]]
+    many = record("many", "1.png")
+    many["conversations"] += [{"from": who, "value": "red?"} for _ in range(12) for who in ("human", "gpt")]
+    (tmp_path / "set.json").write_text(json.dumps([late, many, record("ok", "3.png")]))
+    needed = []
+    for independent in (False, True):
+        settings = {
+            "independent_turns": independent,
+            "text_length": 100,
+            "tiles": 4,
+            "visual_length": 80,
+            "test_fraction": 0.0,
+        }
+        facts = check_all(dataclasses.replace(config, data=dataclasses.replace(config.data, **settings)))
+        assert facts["splits"]["all"]["skipped"] == {"too_long": 1, **({"late_picture": 1} if independent else {})}
+        needed.append(facts["splits"]["all"]["too_large"]["data.text_length"]["largest"])
+    assert needed[1] < needed[0], "what turns share is there once, and no line break follows a turn"
+
+
 def test_a_sample_without_targets_is_skipped(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """All targets masked: no answer of a valid record is like that, so the mask is taken away here."""
 

@@ -79,15 +79,16 @@ def summed_loss(params: Any, arrays: Any, budget: Any, arch: Architecture, remat
 
 LOSS = testing.quick_jit(summed_loss, static_argnames="arch")
 VALUE_AND_GRADIENTS = testing.quick_jit(jax.value_and_grad(summed_loss), static_argnames="arch")
+WITH_REMAT = testing.quick_jit(jax.value_and_grad(partial(summed_loss, remat="full")), static_argnames="arch")
 
 
-def agree(arch: Architecture, budget: Any, budget_alone: Any, *, packed: bool = False, program: Any = None) -> None:
-    """Compares with the turns alone, each in a row; `program` runs the independent turns."""
-    params, run = testing.random_params(arch), partial(VALUE_AND_GRADIENTS, arch=arch)
+def agree(arch: Architecture, budget: Any, *, packed: bool = False) -> None:
+    """Compares independent turns, with recomputation, with the turns alone, each in a row."""
+    params, bits = testing.random_params(arch), np.array(budget)
     together, apart = together_and_alone(arch, packed)
     assert together.arrays["loss_mask"].sum() == apart.arrays["loss_mask"].sum() == 14
-    found = (program or run)(params, together.arrays, np.array(budget))
-    expected = run(params, apart.arrays, np.array(budget_alone))
+    found = WITH_REMAT(params, together.arrays, bits, arch=arch)
+    expected = VALUE_AND_GRADIENTS(params, apart.arrays, bits, arch=arch)
     np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
     for x, y in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * max(1.0, float(np.abs(y).max())))
@@ -95,7 +96,7 @@ def agree(arch: Architecture, budget: Any, budget_alone: Any, *, packed: bool = 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_loss_and_gradients_of_a_packed_row_are_the_sums_over_turns_asked_alone(budget) -> None:
-    agree(VISOR, budget, budget, packed=True)
+    agree(VISOR, budget, packed=True)
 
 
 def test_loss_under_a_budget_per_sample() -> None:
@@ -107,7 +108,7 @@ def test_loss_under_a_budget_per_sample() -> None:
 
 @pytest.mark.parametrize("arch", [DENSE, BOTH_WAYS], ids=["dense", "both ways"])
 def test_in_other_plans(arch) -> None:
-    agree(arch, (True,), (True,))
+    agree(arch, (True,))
 
 
 def test_sorted_by_position_with_the_kernel_of_long_rows(monkeypatch) -> None:
@@ -116,8 +117,10 @@ def test_sorted_by_position_with_the_kernel_of_long_rows(monkeypatch) -> None:
     monkeypatch.setattr(api, "CHOICE", (api.Choice(api.ANY, np.inf, 0, "xla_chunked"),))
     monkeypatch.setattr(xla_chunked, "CHUNK", 8)
     monkeypatch.setattr(xla_chunked, "ROWS", 20)
-    program = testing.quick_jit(jax.value_and_grad(partial(summed_loss, arch=BOTH_WAYS, remat="full")))
-    agree(BOTH_WAYS, (True,), (True,), packed=True, program=program)
+    params, (together, apart) = testing.random_params(SHALLOW), together_and_alone(SHALLOW, packed=True)
+    sorted_loss = testing.quick_jit(partial(summed_loss, arch=SHALLOW))(params, together.arrays, np.array([True]))
+    monkeypatch.undo()
+    np.testing.assert_allclose(sorted_loss, LOSS(params, apart.arrays, np.array([True]), arch=SHALLOW), rtol=2e-6)
 
 
 # --- no turn changes another ------------------------------------------------------------------------------------------
