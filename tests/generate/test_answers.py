@@ -6,6 +6,7 @@ import dataclasses
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from visor_jax import testing
+from visor_jax.architecture import AnyResArchitecture
 from visor_jax.budget import budget_name
 from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
 from visor_jax.data.chat import encode_conversation
@@ -409,3 +411,19 @@ def test_several_pictures_without_a_marker_come_first(model: Visor) -> None:
     )
     with pytest.raises(RequestError, match="1 <image> markers for 2 pictures"):
         model.answer([SMALL, WIDE], "Is <image> red?", "full")
+
+
+def test_a_small_picture_is_read_in_its_place(model: Visor) -> None:
+    """Alone in a tile, with the positions of its window: the answer depends on the picture and on its origin."""
+    vision = dataclasses.replace(model.arch.vision, tile_size=16)
+    anyres = AnyResArchitecture(standardize=True, small_pictures=True)
+    arch = dataclasses.replace(model.arch, vision=vision, anyres=anyres)
+    small = Visor(testing.random_params(arch), arch, model.tokenizer, model.viable_budgets)
+    image = testing.random_picture(8, 4, seed=1)
+    answer = partial(small.answer, question="Which digit?", budget="full", max_new_tokens=8)
+    assert answer(image, origin=(0, 0)).text == answer(image, origin=(0, 0)).text
+    assert len({answer(image, origin=origin).text for origin in [(0, 0), (2, 3), (1, 0), (2, 1)]}) > 1
+    with pytest.raises(RequestError, match=r"small_picture: .*exceed the tile's grid"):
+        answer(image, origin=(3, 0))
+    with pytest.raises(RequestError, match=r"data\.small_pictures=False"):
+        model.answer(image, "Which digit?", "full", origin=(0, 0))
