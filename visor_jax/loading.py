@@ -50,7 +50,8 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
 
     Args:
       path: a workdir, `WORKDIR/<stage>`, a LLaVA-OneVision checkpoint, an export of `visor export`, or, if no such
-        folder exists, a model's name on the Hugging Face hub, `ORG/NAME` or `ORG/NAME@REVISION` (`visor_jax.hf.hub`).
+        folder exists, "almanac-base" (`visor_jax.config.shipped`) or a model's name on the Hugging Face hub, `ORG/NAME`
+        or `ORG/NAME@REVISION` (`visor_jax.hf.hub`).
       plan: "dense" or "visor"; None uses the stored plan. "visor" adds new layers to a dense checkpoint, as `visor
         import` does; otherwise the plan must be the stored one.
       dtype: of the parameters; None is float32.

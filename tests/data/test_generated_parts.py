@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visor_jax.config import Config, as_config, stage_config
+from visor_jax.config import Config, architecture, as_config, stage_config
 from visor_jax.data.draws import RANGE, index_range
 from visor_jax.data.from_config import (
     agreed_taps,
@@ -205,7 +205,14 @@ def test_the_stage_base_trains_on_answers_of_any_source() -> None:
         RequestError, match=r"the stage 'base' in stages .*or stage_overrides\.base\.objective='answer'"
     ):
         check_source(dataclasses.replace(config, stages=("base",)))
-    answers = {"stage_overrides.base.objective": "answer", "stage_overrides.base.budgets": "full", "stages": ("base",)}
+    answers = {"stage_overrides.base.objective": "answer", "stages": ("base",)}
+    with pytest.raises(RequestError, match=r"base\.budgets='subsets': leaves out parts.*expected 'full'"):
+        configured(**answers)
+    answers["stage_overrides.base.budgets"] = "full"
+    with pytest.raises(RequestError, match=r"base\.trainable=.*expected \('\(\?!routing/\)',\)"):
+        configured(**answers)
+    answers["stage_overrides.base.trainable"] = ("(?!routing/)",)
     config = as_config(configured(**answers))
     check_source(config)
     assert stage_config(config, "base").init_from == ""
+    assert architecture(config, "base").plan == "dense" and architecture(config).plan == "visor"

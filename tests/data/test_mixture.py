@@ -17,6 +17,7 @@ from visor_jax.__main__ import main
 from visor_jax.commands.recipe import run_stages
 from visor_jax.config import apply_overrides, as_config, from_dict, validate
 from visor_jax.config.mixture import read_mixture
+from visor_jax.config.overrides import TrainOverrides
 from visor_jax.config.sampling import parse_sampling
 from visor_jax.data.from_config import evaluation_source, label_source, make_source, stage_parts
 from visor_jax.data.mixture import MixedSource
@@ -296,6 +297,20 @@ def test_samples_of_several_sources_train(root: Path, tmp_path: Path) -> None:
     again = list(objective.steps(4, 8))
     for theirs, mine in zip(steps[4:], again, strict=True):
         assert all(np.array_equal(array, mine.arrays[key]) for key, array in theirs.arrays.items())
+
+
+def test_a_curriculum_weighs_the_entries_of_a_file_by_their_paths(root: Path, tmp_path: Path) -> None:
+    phases = ((0, (("sub/b.jsonl", 1.0),)), (2, (("a.json", 1.0), ("sub/c.json", 1.0))))
+    run = Workdir(tmp_path / "run")
+    config = as_config(configured(root))
+    full = TrainOverrides.of(**{**config.stage_overrides.full, "curriculum": phases})
+    config = dataclasses.replace(config, stage_overrides=dataclasses.replace(config.stage_overrides, full=full))
+    steps = list(make_objective(config, "full", run).steps(0, 4))
+    assert [{id[0] for id in step.ids} for step in steps] == [{"b"}, {"b"}, {"a", "c"}, {"a", "c"}]
+    full = TrainOverrides.of(**{**full, "curriculum": ((0, (("b.jsonl", 1.0),)),)})
+    config = dataclasses.replace(config, stage_overrides=dataclasses.replace(config.stage_overrides, full=full))
+    with pytest.raises(RequestError, match=r"curriculum of stage 'full': 'b\.jsonl': .*did you mean 'sub/b\.jsonl'"):
+        next(iter(make_objective(config, "full", run).steps(0, 4)))
 
 
 def test_data_commands_read_the_mixture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
