@@ -35,6 +35,7 @@ from visor_jax.commands.recipe import run_stages
 from visor_jax.config import Config, from_dict, load_config, stage_config
 from visor_jax.errors import RequestError, RunError
 from visor_jax.evaluate.measure import measure, requested_budgets
+from visor_jax.export.torch_export import write_folder
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.generate.visor import Visor
 from visor_jax.tree import flatten
@@ -127,6 +128,24 @@ def parameters_sha256(model: Visor) -> str:
         digest.update(f"{path} {values.shape}".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
+
+
+def opened_base(base: str, runs: Path) -> tuple[str, str]:
+    """Returns the base that stages start from, and the checksum of its parameters.
+
+    A stage's folder is written in Hugging Face's format first, from which a model with any pattern of layers can start.
+    """
+    model = visor_jax.load(base)
+    sha256, place = parameters_sha256(model), Path(base)
+    if (place / "complete.json").exists():
+        place = runs / f"base_{sha256[:12]}"
+        if not (place / "config.json").exists():
+            part = runs / f"{place.name}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_folder(part, model, stage=model.stage, dtype="float32", max_shard_bytes=10**9)
+            part.rename(place)
+    return str(place.resolve()) if place.exists() else base, sha256
 
 
 # --- the questions that count -----------------------------------------------------------------------------------------
@@ -312,8 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write docs/claims.md from the results that are there")
     args, overrides = parser.parse_known_args(arguments)
     config = load_config(args.config, overrides)
-    base = str(Path(args.base).resolve()) if Path(args.base).exists() else args.base
-    sha256 = "" if args.page else parameters_sha256(visor_jax.load(base))
+    base, sha256 = ("", "") if args.page else opened_base(args.base, args.runs.resolve())
     session = Session(config, base, sha256, args.runs.resolve(), args.out.resolve(), args.steps_scale)
     if not args.page:
         fixed_questions(session)

@@ -118,6 +118,23 @@ def test_levels_controls_intervals_and_kinds(full_run: Path, edit_evaluation: Ed
     assert "title 75.0 ±5.0 25.0 ±5.0 12.5 ±5.0" in controls
 
 
+def test_examples_show_what_their_answers_depend_on(full_run: Path, edit_evaluation: Edit) -> None:
+    forget_training(full_run)
+    relevance = [[0] * 9 for _ in range(9)]
+    relevance[2][3] = 100
+
+    def add(evaluation: dict[str, Any]) -> None:
+        evaluation["examples"][1]["relevance"] = relevance
+        evaluation["examples"][0]["relevance"] = [[0, 1], [2]]  # not a map
+
+    edit_evaluation(add)
+    _, page = report_of(full_run)
+    assert len(page.pictures("png")) == 20 + 1 and "as bright as the answer depends on each patch" in page.text
+    plain, dimmed = (np.asarray(Image.open(io.BytesIO(data)), int) for data in page.pictures("png")[:2])
+    assert (dimmed[16:24, 24:32] == plain[16:24, 24:32]).all()
+    assert (dimmed[:16] <= plain[:16] // 4 + 1).all()
+
+
 def test_without_controls_their_section_is_missing(full_run: Path) -> None:
     forget_training(full_run)
     _, page = report_of(full_run)

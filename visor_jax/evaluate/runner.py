@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visor_jax.budget import Budget
+from visor_jax.budget import Bits, Budget
 from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.controls import CONTROLS
 from visor_jax.data.fingerprint import fingerprint_of_split
+from visor_jax.data.questions import Place
 from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind, source_label
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.measure import Measured, measure, policy_picks, requested_budgets
+from visor_jax.evaluate.relevance import patch_relevance
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
 from visor_jax.scale.distributed import once
@@ -101,7 +103,8 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
     """Answers a few questions of every task and writes their pictures to `examples/` in the folder.
 
     The policy chooses the budget; without one all slots are on. Of several pictures the first is written, of a video
-    its first frame; "image" is "" if there is none.
+    its first frame; "image" is "" if there is none. "relevance" has, by rows, how much the reference answer depends on
+    each patch of the first tile, in percent of the most relevant one; null if it is not computed.
     """
     scores, num_examples, examples = measured.scores, Counter[str](), []
     picked = policy_picks(model, scores, 0.0) if model.has_policy else None
@@ -118,6 +121,7 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
         name = f"examples/{index}.png" if sample.images else ""
         if sample.images:
             write_bytes(folder / name, png(still(sample.images[0])))
+        bits = (True,) * model.arch.num_slots if picked is None else model.viable_budgets[picked[index]]
         examples.append(
             {
                 "index": index,
@@ -127,10 +131,18 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
                 "prediction": answer.text,
                 "budget": str(budget),
                 "task": task,
+                "relevance": relevance_of(model, measured, id, bits) if len(sample.images) == 1 else None,
                 "decoder_gflops": answer.decoder_flops / 1e9,
             }
         )
     return examples
+
+
+def relevance_of(model: Visor, measured: Measured, id: str, bits: Bits) -> list[list[int]] | None:
+    """Returns `patch_relevance` of a question in percent."""
+    batch = measured.questions.batch([measured.questions.example(Place.of(id))], 1)
+    relevance = patch_relevance(model.params, batch, bits, model.arch)
+    return None if relevance is None else np.rint(100 * relevance).astype(int).tolist()
 
 
 def with_system(model: Visor, system: str) -> Visor:

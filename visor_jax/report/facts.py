@@ -67,6 +67,7 @@ EVALUATION: Shape = {
             {
                 **dict.fromkeys(("image", "question", "answer", "prediction", "budget", "task"), TEXT),
                 "decoder_gflops": COST,
+                "relevance": optional(list_of(list_of(COUNT))),
             }
         )
     ),

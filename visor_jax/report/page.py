@@ -294,11 +294,23 @@ def examples(facts: Facts, tasks: Sequence[tuple[str, str]], budgets: Sequence[s
                 "color": color,
                 "on_dark": figures.is_dark(color),
                 "picture": picture if picture is None else data_uri(*embedded(picture)),
+                "relevance": relevance_picture(picture, example.get("relevance")),
                 "pixelated": picture is not None and max(picture.shape[:2]) <= PICTURE // 2,
                 "flops": f"{flops(example['decoder_gflops'], largest)} {figures.flops_unit(largest)[1]}",
             }
         )
     return cards
+
+
+def relevance_picture(picture: np.ndarray | None, relevance: Sequence[Sequence[int]] | None) -> str | None:
+    """Returns a picture as a data URI, its patches as bright as the answer depends on them; None without either."""
+    if picture is None or not relevance or len({len(row) for row in relevance}) != 1:
+        return None
+    size = picture.shape[1], picture.shape[0]
+    percents = np.clip(np.array(relevance, np.float32), 0, 100).astype(np.uint8)
+    mask = Image.fromarray(percents).resize(size, Image.Resampling.NEAREST)
+    strength = np.asarray(mask, np.float32)[..., None] / 100
+    return data_uri(*embedded((picture * (0.25 + 0.75 * strength)).astype(np.uint8)))
 
 
 def embedded(picture: np.ndarray) -> tuple[bytes, str]:
