@@ -7,7 +7,7 @@ caller counts the reasons.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -59,6 +59,7 @@ def samples_of(record: Sample | Sheet) -> tuple[Sample, ...]:
     return record.samples if isinstance(record, Sheet) else (record,)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to samples: `source[i]` is a pure function of the source's settings and `i`."""
 
