@@ -63,7 +63,8 @@ def page(results: Results, *, with_curves: bool) -> str:
         "",
         "Made by `python benchmarks/claims.py`; every number is a mean over seeds "
         f"{', '.join(map(str, seeds))} of the test split, in",
-        "percent, with a 95 % interval from a bootstrap over seeds and questions (few seeds make it too narrow). All",
+        "percent, with a 95 % interval from a bootstrap over seeds and questions. Few seeds make it too narrow, and it",
+        "gives 0 and 100 % no width. All",
         f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
         "questions. FLOPs are counted by formula up to the first answer token.",
         "",
