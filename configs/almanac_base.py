@@ -15,17 +15,18 @@ from ml_collections import ConfigDict
 
 from visor_jax.config import default_config
 
-ROWS = 16  # per step: a row is a sheet of about ten crops, of three lists, or one page
-# Weights of the exercises. Rows are weighed, not pictures: a row of crops holds ten.
+# Weights of the exercises in each phase. Rows are weighed, not pictures: a row is a sheet of about nine crops, of three
+# lists, of two small tables or bars, or one page.
 WORDS = (("crops", 1.0),)
-WORDS_TALL = (("crops", 2.0), ("crops_tall", 1.0), ("bars_small", 0.1))
+LINES = (("crops", 1.0), ("crops_tall", 0.4), ("crops_line", 1.0), ("bars_small", 0.1))
+TWO_LINES = (("crops", 0.4), ("crops_line", 1.0), ("crops_two_lines", 1.0), ("bars_small", 0.15))
 # Colors, words in every role and short look-ups stay in every phase: what a phase leaves out is forgotten.
-KEPT = (("crops", 0.15), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
-READ = (("lists", 1.0), ("crops", 0.5), ("bars_small", 0.2), ("tables_one_row", 0.1))
-SHORT = (("lists_short", 1.0), ("lists", 0.3), *KEPT)
+KEPT = (("crops_line", 0.1), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
+READ = (("lists", 1.0), ("crops_line", 0.3), ("bars_small", 0.2), ("tables_one_row", 0.1))
 # A task that stays at chance in a mixture starts to be learned when it is asked mostly.
+SHORT = (("lists_short", 1.0), ("lists", 0.2), *KEPT)
 WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
-COMPARE = (("lists_compare", 1.0), ("lists", 0.3), ("lists_who", 0.2), *KEPT)
+COMPARE = (("lists_compare", 1.0), ("lists_one_digit", 0.2), ("lists_short", 0.3), *KEPT)
 LISTS = (("lists", 1.0), ("lists_one_digit", 0.1), ("lists_who", 0.1), ("tables_small", 0.15), *KEPT)
 COLUMNS = (
     ("tables_one_row", 0.4), ("tables_small", 0.5), ("vbars_small", 0.5), ("pages_72", 0.4), ("pages", 0.6),
@@ -55,7 +56,8 @@ def get_config() -> ConfigDict:
         rope_theta=100.0,
         tie_word_embeddings=True,
         embedding_init=0.125,
-        residual_init=0.3,
+        residual_init=0.29,  # 1 / sqrt(2 * 6)
+        attention_init="random",
         max_positions=2048,  # training rows have 200
     )
     config.model.vision.update(
@@ -66,19 +68,19 @@ def get_config() -> ConfigDict:
         num_layers=3,
         num_heads=4,
         position_init="sines",
-        residual_init=0.4,
+        residual_init=0.41,  # 1 / sqrt(2 * 3)
     )
     config.model.anyres.standardize = True
     config.tokenizer.path = "almanac"
 
-    phases = (WORDS, WORDS_TALL, READ, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
+    phases = (WORDS, LINES, TWO_LINES, READ, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
     exercises = dict.fromkeys(name for weights in phases for name, _ in weights)
     config.data.update(
         source="almanac",
         parts=tuple(("almanac", name, "all", 1.0) for name in exercises),
         question_part="pages",
         turns_per_picture=16,
-        batch_size=ROWS,
+        batch_size=12,
         tiles=1,
         visual_length=72,  # a page has 64 patches and a newline
         text_length=128,
@@ -98,10 +100,17 @@ def get_config() -> ConfigDict:
         validate_every=500,
         validate_samples=256,
     )
-    config.stage_overrides.base_words.update(batch_size=8, steps=3000, curriculum=((0, WORDS), (1000, WORDS_TALL)))
-    config.stage_overrides.base_lists.update(
-        batch_size=10, steps=7000, curriculum=((0, READ), (1500, SHORT), (3000, WHO), (3800, COMPARE), (4600, LISTS))
+    config.stage_overrides.base_words.update(
+        batch_size=8, accumulate=2, steps=3600, curriculum=((0, WORDS), (1000, LINES), (2000, TWO_LINES))
     )
-    config.stage_overrides.base_pages.update(batch_size=12, steps=5000, curriculum=((0, COLUMNS), (1200, PAGES)))
+    config.stage_overrides.base_lists.update(
+        batch_size=12,
+        accumulate=3,
+        steps=10_000,
+        curriculum=((0, READ), (1000, SHORT), (4000, WHO), (4800, COMPARE), (6500, LISTS)),
+    )
+    config.stage_overrides.base_pages.update(
+        batch_size=12, accumulate=3, steps=8000, curriculum=((0, COLUMNS), (2000, PAGES))
+    )
     config.evaluate.update(samples=2048, batch_size=32)
     return config
