@@ -124,7 +124,10 @@ def read_mixture(data: Mapping[str, Any]) -> Mixture:
         file, folder = None, as_path(root)
         entries = [_listed(item, f"data.parts[{number}]") for number, item in enumerate(data.get("parts") or ())]
     for entry in entries:
-        _check_generated(entry) if entry.is_generated and file is None else _check_inside(folder, entry)
+        if entry.is_generated and file is None:
+            _check_generated(entry)
+        else:
+            _check_inside(folder, entry)
     weighted = [bool(entry.weight) for entry in entries]
     if any(weighted) and not all(weighted):
         missing = entries[weighted.index(False)]
