@@ -11,12 +11,14 @@ import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import grain
+from typing import TYPE_CHECKING
 
 from visor_jax.config import TrainConfig
 from visor_jax.config.checks import check_part_names
 from visor_jax.data.sample import Part
+
+if TYPE_CHECKING:
+    import grain
 
 FOREVER = 2**62  # larger lengths overflow inside Grain
 
@@ -95,6 +97,8 @@ class PhasedMixture:
 
 
 def _mixture(weights: Sequence[float]) -> grain.MapDataset[tuple[int, int]]:
+    import grain  # imports JAX, which the command line loads late
+
     used = [part for part, weight in enumerate(weights) if weight]
     ordinals = [grain.MapDataset.range(FOREVER).map(functools.partial(_pair, part)) for part in used]
     return grain.MapDataset.mix(ordinals, weights=[weights[part] for part in used])
