@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from visor_jax.checkpoint.restoring import restore_complete
-from visor_jax.config import architecture, from_dict
+from visor_jax.checkpoint.restoring import restore_complete, saved_architecture
+from visor_jax.config import from_dict
 from visor_jax.data.from_config import make_tokenizer
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
@@ -86,7 +86,7 @@ def load(path: str | Path, plan: str | None = None, dtype: Any = None) -> Visor:
 def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     """Loads the model of one complete stage of a workdir."""
     config = from_dict(workdir.config())
-    arch = architecture(config, stage)
+    arch = saved_architecture(config, workdir.stage(stage))
     params = restore_complete(workdir, stage, abstract_params(arch))
     if dtype is not None:
         params = in_dtype(params, dtype)

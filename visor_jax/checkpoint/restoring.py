@@ -17,8 +17,10 @@ from typing import Any, cast
 
 import jax
 
+from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.arrays import load
 from visor_jax.checkpoint.manifest import Damaged, Manifest, Unfinished, examine, read_manifest
+from visor_jax.config import Config, architecture
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.bucket import is_bucket
 from visor_jax.files.read_write import as_path
@@ -69,6 +71,15 @@ def find_newest(folder: Path) -> NewestStep:
 
 
 # --- a complete stage -------------------------------------------------------------------------------------------------
+
+
+def saved_architecture(config: Config, folder: StageFolder) -> Architecture:
+    """Returns the architecture of a complete stage: an imported `base` has `model.plan`, also where training is dense.
+
+    `visor import` saves step 0; training has at least one step.
+    """
+    imported = folder.path.name == "base" and folder.is_complete() and folder.complete().step == 0
+    return architecture(config, "" if imported else folder.path.name)
 
 
 def restore_complete(workdir: Workdir, stage: str, abstract: Any, shardings: Any = None) -> Any:

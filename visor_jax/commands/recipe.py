@@ -332,7 +332,7 @@ def _file_fields(name: str, data: str) -> dict[str, Any]:
     from_file = named_kind(name).from_file
     single = {"source": name, "mixture": "", "parts": (), "sampling": "all"}
     if from_file is None:
-        return single
+        return {**single, "path": ""}
     if not data:
         raise RequestError(f"--benchmark={name}: needs --data=FILE, the file with the questions")
     return {**single, **from_file(_question_file(data))}

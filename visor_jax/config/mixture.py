@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from visor_jax.config.data_fields import BUILT_IN
 from visor_jax.config.sampling import parse_sampling
 from visor_jax.errors import RequestError, nearest
 from visor_jax.files.read_write import as_path, read_regular
@@ -32,7 +33,7 @@ MAX_BYTES = 16 * 2**20  # of a mixture file
 MAX_ENTRIES = 10_000
 _MAX_DEPTH = 20  # of lists and entries within each other; a mixture has three
 
-GENERATED = ("almanac", "glyphs")  # sources without files; the path of such an entry names an exercise
+GENERATED = BUILT_IN  # sources without files; the path of such an entry names an exercise
 
 _KEYS = {
     "path": "path",

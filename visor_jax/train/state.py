@@ -18,8 +18,8 @@ from jaxtyping import PRNGKeyArray
 
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
-from visor_jax.checkpoint.restoring import EMA, restore_complete
-from visor_jax.config import Config, ConfigLike, TrainConfig, architecture, as_config, stage_config
+from visor_jax.checkpoint.restoring import EMA, restore_complete, saved_architecture
+from visor_jax.config import Config, ConfigLike, TrainConfig, as_config, stage_config
 from visor_jax.config.shipped import checkpoint_folder
 from visor_jax.data.from_config import make_tokenizer
 from visor_jax.errors import RequestError
@@ -106,7 +106,7 @@ def saved_params(
         check(checkpoint)
         return read_params(checkpoint, mesh)
     folder = start_folder(init_from, workdir)
-    shapes = abstract_params(architecture(config, folder.name))
+    shapes = abstract_params(saved_architecture(config, StageFolder(folder)))
     return restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh))
 
 
