@@ -18,9 +18,9 @@ from PIL import Image
 from visor_jax.adapt.label import cheapest_good_enough, label_stage
 from visor_jax.budget import budget_name
 from visor_jax.config import from_dict
+from visor_jax.data.almanac.exercises import EXERCISES
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import make_source
-from visor_jax.data.glyphs.source import TASKS
 from visor_jax.data.questions import label_questions
 from visor_jax.data.skips import SkipLog
 from visor_jax.errors import RequestError
@@ -32,6 +32,7 @@ from visor_jax.train.objectives.policy import LabeledExamples
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels
 
+TASKS = (*EXERCISES["pages"].weights, "read")
 TABLES = arrays.arrays(
     np.float64, st.tuples(st.integers(1, 8), st.integers(1, 5)), elements=st.floats(-20, 0, allow_nan=False)
 )
@@ -67,8 +68,8 @@ def test_a_lucky_guess_is_not_good_enough() -> None:
 
 def test_the_files_of_a_labeling(tiny_run: Path) -> None:
     labels, summary = Labels.read(Workdir(tiny_run)), read_json(tiny_run / "labels" / "labels.json")
-    assert summary["samples"] == len(labels.label) == 16 == sum(summary["counts"].values())
-    assert labels.log_likelihood.shape == (16, len(labels.budgets))
+    assert summary["samples"] == len(labels.label) == 48 == sum(summary["counts"].values())
+    assert labels.log_likelihood.shape == (48, len(labels.budgets))
     names = [budget_name(labels.budgets[i]) for i in labels.label]
     assert {n: names.count(n) for n in names} == summary["counts"]
     totals = {n: sum(task.get(n, 0) for task in summary["by_task"].values()) for n in summary["counts"]}
@@ -82,7 +83,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
     tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, workdir = tiny_config({"label.only_right": True}), Workdir(tiny_copy)
-    everything, right = Labels.read(workdir), np.zeros(16, bool)
+    everything, right = Labels.read(workdir), np.zeros(48, bool)
     model = load_stage(workdir, "universal")
     (tiny_copy / "config.json").unlink()
     workdir.claim(config)
@@ -100,7 +101,7 @@ def test_questions_that_the_full_budget_gets_wrong_may_be_left_out(
     selected = label_stage(config, workdir, model)
     np.testing.assert_array_equal(selected.label, everything.label[right])
     np.testing.assert_array_equal(Labels.read(workdir).picture_index, everything.picture_index[right])
-    assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 6
+    assert read_json(tiny_copy / "labels" / "labels.json")["samples"] == 16
 
 
 def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
@@ -109,20 +110,22 @@ def test_labeled_questions_are_found_again(tiny_run: Path) -> None:
     assert {(place.index, place.turn) for place in all_questions.plan()} == set(
         zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)
     )
-    assert len(labeled.places) == 16
-    _, batch = labeled.batch(np.arange(16))
+    assert len(labeled.places) == 48
+    _, batch = labeled.batch(np.arange(48))
     for row, expected in enumerate(map(all_questions.example, labeled.places)):
-        assert batch.ids[row] == f"glyphs/train/{config.seed}/{labels.picture_index[row]}", "the id in the data set"
+        assert batch.ids[row] == f"almanac/pages/train/{config.seed}/{labels.picture_index[row]}", (
+            "the id in the data set"
+        )
         assert np.array_equal(labeled.example(row).text_tokens, expected.text_tokens)
         assert np.array_equal(labeled.example(row).tiles, expected.tiles)
-    assert len(set(labels.picture_index.tolist())) < 16, "pictures have several questions"
+    assert len(set(labels.picture_index.tolist())) < 48, "pictures have several questions"
 
 
 def test_labels_of_other_data_are_refused_when_they_are_read(tiny_run: Path) -> None:
     config, labels = from_dict(Workdir(tiny_run).config()), Labels.read(Workdir(tiny_run))
     for changed in ({"turn": labels.turn + 9}, {"picture_index": labels.picture_index + 2**60}):
         with pytest.raises(
-            RequestError, match=r"labels\.npz: turn \d+ of record \d+ of glyphs cannot be used: .*other data"
+            RequestError, match=r"labels\.npz: turn \d+ of record \d+ of almanac cannot be used: .*other data"
         ):
             LabeledExamples(config, dataclasses.replace(labels, **changed))
 
@@ -132,20 +135,20 @@ def test_pictures_that_were_not_trained_on_are_labeled() -> None:
 
 
 def test_every_task_is_labeled_equally_often() -> None:
-    config = tiny_config({"label.samples": 44})
+    config = tiny_config({"label.samples": 4 * len(TASKS)})
     assert Counter(sample.turns[0].task for sample in label_questions(config)) == dict.fromkeys(TASKS, 4)
 
 
 def test_tasks_can_be_left_out_of_the_labels() -> None:
-    config = tiny_config({"label.samples": 30, "label.without": ("bg", "card")})
+    config = tiny_config({"label.samples": 50, "label.without": ("paper", "unit")})
     tasks = Counter(sample.turns[0].task for sample in label_questions(config))
-    assert tasks.keys() == TASKS.keys() - {"bg", "card"} and tasks.total() == 30
-    assert max(tasks.values()) == 4
+    assert tasks.keys() == {*TASKS} - {"paper", "unit"} and tasks.total() == 50
+    assert max(tasks.values()) == 3
 
 
 @pytest.mark.parametrize(
     ("without", "message"),
-    [(("cart",), "have no task 'cart'; did you mean 'card'"), (tuple(TASKS), "leaves no task to label")],
+    [(("papers",), "have no task 'papers'; did you mean 'paper'"), (tuple(TASKS), "leaves no task to label")],
 )
 def test_tasks_that_cannot_be_left_out_are_refused(without: tuple[str, ...], message: str) -> None:
     with pytest.raises(RequestError, match=message):

@@ -119,7 +119,7 @@ def test_the_files_of_a_search(tiny_run: Path) -> None:
     with (tiny_run / "search" / "subsets.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [row["budget"] for row in table] == [row["budget"] for row in saved["subsets"]]
-    assert float(table[1]["bg"]) == row["tasks"]["bg"]
+    assert float(table[1]["paper"]) == row["tasks"]["paper"]
 
 
 def test_a_missing_search_is_named(tmp_path: Path) -> None:

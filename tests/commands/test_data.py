@@ -11,8 +11,8 @@ from PIL import Image
 
 from visor_jax.__main__ import main
 from visor_jax.commands import data
-from visor_jax.data.from_config import make_tokenizer, sample_encoder, training_row_shape
-from visor_jax.data.glyphs.source import Glyphs
+from visor_jax.config import load_config
+from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
 from visor_jax.data.preview_model import fill_rows
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources.llava import LlavaSource
@@ -26,6 +26,10 @@ def get_config():
     config.update(stages=("full",))
     return config
 """
+GENERATED = CONFIG.format(data="source='almanac', text_length=128").replace(
+    "    return",
+    "    config.tokenizer.path = 'almanac'\n    config.model.vision.update(tile_size=96, patch_size=12)\n    return",
+)
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "set.json").write_text(json.dumps(records))
     data = f"source='llava', root={str(tmp_path)!r}, path='set.json', text_length=128"
     (tmp_path / "llava.py").write_text(CONFIG.format(data=data))
-    (tmp_path / "glyphs.py").write_text(CONFIG.format(data="text_length=128"))
+    (tmp_path / "almanac.py").write_text(GENERATED)
     return tmp_path
 
 
@@ -179,10 +183,11 @@ def test_stats_measure_what_can_be_used(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_build_writes_what_can_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
+    config, out = f"--config={folder / 'almanac.py'}", folder / "built"
     actual = result_of(capsys, "build", config, f"--out={out}", "--samples=5")
     assert actual["samples"] == {"train": 5, "validation": 5, "test": 5}
-    back, source = LlavaSource(out / "test.json", out, max_image_pixels=10**6), Glyphs("test")
+    back = LlavaSource(out / "test.json", out, max_image_pixels=10**6)
+    source = make_source(load_config(folder / "almanac.py"), "test")
     for index in range(5):
         sample = source[index]
         np.testing.assert_array_equal(back[index].images[0], sample.images[0])
@@ -210,7 +215,7 @@ def test_build_keeps_system_texts_and_records_without_a_picture(good: Path, caps
 def test_build_leaves_other_peoples_folders_alone_and_is_on_the_disk_before_it_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = f"--config={folder / 'glyphs.py'}", folder / "built"
+    config, out = f"--config={folder / 'almanac.py'}", folder / "built"
     (folder / "built.partial").mkdir()
     (folder / "built.partial" / "mine").write_text("precious")
     left = folder / f".built.{2**22 + 1}.partial"  # from a killed process: no process has this number
@@ -233,12 +238,12 @@ def test_a_build_that_fails_leaves_nothing(folder: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    assert main(["data", "build", f"--config={folder / 'glyphs.py'}", f"--out={folder / 'built'}", "--samples=2"]) == 1
+    assert main(["data", "build", f"--config={folder / 'almanac.py'}", f"--out={folder / 'built'}", "--samples=2"]) == 1
     assert not [path for path in folder.iterdir() if "built" in path.name]
 
 
 def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("glyphs", "llava"):
+    for name in ("almanac", "llava"):
         out = folder / f"{name}.png"
         result_of(capsys, "preview", f"--config={folder / f'{name}.py'}", f"--out={out}", "--samples=3")
         with Image.open(out) as sheet:
@@ -253,7 +258,7 @@ def test_preview_draws_the_rows_of_the_first_step(
     """The samples that wait are those of the training stream, for the first pool."""
     drawn: list[Any] = []
     monkeypatch.setattr(data, "model_sheet", lambda pairs, waiting, title, config, out: drawn.append((waiting, config)))
-    config = f"--config={folder / 'glyphs.py'}"
+    config = f"--config={folder / 'almanac.py'}"
     assert main(["data", "preview", config, f"--out={folder / 'sheet.png'}", "--samples=1", *changes]) == 0
     waiting, configured = drawn[0]
     rows, _, per_pool = fill_rows(waiting, configured)
@@ -312,7 +317,7 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str], argume
 def test_places_that_cannot_be_written_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], action: str
 ) -> None:
-    taken = folder / "glyphs.py" / "inside"
-    assert main(["data", action, f"--config={folder / 'glyphs.py'}", f"--out={taken}", "--samples=2"]) == 2
+    taken = folder / "almanac.py" / "inside"
+    assert main(["data", action, f"--config={folder / 'almanac.py'}", f"--out={taken}", "--samples=2"]) == 2
     error = capsys.readouterr().err
     assert f"--out={taken}: cannot be written" in error and error.count("\n") == 1

@@ -179,7 +179,7 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
         (folder / name).write_text("[]")
         (folder / "sheet.png").write_bytes(b"")
         assert evaluation_data(config, "llava", str(folder)).data.path == name
-    assert evaluation_data(changed, "glyphs", "").data.source == "glyphs"
+    assert evaluation_data(changed, "almanac", "").data.source == "almanac"
     for name, source in (("a.parquet", "parquet"), ("a.array_record", "array_record"), ("noted.txt", "llava")):
         assert evaluation_data(config, "", str(tmp_path / name)).data.source == source
     mixed = evaluation_data(config, "", str(tmp_path / "mix.yaml"))
@@ -188,9 +188,9 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
     again = evaluation_data(mixed, "llava", str(tmp_path / "mine.json"))
     assert (again.data.path, again.data.mixture) == ("mine.json", "")
     for benchmark, data, message in (
-        ("docvqa", "", "expected glyphs, or llava"),
+        ("docvqa", "", "expected .*almanac, or llava"),
         ("llava", "", "needs --data"),
-        ("glyphs", "mine.json", "takes no --data=mine.json"),
+        ("almanac", "mine.json", "takes no --data=mine.json"),
     ):
         with pytest.raises(RequestError, match=message):
             evaluation_data(config, benchmark, data)

@@ -58,17 +58,17 @@ def test_a_file_that_is_wrong_is_named(tmp_path, body, expected):
 
 
 def test_files_that_cannot_be_taken(tmp_path):
-    (tmp_path / "glyphs_mini.py").write_text("x = 1\n")
+    (tmp_path / "almanac_mini.py").write_text("x = 1\n")
     (tmp_path / "notes.txt").write_text("hello\n")
-    assert "defines no function get_config()" in load_error(tmp_path / "glyphs_mini.py")
-    assert "did you mean" in load_error(tmp_path / "glyphs_mni.py")
+    assert "defines no function get_config()" in load_error(tmp_path / "almanac_mini.py")
+    assert "did you mean" in load_error(tmp_path / "almanac_mni.py")
     assert "no such file" in load_error(tmp_path / "nowhere" / "a.py")
     assert "expected a Python file" in load_error(tmp_path / "notes.txt")
     os.mkfifo(tmp_path / "fifo.py")
     assert "not a regular file" in load_error(tmp_path) and "not a regular file" in load_error(tmp_path / "fifo.py")
     assert "a configuration is code; expected a local file" in load_error("gs://bucket/configs/a.py")
     assert "printable" in load_error("a\nb.py")
-    assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'glyphs_mini.py'}:x")
+    assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'almanac_base.py'}:x")
 
 
 def test_code_in_a_workdir_is_not_executed(tmp_path):
@@ -87,11 +87,11 @@ def test_a_config_file_may_start_from_another(tmp_path):
     (tmp_path / "mine.py").write_text(
         f"from visor_jax.config import config_from_file\n"
         f"def get_config():\n"
-        f"    config = config_from_file({str(ROOT / 'configs' / 'glyphs_mini.py')!r})\n"
+        f"    config = config_from_file({str(ROOT / 'configs' / 'almanac_mini.py')!r})\n"
         f"    config.seed = 5\n"
         f"    return config\n"
     )
-    ours = config_from_file(ROOT / "configs" / "glyphs_mini.py")
+    ours = config_from_file(ROOT / "configs" / "almanac_mini.py")
     theirs = load_config(tmp_path / "mine.py")
     assert theirs.seed == 5
     assert dataclasses.replace(theirs, seed=ours.seed) == validate(ours)
@@ -102,7 +102,7 @@ def test_a_config_file_may_start_from_another(tmp_path):
 
 def test_a_resolved_configuration_in_json_is_read_as_data(tmp_path: Path) -> None:
     """Also a workdir's own config.json, which holds no code."""
-    config = load_config(ROOT / "configs/glyphs_mini.py", ["--config.train.steps=7"])
+    config = load_config(ROOT / "configs/almanac_mini.py", ["--config.train.steps=7"])
     (tmp_path / "plain.json").write_text(to_json(config))
     (tmp_path / "config.json").write_text(json.dumps({"config": json.loads(to_json(config)), "format": 1}))
     for name in ("plain.json", "config.json"):

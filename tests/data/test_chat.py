@@ -12,7 +12,7 @@ from visor_jax.data.sample import SkipSample, Turn
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 
-TOKENIZER = load_tokenizer("glyphs")
+TOKENIZER = load_tokenizer("almanac")
 
 
 def pieces(ids: list[int]) -> list[str]:
@@ -28,56 +28,54 @@ def conversation(*turns: tuple[str, str], **settings) -> tuple[list[str], list[s
     return tokens, [token for token, target in zip(tokens, encoded.target_mask, strict=True) if target]
 
 
-USER = ["<|im_start|>", "user", "\n", "<image>", "\n"]
-QUESTION = ["What", " colour", " is", " A", "?", "<|im_end|>", "\n"]
-HEADER = ["<|im_start|>", "assistant", "\n"]
+USER = ["<|im_start|>", "user\n", "<image>", "\n"]
+QUESTION = ["Value", " of ", "Rome", "?", "<|im_end|>", "\n"]
+HEADER = ["<|im_start|>", "assistant\n"]
 
 
 def test_one_turn() -> None:
-    tokens, targets = conversation(("What colour is A?", "red"))
+    tokens, targets = conversation(("Value of Rome?", "red"))
     assert tokens == [*USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
     assert targets == ["red", "<|im_end|>"]
 
 
 def test_two_turns_have_one_picture_and_both_answers_are_targets() -> None:
-    tokens, targets = conversation(("Describe the shape.", "red circle"), ("Which digit is above A?", "3"))
+    tokens, targets = conversation(("Read the page.", "Rome 3"), ("Which has 3?", "3"))
     assert tokens == [
-        *USER, "Describe", " the", " shape", ".", "<|im_end|>", "\n",
-        *HEADER, "red", " circle", "<|im_end|>", "\n",
-        "<|im_start|>", "user", "\n", "Which", " digit", " is", " above", " A", "?", "<|im_end|>", "\n",
+        *USER, "Read", " the", " page", ".", "<|im_end|>", "\n",
+        *HEADER, "Rome", " ", "3", "<|im_end|>", "\n",
+        "<|im_start|>", "user\n", "Which", " has ", "3", "?", "<|im_end|>", "\n",
         *HEADER, "3", "<|im_end|>", "\n",
     ]  # fmt: skip
-    assert targets == ["red", " circle", "<|im_end|>", "3", "<|im_end|>"]
+    assert targets == ["Rome", " ", "3", "<|im_end|>", "3", "<|im_end|>"]
 
 
 def test_a_system_text_comes_first_and_only_if_there_is_one() -> None:
-    tokens, targets = conversation(("What colour is A?", "red"), system="Name the colour.")
-    system = ["<|im_start|>", "system", "\n", "Name", " the", " colour", ".", "<|im_end|>", "\n"]
+    tokens, targets = conversation(("Value of Rome?", "red"), system="Name the page.")
+    system = ["<|im_start|>", "system\n", "Name", " the", " page", ".", "<|im_end|>", "\n"]
     assert tokens == [*system, *USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
     assert targets == ["red", "<|im_end|>"]
     assert conversation(("Q", "A"), system="") == conversation(("Q", "A"), system=None) == conversation(("Q", "A"))
 
 
 def test_llava_targets_are_the_assistants_turn_and_all_structure() -> None:
-    encoded = encode_conversation(
-        TOKENIZER, [Turn("What colour is A?", "red")], system="Name the colour.", targets="llava"
-    )
+    encoded = encode_conversation(TOKENIZER, [Turn("Value of Rome?", "red")], system="Name the page.", targets="llava")
     marked = [
-        token.upper() if target and token.isalpha() else token
+        token.upper() if target and token[0].isalpha() else token
         for token, target in zip(pieces(encoded.token_ids), encoded.target_mask, strict=True)
     ]
     assert marked == [
-        "<|im_start|>", "system", "\n", "Name", " the", " colour", ".", "<|im_end|>", "\n",
-        *USER, *QUESTION, "<|im_start|>", "ASSISTANT", "\n", "RED", "<|im_end|>", "\n",
+        "<|im_start|>", "system\n", "Name", " the", " page", ".", "<|im_end|>", "\n",
+        *USER, *QUESTION, "<|im_start|>", "ASSISTANT\n", "RED", "<|im_end|>", "\n",
     ]  # fmt: skip
     structure = {"\n", "<|im_start|>", "<|im_end|>"}
     for token, target in zip(pieces(encoded.token_ids), encoded.target_mask, strict=True):
-        assert target == (token in {*structure, "assistant", "red"})
+        assert target == (token in {*structure, "assistant\n", "red"})
 
 
 @pytest.mark.parametrize(
     "written",
-    ["What colour is A?", "<image>\nWhat colour is A?", "What colour is A? <image>", "\n<image>What colour is A?\n"],
+    ["Value of Rome?", "<image>\nValue of Rome?", "Value of Rome? <image>", "\n<image>Value of Rome?\n"],
 )
 def test_a_single_picture_is_placed_first_on_a_separate_line(written: str) -> None:
     assert conversation((written, "red"))[0] == [*USER, *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
@@ -86,7 +84,7 @@ def test_a_single_picture_is_placed_first_on_a_separate_line(written: str) -> No
 def test_several_pictures_stay_where_they_are() -> None:
     tokens, _ = conversation(("Is <image> or <image> red?", "up"), num_images=2)
     assert [token for token in tokens if token == "<image>"] == ["<image>"] * 2
-    start, end = tokens.index("user"), tokens.index("<|im_end|>")
+    start, end = tokens.index("user\n"), tokens.index("<|im_end|>")
     assert "".join(tokens[start:end]) == "user\nIs <image> or <image> red?"
 
 
@@ -97,13 +95,13 @@ def test_each_question_may_bring_its_own_picture() -> None:
 
 
 def test_text_alone_has_no_picture() -> None:
-    tokens, _ = conversation(("What colour is A?", "red"), num_images=0)
-    assert tokens == ["<|im_start|>", "user", "\n", *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
+    tokens, _ = conversation(("Value of Rome?", "red"), num_images=0)
+    assert tokens == ["<|im_start|>", "user\n", *QUESTION, *HEADER, "red", "<|im_end|>", "\n"]
 
 
 def test_a_picture_without_a_question() -> None:
     tokens, _ = conversation(("<image>\n", "red"))
-    assert tokens == ["<|im_start|>", "user", "\n", "<image>", "<|im_end|>", "\n", *HEADER, "red", "<|im_end|>", "\n"]
+    assert tokens == ["<|im_start|>", "user\n", "<image>", "<|im_end|>", "\n", *HEADER, "red", "<|im_end|>", "\n"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +164,7 @@ def test_the_prompt_is_what_stands_before_the_first_target(turns: list[tuple[str
     prompt = encode_prompt(TOKENIZER, turns[0][0], 1, system)
     assert encoded.token_ids[: len(prompt)] == prompt
     assert encoded.target_mask.index(True) == len(prompt)
-    assert pieces(prompt)[-3:] == HEADER
+    assert pieces(prompt)[-2:] == HEADER
 
 
 marked = st.lists(

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from visor_jax import testing
 from visor_jax.architecture import (
     AnyResArchitecture,
     Architecture,
@@ -18,12 +19,11 @@ from visor_jax.architecture import (
 )
 from visor_jax.data import chat, collate
 from visor_jax.data.collate import Example, RowShape, encode_example, encode_prompt, encode_tokens, make_batch
-from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.data.tokenizer import load_tokenizer
 
-TOKENIZER = load_tokenizer("glyphs")
+TOKENIZER = load_tokenizer("almanac")
 PLAIN = Architecture(  # every picture is one tile of four patches
     text=TextArchitecture(16, 8, 8, 3, 1, 1, 8),
     vision=VisionArchitecture(8, 4, 8, 8, 1, 1),
@@ -234,9 +234,8 @@ def test_a_row_that_overflows_is_refused() -> None:
 
 
 def test_the_generated_data_fits_its_default_row_shape() -> None:
-    vision = VisionArchitecture(72, 8, 8, 8, 1, 1, patch_local=True)
-    architecture = dataclasses.replace(PLAIN, vision=vision)
-    source = Glyphs()
+    architecture = dataclasses.replace(PLAIN, vision=VisionArchitecture(96, 12, 8, 8, 1, 1))
+    source = testing.almanac_source()
     for index in range(20):
-        example = encode_example(source[index], TOKENIZER, architecture, row_shape=RowShape(1, 82, 128))
-        assert example.size.visual == 82 and set(example.turn_index) == set(range(-1, len(example.tasks)))
+        example = encode_example(source[index], TOKENIZER, architecture, row_shape=RowShape(1, 72, 128))
+        assert example.size.visual == 65 and set(example.turn_index) == set(range(-1, len(example.tasks)))

@@ -51,8 +51,8 @@ def test_blind_pictures_are_gray_and_of_the_same_size() -> None:
 
 def test_shuffled_pictures_belong_to_another_question_of_the_task() -> None:
     config = as_config(tiny_config())
-    questions = single_questions(config, "test", 40)
-    shuffled = ControlQuestions(config, questions._source, 40, control="shuffled")
+    questions = single_questions(config, "test", 48)
+    shuffled = ControlQuestions(config, questions._source, 48, control="shuffled")
     pictures = {place: questions.read(place) for place in questions.plan()}
     for place, own in pictures.items():
         given_to = shuffled.controlled(own)

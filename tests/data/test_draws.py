@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.data.draws import PURPOSES, RANGE, STREAM_LENGTH, Within, generator, index_range, seed_sequence
 from visor_jax.data.from_config import label_source, stage_source
-from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.pipeline import ExampleStream
 from visor_jax.data.sample import Part, Sample, SkipSample
-from visor_jax.testing import tiny_config
+from visor_jax.testing import almanac_source, tiny_config
 
 CONSUMERS = (*TRAINED_STAGES, "label", "validation", "test")
 LEARNING = (*TRAINED_STAGES, "label")
@@ -74,18 +73,20 @@ def test_ranges_of_one_split_are_disjoint_and_the_stream_holds_them() -> None:
     for (split, _, stop), (next_split, start, _) in itertools.pairwise(actual):
         assert split != next_split or stop <= start
     assert {split for split, _, _ in actual} == {"train", "validation", "test"}
-    assert all(stop - start == RANGE >= 2**40 and stop <= STREAM_LENGTH <= len(Glyphs()) for _, start, stop in actual)
+    assert all(
+        stop - start == RANGE >= 2**40 and stop <= STREAM_LENGTH <= len(almanac_source()) for _, start, stop in actual
+    )
 
 
 def test_stages_and_labels_read_the_ranges_that_are_theirs() -> None:
     config = tiny_config()
     ids = {stage: stage_source(config, stage)[0].id for stage in TRAINED_STAGES}
-    assert ids == {stage: f"glyphs/train/0/{index_range(stage)[1].start}" for stage in TRAINED_STAGES}
+    assert ids == {stage: f"almanac/pages/train/0/{index_range(stage)[1].start}" for stage in TRAINED_STAGES}
     label_source(config)[index_range("label")[1].stop - 1]
 
 
 def test_pictures_differ_past_2_to_the_32_too() -> None:
-    source = Glyphs("train", 0)
+    source = almanac_source()
     images = {source[index].images[0].tobytes() for index in (5, 5 + 2**31, 5 + 2**32, 5 + 2**40)}
     assert len(images) == 4
 

@@ -200,7 +200,7 @@ def test_parts_that_do_not_fit_are_wrong_requests(parts: Any, fields: dict[str, 
 
 
 def test_the_stage_base_trains_on_answers_of_any_source() -> None:
-    config = as_config(configured())
+    config = as_config(configured(**{"stage_overrides.base.objective": "base"}))
     with pytest.raises(
         RequestError, match=r"the stage 'base' in stages .*or stage_overrides\.base\.objective='answer'"
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pickle
 from collections import Counter
@@ -94,7 +93,8 @@ def test_a_file_of_llava_next_is_read_as_it_is(root: Path) -> None:
 
 
 def test_the_stage_base_names_the_mixture_that_it_cannot_learn_from(root: Path) -> None:
-    config = dataclasses.replace(as_config(configured(root)), stages=("base",))
+    labeled = {"stages": ("base",), "stage_overrides.base.objective": "base"}
+    config = as_config(tiny_config({**labeled, "data.root": str(root), "data.mixture": "mix.yaml"}))
     with pytest.raises(RequestError, match=r"data\.mixture='mix\.yaml': the stage 'base' in stages"):
         check_source(config)
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from visor_jax.data import preview_text
-from visor_jax.data.glyphs.source import Glyphs
 from visor_jax.data.preview import PICTURE, contact_sheet
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.sample import Sample, Turn
+from visor_jax.testing import almanac_source
 
 
 def sheet_of(tmp_path: Path, *samples: Sample, columns: int = 0) -> np.ndarray:
@@ -29,14 +29,14 @@ def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
 
 
 def test_shows_every_picture_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
-    samples = [Glyphs("test")[i] for i in range(5)]
+    samples = [almanac_source("test")[i] for i in range(5)]
     sheet = sheet_of(tmp_path, *samples)
     for sample in samples:
-        assert contains(sheet, np.kron(sample.images[0], np.ones((PICTURE // 72, PICTURE // 72, 1), np.uint8)))
+        assert contains(sheet, np.kron(sample.images[0], np.ones((PICTURE // 96, PICTURE // 96, 1), np.uint8)))
 
 
 def test_questions_and_answers_leave_ink(tmp_path: Path) -> None:
-    sample = Glyphs("test")[0]
+    sample = almanac_source("test")[0]
     wordless = Sample(sample.id, sample.images, (), sample.source, sample.level)
     with_words, without = sheet_of(tmp_path, sample), sheet_of(tmp_path, wordless)
     assert with_words.shape[0] > without.shape[0]
@@ -45,7 +45,7 @@ def test_questions_and_answers_leave_ink(tmp_path: Path) -> None:
 
 
 def test_columns_decide_the_shape(tmp_path: Path) -> None:
-    samples = [Glyphs("test")[i] for i in range(4)]
+    samples = [almanac_source("test")[i] for i in range(4)]
     tall, wide = sheet_of(tmp_path, *samples, columns=1), sheet_of(tmp_path, *samples, columns=4)
     assert tall.shape[0] > 3 * PICTURE > tall.shape[1]
     assert wide.shape[1] > 4 * PICTURE > 3 * PICTURE > wide.shape[0]
@@ -53,7 +53,7 @@ def test_columns_decide_the_shape(tmp_path: Path) -> None:
 
 def test_line_breaks_in_names_change_nothing(tmp_path: Path) -> None:
     """Ids and tasks of the data are printed on one line."""
-    sample = Glyphs("test")[0]
+    sample = almanac_source("test")[0]
     turns = tuple(dataclasses.replace(turn, task="a b") for turn in sample.turns)
     plain = dataclasses.replace(sample, id="one two", turns=turns, level="hard rows")
     turns = tuple(dataclasses.replace(turn, task="a\r\nb\n") for turn in sample.turns)
@@ -89,7 +89,7 @@ def test_nothing_is_left_behind_when_there_is_nothing_to_draw(tmp_path: Path) ->
 
 def test_the_same_samples_give_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        contact_sheet([Glyphs("test")[3]], tmp_path / name)
+        contact_sheet([almanac_source("test")[3]], tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png"]
 

@@ -19,7 +19,7 @@ from visor_jax.data.preview_rows import color_of, draw_rows, tile_owners
 from visor_jax.data.preview_text import TextPainter
 from visor_jax.data.preview_tokens import KINDS, TARGET, boxes, draw_sample, grids, used_patches
 from visor_jax.data.sample import Sample, Turn
-from visor_jax.testing import glyphs_tokenizer, random_picture, tiny_config
+from visor_jax.testing import almanac_tokenizer, random_picture, tiny_config
 
 PACKING = {"data.pack_window": 8, "data.pool_rows": 2, "data.pool_tiles": 12, "data.visual_length": 300,
            "data.text_length": 300, "data.batch_size": 2, "data.tiles": 12}  # fmt: skip
@@ -28,7 +28,8 @@ FONT = TextPainter(13)
 
 @pytest.fixture(scope="module")
 def config() -> Any:
-    return as_config(tiny_config({**PACKING, "model.anyres.pinpoints": "(1x1),...,(2x2)"}))
+    tiles = {"model.vision.tile_size": 48, "model.vision.patch_size": 8, "model.anyres.pinpoints": "(1x1),...,(2x2)"}
+    return as_config(tiny_config({**PACKING, **tiles}))
 
 
 def make_sample(name: str, *shapes: tuple[int, ...]) -> Sample:
@@ -41,12 +42,12 @@ def make_sample(name: str, *shapes: tuple[int, ...]) -> Sample:
 
 
 def encoded(sample: Sample, config: Any) -> Any:
-    return encode_example(sample, glyphs_tokenizer(), architecture(config))
+    return encode_example(sample, almanac_tokenizer(), architecture(config))
 
 
 @pytest.mark.parametrize("shapes", [(), ((60, 20),), ((20, 20), (20, 30), (3, 20, 20)), ((2, 20, 20),)])
 def test_boxes_are_the_sequence_that_the_model_sees(config: Any, shapes: tuple[tuple[int, ...], ...]) -> None:
-    sample, tokenizer = make_sample("x", *shapes), glyphs_tokenizer()
+    sample, tokenizer = make_sample("x", *shapes), almanac_tokenizer()
     example = encoded(sample, config)
     lengths = anyres.visual_layout([image.shape[:-1] for image in sample.images], architecture(config)).lengths
     shown = [*boxes(example, tokenizer, lengths)]
@@ -62,7 +63,7 @@ def test_boxes_are_the_sequence_that_the_model_sees(config: Any, shapes: tuple[t
 
 
 def test_boxes_of_independent_turns_continue_what_the_turns_share(config: Any) -> None:
-    tokenizer, arch, images = glyphs_tokenizer(), architecture(config), (random_picture(20, 20, 0),)
+    tokenizer, arch, images = almanac_tokenizer(), architecture(config), (random_picture(20, 20, 0),)
     sample = Sample("x", images, (Turn("What is it?", "a dog"), Turn("What color?", "red")), "test", system="Be terse.")
     example = encode_example(sample, tokenizer, arch, independent_turns=True)
     shown = [*boxes(example, tokenizer, [len(example.visual_positions)])]
@@ -96,7 +97,7 @@ def test_the_grid_and_the_unused_patches(config: Any) -> None:
 def test_tinted_patches_and_targets_are_in_the_picture(config: Any) -> None:
     sample = make_sample("x", (10, 60))
     band = np.asarray(
-        draw_sample(sample, encoded(sample, config), glyphs_tokenizer(), architecture(config), FONT), np.int32
+        draw_sample(sample, encoded(sample, config), almanac_tokenizer(), architecture(config), FONT), np.int32
     )
     padding = [100, 30, 30]
     assert (band == padding).all(-1).sum() > 100

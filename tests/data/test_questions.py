@@ -12,7 +12,6 @@ from PIL import Image
 
 from visor_jax import testing
 from visor_jax.data.collate import Batch, count_text, encode_example
-from visor_jax.data.glyphs.source import TASKS, Glyphs
 from visor_jax.data.questions import READ_THREADS, RECENT, Questions, single_questions
 from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample, Turn, outline
 from visor_jax.data.skips import SkipLog
@@ -144,15 +143,6 @@ def test_one_picture_is_read_once_for_its_questions_nearly() -> None:
     assert len(source.opened) <= 10 * READ_THREADS < 80 and RECENT >= 2
 
 
-@pytest.mark.parametrize("task", [*TASKS])
-def test_the_outline_of_a_generated_sample_is_the_sample_without_its_picture(task: str) -> None:
-    source = Glyphs("train", 3, tasks=(task,), grid=6)
-    for index in (0, 2**40 + 5):
-        whole, outlined = source[index], outline(source, index)
-        assert (outlined.id, outlined.turns, outlined.level) == (whole.id, whole.turns, whole.level)
-        assert outlined.images == (NO_PICTURE,) and whole.images[0].size
-
-
 def test_the_outline_of_a_record_opens_nothing(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     talk = '[{"from": "human", "value": "<image><image>What?"}, {"from": "gpt", "value": "that"}]'
@@ -168,7 +158,7 @@ def test_the_outline_of_a_record_opens_nothing(tmp_path: Path) -> None:
 
 
 def test_text_is_counted_as_it_is_encoded() -> None:
-    tokenizer, arch = testing.glyphs_tokenizer(), testing.tiny_architecture()
+    tokenizer, arch = testing.almanac_tokenizer(), testing.tiny_architecture()
     pictures = (np.zeros((8, 8, 3), np.uint8),) * 2
     for turns in ((Turn("Which letter?", "A"),), (Turn("<image>\nA?", "B"), Turn("<image> C?", "D E"))):
         sample = Sample("", pictures[: len(turns)], turns, "")

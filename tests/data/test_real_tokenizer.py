@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from tokenizers import pre_tokenizers
 
+from visor_jax.data.almanac.build_tokenizer import build
 from visor_jax.data.chat import encode_conversation, encode_prompt
 from visor_jax.data.chat_template import CHAT_TOKENS
-from visor_jax.data.glyphs.build_tokenizer import build
 from visor_jax.data.sample import Turn
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.generate.detokenize import Characters
@@ -26,6 +26,9 @@ FOUND = importlib.util.find_spec("dashscope")  # the package is located, not imp
 RANKS = Path(FOUND.origin).parent / "resources" / "qwen.tiktoken" if FOUND and FOUND.origin else Path("none")
 pytestmark = pytest.mark.skipif(not RANKS.is_file(), reason="needs Qwen's BPE: pip install --no-deps dashscope")
 
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 NEWLINE, START, END, IMAGE = 198, 151_644, 151_645, 151_646
 USER = [START, 872, NEWLINE]  # "user"
 HEADER = [START, 77_091, NEWLINE]  # "assistant"
@@ -42,13 +45,15 @@ def ranks() -> dict[bytes, int]:
 
 @pytest.fixture(scope="module")
 def tokenizer(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
-    """A checkpoint's folder with Qwen2's tokenizer.json: the glyphs' one with the real vocabulary and merges."""
+    """A checkpoint's folder with Qwen2's tokenizer.json: the included one with its splits, vocabulary and merges."""
     letters = byte_letters()
 
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
     content = json.loads(build().to_str())
+    content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": SPLIT}
+    content["model"]["ignore_merges"] = False
     content["model"]["vocab"] = {spelled(token): rank for token, rank in ranks.items()}
     content["model"]["merges"] = [[spelled(part) for part in last_merge(t, ranks)] for t in ranks if len(t) > 1]
     added = {token: len(ranks) + index for index, token in enumerate(CHAT_TOKENS)}

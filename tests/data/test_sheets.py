@@ -11,7 +11,7 @@ from visor_jax.data.sample import Sample, Sheet, SkipSample, Turn
 from visor_jax.data.sheets import assign_places, encode_record, join
 from visor_jax.data.tokenizer import load_tokenizer
 
-TOKENIZER = load_tokenizer("glyphs")
+TOKENIZER = load_tokenizer("almanac")
 
 
 def sample(number: int, rows: int, columns: int, origin: tuple[int, int] | None = (0, 0), turns: int = 1) -> Sample:

@@ -70,7 +70,7 @@ def test_an_origin_belongs_to_one_picture_of_a_run_with_small_pictures() -> None
         with pytest.raises(SkipSample, match="belongs to one picture"):
             encode_tokens([1, *[IMAGE] * len(images), 2], images, IMAGE, SMALL, origin=(0, 0))
     with pytest.raises(RequestError, match=r"data\.small_pictures=False"):
-        encode_prompt([picture(4, 4)], "What?", load_tokenizer("glyphs"), TINY, origin=(0, 0))
+        encode_prompt([picture(4, 4)], "What?", load_tokenizer("almanac"), TINY, origin=(0, 0))
 
 
 def test_whole_pictures_fill_whole_tiles() -> None:

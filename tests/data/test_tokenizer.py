@@ -1,4 +1,4 @@
-"""Tests of `visor_jax.data.tokenizer` and of the included glyph tokenizer."""
+"""Tests of `visor_jax.data.tokenizer` and of the included tokenizer of the data set `almanac`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.config.data_fields import ASSETS
+from visor_jax.data.almanac.build_tokenizer import HEADERS, MAX_VOCABULARY, write
 from visor_jax.data.chat import encode_conversation, encode_prompt
 from visor_jax.data.chat_template import CHAT_TOKENS
-from visor_jax.data.glyphs.build_tokenizer import MAX_VOCABULARY, ROLES, write
-from visor_jax.data.glyphs.render import DIGITS
-from visor_jax.data.glyphs.source import background_names, color_names, glyph_names
-from visor_jax.data.glyphs.words import PHRASINGS
 from visor_jax.data.sample import Turn
 from visor_jax.data.tokenizer import ChatTokenizer, load_tokenizer
 from visor_jax.errors import RequestError
 
-TOKENIZER = load_tokenizer("glyphs")
+TOKENIZER = load_tokenizer("almanac")
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def changed(tmp_path: Path, **fields) -> Path:
-    """Writes a copy of the glyph tokenizer.json with top-level fields replaced; None removes one."""
-    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
+    """Writes a copy of the included tokenizer.json with top-level fields replaced; None removes one."""
+    content = json.loads(((ASSETS / "almanac") / "tokenizer.json").read_text())
     content = {name: value for name, value in {**content, **fields}.items() if value is not None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     return tmp_path / "tokenizer.json"
@@ -53,58 +50,41 @@ def test_chat_tokens_have_separate_ids() -> None:
     assert len(set(ids)) == 4 and max(ids) < TOKENIZER.vocab_size <= MAX_VOCABULARY
 
 
-def test_every_name_is_one_token_at_the_start_and_after_a_space() -> None:
-    names = [*glyph_names(), *color_names(), *background_names()]
-    bare, spaced = zip(*(TOKENIZER.word_ids(name) for name in names), strict=True)
-    assert [TOKENIZER.decode([token]) for token in bare] == names
-    # Qwen separates digits from the space before them.
-    assert [TOKENIZER.decode([token]) for token in spaced] == [name if name in DIGITS else f" {name}" for name in names]
-    assert len(set(bare)) == len(set(spaced)) == len(names)
-
-
 def test_a_word_of_several_tokens_is_refused() -> None:
     with pytest.raises(RequestError, match=r"'elephant' is \d tokens, expected one"):
         TOKENIZER.word_ids("elephant")
 
 
 def test_roles_and_newline_are_single_tokens() -> None:
-    for text in (*ROLES, "\n"):
+    for text in (*HEADERS, "\n"):
         assert len(TOKENIZER.encode(text)) == 1
     assert [TOKENIZER.decode([token]) for token in TOKENIZER.encode("123")] == ["1", "2", "3"]
-
-
-def test_questions_are_short() -> None:
-    fields = {"letter": "A", "digit": "3", "start": "red", "background": "navy", "colour": "red", "shape": "ring"}
-    for phrasings in PHRASINGS.values():
-        for question, answer in phrasings:
-            assert 4 <= len(TOKENIZER.encode(question.format_map(fields))) <= 10
-            assert 1 <= len(TOKENIZER.encode(answer.format_map(fields))) <= 2
 
 
 def test_the_documented_script_makes_the_files_that_ship(tmp_path: Path) -> None:
     write(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_bytes() == ((ASSETS / "glyphs") / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == ((ASSETS / "almanac") / name).read_bytes()
 
 
 def test_transformers_reads_the_folder_and_agrees() -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(ASSETS / "glyphs")
+    theirs = transformers.AutoTokenizer.from_pretrained(ASSETS / "almanac")
     assert len(theirs) == TOKENIZER.vocab_size
     assert (theirs.eos_token_id, theirs.pad_token_id) == (TOKENIZER.end_token_id, TOKENIZER.pad_token_id)
     assert theirs.convert_tokens_to_ids("<image>") == TOKENIZER.image_token_id
-    for text in ("What colour is the background?", "Card A3: which colour is the digit?", " a\n\n b  é ", "it's 42"):
+    for text in ("Value of Brazil?", "More: Rome or Oslo?", " a\n\n b  é ", "it's 42"):
         assert theirs(text)["input_ids"] == TOKENIZER.encode(text)
-    messages = [{"role": "user", "content": "<image>\nWhich digit is above A?"}, {"role": "assistant", "content": "3"}]
-    question = "Which digit is above A?"
-    ours = encode_conversation(TOKENIZER, [Turn(question, "3")]).token_ids
+    messages = [{"role": "user", "content": "<image>\nWhich has 42?"}, {"role": "assistant", "content": "Rome"}]
+    question = "Which has 42?"
+    ours = encode_conversation(TOKENIZER, [Turn(question, "Rome")]).token_ids
     assert theirs.apply_chat_template(messages)["input_ids"] == ours
     prompt = theirs.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
     assert prompt == encode_prompt(TOKENIZER, question)
 
 
 def test_a_file_a_folder_and_a_pickled_copy_are_the_same(tmp_path: Path) -> None:
-    text = "Which digit is above A? <|im_end|>"
+    text = "Which has 42? <|im_end|>"
     file = changed(tmp_path)
     for other in (load_tokenizer(file), load_tokenizer(str(tmp_path)), pickle.loads(pickle.dumps(TOKENIZER))):
         assert isinstance(other, ChatTokenizer)
@@ -113,7 +93,7 @@ def test_a_file_a_folder_and_a_pickled_copy_are_the_same(tmp_path: Path) -> None
 
 
 def test_added_tokens_not_marked_as_special_are_not_recognized_either(tmp_path: Path) -> None:
-    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "almanac") / "tokenizer.json").read_text())
     added = [{**token, "special": False} for token in content["added_tokens"]]
     tokenizer = load_tokenizer(changed(tmp_path, added_tokens=added))
     assert tokenizer.encode("<image><|im_end|>") == TOKENIZER.encode("<image><|im_end|>")
@@ -122,11 +102,11 @@ def test_added_tokens_not_marked_as_special_are_not_recognized_either(tmp_path: 
 def test_padding_and_truncation_of_the_file_are_not_applied(tmp_path: Path) -> None:
     truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     tokenizer = load_tokenizer(changed(tmp_path, truncation=truncation))
-    assert tokenizer.encode("Which digit is above A?") == TOKENIZER.encode("Which digit is above A?")
+    assert tokenizer.encode("Which has 42?") == TOKENIZER.encode("Which has 42?")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"nowhere\.json; expected a tokenizer\.json or 'glyphs'"):
+    with pytest.raises(RequestError, match=r"nowhere\.json; expected a tokenizer\.json or .*'almanac'"):
         load_tokenizer(tmp_path / "nowhere.json")
     with pytest.raises(RequestError, match=f"no file {tmp_path}"):
         load_tokenizer(tmp_path)
@@ -148,7 +128,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: bytes)
 
 @pytest.mark.parametrize("token", CHAT_TOKENS)
 def test_every_chat_token_is_required(tmp_path: Path, token: str) -> None:
-    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "almanac") / "tokenizer.json").read_text())
     others = [added for added in content["added_tokens"] if added["content"] != token]
     with pytest.raises(RequestError) as refused:
         load_tokenizer(changed(tmp_path, added_tokens=others))

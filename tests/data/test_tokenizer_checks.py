@@ -98,7 +98,7 @@ HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_tokenizer_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
     changes, message = HOSTILE[case]
-    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "almanac") / "tokenizer.json").read_text())
     for name, value in changes.items():
         if name == "model.dropout":
             content["model"]["dropout"] = value
@@ -122,14 +122,14 @@ def test_a_hostile_tokenizer_is_refused_in_one_line(tmp_path: Path, case: str) -
     ],
 )
 def test_other_plain_tokenizers_are_read(tmp_path: Path, changes: dict[str, Any]) -> None:
-    content = json.loads(((ASSETS / "glyphs") / "tokenizer.json").read_text())
+    content = json.loads(((ASSETS / "almanac") / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({**content, **changes}).encode())
     assert load_tokenizer(tmp_path).encode("a red circle")
 
 
 def test_a_panic_of_the_library_is_a_wrong_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its exception derives from BaseException and can only be recognized by its name."""
-    tokenizer = load_tokenizer("glyphs")
+    tokenizer = load_tokenizer("almanac")
     panic = type("PanicException", (BaseException,), {})
 
     class Panics:

@@ -17,7 +17,7 @@ from visor_jax.data.sheets import encode_record
 from visor_jax.data.turns import encode_turns, split_turns
 
 ARCH = testing.tiny_architecture(3)
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 PICTURE = testing.random_picture(8, 8)
 
 

@@ -53,14 +53,18 @@ class Pages:
         )
 
 
-@pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch) -> Config:
+def source_of_pages(monkeypatch: pytest.MonkeyPatch, **fields: Any) -> Config:
     module = types.ModuleType("pages")
-    vars(module)["SOURCE"] = SourceKind(open=lambda _, split: Pages(split), levels=LEVELS, controls=True)
+    vars(module)["SOURCE"] = SourceKind(open=lambda _, split: Pages(split), **fields)
     monkeypatch.setitem(sys.modules, "pages", module)
     monkeypatch.setitem(SOURCES, "pages", "pages")
     evaluation = {"evaluate.samples": 24, "evaluate.control_samples": 12, "evaluate.batch_size": 4}
     return as_config(tiny_config({"data.source": "pages", "stages": ("full",), **evaluation}))
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> Config:
+    return source_of_pages(monkeypatch, levels=LEVELS, controls=True)
 
 
 @pytest.fixture
@@ -136,8 +140,10 @@ def test_a_killed_evaluation_continues_in_the_control_that_it_had_reached(
     assert not (tiny_copy / "eval" / "pages" / "chunks").exists()
 
 
-def test_a_source_without_controls_has_none(tiny_run: Path) -> None:
-    result = read_json(tiny_run / "eval" / "test.json")
+def test_a_source_without_controls_has_none(monkeypatch: pytest.MonkeyPatch, model: Visor, tiny_copy: Path) -> None:
+    levels = {task: "hard" if level == "middle" else level for task, level in LEVELS.items()}
+    config = source_of_pages(monkeypatch, levels=levels)
+    result = evaluate(config, model, Workdir(tiny_copy), name="pages", budgets=["full"])
     assert "blind" not in result and "shuffled" not in result and "middle" not in result["budgets"]["full"]
     assert result["intervals"].keys() == {"confidence", "budgets"}
 

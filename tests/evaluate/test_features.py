@@ -14,6 +14,7 @@ from visor_jax.adapt.label import label_stage
 from visor_jax.adapt.search import search_stage
 from visor_jax.architecture import Architecture
 from visor_jax.config import as_config
+from visor_jax.data.almanac.exercises import EXERCISES
 from visor_jax.data.questions import label_questions
 from visor_jax.errors import RequestError, RunError
 from visor_jax.evaluate import features
@@ -72,7 +73,9 @@ def model(tiny_run: Path) -> Visor:
 
 
 def scored(model: Visor, store: FeatureStore | None, count: int = 12, size: int = 8, **options: Any) -> Scores:
-    batches = label_questions(tiny_config({"label.samples": count})).batches(size)
+    """Scores questions of three tasks, so that a picture has several."""
+    without = (*[*EXERCISES["pages"].weights][3:], "read")
+    batches = label_questions(tiny_config({"label.samples": count, "label.without": without})).batches(size)
     budgets = options.pop("budgets", [(False, False), (True, True)])
     return score(model.params, batches, budgets, model.arch, mesh=MESH, features=store, **options)
 

@@ -18,7 +18,7 @@ import pytest
 from visor_jax.adapt.label import label_stage
 from visor_jax.adapt.search import search_stage
 from visor_jax.data import questions
-from visor_jax.data.glyphs import source as glyphs
+from visor_jax.data.almanac.draw import Canvas
 from visor_jax.evaluate.runner import evaluate
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load, load_stage
@@ -73,7 +73,7 @@ PASSES: dict[str, Callable[[Any, Workdir], Any]] = {
 def test_few_pictures_and_tiles_are_held_at_a_time(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config, workdir = tiny_config(CONFIG), Workdir(tiny_copy)
     pictures, tiles = Alive(), Alive()
-    monkeypatch.setattr(glyphs, "render", pictures.watch(glyphs.render, lambda image: image))
+    monkeypatch.setattr(Canvas, "image", pictures.watch(Canvas.image, lambda image: image))
     monkeypatch.setattr(
         questions, "encode_example", tiles.watch(questions.encode_example, lambda example: example.tiles)
     )

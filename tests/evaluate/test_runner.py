@@ -30,7 +30,7 @@ from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
 MESH = build_mesh(1, -1, 1)
-FIELDS = {"easy", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"}
+FIELDS = {"easy", "middle", "hard", "tasks", "decoder_gflops", "end_to_end_gflops", "samples"}
 
 
 def test_budgets_by_contract(tiny_run: Path) -> None:
@@ -38,11 +38,11 @@ def test_budgets_by_contract(tiny_run: Path) -> None:
     budgets = result["budgets"]
     assert set(budgets) == {*requested_budgets(model, None)} and {"empty", "full", "auto"} <= set(budgets)
     for row in budgets.values():
-        assert row.keys() >= FIELDS and row["samples"] == 22
+        assert row.keys() >= FIELDS and row["samples"] == 24
         assert all(0 <= row["tasks"][task] <= 1 for task in result["levels"])
         assert row["end_to_end_gflops"] > row["decoder_gflops"] > 0
     assert budgets["empty"]["decoder_gflops"] < budgets["full"]["decoder_gflops"] < result["dense"]["decoder_gflops"]
-    assert set(result["levels"].values()) == {"easy", "hard"} and len(result["levels"]) == 11
+    assert set(result["levels"].values()) == {"easy", "middle", "hard"} and len(result["levels"]) == 24
 
 
 def test_auto_figures_follow_the_policys_choices(tiny_run: Path) -> None:
@@ -53,10 +53,10 @@ def test_auto_figures_follow_the_policys_choices(tiny_run: Path) -> None:
     scores = score(model.params, batches, model.viable_budgets, model.arch, mesh=MESH, routed=True)
     assert scores.routes is not None
     picked = scores.routes.argmax(axis=1)
-    accuracies = task_accuracies(scores.correct[picked, np.arange(22)], scores.tasks)
+    accuracies = task_accuracies(scores.correct[picked, np.arange(24)], scores.tasks)
     auto = result["budgets"]["auto"]
     assert auto["tasks"] == pytest.approx(accuracies)
-    assert {level: auto[level] for level in ("easy", "hard")} == pytest.approx(
+    assert {level: auto[level] for level in ("easy", "middle", "hard")} == pytest.approx(
         level_means(accuracies, source_kind(config).levels)
     )
     assert all(sum(shares.values()) == pytest.approx(1) for shares in result["routes"].values())
@@ -79,7 +79,7 @@ def test_examples_are_there_to_be_looked_at(tiny_run: Path) -> None:
     assert {example["task"] for example in result["examples"]} == set(result["levels"])
     for example in result["examples"]:
         with Image.open(tiny_run / "eval" / example["image"]) as picture:
-            assert picture.size == (48, 48)
+            assert picture.size == (96, 96)
         assert example["question"] and example["answer"] and example["budget"] in result["budgets"]
 
 

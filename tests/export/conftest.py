@@ -163,7 +163,7 @@ def tiny() -> SimpleNamespace:
 
 # --- a folder of `visor export`, without parity.json ------------------------------------------------------------------
 
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 
 
 @pytest.fixture(scope="session")

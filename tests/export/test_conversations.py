@@ -21,7 +21,7 @@ from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorPro
 from visor_jax.loading import Visor
 
 pytestmark = pytest.mark.usefixtures("quick")
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]
 COUNT = 8
 PICTURE, OTHER = (Image.fromarray(testing.random_picture(12, 15, seed=seed)) for seed in (0, 1))

@@ -92,7 +92,7 @@ def torch_twin(arch, params, ids, images):
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected and missing == (["lm_head.weight"] if arch.text.tie_word_embeddings else [])
     model.tie_weights()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(testing.glyphs_tokenizer().text))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(testing.almanac_tokenizer().text))
     statistics = arch.anyres.image_mean, arch.anyres.image_std
     processor = VisorProcessor(config, tokenizer, *statistics, standardize=arch.anyres.standardize)
     return model.eval(), torch_inputs(processor, ids, images)

@@ -29,7 +29,7 @@ def write(folder, pinpoints=None, system=None):
     changes = {} if pinpoints is None else {"pinpoints": pinpoints}
     arch = testing.tiny_architecture()
     arch = type(arch)(**{**vars(arch), "anyres": type(arch.anyres)(**{**vars(arch.anyres), **changes})})
-    model = Visor({}, arch, testing.glyphs_tokenizer(), [], system=system)
+    model = Visor({}, arch, testing.almanac_tokenizer(), [], system=system)
     files = folder_files.describe(model, stage="full", dtype="float32")
     for name, value in files.json_files.items():
         folder_files.write_json(folder / name, value)
@@ -81,7 +81,7 @@ def test_prompts_are_encoded_as_in_training(tmp_path, question, count, system):
     processor = VisorProcessor.from_pretrained(folder)
     actual = processor([picture(9, 7)] * count, question)["input_ids"][0].tolist()
     expected = []
-    for token in encode_prompt(testing.glyphs_tokenizer(), question, count, system):
+    for token in encode_prompt(testing.almanac_tokenizer(), question, count, system):
         is_image = token == processor.config.image_token_index
         expected += [token] * (arch.vision.patches_per_tile + 1 if is_image else 1)
     assert actual == expected
@@ -95,7 +95,7 @@ def test_chat_template_writes_the_same_prompt(tmp_path, system):
     actual = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
     )
-    expected = encode_prompt(testing.glyphs_tokenizer(), "Which digit is below A?", 1, system)
+    expected = encode_prompt(testing.almanac_tokenizer(), "Which digit is below A?", 1, system)
     assert list(actual) == expected
     assert tokenizer.pad_token == "<|endoftext|>" and tokenizer.eos_token == "<|im_end|>"
 

@@ -25,7 +25,7 @@ from visor_jax.export.torch_model import VisorProcessor, template_visor
 from visor_jax.generate.request import prompt_of
 from visor_jax.loading import Visor
 
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 ORIENTATION = 0x0112  # of EXIF
 
 

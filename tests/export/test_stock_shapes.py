@@ -30,7 +30,7 @@ except ImportError:  # its name in transformers 5.3
     )
 
 CONFIGS = Path(visor_jax.__file__).parents[1] / "configs"
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 MEAN, STD = [0.4, 0.5, 0.6], [0.3, 0.25, 0.2]
 
 

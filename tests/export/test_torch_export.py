@@ -36,7 +36,7 @@ REFUTED = Parity(1e-5, [Comparison("p", "full", "full", 3e-5, True)])
 def tiny_model(
     plan: str = "visor", tied: bool = False, patch_local: bool = False, pinpoints=None, standardize: bool = False
 ) -> Visor:
-    tokenizer, base = testing.glyphs_tokenizer(), testing.tiny_architecture(6)
+    tokenizer, base = testing.almanac_tokenizer(), testing.tiny_architecture(6)
     arch = testing.tiny_architecture(
         plan=plan,
         text=dataclasses.replace(

@@ -19,7 +19,7 @@ def make_model() -> Callable[..., Visor]:
     """Returns a function (plan, **fields of `Visor`) -> a model of one super-block and one more layer."""
 
     def make(plan: str = "visor", **fields: Any) -> Visor:
-        tokenizer = testing.glyphs_tokenizer()
+        tokenizer = testing.almanac_tokenizer()
         arch = testing.tiny_architecture(4, plan=plan)
         arch = dataclasses.replace(arch, text=dataclasses.replace(arch.text, vocab_size=tokenizer.vocab_size))
         viable = [(False,), (True,)] if plan == "visor" else []

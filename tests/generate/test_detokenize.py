@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from visor_jax import testing
 from visor_jax.generate.detokenize import UNFINISHED, Characters
 
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=UNFINISHED))
 
 

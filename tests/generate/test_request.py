@@ -15,7 +15,7 @@ from visor_jax.errors import RequestError
 from visor_jax.generate.engine import Engine
 from visor_jax.loading import Visor
 
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 WIDE = testing.random_picture(20, 90, seed=0)
 
 

@@ -11,7 +11,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from visor_jax import testing
 
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 STOCK_TILE = 28
 STOCK_GRIDS = [[rows * STOCK_TILE, columns * STOCK_TILE] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 

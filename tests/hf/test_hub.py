@@ -166,11 +166,11 @@ def test_without_a_network_or_offline_one_line_says_what_to_do(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # a port without a server
-        lines = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url)
+        lines = run(LOCATE, "runs/small_modl", folder=tmp_path, url=url)
     assert len(lines) == 1
-    start = f"RequestError runs/glyphs_mni: no such folder here, and {url} cannot be reached; for a model of the hub,"
-    assert lines[0].startswith(start) and lines[0].endswith("with: hf download runs/glyphs_mni")
-    lines = run(LOCATE, "runs/glyphs_mni", folder=tmp_path, url=url, HF_HUB_OFFLINE="1")
+    start = f"RequestError runs/small_modl: no such folder here, and {url} cannot be reached; for a model of the hub,"
+    assert lines[0].startswith(start) and lines[0].endswith("with: hf download runs/small_modl")
+    lines = run(LOCATE, "runs/small_modl", folder=tmp_path, url=url, HF_HUB_OFFLINE="1")
     assert len(lines) == 1 and "no such folder here, and HF_HUB_OFFLINE is set; for a model of the hub" in lines[0]
 
 
@@ -184,7 +184,7 @@ assert visor_jax.__name__ == "visor_jax"
 ours, theirs = visor_jax.load(name), visor_jax.load(folder)
 tokens = [5, 6, 7, 8]
 np.testing.assert_array_equal(ours.logits(tokens, []), theirs.logits(tokens, []))
-print(main(["import", "--from", name, "--workdir=run", f"--config={config}", "--config.tokenizer.path=glyphs"]))
+print(main(["import", "--from", name, "--workdir=run", f"--config={config}", "--config.tokenizer.path=almanac"]))
 """
 CONFIG = """
 from visor_jax.config import default_config
@@ -218,14 +218,14 @@ def test_a_hub_name_stands_for_a_folder_in_load_and_import(server: SimpleNamespa
 
 def test_what_lies_here_is_never_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "glyphs_mini").mkdir(parents=True)
+    (tmp_path / "runs" / "small_model").mkdir(parents=True)
     monkeypatch.setattr(hub, "_download", lambda *arguments: pytest.fail("asked the hub"))
-    for path in ("runs/glyphs_mini", "runs/glyphs_mni", "a/b/c", "/a/b", "./a/b", "~/a", "a", "gs://a/b", "../a/b"):
+    for path in ("runs/small_model", "runs/small_modl", "a/b/c", "/a/b", "./a/b", "~/a", "a", "gs://a/b", "../a/b"):
         assert hub.local_folder(path) == path
     assert hub.local_folder(Path("runs/other")) == Path("runs/other")
-    lines = hub.hint(Path("runs/glyphs_mni"))
+    lines = hub.hint(Path("runs/small_modl"))
     assert lines.startswith(
-        "; did you mean 'glyphs_mini'?; for a model of the hub, since the folder 'runs' is here, write"
+        "; did you mean 'small_model'?; for a model of the hub, since the folder 'runs' is here, write"
     )
     assert hub.hint(tmp_path / "none" / "none") == ""
     with pytest.raises(RequestError, match="expected hf://ORG/NAME"):

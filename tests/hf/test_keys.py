@@ -45,7 +45,7 @@ TRUE_SIZES = {
 
 
 def config_of(arch) -> dict:
-    token = testing.glyphs_tokenizer().image_token_id
+    token = testing.almanac_tokenizer().image_token_id
     fields = {"image_token_id": token, "system": None, "viable_budgets": [], "has_policy": False}
     return write_config(arch, **fields, stage="full", dtype="float32")
 

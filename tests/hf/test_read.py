@@ -39,7 +39,7 @@ except ImportError:  # its name in transformers 5.3
     )
 
 SIZES = ((28, 28), (20, 61), (84, 80))
-TOKENIZER = testing.glyphs_tokenizer()
+TOKENIZER = testing.almanac_tokenizer()
 
 
 StockModel = Callable[[bool], LlavaOnevisionForConditionalGeneration]
@@ -299,6 +299,7 @@ def get_config():
         pinpoints="(1x1),...,(3x3)", max_tiles=4, image_mean=(0.4, 0.5, 0.6), image_std=(0.3, 0.25, 0.2)
     )
     config.data.update(tiles=10)
+    config.tokenizer.path = "almanac"
     return config
 """
 

@@ -95,7 +95,7 @@ def test_cross_attention_of_fewer_heads_than_the_decoder_comes_back(tmp_path: Pa
     changes = {"model.cross.num_kv_heads": 1, "model.cross.init": "zero"}
     arch = architecture(testing.tiny_config({**changes, **OTHER_PLAN} if other else changes), "full")
     viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
-    model = Visor(testing.random_params(arch), arch, testing.glyphs_tokenizer(), viable)
+    model = Visor(testing.random_params(arch), arch, testing.almanac_tokenizer(), viable)
     torch_export.write_folder(tmp_path, model, stage="full", dtype="float32", max_shard_bytes=10**9)
     stored = read_json(tmp_path / "config.json")
     assert ({"layer_pattern", "head_layers"} <= stored.keys()) == other

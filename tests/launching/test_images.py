@@ -152,7 +152,7 @@ def test_the_wheel_that_is_built_inside_has_its_data(tmp_path: Path) -> None:
     data = [file for file in files_of("visor_jax") if not file.endswith(".py")]
     assert data and [file for file in data if file not in names] == []
     shipped = {f"visor_jax/configs/{file.name}" for file in (ROOT / "configs").glob("*.py")}
-    assert "visor_jax/configs/glyphs_mini.py" in shipped and shipped <= names
+    assert "visor_jax/configs/almanac_mini.py" in shipped and shipped <= names
     assert any(name.startswith("visor_jax/launching/templates/") for name in names)
 
 

@@ -24,7 +24,7 @@ IMAGE = "us-docker.pkg.dev/project/visor/visor:1"
 
 def launch(topology: str = "v5e:4x4", **options: Any) -> Launch:
     given: dict[str, Any] = {
-        "config": "glyphs_mini",
+        "config": "almanac_mini",
         "config_json": '{"seed": 0}',
         "workdir": "gs://bucket/run",
         "image": IMAGE,
@@ -323,7 +323,7 @@ def test_arguments_arrive_as_they_were_given(tmp_path: Path) -> None:
     given = launch(overrides=hostile, secrets=["HF_TOKEN"])
     with started(given, tmp_path, 'printf "%s\\0" "$@"') as process:
         out, _ = process.communicate(timeout=20)
-    assert out.split("\0")[:-1] == ["run", "--config=glyphs_mini", "--workdir=gs://bucket/run", *hostile]
+    assert out.split("\0")[:-1] == ["run", "--config=almanac_mini", "--workdir=gs://bucket/run", *hostile]
     assert not (tmp_path / "canary").exists()
 
 

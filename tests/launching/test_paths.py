@@ -47,4 +47,4 @@ def test_a_mixture_here_does_not_travel(tmp_path, monkeypatch) -> None:
 
 
 def test_generated_data_need_no_files() -> None:
-    assert named_files(load_config("glyphs_mini")) == []
+    assert named_files(load_config("almanac_mini")) == []

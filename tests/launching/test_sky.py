@@ -22,7 +22,7 @@ from visor_jax.scale.environment import process_settings
 
 
 def launch(topology: str = "v6e:4x4", **options: Any) -> Launch:
-    given: dict[str, Any] = {"config": "glyphs_mini", "config_json": '{"seed": 0}', "workdir": "gs://bucket/run"}
+    given: dict[str, Any] = {"config": "almanac_mini", "config_json": '{"seed": 0}', "workdir": "gs://bucket/run"}
     return describe("sky", "mine", topology, **given | options)
 
 
@@ -74,7 +74,7 @@ def test_options_reach_their_fields() -> None:
     assert found["file_mounts"]["/gcs/images"] == {"source": "gs://images", "mode": "MOUNT"}
     assert "--xla_tpu_scoped_vmem_limit_kib=98304" in found["envs"]["LIBTPU_INIT_ARGS"]
     assert found["run"].splitlines()[-1] == (
-        "exec visor run --config=glyphs_mini --workdir=gs://bucket/run --config.train.steps=9"
+        "exec visor run --config=almanac_mini --workdir=gs://bucket/run --config.train.steps=9"
     )
     assert wheel.FILE in found["setup"] and found["workdir"] == "visor-launch/mine"
 
@@ -128,7 +128,7 @@ def test_arguments_arrive_as_they_were_given(tmp_path: Path) -> None:
     done = subprocess.run(
         **scripts(launch(overrides=hostile), tmp_path, 'printf "%s\\0" "$@"'), stdout=subprocess.PIPE, timeout=20
     )
-    assert done.stdout.split("\0")[:-1] == ["run", "--config=glyphs_mini", "--workdir=gs://bucket/run", *hostile]
+    assert done.stdout.split("\0")[:-1] == ["run", "--config=almanac_mini", "--workdir=gs://bucket/run", *hostile]
     assert not (tmp_path / "canary").exists()
 
 

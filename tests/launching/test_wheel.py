@@ -56,7 +56,7 @@ def check_dry_run(target: str, environment: dict[str, str], folder: Path) -> Non
     fields = next(fields for fields in CASES.values() if fields["target"] == target)
     given = ("name", "topology", "zone", "workdir", "image", "cluster")
     flags = [f"--{name.replace('_', '-')}={fields[name]}" for name in given if name in fields]
-    command = [sys.executable, "-P", "-m", "visor_jax", "launch", f"--target={target}", *flags, "--config=glyphs_mini"]
+    command = [sys.executable, "-P", "-m", "visor_jax", "launch", f"--target={target}", *flags, "--config=almanac_mini"]
     done = subprocess.run(
         [*command, "--force", "--dry-run"],
         capture_output=True, text=True, env={**environment, "PATH": str(folder)}, cwd=folder, check=False,

@@ -37,7 +37,7 @@ def test_an_unknown_flag_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_a_small_run_is_compiled_and_fits(topology: str) -> None:
-    command = [sys.executable, "-P", "-m", "visor_jax", "plan", "--config=configs/glyphs_mini.py"]
+    command = [sys.executable, "-P", "-m", "visor_jax", "plan", "--config=configs/almanac_mini.py"]
     command.append("--config.data.batch_size=24")  # rows for 4 chips, and for the 8 devices of 4 chips of tpu7x
     done = subprocess.run(
         [*command, f"--topology={topology}", "--stage=warmup", "--json"],

@@ -30,7 +30,7 @@ from visor_jax.testing import tiny_config
 from visor_jax.tree import flatten
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ("glyphs_mini", "glyphs_dense", "llava_ov_0p5b", "llava_ov_1p5b", "llava_ov_7b")
+SHIPPED = ("almanac_mini", "almanac_base", "llava_ov_0p5b", "llava_ov_1p5b", "llava_ov_7b")
 
 
 def shipped(name: str, *overrides: str) -> Any:
@@ -38,7 +38,7 @@ def shipped(name: str, *overrides: str) -> Any:
 
 
 def test_a_small_plan_has_the_keys_of_the_contract() -> None:
-    config = shipped("glyphs_mini", "--config.data.batch_size=16")
+    config = shipped("almanac_mini")
     result = plan(config, parse_topology("h100x8"), ["warmup", "full"], dollars=2.0)
     assert result.keys() >= {*COSTLIEST, "stages"}
     json.dumps(result, allow_nan=False)
@@ -126,7 +126,7 @@ def test_a_batch_that_devices_cannot_split_is_refused_without_compiling(topology
 
 
 def test_samples_are_no_larger_than_the_rows_of_a_small_model() -> None:
-    config = shipped("glyphs_mini")
+    config = shipped("almanac_mini")
     step = packed_step(config, "full")
     assert step.sizes.joint_pairs <= (config.data.visual_length + config.data.text_length) ** 2 / 2
     result = plan(config, parse_topology("h100x4"), ["full"])
@@ -161,7 +161,7 @@ def test_every_policy_of_remat_has_a_formula() -> None:
 
 
 def test_the_command_prints_the_plan_and_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
-    config = f"--config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    config = f"--config={ROOT / 'configs' / 'almanac_mini.py'}"
     assert main(["plan", config, "--topology=h100x4", "--stage=full", "--dollars-per-chip-hour=2", "--json"]) == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
@@ -170,7 +170,7 @@ def test_the_command_prints_the_plan_and_its_assumptions(capsys: pytest.CaptureF
 
 
 def test_picture_and_topology_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    config = f"--config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    config = f"--config={ROOT / 'configs' / 'almanac_mini.py'}"
     for flags, expected in (
         (["--image=64x64", "--topology=h100x8"], "--topology: not allowed with argument --image"),
         (["--topology=h100x8", "--dollars-per-chip-hour=-1"], "--dollars-per-chip-hour=-1"),
@@ -228,7 +228,7 @@ def test_what_the_tower_recomputes_is_its_own_setting() -> None:
 
 
 def test_a_search_over_all_stages_finds_settings_that_training_accepts() -> None:
-    config = shipped("glyphs_mini")
+    config = shipped("almanac_mini")
     best, *others = search(config, parse_topology("v5e:2x2"), planned_stages(config))
     assert apply_overrides(config, best.overrides).mesh == best.config.mesh
     assert {candidate.config.train.accumulate for candidate in (best, *others)} > {1}
@@ -238,4 +238,4 @@ def test_a_search_without_a_mesh_names_the_batch() -> None:
     with pytest.raises(
         RequestError, match=r"data.batch_size=12: no mesh of the 256 devices of --topology=v5e:16x16 sp"
     ):
-        search(shipped("glyphs_mini"), parse_topology("v5e:16x16"), ["full"])
+        search(shipped("almanac_mini", "--config.data.batch_size=12"), parse_topology("v5e:16x16"), ["full"])

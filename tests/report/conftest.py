@@ -67,7 +67,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
             {"index": index, "image": name, **words, "budget": budget, "decoder_gflops": COSTS[budget] + 0.0004}
         )
     return {
-        "benchmark": "glyphs",
+        "benchmark": "almanac",
         "split": "test",
         "budgets": budgets,
         "levels": {task: LEVELS[task] for task in sorted(LEVELS)},
@@ -117,7 +117,12 @@ def write_everything(folder: Path) -> Path:
     write_json(folder / "labels" / "labels.json", labels)
     write_json(folder / "goodput.json", {"init": 6.2, "compile": 48.0, "step": 301.5, "data_wait": 12.5, "save": 3.1})
     stages = ["base", "warmup", "full", "search", "universal", "label", "policy"]
-    config = {"name": "glyphs_mini", "seed": 0, "stages": stages, "model": {"plan": "visor", "text": {"num_layers": 9}}}
+    config = {
+        "name": "almanac_mini",
+        "seed": 0,
+        "stages": stages,
+        "model": {"plan": "visor", "text": {"num_layers": 9}},
+    }
     versions = {"python": "3.11.9", "jax": "0.10.2"}
     record = {"config": config, "versions": versions, "git_revision": "0123abc-dirty", "format": FORMAT}
     write_json(folder / "config.json", record)

@@ -145,7 +145,7 @@ def test_a_complete_run(full_run: Path) -> None:
     html, page = report_of(full_run)
     # The numbers that count, both savings among them: 0.0702 / 0.0171 and 0.0747 / 0.0216.
     header = page.section("header")
-    for text in ("glyphs, test split, 1000 questions", "54 % of the full", "4.11x", "3.46x", "99.0 %", "-0.3 points"):
+    for text in ("almanac, test split, 1000 questions", "54 % of the full", "4.11x", "3.46x", "99.0 %", "-0.3 points"):
         assert text in header
     assert "Not run" not in page.text
     # It needs no other files.

@@ -33,19 +33,16 @@ from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 
 NAME = "almanac-base"
-LIKE = {"model.vision.patch_local": False}  # Hugging Face's format has no towers whose patches see themselves only
 
 
 def configured(changes: Mapping[str, Any] | None = None) -> Config:
-    return as_config(
-        tiny_config({**LIKE, "stage_overrides.warmup.init_from": NAME, "stages": ("warmup",), **(changes or {})})
-    )
+    return as_config(tiny_config({"stage_overrides.warmup.init_from": NAME, "stages": ("warmup",), **(changes or {})}))
 
 
 def dense_model() -> Visor:
     """A dense model of the tiny configuration's sizes, with random parameters."""
     arch = dataclasses.replace(architecture(configured()), plan="dense")
-    return Visor(testing.random_params(arch), arch, testing.glyphs_tokenizer(), [()], stage="base_pages")
+    return Visor(testing.random_params(arch), arch, testing.almanac_tokenizer(), [()], stage="base_pages")
 
 
 @pytest.fixture
@@ -77,7 +74,6 @@ def test_a_stage_starts_from_the_shipped_checkpoint(assets: Path, tmp_path: Path
 
 def test_a_dense_stage_starts_from_a_folder(assets: Path, tmp_path: Path) -> None:
     changes = {
-        **LIKE,
         "model.plan": "dense",
         "stages": ("dense",),
         "stage_overrides.dense.init_from": str(assets / NAME),
@@ -100,7 +96,7 @@ def test_it_is_loaded_and_imported_by_its_name(assets: Path, tmp_path: Path) -> 
 
     model = visor_jax.load(NAME)
     assert (model.arch.plan, model.stage) == ("dense", "base_pages")
-    fields = {**LIKE, "stages": ("warmup",)}
+    fields = {"stages": ("warmup",)}
     code = f"from visor_jax.testing import tiny_config\n\n\ndef get_config():\n    return tiny_config({fields!r})\n"
     (tmp_path / "config.py").write_text(code)
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
@@ -128,7 +124,7 @@ def test_a_run_records_where_it_started_and_notices_other_weights(assets: Path, 
     ("changes", "message"),
     [
         ({"model.text.intermediate_size": 64}, "intermediate_size is 48 there and 64 here"),
-        ({"tokenizer.path": "almanac"}, "vocab_size"),
+        ({"model.text.vocab_size": 700}, "vocab_size"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_a_wrong_request(
@@ -152,7 +148,7 @@ def test_a_missing_checkpoint_and_a_wrong_name_are_wrong_requests(assets: Path, 
 @pytest.mark.slow
 def test_shipping_writes_what_loads_and_what_made_it(assets: Path, tmp_path: Path, quick: None) -> None:
     """The second run starts from the first one's stage, as a base that is trained over several days."""
-    dense = {**LIKE, "model.plan": "dense", "train.steps": 1, "stages": ("base_words",)}
+    dense = {"model.plan": "dense", "train.steps": 1, "stages": ("base_words",)}
     run_stages(as_config(tiny_config(dense)), str(tmp_path / "one"), ["base_words"])
     start = {"stage_overrides.base_pages.init_from": str(tmp_path / "one" / "base_words"), "stages": ("base_pages",)}
     run_stages(as_config(tiny_config({**dense, **start})), str(tmp_path / "two"), ["base_pages"])

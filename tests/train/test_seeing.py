@@ -189,7 +189,12 @@ def test_a_policy_whose_decoder_trains_is_not_validated() -> None:
 
 
 def test_base_is_validated_on_grids_that_no_stage_trains_on(tmp_path: Path) -> None:
-    config = tiny_config({"stages": ("base",), "stage": "base", "train.validate_samples": 6}, steps=3)
+    glyphs = {
+        "data.source": "glyphs", "tokenizer.path": "glyphs", "model.vision.tile_size": 48,
+        "model.vision.patch_size": 8, "model.vision.patch_local": True, "stage_overrides.base.objective": "base",
+        "stage_overrides.base.budgets": "subsets",
+    }  # fmt: skip
+    config = tiny_config({**glyphs, "stages": ("base",), "stage": "base", "train.validate_samples": 6}, steps=3)
     rows = []
     for name, every in (("without", 0), ("with", 2)):
         workdir = Workdir(tmp_path / name)

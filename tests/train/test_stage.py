@@ -49,11 +49,12 @@ def test_universal_without_a_search_asks_for_it(tmp_path: Path) -> None:
         make_objective(tiny_config(), "universal", Workdir(tmp_path))
 
 
-def test_full_and_base_budgets(tmp_path: Path) -> None:
-    config = as_config(tiny_config())
-    full, base = (budget_drawer(config, stage, Workdir(tmp_path)) for stage in ("full", "base"))
+def test_budgets_of_full_subsets_and_base(tmp_path: Path) -> None:
+    config = as_config(tiny_config({"stage_overrides.warmup.budgets": "subsets"}))
+    full, some, base = (budget_drawer(config, stage, Workdir(tmp_path)) for stage in ("full", "warmup", "base"))
     assert {full(step) for step in range(9)} == {(True, True)}
-    assert {base(step) for step in range(200)} == {(True, True), (True, False), (False, True)}
+    assert {some(step) for step in range(200)} == {(True, True), (True, False), (False, True)}
+    assert {base(step) for step in range(9)} == {()}, "the base is dense"
 
 
 @pytest.mark.parametrize(("budgets", "bits"), [("empty", (False, False)), ("0b10", (True, False))])
@@ -107,5 +108,6 @@ def test_a_stage_may_have_rows_of_its_own(tiny_run: Path, stage: str) -> None:
 
 
 def test_subsets_have_a_bit_for_every_slot_of_a_block(tmp_path: Path) -> None:
-    config = tiny_config({"model.pattern": ("text", "self", "cross", "self"), "model.text.num_layers": 8})
-    assert {len(budget_drawer(as_config(config), "base", Workdir(tmp_path))(step)) for step in range(4)} == {4}
+    pattern = {"model.pattern": ("text", "self", "cross", "self"), "model.text.num_layers": 8}
+    config = tiny_config({**pattern, "stage_overrides.full.budgets": "subsets"})
+    assert {len(budget_drawer(as_config(config), "full", Workdir(tmp_path))(step)) for step in range(4)} == {4}

@@ -26,9 +26,9 @@ def make_config(**changes) -> dict:
         "name": "mini",
         "stage": "",
         "seed": 0,
-        "tokenizer": {"path": "glyphs"},
+        "tokenizer": {"path": "almanac"},
         "model": {"text": {"num_layers": 6}, "pinpoints": ((1, 1), (2, 2))},
-        "data": {"source": "glyphs", "root": "", "path": "", "batch_size": 8},
+        "data": {"source": "almanac", "root": "", "path": "", "batch_size": 8},
         "mesh": {"fsdp": -1},
         "train": {"learning_rate": 1e-3, "checkpoint_every": 100},
         "stage_overrides": {"full": {"steps": 10}, "policy": {"steps": 5}},
@@ -198,8 +198,8 @@ def test_a_workdir_goes_on_where_the_tokenizer_lies_elsewhere(tmp_path):
     assert workdir.config()["tokenizer"]["path"] == str(tmp_path / "there" / "tokenizer.json")
     with pytest.raises(RequestError, match="tokenizer is "):
         workdir.claim_data(configs["changed"])
-    with pytest.raises(RequestError, match=r"tokenizer\.path is .* there and .glyphs. here"):
-        workdir.claim(make_config(data__source="llava", tokenizer__path="glyphs"))
+    with pytest.raises(RequestError, match=r"tokenizer\.path is .* there and .almanac. here"):
+        workdir.claim(make_config(data__source="llava", tokenizer__path="almanac"))
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------

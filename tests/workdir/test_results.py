@@ -52,7 +52,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         np.arange(count) % 2,
     )
     write(workdir, labels, ["bg"] * count, 0.01, SkipLog(), workdir.identity(config, "label"))
-    evaluation = {"benchmark": "glyphs", "split": "test", "stage": "policy", "budgets": {"full": ROW, "auto": ROW}}
+    evaluation = {"benchmark": "almanac", "split": "test", "stage": "policy", "budgets": {"full": ROW, "auto": ROW}}
     evaluation |= {"dense": {"decoder_gflops": 1.0, "end_to_end_gflops": 1.5}, "levels": {"bg": "easy"}}
     evaluation |= {"identity": workdir.identity(config, "evaluate", model="policy")}
     write_json(path / "eval" / "test.json", evaluation)

@@ -16,6 +16,8 @@ build its `Architecture` with `visor_jax.config.architecture(config)` and pass i
 from visor_jax.testing.config import tiny_config
 from visor_jax.testing.data import (
     IMAGE_TOKEN,
+    almanac_source,
+    almanac_tokenizer,
     decoder_inputs,
     glyphs_tokenizer,
     questions_of,
@@ -29,6 +31,8 @@ from visor_jax.testing.models import fresh_params, other_plan, quick_jit, random
 
 __all__ = [
     "IMAGE_TOKEN",
+    "almanac_source",
+    "almanac_tokenizer",
     "decoder_inputs",
     "fresh_params",
     "glyphs_tokenizer",

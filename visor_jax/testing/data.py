@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import ConfigLike, as_config
+from visor_jax.data.almanac.source import Almanac, Row
 from visor_jax.data.collate import Batch, Example, RowShape, encode_tokens, make_batch, make_prompt_batch
 from visor_jax.data.questions import Questions
 from visor_jax.data.sample import Sample
@@ -113,9 +115,25 @@ def decoder_inputs(arch: Architecture, batch: Batch, seed: int = 0) -> tuple[jax
 
 
 @cache
+def almanac_tokenizer() -> ChatTokenizer:
+    """Returns the generated data set's tokenizer, `load_tokenizer("almanac")`, loaded once."""
+    return load_tokenizer("almanac")
+
+
+@cache
 def glyphs_tokenizer() -> ChatTokenizer:
-    """Returns the generated data set's tokenizer, `load_tokenizer("glyphs")`, loaded once."""
+    """Returns the tokenizer of the generated data set `glyphs`, loaded once."""
     return load_tokenizer("glyphs")
+
+
+def almanac_source(split: str = "train", seed: int = 0, **settings: Any) -> Almanac:
+    """Returns the generated data set: pages of 96 pixels whose conversations fit 128 text tokens.
+
+    Args:
+      settings: other arguments of `Almanac`.
+    """
+    row = Row(text=128, visual=72, grid=8, patch=12)
+    return Almanac(split, seed, almanac_tokenizer(), row, **{"independent": False, **settings})
 
 
 class InMemorySource:

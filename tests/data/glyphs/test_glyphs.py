@@ -28,7 +28,7 @@ from visor_jax.data.glyphs.source import (
     glyph_names,
     relation_grid,
 )
-from visor_jax.data.sample import Sample, Turn
+from visor_jax.data.sample import NO_PICTURE, Sample, Turn, outline
 from visor_jax.errors import RequestError
 
 LETTERS, DIGITS, SHAPES = "ABCDEFHK", "12345678", ("circle", "square", "triangle", "cross", "ring")
@@ -342,3 +342,12 @@ def test_relation_grids_are_reproducible_and_mixed_as_documented() -> None:
         value = getattr(grids[0], field)
         assert value.dtype == np.int32 and value.shape == (81,)
     assert grids[0].reached.dtype == np.int32 and grids[0].reached.shape == (3, 81)
+
+
+@pytest.mark.parametrize("task", [*TASKS])
+def test_the_outline_of_a_sample_is_the_sample_without_its_picture(task: str) -> None:
+    source = Glyphs("train", 3, tasks=(task,), grid=6)
+    for index in (0, 2**40 + 5):
+        whole, outlined = source[index], outline(source, index)
+        assert (outlined.id, outlined.turns, outlined.level) == (whole.id, whole.turns, whole.level)
+        assert outlined.images == (NO_PICTURE,) and whole.images[0].size

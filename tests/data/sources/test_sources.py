@@ -33,7 +33,7 @@ DOCS = PACKAGE.parent / "docs" / "your_data.md"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.source=lava"], "data.source='lava': expected one of 'glyphs', .*'llava', .*; did you mean 'llava'"),
+        (["data.source=lava"], "data.source='lava': expected one of .*'almanac', 'llava', .*; did you mean 'llava'"),
         (["data.source=llava", "stages=full"], "data.path='': expected the JSON file that data.source='llava' reads"),
         (
             ["data.source=llava", "data.path=a.json"],
@@ -98,19 +98,19 @@ def test_a_third_source_is_a_benchmark(third: str) -> None:
     assert changed.data.source == third
     with pytest.raises(RequestError, match="takes no --data=x"):
         evaluation_data(config, third, "x.json")
-    with pytest.raises(RequestError, match=r"expected glyphs, almanac, shades, or llava or .* with --data=FILE"):
+    with pytest.raises(RequestError, match=r"expected .*almanac, shades, or llava or .* with --data=FILE"):
         evaluation_data(config, "docvqa", "")
 
 
 def test_commands_refuse_an_unknown_source_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = PACKAGE.parent / "configs" / "glyphs_mini.py"
+    config = PACKAGE.parent / "configs" / "almanac_mini.py"
     workdir = tmp_path / "run"
-    assert main(["run", f"--config={config}", f"--workdir={workdir}", "--config.data.source=glyfs"]) == 2
+    assert main(["run", f"--config={config}", f"--workdir={workdir}", "--config.data.source=almanach"]) == 2
     complaint = capsys.readouterr().err
-    assert "data.source='glyfs': expected one of 'glyphs', " in complaint
-    assert "did you mean 'glyphs'?" in complaint
+    assert "data.source='almanach': expected one of " in complaint
+    assert "did you mean 'almanac'?" in complaint
     assert not workdir.exists()
 
 

@@ -29,7 +29,7 @@ class TestProcessor(common.ProcessorTesterMixin, unittest.TestCase):
         cls.tmpdirname, cls.full_tmpdirname = tempfile.mkdtemp(), None
         arch = testing.tiny_architecture()
         model = Visor(
-            testing.random_params(arch), arch, testing.glyphs_tokenizer(), all_subsets(arch.num_slots), has_policy=True
+            testing.random_params(arch), arch, testing.almanac_tokenizer(), all_subsets(arch.num_slots), has_policy=True
         )
         torch_export.write_folder(Path(cls.tmpdirname), model, stage="policy", dtype="float32", max_shard_bytes=10**9)
         cls._setup_test_attributes(cls.processor_class.from_pretrained(cls.tmpdirname))

@@ -49,7 +49,7 @@ def submit(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (folder / "visor").write_text(program)
         (folder / "visor").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        fields = {"config": "glyphs_mini", "workdir": str(tmp_path / "run"), **fields}
+        fields = {"config": "almanac_mini", "workdir": str(tmp_path / "run"), **fields}
         launch = describe("slurm", "two-tasks", fields.pop("topology", "h100x2"), **fields)
         slurm.check(launch)
         return launch

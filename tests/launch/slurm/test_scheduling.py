@@ -226,7 +226,7 @@ def test_the_command_line(cluster: Cluster, act: Act, tmp_path: Path) -> None:
         done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
 
-    start = ("--topology=h100x2", "--config=glyphs_mini", "--config.seed=3")
+    start = ("--topology=h100x2", "--config=almanac_mini", "--config.seed=3")
     status, _, messages = visor("up", *start)
     assert status == 0 and "h100x2: stage" in messages and "fits" in messages, messages
     assert f"two-tasks: submitted as job {int(job) + 1}; logs: {slurm.log_file(launch)}" in messages
@@ -242,5 +242,5 @@ def test_the_command_line(cluster: Cluster, act: Act, tmp_path: Path) -> None:
     wait_until_ready(cluster, tmp_path)
     assert "deleted; workdir and logs stay" in visor("delete")[2]
     assert cluster.wait_for_end(str(int(job) + 2), 30)[0] == "CANCELLED"
-    status, _, message = visor("up", "--topology=v5e:4x4", "--config=glyphs_mini")
+    status, _, message = visor("up", "--topology=v5e:4x4", "--config=almanac_mini")
     assert status == 2 and message.startswith("visor: --topology=v5e:4x4: target slurm has no TPUs; expected GPUs")

@@ -132,7 +132,7 @@ def shared_tile() -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         turns = (Turn("Which digit?", str(number)),)
         samples.append(Sample(f"s{number}", (image,), turns, "test", origin=origin))
-    tokenizer = load_tokenizer("glyphs")
+    tokenizer = load_tokenizer("almanac")
     sheet, alone = encode_record(Sheet(tuple(samples)), tokenizer, SHARED), []
     for sample in samples:
         example = encode_record(sample, tokenizer, SHARED)

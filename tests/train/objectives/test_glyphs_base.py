@@ -31,16 +31,23 @@ from visor_jax.train.objectives.glyphs_base import (
 )
 from visor_jax.workdir.folder import Workdir
 
+# The tiny configuration with the data set `glyphs` and its objective.
+GLYPHS = {
+    "data.source": "glyphs", "tokenizer.path": "glyphs", "model.vision.tile_size": 48, "model.vision.patch_size": 8,
+    "model.vision.patch_local": True, "stage_overrides.base.objective": "base",
+    "stage_overrides.base.budgets": "subsets",
+}  # fmt: skip
+
 
 def test_base_refuses_data_and_patches_it_has_no_labels_for(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="patch_size=4: stage base needs 8"):
         make_objective(
-            tiny_config({"model.vision.patch_size": 4, "data.visual_length": 145}), "base", Workdir(tmp_path)
+            tiny_config({**GLYPHS, "model.vision.patch_size": 4, "data.visual_length": 145}), "base", Workdir(tmp_path)
         )
 
 
 def test_words_stand_around_the_picture_of_a_base_grid(tmp_path: Path) -> None:
-    step = next(iter(make_objective(tiny_config(), "base", Workdir(tmp_path)).steps(0, 1)))
+    step = next(iter(make_objective(tiny_config(GLYPHS), "base", Workdir(tmp_path)).steps(0, 1)))
     arrays = step.arrays
     order = np.sort(np.concatenate([arrays["visual_positions"], arrays["text_positions"]], axis=1), axis=1)
     assert (order == np.arange(order.shape[1])).all(), "every place in the sequence is taken once"
@@ -51,7 +58,7 @@ def test_words_stand_around_the_picture_of_a_base_grid(tmp_path: Path) -> None:
 
 def test_what_a_question_asks_about_stands_where_its_answer_begins(tmp_path: Path) -> None:
     """Each question's last name, however it is worded; nothing at other tokens or of questions without a name."""
-    config, tokenizer = tiny_config(), make_tokenizer(tiny_config())
+    config, tokenizer = tiny_config(GLYPHS), make_tokenizer(tiny_config(GLYPHS))
     names = name_tables(tokenizer)["asked"]
     words = [*glyphs_render.LETTERS, *glyphs_render.COLORS]
     sources = {task: glyphs_source(config, "train", tasks=(task,), turns_per_picture=2) for task in TASKS}
