@@ -72,7 +72,12 @@ def test_later_actions_need_neither_topology_nor_configuration(capsys: pytest.Ca
     [
         (["--topology=v5e:1x1", "--config=llava_ov_7b"], "does not fit"),
         (
-            ["--config=almanac_mini", "--config.data.root=", "--config.data.batch_size=12"],
+            [
+                "--config=almanac_mini",
+                "--config.tokenizer.path=almanac",
+                "--config.data.root=",
+                "--config.data.batch_size=12",
+            ],
             "batch_size of stage 'warmup'=12: expected a multiple of 16",
         ),
         (["--bucket=data-2", "--config.tokenizer.path=/gcs/data-3/t.json"], "not mounted; expected --bucket=data-3"),

@@ -94,7 +94,7 @@ def test_one_bad_part_leaves_the_whole_state_unchanged() -> None:
 
 
 @pytest.mark.parametrize("stage", ["base", "policy"])
-def test_other_objectives_are_accumulated_and_averaged_too(tiny_run: Path, quick: None, stage: str) -> None:
+def test_other_stages_are_accumulated_and_averaged_too(tiny_run: Path, quick: None, stage: str) -> None:
     """`accumulate` and `ema_decay` in the stages base and policy: the losses and parameters of whole batches."""
     config = as_config(testing.tiny_config({"train.ema_decay": 0.5, f"stage_overrides.{stage}.accumulate": 2}))
     arch, settings = architecture(config, stage), stage_config(config, stage)
@@ -105,9 +105,9 @@ def test_other_objectives_are_accumulated_and_averaged_too(tiny_run: Path, quick
     update = testing.quick_jit(
         partial(update_step, objective.loss, tx, ema_decay=settings.ema_decay), static_argnames="accumulation"
     )
-    arguments = (state, step.arrays, jnp.asarray(step.budget), jnp.float32(1e-3))
+    arguments = (state, step.arrays, jnp.asarray(step.budget, bool), jnp.float32(1e-3))
     whole, metrics = update(*arguments)
-    in_parts, metrics_in_parts = update(*arguments, accumulation=Accumulation(2, 1, PARTS[stage]))
+    in_parts, metrics_in_parts = update(*arguments, accumulation=Accumulation(2, 1, PARTS[settings.objective]))
     chex.assert_trees_all_close(metrics_in_parts, metrics, rtol=2e-5, atol=1e-6)
     moments = [optax.tree.get(state.opt_state, "mu") for state in (in_parts, whole)]
     scale = max(float(jnp.abs(x).max()) for x in moments[1].values())

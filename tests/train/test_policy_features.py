@@ -53,7 +53,7 @@ def test_features_are_stored_chunk_by_chunk(
     tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Interrupted after two of four chunks, the second start runs the tower for the others only."""
-    config = as_config(tiny_config({"evaluate.cache_gigabytes": 1.0, "evaluate.batch_size": 4}))
+    config = as_config(tiny_config({"evaluate.cache_gigabytes": 1.0, "evaluate.batch_size": 12}))
     workdir, rows, programs = Workdir(tiny_copy), list[int](), features.programs
 
     def counting(arch: Architecture) -> tuple[Callable]:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 
 from visor_jax.config import Config
 from visor_jax.config.data_fields import BUILT_IN
+from visor_jax.config.mixture import GENERATED, generated_parts
 from visor_jax.errors import RequestError
 from visor_jax.launching.description import MOUNTS, Launch
 
@@ -42,7 +43,9 @@ def named_files(config: Config) -> list[tuple[str, str]]:
     found = []
     if config.tokenizer.path not in BUILT_IN:
         found.append(("tokenizer.path", config.tokenizer.path))
-    if config.data.path or config.data.mixture or config.data.parts:  # generated data have no files
+    data = config.data
+    stored = data.path and data.source not in GENERATED  # of generated data the path names an exercise
+    if stored or data.mixture or len(generated_parts(vars(data))) < len(data.parts):
         found.append(("data.root", config.data.root or "."))
     if config.data.mixture and os.path.isfile(config.data.mixture):  # not below data.root, but here
         found.append(("data.mixture", config.data.mixture))
