@@ -33,13 +33,14 @@ from PIL import Image
 from visor_jax.architecture import Architecture
 from visor_jax.config import architecture, load_config
 from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
-from visor_jax.data.collate import Example, RowShape, encode_example
+from visor_jax.data.collate import Example, RowShape
 from visor_jax.data.media import EmbeddedPicture
 from visor_jax.data.packing import PoolShape
 from visor_jax.data.pipeline import ExampleStream
 from visor_jax.data.pools import PoolSettings, make_packed_pipeline
 from visor_jax.data.records import parse_record
-from visor_jax.data.sample import Part, Sample, Source
+from visor_jax.data.sample import Part, Sample, Sheet, Source
+from visor_jax.data.sheets import encode_record
 from visor_jax.data.sources import named_kind
 from visor_jax.data.sources.array_record import write_array_record
 from visor_jax.data.tokenizer import load_tokenizer
@@ -127,12 +128,12 @@ def open_source(folder: Path, fields: dict[str, str]) -> Source:
     return named_kind(fields["source"]).open(config, "train")
 
 
-def encoder(arch: Architecture) -> Callable[[Sample], Example]:
+def encoder(arch: Architecture) -> Callable[[Sample | Sheet], Example]:
     limits = RowShape(37, POOL.visual, POOL.text)
-    return partial(encode_example, tokenizer=load_tokenizer("glyphs"), architecture=arch, row_shape=limits)
+    return partial(encode_record, tokenizer=load_tokenizer("glyphs"), architecture=arch, row_shape=limits)
 
 
-def encoding_rate(source: Source, encode: Callable[[Sample], Example]) -> dict[str, float]:
+def encoding_rate(source: Source, encode: Callable[[Sample | Sheet], Example]) -> dict[str, float]:
     """Samples and tiles per second of one thread that reads, decodes, tiles and tokenizes."""
     began, tiles = time.perf_counter(), 0
     for index in range(len(source)):
@@ -141,7 +142,7 @@ def encoding_rate(source: Source, encode: Callable[[Sample], Example]) -> dict[s
     return {"samples_per_s": len(source) / seconds, "tiles_per_s": tiles / seconds}
 
 
-def feeding(source: Source, encode: Callable[[Sample], Example], arch: Architecture, workers: int, steps: int):
+def feeding(source: Source, encode: Callable[[Sample | Sheet], Example], arch: Architecture, workers: int, steps: int):
     """A measure of the seconds per sample of packed batches; starting the workers is not counted."""
 
     def measure() -> float:

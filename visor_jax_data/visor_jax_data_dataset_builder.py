@@ -30,9 +30,10 @@ from PIL import Image
 
 from visor_jax.config import Config, apply_overrides, default_config, load_config
 from visor_jax.config.data_fields import PILLOW_MAX_PIXELS
+from visor_jax.data.build import check_storable
 from visor_jax.data.images import byte_limit
 from visor_jax.data.media import mark_videos
-from visor_jax.data.sample import Sample, SkipSample, Source, outline
+from visor_jax.data.sample import Sample, Sheet, SkipSample, Source, outline, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import SPLITS, RecordSource
 from visor_jax.data.sources import source_kind
@@ -199,14 +200,15 @@ def encode_sample(source: Source, index: int) -> dict[str, Any]:
 
     Raises:
       SkipSample: the record cannot be used, or a picture's file cannot be read.
+      RequestError: the record is a sheet of small pictures, which files cannot keep.
     """
-    sample = outline(source, index)
+    sample = _only_sample(source, outline(source, index))
     files: Sequence[tuple[str, Path | bytes | None]] = []
     if isinstance(source, RecordSource):
         files = list(source.picture_files(index))
     is_video = [image.ndim == 4 for image in sample.images]
     if any(is_video) or len(files) != len(sample.images) or any(content is None for _, content in files):
-        sample = source[index]  # raises for a picture without a file
+        sample = _only_sample(source, source[index])  # raises for a picture without a file
     images: list[io.BytesIO] = []
     for place, image in enumerate(sample.images):
         if image.ndim == 4:
@@ -221,6 +223,16 @@ def encode_sample(source: Source, index: int) -> dict[str, Any]:
         "images": images,
         "frames": [len(image) if image.ndim == 4 else 0 for image in sample.images],
     }
+
+
+def _only_sample(source: Source, record: Sample | Sheet) -> Sample:
+    """Returns the sample that a record is, or the only one of a sheet."""
+    *others, sample = samples_of(record)
+    for each in (*others, sample):
+        check_storable(source, each)
+    if others:
+        raise RequestError(f"data.source={source.name}: a record holds {len(others) + 1} samples; expected one each")
+    return sample
 
 
 def _turns(sample: Sample) -> list[dict[str, str]]:

@@ -205,7 +205,12 @@ def test_the_stage_base_trains_on_answers_of_any_source() -> None:
         RequestError, match=r"the stage 'base' in stages .*or stage_overrides\.base\.objective='answer'"
     ):
         check_source(dataclasses.replace(config, stages=("base",)))
-    answers = {"stage_overrides.base.objective": "answer", "stages": ("base",)}
+    answers = {
+        "stage_overrides.base.objective": "answer",
+        "stage_overrides.base.budgets": "subsets",
+        "stage_overrides.base.trainable": ("vision/",),
+        "stages": ("base",),
+    }
     with pytest.raises(RequestError, match=r"base\.budgets='subsets': leaves out parts.*expected 'full'"):
         configured(**answers)
     answers["stage_overrides.base.budgets"] = "full"

@@ -27,8 +27,15 @@ from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
 
 ROOT = Path(__file__).parents[2]
-SAMPLES = {"search.samples": 16, "label.samples": 16, "evaluate.samples": 16, "evaluate.batch_size": 4}
+SAMPLES = {
+    "search.samples": 16,
+    "label.samples": 16,
+    "evaluate.samples": 16,
+    "evaluate.control_samples": 8,
+    "evaluate.batch_size": 4,
+}
 CHUNKS, BUDGETS = 4, all_subsets(2)
+CONTROL_CHUNKS = {"evaluate": 2}  # the questions without their pictures, asked after the others
 
 PASSES: dict[str, tuple[Callable[[Any, Workdir], Any], str, tuple[str, ...]]] = {
     "search": (lambda c, w: search_stage(c, w, load_stage(w, "full")), "search", ("viable.json", "subsets.csv")),
@@ -84,7 +91,7 @@ def test_a_killed_pass_computes_only_the_missing_chunks(
     assert len(list((killed / folder).glob("chunks/*/*.npz"))) == 2
     scored = counted(monkeypatch)
     run(config, Workdir(killed))
-    assert scored == [4] * (CHUNKS - 2)
+    assert scored == [4] * (CHUNKS - 2 + CONTROL_CHUNKS.get(name, 0))
     assert result(killed, name) == result(whole, name)
     assert not (killed / folder / "chunks").exists()
 

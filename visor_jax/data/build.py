@@ -82,12 +82,17 @@ def _usable(source: Source, indices: range, skips: SkipLog) -> Iterator[tuple[in
             skips.count_skipped(source.name, index, why)
             continue
         for sample in samples:
-            if sample.origin is not None:
-                raise RequestError(
-                    f"data.source={source.name}: sample {sample.id!r} holds a small picture with a place in its tile,"
-                    " which files cannot keep; expected a source or an exercise of whole pictures"
-                )
+            check_storable(source, sample)
             yield index, sample
+
+
+def check_storable(source: Source, sample: Sample) -> None:
+    """Raises RequestError if files cannot keep the sample, because it holds a small picture."""
+    if sample.origin is not None:
+        raise RequestError(
+            f"data.source={source.name}: sample {sample.id!r} holds a small picture with a place in its tile,"
+            " which files cannot keep; expected a source or an exercise of whole pictures"
+        )
 
 
 # --- ArrayRecord ------------------------------------------------------------------------------------------------------
