@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from visor_jax.config import Config, architecture, as_config, stage_config
+from visor_jax.config.schema import StageOverrides
 from visor_jax.data.draws import RANGE, index_range
 from visor_jax.data.from_config import (
     agreed_taps,
@@ -208,7 +209,7 @@ def test_the_stage_base_trains_on_answers_of_any_source() -> None:
     answers = {
         "stage_overrides.base.objective": "answer",
         "stage_overrides.base.budgets": "subsets",
-        "stage_overrides.base.trainable": ("vision/",),
+        "stage_overrides.base.trainable": StageOverrides().base["trainable"],
         "stages": ("base",),
     }
     with pytest.raises(RequestError, match=r"base\.budgets='subsets': leaves out parts.*expected 'full'"):
