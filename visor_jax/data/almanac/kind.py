@@ -21,9 +21,8 @@ def _almanac(config: Config, split: str, **settings: Any) -> Almanac:
     row = Row(data.text_length, data.visual_length, vision.tile_size // vision.patch_size, vision.patch_size)
     settings = {"turns": data.turns_per_picture, "exercise": data.path or "pages", **settings}
     settings |= {"kinds": data.kinds, "faces": data.fonts, "jitter": data.jitter, "mixed": data.mixed_share}
-    independent = bool(getattr(data, "independent_turns", False))
     tokenizer = load_tokenizer(config.tokenizer.path)
-    return Almanac(split, config.seed, tokenizer, row, independent=independent, **settings)
+    return Almanac(split, config.seed, tokenizer, row, independent=data.independent_turns, **settings)
 
 
 def _conversations(config: Config, split: str) -> Almanac:

@@ -10,7 +10,6 @@ import operator
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from visor_jax.data.almanac.draw import Draws
 from visor_jax.data.almanac.exercises import EXERCISES, Exercise
@@ -107,7 +106,7 @@ class Almanac:
     def __len__(self) -> int:
         return self._size
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Sample | Sheet:
         """Generates sample `index`, a `Sample` or of small pictures a `Sheet`; raises IndexError outside 0..len-1."""
         index = operator.index(index)
         if not 0 <= index < self._size:
