@@ -172,10 +172,11 @@ def question_rows(
     """Returns which question each budget answers: {"ids", "tasks", "right": {budget: "0101..."}}."""
     right = {}
     for name, bits in requested.items():
-        if bits is None:
-            correct = scores.correct[policy_picks(model, scores, 0.0), np.arange(len(scores.tasks))]
-        else:
-            correct = scores.correct[rows.index(bits)]
+        correct = (
+            policy_correct(scores, policy_picks(model, scores, 0.0))
+            if bits is None
+            else scores.correct[rows.index(bits)]
+        )
         right[name] = "".join("01"[int(value)] for value in correct)
     return {"ids": scores.ids, "tasks": scores.tasks, "right": right}
 
@@ -199,18 +200,23 @@ def policy_picks(model: Visor, scores: Scores, dial: float) -> np.ndarray:
     return choices(scores, viable_costs(model, scores).T, dial)
 
 
+def policy_correct(scores: Scores, picked: np.ndarray) -> np.ndarray:
+    """Returns whether each sample is answered under the budget picked for it, bool [N]."""
+    return scores.correct[picked, np.arange(len(picked))]
+
+
 def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
     """Returns the result of the policy's choices at a dial value; the FLOPs include the policy's."""
-    picked, samples = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
-    flops = viable_costs(model, scores)[picked, samples] + routing_flops(model.arch, scores)
-    return budget_row(model.arch, scores, scores.correct[picked, samples], flops)
+    picked = policy_picks(model, scores, dial)
+    flops = viable_costs(model, scores)[picked, np.arange(len(picked))] + routing_flops(model.arch, scores)
+    return budget_row(model.arch, scores, policy_correct(scores, picked), flops)
 
 
 def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
     """Returns accuracy and costs at one dial value, a point of the report's curve."""
     row = dial_rows(model, scores, dial)
-    picked, samples = policy_picks(model, scores, dial), np.arange(len(scores.tasks))
-    accuracy = float(np.sum(scores.correct[picked, samples] * level_weights(scores.tasks, scores.levels)))
+    correct = policy_correct(scores, policy_picks(model, scores, dial))
+    accuracy = float(np.sum(correct * level_weights(scores.tasks, scores.levels)))
     kept = (*(level for level in LEVELS if level in row), "decoder_gflops", "end_to_end_gflops")
     return {"accuracy": accuracy, **{name: row[name] for name in kept}}
 
