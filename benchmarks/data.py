@@ -130,7 +130,7 @@ def open_source(folder: Path, fields: dict[str, str]) -> Source:
 
 def encoder(arch: Architecture) -> Callable[[Sample | Sheet], Example]:
     limits = RowShape(37, POOL.visual, POOL.text)
-    return partial(encode_record, tokenizer=load_tokenizer("glyphs"), architecture=arch, row_shape=limits)
+    return partial(encode_record, tokenizer=load_tokenizer("almanac"), architecture=arch, row_shape=limits)
 
 
 def encoding_rate(source: Source, encode: Callable[[Sample | Sheet], Example]) -> dict[str, float]:

@@ -7,14 +7,13 @@ layouts and what is skipped:
     {"id": "1", "image": "scans/1.png", "conversations": [
         {"from": "human", "value": "<image>\nWhich digit is this?"}, {"from": "gpt", "value": "seven"}]}
 
-    visor data check --config=configs/forkme.py:runs/glyphs_mini --config.data.root=DATA --config.data.path=train.json
+    visor data check --config=configs/forkme.py:runs/almanac_mini --config.data.root=DATA --config.data.path=train.json
         (exit status 1 if training would stop; --list=FILE writes what happens to every record)
-    visor run --config=configs/forkme.py:runs/glyphs_mini --workdir=runs/mine \
+    visor run --config=configs/forkme.py:runs/almanac_mini --workdir=runs/mine \
         --config.data.root=DATA --config.data.path=train.json
 
-The argument after the colon is the workdir of the model to start from. Expected: seven minutes on two busy CPU cores
-for the handwritten digits of docs/your_data.md, and 90.7 % accuracy of `auto` on held-out scans. Then
-`visor evaluate --workdir=runs/mine` measures the accuracy on held-out records.
+The argument after the colon is the workdir of the model to start from. Expected: docs/your_data.md has the times
+and accuracies of two data sets. Then `visor evaluate --workdir=runs/mine` measures the accuracy on held-out records.
 """
 
 import os
@@ -24,7 +23,7 @@ from ml_collections import ConfigDict
 from visor_jax.config import default_config
 
 
-def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
+def get_config(start: str = "runs/almanac_mini") -> ConfigDict:
     """Runs the stages from `full` on, with your data.
 
     Args:
@@ -40,41 +39,33 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
         vocab_size=0,  # as many as the tokenizer needs
         hidden_size=64,
         intermediate_size=192,
-        num_layers=9,
+        num_layers=6,
         num_heads=4,
         num_kv_heads=4,
         head_dim=16,
-        rope_theta=30.0,
-        rms_norm_eps=1e-6,
+        rope_theta=100.0,
         tie_word_embeddings=True,
-        embedding_init=0.7,
-        residual_init=0.5,
-        norm_init=0.25,
-        recency_init=8.0,
-        max_positions=2048,  # training rows have 166
+        max_positions=2048,  # training rows have 200
     )
     config.model.vision.update(
-        tile_size=72,
-        patch_size=8,
+        tile_size=96,
+        patch_size=12,
         hidden_size=96,
-        intermediate_size=512,  # recognizes 99 % of the glyphs; 192 recognizes 96 %
-        num_layers=1,
+        intermediate_size=256,
+        num_layers=3,
         num_heads=4,
-        patch_local=True,  # a tower that mixes patches could solve tasks meant for the decoder
     )
-    config.model.cross.init = "match"
-    config.tokenizer.path = "glyphs"
+    config.model.anyres.standardize = True
+    config.tokenizer.path = "almanac"
 
     # Your data, the shape of a row, and how long to train.
     config.data.update(
         source="llava",
         root="data",
         path="train.json",
-        scenes=(("letters", 3), ("scatter", 6), ("cards", 3), ("above", 4), ("tall", 3), ("chain", 5)),
-        turns_per_picture=4,
         batch_size=16,
         tiles=1,
-        visual_length=82,  # 9 x 9 patches and the newline
+        visual_length=72,  # 8 x 8 patches and the newline
         text_length=128,
     )
     config.train.update(
@@ -82,9 +73,7 @@ def get_config(start: str = "runs/glyphs_mini") -> ConfigDict:
     )
     config.stage_overrides.full.update(steps=200, learning_rate=1.5e-3, end_fraction=0.5)
     config.stage_overrides.universal.update(steps=200, learning_rate=1.5e-3)
-    config.stage_overrides.policy.update(
-        steps=300, batch_size=32, learning_rate=4e-3, label_balance=2.2, label_caution=1.25
-    )
+    config.stage_overrides.policy.update(steps=300, batch_size=32, learning_rate=4e-3, label_balance=1.0)
     config.label.update(tolerance=0.2, only_right=True)
 
     # Numbers of questions from the validation, training and test splits.

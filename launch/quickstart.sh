@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Trains an adaptive model from scratch: installs into .venv, then runs every stage of configs/glyphs_mini.py, evaluation,
-# report and PyTorch export on the CPU. Safe to run again: it skips installed packages and complete stages.
+# Makes the dense base that the package ships adaptive: installs into .venv, then runs every stage of
+# configs/almanac_mini.py, evaluation, report and PyTorch export on the CPU. Safe to run again: it skips installed
+# packages and complete stages.
 #
-# usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (default WORKDIR: runs/glyphs_mini)
+# usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (default WORKDIR: runs/almanac_mini)
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/setup_environment.sh"
 
@@ -26,5 +27,5 @@ export JAX_PLATFORMS=cpu
 # two thirds of the time.
 keep=4000000000
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$keep:glibc.malloc.trim_threshold=$keep}"
-exec "$environment/bin/python" -P -m visor_jax run --config="$repository/configs/glyphs_mini.py" \
-  --workdir="${workdir:-$repository/runs/glyphs_mini}" ${options[@]+"${options[@]}"}
+exec "$environment/bin/python" -P -m visor_jax run --config="$repository/configs/almanac_mini.py" \
+  --workdir="${workdir:-$repository/runs/almanac_mini}" ${options[@]+"${options[@]}"}

@@ -22,7 +22,7 @@ from visor_jax.config import load_config, to_json
 from visor_jax.errors import RequestError, RunError
 
 ROOT = Path(__file__).parents[1]
-MINI = str(ROOT / "configs" / "glyphs_mini.py")
+MINI = str(ROOT / "configs" / "almanac_mini.py")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_the_configuration_reaches_the_command(command):
     command.main = returns(None, calls)
     assert cli.main(["probe", f"--config={MINI}", "--workdir=w", "--config.seed=4", "--config.train.steps=3"]) == 0
     args, config = calls[0]
-    assert (args.workdir, args.json, config.seed, config.train.steps, config.name) == ("w", False, 4, 3, "glyphs_mini")
+    assert (args.workdir, args.json, config.seed, config.train.steps, config.name) == ("w", False, 4, 3, "almanac_mini")
 
 
 @pytest.mark.parametrize("source", ["workdir", "optional"])

@@ -24,7 +24,7 @@ from visor_jax.config import architecture
 from visor_jax.model.visor import abstract_params
 from visor_jax.testing import tiny_config
 assert jax.config.jax_enable_x64
-shapes = [abstract_params(architecture(tiny_config({"model.cross.init": init}))) for init in ("copy", "zero", "match")]
+shapes = [abstract_params(architecture(tiny_config({"model.cross.init": init}))) for init in ("copy", "zero")]
 print(json.dumps(sorted({leaf.dtype.name for leaf in jax.tree.leaves(shapes)})))
 """
 ANSWER = """

@@ -49,7 +49,6 @@ class TextArchitecture:
     residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialization
     norm_init: float = 1.0  # scale of the final norm in a random initialization: the temperature of a tied head
     attention_init: str = "copying"  # or "random": how values and outputs of attention start in a random initialization
-    recency_init: float = 0.0  # logit by which randomly initialized text-only attention prefers the nearest tokens
     max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence of a prompt with its answer
 
 
@@ -114,7 +113,7 @@ class CrossAttentionArchitecture:
     """The added cross-attention from text to visual tokens (method.md section 3)."""
 
     num_kv_heads: int
-    init: str = "copy"  # or "zero", "match": see visor_jax.model.initializers
+    init: str = "copy"  # or "zero": see visor_jax.model.initializers
     gate_init: float = 1.0  # before tanh; ignored by init="zero", whose gate starts at 0
     kernel_size: int = 7  # of the conditional position's depthwise convolution
 

@@ -35,7 +35,7 @@ def picture(tmp_path):
 
 
 def test_without_gcsfs_every_command_names_the_extra(capsys, picture):
-    run = f"run --config={ROOT / 'configs' / 'glyphs_mini.py'}"
+    run = f"run --config={ROOT / 'configs' / 'almanac_mini.py'}"
     for command in (run, "report", "export", "evaluate", f"generate --image={picture} --question=b"):
         with without_gcsfs():
             assert main([*command.split(), "--workdir=gs://bucket/run"]) == 2

@@ -26,10 +26,6 @@ def get_config():
     config.update(stages=("full",))
     return config
 """
-GENERATED = CONFIG.format(data="source='almanac', text_length=128").replace(
-    "    return",
-    "    config.tokenizer.path = 'almanac'\n    config.model.vision.update(tile_size=96, patch_size=12)\n    return",
-)
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "set.json").write_text(json.dumps(records))
     data = f"source='llava', root={str(tmp_path)!r}, path='set.json', text_length=128"
     (tmp_path / "llava.py").write_text(CONFIG.format(data=data))
-    (tmp_path / "almanac.py").write_text(GENERATED)
+    (tmp_path / "almanac.py").write_text(CONFIG.format(data="text_length=128"))
     return tmp_path
 
 
@@ -135,7 +131,7 @@ def test_check_lists_every_record(good: Path, capsys: pytest.CaptureFixture[str]
     assert [row["place"] for row in rows] == [f"set.jsonl[{number}]" for number in range(27)]
     fields = {"place", "id", "usable", "reason", "detail", "pictures", "visual_tokens", "text_tokens"}
     assert all(set(row) == fields for row in rows)
-    assert rows[0]["usable"] and rows[0]["pictures"] == 1 and rows[0]["visual_tokens"] == 82
+    assert rows[0]["usable"] and rows[0]["pictures"] == 1 and rows[0]["visual_tokens"] == 65
     assert rows[24]["id"] == "t4" and rows[24]["pictures"] == rows[24]["visual_tokens"] == 0
     assert 0 < rows[24]["text_tokens"] <= rows[0]["text_tokens"]
     assert (rows[3]["usable"], rows[3]["reason"], rows[3]["pictures"]) == (False, "broken_image", 1)
@@ -179,7 +175,7 @@ def test_stats_measure_what_can_be_used(folder: Path, capsys: pytest.CaptureFixt
     assert (actual["samples"], actual["skipped"], actual["tasks"]) == (4, 3, {"colours": 4})
     text = actual["lengths"]["text"]
     assert text["max"] > 500 and text["fit"] == 0.75 and text["room"] == 128 and sum(text["histogram"]["counts"]) == 4
-    assert actual["lengths"]["visual"]["max"] == 82 and actual["lengths"]["tiles"]["max"] == 1
+    assert actual["lengths"]["visual"]["max"] == 65 and actual["lengths"]["tiles"]["max"] == 1
 
 
 def test_build_writes_what_can_be_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

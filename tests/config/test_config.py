@@ -80,7 +80,7 @@ def test_the_argument_after_the_colon_reaches_get_config():
     assert config.stage_overrides.full.init_from == "runs/other/universal"
 
 
-def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
+def test_a_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
     tokens = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 6, "content": "<image>"}]}
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(tokens))
@@ -92,8 +92,8 @@ def test_the_glyph_model_takes_its_vocabulary_from_the_tokenizer(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        ((), 2 * 81 + 2048),  # longer than the rows; two pictures of one tile of 9 x 9 patches
-        (("model.anyres.pinpoints=(1x1),(1x2)", "data.tiles=3"), 2 * 10 * 81 + 2048),
+        ((), 2 * 64 + 2048),  # longer than the rows; two pictures of one tile of 8 x 8 patches
+        (("model.anyres.pinpoints=(1x1),(1x2)", "data.tiles=3"), 2 * 10 * 64 + 2048),
         (("data.visual_length=600", "data.text_length=400"), 4000),
         (("data.visual_length=9000",), 32_768),
         (("data.visual_length=9000", "model.text.max_positions=77"), 77),
@@ -151,7 +151,6 @@ def test_a_bad_tokenizer_file_is_named(tmp_path, content):
         ("train.trainable=", "regular expressions"),
         ("train.group_rates=3", "expected a list of pairs (text, a number)"),
         ('train.group_rates=(("vision/", -1),)', "multiplier of at least 0"),
-        ("data.scenes=(('cards', 0),)", "not all of them 0"),
         ("model.anyres.image_std=0,1,1", "three numbers above 0"),
         ("model.anyres.pinpoints=(1x1),...", "grids of tiles"),
         ("model.anyres.pinpoints=(0x1)", "grids of tiles"),
@@ -195,10 +194,9 @@ def test_overrides_that_make_no_sense(override, expected):
         (["model.vision.num_heads=7"], "model.vision.num_heads=7: expected a divisor of model.vision.hidden_size=96"),
         (["model.vision.patch_size=100"], "model.vision.patch_size=100: expected at most"),
         (["model.policy.max_budgets=3"], "model.policy.max_budgets=3: expected at least 4"),
-        (["data.visual_length=81"], "data.visual_length=81: expected at least 82"),
+        (["data.visual_length=64"], "data.visual_length=64: expected at least 65"),
         (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
-        (["model.anyres.packing=4", "data.visual_length=25"], "data.visual_length=25: expected at least 26"),
-        (["model.anyres.packing=2"], "model.anyres.packing=2: the stage 'base' trains on single patches"),
+        (["model.anyres.packing=4", "data.visual_length=16"], "data.visual_length=16: expected at least 17"),
         (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected 2 "),
         (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
         (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),
@@ -229,8 +227,8 @@ def test_fields_that_contradict_each_other(overrides, expected):
         ("train.trainable=(?!routing/)", "train.trainable", ("(?!routing/)",)),
         ("train.trainable=('a/', 'b/')", "train.trainable", ("a/", "b/")),
         ("train.group_rates=(('vision/', 0.2),)", "train.group_rates", (("vision/", 0.2),)),
-        ("data.scenes=[['cards', 2]]", "data.scenes", (("cards", 2),)),
-        ("data.scenes=", "data.scenes", ()),
+        ("data.fonts=['a', 'b']", "data.fonts", ("a", "b")),
+        ("data.fonts=", "data.fonts", ()),
         ("tokenizer.system=a=b, c", "tokenizer.system", "a=b, c"),
     ],
 )

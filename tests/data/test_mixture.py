@@ -93,13 +93,6 @@ def test_a_file_of_llava_next_is_read_as_it_is(root: Path) -> None:
     assert ids(make_source(again, "train")) == ids(source)
 
 
-def test_the_stage_base_names_the_mixture_that_it_cannot_learn_from(root: Path) -> None:
-    labeled = {"stages": ("base",), "stage_overrides.base.objective": "base"}
-    config = as_config(tiny_config({**labeled, "data.root": str(root), "data.mixture": "mix.yaml"}))
-    with pytest.raises(RequestError, match=r"data\.mixture='mix\.yaml': the stage 'base' in stages"):
-        check_source(config)
-
-
 def test_the_parts_of_the_stream_have_their_shares(root: Path) -> None:
     parts = stage_parts(configured(root), "full")
     assert [part.source.name for part in parts] == ["a", "b", "c"] and all(part.shuffle for part in parts)
@@ -237,7 +230,7 @@ def test_other_strategies_are_refused(text: str, root: Path) -> None:
         ),
         ("- path: a.txt", r"'a\.txt': no source and an unknown ending; expected one of \.json"),
         ("- path: a.json\n  source: lava", "source='lava': expected one of llava, .*did you mean 'llava'"),
-        ("- path: a.json\n  source: glyphs", "source='glyphs': expected one of llava"),
+        ("- path: a.json\n  source: almanac", "source='almanac': expected one of llava"),
         ("- path: none.json", r"line 1 \(datasets\[0\]\): data\.path: cannot read .*none\.json: No such file"),
         ("- path: none*.json", r"line 1 .*matches no file"),
         ("- path: ../a.json", r"json_path='\.\./a\.json': expected a path below data\.root"),

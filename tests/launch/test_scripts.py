@@ -86,7 +86,7 @@ def test_quickstart_installs_and_runs_on_the_cpu(clone):
     assert done.returncode == 0, done.stderr
     assert len(clone.calls("--requirement")) == 1
     assert len(clone.calls("--editable")) == 1
-    config, workdir = clone.root / "configs" / "glyphs_mini.py", clone.root / "runs" / "glyphs_mini"
+    config, workdir = clone.root / "configs" / "almanac_mini.py", clone.root / "runs" / "almanac_mini"
     assert clone.got("visor") == [
         "JAX_PLATFORMS=cpu", "-P", "-m", "visor_jax", "run", f"--config={config}", f"--workdir={workdir}",
     ]  # fmt: skip

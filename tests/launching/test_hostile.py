@@ -80,7 +80,7 @@ def arguments(target: str, **changes: Any) -> list[str]:
     """Returns the command line of a case of the golden files, with changes."""
     fields = {**TARGETS[target], **changes}
     fields.pop("config_json"), fields.pop("config")
-    line = ["launch", f"--target={target}", "--config=glyphs_mini", "--force"]
+    line = ["launch", f"--target={target}", "--config=almanac_mini", "--force"]
     for field, value in fields.items():
         if field in FLAGS:
             values = [value] if isinstance(value, str) else value

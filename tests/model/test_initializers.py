@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from visor_jax import testing
 from visor_jax.architecture import CrossAttentionArchitecture
-from visor_jax.model.decoder import select_layer
-from visor_jax.model.decoders.qwen2 import recency_bias, rotary, rotate
-from visor_jax.model.initializers import asked_rotation, orthonormal, start_cross_attention
-from visor_jax.model.super_block import CrossAttention, cross_attention, cross_keys_values
+from visor_jax.model.initializers import orthonormal, start_cross_attention
+from visor_jax.model.super_block import CrossAttention
 from visor_jax.model.visor import abstract_params, init_params, logits
 from visor_jax.tree import flatten
 
@@ -78,26 +75,6 @@ def test_the_same_key_gives_the_same_parameters_and_another_key_others() -> None
         assert start_alike == np.array_equal(x, flatten(other)[path]), path
 
 
-def test_recency_makes_attention_begin_by_preferring_near_tokens() -> None:
-    text = dataclasses.replace(ARCH.text, recency_init=6.0, rope_theta=30.0, head_dim=16)
-    positions = jnp.arange(60)[None]
-    keys = jnp.tile(recency_bias(text), (1, 60, 1, 1))
-    turned = np.asarray(rotate(keys, rotary(positions, text)))[0, :, 0]
-    logit = turned @ turned[-1] / 16**0.5
-    assert logit[-1] == pytest.approx(6.0, rel=1e-4)
-    assert (np.diff(logit[-8:]) > 0).all() and (logit[:-12] < 3.5).all()
-
-
-def test_recency_is_in_text_only_layers_and_only_where_asked_for() -> None:
-    asked = dataclasses.replace(ARCH, text=dataclasses.replace(ARCH.text, recency_init=6.0, rope_theta=30.0))
-    near, plain = testing.fresh_params(asked, 0)["blocks"], testing.fresh_params(ARCH, 0)["blocks"]
-    for kind in ("text", "cross", "self"):
-        for name in ("q_proj", "k_proj"):
-            biases = near[kind]["self_attn"][name]["bias"]
-            assert not biases[0].any() and biases[1:].any() == (kind != "self")
-            assert not plain[kind]["self_attn"][name]["bias"].any()
-
-
 def test_attention_starts_as_independent_numbers_where_asked_for() -> None:
     text = dataclasses.replace(ARCH.text, attention_init="random", residual_init=0.25)
     attention = testing.fresh_params(dataclasses.replace(ARCH, text=text))["blocks"]["self"]["self_attn"]
@@ -112,7 +89,7 @@ def test_attention_starts_as_independent_numbers_where_asked_for() -> None:
 @pytest.mark.parametrize("arch", [ARCH, MULTI_HEAD])
 def test_copy_starts_cross_attention_from_its_layers_own_attention(arch) -> None:
     """Each of its key/value heads is the one that the same query head reads in the layer itself."""
-    params = start_cross_attention(testing.random_params(arch), arch, KEY)
+    params = start_cross_attention(testing.random_params(arch), arch)
     own, new = params["blocks"]["cross"]["self_attn"], params["blocks"]["cross_attention"]
     for name in ("q_proj", "o_proj"):
         for leaf in own[name]:
@@ -135,7 +112,7 @@ def test_copied_multi_head_cross_attention_reads_the_same() -> None:
     on = np.array([True, False])
     found = [
         np.asarray(
-            testing.quick_jit(logits, static_argnames="arch")(start_cross_attention(params, a, KEY), batch, on, arch=a)
+            testing.quick_jit(logits, static_argnames="arch")(start_cross_attention(params, a), batch, on, arch=a)
         )
         for a in (ARCH, MULTI_HEAD)
     ]
@@ -156,7 +133,7 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     zero = CrossAttentionArchitecture(num_kv_heads=4, init="zero")
     arch = dataclasses.replace(testing.tiny_architecture(3), cross=zero)
     params, batch = testing.random_params(arch), testing.random_batch(arch).arrays
-    cross = start_cross_attention(params, arch, KEY)["blocks"]["cross_attention"]
+    cross = start_cross_attention(params, arch)["blocks"]["cross_attention"]
     assert cross == params["blocks"]["cross_attention"], "everything but the gate is random"
     cross["gate"] = np.asarray(CrossAttention(arch, rngs=nnx.Rngs(0)).gate[...])[None]
     assert cross["gate"] == 0
@@ -171,32 +148,6 @@ def test_zero_starts_behind_a_closed_gate() -> None:
     assert np.abs(seeing[real] - expected[real]).max() > 1e-3, "a slot that is on sees the picture"
 
 
-@pytest.mark.parametrize(("block", "asked"), [(0, False), (1, True)])
-def test_match_reads_the_visual_token_that_resembles_the_text_as_it_is(block: int, asked: bool) -> None:
-    """In the first super-block what a token is, later what it is asked about, in the code that `base` gives that."""
-    match = CrossAttentionArchitecture(num_kv_heads=4, init="match")
-    arch = dataclasses.replace(testing.tiny_architecture(6), cross=match)
-    visual, text, stream = testing.decoder_inputs(arch, testing.random_batch(arch, (((3, 9),),)))
-    unlike = orthonormal(KEY, arch.text.hidden_size, visual.shape[1]).T * arch.text.hidden_size**0.5
-    visual = unlike[None]
-    text = visual[:, : text.shape[1]]  # text token i is visual token i, or is asked about it
-    if asked:
-        text = text @ asked_rotation(arch.text.hidden_size).T
-    matched = start_cross_attention(testing.random_params(arch), arch, KEY)["blocks"]["cross_attention"]
-    plain = {"conditional_position": {"kernel": np.zeros((2, 7, 32), np.float32)}, "gate": np.ones(2, np.float32)}
-    plain |= {name: {"scale": np.ones((2, 32), np.float32)} for name in ("text_norm", "visual_norm")}
-    params = select_layer({**matched, **plain}, block)
-
-    @testing.quick_jit
-    def read(text, visual):
-        seen = cross_keys_values(params, visual, stream.visual_segments, arch.text)
-        return cross_attention(params, text, seen, stream.text_segments, stream.visual_segments, arch.text) - text
-
-    real = np.flatnonzero(stream.text_segments[0])
-    likeness = np.asarray(read(text, visual))[0, real] @ visual[0].T
-    np.testing.assert_array_equal(likeness.argmax(axis=1), real)
-
-
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 5), (32, 16), (64, 64)])
 def test_orthonormal_columns(rows, columns):
     drawn = jax.vmap(lambda key: orthonormal(key, rows, columns))(jax.random.split(KEY, 3))
@@ -207,8 +158,7 @@ def test_orthonormal_columns(rows, columns):
 
 def test_no_factorization_that_would_wait_for_its_own_threads():
     """Two concurrent batched LAPACK calls deadlock in JAX's thread pool on two cores; a random start makes none."""
-    arch = dataclasses.replace(ARCH, cross=dataclasses.replace(ARCH.cross, init="match"))
-    lowered = jax.jit(lambda key: start_cross_attention(init_params(arch, key), arch, key)).lower(KEY).as_text()
+    lowered = jax.jit(lambda key: init_params(ARCH, key)).lower(KEY).as_text()
     assert "stablehlo" in lowered and "lapack" not in lowered
 
 

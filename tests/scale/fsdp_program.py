@@ -43,7 +43,6 @@ OVERRIDES = [
     "train.remat=none",
     "data.batch_size=8",
     "stage_overrides.base.batch_size=8",
-    "stage_overrides.base.hops=(1,)",
     "stage_overrides.full.init_from=",
     "stage_overrides.full.warmup_fraction=0.0",
     "stage_overrides.base.warmup_fraction=0.0",
@@ -100,7 +99,7 @@ def worst(measured: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> f
 
 
 def main(stage: str, folder: str) -> None:
-    config = load_config(ROOT / "configs" / "glyphs_mini.py", [f"--config.{line}" for line in OVERRIDES])
+    config = load_config(ROOT / "configs" / "almanac_mini.py", [f"--config.{line}" for line in OVERRIDES])
     devices, workdir = jax.devices(), Workdir(Path(folder))
     assert len(devices) == 8
     alone = run(config, stage, workdir, (1, 1, 1), devices[:1])

@@ -22,13 +22,11 @@ from visor_jax.data.questions import label_questions
 from visor_jax.errors import RequestError
 from visor_jax.loading import load_stage
 from visor_jax.scale.mesh import configured_mesh
-from visor_jax.testing import tiny_architecture, tiny_config
+from visor_jax.testing import tiny_architecture
 from visor_jax.testing.processes import Processes
 from visor_jax.train import wandb_run as wandb_module
 from visor_jax.train.loop import train
 from visor_jax.train.objectives import held_out as held_out_module
-from visor_jax.train.objectives import make_objective
-from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import balance
 from visor_jax.train.observer import MEASURED
 from visor_jax.train.profile import StepProfiler
@@ -176,7 +174,7 @@ def test_held_out_questions_get_the_labels_of_the_stage_label(
     found = np.concatenate([x["label"] for x in arrays])[: len(labels.label)]
     np.testing.assert_array_equal(found, labels.label)
     settings = stage_config(config, "policy")
-    weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
+    weights = balance(labels.label, len(labels.budgets), settings.label_balance)
     np.testing.assert_allclose(np.concatenate([x["label_weight"] for x in arrays])[: len(found)], weights, rtol=1e-6)
 
 
@@ -186,33 +184,6 @@ def test_a_policy_whose_decoder_trains_is_not_validated() -> None:
         RequestError, match=r"validate_every: stage policy trains blocks/.* depend; expected stage_over"
     ):
         held_out_module.check_frozen(tiny_architecture(), ("routing/", "blocks/"))
-
-
-def test_base_is_validated_on_grids_that_no_stage_trains_on(tmp_path: Path) -> None:
-    glyphs = {
-        "data.source": "glyphs", "tokenizer.path": "glyphs", "model.vision.tile_size": 48,
-        "model.vision.patch_size": 8, "model.vision.patch_local": True, "stage_overrides.base.objective": "base",
-        "stage_overrides.base.budgets": "subsets",
-    }  # fmt: skip
-    config = tiny_config({**glyphs, "stages": ("base",), "stage": "base", "train.validate_samples": 6}, steps=3)
-    rows = []
-    for name, every in (("without", 0), ("with", 2)):
-        workdir = Workdir(tmp_path / name)
-        with config.unlocked():
-            config.train.validate_every = every
-        workdir.create()
-        workdir.claim(config)
-        train(config, "base", workdir)
-        rows.append(read_rows(workdir.path / "base" / "metrics.jsonl"))
-    assert without(rows[1], "validation/") == without(rows[0])
-    first, last = (row for row in rows[1] if "validation/samples" in row)
-    assert (first["step"], last["step"], first["validation/samples"]) == (2, 3, 8), "whole batches of four"
-    for budget in ("0b10", "full"):
-        assert first[f"validation/loss/budget={budget}"] != last[f"validation/loss/budget={budget}"]
-        assert all(0 <= last[f"validation/accuracy/{kind}/budget={budget}"] <= 1 for kind in ACCURACIES)
-    data = held_out_module.held_out(as_config(config), "base", Workdir(tmp_path), configured_mesh(config))
-    trained = next(iter(make_objective(config, "base", Workdir(tmp_path)).steps(0, 1))).arrays["tiles"]
-    assert not (next(data.batches({})).arrays["tiles"] == trained).all(axis=(1, 2, 3, 4)).any()
 
 
 def test_every_key_of_a_row_is_documented(tiny_run: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,11 @@ from visor_jax.config import architecture, as_config
 from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.generate.sampling import Sampling, select
 from visor_jax.hf.model import add_visor_params
-from visor_jax.model.initializers import ASKED_SEED
-from visor_jax.model.keys import frozen_key, start_key
+from visor_jax.model.keys import start_key
 from visor_jax.model.visor import abstract_params, init_params
 from visor_jax.scale.mesh import build_mesh, configured_mesh
 from visor_jax.scale.sharding import param_shardings
 from visor_jax.testing import tiny_config
-from visor_jax.train.objectives.glyphs_base import CODEBOOK_SEED, RELATIONS, relation_scores
 from visor_jax.train.state import start_params
 from visor_jax.workdir.folder import Workdir
 
@@ -69,8 +67,8 @@ class Uses:
         jax.effects_barrier()
         return self._found
 
-    def again(self, constants: Collection[tuple[int, ...]] = ()) -> list[str]:
-        """Every key that is drawn from, split and folded into more than once in all; those of constants left out.
+    def again(self) -> list[str]:
+        """Every key that is drawn from, split and folded into more than once in all.
 
         Folding into a key again and again is allowed: the keys that come of it are watched themselves.
         """
@@ -80,12 +78,8 @@ class Uses:
         return [
             f"{key}: {dict(found)}"
             for key, found in by_key.items()
-            if key not in constants and (found["bits"] + found["split"] > 1 or len(found) > 1)
+            if found["bits"] + found["split"] > 1 or len(found) > 1
         ]
-
-
-# The code that `match` reads with is a constant, which may be worked out again.
-ASKED = [tuple(jax.random.key_data(frozen_key(ASKED_SEED)).tolist())]
 
 
 @pytest.fixture
@@ -106,11 +100,10 @@ def test_reuse_is_noticed(uses: Uses) -> None:
     assert "'bits': 2" in child, "and make the same one"
 
 
-@pytest.mark.parametrize(("kind", "recency"), [("zero", 0.0), ("match", 6.0)])
-def test_fresh_parameters_consume_no_key_twice(uses: Uses, kind: str, recency: float) -> None:
+@pytest.mark.parametrize("kind", ["copy", "zero"])
+def test_fresh_parameters_consume_no_key_twice(uses: Uses, kind: str) -> None:
     arch = testing.tiny_architecture(4, cross=CrossAttentionArchitecture(num_kv_heads=2, init=kind))
-    arch = dataclasses.replace(arch, text=dataclasses.replace(arch.text, recency_init=recency))
-    testing.quick_jit(partial(init_params, arch))(start_key(ASKED_SEED, "base"))
+    testing.quick_jit(partial(init_params, arch))(start_key(7, "base"))
     assert len(uses.all()) > 20 and uses.again() == []
 
 
@@ -120,7 +113,7 @@ def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, 
 
     The run has no `base_words` from which `base_lists` and `base_pages` could start.
     """
-    config = tiny_config({"model.cross.init": "match"})
+    config = tiny_config({"model.cross.init": "zero"})
     mesh, started = configured_mesh(config), []
     for stage in (stage for stage in TRAINED_STAGES if stage not in ("base_lists", "base_pages")):
         arch = architecture(config, stage)
@@ -128,27 +121,22 @@ def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, 
         fresh = testing.quick_jit(partial(init_params, arch))
         start_params(as_config(config), stage, arch, mesh, Workdir(tiny_run), places, fresh)
         started.append(len(uses.all()))
-    assert uses.again(ASKED) == []
+    assert uses.again() == []
     assert started[0] > 0 and started[-1] > started[0], "at least two stages draw random initial values"
 
 
 @pytest.mark.usefixtures("quick")
 def test_an_imported_model_consumes_no_key_twice(uses: Uses) -> None:
-    arch = testing.tiny_architecture(7, cross=CrossAttentionArchitecture(num_kv_heads=2, init="match"))
+    arch = testing.tiny_architecture(7, cross=CrossAttentionArchitecture(num_kv_heads=2, init="zero"))
     dense = testing.random_params(dataclasses.replace(arch, plan="dense"))
     _, new = add_visor_params(dense, arch, build_mesh(1, 1, 1, devices=jax.devices()[:1]), start_key(0, "base"))
-    assert new and uses.all() and uses.again(ASKED) == []
+    assert new and uses.all() and uses.again() == []
 
 
-def test_frozen_codes_and_sampled_tokens_are_drawn_from_keys_of_their_own(uses: Uses) -> None:
-    """Whatever seed a run or a question has, also the seeds of the frozen codes."""
-    for seed in (ASKED_SEED, CODEBOOK_SEED):
-        for stage in TRAINED_STAGES:
-            jax.vmap(lambda key: jax.random.normal(key, (2,)))(jax.random.split(start_key(seed, stage), 4))
-        for step in range(3):
-            select(jnp.zeros((1, 5)), Sampling(1.0, 1.0, seed).draw(), step, 4)
-    names, features = jnp.zeros((2, 3), int), jnp.ones((1, 2, 8))
-    for relation in RELATIONS:
-        relation_scores(features, relation, names, jnp.ones((4, 8)), jnp.ones((1, 2)))
-    jax.random.normal(frozen_key(ASKED_SEED), (2,))
+def test_sampled_tokens_are_drawn_from_keys_of_their_own(uses: Uses) -> None:
+    """Also if a question has the seed of the run."""
+    for stage in TRAINED_STAGES:
+        jax.vmap(lambda key: jax.random.normal(key, (2,)))(jax.random.split(start_key(7, stage), 4))
+    for step in range(3):
+        select(jnp.zeros((1, 5)), Sampling(1.0, 1.0, 7).draw(), step, 4)
     assert uses.again() == []

@@ -146,7 +146,7 @@ fields = ["source=tfds", "root={built}", "path=visor_jax_data/mine", "tiles=8"]
 config = apply_overrides(default_config(), [f"--config.data.{{field}}" for field in fields])
 print(make_source(config, "train")[0].images[0].shape)
 from visor_jax_data.__main__ import main
-request = '{{"name": "few", "samples": 2, "data": {{"source": "glyphs"}}}}'
+request = '{{"name": "few", "samples": 2, "data": {{"source": "almanac"}}}}'
 assert main(["--data_dir={tmp_path}", "--config=" + request]) == 0
 print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "apache_beam")])
 """
@@ -169,7 +169,7 @@ def test_changed_answers_change_the_fingerprint(root: Path, tmp_path: Path) -> N
 
 
 def test_generated_samples_are_stored_with_the_task_of_each_question(tmp_path: Path) -> None:
-    assert build(tmp_path, "few", {"source": "glyphs"}, samples=3, splits=["validation", "test"]) == 0
+    assert build(tmp_path, "few", {"source": "almanac"}, samples=3, splits=["validation", "test"]) == 0
     expected = make_source(as_config(default_config()), "test")
     source = make_source(config(tmp_path, source="tfds", path="visor_jax_data/few"), "test")
     assert len(source) == 3
@@ -187,8 +187,8 @@ def test_generated_samples_are_stored_with_the_task_of_each_question(tmp_path: P
         ('{"name": "needs_config"}', 2, "which records"),
         ('{"name": "x", "beam": true}', 2, "tfds build ... --beam_pipeline_options"),
         ('{"name": "x", "data": {"source": "lava"}}', 2, "did you mean 'llava'"),
-        ('{"name": "x", "data": {"source": "glyphs"}}', 2, "samples"),
-        ('{"name": "x", "splits": ["dev"], "samples": 1, "data": {"source": "glyphs"}}', 2, "dev"),
+        ('{"name": "x", "data": {"source": "almanac"}}', 2, "samples"),
+        ('{"name": "x", "splits": ["dev"], "samples": 1, "data": {"source": "almanac"}}', 2, "dev"),
         ('{"name": "x", "data": {"source": "llava", "root": "ROOT", "path": "gone.json"}}', 2, "gone.json"),
         (
             '{"name": "x", "data": {"source": "llava", "root": "ROOT", "path": "bad.json", "test_fraction": 0}}',

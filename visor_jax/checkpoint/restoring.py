@@ -74,7 +74,7 @@ def find_newest(folder: Path) -> NewestStep:
 
 
 def saved_architecture(config: Config, folder: StageFolder) -> Architecture:
-    """Returns the architecture of a complete stage: an imported `base` has `model.plan`, also where training is dense.
+    """Returns the architecture of a complete stage: an imported `base` has `model.plan`, a trained one is dense.
 
     `visor import` saves step 0; training has at least one step.
     """

@@ -55,7 +55,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     source = as_path(local_folder(args.source))
     checkpoint = open_checkpoint(source)
     stage = checkpoint.stage if checkpoint.arch.plan == "visor" else "base"
-    arch = architecture(config)  # also of `base`, which may be dense where it is trained
+    arch = architecture(config)  # also of `base`, which is dense only where it is trained
     checkpoint = fitted(checkpoint, arch, f"--from={args.source}")
     workdir = Workdir(args.workdir)
     folder = workdir.stage(stage)

@@ -14,7 +14,7 @@ from visor_jax.architecture import MESH_AXES, LayerKind
 from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.model_fields import ModelConfig
 from visor_jax.config.rules import parse_grids
-from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config, StageOverrides
+from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config
 from visor_jax.config.shipped import SHIPPED
 from visor_jax.config.train_fields import TrainConfig
 from visor_jax.errors import RequestError, nearest
@@ -123,13 +123,6 @@ def _check_row_shape(config: Config) -> None:
 
 
 def _check_data(config: Config) -> None:
-    requested = {config.stage, *config.stages}
-    labeled = (config.stage_overrides.base.get("objective") or config.train.objective) == "base"
-    if "base" in requested and labeled and config.model.anyres.packing != 1:
-        raise RequestError(
-            f"model.anyres.packing={config.model.anyres.packing}: the stage 'base' trains on single patches; expected"
-            " 1, or stages that start from another run's base (stage_overrides.<stage>.init_from=RUN/base)"
-        )
     data = config.data
     given = [name for name in ("path", "mixture", "parts") if getattr(data, name)]
     if len(given) > 1:
@@ -248,22 +241,14 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
         _check_rows(config, name, settings.batch_size, data.pool_rows, settings.accumulate)
     _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
-    if stage == "base" and settings.objective == "answer":
-        _check_base_on_answers(config, settings)
+    if stage == "base" and settings.budgets != "full":
+        raise RequestError(
+            f"{_origin(config, stage, 'budgets')}={settings.budgets!r}: the stage 'base' trains a dense model, all"
+            " layers on; expected 'full'"
+        )
     _check_start(config, stage, settings.init_from)
     _check_budgets(config, stage, settings.budgets)
     _check_curriculum(config, stage, settings)
-
-
-def _check_base_on_answers(config: Config, settings: TrainConfig) -> None:
-    """Checks that the stage 'base' trains a whole dense model on answers: its defaults suit its other objective."""
-    own = StageOverrides().base
-    for field, expected in (("budgets", "'full'"), ("trainable", "('(?!routing/)',)")):
-        if getattr(settings, field) == own[field]:
-            raise RequestError(
-                f"{_origin(config, 'base', field)}={own[field]!r}: leaves out parts of the model, and the stage 'base'"
-                f" with objective='answer' trains all of a dense one; expected {expected}"
-            )
 
 
 def _check_curriculum(config: Config, stage: str, settings: TrainConfig) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from visor_jax.config.rules import PARTS, SAMPLING, WEIGHTS, at_least, not_empty, one_of, within
+from visor_jax.config.rules import PARTS, SAMPLING, at_least, not_empty, one_of, within
 from visor_jax.config.values import setting
 
 ASSETS = Path(__file__).parents[1] / "data" / "assets"
 # Names of the built-in tokenizers; each belongs to the generated data set of the same name. The first is the default.
-BUILT_IN = ("glyphs", "almanac")
+BUILT_IN = ("almanac",)
 
 DEFAULT_MAX_PIXELS = 89_478_485  # per picture; above this size Pillow warns
 PILLOW_MAX_PIXELS = 2 * DEFAULT_MAX_PIXELS  # above this size Pillow refuses to open a picture
@@ -40,9 +40,6 @@ class DataConfig:
     )
     test_fraction: float = setting(
         0.1, "stored data: fraction of the records in each of validation and test", within(0, 0.45)
-    )
-    scenes: tuple[tuple[str, int], ...] = setting(
-        (), "generated data: (scene, integer weight) pairs; empty: all scenes equally", WEIGHTS
     )
     fonts: tuple[str, ...] = setting((), "source almanac: names of the fonts; empty: the four of training")
     kinds: tuple[str, ...] = setting((), "source almanac: kinds of pages; empty: all of the exercise")

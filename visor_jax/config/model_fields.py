@@ -36,9 +36,6 @@ class TextConfig:
         "values and outputs of attention, when random: the transpose of each other, or independent numbers",
         one_of("copying", "random"),
     )
-    recency_init: float = setting(
-        0.0, "logit by which randomly initialized text-only attention prefers the nearest tokens", at_least(0)
-    )
     max_positions: int = setting(
         0,
         "limit on text tokens and visual positions of a prompt with its answer; 0: derived from the training rows and"
@@ -51,8 +48,8 @@ class TextConfig:
 class VisionConfig:
     """The vision tower."""
 
-    tile_size: int = setting(72, "side of a square tile", within(1, limits.MAX_TILE), units="pixels")
-    patch_size: int = setting(8, "side of a square patch", within(1, limits.MAX_TILE), units="pixels")
+    tile_size: int = setting(96, "side of a square tile", within(1, limits.MAX_TILE), units="pixels")
+    patch_size: int = setting(12, "side of a square patch", within(1, limits.MAX_TILE), units="pixels")
     hidden_size: int = setting(96, "width of the residual stream", within(1, limits.MAX_WIDTH))
     intermediate_size: int = setting(192, "width inside an MLP", within(1, limits.MAX_VOCABULARY))
     num_layers: int = setting(1, "encoder layers that run", within(1, limits.MAX_LAYERS))
@@ -88,7 +85,7 @@ class CrossAttentionConfig:
     num_kv_heads: int = setting(
         0, "key and value heads of cross-attention; 0: model.text.num_kv_heads", within(0, limits.MAX_HEADS)
     )
-    init: str = setting("copy", "cross-attention's initialization (initializers.py)", one_of("copy", "zero", "match"))
+    init: str = setting("copy", "cross-attention's initialization (initializers.py)", one_of("copy", "zero"))
     gate_init: float = setting(1.0, "initial gate before tanh, with init='copy'")
     kernel_size: int = setting(7, "width of the conditional position's convolution", within(1, limits.MAX_KERNEL))
 

@@ -34,6 +34,7 @@ from visor_jax.architecture import (
 from visor_jax.config.checks import check_together
 from visor_jax.config.config_file import config_from_file, config_path, fields_from_file, refuse_unsafe
 from visor_jax.config.data_fields import ASSETS, BUILT_IN
+from visor_jax.config.former import without_former
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import (
     DENSE_STAGES,
@@ -199,7 +200,7 @@ def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
 def architecture(config: ConfigLike, stage: str = "") -> Architecture:
     """Returns the `Architecture` of `config.model`; a vocabulary size of 0 is read from the tokenizer's file.
 
-    `DENSE_STAGES` always have the dense plan, and so has the stage "base" if it trains on answers.
+    `DENSE_STAGES` and the stage "base" always have the dense plan.
 
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
@@ -238,9 +239,7 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
 
 def has_dense_plan(config: Config, stage: str) -> bool:
     """Returns whether the model of a stage ("": of none in particular) is dense."""
-    if stage == "base":
-        return config.model.plan == "dense" or stage_config(config, stage).objective == "answer"
-    return config.model.plan == "dense" or stage in DENSE_STAGES
+    return config.model.plan == "dense" or stage in (*DENSE_STAGES, "base")
 
 
 def default_max_positions(config: Config) -> int:
@@ -282,14 +281,14 @@ def from_json(text: str) -> Config:
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """Validates a nested dict, as JSON gives it back; missing fields take their defaults.
 
-    A workdir therefore stays readable when a later version of this package has more fields.
+    A workdir therefore stays readable when a later version of this package has more fields, or fewer (`former`).
 
     Raises:
       RequestError: the dict does not fit the schema.
     """
     if not isinstance(tree, Mapping):
         raise RequestError(f"configuration: expected a JSON object, got {type(tree).__name__}")
-    config = default_config()
+    tree, config = without_former(tree), default_config()
     _check_sections(config, tree)
     try:
         config.update(ConfigDict(dict(tree), type_safe=False))

@@ -141,16 +141,11 @@ RATES = Rule(
     lambda value: all(is_pattern(pattern) and rate >= 0 for pattern, rate in value),
     "pairs (regular expression for paths, multiplier of at least 0)",
 )
-WEIGHTS = Rule(
-    lambda value: not value or (all(w >= 0 for _, w in value) and any(w > 0 for _, w in value)),
-    "pairs (scene, integer weight of at least 0), not all of them 0",
-)
 WINDOW = Rule(is_window, "START:STEPS, such as '10:3' for steps 10, 11 and 12, or an empty value")
 PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
 GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")
 DEVIATIONS = Rule(lambda value: len(value) == 3 and min(value) > 0, "three numbers above 0, one per RGB channel")
-HOPS = Rule(lambda value: len(value) > 0 and min(value) >= 1, "one or more whole numbers of at least 1")
 BUDGETS = Rule(
     lambda value: value in ("full", "empty", *DRAWN_BUDGETS) or bool(re.fullmatch("0b[01]+", value)),
     "'full', 'empty' or bits such as '0b10' for every step, or 'viable' or 'subsets' to draw from",

@@ -101,13 +101,7 @@ class StageOverrides:
     base_pages: TrainOverrides = dataclasses.field(
         default=TrainOverrides.of(init_from="base_lists", trainable=_ALL_BUT_ROUTING)
     )
-    base: TrainOverrides = dataclasses.field(
-        default=TrainOverrides.of(
-            objective="base",
-            budgets="subsets",
-            trainable=("vision/", "connector/", "image_newline", "embed_tokens/", "blocks/(text|cross|self)/"),
-        )
-    )
+    base: TrainOverrides = dataclasses.field(default=TrainOverrides.of(init_from="", trainable=_ALL_BUT_ROUTING))
     dense: TrainOverrides = dataclasses.field(default=TrainOverrides.of(init_from="base", trainable=_ALL_BUT_ROUTING))
     warmup: TrainOverrides = dataclasses.field(
         default=TrainOverrides.of(init_from="base", trainable=("blocks/cross_attention/",))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from visor_jax.config.rules import (
     BUDGETS,
     CURRICULUM,
-    HOPS,
     MESH_SIZE,
     PATTERNS,
     RATES,
@@ -26,7 +25,7 @@ class TrainConfig:
     """Training settings of a stage; `stage_overrides` changes them per stage."""
 
     steps: int = setting(1000, "number of optimizer steps", at_least(1), units="steps")
-    objective: str = setting("answer", "training objective", one_of("answer", "base", "policy"))
+    objective: str = setting("answer", "training objective", one_of("answer", "policy"))
     batch_size: int = setting(
         0, "rows per optimizer step over all devices; 0 inherits data.batch_size", at_least(0), units="rows"
     )
@@ -61,12 +60,8 @@ class TrainConfig:
         " named has weight 0; empty: the weights of data.parts",
         CURRICULUM,
     )
-    hops: tuple[int, ...] = setting((1, 2, 3), "objective base: chain length with 1, 2, ... slots on", HOPS)
     label_balance: float = setting(
         0.0, "objective policy: 0 keeps label weights, 1 balances rare and common budgets", within(0, 4)
-    )
-    label_caution: float = setting(
-        1.0, "objective policy: weight of labels above the cheapest budget relative to the cheapest", above(0)
     )
     accumulate: int = setting(
         1, "parts that a batch is split into, one after the other, before one optimizer step: less memory", at_least(1)

@@ -117,7 +117,6 @@ class SourceKind:
       tasks: (config) -> the tasks that questions for labels and evaluation are about; None: all that have a level.
       for_labels: (config) -> the source that the label stage asks questions from; None: the training split.
       for_evaluation: (config, split) -> the source that search and evaluate ask questions from; None: the split itself.
-      has_patch_labels: whether stage "base" can train on it.
       check: (config) -> raises RequestError if `config.data` does not fit this kind.
       check_splits: (config, splits) -> raises RequestError if one of the splits has no usable record.
       stored_splits: (config) -> the splits that `visor data` reads by default.
@@ -134,7 +133,6 @@ class SourceKind:
     tasks: Callable[[Config], Sequence[str]] | None = None
     for_labels: Callable[[Config], Source] | None = None
     for_evaluation: Callable[[Config, str], Source] | None = None
-    has_patch_labels: bool = False
     check: Callable[[Config], None] = _accept
     check_splits: Callable[[Config, Collection[str]], None] = _accept
     stored_splits: Callable[[Config], Sequence[str]] = _every_split

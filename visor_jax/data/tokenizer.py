@@ -70,21 +70,6 @@ class ChatTokenizer:
             raise RequestError(f"{self.name}: {text!r} is {len(ids)} tokens, expected one")
         return ids[0]
 
-    def word_ids(self, word: str) -> tuple[int, int]:
-        """Returns the ids of `word` at the start of a text and after a space.
-
-        Qwen's splitting rule separates a digit from the space before it, so both ids of a digit are the same.
-
-        Raises:
-          RequestError: the word is more than one token in either position.
-        """
-        bare, spaced = self._encode(word), self._encode(" " + word)
-        if spaced[:-1] == self._encode(" "):
-            spaced = spaced[1:]
-        if len(bare) != 1 or len(spaced) != 1:
-            raise RequestError(f"{self.name}: {word!r} is {max(len(bare), len(spaced))} tokens, expected one")
-        return bare[0], spaced[0]
-
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
         with _panics_refused(self.name):
             return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)

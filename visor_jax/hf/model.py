@@ -42,9 +42,9 @@ def add_visor_params(params: Params, arch: Architecture, mesh: Mesh, key: jax.Ar
         initial = flatten(init_params(arch, key))
         return {path: initial[path] for path in missing}  # XLA removes the computation of the rest
 
-    weights_key, cross_key = jax.random.split(key)
+    weights_key = jax.random.split(key)[0]  # the first of two, as in versions that drew from both
     new = jax.jit(init_missing, out_shardings={path: shardings[path] for path in missing})(weights_key)
-    leaves = flatten(start_cross_attention(unflatten({**old, **new}), arch, cross_key))
+    leaves = flatten(start_cross_attention(unflatten({**old, **new}), arch))
     complete = unflatten({path: jax.device_put(leaf, shardings[path]) for path, leaf in leaves.items()})
     counts: dict[str, int] = {}
     for path in missing:

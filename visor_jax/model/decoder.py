@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture, LayerPlace
 from visor_jax.budget import LayerKind, Plan
-from visor_jax.model.decoders.qwen2 import Qwen2Layer, start_with_recency
+from visor_jax.model.decoders.qwen2 import Qwen2Layer
 from visor_jax.model.layers import Params, inside, scan_layers, stacked
 from visor_jax.model.mixed import optional_self_attention
 from visor_jax.model.remat import Remat, layer_input, recomputed
@@ -41,10 +41,7 @@ class Blocks(nnx.Module):
 
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
         for place in arch.block:
-            layers = stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs)
-            if place.kind is not LayerKind.SELF:  # visual tokens near in the stream are not near in the picture
-                start_with_recency(layers.self_attn, arch.text)
-            self._put(place.path, layers)
+            self._put(place.path, stacked(lambda r: Qwen2Layer(arch.text, rngs=r), arch.num_blocks, rngs))
         for place in arch.block if arch.plan == "visor" else ():
             if place.cross:
                 self._put(place.cross, stacked(lambda r: CrossAttention(arch, rngs=r), arch.num_blocks, rngs))

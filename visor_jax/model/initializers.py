@@ -6,10 +6,6 @@ In: freshly initialized or imported parameters. Out: the same tree with new valu
 
 * `copy`: the attention weights of the layer itself; key and value heads are repeated if cross-attention has more.
 * `zero`: random weights behind a gate of tanh(0), so that the model starts as its base.
-* `match`: for a base trained here. Its attention layers have seen no pictures, but its tower is aligned with the token
-  embeddings. Keys start equal to queries and the output as the transpose of the values, so that a text token reads the
-  visual tokens that resemble it. From the second super-block on it also reads those that resemble the object of the
-  question (`asked_rotation`), which stage `base` trains text to hold.
 """
 
 from __future__ import annotations
@@ -20,13 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from visor_jax.architecture import Architecture
-from visor_jax.model.keys import frozen_key
 from visor_jax.model.layers import Params, inside
 from visor_jax.tree import flatten, unflatten
-
-MATCH_SHARPNESS = 8.0  # scale of the logits relative to plain similarity
-ASKED_SEED = 97
-ASKED_SHARPNESS = 2.0  # relative to the embedding of the token itself
 
 SINES_SCALE, SINES_PERIOD = 0.5, 20.0  # amplitude, and the ratio of the longest to the shortest period
 
@@ -77,30 +68,19 @@ def copying_pair(
     return values, per_query_head.T / groups
 
 
-def asked_rotation(size: int) -> Float[Array, "D D"]:
-    """An orthogonal matrix: maps the subspace in which text keeps the object of the question to token embeddings.
-
-    A separate subspace keeps it from being decoded as the next token.
-    """
-    return orthonormal(frozen_key(ASKED_SEED), size, size)
-
-
-def start_cross_attention(params: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
+def start_cross_attention(params: Params, arch: Architecture) -> Params:
     """`params` with cross-attention initialized by `arch.cross.init`; the gate keeps its value."""
-    starts = {"copy": copied, "match": matched}
-    if arch.cross.init not in starts:
+    if arch.cross.init != "copy":
         return params
     flat = flatten(params)
-    for number, place in enumerate(place for place in arch.block if place.cross):
-        layer_key = key if number == 0 else jax.random.fold_in(key, number)
-        new = starts[arch.cross.init](inside(params["blocks"], place.path), arch, layer_key)
+    for place in (place for place in arch.block if place.cross):
+        new = copied(inside(params["blocks"], place.path), arch)
         flat.update({f"{place.cross}/{path}": leaf for path, leaf in flatten(new).items()})
     return unflatten(flat)
 
 
-def copied(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
+def copied(layer: Params, arch: Architecture) -> Params:
     """The attention projections of `layer`, which cross-attention precedes; stacked over super-blocks."""
-    del key
     attention = layer["self_attn"]
     repeats = arch.cross.num_kv_heads // arch.text.num_kv_heads
 
@@ -110,26 +90,3 @@ def copied(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
 
     copies = {name: jax.tree.map(jnp.array, attention[name]) for name in ("q_proj", "o_proj")}
     return {**copies, **{name: jax.tree.map(widen, attention[name]) for name in ("k_proj", "v_proj")}}
-
-
-def matched(layer: Params, arch: Architecture, key: PRNGKeyArray) -> Params:
-    """Keys equal the first query head of their group; the output projection inverts the value projection."""
-    del layer
-    text, kv_heads = arch.text, arch.cross.num_kv_heads
-    sizes = (text.hidden_size, kv_heads, text.num_heads, text.head_dim)
-    keys = jax.random.split(key, (2, arch.num_blocks))
-    key_kernel, query_kernel = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[0])
-    value_kernel, output_kernel = jax.vmap(lambda k: copying_pair(k, *sizes))(keys[1])
-    groups, scale = text.num_heads // kv_heads, MATCH_SHARPNESS**0.5
-    queries = query_kernel.swapaxes(-1, -2)
-    queries = queries.at[1:].add(ASKED_SHARPNESS * asked_rotation(text.hidden_size) @ queries[1:])
-
-    def projection(kernel: Array) -> Params:
-        return {"kernel": kernel, "bias": jnp.zeros((arch.num_blocks, kernel.shape[-1]), kernel.dtype)}
-
-    return {
-        "q_proj": projection(scale * groups * queries),
-        "k_proj": projection(scale * key_kernel),
-        "v_proj": projection(value_kernel),
-        "o_proj": {"kernel": output_kernel},
-    }

@@ -13,19 +13,14 @@ from jaxtyping import Array, PRNGKeyArray, UInt32
 
 from visor_jax.config.schema import STAGE_NUMBERS
 
-PURPOSES = ("start", "frozen", "sampling")
+PURPOSES = {"start": 0, "sampling": 2}  # 1 belonged to a purpose that is gone
 
 
 def root_key(seed: int | np.uint32 | UInt32[Array, ""], purpose: str) -> PRNGKeyArray:
     """The key of `seed` for one of `PURPOSES`."""
-    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES[purpose])
 
 
 def start_key(seed: int, stage: str) -> PRNGKeyArray:
     """The key of the parameters that `stage` (one of `config.schema.STAGES`) starts at random, in a run of `seed`."""
     return jax.random.fold_in(root_key(seed, "start"), STAGE_NUMBERS[stage])
-
-
-def frozen_key(number: int) -> PRNGKeyArray:
-    """The key of a random constant that is the same in every run, whatever its seed."""
-    return root_key(number, "frozen")

@@ -57,9 +57,9 @@ class Visor(nnx.Module):
 
 def init_params(arch: Architecture, key: PRNGKeyArray) -> Params:
     """Random parameters; `cross.init` sets how cross-attention starts (`visor_jax.model.initializers`)."""
-    weights, cross = jax.random.split(key)
+    weights = jax.random.split(key)[0]  # the first of two, as in versions that drew from both
     params = nnx.to_pure_dict(nnx.state(Visor(arch, rngs=nnx.Rngs(params=weights))))
-    return start_cross_attention(params, arch, cross) if arch.plan == "visor" else params
+    return start_cross_attention(params, arch) if arch.plan == "visor" else params
 
 
 def abstract_params(arch: Architecture) -> Params:

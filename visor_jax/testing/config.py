@@ -39,7 +39,6 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
         source="almanac", turns_per_picture=2, batch_size=4, visual_length=GRID * GRID + 1, text_length=64
     )
     config.train.update(steps=steps, learning_rate=2e-2, schedule="constant", checkpoint_every=2, hang_seconds=600.0)
-    config.stage_overrides.base.update(objective="answer", budgets="full", trainable=("(?!routing/)",))
     config.stage_overrides.policy.update(learning_rate=1e-2)
     config.search.update(samples=24)  # one question per task
     config.label.update(samples=48)

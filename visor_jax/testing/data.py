@@ -120,12 +120,6 @@ def almanac_tokenizer() -> ChatTokenizer:
     return load_tokenizer("almanac")
 
 
-@cache
-def glyphs_tokenizer() -> ChatTokenizer:
-    """Returns the tokenizer of the generated data set `glyphs`, loaded once."""
-    return load_tokenizer("glyphs")
-
-
 def almanac_source(split: str = "train", seed: int = 0, **settings: Any) -> Almanac:
     """Returns the generated data set: pages of 96 pixels whose conversations fit 128 text tokens.
 

@@ -46,10 +46,8 @@ def accumulated(
 ) -> LossAndGradients:
     """`gradient_of(batch)`, part by part; gradients have the shapes of `trainable`."""
 
-    totals = {} if how.parts.totals is None else how.parts.totals(batch, how.count)
-
     def add(total: Gradients, part: dict[str, Any]) -> tuple[Gradients, tuple[Array, Metrics]]:
-        (loss, metrics), gradients = gradient_of({**on_rows(part, how), **totals})
+        (loss, metrics), gradients = gradient_of(on_rows(part, how))
         weight = metrics[how.parts.weight].astype(jnp.float32)
         return jax.tree.map(lambda sum_, x: sum_ + weight * x, total, gradients), (loss, metrics)
 

@@ -59,9 +59,8 @@ def budget_drawer(config: Config, stage: str, workdir: Workdir) -> Callable[[int
         return lambda step: fixed
     if kind == "viable":
         choices = read_viable(workdir, arch.num_slots)
-    else:  # "subsets": every non-empty subset of the slots, as the pretrained stand-in needs
-        num_slots = budget_slots(arch, stage_config(config, stage))
-        choices = [bits for bits in np.ndindex(*(2,) * num_slots) if any(bits)]
+    else:  # "subsets": every non-empty subset of the slots
+        choices = [bits for bits in np.ndindex(*(2,) * arch.num_slots) if any(bits)]
     return partial(draw, [tuple(bool(b) for b in bits) for bits in choices], config.seed, stage)
 
 
@@ -74,11 +73,6 @@ def fixed_budget(settings: TrainConfig, arch: Architecture) -> Bits | None:
     if settings.budgets in DRAWN_BUDGETS:
         return None
     return Budget.parse(settings.budgets).resolve(arch.num_slots)
-
-
-def budget_slots(arch: Architecture, settings: TrainConfig) -> int:
-    """The length of a step's budget: in a dense plan, only the stage base turns layers off."""
-    return arch.num_blocks * arch.slots_per_block if settings.budgets == "subsets" else arch.num_slots
 
 
 def draw(choices: Sequence[Bits], seed: int, stage: str, step: int) -> Bits:

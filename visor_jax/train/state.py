@@ -84,9 +84,9 @@ def start_params(
     wanted = flatten(places)
     if wanted.keys() <= saved.keys():
         return unflatten({path: saved[path] for path in wanted})
-    weights, cross = jax.random.split(key)
+    weights = jax.random.split(key)[0]  # the first of two, as in versions that drew from both
     both = {**flatten(fresh(weights)), **{path: x for path, x in saved.items() if path in wanted}}
-    return start_cross_attention(unflatten(both), arch, cross)
+    return start_cross_attention(unflatten(both), arch)
 
 
 def saved_params(

@@ -43,8 +43,7 @@ class StepCost:
       arch: of the stage.
       passes_tower: how often the vision tower's FLOPs count; 1: forward only, 3: with both gradients.
       passes_decoder: the same of the decoder. Between 2 and 3 if some of its parameters are frozen.
-      objective: of the stage. "policy" reads the layers before the first slot only; of "base", whose loss reads the
-        layers in its own way, no FLOPs are known.
+      objective: of the stage; "policy" reads the layers before the first slot only.
     """
 
     arch: Architecture
@@ -63,8 +62,6 @@ class StepCost:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one per stage, and the process ends with its stages
     def flops(self, bits: Bits, tiles: int, visual: int, text: int) -> float:
         """Returns the useful FLOPs of one sample under a budget."""
-        if self.objective == "base":
-            return 0.0
         tower = self.passes_tower * tower_flops(self.arch, tiles)
         if self.objective == "policy":
             return tower + self.passes_decoder * route_flops(self.arch, visual, text)

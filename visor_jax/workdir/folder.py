@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from visor_jax.config import ConfigLike
+from visor_jax.config.former import is_former, without_former
 from visor_jax.config.shipped import checkpoint_folder
 from visor_jax.errors import RequestError, short, unwritable
 from visor_jax.files.bucket import bucket_errors, is_bucket, make_folder
@@ -271,7 +272,7 @@ class Workdir:
         data = record.get("data")
         if data is not None and not (isinstance(data, dict) and all(isinstance(v, str) for v in data.values())):
             raise RequestError(f"{path}: field data: expected an object of checksums")
-        return record
+        return {**record, "config": without_former(record["config"])}
 
     def random_numbers(self) -> int:
         """Returns the `RANDOM_NUMBERS` of the version that started this workdir; this version's if it is new.
@@ -355,7 +356,8 @@ class Workdir:
         theirs = {**identity, **{name: saved.get(name) for name in inputs}}
         both = [name for name in mine if mine[name] and theirs.get(name)]
         differences = differing_fields({n: theirs[n] for n in both}, {n: mine[n] for n in both})
-        return differences + differing_fields(identity["config"], stage_fields(tree, stage), default_fields())
+        fields = {name: value for name, value in identity["config"].items() if not is_former(name, value)}
+        return differences + differing_fields(fields, stage_fields(tree, stage), default_fields())
 
     def _known_data(self) -> dict[str, str]:
         """Returns the record of `claim_data`; {} if there is none."""

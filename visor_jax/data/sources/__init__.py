@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib
 import os
 
-from visor_jax.config import Config, stage_config
+from visor_jax.config import Config
 from visor_jax.config.mixture import is_mixture
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
 
 # name -> the module that defines its `SOURCE`; imported on first use
 SOURCES: dict[str, str] = {
-    "glyphs": "visor_jax.data.glyphs.kind",
     "almanac": "visor_jax.data.almanac.kind",
     "llava": "visor_jax.data.sources.llava",
     "parquet": "visor_jax.data.sources.parquet",
@@ -70,17 +69,6 @@ def check_source(config: Config) -> None:
     """Checks `config.data` against the source that it names.
 
     Raises:
-      RequestError: the source is unknown, its fields do not fit, or a configured stage cannot train on it.
+      RequestError: the source is unknown, or its fields do not fit.
     """
-    kind = source_kind(config)
-    kind.check(config)
-    labeled = stage_config(config, "base").objective == "base"
-    if labeled and "base" in {config.stage, *config.stages} and not kind.has_patch_labels:
-        where = "stage" if config.stage == "base" else "stages"
-        supported = " or ".join(repr(name) for name in SOURCES if named_kind(name).has_patch_labels)
-        mixed = is_mixture(vars(config.data))
-        shown = f"data.mixture={config.data.mixture!r}" if mixed else f"data.source={config.data.source!r}"
-        raise RequestError(
-            f"{shown}: the stage 'base' in {where} learns from generated data;"
-            f" expected data.source={supported}, no 'base', or stage_overrides.base.objective='answer'"
-        )
+    source_kind(config).check(config)

@@ -20,30 +20,6 @@ from visor_jax.model.remat import mlp_values
 
 Rotary = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
-RECENCY_REACH = 20.0  # tokens; faster frequencies, which turn once around within this, get no bias
-
-
-def recency_bias(arch: TextArchitecture) -> Float[np.ndarray, " E"]:
-    """A bias for the queries and keys of one head that makes untrained attention prefer near tokens.
-
-    Rotated by positions n tokens apart, its product with itself is proportional to the sum of cos(n * frequency) over
-    the slower frequencies: `arch.recency_init` at n = 0, about zero beyond `RECENCY_REACH`. It lets a random text-only
-    layer find the question that it must answer among several.
-    """
-    slow = rope_frequencies(arch) * RECENCY_REACH < 2 * np.pi
-    strength = (arch.recency_init * arch.head_dim**0.5 / max(slow.sum(), 1)) ** 0.5
-    return strength * np.concatenate([slow, np.zeros_like(slow)]).astype(np.float32)
-
-
-def start_with_recency(attention: Qwen2Attention, arch: TextArchitecture) -> None:
-    """Makes stacked text-only attention prefer near tokens, except in the first super-block, which the routing token
-    reads.
-    """
-    for projection in (attention.q_proj, attention.k_proj):
-        blocks, width = projection.bias.shape
-        near = np.tile(recency_bias(arch), width // arch.head_dim)
-        projection.bias[...] = jnp.asarray((np.arange(blocks) > 0)[:, None] * near, jnp.float32)
-
 
 class Qwen2Attention(nnx.Module):
     """Grouped-query projections with bias on q, k and v (`transformers.Qwen2Attention`)."""

@@ -7,17 +7,14 @@ from typing import Any
 from visor_jax.config import ConfigLike, as_config, stage_config
 from visor_jax.train.objectives.answers import abstract_answers, answer_objective
 from visor_jax.train.objectives.base import Loss, Objective, Parts
-from visor_jax.train.objectives.glyphs_base import abstract_base, base_objective
-from visor_jax.train.objectives.glyphs_totals import ACCURACIES, ROWS, whole_totals
 from visor_jax.train.objectives.policy import abstract_policy, policy_objective
 from visor_jax.workdir.folder import Workdir
 
-OBJECTIVES = {"answer": answer_objective, "base": base_objective, "policy": policy_objective}
-ABSTRACT = {"answer": abstract_answers, "base": abstract_base, "policy": abstract_policy}
+OBJECTIVES = {"answer": answer_objective, "policy": policy_objective}
+ABSTRACT = {"answer": abstract_answers, "policy": abstract_policy}
 PARTS = {
     "answer": Parts("target_tokens", rows=("turn_correct",)),
     "policy": Parts("label_weight", means=("agreement",)),
-    "base": Parts(ROWS, means=("blind", *ACCURACIES), totals=whole_totals),
 }
 
 

@@ -42,14 +42,11 @@ class Parts:
       weight: the metric that weighs a part's loss: what the loss is a mean over, such as the number of target tokens.
       rows: metrics with an entry for each row.
       means: metrics that are means over rows. All others are sums.
-      totals: (whole batch, number of parts) -> entries that every part also gets, for losses that are no means over
-        rows; None if they need none.
     """
 
     weight: str
     rows: tuple[str, ...] = ()
     means: tuple[str, ...] = ()
-    totals: Callable[[Batch, int], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

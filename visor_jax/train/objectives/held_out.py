@@ -5,7 +5,6 @@ row. Nothing here draws random numbers or changes what a stage trains on.
 
 - "answer": conversations of the validation split, one per row, under the budgets of interest; of a mixture with
   generated parts, those of each part that the stage trains on.
-- "base": grids that no stage trains on, with conversations of the validation split to be read.
 - "policy": questions of the validation split. Their labels follow from the likelihood of their answers under every
   viable budget, as those of the stage label do; the parameters that give them are frozen.
 """
@@ -30,17 +29,15 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.data.collate import Example, make_batch
-from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import (
     agreed_taps,
     held_out_parts,
-    make_source,
     make_tokenizer,
     sample_encoder,
     training_row_shape,
 )
 from visor_jax.data.questions import single_questions
-from visor_jax.data.sample import SkipSample, Source, samples_of
+from visor_jax.data.sample import SkipSample, Source
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import cheapest_good_enough, score_batch
 from visor_jax.model.decoder import Budget
@@ -49,10 +46,8 @@ from visor_jax.model.likelihood import answer_tokens, prompt_end
 from visor_jax.model.visor import Batch, abstract_params, encode, route
 from visor_jax.scale.sharding import place_batch, replicated
 from visor_jax.train.objectives.answers import turn_correct, turns_per_row
-from visor_jax.train.objectives.glyphs_base import LabeledGrids
-from visor_jax.train.objectives.glyphs_totals import ACCURACIES
 from visor_jax.train.objectives.policy import budget_weights
-from visor_jax.train.stage import Step, budget_slots, fixed_budget, made_ahead, process_rows
+from visor_jax.train.stage import Step, fixed_budget, made_ahead, process_rows
 from visor_jax.tree import flatten
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels, read_viable
@@ -90,7 +85,7 @@ def held_out(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOu
     Raises:
       RequestError: the validation split does not exist or is empty, or the stage cannot be validated.
     """
-    kinds = {"answer": held_out_answers, "base": held_out_grids, "policy": held_out_questions}
+    kinds = {"answer": held_out_answers, "policy": held_out_questions}
     return kinds[stage_config(config, stage).objective](config, stage, workdir, mesh)
 
 
@@ -170,44 +165,6 @@ def summed(**arrays: Array) -> Sums:
     return {name: jnp.sum(x).astype(jnp.float32) for name, x in arrays.items()}
 
 
-# --- base -------------------------------------------------------------------------------------------------------------
-
-
-def held_out_grids(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOut:
-    """Whole batches of grids, under the first slot alone and under all of them; the longest chain differs."""
-    settings, grids = stage_config(config, stage), LabeledGrids(config, stage)
-    size, num_slots = settings.batch_size, budget_slots(grids.arch, settings)
-    choices: list[Bits] = [tuple(slot < count for slot in range(num_slots)) for count in (1, num_slots)]
-    budgets = list({budget_name(bits): bits for bits in choices}.items())
-    conversations, first = make_source(config, "validation"), index_range("validation")[1].start
-    indices = index_range("label")[1]  # of grids: only trained stages draw them, and label is none
-    count = -(-settings.validate_samples // size)
-
-    def batch(number: int) -> Step:
-        chunk, choice = divmod(number - 1, len(budgets))
-        rows = [chunk * size + row for row in process_rows(size)]
-        name, bits = budgets[choice]
-        read = [sample for row in rows for sample in samples_of(conversations[first + row])]
-        return Step(number, grids.arrays(bits, [indices[row] for row in rows], read), bits, name, [], [])
-
-    def batches(params: Params) -> Iterator[Measured]:
-        steps = made_ahead(batch, 0, count * len(budgets))
-        return (Measured(step.arrays, ((step.budget_name, step.budget),)) for step in steps)
-
-    def sums(params: Params, batch: Batch, budget: Budget) -> Sums:
-        loss, metrics = grids.loss(params, batch, budget)
-        return {"batches": jnp.float32(1), "loss": loss, **{name: metrics[name] for name in ACCURACIES}}
-
-    def fields(totals: Totals) -> dict[str, Any]:
-        row: dict[str, Any] = {"samples": count * size}
-        for name, sums in totals.items():
-            row[f"loss/budget={name}"] = sums["loss"] / sums["batches"]
-            row |= {f"accuracy/{kind}/budget={name}": sums[kind] / sums["batches"] for kind in ACCURACIES}
-        return row
-
-    return HeldOut(batches, sums, fields)
-
-
 # --- policy -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +181,7 @@ def held_out_questions(config: Config, stage: str, workdir: Workdir, mesh: Mesh)
     check_frozen(arch, settings.trainable)
     viable, size = read_viable(workdir, arch.num_slots), settings.batch_size
     trained_on = Labels.read(workdir).label
-    weights = budget_weights(trained_on, len(viable), settings.label_balance, settings.label_caution)
+    weights = budget_weights(trained_on, len(viable), settings.label_balance)
     weights = weights / weights[trained_on].mean()
     questions = single_questions(config, "validation", settings.validate_samples)
     full, whole, dtype = (True,) * arch.num_slots, replicated(mesh), config.model.dtype

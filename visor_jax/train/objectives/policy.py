@@ -155,7 +155,7 @@ class LabeledExamples:
         self.questions = Questions(config, source, len(self.places))
         # Rows hold single questions, which are shorter than conversations.
         self.row_shape = dataclasses.replace(training_row_shape(config), text=text_bucket(self._longest()))
-        self.weights = balance(labels.label, len(labels.budgets), settings.label_balance, settings.label_caution)
+        self.weights = balance(labels.label, len(labels.budgets), settings.label_balance)
         row_bytes = self.row_shape.tiles * architecture(config).vision.tile_size ** 2 * 3
         self.example = lru_cache(maxsize=max(KEPT_BYTES // row_bytes, 1))(self._read)
 
@@ -215,22 +215,17 @@ def policy_loss(
     return jnp.sum(losses * weights) / total, metrics
 
 
-def balance(
-    labels: Int[np.ndarray, " N"], num_budgets: int, strength: float, caution: float = 1.0
-) -> Float[np.ndarray, " N"]:
+def balance(labels: Int[np.ndarray, " N"], num_budgets: int, strength: float) -> Float[np.ndarray, " N"]:
     """Weight float32 [N] of each label. `strength` 0 weighs all labels equally, 1 weighs all budgets equally.
 
-    Counts above an even share of the labels are treated as an even share. Labels above the cheapest budget weigh
-    `caution` times more: too small a budget costs the answer, too large a budget only FLOPs.
+    Counts above an even share of the labels are treated as an even share.
     """
-    weights = budget_weights(labels, num_budgets, strength, caution)[labels]
+    weights = budget_weights(labels, num_budgets, strength)[labels]
     return (weights / weights.mean()).astype(np.float32)
 
 
-def budget_weights(
-    labels: Int[np.ndarray, " N"], num_budgets: int, strength: float, caution: float
-) -> Float[np.ndarray, " budgets"]:
+def budget_weights(labels: Int[np.ndarray, " N"], num_budgets: int, strength: float) -> Float[np.ndarray, " budgets"]:
     """Relative weight of a label of each budget, as `balance` computes it from all `labels`."""
     counts = np.bincount(labels, minlength=num_budgets)
     counts = np.minimum(counts, len(labels) / np.count_nonzero(counts)) + RARE * len(labels)
-    return (len(labels) / counts) ** strength * np.where(np.arange(num_budgets) > 0, caution, 1.0)
+    return (len(labels) / counts) ** strength

@@ -1,1 +1,0 @@
-"""The generated data set: pictures of glyphs, with questions and their answers."""
