@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from visor_jax.config import Config, architecture, as_config, stage_config
-from visor_jax.config.schema import StageOverrides
 from visor_jax.data.draws import RANGE, index_range
 from visor_jax.data.from_config import (
     agreed_taps,

@@ -50,11 +50,6 @@ def test_chat_tokens_have_separate_ids() -> None:
     assert len(set(ids)) == 4 and max(ids) < TOKENIZER.vocab_size <= MAX_VOCABULARY
 
 
-def test_a_word_of_several_tokens_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"'elephant' is \d tokens, expected one"):
-        TOKENIZER.word_ids("elephant")
-
-
 def test_roles_and_newline_are_single_tokens() -> None:
     for text in (*HEADERS, "\n"):
         assert len(TOKENIZER.encode(text)) == 1

@@ -17,7 +17,6 @@ from visor_jax.config import ConfigLike, architecture, as_config, stage_config
 from visor_jax.scale.sharding import batch_sharding, replicated
 from visor_jax.train.objectives import abstract_objective
 from visor_jax.train.optimizer import build_optimizer
-from visor_jax.train.stage import budget_slots
 from visor_jax.train.state import abstract_state, state_places
 from visor_jax.train.update import State, Update, jitted_update
 
@@ -52,6 +51,6 @@ def abstract_step(config: ConfigLike, stage: str, mesh: Mesh) -> AbstractStep:
         jitted_update(config.model.dtype, settings, loss, tx, shardings, mesh),
         jax.tree.map(placed, shapes, shardings),
         {name: placed(x, rows) for name, x in batch.items()},
-        jax.ShapeDtypeStruct((budget_slots(arch, settings),), jnp.bool, sharding=whole),
+        jax.ShapeDtypeStruct((arch.num_slots,), jnp.bool, sharding=whole),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
     )
