@@ -49,7 +49,6 @@ def get_config(tokenizer: str = "tokenizer.json") -> ConfigDict:
         intermediate_size=4304,
         num_layers=26,
         num_heads=16,
-        patch_local=False,
     )
     config.model.anyres.update(pinpoints="(1x1),...,(6x6)", max_tiles=9)
     config.model.policy.hidden_size = 512

@@ -247,10 +247,9 @@ def test_route_formula_is_what_the_routing_token_adds():
     assert with_token - without == route_flops(architecture, 200, 9) + masked
 
 
-@pytest.mark.parametrize("patch_local", [False, True])
 @pytest.mark.parametrize("num_tiles", [1, 3])
-def test_tower_formula_equals_the_program(patch_local, num_tiles):
-    vision = VisionArchitecture(24, 4, 16, 24, num_layers=3, num_heads=2, patch_local=patch_local)
+def test_tower_formula_equals_the_program(num_tiles):
+    vision = VisionArchitecture(24, 4, 16, 24, num_layers=3, num_heads=2)
     architecture = tiny_architecture(vision=vision)
 
     def encode(params, tiles):

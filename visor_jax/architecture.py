@@ -54,11 +54,7 @@ class TextArchitecture:
 
 @dataclass(frozen=True)
 class VisionArchitecture:
-    """The SigLIP tower: runs `num_layers` encoder layers and outputs features before `post_layernorm`.
-
-    `patch_local` drops the attention of every encoder layer, so that patches do not see each other. The generated data
-    set needs this: otherwise the tower could solve tasks meant for the decoder.
-    """
+    """The SigLIP tower: runs `num_layers` encoder layers and outputs features before `post_layernorm`."""
 
     tile_size: int
     patch_size: int
@@ -67,7 +63,6 @@ class VisionArchitecture:
     num_layers: int
     num_heads: int
     layer_norm_eps: float = 1e-6
-    patch_local: bool = False
     position_init: str = "random"  # or "sines": how position embeddings start in a random initialization
     residual_init: float = 1.0  # gain of out_proj and fc2 in a random initialization
 

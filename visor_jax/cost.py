@@ -84,9 +84,7 @@ def tower_flops(architecture: Architecture, num_tiles: int) -> float:
     """Returns FLOPs of the vision tower and the connector over `num_tiles` tiles; independent of the budget."""
     vision, out = architecture.vision, architecture.text.hidden_size
     size, patches = vision.hidden_size, vision.patches_per_tile
-    layer = 4.0 * size * vision.intermediate_size
-    if not vision.patch_local:
-        layer += 8.0 * size**2 + 4.0 * patches * size
+    layer = 4.0 * size * vision.intermediate_size + 8.0 * size**2 + 4.0 * patches * size
     embedding = 2.0 * 3 * vision.patch_size**2 * size
     connector = 2.0 * (size + out) * out
     return num_tiles * patches * (embedding + vision.num_layers * layer + connector)

@@ -34,7 +34,12 @@ def test_fields_without_effect_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("train.label_caution", 1.25), ("stage_overrides.full.hops", [1, 3, 3]), ("data.scenes", [["a", 1]])],
+    [
+        ("train.label_caution", 1.25),
+        ("stage_overrides.full.hops", [1, 3, 3]),
+        ("data.scenes", [["a", 1]]),
+        ("model.vision.patch_local", True),
+    ],
 )
 def test_fields_with_an_effect_are_refused(name: str, value: Any) -> None:
     assert not is_former(name, value)

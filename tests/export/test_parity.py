@@ -25,10 +25,9 @@ from visor_jax.model import visor
 TINY = testing.tiny_architecture()
 VARIANTS = {
     "grouped queries, one extra layer": TINY,
-    "tied, patch-local, no grids, two extra layers": testing.tiny_architecture(
+    "tied, no grids, two extra layers": testing.tiny_architecture(
         8,
         text=dataclasses.replace(TINY.text, num_layers=8, tie_word_embeddings=True),
-        vision=dataclasses.replace(TINY.vision, patch_local=True),
         anyres=dataclasses.replace(TINY.anyres, pinpoints=()),
     ),
     "bidirectional, multi-head cross-attention, no extra layer": testing.tiny_architecture(
@@ -86,7 +85,7 @@ def torch_twin(arch, params, ids, images):
         stage="policy",
         dtype="float32",
     )
-    config = VisorConfig(**{**values, "plan": arch.plan, "patch_local": arch.vision.patch_local})
+    config = VisorConfig(**{**values, "plan": arch.plan})
     model = VisorForConditionalGeneration(config)
     weights = {key: torch.from_numpy(get()) for key, (_, get) in visor_tensors(params, arch).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -33,16 +33,13 @@ PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
 REFUTED = Parity(1e-5, [Comparison("p", "full", "full", 3e-5, True)])
 
 
-def tiny_model(
-    plan: str = "visor", tied: bool = False, patch_local: bool = False, pinpoints=None, standardize: bool = False
-) -> Visor:
+def tiny_model(plan: str = "visor", tied: bool = False, pinpoints=None, standardize: bool = False) -> Visor:
     tokenizer, base = testing.almanac_tokenizer(), testing.tiny_architecture(6)
     arch = testing.tiny_architecture(
         plan=plan,
         text=dataclasses.replace(
             base.text, num_layers=6, vocab_size=tokenizer.vocab_size + 3, tie_word_embeddings=tied
         ),
-        vision=dataclasses.replace(base.vision, patch_local=patch_local),
         anyres=dataclasses.replace(
             base.anyres, pinpoints=base.anyres.pinpoints if pinpoints is None else pinpoints, standardize=standardize
         ),
@@ -168,7 +165,7 @@ def test_bfloat16_weights_are_proven_as_rounded(model, tmp_path):
 
 @pytest.mark.parametrize("pinpoints", [None, ()], ids=["grids", "no grids"])
 def test_a_dense_plan_is_a_stock_model(tmp_path, pinpoints):
-    model = tiny_model("dense", tied=pinpoints is None, patch_local=True, pinpoints=pinpoints)
+    model = tiny_model("dense", tied=pinpoints is None, pinpoints=pinpoints)
     result = torch_export.export(model, tmp_path / "out", stage="dense")
     assert result["greedy_tokens_equal"] and result["max_logit_difference"] <= 1e-5
     assert not list((tmp_path / "out").glob("*.py"))

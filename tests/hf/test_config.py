@@ -38,6 +38,7 @@ DAMAGED = [
     ("text_config.head_dim", 3, "head_dim=3: expected an even number"),
     ("tie_word_embeddings", "yes", "tie_word_embeddings='yes': expected true or false"),
     ("has_policy", True, "has_policy=True: expected false where viable_budgets has none"),
+    ("patch_local", True, "patch_local=True: expected false"),
     ("text_config.intermediate_size", -1, "expected a whole number from 1"),
     ("text_config.rope_parameters", "x", "expected an object"),
     ("vision_config.image_size", None, "expected a list of .height, width., multiples of image_size, 224"),
@@ -58,6 +59,13 @@ def test_a_damaged_configuration_is_refused_by_field(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(RequestError, match=message):
         load(tmp_path)
+
+
+def test_a_field_of_earlier_exports_may_say_what_holds(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["shards"], tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "patch_local": False}))
+    assert load(tmp_path / "model").arch == load(saved["shards"]).arch
 
 
 @pytest.mark.parametrize(

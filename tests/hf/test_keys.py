@@ -18,22 +18,21 @@ from visor_jax.hf.config import write_config
 from visor_jax.model.visor import abstract_params
 
 
-def variant(plan="visor", num_layers=7, tied=False, patch_local=False):
+def variant(plan="visor", num_layers=7, tied=False):
     base = testing.tiny_architecture(num_layers)
     return testing.tiny_architecture(
         num_layers,
         plan=plan,
         text=dataclasses.replace(base.text, tie_word_embeddings=tied),
-        vision=dataclasses.replace(base.vision, patch_local=patch_local),
     )
 
 
 VARIANTS = {
     "visor": variant(),
-    "visor, no layer over, tied, patch-local": variant(num_layers=6, tied=True, patch_local=True),
+    "visor, no layer over, tied": variant(num_layers=6, tied=True),
     "another pattern": testing.other_plan(),
     "dense, two layers over": variant("dense", num_layers=8),
-    "dense, tied, patch-local": variant("dense", tied=True, patch_local=True),
+    "dense, tied": variant("dense", tied=True),
 }
 
 
@@ -66,7 +65,7 @@ def test_every_parameter_is_in_the_table_once(arch):
 
 @pytest.mark.parametrize("arch", VARIANTS.values(), ids=VARIANTS)
 def test_keys_and_shapes_are_those_of_the_pytorch_model(arch):
-    values = {**config_of(arch), "patch_local": arch.vision.patch_local, "plan": arch.plan}
+    values = {**config_of(arch), "plan": arch.plan}
     with torch.device("meta"):
         model = VisorForConditionalGeneration(VisorConfig(**values))
     expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -52,8 +52,7 @@ def _check_model(model: ModelConfig) -> None:
         )
     if text.head_dim % 2:
         raise RequestError(f"model.text.head_dim={text.head_dim}: expected an even number: pairs are rotated")
-    if not vision.patch_local:
-        _divides("model.vision.num_heads", vision.num_heads, "model.vision.hidden_size", vision.hidden_size)
+    _divides("model.vision.num_heads", vision.num_heads, "model.vision.hidden_size", vision.hidden_size)
     if vision.position_init == "sines" and vision.hidden_size % 4:
         raise RequestError(
             f"model.vision.hidden_size={vision.hidden_size}: expected a multiple of 4: sines and cosines of rows and"

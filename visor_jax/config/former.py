@@ -12,6 +12,7 @@ from typing import Any
 FORMER: dict[str, Any] = {
     "data.scenes": (),
     "model.text.recency_init": 0.0,
+    "model.vision.patch_local": False,
     "train.hops": (1, 2, 3),
     "train.label_caution": 1.0,
 }

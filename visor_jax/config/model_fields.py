@@ -55,7 +55,6 @@ class VisionConfig:
     num_layers: int = setting(1, "encoder layers that run", within(1, limits.MAX_LAYERS))
     num_heads: int = setting(4, "query heads", within(1, limits.MAX_HEADS))
     layer_norm_eps: float = setting(1e-6, "added to the variance before its root", above(0))
-    patch_local: bool = setting(False, "no attention in the tower: patches do not see each other")
     position_init: str = setting(
         "random",
         "start of the position embeddings: normal numbers, or sines of row and column",

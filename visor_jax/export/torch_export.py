@@ -179,20 +179,12 @@ def visor_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
 def stock_tensors(params: Mapping[str, Any], arch: Architecture) -> Tensors:
     """Returns every tensor of transformers' LLaVA-OneVision, by the hub's names.
 
-    Its tower has a final norm whose output is unused (written as identity), and attention in every layer; a patch-local
-    tower has none, so zeros are written.
+    Its tower has a final norm whose output is unused; it is written as identity.
     """
     tensors = {key_map.hub_key(key): tensor for key, tensor in visor_tensors(params, arch).items()}
     size, tower = arch.vision.hidden_size, "vision_tower.vision_model"
-    norms = [f"{tower}.post_layernorm"]
-    for layer in range(arch.vision.num_layers if arch.vision.patch_local else 0):
-        norms.append(f"{tower}.encoder.layers.{layer}.layer_norm1")
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            prefix = f"{tower}.encoder.layers.{layer}.self_attn.{name}"
-            tensors[f"{prefix}.weight"] = _constant((size, size), 0)
-            tensors[f"{prefix}.bias"] = _constant((size,), 0)
-    for norm in norms:
-        tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = _constant((size,), 1), _constant((size,), 0)
+    norm = f"{tower}.post_layernorm"
+    tensors[f"{norm}.weight"], tensors[f"{norm}.bias"] = _constant((size,), 1), _constant((size,), 0)
     return tensors
 
 

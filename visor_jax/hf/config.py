@@ -188,7 +188,6 @@ def _vision(config: Section, vision: Section) -> VisionArchitecture:
         num_layers=_tower_layers(config, vision.integer("num_hidden_layers", maximum=MAX_LAYERS)),
         num_heads=heads,
         layer_norm_eps=vision.positive("layer_norm_eps", 1e-6),
-        patch_local=config.boolean("patch_local", False),
     )
 
 
@@ -253,6 +252,8 @@ def _check_supported(config: Section, text: Section, vision: Section) -> None:
     layers = text.get("layer_types", [])
     if not (isinstance(layers, list) and all(layer == "full_attention" for layer in layers)):
         raise text.wrong("layer_types", "'full_attention' in every layer, all that this model computes")
+    if config.boolean("patch_local", False):  # a field of earlier exports
+        raise config.wrong("patch_local", "false: a tower without attention needs the version that exported it")
     if config.values.get("quantization_config") is not None:
         raise config.wrong("quantization_config", "none: weights that are not quantized")
 
@@ -328,7 +329,6 @@ def write_config(
         "cross_num_key_value_heads": arch.cross.num_kv_heads,
         "has_policy": has_policy,
         "model_type": "visor",
-        "patch_local": arch.vision.patch_local,
         "plan": arch.plan,
         "policy_hidden_size": arch.policy.hidden_size,
         "policy_max_budgets": arch.policy.max_budgets,

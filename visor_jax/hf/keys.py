@@ -38,7 +38,7 @@ CROSS_ATTENTION = (
     ("gate", "gate", "same"),
     ("conditional_position/kernel", "conditional_position.weight", "taps"),
 )
-SIGLIP_ATTENTION = (
+SIGLIP_LAYER = (
     *(
         (f"self_attn/{name}/kernel", f"self_attn.{name}.weight", "transposed")
         for name in ("q_proj", "k_proj", "v_proj")
@@ -48,8 +48,6 @@ SIGLIP_ATTENTION = (
     ("self_attn/out_proj/bias", "self_attn.out_proj.bias", "same"),
     ("layer_norm1/scale", "layer_norm1.weight", "same"),
     ("layer_norm1/bias", "layer_norm1.bias", "same"),
-)
-SIGLIP_LAYER = (
     ("layer_norm2/scale", "layer_norm2.weight", "same"),
     ("layer_norm2/bias", "layer_norm2.bias", "same"),
     *((f"mlp/{name}/kernel", f"mlp.{name}.weight", "transposed") for name in ("fc1", "fc2")),
@@ -83,9 +81,8 @@ def entries(architecture: Architecture) -> list[Entry]:
         _entry(f"{tower}.embeddings.patch_embedding.bias", "vision/patch_embedding/bias"),
         _entry(f"{tower}.embeddings.position_embedding.weight", "vision/position_embedding/embedding"),
     ]
-    siglip = SIGLIP_LAYER if architecture.vision.patch_local else (*SIGLIP_ATTENTION, *SIGLIP_LAYER)
     for layer in range(architecture.vision.num_layers):
-        tensors += _stacked(siglip, f"{tower}.encoder.layers.{layer}", "vision/layers", layer)
+        tensors += _stacked(SIGLIP_LAYER, f"{tower}.encoder.layers.{layer}", "vision/layers", layer)
     for name in ("linear_1", "linear_2"):
         tensors.append(
             _entry(f"model.multi_modal_projector.{name}.weight", f"connector/{name}/kernel", layout="transposed")

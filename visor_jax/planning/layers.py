@@ -91,8 +91,6 @@ def layer_ops(
     }
     ops = []
     for part, weights in shape.products.items():
-        if not weights:  # a layer without attention
-            continue
         flops = 2.0 * count * weights / tensor
         transfer = WORD * count * (load.positions * moved[part] + weights / tensor)
         ops.append(
@@ -107,8 +105,7 @@ def layer_ops(
                 flops * load.tokens,
             )
         )
-    if shape.heads:
-        ops.append(_attention_op(name, shape, count, load, remat, backward, tensor, mask))
+    ops.append(_attention_op(name, shape, count, load, remat, backward, tensor, mask))
     rotary = 4 * (shape.query_width + shape.kv_width) if shape.gated else 0  # the tower has learned positions
     values = 8 * shape.hidden + (rotary + (3 if shape.gated else 2) * shape.mlp) / tensor
     transfer = WORD * count * load.positions * values

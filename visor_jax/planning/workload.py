@@ -132,9 +132,7 @@ def part_weights(arch: Architecture) -> dict[str, float]:
     layer = sum(decoder_shape(arch).products.values()) + 2 * hidden
     layer += text.num_heads * text.head_dim + 2 * text.num_kv_heads * text.head_dim
     tower = sum(tower_shape(arch).products.values()) + 2 * vision.hidden_size + vision.intermediate_size
-    tower += vision.hidden_size
-    if not vision.patch_local:
-        tower += 6 * vision.hidden_size
+    tower += 7 * vision.hidden_size
     heads = text.num_heads * text.head_dim
     reading = 2 * hidden * heads + 2 * hidden * kv + heads + 2 * kv + (2 + cross.kernel_size) * hidden + 1
     count = {kind: sum(place.kind is kind for place in arch.layers) for kind in LayerKind}
@@ -168,9 +166,8 @@ def decoder_shape(arch: Architecture) -> LayerShape:
 
 
 def tower_shape(arch: Architecture) -> LayerShape:
-    """The tower's layer; one without attention has no heads."""
-    vision = arch.vision
-    heads = 0 if vision.patch_local else vision.num_heads
+    """The tower's layer."""
+    vision, heads = arch.vision, arch.vision.num_heads
     return LayerShape(vision.hidden_size, heads, heads, vision.head_dim, vision.intermediate_size, gated=False)
 
 
@@ -241,8 +238,7 @@ class _Builder:
         tiles = self.packed.tiles * self.share
         patches, side = tiles * vision.patches_per_tile, float(vision.patches_per_tile)
         used = self.packed.used("tiles")
-        keys = 0 if vision.patch_local else side
-        load = Load(patches, patches * used, patches * padded(int(keys), TILE_BLOCK), patches * used * keys)
+        load = Load(patches, patches * used, patches * padded(int(side), TILE_BLOCK), patches * used * side)
         remat = self.tower_remat if backward else Remat()
         ops = layer_ops("tower", tower_shape(arch), vision.num_layers, load, remat, backward, self.tensor, "full")
         training = 2.0 if self.trains["connector"] else 0.0

@@ -1,4 +1,4 @@
-"""From pixels to visual tokens: normalization, patches, the tower's locality, and stitching."""
+"""From pixels to visual tokens: normalization, patches, the tower, and stitching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from visor_jax.model.encoders.siglip import normalize, normalized_patches, patch
 from visor_jax.model.remat import Remat
 
 ARCH = testing.tiny_architecture(3)
-LOCAL = dataclasses.replace(ARCH, vision=dataclasses.replace(ARCH.vision, patch_local=True))
 
 
 def random_tiles(shape: tuple[int, ...]) -> np.ndarray:
@@ -47,18 +46,16 @@ def test_pixels_behind_the_last_whole_patch_are_left_out() -> None:
     np.testing.assert_array_equal(patchify(tiles, 4), patchify(tiles[:, :, :8, :8], 4))
 
 
-def test_a_patch_local_tower_lets_no_patch_see_another_and_no_tower_mixes_tiles() -> None:
+def test_the_tower_mixes_the_patches_of_a_tile_and_no_tiles() -> None:
     tiles = random_tiles((1, 2, 8, 8, 3))
     changed = tiles.copy()
     changed[0, 0, :4, :4] = 255 - changed[0, 0, :4, :4]  # the first patch of the first tile
-    for arch, others_change in ((LOCAL, False), (ARCH, True)):
-        params = testing.random_params(arch)["vision"]
-        assert ("self_attn" in params["layers"]) == others_change
-        run = jax.jit(lambda p, x, a=arch: tower(p, {"tiles": x}, a.vision, a.anyres))
-        before, after = np.asarray(run(params, tiles)), np.asarray(run(params, changed))
-        assert before.shape == (1, 2, 4, arch.vision.hidden_size)
-        differs = np.abs(after - before).max(axis=-1)[0] > 0
-        assert differs.tolist() == [[True, *[others_change] * 3], [False] * 4]
+    params = testing.random_params(ARCH)["vision"]
+    run = jax.jit(lambda p, x: tower(p, {"tiles": x}, ARCH.vision, ARCH.anyres))
+    before, after = np.asarray(run(params, tiles)), np.asarray(run(params, changed))
+    assert before.shape == (1, 2, 4, ARCH.vision.hidden_size)
+    differs = np.abs(after - before).max(axis=-1)[0] > 0
+    assert differs.tolist() == [[True] * 4, [False] * 4]
 
 
 def test_a_tower_without_layers_is_its_embedding() -> None:

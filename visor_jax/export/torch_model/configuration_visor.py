@@ -21,7 +21,6 @@ class VisorConfig(PretrainedConfig):
     Args:
         text_config: configuration of the Qwen2 decoder, as a dict or a `Qwen2Config`.
         vision_config: configuration of the SigLIP tower; all of its `num_hidden_layers` run, without a final norm.
-        patch_local: the tower's layers have no attention, so patches are encoded independently.
         image_token_index: id of the placeholder token, which occurs once per visual token.
         image_grid_pinpoints: grids (height, width) in pixels that a single picture may be cut into; empty: every
             picture is one tile.
@@ -50,7 +49,6 @@ class VisorConfig(PretrainedConfig):
         self,
         text_config: dict | Qwen2Config | None = None,
         vision_config: dict | SiglipVisionConfig | None = None,
-        patch_local: bool = False,
         image_token_index: int = 151646,
         image_grid_pinpoints: Sequence[Sequence[int]] = (),
         vision_aspect_ratio: str = "anyres_max_9",
@@ -71,11 +69,12 @@ class VisorConfig(PretrainedConfig):
     ):
         if plan not in ("visor", "dense"):
             raise ValueError(f"plan: {plan!r}; expected 'visor' or 'dense'")
+        if kwargs.pop("patch_local", False):  # a field of earlier exports
+            raise ValueError("patch_local: True; a tower without attention needs the version that exported it")
         text = Qwen2Config(**text_config) if isinstance(text_config, dict) else text_config or Qwen2Config()
         vision = SiglipVisionConfig(**vision_config) if isinstance(vision_config, dict) else vision_config
         self.text_config = text
         self.vision_config = vision or SiglipVisionConfig(vision_use_head=False)
-        self.patch_local = patch_local
         self.image_token_index = image_token_index
         self.image_grid_pinpoints = [list(pinpoint) for pinpoint in image_grid_pinpoints]
         self.vision_aspect_ratio = vision_aspect_ratio

@@ -51,22 +51,19 @@ class VisionMLP(nn.Module):
 
 
 class VisionLayer(GradientCheckpointingLayer):
-    """One encoder layer: attention and MLP; without attention in a patch-local tower."""
+    """One encoder layer: attention and MLP."""
 
     def __init__(self, config: VisorConfig):
         super().__init__()
         vision = config.vision_config
-        self.patch_local = config.patch_local
-        if not self.patch_local:
-            self.layer_norm1 = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
-            self.self_attn = VisionAttention(vision.hidden_size, vision.num_attention_heads)
+        self.layer_norm1 = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        self.self_attn = VisionAttention(vision.hidden_size, vision.num_attention_heads)
         self.layer_norm2 = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.mlp = VisionMLP(vision.hidden_size, vision.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, patches, Dv] to [N, patches, Dv]."""
-        if not self.patch_local:
-            x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 

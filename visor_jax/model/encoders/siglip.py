@@ -47,12 +47,11 @@ class SiglipAttention(nnx.Module):
 
 
 class SiglipLayer(nnx.Module):
-    """One encoder layer (`transformers.SiglipEncoderLayer`); a patch-local one has no attention."""
+    """One encoder layer (`transformers.SiglipEncoderLayer`)."""
 
     def __init__(self, arch: VisionArchitecture, *, rngs: nnx.Rngs):
-        if not arch.patch_local:
-            self.layer_norm1 = LayerNorm(arch.hidden_size)
-            self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs, residual_gain=arch.residual_init)
+        self.layer_norm1 = LayerNorm(arch.hidden_size)
+        self.self_attn = SiglipAttention(arch.hidden_size, rngs=rngs, residual_gain=arch.residual_init)
         self.layer_norm2 = LayerNorm(arch.hidden_size)
         self.mlp = GeluMLP(arch.hidden_size, arch.intermediate_size, rngs=rngs, residual_gain=arch.residual_init)
 
@@ -151,10 +150,9 @@ def siglip_layer(
     params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture, segments: Int[Array, "N P"] | None = None
 ) -> Float[Array, "N P D"]:
     """One encoder layer over the patches of each tile, or of each of its `segments`."""
-    if "self_attn" in params:
-        y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
-        query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
-        mask = whole_mask(*x.shape[:2]) if segments is None else segment_mask(segments)
-        attended = attention(query, key, value, mask=mask)
-        x = mlp_values(x + linear(params["self_attn"]["out_proj"], merge_heads(attended)))
+    y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
+    query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
+    mask = whole_mask(*x.shape[:2]) if segments is None else segment_mask(segments)
+    attended = attention(query, key, value, mask=mask)
+    x = mlp_values(x + linear(params["self_attn"]["out_proj"], merge_heads(attended)))
     return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))
