@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax.budget import Bits, all_subsets
-from visor_jax.config import architecture, as_config
+from visor_jax.config import architecture, as_config, stage_config
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective
@@ -71,6 +71,15 @@ def test_a_fixed_budget_is_that_of_every_step(tmp_path: Path, budgets: str, bits
 def test_a_budget_of_another_model_is_refused(budgets: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         tiny_config({"stage_overrides.full.budgets": budgets})
+
+
+def test_a_dense_stage_that_runs_has_all_layers_on() -> None:
+    with pytest.raises(RequestError, match=r"train\.budgets='subsets': the stage 'base_words' trains a dense model"):
+        tiny_config({"stages": ("base_words",), "train.budgets": "subsets"})
+    with pytest.raises(RequestError, match=r"stage_overrides\.base\.budgets='0b10': the stage 'base' trains a dense"):
+        tiny_config({"stage": "base", "stage_overrides.base.budgets": "0b10"})
+    adaptive = tiny_config({"stages": ("full",), "train.budgets": "subsets"})
+    assert stage_config(adaptive, "full").budgets == "subsets"
 
 
 def same(left: Step, right: Step) -> bool:

@@ -240,10 +240,11 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
         _check_rows(config, name, settings.batch_size, data.pool_rows, settings.accumulate)
     _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
-    if stage == "base" and settings.budgets != "full":
+    runs = stage == config.stage if config.stage else stage in config.stages
+    if runs and stage in (*DENSE_STAGES, "base") and settings.budgets != "full":
         raise RequestError(
-            f"{_origin(config, stage, 'budgets')}={settings.budgets!r}: the stage 'base' trains a dense model, all"
-            " layers on; expected 'full'"
+            f"{_origin(config, stage, 'budgets')}={settings.budgets!r}: the stage {stage!r} trains a dense model, all"
+            f" layers on; expected 'full', as stage_overrides.{stage}.budgets where train.budgets is another"
         )
     _check_start(config, stage, settings.init_from)
     _check_budgets(config, stage, settings.budgets)
