@@ -12,8 +12,8 @@ layouts and what is skipped:
     visor run --config=configs/forkme.py:runs/almanac_mini --workdir=runs/mine \
         --config.data.root=DATA --config.data.path=train.json
 
-The argument after the colon is the workdir of the model to start from. Expected: docs/your_data.md has the times
-and accuracies of two data sets. Then `visor evaluate --workdir=runs/mine` measures the accuracy on held-out records.
+The argument after the colon is the workdir of the model to start from; docs/your_data.md has a complete example.
+Expected: depends on your data; `visor evaluate --workdir=runs/mine` measures the accuracy on held-out records.
 """
 
 import os

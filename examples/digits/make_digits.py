@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-PICTURE = 72  # pixels per side; one tile of the default model
+PICTURE = 72  # pixels per side
 SCAN = 64  # pixels per side of the scan, which is centered in the picture
 SPLITS = {"test": 300, "validation": 240, "train": 1257}
 QUESTIONS = (

@@ -1,6 +1,6 @@
 """The names that the data set draws and asks about: papers, bars, inks, and the words of the tables.
 
-Every word of `content_words` is one token of the tokenizer, as are all words of the questions (`questions.PHRASINGS`).
+Every word of `content_words` is one token of the tokenizer, as are all words of the questions (`questions.TASKS`).
 """
 
 from __future__ import annotations
