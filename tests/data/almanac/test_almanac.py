@@ -11,14 +11,24 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
+from visor_jax.config import as_config
 from visor_jax.data.almanac.exercises import EXERCISES
+from visor_jax.data.almanac.kind import answered_tasks
 from visor_jax.data.almanac.questions import TASKS
 from visor_jax.data.almanac.source import Almanac, Row
 from visor_jax.data.almanac.tables import all_tables, tables_of
 from visor_jax.data.almanac.words import content_words
 from visor_jax.data.chat import encode_prompt
-from visor_jax.data.from_config import make_source, make_tokenizer, sample_encoder, training_row_shape
+from visor_jax.data.from_config import (
+    evaluation_source,
+    label_source,
+    make_source,
+    make_tokenizer,
+    sample_encoder,
+    training_row_shape,
+)
 from visor_jax.data.sample import Sample, samples_of
+from visor_jax.data.sources import source_kind
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 
@@ -74,6 +84,28 @@ def test_evaluation_asks_each_task_equally_often_on_single_questions():
     tasks = [turn.task for index in range(2 * len(expected)) for turn in source[index].turns]
     assert tasks == [*expected, *expected]
     assert {TASKS[task].level for task in tasks} == {"easy", "middle", "hard"}
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds", "missing"),
+    [
+        ("pages", (), set()),
+        ("pages", ("bars",), {"right", "cell1", "cell2", "cell3", "line", "column", "two_step"}),
+        ("pages_72", (), {"cell3"}),
+    ],
+)
+def test_tasks_that_no_page_answers_are_named_and_left_out(path, kinds, missing, caplog):
+    config = testing.tiny_config()
+    config.tokenizer.path = "almanac"
+    config.data.update(source="almanac", path=path, kinds=kinds, visual_length=72, text_length=128)
+    config.model.vision.update(tile_size=96, patch_size=12)
+    config, kind = as_config(config), source_kind(config)
+    answered_tasks.cache_clear()
+    tasks = kind.tasks(config)
+    assert {*EXERCISES[path].weights, "read"} - {*tasks} == missing
+    assert {*caplog.text.rpartition(": ")[2].strip().split(", ")} - {""} == missing
+    for source in (label_source(config), evaluation_source(config, "test")):
+        assert [samples_of(source[index])[0].turns[0].task for index in range(len(tasks))] == [*tasks]
 
 
 def test_no_answer_of_a_task_is_a_safe_guess():

@@ -5,15 +5,23 @@ In: a configuration. Out: `Almanac` with pages of the model's tile size, and the
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 from visor_jax.config import Config
 from visor_jax.config.rules import parse_grids
-from visor_jax.data.almanac.questions import TASKS
-from visor_jax.data.almanac.source import Almanac, Row, exercise_of
+from visor_jax.data.almanac.draw import Draws
+from visor_jax.data.almanac.layout import Look
+from visor_jax.data.almanac.questions import TASKS, questions
+from visor_jax.data.almanac.source import Almanac, Row, check_kinds, exercise_of
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+_DRAWN = 100  # pages of each kind that are searched for a task: where a kind answers one, at least a tenth of them do
 
 
 def _almanac(config: Config, split: str, **settings: Any) -> Almanac:
@@ -40,9 +48,35 @@ def _for_evaluation(config: Config, split: str) -> Almanac:
 
 
 def _tasks(config: Config) -> tuple[str, ...]:
-    """Returns the tasks that the configured exercise asks, transcription included."""
-    weights = exercise_of(config.data.path).weights
-    return tuple(dict.fromkeys((*weights, "read")))
+    """Returns the tasks that the configured exercise asks, transcription included, and its kinds of pages answer."""
+    return answered_tasks(config.data.path or "pages", config.data.kinds)
+
+
+@functools.lru_cache
+def answered_tasks(path: str, kinds: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Returns the tasks of an exercise that pages of these kinds (empty: all of the exercise) answer; logs the others.
+
+    Raises:
+      RequestError: a name is unknown.
+    """
+    exercise = exercise_of(path)
+    check_kinds(exercise, kinds)
+    tasks = tuple(dict.fromkeys((*exercise.weights, "read")))
+    shape, look, left = exercise.shape.only(kinds), Look("train", exercise.faces, 1, 0.3), set(tasks)
+    for index in range(_DRAWN):
+        for kind in shape.kinds:
+            facts = exercise.draw(Draws(0, 1, index), shape.only((kind,)), look).facts
+            left -= {task for task in left if questions(task, facts)}
+            if not left:
+                return tasks
+    log.warning(
+        "almanac: pages of data.path=%r with data.kinds=%r answer no question of these tasks, which search, labels and"
+        " evaluation leave out: %s",
+        path,
+        kinds,
+        ", ".join(task for task in tasks if task in left),
+    )
+    return tuple(task for task in tasks if task not in left)
 
 
 def _check(config: Config) -> None:

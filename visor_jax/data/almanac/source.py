@@ -91,8 +91,7 @@ class Almanac:
             _choose("task", task, tuple(TASKS))
         for face in faces:
             _choose("font in data.fonts", face, FACES)
-        for kind in kinds:
-            _choose("kind in data.kinds", kind, EXERCISES[exercise].shape.kinds)
+        check_kinds(EXERCISES[exercise], kinds)
         self.split, self.seed = split, seed
         self._exercise_name, self._exercise = exercise, EXERCISES[exercise]
         self._tokenizer, self._row, self._turns, self._tasks = tokenizer, row, turns, tuple(tasks)
@@ -228,6 +227,12 @@ def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
         raise RequestError(
             f"almanac: unknown {what} {value!r}; expected one of {', '.join(known)}" + (f" ({hint})" if hint else "")
         )
+
+
+def check_kinds(exercise: Exercise, kinds: Sequence[str]) -> None:
+    """Raises RequestError unless the exercise draws these kinds of pages."""
+    for kind in kinds:
+        _choose("kind in data.kinds", kind, exercise.shape.kinds)
 
 
 def exercise_of(path: str) -> Exercise:
