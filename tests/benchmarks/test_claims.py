@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from visor_jax.config import architecture, as_config, load_config, stage_config
+from visor_jax.commands.recipe import run_stages
+from visor_jax.config import architecture, as_config, load_config, stage_config, to_json
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
@@ -213,3 +214,46 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| variant")}
     assert widths == {13}
+
+
+# --- a whole comparison -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_variants_are_trained_measured_and_shown(
+    claims: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    """One step per stage: another base's numbers mean nothing, but every kind of variant runs and ends in the page."""
+    sizes = {"model.vision.tile_size": 96, "model.vision.patch_size": 12}
+    data = {"data.source": "almanac", "tokenizer.path": "almanac", "data.visual_length": 72, "data.text_length": 128}
+    passes = {"label.samples": 52, "search.samples": 26, "evaluate.samples": 52, "evaluate.control_samples": 26}
+    config = tiny_config({**sizes, **data, **passes, "data.independent_turns": True}, steps=1)
+    run_stages(config, str(tmp_path / "base"), ["base"])
+    (tmp_path / "config.json").write_text(to_json(config))
+    names = [
+        "base",
+        "dense",
+        "visor",
+        "cross",
+        "alone_0b10",
+        "slots_3_cross_3",
+        "dense_packed_4",
+        "router",
+        "start_zero",
+    ]
+    arguments = [f"--config={tmp_path / 'config.json'}", f"--base={tmp_path / 'base' / 'base'}", "--seeds", "1"]
+    arguments += [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}", "--only", *names]
+    assert claims.main(arguments) == 0
+    folder = tmp_path / "benchmarks" / "results" / "claims"
+    made = {path.stem: json.loads(path.read_text()) for path in folder.glob("*_1.json")}
+    assert made.keys() == {f"{name}_1" for name in names}
+    assert len({json.dumps(one["answered"]["ids"]) for one in made.values()}) == 1, "all are asked the same"
+    assert made["cross_1"]["budgets"].keys() == {"empty"} and made["router_1"]["budgets"].keys() == {"full", "auto"}
+    assert (
+        made["dense_packed_4_1"]["budgets"]["full"]["decoder_gflops"]
+        < made["dense_1"]["budgets"]["full"]["decoder_gflops"]
+    )
+    assert all({"blind", "shuffled", "intervals", "commit"} <= one.keys() for one in made.values())
+    assert "| VISOR | auto |" in (tmp_path / "docs" / "claims.md").read_text()
+    monkeypatch.setattr(claims, "trained", None)  # nothing is trained again
+    assert claims.main(arguments) == 0
