@@ -203,7 +203,7 @@ def get_config():
     config.model.anyres.update(
         pinpoints="(1x1),...,(3x3)", max_tiles=4, image_mean=(0.4, 0.5, 0.6), image_std=(0.3, 0.25, 0.2)
     )
-    config.data.update(tiles=10)
+    config.data.update(source="llava", path="train.json", tiles=10)
     return config
 """
 

@@ -80,15 +80,12 @@ def evaluation(folder: Path) -> dict[str, Any]:
 
 def metrics(stage: str, steps: int) -> str:
     rng = np.random.default_rng(len(stage))
-    names = {
-        "base": ["named", "colour_named", "still_named", "above", "reached"],
-        "policy": ["agreement"],
-    }.get(stage, sorted(LEVELS))
+    names = ["agreement"] if stage == "policy" else sorted(LEVELS)
     lines = []
     for step in range(1, steps + 1):
         done = 1 - np.exp(-4 * step / steps)
         budget = ("empty", "0b100", "0b110", "full")[rng.integers(4)] if stage == "universal" else "full"
-        loss = (30 if stage == "base" else 2.5) * (1.02 - done) * rng.uniform(1, 1.2) * (2 if budget == "empty" else 1)
+        loss = 2.5 * (1.02 - done) * rng.uniform(1, 1.2) * (2 if budget == "empty" else 1)
         lost = stage == "full" and step == 7
         shown = rng.choice(len(names), size=min(4, len(names)), replace=False)
         row = {f"accuracy/{names[i]}": float(np.clip(done - 0.1 * rng.random() * i / 4, 0, 1)) for i in shown}

@@ -2,7 +2,7 @@
 
 No JAX import. The input is a configuration whose single fields already fit the schema. Each check raises a
 `RequestError` that names the fields, both values and the remedy. Rules that need the devices or the data (a mesh that
-covers all devices, a scene that exists) are checked where these are known.
+covers all devices, an exercise that exists) are checked where these are known.
 """
 
 from __future__ import annotations

@@ -199,12 +199,18 @@ def without_gcsfs() -> Iterator[None]:
     """Behaves inside the block as if gcsfs were not installed, also where it has been used before."""
     registry = importlib.import_module("fsspec.registry")._registry
     read_write._check_scheme.cache_clear()
+    imported = sys.modules.get("gcsfs")
+    sys.modules["gcsfs"] = None  # type: ignore[assignment]
     try:
-        with mock.patch.dict(sys.modules, {"gcsfs": None}), mock.patch.dict(registry):
+        with mock.patch.dict(registry):
             registry.pop("gs", None)
             registry.pop("gcs", None)
             yield
     finally:
+        # Not `mock.patch.dict`: it would also forget the modules that were first imported inside the block.
+        del sys.modules["gcsfs"]
+        if imported is not None:
+            sys.modules["gcsfs"] = imported
         read_write._check_scheme.cache_clear()
 
 
