@@ -28,13 +28,23 @@ SHORT = (("lists_short", 1.0), ("lists", 0.2), *KEPT)
 WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
 COMPARE = (("lists_compare", 1.0), ("lists_one_digit", 0.2), ("lists_short", 0.3), *KEPT)
 LISTS = (("lists", 1.0), ("lists_one_digit", 0.1), ("lists_who", 0.1), ("tables_small", 0.15), *KEPT)
+# The look-ups of lists keep rising at a full rate; those of tables and of bars of every direction begin when asked mostly.
+ONE_ROW = (("tables_one_row", 1.0), ("lists", 0.5), ("bars_small", 0.1), ("vbars_small", 0.1))
+LISTS_AGAIN = (
+    ("lists", 1.0), ("lists_who", 0.2), ("lists_compare", 0.2), ("tables_one_row", 0.4), ("tables_small", 0.3),
+    ("vbars_small", 0.3), ("bars_small", 0.2), ("crops_line", 0.1),
+)  # fmt: skip
+UPRIGHT = (
+    ("vbars_small", 1.0), ("tables_small", 0.5), ("tables_one_row", 0.3), ("lists", 0.3), ("bars_small", 0.15),
+    ("crops_line", 0.05),
+)  # fmt: skip
 COLUMNS = (
-    ("tables_one_row", 0.4), ("tables_small", 0.5), ("vbars_small", 0.5), ("pages_72", 0.4), ("pages", 0.6),
-    ("lists", 0.2), ("bars_small", 0.2), ("crops", 0.05),
+    ("tables_small", 1.0), ("tables_one_row", 0.3), ("vbars_small", 0.4), ("pages_72", 0.4), ("pages", 0.4),
+    ("lists", 0.2), ("bars_small", 0.15), ("crops_line", 0.05),
 )  # fmt: skip
 PAGES = (
-    ("pages", 3.0), ("pages_72", 0.25), ("tables_one_row", 0.15), ("tables_small", 0.2), ("vbars_small", 0.2),
-    ("lists", 0.1), ("bars_small", 0.1),
+    ("pages", 3.0), ("pages_72", 0.25), ("tables_one_row", 0.15), ("tables_small", 0.25), ("vbars_small", 0.2),
+    ("lists", 0.15), ("bars_small", 0.1),
 )  # fmt: skip
 
 
@@ -110,7 +120,10 @@ def get_config() -> ConfigDict:
         curriculum=((0, READ), (1000, SHORT), (4000, WHO), (4800, COMPARE), (6500, LISTS)),
     )
     config.stage_overrides.base_pages.update(
-        batch_size=12, accumulate=3, steps=8000, curriculum=((0, COLUMNS), (2000, PAGES))
+        batch_size=12,
+        accumulate=3,
+        steps=11_600,
+        curriculum=((0, ONE_ROW), (700, LISTS_AGAIN), (2200, UPRIGHT), (3400, COLUMNS), (4600, PAGES)),
     )
     config.evaluate.update(samples=2048, batch_size=32)
     return config
