@@ -7,7 +7,7 @@ tower and decoder, next-token loss on answers, no other labels. Small pictures c
     visor run --config=configs/almanac_base.py --workdir=runs/almanac_base
     python -m visor_jax.export.ship --workdir=runs/almanac_base
 
-Expected: 0.7 million parameters; one to three hours on two CPU cores. An interrupted run continues with the same
+Expected: 0.7 million parameters; two hours on one CPU core. An interrupted run continues with the same
 command, also on another day: each stage keeps its weights, and the next one starts from them.
 """
 
@@ -28,7 +28,7 @@ SHORT = (("lists_short", 1.0), ("lists", 0.2), *KEPT)
 WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
 COMPARE = (("lists_compare", 1.0), ("lists_one_digit", 0.2), ("lists_short", 0.3), *KEPT)
 LISTS = (("lists", 1.0), ("lists_one_digit", 0.1), ("lists_who", 0.1), ("tables_small", 0.15), *KEPT)
-# The look-ups of lists keep rising at a full rate; those of tables and of bars of every direction begin when asked mostly.
+# Look-ups in lists rise further at a full rate; those of tables and of all bars begin when they are asked mostly.
 ONE_ROW = (("tables_one_row", 1.0), ("lists", 0.5), ("bars_small", 0.1), ("vbars_small", 0.1))
 LISTS_AGAIN = (
     ("lists", 1.0), ("lists_who", 0.2), ("lists_compare", 0.2), ("tables_one_row", 0.4), ("tables_small", 0.3),
