@@ -8,8 +8,8 @@ LLaVA-OneVision does (`configs/llava_ov_finetune.py`), from the dense base that 
 
 After a colon, another checkpoint: `--config=configs/almanac_mini.py:HF_DIR`. `configs/almanac_base.py` trains the base.
 
-Expected: not measured yet. Goals: ten minutes on two cores; easy questions within a point of the base at every budget,
-hard ones lower without slots and back with two.
+Expected (seed 0, 1,024 test questions): easy 98 % under every budget; hard 23 % without slots, 36 % with one or two;
+the base has 47 %. Not measured yet: its time on two idle cores (goal: ten minutes).
 """
 
 from ml_collections import ConfigDict
