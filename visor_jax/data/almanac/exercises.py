@@ -40,7 +40,6 @@ class Exercise:
     least_text: int = 16
 
 
-_COLORS = {"paper": 0.5, "bars": 1.0}
 _CROP = {"read": 6.0, "paper": 0.5, "bars": 0.8}  # colors are learned soon; reading takes long
 _LINE = {"read": 8.0, "value": 0.7, "who": 0.7, "paper": 0.3}
 _LIST = {
