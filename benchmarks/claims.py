@@ -6,7 +6,7 @@
     python benchmarks/claims.py --page                             # docs/claims.md from the results that exist
 
 In: a configuration with the stages warmup to policy (`--config`) and a dense base (`--base`: the shipped one, a folder
-in Hugging Face's format, or RUN/base). `claims_table.py` has the variants. Out: for every variant and seed
+in Hugging Face's format, or RUN/base_pages). `claims_table.py` has the variants. Out: for every variant and seed
 `benchmarks/results/claims/VARIANT_SEED.json` (accuracies, FLOPs, steps, seed, commit, CPU seconds, and which questions
 each budget answers), and `questions.json`: which hard questions count, decided from the base alone before anything else
 runs. A result that exists is skipped; if its configuration or base is another one, the script stops (`--again` measures
@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the variants; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "almanac_mini.py"))
-    parser.add_argument("--base", default="almanac-base", help="the dense base; a name, a folder, or RUN/base")
+    parser.add_argument("--base", default="almanac-base", help="the dense base; a name, a folder, or RUN/base_pages")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps; for trials")

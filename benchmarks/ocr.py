@@ -1,7 +1,7 @@
 """Reads test pages of the generated data set with a classical OCR engine and with a model: words right.
 
     pip install rapidocr==3.10.0 onnxruntime      # Apache-2.0; its models are inside the package
-    python benchmarks/ocr.py --model runs/quickstart [--pages 200] [--scale 4]
+    python benchmarks/ocr.py --model runs/almanac_mini [--pages 200] [--scale 4]
 
 In: pages with the question that asks for all text, and their text. RapidOCR gets each page enlarged `--scale` times
 (its detector misses letters of 9 pixels), the model gets it as it is and answers at full budget. Out:

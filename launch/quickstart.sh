@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Makes the dense base that the package ships adaptive: installs into .venv, then runs every stage of
-# configs/almanac_mini.py, evaluation, report and PyTorch export on the CPU. Safe to run again: it skips installed
-# packages and complete stages.
+# Makes the shipped dense base adaptive: installs into .venv, then runs every stage of configs/almanac_mini.py,
+# evaluation, report and PyTorch export on the CPU. Safe to run again: it skips installed packages and complete stages.
 #
 # usage: launch/quickstart.sh [WORKDIR] [--config.field=value ...]      (default WORKDIR: runs/almanac_mini)
 set -euo pipefail

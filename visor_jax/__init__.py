@@ -1,8 +1,8 @@
 """visor_jax: vision-language models that decide for each sample how many layers process the visual tokens.
 
     import visor_jax
-    model = visor_jax.load("runs/mini")
-    print(model.answer(image, "Which digit is above A?"))
+    model = visor_jax.load("runs/almanac_mini")
+    print(model.answer(image, "What is below Iron?"))
 
 These names are imported when first used, so that the entry point can handle signals before slow imports. `load` and
 `Visor` import JAX; `Plan` and `Budget` do not.

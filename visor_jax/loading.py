@@ -1,8 +1,8 @@
 """The Python interface: loads a trained model, which answers questions and reports their cost.
 
     import visor_jax
-    model = visor_jax.load("runs/mini")
-    answer = model.answer(image, "Which digit is below A?")        # Answer(text, budget, flops, ...)
+    model = visor_jax.load("runs/almanac_mini")
+    answer = model.answer(image, "What is below Iron?")  # Answer(text, budget, flops, ...)
     for piece in model.stream(image, "Describe the picture.", temperature=0.7, seed=1):
         print(piece, end="", flush=True)
 

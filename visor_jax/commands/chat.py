@@ -22,7 +22,7 @@ from visor_jax.generate.visor import Visor
 HELP = """\
 /image FILE     start again with this picture (without FILE: without a picture)
 /new            start again with the same pictures
-/budget NAME    auto, full, empty, a number of slots, or bits such as 0b100
+/budget NAME    auto, full, empty, a number of slots, or bits such as 0b10
 /help           this text
 An empty line or Ctrl-D ends the chat, Ctrl-C stops an answer."""
 

@@ -1,6 +1,6 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
-The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b100` selects budgets,
+The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b10` selects budgets,
 `--stage=full` an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to
 `eval/partial/`. With `--data=FILE` (or a folder that holds one) the questions come from a file instead; the ending of
 its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a mixture). Its result goes to

@@ -2,7 +2,7 @@
 
 `--workdir` is a trained run, `--model` a run or a folder in Hugging Face's format. `--image` and `--video`
 may be repeated or omitted; videos come after pictures. `--budget=auto` lets the policy choose; `empty`, `full`, a
-number of slots or the pattern of a viable budget such as `0b100` fix it; `--dial` shifts the policy between cheaper
+number of slots or the pattern of a viable budget such as `0b10` fix it; `--dial` shifts the policy between cheaper
 (below 0) and more accurate (above 0).
 `--temperature` above 0 samples tokens instead of taking the best; the same `--seed` gives the same answer. `--stream`
 prints the answer as it is generated.
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", metavar="TEXT", help="the question; with --chat the first one")
     parser.add_argument("--history", metavar="FILE", default="", help='earlier turns: [["question", "answer"], ...]')
     parser.add_argument("--chat", action="store_true", help="continue with one question per line of stdin")
-    parser.add_argument("--budget", default="auto", help="auto, full, empty, a number of slots, or bits such as 0b100")
+    parser.add_argument("--budget", default="auto", help="auto, full, empty, a number of slots, or bits such as 0b10")
     parser.add_argument("--dial", type=float, default=0.0, help="the policy: below 0 cheaper, above 0 more accurate")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the best token, above 0 samples")

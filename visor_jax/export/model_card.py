@@ -77,7 +77,7 @@ visor_jax after training stage `{stage}`, weights in {dtype}, license of the wei
 from transformers import pipeline
 
 ask = pipeline("image-text-to-text", model=DIR, trust_remote_code=True)
-question = [{{"type": "image", "url": "photo.png"}}, {{"type": "text", "text": "Which digit is below the letter A?"}}]
+question = [{{"type": "image", "url": "photo.png"}}, {{"type": "text", "text": "What is in the picture?"}}]
 print(ask([{{"role": "user", "content": question}}], return_full_text=False))
 ```
 
@@ -89,7 +89,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(DIR, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(DIR, trust_remote_code=True)
-inputs = processor(Image.open("photo.png"), "Which digit is below the letter A?")
+inputs = processor(Image.open("photo.png"), "What is in the picture?")
 tokens = model.generate(**inputs, budget="{default}", max_new_tokens=32)
 print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:]))
 ```
