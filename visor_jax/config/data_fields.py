@@ -41,7 +41,7 @@ class DataConfig:
     test_fraction: float = setting(
         0.1, "stored data: fraction of the records in each of validation and test", within(0, 0.45)
     )
-    fonts: tuple[str, ...] = setting((), "source almanac: names of the fonts; empty: the four of training")
+    fonts: tuple[str, ...] = setting((), "source almanac: names of the fonts; empty: those of the exercise")
     kinds: tuple[str, ...] = setting((), "source almanac: kinds of pages; empty: all of the exercise")
     jitter: int = setting(1, "source almanac: largest distance of text below its line", within(0, 3), units="pixels")
     mixed_share: float = setting(0.3, "source almanac: share of pages with random words and numbers", within(0, 1))

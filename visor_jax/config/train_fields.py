@@ -95,7 +95,7 @@ class TrainConfig:
         0, "interval between validations, which also follow the last step; 0: never", at_least(0), units="steps"
     )
     validate_samples: int = setting(
-        256, "held-out samples that a validation reads: records of the validation split, in base grids", at_least(1)
+        256, "held-out samples that a validation reads: the first of the validation split", at_least(1)
     )
     profile: str = setting("", "steps to trace for XProf, START:STEPS; empty: none", WINDOW)
     wandb_project: str = setting("", "Weights & Biases project that also gets the metrics; empty: none")

@@ -1,4 +1,4 @@
-"""Objective "answer": next-token cross-entropy on the answers of conversations (dense, warmup, full, universal)."""
+"""Objective "answer": next-token cross-entropy on the answers of conversations (every trained stage except policy)."""
 
 from __future__ import annotations
 
