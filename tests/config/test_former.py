@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from visor_jax.config import from_dict, to_json
 from visor_jax.config.former import FORMER, is_former, without_former
@@ -15,14 +16,9 @@ from visor_jax.testing import tiny_config
 
 def saved(**fields: Any) -> dict[str, Any]:
     """Returns the tiny configuration as a workdir of an earlier version keeps it, with {dotted name: value} added."""
-    tree = json.loads(to_json(tiny_config({"stages": ("full",)})))
-    for name, value in fields.items():
-        *sections, leaf = name.split(".")
-        node = tree
-        for section in sections:
-            node = node[section]
-        node[leaf] = value
-    return tree
+    tree = ConfigDict(json.loads(to_json(tiny_config({"stages": ("full",)}))))
+    tree.update_from_flattened_dict(fields)
+    return tree.to_dict()
 
 
 def test_fields_without_effect_are_left_out() -> None:

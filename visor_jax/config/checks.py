@@ -170,16 +170,15 @@ def _check_packing(config: Config) -> None:
 def _check_plan(config: Config) -> None:
     """Checks that the stages fit the plan.
 
-    A dense plan trains only `DENSE_STAGES` and 'base', the stage 'dense' only a dense plan, and the policy needs a
+    A dense plan trains only `DENSE_STAGES`, the stage 'dense' only a dense plan, and the policy needs a
     layer before the first slot.
     """
-    dense_stages = [stage for stage in STAGES if stage == "base" or stage in DENSE_STAGES]
     for name, stages in (("stage", (config.stage,) if config.stage else ()), ("stages", config.stages)):
         for stage in stages:
-            if config.model.plan == "dense" and stage not in dense_stages:
+            if config.model.plan == "dense" and stage not in DENSE_STAGES:
                 raise RequestError(
                     f"{name}: {stage!r} needs model.plan='visor', and model.plan is 'dense'; expected only"
-                    f" {', '.join(map(repr, dense_stages))}"
+                    f" {', '.join(map(repr, DENSE_STAGES))}"
                 )
             if config.model.plan == "visor" and stage == "dense":
                 raise RequestError(f"{name}: 'dense' needs model.plan='dense', and model.plan is 'visor'")
@@ -241,7 +240,7 @@ def _check_stage(config: Config, stage: str, settings: TrainConfig) -> None:
     _check_rows(config, name, settings.batch_size, parts=settings.accumulate)
     _check_average(config, stage, settings)
     runs = stage == config.stage if config.stage else stage in config.stages
-    if runs and stage in (*DENSE_STAGES, "base") and settings.budgets != "full":
+    if runs and stage in DENSE_STAGES and settings.budgets != "full":
         raise RequestError(
             f"{_origin(config, stage, 'budgets')}={settings.budgets!r}: the stage {stage!r} trains a dense model, all"
             f" layers on; expected 'full', as stage_overrides.{stage}.budgets where train.budgets is another"

@@ -200,7 +200,7 @@ def stage_config(config: ConfigLike, stage: str) -> TrainConfig:
 def architecture(config: ConfigLike, stage: str = "") -> Architecture:
     """Returns the `Architecture` of `config.model`; a vocabulary size of 0 is read from the tokenizer's file.
 
-    `DENSE_STAGES` and the stage "base" always have the dense plan.
+    `DENSE_STAGES` always have the dense plan.
 
     Raises:
       RequestError: the tokenizer's file is needed and cannot be read.
@@ -239,7 +239,7 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
 
 def has_dense_plan(config: Config, stage: str) -> bool:
     """Returns whether the model of a stage ("": of none in particular) is dense."""
-    return config.model.plan == "dense" or stage in (*DENSE_STAGES, "base")
+    return config.model.plan == "dense" or stage in DENSE_STAGES
 
 
 def default_max_positions(config: Config) -> int:

@@ -27,7 +27,7 @@ SectionT = TypeVar("SectionT")
 
 BASE_STAGES = ("base_words", "base_lists", "base_pages")  # a dense model from random weights, in steps
 STAGES = (*BASE_STAGES, "base", "dense", "warmup", "full", "search", "universal", "label", "policy")
-DENSE_STAGES = (*BASE_STAGES, "dense")  # have the dense plan whatever model.plan is
+DENSE_STAGES = (*BASE_STAGES, "base", "dense")  # have the dense plan whatever model.plan is
 OFFLINE_STAGES = ("search", "label")  # evaluate only, without training
 TRAINED_STAGES = tuple(stage for stage in STAGES if stage not in OFFLINE_STAGES)
 # Random numbers and ranges of generated data are counted by these numbers, so a stage keeps its number for good: new

@@ -154,7 +154,7 @@ def requested_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bi
 def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None) -> dict[str, Any]:
     """Returns the result of one budget, or of the policy if `bits` is None; `rows` are the budgets of `scores`."""
     if bits is None:
-        return dial_rows(model, scores, 0.0)
+        return policy_row(model, scores, policy_picks(model, scores, 0.0))
     row = rows.index(bits)
     return budget_row(model.arch, scores, scores.correct[row], per_sample_flops(model.arch, bits, scores))
 
@@ -205,17 +205,16 @@ def policy_correct(scores: Scores, picked: np.ndarray) -> np.ndarray:
     return scores.correct[picked, np.arange(len(picked))]
 
 
-def dial_rows(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
-    """Returns the result of the policy's choices at a dial value; the FLOPs include the policy's."""
-    picked = policy_picks(model, scores, dial)
+def policy_row(model: Visor, scores: Scores, picked: np.ndarray) -> dict[str, Any]:
+    """Returns the result of the policy's choices; the FLOPs include the policy's."""
     flops = viable_costs(model, scores)[picked, np.arange(len(picked))] + routing_flops(model.arch, scores)
     return budget_row(model.arch, scores, policy_correct(scores, picked), flops)
 
 
 def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
     """Returns accuracy and costs at one dial value, a point of the report's curve."""
-    row = dial_rows(model, scores, dial)
-    correct = policy_correct(scores, policy_picks(model, scores, dial))
+    picked = policy_picks(model, scores, dial)
+    row, correct = policy_row(model, scores, picked), policy_correct(scores, picked)
     accuracy = float(np.sum(correct * level_weights(scores.tasks, scores.levels)))
     kept = (*(level for level in LEVELS if level in row), "decoder_gflops", "end_to_end_gflops")
     return {"accuracy": accuracy, **{name: row[name] for name in kept}}
