@@ -23,6 +23,9 @@ TWO_LINES = (("crops", 0.4), ("crops_line", 1.0), ("crops_two_lines", 1.0), ("ba
 # Colors, words in every role and short look-ups stay in every phase: what a phase leaves out is forgotten.
 KEPT = (("crops_line", 0.1), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
 READ = (("lists", 1.0), ("crops_line", 0.3), ("bars_small", 0.2), ("tables_one_row", 0.1))
+# To find the line of a word is learned from few words first; with all words at once it stays at chance for long.
+FEW = (("lists_8_words", 1.0), ("lists", 0.2), *KEPT)
+MORE = (("lists_32_words", 1.0), ("lists_8_words", 0.1), ("lists", 0.2), *KEPT)
 # A task that stays at chance in a mixture starts to be learned when it is asked mostly.
 SHORT = (("lists_short", 1.0), ("lists", 0.2), *KEPT)
 WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
@@ -83,7 +86,7 @@ def get_config() -> ConfigDict:
     config.model.anyres.standardize = True
     config.tokenizer.path = "almanac"
 
-    phases = (WORDS, LINES, TWO_LINES, READ, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
+    phases = (WORDS, LINES, TWO_LINES, READ, FEW, MORE, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
     exercises = dict.fromkeys(name for weights in phases for name, _ in weights)
     config.data.update(
         source="almanac",
@@ -117,7 +120,17 @@ def get_config() -> ConfigDict:
         batch_size=12,
         accumulate=3,
         steps=10_000,
-        curriculum=((0, READ), (1000, SHORT), (4000, WHO), (4800, COMPARE), (6500, LISTS)),
+        learning_rate=1e-3,
+        b2=0.99,
+        curriculum=(
+            (0, READ),
+            (800, FEW),
+            (2300, MORE),
+            (3300, SHORT),
+            (4800, WHO),
+            (5600, COMPARE),
+            (7000, LISTS),
+        ),
     )
     config.stage_overrides.base_pages.update(
         batch_size=12,

@@ -27,10 +27,11 @@ class Content:
 
 
 @functools.lru_cache(4096)
-def words_up_to(face: str, size: int, width: int) -> tuple[str, ...]:
-    """Returns the content words of at most `width` pixels."""
+def words_up_to(face: str, size: int, width: int, vocabulary: int | None = None) -> tuple[str, ...]:
+    """Returns the content words of at most `width` pixels, of the `vocabulary` shortest ones if given."""
     style = Style(face, size, "", (0, 0, 0))
-    return tuple(word for word in content_words() if style.width(word) <= width)
+    words = content_words() if vocabulary is None else sorted(content_words(), key=len)[:vocabulary]
+    return tuple(word for word in words if style.width(word) <= width)
 
 
 def random_numbers(draws: Draws, count: int, digits: int = 2) -> list[int]:

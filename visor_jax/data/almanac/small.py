@@ -49,7 +49,7 @@ def draw_list(draws: Draws, shape: Shape, style: Style, canvas: Canvas, jitter: 
     numbers = random_numbers(draws, count, digits)
     digits_width = max(style.width(str(number)) for number in numbers)
     label_width = canvas.width - digits_width - (18 if barred else 4)
-    labels = draws.some_of(words_up_to(style.face, style.size, label_width), count)
+    labels = draws.some_of(words_up_to(style.face, style.size, label_width, shape.vocabulary), count)
     wide = max(style.width(label) for label in labels)
     color = draws.one_of(tuple(BARS)) if barred else ""
     right_aligned = draws.chance(0.5)
