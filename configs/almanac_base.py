@@ -23,13 +23,12 @@ TWO_LINES = (("crops", 0.4), ("crops_line", 1.0), ("crops_two_lines", 1.0), ("ba
 # Colors, words in every role and short look-ups stay in every phase: what a phase leaves out is forgotten.
 KEPT = (("crops_line", 0.1), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
 READ = (("lists", 1.0), ("crops_line", 0.3), ("bars_small", 0.2), ("tables_one_row", 0.1))
-# To find the line of a word is learned from few words first; with all words at once it stays at chance for long.
-FEW = (("lists_8_words", 1.0), ("lists", 0.2), *KEPT)
-MORE = (("lists_32_words", 1.0), ("lists_8_words", 0.1), ("lists", 0.2), *KEPT)
-# A task that stays at chance in a mixture starts to be learned when it is asked mostly.
-SHORT = (("lists_short", 1.0), ("lists", 0.2), *KEPT)
-WHO = (("lists_who", 1.0), ("lists_short", 0.3), ("lists", 0.2), *KEPT)
-COMPARE = (("lists_compare", 1.0), ("lists_one_digit", 0.2), ("lists_short", 0.3), *KEPT)
+# A task that stays at chance in a mixture starts to be learned when it is asked mostly. To find the line of a word
+# starts with few words; with all of them at once it stays at chance for long.
+FEW_WORDS = (("lists_few_words", 1.0), ("lists", 0.2), ("bars_small", 0.1))
+FROM_WORD = (("lists_from_word", 1.0), ("lists", 0.2), ("bars_small", 0.1))
+WHO = (("lists_who", 1.0), ("lists_from_word", 0.3), ("lists", 0.2), *KEPT)
+COMPARE = (("lists_compare", 1.0), ("lists_one_digit", 0.2), ("lists_from_word", 0.3), *KEPT)
 LISTS = (("lists", 1.0), ("lists_one_digit", 0.1), ("lists_who", 0.1), ("tables_small", 0.15), *KEPT)
 # Look-ups in lists rise further at a full rate; those of tables and of all bars begin when they are asked mostly.
 ONE_ROW = (("tables_one_row", 1.0), ("lists", 0.5), ("bars_small", 0.1), ("vbars_small", 0.1))
@@ -86,7 +85,7 @@ def get_config() -> ConfigDict:
     config.model.anyres.standardize = True
     config.tokenizer.path = "almanac"
 
-    phases = (WORDS, LINES, TWO_LINES, READ, FEW, MORE, SHORT, WHO, COMPARE, LISTS, COLUMNS, PAGES)
+    phases = (WORDS, LINES, TWO_LINES, READ, FEW_WORDS, FROM_WORD, WHO, COMPARE, LISTS, COLUMNS, PAGES)
     exercises = dict.fromkeys(name for weights in phases for name, _ in weights)
     config.data.update(
         source="almanac",
@@ -119,18 +118,10 @@ def get_config() -> ConfigDict:
     config.stage_overrides.base_lists.update(
         batch_size=12,
         accumulate=3,
-        steps=10_000,
+        steps=12_000,
         learning_rate=1e-3,
         b2=0.99,
-        curriculum=(
-            (0, READ),
-            (800, FEW),
-            (2300, MORE),
-            (3300, SHORT),
-            (4800, WHO),
-            (5600, COMPARE),
-            (7000, LISTS),
-        ),
+        curriculum=((0, READ), (800, FEW_WORDS), (3300, FROM_WORD), (5500, WHO), (6300, COMPARE), (7800, LISTS)),
     )
     config.stage_overrides.base_pages.update(
         batch_size=12,

@@ -27,11 +27,10 @@ class Content:
 
 
 @functools.lru_cache(4096)
-def words_up_to(face: str, size: int, width: int, vocabulary: int | None = None) -> tuple[str, ...]:
-    """Returns the content words of at most `width` pixels, of the `vocabulary` shortest ones if given."""
+def words_up_to(face: str, size: int, width: int, vocabulary: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Returns the words of `vocabulary`, or all content words if it is empty, of at most `width` pixels."""
     style = Style(face, size, "", (0, 0, 0))
-    words = content_words() if vocabulary is None else sorted(content_words(), key=len)[:vocabulary]
-    return tuple(word for word in words if style.width(word) <= width)
+    return tuple(word for word in vocabulary or content_words() if style.width(word) <= width)
 
 
 def random_numbers(draws: Draws, count: int, digits: int = 2) -> list[int]:

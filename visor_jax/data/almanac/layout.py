@@ -46,7 +46,7 @@ class Shape:
       mixed: share of mixed content; None: that of the run.
       digits: of numbers, as in `content.random_numbers`; None: mostly two.
       barred: lists: probability of bars.
-      vocabulary: lists: only so many of the shortest words; None: all words.
+      vocabulary: lists: the only words; empty: all content words.
       weights: of `kinds`; empty: all equally often.
     """
 
@@ -59,7 +59,7 @@ class Shape:
     mixed: float | None = None
     digits: int | None = None
     barred: float = 0.0
-    vocabulary: int | None = None
+    vocabulary: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
 
     def only(self, kinds: Sequence[str]) -> Shape:

@@ -27,6 +27,7 @@ INKS = ((20, 20, 20), (20, 20, 90), (90, 20, 20), (60, 60, 60))
 NONE = "none"  # the answer where a page has no title, no unit or no line below
 TOTAL = "Total"  # the label below the items of a receipt
 PICTURES = ("Bell", "Car", "Cat", "Dog", "Fish", "Heart", "Key", "Moon", "Star", "Tree")  # names of emoji
+FEW_WORDS = ("Air", "Cat", "Dog", "Fog", "Key", "Mar", "Owl", "Tin")  # short content words that look different
 
 
 @functools.cache
