@@ -11,6 +11,7 @@ from typing import Any
 # dotted name of the field in its section -> the value that has no effect
 FORMER: dict[str, Any] = {
     "data.scenes": (),
+    "model.text.norm_init": 1.0,
     "model.text.recency_init": 0.0,
     "model.vision.patch_local": False,
     "train.hops": (1, 2, 3),

@@ -176,7 +176,7 @@ def sample_prompts(arch: Architecture) -> list[Prompt]:
         Prompt(
             "one picture",
             [picture(2 * tile // 3 + 1, 3 * tile // 2)],
-            "Which digit is below the letter A?",
+            "Which word is below Iron?",
             routed=True,
         ),
         Prompt(

@@ -53,8 +53,8 @@ class Embedding(nnx.Module):
 class RMSNorm(nnx.Module):
     """`scale` [size]."""
 
-    def __init__(self, size: int, scale: float = 1.0):
-        self.scale = nnx.Param(jnp.full(size, scale, jnp.float32))
+    def __init__(self, size: int):
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
 
 
 class LayerNorm(nnx.Module):

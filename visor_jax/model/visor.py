@@ -48,7 +48,7 @@ class Visor(nnx.Module):
             self.blocks = Blocks(arch, rngs=rngs)
         if arch.num_tail_layers:
             self.tail = stacked(lambda r: Qwen2Layer(text, rngs=r), arch.num_tail_layers, rngs)
-        self.norm = RMSNorm(text.hidden_size, text.norm_init)
+        self.norm = RMSNorm(text.hidden_size)
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, rngs=rngs)
         if arch.plan == "visor":
