@@ -8,7 +8,8 @@ tower and decoder, next-token loss on answers, no other labels. Small pictures c
     python -m visor_jax.export.ship --workdir=runs/almanac_base
 
 Expected: 0.7 million parameters; two hours on one CPU core. An interrupted run continues with the same
-command, also on another day: each stage keeps its weights, and the next one starts from them.
+command, also on another day: each stage keeps its weights, and the next one starts from them. After a colon, a base
+that is trained further, without crops: `--config=configs/almanac_base.py:almanac-base` takes the shipped one.
 """
 
 from ml_collections import ConfigDict
@@ -50,8 +51,8 @@ PAGES = (
 )  # fmt: skip
 
 
-def get_config() -> ConfigDict:
-    """Runs the stages base_words, base_lists and base_pages, then evaluates on whole pages."""
+def get_config(start: str = "") -> ConfigDict:
+    """Runs the stages base_words, base_lists and base_pages, or the last two from `start`; evaluates on whole pages."""
     config = default_config()
     config.name = "almanac_base"
     config.stages = ("base_words", "base_lists", "base_pages")
@@ -129,5 +130,13 @@ def get_config() -> ConfigDict:
         steps=11_600,
         curriculum=((0, ONE_ROW), (700, LISTS_AGAIN), (2200, UPRIGHT), (3400, COLUMNS), (4600, PAGES)),
     )
+    if start:
+        config.stages = ("base_lists", "base_pages")
+        config.stage_overrides.base_lists.update(
+            init_from=start, steps=7000, curriculum=((0, FEW_WORDS), (2000, FROM_WORD), (4500, LISTS))
+        )
+        config.stage_overrides.base_pages.update(
+            steps=6000, learning_rate=1e-3, b2=0.99, curriculum=((0, COLUMNS), (800, PAGES))
+        )
     config.evaluate.update(samples=2048, batch_size=32)
     return config
