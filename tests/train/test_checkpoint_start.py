@@ -167,3 +167,9 @@ def test_shipping_writes_what_loads_and_what_made_it(assets: Path, tmp_path: Pat
         assert np.array_equal(ours, theirs.astype("bfloat16").astype("float32"))
     with pytest.raises(RequestError, match=r"--stage=base_lists: .* holds no complete stage"):
         ship(workdir, "base_lists", NAME, assets)
+
+    further = {"stage_overrides.base_lists.init_from": NAME, "stages": ("base_lists",)}
+    run_stages(as_config(tiny_config({**dense, **further})), str(tmp_path / "three"), ["base_lists"])
+    ship(Workdir(tmp_path / "three"), "base_lists", NAME, assets)
+    last = json.loads((folder / "recipe.json").read_text())
+    assert list(last["stages"]) == ["base_lists"] and last["start"] == recipe and recipe["start"] is None

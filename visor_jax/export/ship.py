@@ -4,7 +4,8 @@
 
 writes `visor_jax/assets/almanac-base` of this checkout: the files of an export in bfloat16 that this package reads
 (`visor export` also writes code for PyTorch), a README.md, and `recipe.json` with the configuration, commit, samples,
-last metrics and evaluation of every stage that led to the weights.
+last metrics and evaluation of every stage that led to the weights. If the first of them started from a checkpoint that
+the package contains, also from the one that is replaced, the recipe of that checkpoint is in it.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def ship(workdir: Workdir, stage: str, name: str, assets: Path = ASSETS) -> Path
     if model.arch.plan != "dense":
         raise RequestError(f"--stage={stage}: has plan {model.arch.plan!r}; expected a stage of a dense model")
     folder = assets / name
+    made_by = recipe(workdir, stage, assets)  # before the folder is replaced
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary) / name
         parity = export(model, made, stage=stage, dtype="bfloat16")
@@ -81,7 +83,7 @@ def ship(workdir: Workdir, stage: str, name: str, assets: Path = ASSETS) -> Path
         for file in FILES:
             shutil.copyfile(made / file, folder / file)
     parity.pop("out")
-    write_json(folder / "recipe.json", {**recipe(workdir, stage), "parity": parity})
+    write_json(folder / "recipe.json", {**made_by, "parity": parity})
     text = README.format(name=name, stage=stage, parameters=num_parameters(model.arch))
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
@@ -92,8 +94,10 @@ def num_parameters(arch: Architecture) -> int:
     return sum(leaf.size for leaf in flatten(abstract_params(arch)).values())
 
 
-def recipe(workdir: Workdir, stage: str) -> dict[str, Any]:
+def recipe(workdir: Workdir, stage: str, assets: Path = ASSETS) -> dict[str, Any]:
     """Returns what made a stage: of each stage that led to it configuration, commit, samples and metrics.
+
+    "start" is the recipe of the shipped checkpoint that the first of them started from, or None.
 
     Raises:
       RequestError: a workdir among them cannot be read.
@@ -101,9 +105,13 @@ def recipe(workdir: Workdir, stage: str) -> dict[str, Any]:
     result = workdir.path / "eval" / "test.json"
     evaluation = read_json(result) if result.exists() else {}
     measured = evaluation.get("stage") == stage
+    line = list(lineage(workdir, stage))
+    first_run, first = line[0]
+    start = stage_config(from_dict(first_run.config()), first).init_from
     return {
         "stage": stage,
-        "stages": {name: _made(run, name) for run, name in lineage(workdir, stage)},
+        "start": read_json(assets / start / "recipe.json") if start in SHIPPED else None,
+        "stages": {name: _made(run, name) for run, name in line},
         "evaluation": {key: value for key, value in evaluation.items() if key in MEASURED} if measured else {},
     }
 
