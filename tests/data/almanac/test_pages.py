@@ -46,8 +46,10 @@ def test_the_transcription_holds_exactly_the_drawn_words(exercise, key):
     assert drawn == Counter(word for line in page.facts.lines for word in line.split())
 
 
-def test_lists_of_few_words_show_all_of_these_and_no_others():
-    drawn = {label for key in range(200) for label in draw("lists_few_words", (0, key)).facts.labels}
+@pytest.mark.parametrize("kind", ["lists", "tables", "vbars"])
+def test_pictures_of_few_words_show_all_of_these_and_no_others(kind):
+    pages = [draw(f"{kind}_few_words", (0, key)) for key in range(200)]
+    drawn = {word for page in pages for word in (*page.facts.labels, *page.facts.heads) if word}
     assert drawn == set(FEW_WORDS) <= set(content_words())
 
 

@@ -58,7 +58,14 @@ def widths(style: Style, content: Content) -> list[int]:
     return [max(style.width(label) for label in content.labels), *columns]
 
 
-def mixed_content(draws: Draws, style: Style, count: int, limits: Sequence[int], digits: int | None) -> Content | None:
+def mixed_content(
+    draws: Draws,
+    style: Style,
+    count: int,
+    limits: Sequence[int],
+    digits: int | None,
+    vocabulary: tuple[str, ...] = (),
+) -> Content | None:
     """Returns random words and numbers, or None if too few words fit.
 
     Args:
@@ -67,8 +74,9 @@ def mixed_content(draws: Draws, style: Style, count: int, limits: Sequence[int],
       count: number of labels.
       limits: widths in pixels that the labels and each head may have.
       digits: of the numbers, as in `random_numbers`; None: mostly two on the whole page.
+      vocabulary: the only labels and heads; empty: all content words.
     """
-    fitting = [words_up_to(style.face, style.size, limit) for limit in limits]
+    fitting = [words_up_to(style.face, style.size, limit, vocabulary) for limit in limits]
     columns = len(limits) - 1
     if any(len(words) < count + columns for words in fitting):
         return None

@@ -87,6 +87,14 @@ EXERCISES: dict[str, Exercise] = {
     "vbars_small": Exercise(
         Shape(48, (72,), ("columns",), rows=(2, 3), titled=0.0, mixed=1.0), _SMALL_COLUMNS, read=0.1
     ),
+    "tables_few_words": Exercise(
+        Shape(48, (84,), ("table",), (1, 3), (2, 2), titled=0.0, mixed=1.0, vocabulary=FEW_WORDS),
+        _SMALL_TABLE,
+        read=0.0,
+    ),
+    "vbars_few_words": Exercise(
+        Shape(48, (72,), ("columns",), (2, 3), titled=0.0, mixed=1.0, vocabulary=FEW_WORDS), _SMALL_COLUMNS, read=0.0
+    ),
     "pages_72": Exercise(Shape(72, (72,), columns=(1, 2), weights=(2, 1, 1)), _PAGE),
     "pages": Exercise(Shape(96, (96,), weights=(2, 1, 1)), _PAGE, small=False),
     "pages_all": Exercise(Shape(96, (96,), MORE_KINDS), _ALL, small=False),

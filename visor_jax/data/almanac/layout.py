@@ -46,7 +46,7 @@ class Shape:
       mixed: share of mixed content; None: that of the run.
       digits: of numbers, as in `content.random_numbers`; None: mostly two.
       barred: lists: probability of bars.
-      vocabulary: lists: the only words; empty: all content words.
+      vocabulary: the only labels and heads of mixed content; empty: all content words.
       weights: of `kinds`; empty: all equally often.
     """
 
@@ -93,6 +93,7 @@ class ContentSource:
     split: str
     mixed: float
     digits: int | None
+    vocabulary: tuple[str, ...] = ()
 
     def listed(self, style: Style, count: int, label_limit: int) -> Content:
         """Returns content with one number per label and no head that is drawn."""
@@ -101,7 +102,7 @@ class ContentSource:
                 content = real_content(self.draws, style, self.split, count, 1, label_limit)
                 if content is not None:
                     return content
-        content = mixed_content(self.draws, style, count, (label_limit, 100), self.digits)
+        content = mixed_content(self.draws, style, count, (label_limit, 100), self.digits, self.vocabulary)
         assert content is not None, "no words of this width"
         return content
 
@@ -117,7 +118,7 @@ class ContentSource:
                     content = real_content(self.draws, style, self.split, count, columns, room)
                 else:
                     limits = self._limits(room, columns)
-                    content = mixed_content(self.draws, style, count, limits, self.digits)
+                    content = mixed_content(self.draws, style, count, limits, self.digits, self.vocabulary)
                 if content is not None and sum(widths(style, content)) <= room:
                     return content
             columns -= 1

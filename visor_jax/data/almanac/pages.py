@@ -54,7 +54,8 @@ def draw_page(draws: Draws, shape: Shape, look: Look) -> Page:
     draw, least = _LAYOUTS[kind]
     titled = lines > (least or shape.rows[0] + 1) and draws.chance(shape.titled)
     space = Space(canvas, style, jitter, lines, int(titled))
-    source = ContentSource(draws, look.split, look.mixed if shape.mixed is None else shape.mixed, shape.digits)
+    mixed = look.mixed if shape.mixed is None else shape.mixed
+    source = ContentSource(draws, look.split, mixed, shape.digits, shape.vocabulary)
     content, facts = draw(draws, shape, space, source)
     return Page(canvas, _with_title(draws, canvas, style, jitter, content, facts, titled))
 
