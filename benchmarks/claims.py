@@ -29,6 +29,7 @@ from typing import Any
 import claims_page
 import numpy as np
 from claims_table import ADAPTIVE, VARIANTS, Variant
+from ml_collections import ConfigDict
 
 import visor_jax
 from visor_jax.commands.recipe import run_stages
@@ -73,14 +74,9 @@ class Session:
 
 def changed(config: Config, fields: Mapping[str, Any]) -> Config:
     """Returns a checked copy of a configuration with {dotted field: value}."""
-    tree = config.to_dict()
-    for name, value in fields.items():
-        *sections, last = name.split(".")
-        node = tree
-        for section in sections:
-            node = node[section]
-        node[last] = value
-    return from_dict(tree)
+    tree = ConfigDict(config.to_dict())
+    tree.update_from_flattened_dict(fields)
+    return from_dict(tree.to_dict())
 
 
 def scaled(config: Config, scale: float) -> Config:

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import visor_jax.errors
 from visor_jax.errors import RequestError
@@ -34,13 +35,9 @@ def make_config(**changes) -> dict:
         "stage_overrides": {"full": {"steps": 10}, "policy": {"steps": 5}},
         "search": {"samples": 64},
     }
-    for name, value in changes.items():
-        inner = config
-        *parents, last = name.split("__")
-        for part in parents:
-            inner = inner[part]
-        inner[last] = value
-    return config
+    tree = ConfigDict(config)
+    tree.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return tree.to_dict()
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
