@@ -16,7 +16,7 @@ from visor_jax.config import default_config
 # Weights of rows, as in configs/almanac_base.py: a row of crops holds dozens of them.
 WORDS = (("crops", 2.0), ("crops_tall", 1.0), ("bars_small", 0.3))
 KEPT = (("crops", 0.1), ("bars_small", 0.2), ("tables_one_row", 0.1), ("vbars_small", 0.1))
-LOOK_UP = (("lists_who", 1.0), ("lists_compare", 0.7), ("lists_from_word", 0.5), *KEPT)
+LOOK_UP = (("lists_who", 1.0), ("lists_compare", 0.7), ("lists_short", 0.5), *KEPT)
 LISTS = (("lists", 1.0), ("tables_small", 0.2), *KEPT)
 COLUMNS = (("tables_small", 0.5), ("vbars_small", 0.5), ("pages", 1.0), ("pages_480", 0.5), ("bars_small", 0.2))
 PAGES = (("pages_480", 3.0), ("pages", 0.5), ("tables_small", 0.2), ("vbars_small", 0.2), ("lists", 0.2))

@@ -49,6 +49,7 @@ _LIST = {
 }  # fmt: skip
 _BARS = {**_LIST, "bars": 3, "kind": 0.5, "direction": 0.5}
 _FROM_WORD = {"value": 4, "below": 3, "above": 1.5, "who": 0.5, "paper": 0.3}
+_LOOK_UP = {"who": 4, "value": 4, "below": 3, "paper": 0.3}
 _WHO = {"who": 6, "value": 1, "paper": 0.3}
 _COMPARE = {"top": 2, "low": 2, "more": 7, "who": 1, "value": 0.5, "paper": 0.3}
 _ONE_ROW = {"cell2": 3, "cell3": 3, "column": 3, "paper": 0.3}
@@ -73,6 +74,7 @@ EXERCISES: dict[str, Exercise] = {
     "crops_two_lines": Exercise(Shape(24, (60, 72), ("list",), rows=(2, 2)), _LINE, read=0.0, least_text=21),
     "lists": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(1, 4)), _LIST),
     "lists_one_digit": Exercise(Shape(48, (48, 48, 60), ("list",), digits=1), _LIST),
+    "lists_short": Exercise(Shape(48, (48, 48, 60), ("list",), rows=(2, 3)), _LOOK_UP, read=0.1),
     "lists_few_words": Exercise(Shape(48, (48, 48, 60), ("list",), vocabulary=FEW_WORDS), _FROM_WORD, read=0.0),
     "lists_from_word": Exercise(Shape(48, (48, 48, 60), ("list",)), _FROM_WORD, read=0.1),
     "lists_who": Exercise(Shape(48, (48, 48, 60), ("list",)), _WHO, read=0.0),
