@@ -8,8 +8,11 @@ frozen and hashable, so it can be a static argument of every compiled program.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 # Upper limits of sizes. A larger value is a typing error or comes from a damaged file, and is rejected.
 MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024, 4096, 255
@@ -102,6 +105,84 @@ class AnyResArchitecture:
     small_pictures: bool = False
 
 
+REDUCTIONS = ("none", "m3", "divprune", "vispruner", "visionzip", "hired")  # config `model.reduction.method`
+MAX_DENOMINATOR = 10_000  # of the kept share as a fraction, so that the device counts kept tokens in int32
+
+
+@dataclass(frozen=True)
+class ReductionArchitecture:
+    """How the visual tokens are reduced before the decoder (`visor_jax.model.reduction`, docs/reduction.md).
+
+    Attributes:
+      method: one of `REDUCTIONS`.
+      ratio: share of the visual tokens that is kept; used as the nearest fraction of a denominator of at most
+        `MAX_DENOMINATOR`.
+      important_share: vispruner: share of the kept tokens that is chosen by attention.
+      contextual_share: visionzip: share of the kept tokens that is merged from the others.
+      base_share: hired: share of the kept tokens that belongs to the base tile (the authors' alpha).
+      marks: hired: "paper" or "code": which crop a patch of the base tile counts for.
+    """
+
+    method: str = "none"
+    ratio: float = 1.0
+    important_share: float = 0.5
+    contextual_share: float = 0.15625
+    base_share: float = 0.5
+    marks: str = "paper"
+
+    @property
+    def selects(self) -> bool:
+        """Whether values decide which tokens are kept; "m3" pools neighbors instead."""
+        return self.method not in ("none", "m3")
+
+    @property
+    def fraction(self) -> Fraction:
+        """Returns `ratio` as a fraction; what is kept of a group of n tokens is n times it, rounded up."""
+        return Fraction(self.ratio).limit_denominator(MAX_DENOMINATOR)
+
+    @property
+    def stride(self) -> int:
+        """Returns the side of the windows of patches that "m3" averages; 1 for other methods."""
+        return math.isqrt(int(1 / self.fraction)) if self.method == "m3" else 1
+
+    @property
+    def share(self) -> float:
+        """Returns the share of the visual tokens that remains, about: groups round up, and edges are left out."""
+        return float(self.fraction) if self.selects else 1 / self.stride**2
+
+    def kept(self, size: Any) -> Any:
+        """Returns how many of a group of `size` tokens a method that selects keeps; int, or an array of integers."""
+        share = self.fraction
+        return -(-size * share.numerator // share.denominator)
+
+    def important(self, kept: Any) -> Any:
+        """Returns how many of a tile's kept tokens "vispruner" chooses by attention, rounded down; as `kept`."""
+        share = Fraction(self.important_share).limit_denominator(MAX_DENOMINATOR)
+        return kept * share.numerator // share.denominator
+
+    def contextual(self, kept: Any) -> Any:
+        """Returns how many of a tile's kept tokens "visionzip" merges, to the nearest number; as `kept`."""
+        share = Fraction(self.contextual_share).limit_denominator(MAX_DENOMINATOR)
+        return (2 * kept * share.numerator + share.denominator) // (2 * share.denominator)
+
+    def of_base(self, kept: Any) -> Any:
+        """Returns how many of a picture's kept tokens "hired" gives to its base tile, rounded down; as `kept`."""
+        share = Fraction(self.base_share).limit_denominator(MAX_DENOMINATOR)
+        return kept * share.numerator // share.denominator
+
+    def marked(self, patches: int) -> int:
+        """Returns how many of a base tile's patches "hired" marks, rounded down."""
+        share = Fraction(self.base_share).limit_denominator(MAX_DENOMINATOR)
+        return patches * (share.denominator - share.numerator) // share.denominator
+
+    def candidates(self, visual: int) -> int:
+        """Returns how many visual tokens before the reduction a row of `visual` positions after it has room for.
+
+        Groups whose kept tokens fit the row never have more tokens than this, because `kept` rounds up.
+        """
+        return math.floor(visual / self.fraction) if self.selects else visual
+
+
 @dataclass(frozen=True)
 class CrossAttentionArchitecture:
     """The added cross-attention from text to visual tokens (method.md section 3)."""
@@ -156,6 +237,7 @@ class Architecture:
     cross: CrossAttentionArchitecture
     policy: PolicyArchitecture
     anyres: AnyResArchitecture = field(default_factory=AnyResArchitecture)
+    reduction: ReductionArchitecture = field(default_factory=ReductionArchitecture)
     plan: str = "visor"
     bidirectional_vision: bool = False
     pattern: tuple[LayerKind | str, ...] = PATTERN

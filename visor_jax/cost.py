@@ -1,4 +1,4 @@
-"""The cost of a budget by formula: FLOPs of decoder and vision tower, bytes of the cache. No JAX import.
+"""The cost of a budget by formula: FLOPs of decoder, vision tower and reduction, bytes of the cache. No JAX import.
 
 The functions take an `Architecture`, the bits of a budget and numbers of tokens and tiles. FLOPs of one sample count:
 
@@ -82,12 +82,53 @@ def route_flops(architecture: Architecture, num_visual: int, num_text: int) -> f
 
 def tower_flops(architecture: Architecture, num_tiles: int) -> float:
     """Returns FLOPs of the vision tower and the connector over `num_tiles` tiles; independent of the budget."""
-    vision, out = architecture.vision, architecture.text.hidden_size
+    vision = architecture.vision
     size, patches = vision.hidden_size, vision.patches_per_tile
     layer = 4.0 * size * vision.intermediate_size + 8.0 * size**2 + 4.0 * patches * size
     embedding = 2.0 * 3 * vision.patch_size**2 * size
-    connector = 2.0 * (size + out) * out
-    return num_tiles * patches * (embedding + vision.num_layers * layer + connector)
+    return num_tiles * patches * (embedding + vision.num_layers * layer + _connector_flops_per_token(architecture))
+
+
+def visual_flops(architecture: Architecture, num_tiles: int, num_visual: int) -> float:
+    """Returns FLOPs from pixels to the visual tokens that the decoder reads: tower, connector and reduction.
+
+    Args:
+      num_visual: visual tokens after the reduction.
+    """
+    total = tower_flops(architecture, num_tiles) + reduction_flops(architecture, num_tiles, num_visual)
+    if architecture.reduction.method == "visionzip":  # merges before the connector
+        merged = num_tiles * architecture.vision.patches_per_tile - num_visual
+        total -= merged * _connector_flops_per_token(architecture)
+    return total
+
+
+def reduction_flops(architecture: Architecture, num_tiles: float, num_visual: float) -> float:
+    """Returns FLOPs of choosing the `num_visual` visual tokens that remain of a picture.
+
+    Matrix products only, as elsewhere: similarities of tokens, and what the tower's attention weights take once more.
+    Sorting and averaging neighbors count nothing.
+    """
+    vision, reduction = architecture.vision, architecture.reduction
+    patches, size = vision.patches_per_tile, vision.hidden_size
+    pairs = 2.0 * patches**2 * size  # products of all pairs of a tile's patches
+    if reduction.method == "divprune":  # each token's nearest other one, then each chosen one and all tokens
+        tokens = num_visual / float(reduction.fraction)
+        return 2.0 * architecture.text.hidden_size * tokens * (tokens + num_visual)
+    return (
+        num_tiles
+        * {
+            "none": 0.0,
+            "m3": 0.0,
+            "vispruner": 2 * pairs,  # attention weights, similarities
+            "visionzip": pairs + 2.0 * patches * reduction.contextual(reduction.kept(patches)) * vision.head_dim,
+            "hired": 2 * pairs
+            + 4.0 * patches * size**2,  # attention weights of two layers, the first one's projections
+        }[reduction.method]
+    )
+
+
+def _connector_flops_per_token(architecture: Architecture) -> float:
+    return 2.0 * (architecture.vision.hidden_size + architecture.text.hidden_size) * architecture.text.hidden_size
 
 
 def conditional_position_flops(architecture: Architecture, num_visual: int) -> float:

@@ -78,7 +78,7 @@ def test_boxes_of_independent_turns_continue_what_the_turns_share(config: Any) -
     assert band.height >= plain.height
     batch = make_batch([[example]], RowShape(2, 80, 90), arch, independent_turns=True)
     without = {name: array for name, array in batch.arrays.items() if name != "text_turns"}
-    lines = [np.asarray(draw_rows(x, 1, 4, FONT)) for x in (batch, batch._replace(arrays=without))]
+    lines = [np.asarray(draw_rows(x, 1, FONT)) for x in (batch, batch._replace(arrays=without))]
     assert (lines[0] != lines[1]).any(axis=(0, 2)).sum() == 2, "a line before each turn"
 
 
@@ -114,7 +114,7 @@ def test_rows_show_every_sample_and_the_tiles_it_reads(config: Any) -> None:
     assert per_pool == 2 and {example.id for row in rows for example in row} == {f"s{n}" for n in range(6)}
     assert max(map(len, rows)) > 1
     batch = make_batch(rows, shape, arch, per_pool)
-    owners = tile_owners(batch.arrays, 0, per_pool, arch.vision.patches_per_tile)
+    owners = tile_owners(batch, 0, per_pool)
     expected = [
         (number, segment)
         for number, row in enumerate(rows)
@@ -122,7 +122,7 @@ def test_rows_show_every_sample_and_the_tiles_it_reads(config: Any) -> None:
         for _ in range(example.size.tiles)
     ]
     assert [tuple(owner) for owner in owners if owner[0] >= 0] == expected
-    picture = np.asarray(draw_rows(batch, per_pool, arch.vision.patches_per_tile, FONT))
+    picture = np.asarray(draw_rows(batch, per_pool, FONT))
     for segment in range(1, max(map(len, rows)) + 1):
         rgb = [int(color_of(segment)[place : place + 2], 16) for place in (1, 3, 5)]
         assert (picture == rgb).all(-1).sum() > 100

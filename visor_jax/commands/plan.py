@@ -86,10 +86,10 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def of_image(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Computes the cost of a picture; returns tiles, tokens and GFLOP by budget."""
+    """Computes the cost of a picture; returns tiles, tokens and GFLOP by budget, and of a reduction if there is one."""
     from visor_jax.budget import budget_name, by_count
     from visor_jax.config import architecture
-    from visor_jax.cost import decoder_flops, dense_decoder_flops, tower_flops
+    from visor_jax.cost import decoder_flops, dense_decoder_flops, reduction_flops, visual_flops
     from visor_jax.data.anyres import tile_count, visual_token_count
     from visor_jax.errors import RequestError
 
@@ -103,12 +103,18 @@ def of_image(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     budgets = by_count(arch.num_slots) if arch.plan == "visor" else []
     decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in budgets}
     decoder["dense"] = dense_decoder_flops(arch, tokens, args.text_tokens) / 1e9
-    tower = tower_flops(arch, tiles) / 1e9
-    print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}; with {args.text_tokens} text tokens:")
+    tower = visual_flops(arch, tiles, tokens) / 1e9
+    result = {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}
+    reduced = ""
+    if arch.reduction.method != "none":
+        result["reduction_gflops"] = reduction_flops(arch, tiles, tokens) / 1e9
+        reduced = f" ({readable(result['reduction_gflops'])} of it for the reduction {arch.reduction.method!r})"
+    print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}{reduced};", end=" ")
+    print(f"with {args.text_tokens} text tokens:")
     for name, gflops in decoder.items():
         saving, end_to_end = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
         print(f"  {name:<14} decoder {readable(gflops):>14}  {saving:6.1f}x  end to end {end_to_end:5.2f}x")
-    return {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}
+    return result
 
 
 def readable(gflops: float) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from visor_jax.architecture import MESH_AXES, LayerKind
+from visor_jax.architecture import MESH_AXES, LayerKind, ReductionArchitecture
 from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.model_fields import ModelConfig
+from visor_jax.config.reduction_checks import check_reduction
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config
 from visor_jax.config.shipped import SHIPPED
@@ -31,6 +32,7 @@ def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) ->
       RequestError: names the first fields that do not fit together.
     """
     _check_model(config.model)
+    check_reduction(config)
     _check_row_shape(config)
     _check_data(config)
     _check_packing(config)
@@ -105,10 +107,13 @@ def _check_pattern(model: ModelConfig) -> None:
 
 def _check_row_shape(config: Config) -> None:
     vision, packing = config.model.vision, config.model.anyres.packing
-    side = vision.tile_size // vision.patch_size
+    reduction = ReductionArchitecture(**vars(config.model.reduction))
+    side = vision.tile_size // vision.patch_size // reduction.stride
     tokens = -(-side // (2 if packing == 4 else 1)) * -(-side // min(packing, 2))
+    tokens = reduction.kept(tokens) if reduction.selects else tokens
     if config.data.visual_length < tokens + 1:
         packed = f", packed by {packing}," if packing > 1 else ""
+        packed = f", reduced by {reduction.method}," if reduction.method != "none" else packed
         raise RequestError(
             f"data.visual_length={config.data.visual_length}: expected at least {tokens + 1}, the visual tokens of one"
             f" tile of {vision.tile_size} pixels in patches of {vision.patch_size}{packed} and a newline"

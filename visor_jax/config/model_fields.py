@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from visor_jax import architecture as limits
-from visor_jax.config.rules import CHANNELS, DEVIATIONS, GRIDS, PACKINGS, above, at_least, one_of, within
+from visor_jax.config.rules import CHANNELS, DEVIATIONS, GRIDS, PACKINGS, SHARE, above, at_least, one_of, within
 from visor_jax.config.values import setting
 
 
@@ -77,6 +77,36 @@ class AnyResConfig:
 
 
 @dataclass(frozen=True)
+class ReductionConfig:
+    """How the visual tokens are reduced before the decoder reads them (docs/reduction.md)."""
+
+    method: str = setting(
+        "none",
+        "averaged windows (m3), or tokens chosen by diversity (divprune), by the tower's attention (hired) or by both"
+        " (vispruner), or chosen and merged (visionzip); see also model.anyres.packing",
+        one_of(*limits.REDUCTIONS),
+    )
+    ratio: float = setting(
+        1.0, "share of the visual tokens that is kept, rounded up in each tile or picture; 0.25: a fourth", SHARE
+    )
+    important_share: float = setting(
+        0.5, "vispruner: share of the kept tokens that is chosen by attention", within(0, 1)
+    )
+    contextual_share: float = setting(
+        0.15625, "visionzip: share of the kept tokens that is merged from the others, as 10 of 64", within(0, 1)
+    )
+    base_share: float = setting(
+        0.5, "hired: share of the kept tokens that belongs to the whole picture's tile (alpha)", within(0, 1)
+    )
+    marks: str = setting(
+        "paper",
+        "hired: a patch of the whole picture's tile counts for the crop that shows it, or, as in the authors' code, for"
+        " the crop of its run of consecutive patches",
+        one_of("paper", "code"),
+    )
+
+
+@dataclass(frozen=True)
 class CrossAttentionConfig:
     """Cross-attention to the visual tokens."""
 
@@ -115,5 +145,6 @@ class ModelConfig:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     anyres: AnyResConfig = dataclasses.field(default_factory=AnyResConfig)
+    reduction: ReductionConfig = dataclasses.field(default_factory=ReductionConfig)
     cross: CrossAttentionConfig = dataclasses.field(default_factory=CrossAttentionConfig)
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)

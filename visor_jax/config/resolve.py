@@ -28,6 +28,7 @@ from visor_jax.architecture import (
     Architecture,
     CrossAttentionArchitecture,
     PolicyArchitecture,
+    ReductionArchitecture,
     TextArchitecture,
     VisionArchitecture,
 )
@@ -230,6 +231,7 @@ def architecture(config: ConfigLike, stage: str = "") -> Architecture:
             standardize=model.anyres.standardize,
             small_pictures=config.data.small_pictures,
         ),
+        reduction=ReductionArchitecture(**dataclasses.asdict(model.reduction)),
         plan="dense" if has_dense_plan(config, stage) else model.plan,
         bidirectional_vision=model.bidirectional_vision,
         pattern=tuple(model.pattern),

@@ -17,6 +17,10 @@ The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisi
 - No pinpoints configured (not in transformers): each picture is one stretched tile and one newline.
 - `anyres.packing` 2 or 4 (not in transformers): the mean of 1 x 2 or 2 x 2 neighbors of a map replaces them, of fewer
   at its right and lower edge; newlines are added after that.
+- Reduction "m3" (not in transformers): each tile is a map of means of s x s patches, without the rows and columns that
+  remain; all of the above applies to these maps.
+- Reductions that choose tokens by their values: positions are candidates, and lengths count what is kept of them
+  (`visor_jax.data.candidates`).
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ import numpy as np
 from PIL import Image
 
 from visor_jax.architecture import Architecture
+from visor_jax.data.candidates import Candidates, candidates_of
 from visor_jax.errors import RequestError
 
 Size = tuple[int, int]  # (height, width)
@@ -48,20 +53,24 @@ class Layout:
 
     Attributes:
         num_tiles: tiles of all pictures and frames.
-        lengths: visual positions of each picture or video; they sum to Nv.
-        gather: int32 [Nv, K], feature indices; K is `packing`, times 4 if a map was shrunk.
-        weights: float32 [Nv, K]; a visual position is the weighted sum of its K features.
+        lengths: visual positions of each picture or video that the decoder reads; they sum to Nv.
+        gather: int32 [N, K], feature indices; N is Nv, or the number of candidates of which a reduction keeps Nv; K is
+            `packing`, times 4 if a map was shrunk, times s^2 of "m3".
+        weights: float32 [N, K]; a visual position is the weighted sum of its K features.
+        pictures, marks: int32 [N], of candidates (`visor_jax.data.candidates`); otherwise None.
     """
 
     num_tiles: int
     lengths: tuple[int, ...]
     gather: np.ndarray
     weights: np.ndarray
+    pictures: np.ndarray | None = None
+    marks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class _Shape:
-    """A tiled picture in patches of the stitched map: the unpadded window, and its size after shrinking."""
+class Shape:
+    """A tiled picture in cells of the stitched map: the unpadded window, and its size after shrinking."""
 
     grid: tuple[int, int]  # rows and columns of crops
     top: int
@@ -97,14 +106,27 @@ def _is_video(size: AnySize) -> bool:
     return len(size) == 3
 
 
+def _cells_per_side(architecture: Architecture) -> int:
+    """Returns the rows (and columns) of a tile's map: patches, or the windows of patches that "m3" averages."""
+    return architecture.vision.patches_per_side // architecture.reduction.stride
+
+
+def _patches(tile: np.ndarray | int, y: np.ndarray, x: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """Returns the feature indices [..., s^2] of the patches of a tile's cells (y, x) [...]."""
+    vision, stride = architecture.vision, architecture.reduction.stride
+    rows, columns = np.divmod(np.arange(stride**2), stride)
+    inside = (y[..., None] * stride + rows) * vision.patches_per_side + x[..., None] * stride + columns
+    return np.asarray(tile)[..., None] * vision.patches_per_tile + inside
+
+
 def _frame_side(architecture: Architecture) -> int:
     """Returns the rows (and columns) of features of one video frame after shrinking."""
-    return -(-architecture.vision.patches_per_side // 2)
+    return -(-_cells_per_side(architecture) // 2)
 
 
-def _shape(size: Size, architecture: Architecture) -> _Shape:
+def _shape(size: Size, architecture: Architecture) -> Shape:
     """Returns the shape of a tiled picture; the order of multiplications is transformers', for the same rounding."""
-    tile, side = architecture.vision.tile_size, architecture.vision.patches_per_side
+    tile, side = architecture.vision.tile_size, _cells_per_side(architecture)
     pinpoint_height, pinpoint_width = best_pinpoint(size, architecture.anyres.pinpoints)
     if pinpoint_height % tile or pinpoint_width % tile:
         raise RequestError(
@@ -122,7 +144,7 @@ def _shape(size: Size, architecture: Architecture) -> _Shape:
     ratio = math.sqrt(height * width / (architecture.anyres.max_tiles * side**2))
     if ratio > _SHRINK_ABOVE:
         out_height, out_width = int(height // ratio), int(width // ratio)
-    return _Shape((rows, columns), top, left, height, width, out_height, out_width)
+    return Shape((rows, columns), top, left, height, width, out_height, out_width)
 
 
 def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
@@ -136,12 +158,18 @@ def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -
 
 
 def visual_token_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
-    """Returns the visual tokens of a picture or video of this size, newlines included; arguments as `tile_count`."""
+    """Returns the visual tokens of a picture or video of this size, newlines included; arguments as `tile_count`.
+
+    With a reduction these are the tokens that the decoder reads.
+    """
+    if architecture.reduction.selects:
+        others = () if _is_video(size) else ((1, 1),) * (num_images - 1)
+        return visual_layout((size, *others), architecture).lengths[0]
     if _is_video(size):
         frame_side = _frame_side(architecture)
         rows, columns = _packed_size((frame_side, frame_side), architecture)
         return size[0] * rows * columns + 1
-    side = architecture.vision.patches_per_side
+    side = _cells_per_side(architecture)
     rows, columns = _packed_size((side, side), architecture)
     if not _is_tiled(num_images, architecture):
         return rows * columns + 1
@@ -151,16 +179,16 @@ def visual_token_count(size: AnySize, architecture: Architecture, num_images: in
 
 
 def taps(architecture: Architecture) -> int:
-    """Returns the largest K of any layout of pictures: `packing`, times 4 if some pinpoint may be shrunk."""
+    """Returns the largest K of any layout of pictures: `packing` or s^2, times 4 if some pinpoint may be shrunk."""
     tile = architecture.vision.tile_size
     limit = _SHRINK_ABOVE**2 * architecture.anyres.max_tiles * tile**2
     shrinks = any(height * width > limit for height, width in architecture.anyres.pinpoints)
-    return (4 if shrinks else 1) * architecture.anyres.packing
+    return (4 if shrinks else 1) * architecture.anyres.packing * architecture.reduction.stride**2
 
 
 def video_taps(architecture: Architecture) -> int:
     """Returns the K of a layout of videos: each position of a frame is shrunk bilinearly out of four."""
-    return 4 * architecture.anyres.packing
+    return 4 * architecture.anyres.packing * architecture.reduction.stride**2
 
 
 def _packed_size(size: Size, architecture: Architecture) -> Size:
@@ -174,7 +202,7 @@ def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) ->
 
     Args:
         sizes: (height, width) of each picture, (frames, height, width) of each video; may be empty.
-        architecture: only `vision` and `anyres` are read.
+        architecture: only `vision`, `anyres` and `reduction` are read.
 
     Returns:
         A `Layout` whose arrays are read-only, since layouts are cached.
@@ -189,21 +217,29 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
     num_tiles = sum(counts)
     newline = num_tiles * architecture.vision.patches_per_tile
     pieces: list[tuple[np.ndarray, np.ndarray]] = []
+    candidates: list[Candidates] = []
     for size, count, end in zip(sizes, counts, np.cumsum(counts), strict=True):
-        tiles = range(end - count, end)
+        tiles, shape = range(end - count, end), None
         if not _is_video(size) and _is_tiled(num_images, architecture):
-            pieces.append(
-                _tiled_positions(_shape((size[0], size[1]), architecture), tiles.start, architecture, newline)
-            )
-            continue
-        of_tile = _one_frame if _is_video(size) else _one_tile
-        maps = [_rows(*of_tile(tile, architecture)) for tile in tiles]
-        pieces.append(_joined([*maps, (np.array([[newline]]), np.ones((1, 1)))]))
-    lengths = tuple(len(gather) for gather, _ in pieces)
+            shape = _shape((size[0], size[1]), architecture)
+            piece = _tiled_positions(shape, tiles.start, architecture, newline)
+        else:
+            of_tile = _one_frame if _is_video(size) else _one_tile
+            maps = [_rows(*of_tile(tile, architecture)) for tile in tiles]
+            piece = _joined([*maps, (np.array([[newline]]), np.ones((1, 1)))])
+        if architecture.reduction.selects:
+            candidates.append(candidates_of(piece[0], tiles, newline, shape, architecture))
+            piece = piece[0][candidates[-1].places], piece[1][candidates[-1].places]
+        pieces.append(piece)
+    lengths = tuple(found.kept for found in candidates) or tuple(len(gather) for gather, _ in pieces)
     gather, weights = _joined([(np.zeros((0, 1)), np.zeros((0, 1))), *pieces])
-    gather, weights = gather.astype(np.int32), weights.astype(np.float32)
-    gather.flags.writeable = weights.flags.writeable = False
-    return Layout(num_tiles, lengths, gather, weights)
+    arrays = [gather.astype(np.int32), weights.astype(np.float32)]
+    if architecture.reduction.selects:
+        nothing = np.zeros(0, np.int32)
+        arrays += [np.concatenate([nothing, *(getattr(x, name) for x in candidates)]) for name in ("pictures", "marks")]
+    for array in arrays:
+        array.flags.writeable = False
+    return Layout(num_tiles, lengths, *arrays)
 
 
 @functools.lru_cache(maxsize=256)
@@ -219,10 +255,10 @@ def small_layout(height: int, width: int, architecture: Architecture) -> Layout:
 
 
 def _tiled_positions(
-    shape: _Shape, first: int, architecture: Architecture, newline: int
+    shape: Shape, first: int, architecture: Architecture, newline: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns gather and weights, each [Nv, K], of one tiled picture whose base is tile `first`."""
-    side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
+    side = _cells_per_side(architecture)
     if shape.shrunk:
         row_index, row_weight = _bilinear_taps(shape.height, shape.out_height)  # [h, 2]
         column_index, column_weight = _bilinear_taps(shape.width, shape.out_width)  # [w, 2]
@@ -232,13 +268,10 @@ def _tiled_positions(
     y = row_index[:, None, :, None] + shape.top  # [h, 1, kh, 1]
     x = column_index[None, :, None, :] + shape.left  # [1, w, 1, kw]
     tile = first + 1 + (y // side) * shape.grid[1] + x // side
-    gather = tile * patches + (y % side) * side + x % side  # [h, w, kh, kw]
+    y, x = np.broadcast_arrays(y % side, x % side)
+    gather = _patches(tile, y, x, architecture)  # [h, w, kh, kw, s^2]
     weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
-    count = row_index.shape[1] * column_index.shape[1]
-    gather = gather.reshape(shape.out_height, shape.out_width, count)
-    weights = weights.reshape(shape.out_height, shape.out_width, count)
-
-    gather, weights = _packed(gather, weights, architecture)
+    gather, weights = _packed(*_means(gather, weights, (shape.out_height, shape.out_width)), architecture)
     newlines = np.zeros((len(gather), 1, gather.shape[2]))
     newline_weights = newlines.copy()
     newline_weights[..., 0] = 1
@@ -249,19 +282,32 @@ def _tiled_positions(
 
 def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
     """Returns gather and weights, each [h, w, K], of the packed map of one whole tile."""
-    side, patches = architecture.vision.patches_per_side, architecture.vision.patches_per_tile
-    gather = np.arange(patches).reshape(side, side, 1) + index * patches
-    return _packed(gather, np.ones(gather.shape, np.float32), architecture)
+    side = _cells_per_side(architecture)
+    y, x = np.indices((side, side))
+    gather = _patches(index, y, x, architecture)
+    return _packed(*_means(gather, np.ones((side, side), np.float32), (side, side)), architecture)
+
+
+def _means(gather: np.ndarray, weights: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Returns gather and weights [h, w, K] of cells that are the means of s^2 patches each.
+
+    Args:
+        gather: [h, w, ..., s^2].
+        weights: [h, w, ...], of the cells.
+        size: (h, w).
+    """
+    count = math.prod(gather.shape[2:])
+    weights = np.repeat(weights[..., None] / np.float32(gather.shape[-1]), gather.shape[-1], axis=-1)
+    return gather.reshape(*size, count), weights.reshape(*size, count)
 
 
 def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
     """Returns gather and weights, each [h, w, K], of one video frame, shrunk bilinearly to half a side."""
-    side, small = architecture.vision.patches_per_side, _frame_side(architecture)
+    side, small = _cells_per_side(architecture), _frame_side(architecture)
     taps, weight = _bilinear_taps(side, small)  # [small, 2]
-    gather = taps[:, None, :, None] * side + taps[None, :, None, :]
+    y, x = np.broadcast_arrays(taps[:, None, :, None], taps[None, :, None, :])
     weights = weight[:, None, :, None] * weight[None, :, None, :]
-    gather, weights = gather.reshape(small, small, 4), weights.reshape(small, small, 4)
-    return _packed(gather + index * architecture.vision.patches_per_tile, weights, architecture)
+    return _packed(*_means(_patches(index, y, x, architecture), weights, (small, small)), architecture)
 
 
 def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:

@@ -223,7 +223,7 @@ class RecordChecker:
             return encode_record(record, self._tokenizer, arch, system=system, independent_turns=independent).size
         layout = layout_of([image.shape[:-1] for image in record.images], arch, record.origin)
         text = count_text(record, self._tokenizer, system, independent_turns=independent)
-        return RowShape(layout.num_tiles, len(layout.gather), text)
+        return RowShape(layout.num_tiles, sum(layout.lengths), text)
 
     def _note_size(self, record: Sample | Sheet, findings: Findings) -> None:
         """Adds the limits that a sample or sheet exceeds."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,30 +20,13 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.data import chat
 from visor_jax.data.anyres import taps as taps_of_pictures
+from visor_jax.data.candidates import candidate_arrays, moved
+from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.data.turns import encode_turns, positions_of_turns, turns_of_answers
 from visor_jax.errors import RequestError
-
-
-@dataclass(frozen=True)
-class RowShape:
-    """Capacity of one row of a batch: tiles, visual positions (Nv) and text tokens (Nt)."""
-
-    tiles: int
-    visual: int
-    text: int
-
-    def holds(self, size: RowShape) -> bool:
-        """Whether `size` is within all three limits."""
-        return size.tiles <= self.tiles and size.visual <= self.visual and size.text <= self.text
-
-    def __add__(self, other: RowShape) -> RowShape:
-        return RowShape(self.tiles + other.tiles, self.visual + other.visual, self.text + other.text)
-
-    def __str__(self) -> str:
-        return f"{self.tiles} tiles, {self.visual} visual positions, {self.text} text tokens"
 
 
 class Content(NamedTuple):
@@ -62,11 +44,13 @@ class Content(NamedTuple):
 class Example(NamedTuple):
     """A sample, or all samples of a sheet, as arrays without padding; n tiles, Nv visual positions, Nt text tokens.
 
+    N is Nv, or of a reduction that chooses tokens the number of those among which it does (`data.candidates`).
+
     Attributes:
         id: the sample's id; of a sheet that of its first sample.
         tasks: the task of each turn ("" if the source has no tasks).
         tiles: uint8 [n, S, S, 3].
-        visual_gather, visual_weights: int32 and float32 [Nv, K]; index n * patches is the newline (`anyres.Layout`).
+        visual_gather, visual_weights: int32 and float32 [N, K]; index n * patches is the newline (`anyres.Layout`).
         visual_positions: int32 [Nv].
         text_tokens, text_positions: int32 [Nt], without picture placeholders.
         loss_mask: bool [Nt], True at targets, each predicted from the text token before it.
@@ -78,6 +62,7 @@ class Example(NamedTuple):
         visual_segments, text_segments: int32 [Nv] and [Nt], the sample 1, 2, ... of a sheet; None of a sample.
         members: id and content of each sample of a sheet; empty of a sample.
         text_turns: int32 [Nt], of independent turns: 0 in what they share, 1, 2, ... in the turns; otherwise None.
+        visual_pictures, visual_marks: int32 [N], of candidates (`data.candidates`); otherwise None.
     """
 
     id: str
@@ -100,6 +85,8 @@ class Example(NamedTuple):
     text_segments: np.ndarray | None = None
     members: tuple[tuple[str, Content], ...] = ()
     text_turns: np.ndarray | None = None
+    visual_pictures: np.ndarray | None = None
+    visual_marks: np.ndarray | None = None
 
     @property
     def samples(self) -> tuple[tuple[str, Content], ...]:
@@ -110,7 +97,7 @@ class Example(NamedTuple):
     @property
     def size(self) -> RowShape:
         """The part of a row that the example fills."""
-        return RowShape(len(self.tiles), len(self.visual_gather), len(self.text_tokens))
+        return RowShape(len(self.tiles), len(self.visual_positions), len(self.text_tokens))
 
 
 class Batch(NamedTuple):
@@ -119,10 +106,12 @@ class Batch(NamedTuple):
     Attributes:
         arrays: tiles uint8 [G, n, S, S, 3], a pool of tiles for each B / G rows (G is B without packing), and what
             `visor_jax.data.tiles` adds to them, [G, n, P];
-            visual_gather int32, visual_weights float32 [B, Nv, K], indices into the row's pool; visual_positions,
-            visual_segments int32 [B, Nv]; text_tokens, text_positions, text_segments, turn_index int32 [B, Nt];
-            loss_mask bool [B, Nt]. Batches of prompts also have routing_position, int32 [B]; with independent turns
-            batches also have text_turns, int32 [B, Nt]: 0 in what the turns of a segment share, else the turn from 1.
+            visual_gather int32, visual_weights float32 [B, N, K], indices into the row's pool; visual_positions,
+            visual_segments int32 [B, Nv]; where a reduction chooses Nv of N tokens visual_pictures, visual_marks int32
+            [B, N] (`visor_jax.data.candidates`; 0: padding), elsewhere N = Nv;
+            text_tokens, text_positions, text_segments, turn_index int32 [B, Nt]; loss_mask bool [B, Nt]. Batches of
+            prompts also have routing_position, int32 [B]; with independent turns batches also have text_turns, int32
+            [B, Nt]: 0 in what the turns of a segment share, else the turn from 1.
         ids: the samples' ids, row by row.
         tasks: the tasks of each row's turns, in the order of `turn_index`.
         contents: the samples of each row, in the order of their segments.
@@ -278,7 +267,7 @@ def encode_tokens(
     if is_image.sum() != len(images):
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
     layout = layout_of([image.shape[:-1] for image in images], architecture, origin)
-    check_fits(id, RowShape(layout.num_tiles, len(layout.gather), int((~is_image).sum())), row_shape)
+    check_fits(id, RowShape(layout.num_tiles, sum(layout.lengths), int((~is_image).sum())), row_shape)
 
     steps = np.ones(len(tokens), np.int64)  # dense positions per token
     steps[is_image] = layout.lengths
@@ -311,6 +300,8 @@ def encode_tokens(
         length=int((starts + steps).max(initial=0)),
         source=source,
         text_turns=None if text_turns is None else text_turns[~is_image],
+        visual_pictures=layout.pictures,
+        visual_marks=layout.marks,
     )._replace(**arrays)
 
 
@@ -350,15 +341,16 @@ def make_batch(
     tiles_used = 0
     for row, examples in enumerate(rows):
         pool, place = divmod(row, rows_per_pool)
-        used, turns, segments = RowShape(tiles_used if place else 0, 0, 0), 0, 0
+        used, turns, segments, candidates = RowShape(tiles_used if place else 0, 0, 0), 0, 0, 0
         for example in examples:
             if (example.text_turns is not None) != independent_turns:
                 raise ValueError(f"row {row}: independent_turns={independent_turns}, and {example.id} is otherwise")
             if not row_shape.holds(used + example.size):
                 raise ValueError(f"row {row} ({used + example.size}) does not fit the row shape ({row_shape})")
-            _place(arrays, architecture, example, row=row, pool=pool, segments=segments, used=used, turns=turns)
+            before = Before(pool, segments, used, turns, candidates)
+            _place(arrays, architecture, example, row, before)
             used, turns = used + example.size, turns + len(example.tasks)
-            segments += len(example.samples)
+            segments, candidates = segments + len(example.samples), candidates + len(example.visual_gather)
         tiles_used = used.tiles
     return Batch(
         arrays=arrays,
@@ -368,33 +360,36 @@ def make_batch(
     )
 
 
-def _place(
-    arrays: dict[str, np.ndarray],
-    architecture: Architecture,
-    example: Example,
-    *,
-    row: int,
-    pool: int,
-    segments: int,
-    used: RowShape,
-    turns: int,
-) -> None:
-    """Writes an example into its row and its tiles into their pool.
+class Before(NamedTuple):
+    """What precedes an example in its row: its samples (`segments`), `turns` and `candidates`, and what is `used`."""
 
-    It follows what is `used`, and the row's first `segments` samples and `turns`.
-    """
+    pool: int
+    segments: int
+    used: RowShape
+    turns: int
+    candidates: int
+
+
+def _place(
+    arrays: dict[str, np.ndarray], architecture: Architecture, example: Example, row: int, before: Before
+) -> None:
+    """Writes an example into its row, after what is there, and its tiles into their pool."""
+    pool, segments, used, turns, start = before
     num_tiles = arrays["tiles"].shape[1]
     patches = architecture.vision.patches_per_tile
     tiles = slice(used.tiles, used.tiles + example.size.tiles)
     visual = slice(used.visual, used.visual + example.size.visual)
     text = slice(used.text, used.text + example.size.text)
+    candidates = slice(start, start + len(example.visual_gather))
     newline = example.size.tiles * patches
     gather = example.visual_gather + used.tiles * patches
     gather = np.where(example.visual_gather == newline, num_tiles * patches, gather)
     for name in tile_shapes(0, architecture):
         arrays[name][pool, tiles] = getattr(example, name)
-    arrays["visual_gather"][row, visual, : gather.shape[1]] = gather
-    arrays["visual_weights"][row, visual, : gather.shape[1]] = example.visual_weights
+    for name in candidate_arrays(architecture):
+        arrays[name][row, candidates] = moved(getattr(example, name), used.tiles)
+    arrays["visual_gather"][row, candidates, : gather.shape[1]] = gather
+    arrays["visual_weights"][row, candidates, : gather.shape[1]] = example.visual_weights
     arrays["visual_positions"][row, visual] = example.visual_positions
     arrays["visual_segments"][row, visual] = segments + _local(example.visual_segments)
     arrays["text_tokens"][row, text] = example.text_tokens
@@ -420,30 +415,3 @@ def make_prompt_batch(prompts: Sequence[Example], row_shape: RowShape, architect
     batch = make_batch([[prompt] for prompt in prompts], row_shape, architecture)
     batch.arrays["routing_position"] = np.array([prompt.length for prompt in prompts], np.int32)
     return batch
-
-
-def batch_shapes(
-    num_rows: int,
-    num_pools: int,
-    row_shape: RowShape,
-    taps: int,
-    architecture: Architecture,
-    *,
-    independent_turns: bool = False,
-) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
-    of_tiles = tile_shapes(row_shape.tiles, architecture)
-    visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
-    return {
-        **{name: ((num_pools, *shape), dtype) for name, (shape, dtype) in of_tiles.items()},
-        "visual_gather": ((*visual, taps), np.int32),
-        "visual_weights": ((*visual, taps), np.float32),
-        "visual_positions": (visual, np.int32),
-        "visual_segments": (visual, np.int32),
-        "text_tokens": (text, np.int32),
-        "text_positions": (text, np.int32),
-        "text_segments": (text, np.int32),
-        "loss_mask": (text, np.bool_),
-        "turn_index": (text, np.int32),
-        **({"text_turns": (text, np.int32)} if independent_turns else {}),
-    }

@@ -51,7 +51,7 @@ def model_sheet(
         parts += [_rule(), draw_sample(sample, example, tokenizer, arch, font)]
     rows, shape, rows_per_pool = fill_rows(waiting, config)
     batch = make_batch(rows, shape, arch, rows_per_pool, independent_turns=config.data.independent_turns)
-    parts += [_rule(), caption(title, font), draw_rows(batch, rows_per_pool, arch.vision.patches_per_tile, font)]
+    parts += [_rule(), caption(title, font), draw_rows(batch, rows_per_pool, font)]
     body = stacked(parts, 10)
     sheet = Image.new("RGB", (WIDTH + 2 * _MARGIN, body.height + 2 * _MARGIN), PAGE)
     sheet.paste(body, (_MARGIN, _MARGIN))

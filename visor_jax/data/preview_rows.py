@@ -28,7 +28,7 @@ def color_of(segment: int) -> str:
     return COLORS[(segment - 1) % len(COLORS)]
 
 
-def draw_rows(batch: Batch, rows_per_pool: int, patches_per_tile: int, font: TextPainter) -> Image.Image:
+def draw_rows(batch: Batch, rows_per_pool: int, font: TextPainter) -> Image.Image:
     """Returns a picture `WIDTH` wide of the batch's first rows."""
     arrays = batch.arrays
     ids = [*batch.ids]
@@ -40,7 +40,7 @@ def draw_rows(batch: Batch, rows_per_pool: int, patches_per_tile: int, font: Tex
         for kind in ("visual", "text"):
             parts.append(_draw_stream(arrays, kind, row, font))
         if (row + 1) % rows_per_pool == 0:
-            parts.append(_draw_pool(arrays, row // rows_per_pool, rows_per_pool, patches_per_tile, font))
+            parts.append(_draw_pool(batch, row // rows_per_pool, rows_per_pool, font))
     return stacked(parts, 6)
 
 
@@ -103,25 +103,24 @@ def _draw_bar(draw: ImageDraw.ImageDraw, segments: np.ndarray, top: int) -> None
     draw.rectangle((_LABEL, top, WIDTH - 1, top + _BAR), outline=FAINT)
 
 
-def tile_owners(arrays: dict[str, np.ndarray], pool: int, rows_per_pool: int, patches_per_tile: int) -> np.ndarray:
-    """Returns (row, segment) of the sample that reads each tile of a pool, (-1, 0) for padding: int [n, 2]."""
-    num_tiles = arrays["tiles"].shape[1]
-    owners = np.tile([-1, 0], (num_tiles, 1))
-    for row in range(pool * rows_per_pool, (pool + 1) * rows_per_pool):
-        segments = arrays["visual_segments"][row]
-        read = (arrays["visual_weights"][row] > 0) & (segments > 0)[:, None]
-        tiles = arrays["visual_gather"][row][read] // patches_per_tile  # num_tiles: the newline
-        segment = np.broadcast_to(segments[:, None], read.shape)[read]
-        inside = tiles < num_tiles
-        owners[tiles[inside], 0], owners[tiles[inside], 1] = row, segment[inside]
-    return owners
+def tile_owners(batch: Batch, pool: int, rows_per_pool: int) -> np.ndarray:
+    """Returns (row, segment) of the sample that reads each tile of a pool, (-1, 0) for padding: int [n, 2].
+
+    A tile that several samples of a sheet share is that of the first of them.
+    """
+    owners = [
+        (row, segment)
+        for row in range(pool * rows_per_pool, (pool + 1) * rows_per_pool)
+        for segment, content in enumerate(batch.contents[row], 1)
+        for _ in range(content.tiles)
+    ]
+    padding = batch.arrays["tiles"].shape[1] - len(owners)
+    return np.array([*owners, *[(-1, 0)] * padding]).reshape(-1, 2)
 
 
-def _draw_pool(
-    arrays: dict[str, np.ndarray], pool: int, rows_per_pool: int, patches_per_tile: int, font: TextPainter
-) -> Image.Image:
+def _draw_pool(batch: Batch, pool: int, rows_per_pool: int, font: TextPainter) -> Image.Image:
     """Draws the tiles of a pool as boxes in the colors of their samples; padding stays white."""
-    owners = tile_owners(arrays, pool, rows_per_pool, patches_per_tile)
+    owners = tile_owners(batch, pool, rows_per_pool)
     total, used = len(owners), int((owners[:, 0] >= 0).sum())
     columns = min(total, 80)
     side = min(_BAR, (WIDTH - _LABEL) // columns)

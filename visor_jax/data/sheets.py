@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from visor_jax.architecture import Architecture
+from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.collate import Content, Example, RowShape, check_fits, encode_example
 from visor_jax.data.sample import Sample, Sheet, SkipSample, samples_of
 from visor_jax.data.tiles import patches_at, place_patches, tile_shapes
@@ -114,13 +115,16 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
     for example, place in zip(examples, places, strict=True):
         _copy_tiles(arrays, example, place, architecture)
         newline = example.visual_gather == len(example.tiles) * patches
-        moved = example.visual_gather + place.tile * patches + place.first
-        gathers.append(_widened(np.where(newline, num_tiles * patches, moved), taps))
+        gather = example.visual_gather + place.tile * patches + place.first
+        gathers.append(_widened(np.where(newline, num_tiles * patches, gather), taps))
         turn_indices.append(np.where(example.turn_index >= 0, example.turn_index + turns, -1))
         turns += len(example.tasks)
     text_turns = [example.text_turns for example in examples if example.text_turns is not None]  # of all or of none
     numbers = np.arange(1, len(examples) + 1, dtype=np.int32)
     chained = {name: np.concatenate([getattr(example, name) for example in examples]) for name in _CHAINED}
+    for name in candidate_arrays(architecture):
+        of_each = [moved(getattr(x, name), place.tile) for x, place in zip(examples, places, strict=True)]
+        chained[name] = np.concatenate(of_each)
     return examples[0]._replace(
         **arrays,
         **chained,

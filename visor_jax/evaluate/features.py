@@ -34,6 +34,7 @@ from safetensors.numpy import save
 
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config
+from visor_jax.data.candidates import candidate_arrays
 from visor_jax.data.tiles import tile_shapes
 from visor_jax.errors import RequestError, RunError
 from visor_jax.files.read_write import file_beside, remove_folder
@@ -231,9 +232,8 @@ class SharedFeatures:
         """
         visual_used, text_used = ((arrays[f"{kind}_segments"] > 0).sum(axis=1) for kind in ("visual", "text"))
         pictures = [_visual_key(arrays, row, self._arch) if count else "" for row, count in enumerate(visual_used)]
-        visual = self._stored(
-            0, self._visual_owner, pictures, visual_used, {name: arrays[name] for name in tower_inputs(self._arch)}
-        )
+        inputs = {name: arrays[name] for name in (*tower_inputs(self._arch), "visual_segments")}
+        visual = self._stored(0, self._visual_owner, pictures, visual_used, inputs)
         if not self._text_owner:
             return visual, None
         keys = [_text_key(arrays, row, pictures[row]) if count else "" for row, count in enumerate(text_used)]
@@ -259,7 +259,7 @@ class SharedFeatures:
             tensors = {keys[row]: computed[i, : used[row]] for i, row in enumerate(new)}
             self.store.write(owner, tensors)
             found |= tensors
-        length = next(inputs[name] for name in ("visual_gather", "text_tokens") if name in inputs).shape[1]
+        length = next(inputs[name] for name in ("text_tokens", "visual_segments") if name in inputs).shape[1]
         rows = np.zeros((len(keys), length, self._size), self._dtype)
         for row, key in enumerate(keys):
             if key:
@@ -286,8 +286,11 @@ VISUAL = ("vision", "connector", "image_newline")  # the parameters that V(0) de
 
 
 def tower_inputs(arch: Architecture) -> tuple[str, ...]:
-    """Returns the names of a batch's arrays that V(0) is computed from."""
-    return (*tile_shapes(0, arch), "visual_gather", "visual_weights")
+    """Returns the names of a batch's arrays that V(0) is computed from, and nothing else is.
+
+    A reduction also reads `visual_segments`.
+    """
+    return (*tile_shapes(0, arch), "visual_gather", "visual_weights", *candidate_arrays(arch))
 
 
 def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
@@ -312,13 +315,14 @@ def _digest_of(params: Params, arch: Architecture, *others: str) -> str:
 
 def _visual_key(arrays: Arrays, row: int, arch: Architecture) -> str:
     """Returns the digest of a row's tiles and of their places."""
-    used = arrays["visual_segments"][row] > 0
+    used = arrays["visual_weights"][row].any(axis=1)  # of a reduction there are more candidates than positions
     gather, weights = arrays["visual_gather"][row][used], arrays["visual_weights"][row][used]
+    candidates = (arrays[name][row][used] for name in candidate_arrays(arch))
     tiles, patches = arrays["tiles"][row], arch.vision.patches_per_side**2
     of_tiles = gather[(weights > 0) & (gather < len(tiles) * patches)]
     count = of_tiles.max() // patches + 1 if of_tiles.size else 0
     of_tiles = (arrays[name][row][:count] for name in tile_shapes(0, arch))
-    return _key(*of_tiles, gather, weights, np.array(len(tiles)))
+    return _key(*of_tiles, *candidates, gather, weights, np.array(len(tiles)))
 
 
 def _text_key(arrays: Arrays, row: int, pictures: str) -> str:

@@ -32,10 +32,11 @@ def patch_relevance(params: Params, batch: Batch, bits: Bits, arch: Architecture
       batch: one row with one question; a picture whose parts are tiles (not one of several in a tile).
 
     Returns:
-      None if there is no picture, if it has more than `MAX_VISUAL` positions, or if nothing depends on it.
+      None if there is no picture, if it has more than `MAX_VISUAL` positions, if a reduction chooses tokens, or if
+      nothing depends on it.
     """
     arrays = batch.arrays
-    if "tile_positions" in arrays or not 0 < arrays["visual_segments"].shape[1] <= MAX_VISUAL:
+    if arch.reduction.selects or "tile_positions" in arrays or not 0 < arrays["visual_segments"].shape[1] <= MAX_VISUAL:
         return None
     side = arch.vision.patches_per_side
     of_tokens = np.asarray(_program(arch)(params, arrays, jnp.asarray(bits, bool)))[0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, tower_flops
+from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, visual_flops
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.evaluate.scoring import Scores
 
@@ -70,7 +70,7 @@ def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: n
       flops: decoder FLOPs [N].
     """
     weights = level_weights(scores.tasks, scores.levels)
-    tower = np.array([tower_flops(arch, int(n)) for n in scores.num_tiles])
+    tower = tower_of_samples(arch, scores)
     tasks = task_accuracies(correct, scores.tasks)
     return {
         **level_means(tasks, scores.levels),
@@ -79,6 +79,12 @@ def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: n
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,
         "samples": len(scores.tasks),
     }
+
+
+def tower_of_samples(arch: Architecture, scores: Scores) -> np.ndarray:
+    """Returns FLOPs [N] from each sample's pixels to its visual tokens."""
+    sizes = zip(scores.num_tiles, scores.num_visual, strict=True)
+    return np.array([visual_flops(arch, int(tiles), int(visual)) for tiles, visual in sizes])
 
 
 def kind_rows(answered: Mapping[str, Any], levels: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -104,7 +110,7 @@ def dense_row(arch: Architecture, scores: Scores) -> dict[str, float]:
     """Returns GFLOPs per sample of a dense decoder of the same shape on the same samples."""
     weights = level_weights(scores.tasks, scores.levels)
     flops = per_sample(scores, lambda v, t: dense_decoder_flops(arch, v, t))
-    tower = np.array([tower_flops(arch, int(n)) for n in scores.num_tiles])
+    tower = tower_of_samples(arch, scores)
     return {
         "decoder_gflops": float(np.sum(flops * weights)) / 1e9,
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,

@@ -86,8 +86,8 @@ def export(
       {"out", "max_logit_difference", "greedy_tokens_equal"}.
 
     Raises:
-      RequestError: `out` is not empty, `dtype` is unknown, visual tokens are packed, or torch or transformers is not
-        installed.
+      RequestError: `out` is not empty, `dtype` is unknown, visual tokens are packed or reduced, or torch or
+        transformers is not installed.
       RunError: the exported model does not match this one, or the disk is full.
     """
     if dtype not in DTYPES:
@@ -96,6 +96,11 @@ def export(
         raise RequestError(
             f"export: model.anyres.packing={model.arch.anyres.packing}; expected 1: the processors of transformers have"
             " no packed visual tokens"
+        )
+    if model.arch.reduction.method != "none":
+        raise RequestError(
+            f"export: model.reduction.method={model.arch.reduction.method!r}; expected 'none': the exported PyTorch"
+            " module has no reductions"
         )
     place = as_path(out)
     out = place if is_bucket(place) else Path(os.path.abspath(place))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, budget_name
-from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, tower_flops
+from visor_jax.cost import cache_bytes, decode_flops, decoder_flops, route_flops, visual_flops
 from visor_jax.data.collate import RowShape
 
 
@@ -22,7 +22,7 @@ class Answer:
     Attributes:
       text: the answer, without special tokens.
       budget: name of its budget.
-      flops: all FLOPs of this answer: tower, connector, routing, prefill and every decoding step.
+      flops: all FLOPs of this answer: tower, connector, reduction, routing, prefill and every decoding step.
       seconds_to_first_token, seconds: wall time for its picture, its prompt and then its batch, until its first and
         its last token, without compilation.
       cache_bytes: size of this sample's cached keys and values at the end of the answer.
@@ -88,7 +88,7 @@ class PendingAnswer:
         return Answer(
             text=text,
             budget=budget_name(self.bits) if self.bits else "dense",
-            flops=decoder + tower_flops(arch, self.size.tiles),
+            flops=decoder + visual_flops(arch, self.size.tiles, visual),
             seconds_to_first_token=self.first,
             seconds=self.spent.running,
             cache_bytes=cache_bytes(arch, self.bits, visual, prompt + fed, bytes_per_value),

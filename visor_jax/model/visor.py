@@ -25,6 +25,7 @@ from visor_jax.model.encoders.siglip import VisionTower, tower
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.layers import Embedding, Linear, Params, RMSNorm, rms_norm, stacked
 from visor_jax.model.policy import Routing, policy_logits
+from visor_jax.model.reduction.api import reduced_tokens
 from visor_jax.model.remat import Remat
 from visor_jax.model.stream import TokenStream
 
@@ -68,10 +69,12 @@ def abstract_params(arch: Architecture) -> Params:
 
 
 def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "none") -> Float[Array, "B Nv D"]:
-    """Visual tokens V(0) of the batch's pictures: tower, connector, stitching.
+    """Visual tokens V(0) of the batch's pictures: tower, connector, stitching, and the reduction if there is one.
 
     `remat`: what the backward pass recomputes of the tower's layers (`visor_jax.model.remat`).
     """
+    if arch.reduction.selects:
+        return by_rows(reduced_tokens(params, batch, arch, remat=remat))
     patches = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
     features = connector(params["connector"], patches)
     return by_rows(stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"]))

@@ -1,16 +1,19 @@
 """What an average sample takes, and how much of a batch is padding.
 
 The sizes are those of LLaVA-OneVision's single-image mixture in `benchmarks/lengths.csv` under the AnyRes settings of
-the shipped configurations; a test recomputes them. How many samples a packed pool holds is counted: training's own
-packing (`visor_jax.data.packing`) fills pools with samples of these sizes. No JAX import.
+the shipped configurations; a test recomputes them. Packed and reduced visual tokens are a share of them. How many
+samples a packed pool holds is counted: training's own packing (`visor_jax.data.packing`) fills pools with samples of
+these sizes. No JAX import.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from visor_jax.architecture import ReductionArchitecture
 from visor_jax.config import Config, stage_config
 from visor_jax.data.collate import RowShape
 from visor_jax.data.packing import PoolShape, fill_pool
@@ -51,6 +54,17 @@ class Packed:
         return min(self.samples * getattr(self.sizes, what) / getattr(self, what), 1.0)
 
 
+def with_visual_share(sizes: Sizes, share: float) -> Sizes:
+    """Returns `sizes` with this share of the visual positions."""
+    visual_pairs = sizes.joint_pairs - sizes.text_pairs - sizes.cross_pairs  # v^2 / 2
+    return replace(
+        sizes,
+        visual=share * sizes.visual,
+        joint_pairs=share**2 * visual_pairs + share * sizes.cross_pairs + sizes.text_pairs,
+        cross_pairs=share * sizes.cross_pairs,
+    )
+
+
 def cut_to_row(sizes: Sizes, tiles: int, visual: int, text: int) -> Sizes:
     """Returns `sizes` with means no larger than those of samples that fill a row: small models have short rows."""
     return Sizes(
@@ -70,22 +84,26 @@ def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:
     packed = data.pack_window > 0 and settings.objective == "answer"
     tiles = rows // data.pool_rows * data.pool_tiles if packed else rows * data.tiles
     visual, text = rows * data.visual_length, rows * data.text_length
+    share = ReductionArchitecture(**vars(config.model.reduction)).share / config.model.anyres.packing
+    sizes = with_visual_share(sizes, share)
     sizes = cut_to_row(sizes, data.pool_tiles if packed else data.tiles, data.visual_length, data.text_length)
     if not packed:
         return Packed(rows, tiles, visual, text, float(rows), sizes)
     shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length)
-    samples = rows / data.pool_rows * samples_of_pool(shape, data.pack_window)
+    samples = rows / data.pool_rows * samples_of_pool(shape, data.pack_window, share)
     return Packed(rows, tiles, visual, text, samples, sizes)
 
 
 @functools.lru_cache(maxsize=64)
-def samples_of_pool(shape: PoolShape, window: int) -> float:
+def samples_of_pool(shape: PoolShape, window: int, share: float = 1.0) -> float:
     """Returns the mean number of samples in a pool that chooses among `window` waiting ones, of `WINDOW` at most.
 
-    Samples that are larger than the pool are cut to it. Counted is what fills the visual positions: the samples that
-    still wait at the end are larger than the average, so that those that were taken are not an average.
+    Of the samples' visual positions `share` are used. Samples that are larger than the pool are cut to it. Counted is
+    what fills the visual positions: the samples that still wait at the end are larger than the average, so that those
+    that were taken are not an average.
     """
-    sizes = [RowShape(*map(min, size, (shape.tiles, shape.visual, shape.text))) for size in SAMPLES]
+    most = (shape.tiles, shape.visual, shape.text)
+    sizes = [RowShape(*map(min, (tiles, math.ceil(share * visual), text), most)) for tiles, visual, text in SAMPLES]
     window, order = min(window, WINDOW), random.Random(0)
     stream = [size for _ in range(EPOCHS) for size in order.sample(sizes, len(sizes))]
     waiting: list[RowShape] = []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.config import Config, architecture, stage_config
+from visor_jax.cost import reduction_flops
 from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
 from visor_jax.planning.mixture import Packed, packed_step
 from visor_jax.planning.records import fsdp, tensor_parallel
@@ -250,7 +251,12 @@ class _Builder:
             flops = 2.0 * wide * out / self.tensor
             moved = WORD * patches * (wide + out / self.tensor)
             ops.append(Op("tower", MATMUL, flops * patches, moved, (wide, out), 0.0, gradient, flops * patches * used))
-        gathered = WORD * self.packed.visual * self.share * hidden * 5  # four features and their mean
+        positions = arch.reduction.candidates(self.packed.visual) * self.share
+        gathered = WORD * positions * hidden * 5  # four features and their mean
+        sizes = self.packed.sizes
+        if choosing := reduction_flops(arch, sizes.tiles, sizes.visual) * self.packed.samples * self.share:
+            dims = (hidden, vision.patches_per_tile)
+            ops.append(Op("tower", MATMUL, choosing / used, 0.0, dims, backward=0.0, useful=choosing))
         return [*ops, Op("tower", MEMORY, 0.0, gathered, (), 0.0, training)]
 
     def reading(self, count: int, remat: Remat, backward: float) -> list[Op]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.cost import decoder_flops, route_flops, tower_flops
+from visor_jax.cost import decoder_flops, reduction_flops, route_flops, visual_flops
 from visor_jax.data.collate import Content
 from visor_jax.train.update import State
 
@@ -62,7 +62,8 @@ class StepCost:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one per stage, and the process ends with its stages
     def flops(self, bits: Bits, tiles: int, visual: int, text: int) -> float:
         """Returns the useful FLOPs of one sample under a budget."""
-        tower = self.passes_tower * tower_flops(self.arch, tiles)
+        choosing = reduction_flops(self.arch, tiles, visual)  # has no gradient
+        tower = self.passes_tower * (visual_flops(self.arch, tiles, visual) - choosing) + choosing
         if self.objective == "policy":
             return tower + self.passes_decoder * route_flops(self.arch, visual, text)
         return tower + self.passes_decoder * decoder_flops(self.arch, bits, visual, text, num_logits=text)

@@ -7,8 +7,9 @@ row, S pixels per side, P patches of a tile, Dv or D hidden size, N tiles of all
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from visor_jax.architecture import AnyResArchitecture, VisionArchitecture
 from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.mesh import by_rows
+from visor_jax.kernels.precision import widened
 from visor_jax.model.initializers import sines_of_grid
 from visor_jax.model.layers import (
     QKV,
@@ -107,20 +109,100 @@ def tower(
       arch, anyres: the shape of the tower, and how pixels are normalized.
       remat: what the backward pass recomputes of each layer (`visor_jax.model.remat`).
     """
-    patches = normalized_patches(batch, arch, anyres).astype(params["patch_embedding"]["kernel"].dtype)
-    table = jnp.asarray(params["position_embedding"]["embedding"])
-    positions = table[batch["tile_positions"]] if anyres.small_pictures else table[None, None]
-    x = linear(params["patch_embedding"], patches) + positions
+    x = embedded_patches(params, batch, arch, anyres)
     shape = x.shape
     x = by_rows(x.reshape(-1, *shape[2:]))  # one row per tile: [B * n, P, Dv]
     if "layers" in params:
         segments = jnp.asarray(batch["tile_segments"]).reshape(x.shape[:2]) if anyres.small_pictures else None
-
-        def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
-            return siglip_layer(layer, layer_input(y), arch, segments), None
-
-        x, _ = scan_layers(recomputed(body, remat), x, params["layers"])
+        x = run_layers(params["layers"], x, arch, segments, remat)
     return x.reshape(shape)
+
+
+class TowerAttention(NamedTuple):
+    """How much attention patches receive, and their keys, without gradients.
+
+    `last`, `first`: attention that a patch receives in the last and the first layer, the mean over heads and queries.
+    `keys`: the last layer's keys, the mean over heads.
+    """
+
+    last: Float[Array, "B n P"]
+    first: Float[Array, "B n P"]
+    keys: Float[Array, "B n P E"]
+
+
+def tower_with_attention(
+    params: Params,
+    batch: Mapping[str, Any],
+    arch: VisionArchitecture,
+    anyres: AnyResArchitecture,
+    *,
+    remat: Remat = "none",
+) -> tuple[Float[Array, "B n P Dv"], TowerAttention]:
+    """The result of `tower`, and the attention in its last and its first layer; arguments as of `tower`.
+
+    Attention kernels do not return their weights, so these are computed once more, and of the first layer also queries
+    and keys. A compiled program leaves out what its caller does not use. Pictures fill whole tiles.
+    """
+    x = embedded_patches(params, batch, arch, anyres)
+    shape = x.shape
+    x = by_rows(x.reshape(-1, *shape[2:]))
+    first, last = (jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in (0, -1))
+    before = jax.tree.map(lambda leaf: leaf[:-1], params["layers"])
+    y = run_layers(before, x, arch, None, remat) if arch.num_layers > 1 else x
+    of_last = recomputed(lambda layer, z: layer_with_attention(layer, z, arch), remat)
+    features, received, keys = of_last(last, layer_input(y))
+    query, key, _ = queries_keys_values(first, x, arch)
+    by_tile = (features, received, received_attention(query, key), keys)
+    features, received, of_first, keys = (z.reshape(*shape[:2], *z.shape[1:]) for z in by_tile)
+    return features, TowerAttention(received, of_first, keys)
+
+
+def layer_with_attention(
+    params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture
+) -> tuple[Float[Array, "N P D"], Float[Array, "N P"], Float[Array, "N P E"]]:
+    """The result of `siglip_layer`, the attention that each patch receives, and its key, mean over heads."""
+    query, key, value = queries_keys_values(params, x, arch)
+    attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
+    keys = jnp.mean(widened(jax.lax.stop_gradient(key)), axis=2)
+    return finish_layer(params, x, attended, arch), received_attention(query, key), keys
+
+
+def received_attention(query: Float[Array, "N P H E"], key: Float[Array, "N P H E"]) -> Float[Array, "N P"]:
+    """The attention that each patch receives, mean over heads and queries, without gradients."""
+
+    def add_head(total: Float[Array, "N P"], head: tuple[Array, Array]) -> tuple[Float[Array, "N P"], None]:
+        logits = jnp.einsum("NQE,NKE->NQK", head[0], head[1]) * head[0].shape[-1] ** -0.5
+        return total + jnp.mean(jax.nn.softmax(logits, axis=-1), axis=1), None
+
+    # One head at a time, so that there is one array [N, P, P] and not one for each head.
+    queries, keys = (jnp.moveaxis(widened(jax.lax.stop_gradient(x)), 2, 0) for x in (query, key))
+    total, _ = jax.lax.scan(add_head, jnp.zeros(query.shape[:2], queries.dtype), (queries, keys))
+    return total / query.shape[2]
+
+
+def run_layers(
+    layers: Params,
+    x: Float[Array, "N P Dv"],
+    arch: VisionArchitecture,
+    segments: Int[Array, "N P"] | None,
+    remat: Remat,
+) -> Float[Array, "N P Dv"]:
+    """Runs stacked layers; what the backward pass recomputes of each is `remat`."""
+
+    def body(y: Float[Array, "N P Dv"], layer: Params) -> tuple[Float[Array, "N P Dv"], None]:
+        return siglip_layer(layer, layer_input(y), arch, segments), None
+
+    return scan_layers(recomputed(body, remat), x, layers)[0]
+
+
+def embedded_patches(
+    params: Params, batch: Mapping[str, Any], arch: VisionArchitecture, anyres: AnyResArchitecture
+) -> Float[Array, "B n P Dv"]:
+    """What the first layer reads: projected patches plus their position embeddings."""
+    patches = normalized_patches(batch, arch, anyres).astype(params["patch_embedding"]["kernel"].dtype)
+    table = jnp.asarray(params["position_embedding"]["embedding"])
+    positions = table[batch["tile_positions"]] if anyres.small_pictures else table[None, None]
+    return linear(params["patch_embedding"], patches) + positions
 
 
 def normalized_patches(
@@ -150,9 +232,21 @@ def siglip_layer(
     params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture, segments: Int[Array, "N P"] | None = None
 ) -> Float[Array, "N P D"]:
     """One encoder layer over the patches of each tile, or of each of its `segments`."""
-    y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
-    query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
     mask = whole_mask(*x.shape[:2]) if segments is None else segment_mask(segments)
-    attended = attention(query, key, value, mask=mask)
+    return finish_layer(params, x, attention(*queries_keys_values(params, x, arch), mask=mask), arch)
+
+
+def queries_keys_values(
+    params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture
+) -> tuple[Float[Array, "N P H E"], ...]:
+    """Queries, keys and values of one layer."""
+    y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
+    return tuple(split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
+
+
+def finish_layer(
+    params: Params, x: Float[Array, "N P D"], attended: Float[Array, "N P H E"], arch: VisionArchitecture
+) -> Float[Array, "N P D"]:
+    """What follows a layer's attention: its output projection and the MLP."""
     x = mlp_values(x + linear(params["self_attn"]["out_proj"], merge_heads(attended)))
     return x + gelu_mlp(params["mlp"], layer_norm(params["layer_norm2"], x, arch.layer_norm_eps))

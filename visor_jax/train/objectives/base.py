@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.anyres import taps
-from visor_jax.data.collate import RowShape, batch_shapes
+from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.skips import SkipLog
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype

@@ -1,0 +1,62 @@
+"""The shape of a row, and of the arrays of a batch of such rows.
+
+In: numbers of tiles, visual positions and text tokens, and an `Architecture`. Out: shapes and dtypes by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from visor_jax.architecture import Architecture
+from visor_jax.data.candidates import candidate_arrays
+from visor_jax.data.tiles import tile_shapes
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Capacity of one row of a batch: tiles, visual positions (Nv) and text tokens (Nt)."""
+
+    tiles: int
+    visual: int
+    text: int
+
+    def holds(self, size: RowShape) -> bool:
+        """Whether `size` is within all three limits."""
+        return size.tiles <= self.tiles and size.visual <= self.visual and size.text <= self.text
+
+    def __add__(self, other: RowShape) -> RowShape:
+        return RowShape(self.tiles + other.tiles, self.visual + other.visual, self.text + other.text)
+
+    def __str__(self) -> str:
+        return f"{self.tiles} tiles, {self.visual} visual positions, {self.text} text tokens"
+
+
+def batch_shapes(
+    num_rows: int,
+    num_pools: int,
+    row_shape: RowShape,
+    taps: int,
+    architecture: Architecture,
+    *,
+    independent_turns: bool = False,
+) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
+    of_tiles = tile_shapes(row_shape.tiles, architecture)
+    visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
+    candidates = (num_rows, architecture.reduction.candidates(row_shape.visual))
+    return {
+        **{name: ((num_pools, *shape), dtype) for name, (shape, dtype) in of_tiles.items()},
+        "visual_gather": ((*candidates, taps), np.int32),
+        "visual_weights": ((*candidates, taps), np.float32),
+        **dict.fromkeys(candidate_arrays(architecture), (candidates, np.int32)),
+        "visual_positions": (visual, np.int32),
+        "visual_segments": (visual, np.int32),
+        "text_tokens": (text, np.int32),
+        "text_positions": (text, np.int32),
+        "text_segments": (text, np.int32),
+        "loss_mask": (text, np.bool_),
+        "turn_index": (text, np.int32),
+        **({"text_turns": (text, np.int32)} if independent_turns else {}),
+    }
