@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from claims_statistics import Cell, Result, Results, mean_curve
-from claims_table import ADAPTIVE, STARTS, VARIANTS, WITHOUT_TASKS
+from claims_table import ADAPTIVE, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
 from matplotlib.axes import Axes
 
 from visor_jax.files.read_write import write_bytes, write_text
@@ -26,6 +26,15 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
     ("one slot beats dense on tokens packed by 4", ("visor", "one"), ("dense_packed_4", "full"), LEVELS[:3]),
     ("one slot beats dense on tokens packed by 2", ("visor", "one"), ("dense_packed_2", "full"), LEVELS[:3]),
     ("no slot beats dense on tokens packed by 4", ("visor", "empty"), ("dense_packed_4", "full"), LEVELS[:3]),
+    *(
+        (
+            f"one slot beats dense on a fourth of the tokens: {method}",
+            ("visor", "one"),
+            (f"dense_{method}_4", "full"),
+            LEVELS[:3],
+        )
+        for method in REDUCTIONS
+    ),
     *(
         (f"trained alone is no better: {budget}", ("visor", budget), (f"alone_{budget}", budget), ("easy", "hard"))
         for budget in ("empty", "0b10", "0b01", "full")
@@ -111,7 +120,7 @@ def claim_rows(results: Results) -> list[str]:
 def matched_rows(results: Results) -> list[str]:
     """Returns, for each dense variant on fewer tokens, the best budget of VISOR that costs no more."""
     rows = []
-    for name in ("dense_packed_2", "dense_packed_4"):
+    for name in ("dense_packed_2", "dense_packed_4", *(f"dense_{method}_4" for method in REDUCTIONS)):
         if name not in results.by_variant or "visor" not in results.by_variant:
             continue
         limit = results.mean(name, "full", "decoder_gflops")
@@ -121,7 +130,7 @@ def matched_rows(results: Results) -> list[str]:
             continue
         best = max(cells, key=lambda budget: cells[budget].mean)
         if difference := results.difference(cells[best], results.cell(name, "full", "hard")):
-            claim = "VISOR at no more decoder FLOPs beats packed tokens"
+            claim = f"VISOR at no more decoder FLOPs beats {'packed' if 'packed' in name else 'reduced'} tokens"
             rows.append(row(claim, f"visor {best}", f"{name} full", "hard", *interval(difference, signed=True)))
     return rows
 
@@ -188,6 +197,9 @@ MARKS = {
     "cross": ("v", "cross-attention only"), "cross_twice": ("^", "the same, twice the steps"),
     "dense_packed_2": ("P", "dense, packed by 2"), "dense_packed_4": ("X", "dense, packed by 4"),
     "visor_packed_2": (">", "VISOR, packed by 2"), "visor_packed_4": ("<", "VISOR, packed by 4"),
+    "dense_divprune_4": ("1", "dense, DivPrune to 1/4"), "dense_vispruner_4": ("2", "dense, VisPruner to 1/4"),
+    "dense_visionzip_4": ("3", "dense, VisionZip to 1/4"), "dense_hired_4": ("4", "dense, HiRED to 1/4"),
+    "visor_vispruner_4": ("d", "VISOR, VisPruner to 1/4"),
 }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ ADAPTIVE = ("warmup", "full", "universal")  # the trained stages that all varian
 ALL = ("warmup", "full", "search", "universal", "label", "policy")
 TO_UNIVERSAL = ("warmup", "full", "search", "universal")
 WITHOUT_TASKS = ("bars", "title", "top", "row")  # the router never sees these: one easy, one middle, two hard
+REDUCTIONS = ("divprune", "vispruner", "visionzip", "hired")  # "m3" of one tile by 4 is packing by 4
+REDUCED_ROW = 20  # visual positions of a row that hold a fourth of a page's 64 patches and its newline
 GATES = {"large": 2.0, "small": 0.1}  # beside the default's 1; the layers are multiplied by their tanh
 
 Fields = Mapping[str, Any]
@@ -89,6 +91,18 @@ def packed(packing: int) -> Callable[[Config], Fields]:
     return lambda _: {"model.anyres.packing": packing}
 
 
+def reduced(method: str) -> Callable[[Config], Fields]:
+    """Keeps a fourth of the visual tokens, in every budget."""
+    return lambda _: {
+        "model.reduction.method": method, "model.reduction.ratio": 0.25, "data.visual_length": REDUCED_ROW,
+    }  # fmt: skip
+
+
+def dense_reduced(method: str) -> Callable[[Config], Fields]:
+    """The same with the dense plan, trained as `dense`."""
+    return lambda config: {**dense(config), **reduced(method)(config)}
+
+
 def gate(init: str, value: float = 0.0) -> Callable[[Config], Fields]:
     """Chooses how the new cross-attention layers start."""
     return lambda _: {"model.cross.init": init, "model.cross.gate_init": value}
@@ -136,6 +150,13 @@ VARIANTS: dict[str, Variant] = {
                               lambda config: dense(config, 4), ("full",)),
     "visor_packed_2": Variant(_REDUCED, "VISOR, 2 visual tokens packed into 1", TO_UNIVERSAL, packed(2)),
     "visor_packed_4": Variant(_REDUCED, "VISOR, 4 visual tokens packed into 1", TO_UNIVERSAL, packed(4)),
+    **{
+        f"dense_{method}_4": Variant(_REDUCED, f"dense, a fourth of the visual tokens by {name}", ("dense",),
+                                     dense_reduced(method), ("full",))
+        for method, name in zip(REDUCTIONS, ("DivPrune", "VisPruner", "VisionZip", "HiRED"), strict=True)
+    },
+    "visor_vispruner_4": Variant(_REDUCED, "VISOR, a fourth of the visual tokens by VisPruner", TO_UNIVERSAL,
+                                 reduced("vispruner")),
     "router": Variant("A router that has not seen some tasks (paper, table 8)",
                       "VISOR, router without " + ", ".join(WITHOUT_TASKS), ("label", "policy"),
                       lambda _: {"label.without": WITHOUT_TASKS}, ("full", "auto"),

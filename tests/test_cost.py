@@ -16,6 +16,7 @@ from visor_jax.architecture import (
     Architecture,
     CrossAttentionArchitecture,
     PolicyArchitecture,
+    ReductionArchitecture,
     TextArchitecture,
     VisionArchitecture,
 )
@@ -26,13 +27,15 @@ from visor_jax.cost import (
     decode_flops,
     decoder_flops,
     dense_decoder_flops,
+    reduction_flops,
     route_flops,
     tower_flops,
+    visual_flops,
 )
 from visor_jax.model import incremental as caches
 from visor_jax.model.connector import connector
 from visor_jax.model.decoder import specialize
-from visor_jax.model.encoders.siglip import tower
+from visor_jax.model.encoders.siglip import tower, tower_with_attention
 from visor_jax.model.stream import TokenStream
 from visor_jax.model.visor import abstract_params
 from visor_jax.testing import other_plan, tiny_architecture
@@ -304,3 +307,57 @@ def test_a_dense_plan_has_no_route():
 def test_bits_must_fit_the_plan():
     with pytest.raises(ValueError, match="8 slots, got 3"):
         decoder_flops(OV_0P5B, (True,) * 3, 7290, 80)
+
+
+# --- reductions -------------------------------------------------------------------------------------------------------
+
+
+def reduced(method: str, ratio: float = 0.25, **settings) -> Architecture:
+    return dataclasses.replace(OV_0P5B, reduction=ReductionArchitecture(method, ratio, **settings))
+
+
+def test_reduction_flops_by_hand():
+    """One tile of 27 x 27 = 729 patches of width 1,152 in heads of 72, tokens of width 896; a fourth kept is 183."""
+    logits = 2 * 729 * 729 * 1152  # queries and keys of all heads; likewise similarities of all features
+    assert reduction_flops(OV_0P5B, 1, 730) == reduction_flops(reduced("m3"), 1, 170) == 0
+    assert reduction_flops(reduced("vispruner"), 1, 183) == 2 * logits == 2_448_880_128
+    projections = 2 * 2 * 729 * 1152 * 1152  # queries and keys of the first layer
+    assert reduction_flops(reduced("hired"), 1, 184) == 2 * logits + projections
+    contextual = 29  # 10/64 of 183
+    assert reduction_flops(reduced("visionzip"), 3, 549) == 3 * (logits + 2 * 729 * contextual * 72)
+    # Of 732 tokens each one's nearest other, and of each of the 183 kept ones the distance to all.
+    assert reduction_flops(reduced("divprune"), 1, 183) == 2 * 896 * (732 * 732 + 183 * 732)
+
+
+def test_a_reduction_adds_to_the_tower_and_merging_first_saves_projections():
+    tower_cost = tower_flops(OV_0P5B, 2)
+    for method in ("divprune", "vispruner", "hired", "m3"):
+        arch = reduced(method)
+        assert visual_flops(arch, 2, 366) == tower_cost + reduction_flops(arch, 2, 366)
+    arch, projection = reduced("visionzip"), 2 * (1152 + 896) * 896
+    saved = (2 * 729 - 366) * projection
+    assert visual_flops(arch, 2, 366) == pytest.approx(tower_cost + reduction_flops(arch, 2, 366) - saved)
+    assert visual_flops(OV_0P5B, 2, 1460) == tower_cost
+
+
+@pytest.mark.parametrize("method", ["vispruner", "hired", "visionzip"])
+def test_reduction_formulas_equal_the_programs(method):
+    """The products of the attention weights, and of similarities as the methods compute them."""
+    vision = VisionArchitecture(24, 4, 16, 24, num_layers=2, num_heads=1)
+    arch = tiny_architecture(vision=vision, reduction=ReductionArchitecture(method, 0.25, contextual_share=0.25))
+    tower_only = functools.partial(tower, arch=vision, anyres=arch.anyres)
+
+    def choosing(params, tiles):
+        features, seen = tower_with_attention(
+            params["vision"], {"tiles": tiles}, vision, arch.anyres, with_first=method == "hired"
+        )
+        if method == "hired":
+            return features, seen.last, seen.first
+        if method == "vispruner":
+            return features, seen.last, jnp.einsum("BnPD,BnQD->BnPQ", features, features)
+        centers = seen.keys[:, :, : arch.reduction.contextual(arch.reduction.kept(36))]
+        return features, seen.last, jnp.einsum("BnPE,BnCE->BnPC", seen.keys, centers)
+
+    arguments = parameter_specs(arch), spec(1, 3, 24, 24, 3, dtype=jnp.uint8)
+    plain = counted(lambda params, tiles: tower_only(params["vision"], {"tiles": tiles}), *arguments)
+    assert counted(choosing, *arguments) - plain == pytest.approx(reduction_flops(arch, 3, 27), rel=1e-9)

@@ -197,6 +197,34 @@ def test_overrides_that_make_no_sense(override, expected):
         (["data.visual_length=64"], "data.visual_length=64: expected at least 65"),
         (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
         (["model.anyres.packing=4", "data.visual_length=16"], "data.visual_length=16: expected at least 17"),
+        (["model.reduction.method=vispruned"], "did you mean 'vispruner' or 'divprune'?"),
+        (["model.reduction.method=hired"], "model.reduction.ratio=1: keeps every token; expected less than 1"),
+        (["model.reduction.ratio=0.5"], "model.reduction.ratio=0.5: has no effect while model.reduction.method='none'"),
+        (["model.reduction.method=divprune", "model.reduction.ratio=0"], "model.reduction.ratio=0: expected a number"),
+        (
+            ["model.reduction.method=divprune", "model.reduction.ratio=0.25", "model.reduction.base_share=0.3"],
+            "model.reduction.base_share=0.3: has no effect while model.reduction.method='divprune'; expected"
+            " method='hired'",
+        ),
+        (["model.reduction.method=m3", "model.reduction.ratio=0.5"], "averages windows of 1 x 1 patches"),
+        (["model.reduction.method=m3", "model.reduction.ratio=0.01"], "expected 1/4 to 1/8^2"),
+        (
+            ["model.reduction.method=vispruner", "model.reduction.ratio=0.25", "model.anyres.packing=4"],
+            "model.anyres.packing=4: is a reduction of its own; expected 1 with model.reduction.method='vispruner'",
+        ),
+        (
+            ["model.reduction.method=vispruner", "model.reduction.ratio=0.25", "data.small_pictures=True"],
+            "data.small_pictures=True: lets pictures share tiles",
+        ),
+        (
+            ["model.reduction.method=vispruner", "model.reduction.ratio=0.25", "data.visual_length=16"],
+            "data.visual_length=16: expected at least 17, the visual tokens of one tile of 96 pixels in patches of 12,"
+            " reduced by vispruner, and a newline",
+        ),
+        (
+            ["model.reduction.method=m3", "model.reduction.ratio=0.111", "data.visual_length=4"],
+            "data.visual_length=4: expected at least 5",
+        ),
         (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected 2 "),
         (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
         (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),

@@ -107,7 +107,7 @@ def test_the_second_output_of_the_tower_leaves_its_features_as_they_are(layers: 
     tiles = {"tiles": jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 3, 20, 20, 3)), jnp.uint8)}
     plain = tower(tree, tiles, vision, arch.anyres)
     for remat in ("none", "full"):
-        features, seen = tower_with_attention(tree, tiles, vision, arch.anyres, remat=remat)
+        features, seen = tower_with_attention(tree, tiles, vision, arch.anyres, remat=remat, with_first=True)
         np.testing.assert_allclose(features, plain, atol=1e-5)
         np.testing.assert_allclose(seen.last.sum(axis=-1), 1, atol=1e-5)
     shorter = {**tree, "layers": jax.tree.map(lambda x: x[:1], tree["layers"])}

@@ -6,7 +6,7 @@ row, S pixels per side, P patches of a tile, Dv or D hidden size, N tiles of all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -122,12 +122,12 @@ class TowerAttention(NamedTuple):
     """How much attention patches receive, and their keys, without gradients.
 
     `last`, `first`: attention that a patch receives in the last and the first layer, the mean over heads and queries.
-    `keys`: the last layer's keys, the mean over heads.
+    `keys`: the last layer's keys, the mean over heads. `first` is None if it was not asked for.
     """
 
     last: Float[Array, "B n P"]
-    first: Float[Array, "B n P"]
     keys: Float[Array, "B n P E"]
+    first: Float[Array, "B n P"] | None = None
 
 
 def tower_with_attention(
@@ -137,11 +137,12 @@ def tower_with_attention(
     anyres: AnyResArchitecture,
     *,
     remat: Remat = "none",
+    with_first: bool = False,
 ) -> tuple[Float[Array, "B n P Dv"], TowerAttention]:
-    """The result of `tower`, and the attention in its last and its first layer; arguments as of `tower`.
+    """The result of `tower`, and the attention in its last layer, `with_first` also in its first; the rest as there.
 
     Attention kernels do not return their weights, so these are computed once more, and of the first layer also queries
-    and keys. A compiled program leaves out what its caller does not use. Pictures fill whole tiles.
+    and keys. Pictures fill whole tiles.
     """
     x = embedded_patches(params, batch, arch, anyres)
     shape = x.shape
@@ -151,17 +152,18 @@ def tower_with_attention(
     y = run_layers(before, x, arch, None, remat) if arch.num_layers > 1 else x
     of_last = recomputed(lambda layer, z: layer_with_attention(layer, z, arch), remat)
     features, received, keys = of_last(last, layer_input(y))
-    query, key, _ = queries_keys_values(first, x, arch)
-    by_tile = (features, received, received_attention(query, key), keys)
-    features, received, of_first, keys = (z.reshape(*shape[:2], *z.shape[1:]) for z in by_tile)
-    return features, TowerAttention(received, of_first, keys)
+    found = [features, received, keys]
+    if with_first:
+        found.append(received_attention(*projected(first, x, arch, QKV[:2])))
+    features, *seen = (z.reshape(*shape[:2], *z.shape[1:]) for z in found)
+    return features, TowerAttention(*seen)
 
 
 def layer_with_attention(
     params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture
 ) -> tuple[Float[Array, "N P D"], Float[Array, "N P"], Float[Array, "N P E"]]:
     """The result of `siglip_layer`, the attention that each patch receives, and its key, mean over heads."""
-    query, key, value = queries_keys_values(params, x, arch)
+    query, key, value = projected(params, x, arch, QKV)
     attended = attention(query, key, value, mask=whole_mask(*x.shape[:2]))
     keys = jnp.mean(widened(jax.lax.stop_gradient(key)), axis=2)
     return finish_layer(params, x, attended, arch), received_attention(query, key), keys
@@ -233,15 +235,15 @@ def siglip_layer(
 ) -> Float[Array, "N P D"]:
     """One encoder layer over the patches of each tile, or of each of its `segments`."""
     mask = whole_mask(*x.shape[:2]) if segments is None else segment_mask(segments)
-    return finish_layer(params, x, attention(*queries_keys_values(params, x, arch), mask=mask), arch)
+    return finish_layer(params, x, attention(*projected(params, x, arch, QKV), mask=mask), arch)
 
 
-def queries_keys_values(
-    params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture
+def projected(
+    params: Params, x: Float[Array, "N P D"], arch: VisionArchitecture, names: Sequence[str]
 ) -> tuple[Float[Array, "N P H E"], ...]:
-    """Queries, keys and values of one layer."""
+    """Those of queries, keys and values of one layer that `names` (of `QKV`) name."""
     y = layer_norm(params["layer_norm1"], x, arch.layer_norm_eps)
-    return tuple(split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in QKV)
+    return tuple(split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n in names)
 
 
 def finish_layer(

@@ -37,7 +37,9 @@ def reduced_tokens(
     method = METHODS[arch.reduction.method]
     attention, seen = any(name in method.READS for name in OF_ATTENTION), None
     if attention:
-        features, seen = tower_with_attention(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
+        features, seen = tower_with_attention(
+            params["vision"], batch, arch.vision, arch.anyres, remat=remat, with_first="first" in method.READS
+        )
     else:
         features = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
 
@@ -52,7 +54,7 @@ def reduced_tokens(
         projected = connector(params["connector"], features)
         stitched = stitch(projected, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
         fields["tokens"] = stitched
-    for name in OF_ATTENTION if seen is not None else ():
+    for name in [name for name in OF_ATTENTION if name in method.READS]:
         values = getattr(seen, name)
         at = at_candidates(values.reshape(*features.shape[:3], -1))
         fields[name] = at.reshape(*at.shape[:2], *values.shape[3:])
@@ -125,7 +127,7 @@ def merged_tokens(
     places: Mapping[str, Int[Array, "B N"]],
     batch: Mapping[str, Any],
 ) -> Float[Array, "B Nv D"]:
-    """The kept tokens: features plus the mean of those merged into each, through the connector; newlines as they are."""
+    """The kept tokens: features, plus the mean of those merged into each, through the connector; and newlines."""
     num_pools, size = batch["tiles"].shape[0], features.shape[-1]
     flat, target = features.reshape(num_pools, -1, size), choice.target.reshape(num_pools, -1)
     joins = target != jnp.arange(target.shape[1])[None]
