@@ -128,6 +128,7 @@ def merged_tokens(
     batch: Mapping[str, Any],
 ) -> Float[Array, "B Nv D"]:
     """The kept tokens: features, plus the mean of those merged into each, through the connector; and newlines."""
+    assert choice.target is not None, "a method with MERGES names targets"
     num_pools, size = batch["tiles"].shape[0], features.shape[-1]
     flat, target = features.reshape(num_pools, -1, size), choice.target.reshape(num_pools, -1)
     joins = target != jnp.arange(target.shape[1])[None]
