@@ -156,6 +156,24 @@ def test_hired_keeps_what_the_published_algorithm_keeps(reduction: ReductionArch
         assert sum(kept[x].sum() for x in own) == count
 
 
+@given(sizes=GROUPS, seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_what_lies_at_padding_is_irrelevant(sizes, seed) -> None:
+    """Whatever values padding has, and in whatever order: the same patches remain."""
+    valid, _ = in_tiles(sizes, seed)
+    arrays = random(seed, 3, PATCHES, SIZE), random(seed + 1, 3, PATCHES)
+    others = random(seed + 2, 3, PATCHES, SIZE), random(seed + 3, 3, PATCHES) * 1e6
+    replaced = [
+        np.where(valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), x, y) for x, y in zip(arrays, others, strict=True)
+    ]
+    for function, name in ((vispruner.choose_tile, "vispruner"), (visionzip.choose_tile, "visionzip")):
+        run = program(function, SETTINGS[name][0])
+        found, expected = (jax.tree.leaves(run(*x, valid)) for x in (replaced, arrays))
+        assert not np.asarray(expected[0])[~valid].any()
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.asarray(one)[valid], np.asarray(other)[valid])
+
+
 # --- what the methods share -------------------------------------------------------------------------------------------
 
 
