@@ -54,10 +54,14 @@ def test_it_trains_and_answers_on_fewer_tokens(method: str, plan: str, tmp_path:
     stage = "dense" if plan == "dense" else "full"
     config = tiny_config(
         {
-            **REDUCED, "model.plan": plan, "model.reduction.method": method, "stages": (stage,), f"stage_overrides.{stage}.init_from": "",
+            **REDUCED,
+            "model.plan": plan,
+            "model.reduction.method": method,
+            "stages": (stage,),
+            f"stage_overrides.{stage}.init_from": "",
         },
         steps=2,
-    )  # fmt: skip
+    )
     run_stages(config, str(tmp_path), [stage])
     rows = read_rows(tmp_path / stage / "metrics.jsonl")
     assert len(rows) == 2 and all(np.isfinite(row["loss"]) for row in rows)
