@@ -83,9 +83,10 @@ def test_a_dense_stage_starts_from_a_folder(assets: Path, tmp_path: Path) -> Non
     assert params.keys() == dense.keys() and all(np.array_equal(params[path], dense[path]) for path in dense)
 
 
-def test_a_stage_may_pack_the_tokens_of_a_checkpoint_and_have_another_pattern(assets: Path, tmp_path: Path) -> None:
+def test_a_stage_may_reduce_the_tokens_of_a_checkpoint_and_have_another_pattern(assets: Path, tmp_path: Path) -> None:
     dense = flatten(dense_model().params)
-    for changes in ({"model.anyres.packing": 4}, {"model.pattern": ("cross", "self")}):
+    reduced = {"model.reduction.method": "hired", "model.reduction.ratio": 0.25}
+    for changes in ({"model.anyres.packing": 4}, reduced, {"model.pattern": ("cross", "self")}):
         params = started(configured(changes), "warmup", tmp_path)
         assert np.array_equal(params["embed_tokens/embedding"], dense["embed_tokens/embedding"])
         assert "blocks/cross_attention/q_proj/kernel" in params

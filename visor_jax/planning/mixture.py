@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, replace
 
 from visor_jax.architecture import ReductionArchitecture
-from visor_jax.config import Config, stage_config
+from visor_jax.config import Config, as_config, stage_config
 from visor_jax.data.collate import RowShape
 from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.planning.samples import SAMPLES
@@ -84,7 +84,8 @@ def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:
     packed = data.pack_window > 0 and settings.objective == "answer"
     tiles = rows // data.pool_rows * data.pool_tiles if packed else rows * data.tiles
     visual, text = rows * data.visual_length, rows * data.text_length
-    share = ReductionArchitecture(**vars(config.model.reduction)).share / config.model.anyres.packing
+    model = as_config(config).model
+    share = ReductionArchitecture(**vars(model.reduction)).share / model.anyres.packing
     sizes = with_visual_share(sizes, share)
     sizes = cut_to_row(sizes, data.pool_tiles if packed else data.tiles, data.visual_length, data.text_length)
     if not packed:

@@ -35,13 +35,12 @@ def reduced_tokens(
 ) -> Float[Array, "B Nv D"]:
     """The visual tokens that the reduction keeps; 0 at padding. Parameters and `remat` as of `visor.encode`."""
     method = METHODS[arch.reduction.method]
-    attention, seen = any(name in method.READS for name in OF_ATTENTION), None
-    if attention:
+    if any(name in method.READS for name in OF_ATTENTION):
         features, seen = tower_with_attention(
             params["vision"], batch, arch.vision, arch.anyres, remat=remat, with_first="first" in method.READS
         )
     else:
-        features = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
+        features, seen = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat), None
 
     def at_candidates(values: Float[Array, "G n P C"]) -> Float[Array, "B N C"]:
         nothing = jnp.zeros(values.shape[-1], values.dtype)
@@ -51,9 +50,8 @@ def reduced_tokens(
     if "features" in method.READS or method.MERGES:
         fields["features"] = at_candidates(features)
     if not method.MERGES:
-        projected = connector(params["connector"], features)
-        stitched = stitch(projected, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
-        fields["tokens"] = stitched
+        tokens = connector(params["connector"], features)
+        fields["tokens"] = stitch(tokens, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
     for name in [name for name in OF_ATTENTION if name in method.READS]:
         values = getattr(seen, name)
         at = at_candidates(values.reshape(*features.shape[:3], -1))
@@ -113,7 +111,9 @@ def order_of_kept(choice: Choice, places: Mapping[str, Int[Array, "B N"]], count
     return jnp.argsort(jnp.where(kept, block, last), axis=1, stable=True)[:, :count]
 
 
-def at_kept(values: Float[Array, "B N C"], order: Int[Array, "B Nv"], batch: Mapping[str, Any]) -> Array:
+def at_kept(
+    values: Float[Array, "B N C"], order: Int[Array, "B Nv"], batch: Mapping[str, Any]
+) -> Float[Array, "B Nv C"]:
     """Values [B, Nv, C] of kept candidates in order; 0 at padding."""
     kept = jnp.take_along_axis(values, order[..., None], axis=1)
     return jnp.where(jnp.asarray(batch["visual_segments"])[..., None] > 0, kept, 0)

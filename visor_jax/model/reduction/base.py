@@ -5,8 +5,9 @@ kept tokens of each row consecutive places, position ids and segments, as if the
 (`visor_jax.data.candidates`). A method decides on the device which candidates these are. So shapes never depend on
 values, every later layer runs on Nv tokens instead of N, and nothing else in the model knows of a reduction.
 
-A method is one file with `READS`, the fields of `Pool` that it reads besides places, `MERGES`, whether it merges
-features before the connector, and
+Packing and "m3" average neighbors whatever their values are: they are layouts (`visor_jax.data.anyres`), not methods of
+this folder. A method is one file with `READS`, the fields of `Pool` that it reads besides places, `MERGES`, whether it
+merges features before the connector, and
 
     choose(pool: Pool, reduction: ReductionArchitecture, num_tiles: int, patches: int) -> Choice
 
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 CENTER, NEWLINE = 1, 2  # turns of kept tokens after those of turn 0
 
@@ -82,11 +83,11 @@ class Members(NamedTuple):
     places: Int[Array, "n P"]
     valid: Bool[Array, "n P"]
 
-    def of(self, values: Array) -> Array:
+    def of(self, values: Shaped[Array, "R N ..."]) -> Shaped[Array, "n P ..."]:
         """Values [R, N, ...] of candidates by tile: [n, P, ...]; those of unused places are arbitrary."""
         return values.reshape(-1, *values.shape[2:])[self.places]
 
-    def spread(self, values: Array, fill: Array) -> Array:
+    def spread(self, values: Shaped[Array, "n P"], fill: Shaped[Array, "R N"]) -> Shaped[Array, "R N"]:
         """Values [n, P] of tiles' candidates as [R, N], with those of `fill` [R, N] where a candidate has no tile."""
         places = jnp.where(self.valid, self.places, fill.size)
         return fill.reshape(-1).at[places].set(values.astype(fill.dtype), mode="drop").reshape(fill.shape)
