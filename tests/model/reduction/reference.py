@@ -1,6 +1,6 @@
 """The published algorithms in plain NumPy, for one tile or one picture at a time, loops and all.
 
-Written from the authors' repositories vbdi/divprune, Theia-4869/VisPruner, dvlab-research/VisionZip and hasanar1f/HiRED.
+Written from the authors' repositories: vbdi/divprune, Theia-4869/VisPruner, dvlab-research/VisionZip, hasanar1f/HiRED.
 Where the package differs, docs/reduction.md says so, and so do the comments here.
 """
 
