@@ -30,6 +30,8 @@ TEXT = st.text(max_size=30)
         ("1,234", ["1234", "12"], 0.8),  # the best reference
         ("", ["x"], 0.0),
         ("", [""], 1.0),
+        (" " * 32, ["7"], 0.0),
+        ("\n 7" + " " * 32, ["8"], 0.0),
         ("ab   c", ["ab d"], 1 - 1 / 6),  # the distance ignores runs of spaces, the length does not
         ("Straße", "strasse", 1 - 2 / 7),  # a single reference may be a string; "ß" counts as two
     ],

@@ -147,6 +147,33 @@ def test_more_questions_than_are_prefilled_ahead(model: Visor, monkeypatch: pyte
     assert [len(rows) for _, rows in spy.batches] == [3, 1]
 
 
+def test_several_budgets_share_a_prefill(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer is the one that its budget gives alone; a question that cannot be asked gives its error."""
+    budgets: dict[str, Bits | None] = {"empty": (False,), "full": (True,), "auto": None}
+    expected = {name: model.answer_many(QUESTIONS, name, max_new_tokens=6) for name in budgets}
+    monkeypatch.setattr("visor_jax.generate.visor.PREFILL_AHEAD", 3)
+    spy = Spy(monkeypatch)
+    answered = model.answer_budgets([QUESTIONS[0], (b"no picture", "What?"), *QUESTIONS[1:]], budgets, 6)
+    error = answered.pop(1)
+    assert isinstance(error, RequestError) and str(error).startswith("image: ")
+    for number, one in enumerate(answered):
+        assert not isinstance(one, RequestError)
+        assert one.size == spy.prefilled[number][0].size
+        for name, answers in expected.items():
+            assert without_times(one.answers[name]) == without_times(answers[number])
+    assert len(spy.prefilled) == len(QUESTIONS), "the pictures are encoded once for all budgets"
+    decoded = Counter(budget_name(bits) for bits, rows in spy.batches for _ in rows)
+    assert decoded == {"empty": 4, "full": 4}, "the policy's budget is not decoded again"
+
+
+def test_the_policy_alone_decodes_what_it_picks(model: Visor, make_model: Callable[..., Visor]) -> None:
+    (one,) = model.answer_budgets([QUESTIONS[0]], {"auto": None}, 6)
+    assert not isinstance(one, RequestError)
+    assert without_times(one.answers["auto"]) == without_times(model.answer(*QUESTIONS[0], max_new_tokens=6))
+    with pytest.raises(RequestError, match="no trained policy"):
+        make_model().answer_budgets([QUESTIONS[0]], {"auto": None})
+
+
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]

@@ -5,6 +5,10 @@ The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto
 `eval/partial/`. With `--data=FILE` (or a folder that holds one) the questions come from a file instead; the ending of
 its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a mixture). Its result goes to
 `eval/of_<file's name>/`, or `partial/` in it.
+
+`--benchmark=docvqa --data=FOLDER` asks the questions of a public benchmark, or of several (`docvqa,chartqa`), from a
+folder in the hub's layout, or from one that holds a folder for each repository (docs/benchmarks.md). The results go to
+`eval/of_docvqa/`, with a line of JSON for each question and budget. `--limit=N` asks the first N questions only.
 """
 
 from __future__ import annotations
@@ -24,8 +28,13 @@ PROCESSES = "all"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose data, budgets, stage and split."""
-    parser.add_argument("--benchmark", default="", help="another data source: a value of data.source")
-    parser.add_argument("--data", default="", help="a JSON file in LLaVA's format, or a folder with one")
+    parser.add_argument(
+        "--benchmark", default="", help="public benchmarks, separated by commas; or another source, as data.source"
+    )
+    parser.add_argument(
+        "--data", default="", help="a JSON file in LLaVA's format, or a folder; of a benchmark: a folder"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="of the questions of each benchmark; default: all")
     parser.add_argument("--budget", default=None, help="comma-separated names; default: all viable budgets and auto")
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
@@ -33,11 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Evaluates the model; returns the content of the result file."""
-    from visor_jax.commands.recipe import check_average, evaluation_data
+    from visor_jax.commands.recipe import benchmark_names, check_average, evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
+    from visor_jax.evaluate.benchmarks.run import evaluate_benchmarks, open_tables
     from visor_jax.evaluate.runner import evaluate
-    from visor_jax.evaluate.tables import print_budgets
+    from visor_jax.evaluate.tables import print_benchmarks, print_budgets
     from visor_jax.loading import MODEL_STAGES, load
     from visor_jax.scale.compiler_options import use_compile_cache
     from visor_jax.workdir.folder import WITHOUT_EFFECT, Workdir
@@ -47,9 +57,9 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if args.stage and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
-    workdir = Workdir(args.workdir)
+    workdir, benchmarks = Workdir(args.workdir), benchmark_names(args.benchmark, args.data, args.limit)
     check_average(workdir, config)
-    run_config, config = config, evaluation_data(config, args.benchmark, args.data)
+    run_config, config = config, config if benchmarks else evaluation_data(config, args.benchmark, args.data)
     budgets = [name.strip() for name in (args.budget or "").split(",") if name.strip()] or None
     if args.budget is not None and budgets is None:
         raise RequestError(f"--budget={args.budget}: expected comma-separated budgets, such as empty,full")
@@ -57,14 +67,18 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         field not in ("stage", *WITHOUT_EFFECT)
         for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
     )
-    name = "partial" if budgets or args.stage or other else ""
-    if config is not run_config:
-        name = str(
-            Path(f"of_{Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark}") / name
-        )
+    name = "partial" if budgets or args.stage or other or args.limit else ""
+    tables = open_tables(benchmarks, args.data)
     use_compile_cache(workdir.path)
+    source = workdir.path / args.stage if args.stage else workdir.path
     with watched(config.train.hang_seconds):
-        model = load(workdir.path / args.stage if args.stage else workdir.path)
-        result = evaluate(config, model, workdir, split=args.split, budgets=budgets, name=name)
-    print_budgets(result)
+        if tables:
+            model = load(source, dtype=config.model.dtype)
+            result = evaluate_benchmarks(config, model, workdir, tables, budgets=budgets, limit=args.limit, name=name)
+        else:
+            if config is not run_config:
+                of = Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark
+                name = str(Path(f"of_{of}") / name)
+            result = evaluate(config, load(source), workdir, split=args.split, budgets=budgets, name=name)
+    (print_benchmarks if tables else print_budgets)(result)
     return result

@@ -17,7 +17,8 @@ from visor_jax.config import Config, ConfigLike, as_config, from_dict, validate
 from visor_jax.config.mixture import MIXTURE_SUFFIXES, is_mixture, mixture_fields
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
-from visor_jax.errors import RequestError
+from visor_jax.errors import RequestError, nearest
+from visor_jax.evaluate.benchmarks import MODULES, named_benchmark
 from visor_jax.files.bucket import size_of
 from visor_jax.files.read_write import as_path, read_json, read_regular
 from visor_jax.scale.compiler_options import use_compile_cache
@@ -296,6 +297,29 @@ def print_summary(result: dict[str, Any], path: str) -> None:
     print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
 
 
+def benchmark_names(benchmark: str, data: str, limit: int | None) -> list[str]:
+    """Returns the public benchmarks that `--benchmark` names; none if it names none.
+
+    Raises:
+      RequestError: one of several names is unknown, `--data` is missing, or `--limit` does not fit.
+    """
+    names = [name.strip() for name in benchmark.split(",") if name.strip()]
+    if not any(name in MODULES for name in names):
+        if limit is not None:
+            raise RequestError(f"--limit={limit}: is for public benchmarks; expected --config.evaluate.samples={limit}")
+        return []
+    for name in names:
+        if name not in MODULES:
+            hint = nearest(name, MODULES) or f"expected one of {', '.join(MODULES)}"
+            raise RequestError(f"--benchmark={name}: {hint}")
+    if not data:
+        repo = named_benchmark(names[0]).repo
+        raise RequestError(f"--benchmark={benchmark}: needs --data=FOLDER, with the files of {repo}")
+    if limit is not None and limit < 1:
+        raise RequestError(f"--limit={limit}: expected at least 1")
+    return list(dict.fromkeys(names))
+
+
 def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
     """Returns the configuration with another source of questions, as `--benchmark` and `--data` set it.
 
@@ -303,10 +327,13 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
       RequestError: the source is unknown, or `--data` is missing or does not belong to it.
     """
     reading = [name for name in SOURCES if named_kind(name).from_file is not None]
-    with_file = f"{' or '.join(reading)} with --data=FILE"
     if benchmark and benchmark not in SOURCES:
         generated = ", ".join(name for name in SOURCES if name not in reading)
-        raise RequestError(f"--benchmark={benchmark}: expected {generated}, or {with_file}")
+        hint = nearest(benchmark, [*MODULES, *SOURCES])
+        raise RequestError(
+            f"--benchmark={benchmark}: expected {generated}, or {' or '.join(reading)} with --data=FILE, or public"
+            f" benchmarks with --data=FOLDER ({', '.join(MODULES)})" + (f"; {hint}" if hint else "")
+        )
     name = benchmark or ((source_of_file(data) or reading[0]) if data else config.data.source)
     if data and name not in reading:
         raise RequestError(

@@ -1,9 +1,11 @@
-"""Keeps the scores of a pass on disk, chunk by chunk, so that a killed pass computes only what is missing.
+"""Keeps the results of a pass on disk, chunk by chunk, so that a killed pass computes only what is missing.
 
-A chunk is one batch of consecutive questions under some budgets. Its file, `chunks/<pass>/<chunk>.npz` below the folder
-of the pass, is written atomically. Both names are digests: of what every score depends on (configuration, parameters,
+A chunk is one batch of consecutive questions under some budgets. Its file, `chunks/<pass>/<chunk>` below the folder of
+the pass, is written atomically. Both names are digests: of what every result depends on (configuration, parameters,
 data, versions, platform), and of the chunk's questions and budgets. A file of other inputs is therefore never read. The
 pass removes its files when its result is written, or the next run does; removing `chunks/` by hand costs only time.
+
+`ChunkStore` keeps scores as arrays; `visor_jax.evaluate.benchmarks.predictions` keeps answers as lines of JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -59,7 +61,46 @@ class ChunkScores:
     failures: list[Failure]
 
 
-class ChunkStore:
+class PassFolder:
+    """The folder that holds the chunks of one pass."""
+
+    def __init__(self, workdir: Workdir, folder: str, identity: Mapping[str, Any], stage: str, **inputs: Any) -> None:
+        """
+        Args:
+          workdir: the run.
+          folder: of the pass, below the workdir.
+          identity: of the pass (`Workdir.identity`).
+          stage: the stage whose parameters are used.
+          inputs: what else every result depends on, as JSON values.
+
+        Raises:
+          RequestError: that stage is not complete.
+        """
+        known = {
+            "identity": identity,
+            "parameters": workdir.stage(stage).complete().manifest_sha256,
+            "versions": versions(),
+            "platform": jax.default_backend(),
+        }
+        self._chunks = _chunks_of(workdir, folder)
+        self._folder = self._chunks / _digest({**known, **inputs})
+
+    def path(self, chunk: Mapping[str, Any], ending: str) -> Path:
+        """Returns the file of a chunk, which these JSON values identify."""
+        return self._folder / f"{_digest(chunk)}{ending}"
+
+    def remove(self) -> None:
+        """Removes the chunks of this pass, after its result was written."""
+        if jax.process_index() != 0:
+            return
+        fault_point("result")
+        remove_folder(self._folder)
+        if not is_bucket(self._chunks):
+            with contextlib.suppress(OSError):  # other passes may have theirs beside it
+                self._chunks.rmdir()
+
+
+class ChunkStore(PassFolder):
     """The scored chunks of one pass."""
 
     def __init__(
@@ -67,24 +108,13 @@ class ChunkStore:
     ) -> None:
         """
         Args:
-          workdir: the run.
-          folder: of the pass, below the workdir.
-          identity: of the pass (`Workdir.identity`).
-          stage: the stage whose parameters score.
+          workdir, folder, identity, stage: as for `PassFolder`.
           with_features: whether features are stored and read; they come from programs that round differently.
 
         Raises:
           RequestError: that stage is not complete.
         """
-        inputs = {
-            "identity": identity,
-            "parameters": workdir.stage(stage).complete().manifest_sha256,
-            "versions": versions(),
-            "platform": jax.default_backend(),
-            "with_features": with_features,
-        }
-        self._chunks = _chunks_of(workdir, folder)
-        self._folder = self._chunks / _digest(inputs)
+        super().__init__(workdir, folder, identity, stage, with_features=with_features)
 
     def load(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool) -> ChunkScores | None:
         """Returns the scores of a chunk; None if it is not stored, or damaged (with a warning)."""
@@ -104,46 +134,49 @@ class ChunkStore:
         """Writes the scores of a chunk; every process those of its own chunks."""
         write_bytes(self._path(places, budgets, routed), _packed(scores))
 
-    def remove(self) -> None:
-        """Removes the chunks of this pass, after its result was written."""
-        if jax.process_index() != 0:
-            return
-        fault_point("result")
-        remove_folder(self._folder)
-        if not is_bucket(self._chunks):
-            with contextlib.suppress(OSError):  # other passes may have theirs beside it
-                self._chunks.rmdir()
-
-    def _path(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool):
+    def _path(self, places: Sequence[Place], budgets: Sequence[Bits], routed: bool) -> Path:
         chunk = {"places": [place.id for place in places], "budgets": [*map(bit_string, budgets)], "routed": routed}
-        return self._folder / f"{_digest(chunk)}.npz"
+        return self.path(chunk, ".npz")
 
 
-class ProcessShares:
-    """Divides the chunks of a pass among all processes: each scores its own, then all have the scores of all.
+ResultT = TypeVar("ResultT")
+
+
+class ProcessShares(Generic[ResultT]):
+    """Divides the chunks of a pass among all processes: each computes its own, then all have the results of all.
 
     Chunk i belongs to process i modulo the number of processes, whatever an earlier run has kept: on a network's file
     system the processes may not see the same files at the same time.
     """
 
-    def __init__(self) -> None:
-        self._scored: list[ChunkScores] = []
+    def __init__(self, pack: Callable[[ResultT], bytes], unpack: Callable[[bytes], ResultT]) -> None:
+        """
+        Args:
+          pack, unpack: between the result of a chunk and the bytes that one process sends to the others.
+        """
+        self._pack, self._unpack = pack, unpack
+        self._computed: list[ResultT] = []
+
+    @classmethod
+    def of_scores(cls) -> ProcessShares[ChunkScores]:
+        """Returns the shares of a pass that scores."""
+        return ProcessShares(_packed, _scores_of)
 
     def mine(self, missing: Sequence[int]) -> Sequence[int]:
         """Returns those of the missing chunks that belong to this process."""
         return [index for index in missing if index % jax.process_count() == jax.process_index()]
 
-    def add(self, scores: ChunkScores) -> None:
-        """Takes the scores of one of this process's chunks; in their order."""
-        self._scored.append(scores)
+    def add(self, result: ResultT) -> None:
+        """Takes the result of one of this process's chunks; in their order."""
+        self._computed.append(result)
 
-    def fill(self, known: Sequence[ChunkScores | None]) -> list[ChunkScores]:
-        """Returns the scores of all chunks, each from its process, which has them from `known` or from `add`."""
-        computed, self._scored = iter(self._scored), []
+    def fill(self, known: Sequence[ResultT | None]) -> list[ResultT]:
+        """Returns the results of all chunks, each from its process, which has them from `known` or from `add`."""
+        computed, self._computed = iter(self._computed), []
         own = known[jax.process_index() :: jax.process_count()]
-        everyone = gathered([_packed(next(computed) if scores is None else scores) for scores in own])
+        everyone = gathered([self._pack(next(computed) if result is None else result) for result in own])
         count = jax.process_count()
-        return [_scores_of(everyone[index % count][index // count]) for index in range(len(known))]
+        return [self._unpack(everyone[index % count][index // count]) for index in range(len(known))]
 
 
 def _scores_of(packed: bytes) -> ChunkScores:

@@ -29,12 +29,13 @@ AGREEING_ANNOTATORS = 3  # that make an answer fully correct in VQA
 def anls(prediction: str, answers: str | Sequence[str]) -> float:
     """Returns the normalized Levenshtein similarity (ANLS) of one question: the best over its reference answers.
 
-    Distances ignore case and runs of white space, and are divided by the length of the longer original text. A
-    similarity below 0.5 counts as 0.
+    Distances ignore case and runs of white space, and are divided by the length of the longer original text, of the
+    prediction without outer white space. A similarity below 0.5 counts as 0.
 
     Raises:
       ValueError: there is no reference answer.
     """
+    prediction = prediction.strip()  # or blanks alone would be near every short answer
     similarity = max(1.0 - _normalized_distance(prediction, answer) for answer in _references(answers))
     return similarity if similarity >= ANLS_THRESHOLD else 0.0
 

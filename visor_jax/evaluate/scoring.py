@@ -99,7 +99,7 @@ def score(
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
     scorer = Scorer(params, budgets, arch, mesh, routed=routed, features=features)
     scored: list[ChunkScores] = []
-    shares = ProcessShares() if several() and chunks is not None else None
+    shares = ProcessShares.of_scores() if several() and chunks is not None else None
     for number, chunk in enumerate(as_chunks(batches, budgets, routed, chunks, shares)):
         beat()
         if chunk.kept is not None:
@@ -136,7 +136,7 @@ def as_chunks(
     budgets: Sequence[Bits],
     routed: bool,
     chunks: ChunkStore | None,
-    shares: ProcessShares | None,
+    shares: ProcessShares[ChunkScores] | None,
 ) -> Iterator[Chunk[ChunkScores]]:
     """Yields batches as chunks, with the scores that an earlier run left in `chunks`."""
     if isinstance(batches, QuestionBatches):

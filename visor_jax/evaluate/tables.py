@@ -34,6 +34,24 @@ def print_budgets(result: Mapping[str, Any]) -> None:
     print_table(title, columns, rows)
 
 
+def print_benchmarks(result: Mapping[str, Any]) -> None:
+    """Prints the reported numbers of each benchmark by budget, then accuracy and cost of every budget."""
+    for name, of_one in result["benchmarks"].items():
+        budgets = of_one["budgets"]
+        metrics = next(iter(budgets.values()))["metrics"]
+        rows = [[metric, *(reported(row["metrics"][metric]) for row in budgets.values())] for metric in metrics]
+        asked, problems = of_one["questions"], sum(of_one["problems"].values())
+        wrong = f", of which {problems} could not be asked and count as wrong" if problems else ""
+        title = f"{name}, {of_one['split']}: {asked['asked']} of {asked['of']} questions{wrong}"
+        print_table(title, ["metric", *budgets], rows)
+    print_budgets(result)
+
+
+def reported(value: float) -> str:
+    """0.5678 -> "0.568"; a sum, such as those of MME and OCRBench, 1238.46 -> "1238.5"."""
+    return f"{value:.3f}" if value <= 1 else f"{value:.1f}"
+
+
 def print_controls(result: Mapping[str, Any]) -> None:
     """Prints the accuracy of every budget about gray pictures and about those of other questions, if measured."""
     rows, samples = [], 0

@@ -43,6 +43,19 @@ class Answer:
     seconds_compiling: float
 
 
+@dataclass(frozen=True)
+class BudgetAnswers:
+    """One question's answers under several budgets.
+
+    Attributes:
+      size: of its prompt: tiles, visual positions and text tokens.
+      answers: by the name under which a budget was asked for.
+    """
+
+    size: RowShape
+    answers: dict[str, Answer]
+
+
 @dataclass
 class Seconds:
     """Wall time, with compilation separate."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from visor_jax.data.collate import Example
 from visor_jax.data.tiles import Origin
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError
-from visor_jax.generate.answer import Answer, AnswerStream, PendingAnswer, Seconds
+from visor_jax.generate.answer import Answer, AnswerStream, BudgetAnswers, PendingAnswer, Seconds
 from visor_jax.generate.buckets import batches
 from visor_jax.generate.detokenize import Characters
 from visor_jax.generate.engine import Engine, PrefillState
@@ -189,6 +189,29 @@ class Visor:
             answers += self._answers(prompts, request)
         return answers
 
+    def answer_budgets(
+        self, questions: Iterable[tuple[Pictures, str]], budgets: Mapping[str, Bits | None], max_new_tokens: int = 64
+    ) -> list[BudgetAnswers | RequestError]:
+        """Answers each question under several budgets, greedily; the shared prefill runs once per question.
+
+        Args:
+          questions: (pictures, question) pairs.
+          budgets: name -> bits; None: the policy decides. It costs no second decoding if the budget that it picks is
+            also there by itself.
+
+        Returns:
+          for each question its answers by name of the budget, or the error that says why it cannot be asked.
+        """
+        if None in budgets.values():
+            self._require_policy()
+        request = Request(None, 0.0, max_new_tokens, Sampling(), self.stop_token_ids)
+        results, remaining = list[BudgetAnswers | RequestError](), iter(questions)
+        while wave := list(itertools.islice(remaining, PREFILL_AHEAD)):
+            prompts = [self._prompt_or_error(item, request) for item in wave]
+            answered = iter(self._under_budgets([p for p in prompts if isinstance(p, Example)], budgets, request))
+            results += [next(answered) if isinstance(prompt, Example) else prompt for prompt in prompts]
+        return results
+
     def stream(
         self,
         image: Pictures,
@@ -234,34 +257,46 @@ class Visor:
     # --- from questions to answers ------------------------------------------------------------------------------------
 
     def _answers(self, prompts: Sequence[Example], request: Request) -> list[Answer]:
-        questions = [self._prepare(prompt, request) for prompt in prompts]
-        answers: dict[int, Answer] = {}
+        questions = [self._prepare(prompt, [request.budget], request.dial)[0] for prompt in prompts]
+        return [self._finish(answer) for answer in self._decoded(questions, request)]
+
+    def _under_budgets(
+        self, prompts: Sequence[Example], budgets: Mapping[str, Bits | None], request: Request
+    ) -> list[BudgetAnswers]:
+        """Answers each prompt under every budget; two names of the same bits share one decoding."""
+        asked = [self._prepare(prompt, list(budgets.values()), request.dial) for prompt in prompts]
+        distinct = {(row, q.bits): q for row, questions in enumerate(asked) for q in questions}
+        decoded = dict(zip(distinct, self._decoded(list(distinct.values()), request), strict=True))
+        results = []
+        for row, (prompt, questions) in enumerate(zip(prompts, asked, strict=True)):
+            pending = [dataclasses.replace(decoded[row, q.bits], routed=q.routed) for q in questions]
+            answers = dict(zip(budgets, map(self._finish, pending), strict=True))
+            results.append(BudgetAnswers(prompt.size, answers))
+        return results
+
+    def _prepare(self, prompt: Example, budgets: Sequence[Bits | None], dial: float) -> list[Question]:
+        """Runs the shared prefill; returns the question under each budget, for None under the one that is picked."""
+        routed, spent = None in budgets, Seconds()
+        with self._engine.programs.timed(spent):
+            state = self._engine.prefill_shared(prompt, routed=routed)
+            picked = self._pick(state, prompt, dial) if routed else ()
+            jax.block_until_ready(state.prefix)
+        return [Question(prompt, state, picked if bits is None else bits, bits is None, spent) for bits in budgets]
+
+    def _decoded(self, questions: Sequence[Question], request: Request) -> list[PendingAnswer]:
+        """Decodes the answers of prepared questions, in batches of the same budget and similar size."""
+        pending = [PendingAnswer(q.prompt.size, q.bits, q.routed, q.spent) for q in questions]
         for bits in dict.fromkeys(question.bits for question in questions):
             same = [index for index, question in enumerate(questions) if question.bits == bits]
             for group in batches([questions[index].state.row_shape for index in same]):
                 members = [same[i] for i in group]
-                answers |= zip(members, self._answer_batch([questions[i] for i in members], request), strict=True)
-        return [answers[index] for index in range(len(questions))]
-
-    def _prepare(self, prompt: Example, request: Request) -> Question:
-        """Runs the shared prefill and chooses the budget."""
-        routed, spent = request.budget is None, Seconds()
-        with self._engine.programs.timed(spent):
-            state = self._engine.prefill_shared(prompt, routed=routed)
-            bits = self._pick(state, prompt, request.dial) if request.budget is None else request.budget
-            jax.block_until_ready(state.prefix)
-        return Question(prompt, state, bits, routed, spent)
-
-    def _answer_batch(self, questions: Sequence[Question], request: Request) -> list[Answer]:
-        """Answers the questions of one batch, which have the same budget."""
-        pending = [PendingAnswer(q.prompt.size, q.bits, q.routed, q.spent) for q in questions]
-        for _ in self._steps(questions, pending, request):
-            pass
-        return [self._finish(answer) for answer in pending]
+                for _ in self._steps([questions[i] for i in members], [pending[i] for i in members], request):
+                    pass
+        return pending
 
     def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
         """Yields the text of one answer as its tokens are chosen; returns the answer."""
-        question = self._prepare(prompt, request)
+        (question,) = self._prepare(prompt, [request.budget], request.dial)
         characters = Characters(self.tokenizer)
         pending = PendingAnswer(prompt.size, question.bits, question.routed, question.spent)
         for _ in self._steps([question], [pending], request):
@@ -337,6 +372,13 @@ class Visor:
         prompt = self._prompt(image, question, history, origin)
         check_fits(prompt, request.max_new_tokens, self.arch)
         return prompt
+
+    def _prompt_or_error(self, item: Any, request: Request) -> Example | RequestError:
+        """Returns the prompt of one of many questions, or why it cannot be asked."""
+        try:
+            return self._checked_prompt(*checked_item(item), request)
+        except RequestError as error:
+            return error
 
     def _numbered(self, number: int, item: Any, request: Request) -> Example:
         """Returns the prompt of one of many questions; an error names its number."""

@@ -4,7 +4,8 @@ In: files with the columns of `lmms-lab/LLaVA-OneVision-Data` (`id`, `image`: {b
 `data_source`), or with `images` and `messages`; a row is a record that `records` parses. Out: a `StoredSource`.
 
 A row is read with its whole row group (100 rows, as `datasets` writes pictures); the last few groups stay in memory, at
-most `CACHE_BYTES` of them. Ids and picture names are read without the pictures.
+most `CACHE_BYTES` of them. Ids and picture names are read without the pictures. `ParquetRows` reads the rows of any
+table, also those of benchmarks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,42 +62,126 @@ class _GroupCache:
 _CACHE = _GroupCache(CACHE_BYTES)
 
 
-class ParquetShard:
+class ParquetRows:
+    """One Parquet file, by rows: a row is read with its whole row group.
+
+    Attributes:
+        path: the file.
+        schema: its columns, as Arrow types.
+    """
+
+    field = "data.path"  # what named the file, for messages
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file's footer.
+
+        Raises:
+            RequestError: the file is missing, is not Parquet, or has large row groups.
+        """
+        self.path = path
+        self._lock = threading.Lock()
+        self._file: pq.ParquetFile | None = None
+        metadata = self._opened().metadata
+        self.schema: pa.Schema = self._opened().schema_arrow
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        self._starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
+        largest = max((group.total_byte_size for group in groups), default=0)
+        if largest > MAX_GROUP_BYTES:
+            raise RequestError(
+                f"{self.field}: {path}: a row group of {largest:,} bytes; expected at most {MAX_GROUP_BYTES:,}: write"
+                " the table again with a smaller row_group_size, such as 100"
+            )
+        leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+        self._texts = {leaf.path: leaf.logical_type.type == "STRING" for leaf in leaves}
+        self._leaves = list(self._texts)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, number: int, leaves: tuple[str, ...] | None = None) -> Any:
+        """Returns a row as Python values.
+
+        Args:
+            number: of the row.
+            leaves: the columns to read, or fields of them; None: all.
+
+        Raises:
+            SkipSample: "broken_file".
+        """
+        group = bisect.bisect_right(self._starts, number) - 1
+        try:
+            table = _CACHE.get((self.path, group, leaves), lambda: self._read([group], leaves))
+            return table.slice(number - self._starts[group], 1).to_pylist()[0]
+        except (*_ERRORS, IndexError) as error:
+            raise SkipSample("broken_file", f"row group {group}: {_one_line(error)}") from None
+
+    def fields(self, names: Collection[str]) -> tuple[str, ...]:
+        """Returns the leaves of these columns, for `row`."""
+        return tuple(leaf for leaf in self._leaves if leaf.partition(".")[0] in names)
+
+    def columns(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Returns all rows with these columns only.
+
+        Raises:
+            RequestError: the file is damaged.
+        """
+        return self._whole(self.fields(names), ", ".join(sorted(names))).to_pylist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}  # other processes open the file themselves
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    def _read(self, groups: Sequence[int], leaves: tuple[str, ...] | None) -> pa.Table:
+        file = self._opened()
+        with self._lock:
+            return file.read_row_groups(groups, columns=None if leaves is None else list(leaves), use_threads=False)
+
+    def _whole(self, leaves: tuple[str, ...], what: str) -> pa.Table:
+        """Returns columns of all rows; `what` names them in messages.
+
+        Raises:
+            RequestError: the file is damaged.
+        """
+        try:
+            return self._read(range(len(self._starts) - 1), leaves)
+        except _ERRORS as error:
+            raise RequestError(f"{self.field}: {self.path}: {what} cannot be read: {_one_line(error)}") from None
+
+    def _opened(self) -> pq.ParquetFile:
+        with self._lock:
+            if self._file is None:
+                try:
+                    open_regular(self.path).close()
+                    self._file = pq.ParquetFile(self.path, memory_map=False, pre_buffer=False)
+                except _ERRORS as error:
+                    cause = getattr(error, "strerror", None) or _one_line(error)
+                    raise RequestError(f"{self.field}: cannot read {self.path} as Parquet: {cause}") from None
+            return self._file
+
+
+class ParquetShard(ParquetRows):
     """A `RecordFile` over one Parquet file."""
 
     def __init__(self, path: Path) -> None:
         """Reads the file's footer.
 
         Raises:
-            RequestError: the file is missing, is not Parquet, lacks a column of conversations, or has large row groups.
+            RequestError: as `ParquetRows`; or the file lacks a column of conversations.
         """
-        self.path = path
-        self._lock = threading.Lock()
-        self._file: pq.ParquetFile | None = None
-        metadata = self._opened().metadata
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        self._starts = list(itertools.accumulate((group.num_rows for group in groups), initial=0))
-        largest = max((group.total_byte_size for group in groups), default=0)
-        if largest > MAX_GROUP_BYTES:
-            raise RequestError(
-                f"data.path: {path}: a row group of {largest:,} bytes; expected at most {MAX_GROUP_BYTES:,}: write the"
-                " table again with a smaller row_group_size, such as 100"
-            )
-        leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-        self._texts = {leaf.path: leaf.logical_type.type == "STRING" for leaf in leaves}
-        self._leaves = list(self._texts)
-        columns = list(dict.fromkeys(leaf.partition(".")[0] for leaf in self._leaves))
+        super().__init__(path)
+        columns = self.schema.names
         if not any(key in columns for key in CONVERSATION_KEYS):
             shown = ", ".join(repr(column[:30]) for column in columns[:8]) or "(none)"
             raise RequestError(f"data.path: {path} has the columns {shown}; expected `conversations` or `messages`")
+        schema = self._opened().metadata.schema
+        leaves = [schema.column(number) for number in range(len(self._leaves))]
         flat = {leaf.path: leaf.physical_type for leaf in leaves if leaf.path in CONVERSATION_KEYS}
         if all(key in flat for key in CONVERSATION_KEYS if key in columns):
             kinds = " and ".join(f"`{key}` of type {kind}" for key, kind in flat.items())
             raise RequestError(f"data.path: {path}: the column {kinds}; expected a list of messages in every row")
         self._pictures = [key for key in _MEDIA_KEYS if key in columns]
-
-    def __len__(self) -> int:
-        return self._starts[-1]
 
     def record(self, number: int) -> Any:
         """Returns a row with the bytes of its pictures.
@@ -104,7 +189,7 @@ class ParquetShard:
         Raises:
             SkipSample: "broken_file".
         """
-        return self._row(number, None)
+        return self.row(number)
 
     def outline(self, number: int) -> Any:
         """Returns a row without the bytes of its pictures.
@@ -112,7 +197,7 @@ class ParquetShard:
         Raises:
             SkipSample: "broken_file".
         """
-        return self._without_bytes(self._row(number, tuple(filter(self._is_small, self._leaves))))
+        return self._without_bytes(self.row(number, tuple(filter(self._is_small, self._leaves))))
 
     def identity(self, number: int) -> Any:
         """Returns a row's id and picture names, for a file without picture columns its outline."""
@@ -120,12 +205,6 @@ class ParquetShard:
             return self.outline(number)
         block, place = divmod(number, _BLOCK)
         return self._block(block)[place]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}  # other processes open the file themselves
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
 
     def _is_small(self, leaf: str) -> bool:
         """Whether a column is anything but the bytes of the record's pictures, whose names stand beside them."""
@@ -142,19 +221,6 @@ class ParquetShard:
             row[key] = _emptied(row.get(key))
         return row
 
-    def _row(self, number: int, leaves: tuple[str, ...] | None) -> Any:
-        group = bisect.bisect_right(self._starts, number) - 1
-        try:
-            table = _CACHE.get((self.path, group, leaves), lambda: self._read([group], leaves))
-            return table.slice(number - self._starts[group], 1).to_pylist()[0]
-        except (*_ERRORS, IndexError) as error:
-            raise SkipSample("broken_file", f"row group {group}: {_one_line(error)}") from None
-
-    def _read(self, groups: Sequence[int], leaves: tuple[str, ...] | None) -> pa.Table:
-        file = self._opened()
-        with self._lock:
-            return file.read_row_groups(groups, columns=None if leaves is None else list(leaves), use_threads=False)
-
     @functools.cached_property
     def _identities(self) -> pa.Table:
         """Ids and picture names of all rows.
@@ -162,11 +228,7 @@ class ParquetShard:
         Raises:
             RequestError: the file is damaged.
         """
-        leaves = tuple(leaf for leaf in self._leaves if leaf == "id" or self._is_name(leaf))
-        try:
-            return self._read(range(len(self._starts) - 1), leaves)
-        except _ERRORS as error:
-            raise RequestError(f"data.path: {self.path}: ids cannot be read: {_one_line(error)}") from None
+        return self._whole(tuple(leaf for leaf in self._leaves if leaf == "id" or self._is_name(leaf)), "ids")
 
     def _block(self, block: int) -> list[Any]:
         """Returns the identities of `_BLOCK` rows; those that were converted last stay in memory."""
@@ -175,17 +237,6 @@ class ParquetShard:
             rows = self._identities.slice(block * _BLOCK, _BLOCK).to_pylist()
             last = self.__dict__["_last_block"] = (block, [self._without_bytes(row) for row in rows])
         return last[1]
-
-    def _opened(self) -> pq.ParquetFile:
-        with self._lock:
-            if self._file is None:
-                try:
-                    open_regular(self.path).close()
-                    self._file = pq.ParquetFile(self.path, memory_map=False, pre_buffer=False)
-                except _ERRORS as error:
-                    cause = getattr(error, "strerror", None) or _one_line(error)
-                    raise RequestError(f"data.path: cannot read {self.path} as Parquet: {cause}") from None
-            return self._file
 
 
 def _emptied(value: Any) -> Any:

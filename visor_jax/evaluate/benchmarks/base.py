@@ -1,0 +1,142 @@
+"""What a benchmark is: which rows it has, how a row becomes a question, how answers become the reported numbers.
+
+In: rows of the tables that the hub has. Out: `Benchmark`, one object per benchmark, made by the files beside this one,
+and helpers that several of them share. A benchmark neither opens files (`folder.py`) nor runs a model
+(`predictions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Kind = Literal["text", "texts", "whole number", "picture", "pictures"]  # of the values of a column
+Reference = str | Sequence[str]
+Line = Mapping[str, Any]  # a prediction, as `predictions.py` writes it
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a benchmark.
+
+    Attributes:
+      id: the data set's own id; "" if it has none.
+      prompt: what the model is asked, with the suffix that asks for a short answer.
+      pictures: the columns that hold its pictures, in the order in which the model sees them; pictures come first.
+      reference: the right answer, or several.
+      facts: what the metric or the report needs besides, as JSON values: the category, the options.
+    """
+
+    id: str
+    prompt: str
+    pictures: Sequence[str]
+    reference: Reference
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PictureTable:
+    """Pictures that stand in a table of their own.
+
+    Attributes:
+      files: as `Benchmark.files`.
+      key: its column of keys, unique texts.
+      picture: its column of pictures. Questions name it like a column of their own.
+      refers: the column of the questions that holds a key.
+    """
+
+    files: Sequence[str]
+    key: str
+    picture: str
+    refers: str
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+      name: as `--benchmark` takes it.
+      repo: where the hub has its tables. The last part is also the name of its folder below a folder of several.
+      split: the hub's name of the split.
+      files: patterns of its files below its folder; the first that matches counts. More than one table (a folder for
+        each subject) is read in the order of their names.
+      columns: the columns that are read, with the kind of their values; others are ignored.
+      optional: those of them that may be null.
+      level: "easy" or "hard", as the VISOR paper groups benchmarks.
+      max_new_tokens: of an answer.
+      item: makes the question of a row, whose pictures are not read for it; raises ValueError for a malformed one.
+      score: (answer, item) -> the scores of one answer by metric, each in [0, 1].
+      report: lines of one budget -> the reported numbers by name.
+      headline: the reported number that stands for the benchmark in averages.
+      headline_max: what a perfect model reaches there.
+      images: the table that holds the pictures, if they are not in the rows.
+    """
+
+    name: str
+    repo: str
+    split: str
+    files: Sequence[str]
+    columns: Mapping[str, Kind]
+    level: str
+    max_new_tokens: int
+    item: Callable[[Row], Item]
+    score: Callable[[str, Item], dict[str, float]]
+    report: Callable[[Sequence[Line]], dict[str, float]]
+    headline: str
+    headline_max: float = 1.0
+    optional: Collection[str] = ()
+    images: PictureTable | None = None
+
+    def accuracy(self, reported: Mapping[str, float]) -> float:
+        """Returns the headline of the reported numbers as a fraction in [0, 1]."""
+        return reported[self.headline] / self.headline_max
+
+
+# --- helpers of the files beside this one -----------------------------------------------------------------------------
+
+
+def mean(values: Iterable[float]) -> float:
+    """Returns the mean; 0 of nothing."""
+    values = list(values)
+    return sum(values) / len(values) if values else 0.0
+
+
+def scores_of(lines: Sequence[Line], metric: str) -> list[float]:
+    """Returns one score of every prediction."""
+    return [line["scores"][metric] for line in lines]
+
+
+def means(*metrics: str) -> Callable[[Sequence[Line]], dict[str, float]]:
+    """Returns the report of a benchmark that averages these scores over all questions."""
+    return lambda lines: {metric: mean(scores_of(lines, metric)) for metric in metrics}
+
+
+def grouped(lines: Sequence[Line], fact: str) -> dict[str, list[Line]]:
+    """Returns the predictions by one of their facts, in the order of first appearance."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(line["facts"][fact], []).append(line)
+    return groups
+
+
+def letter_of(index: int | str, options: Sequence[str]) -> str:
+    """Returns the letter of the right option.
+
+    Raises:
+      ValueError: there is no such option.
+    """
+    if not 0 <= int(index) < len(options):
+        raise ValueError(f"answer {index!r} of {len(options)} options; expected the number of one, from 0")
+    return LETTERS[int(index)]
+
+
+def options_text(options: Sequence[str]) -> str:
+    """Returns the options as lines "A. ...", "B. ..."."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))

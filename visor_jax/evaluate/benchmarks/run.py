@@ -1,0 +1,195 @@
+"""Evaluates a model on public benchmarks in local folders: the reported numbers and the cost of every budget.
+
+`evaluate_benchmarks` returns the object that `visor evaluate --benchmark=NAME --json` prints. The result of each
+benchmark is written to `eval/of_<name>/<split>.json`, its predictions to `<split>.predictions.jsonl` beside it. What a
+killed run has answered is in chunks, which are removed when all benchmarks are complete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from visor_jax.budget import bit_string
+from visor_jax.config import Config
+from visor_jax.cost import dense_decoder_flops, tower_flops
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.benchmarks import named_benchmark
+from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
+from visor_jax.evaluate.benchmarks.folder import Table
+from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
+from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.evaluate.summary import level_means
+from visor_jax.files.read_write import write_bytes, write_json
+from visor_jax.loading import Visor
+from visor_jax.scale.distributed import once
+from visor_jax.workdir.folder import Workdir, stage_fields
+from visor_jax.workdir.provenance import plain, tokenizer_checksum
+
+ANSWERS_DEPEND_ON = ("model.", "tokenizer.")  # fields of the configuration; parameters and viable budgets besides
+
+
+def evaluate_benchmarks(
+    config: Config,
+    model: Visor,
+    workdir: Workdir,
+    tables: Sequence[Table],
+    *,
+    budgets: Sequence[str] | None = None,
+    limit: int | None = None,
+    name: str = "",
+) -> dict[str, Any]:
+    """Evaluates a model on benchmarks and writes their results.
+
+    Args:
+      config: the run's; its `evaluate.batch_size` is the number of questions of a chunk.
+      model: of a complete stage of `workdir`.
+      tables: the benchmarks (`open_tables`).
+      budgets: names of the budgets to evaluate; None: every viable one, and "auto" if the model has a policy.
+      limit: of the number of questions of each benchmark; None: all.
+      name: of the folder below `eval/of_<benchmark>/` for a result that is not a whole one; "": none.
+
+    Returns:
+      what `visor evaluate --json` prints: the rows of "budgets" hold all benchmarks, "benchmarks" has each by itself.
+
+    Raises:
+      RequestError: a budget is unknown or needs a policy, or no question of a benchmark can be asked.
+    """
+    requested = requested_budgets(model, budgets)
+    stores, results = [], {}
+    for table in tables:
+        benchmark, count = table.benchmark, min(len(table), limit or len(table))
+        folder, identity = f"eval/of_{benchmark.name}/{name}".rstrip("/"), identity_of(config, model, table)
+        stores.append(PredictionStore(workdir, folder, identity, model.stage))
+        lines = predict(table, model, requested, stores[-1], count=count, batch_size=config.evaluate.batch_size)
+        result = {
+            "benchmark": benchmark.name,
+            "split": benchmark.split,
+            "stage": model.stage,
+            "identity": identity,
+            "questions": {"asked": count, "of": len(table)},
+            **figures(benchmark, model, lines, requested),
+        }
+        results[benchmark.name] = result
+        once(partial(write, workdir, folder, result, lines))
+    for store in stores:
+        store.remove()
+    return combined(results)
+
+
+def open_tables(names: Sequence[str], data: str) -> list[Table]:
+    """Opens benchmarks by name.
+
+    Args:
+      names: of the benchmarks.
+      data: the folder of their repository in the hub's layout, or one that holds a folder for each repository.
+
+    Raises:
+      RequestError: files, columns or rows do not fit.
+    """
+    return [Table(named_benchmark(name), data) for name in names]
+
+
+def write(workdir: Workdir, folder: str, result: dict[str, Any], lines: Sequence[Line]) -> None:
+    """Writes the result of a benchmark and its predictions."""
+    write_bytes(workdir.path / folder / f"{result['split']}.predictions.jsonl", pack(lines))
+    write_json(workdir.path / folder / f"{result['split']}.json", result)
+
+
+def identity_of(config: Config, model: Visor, table: Table) -> dict[str, Any]:
+    """Identifies what the predictions depend on, besides the parameters of the stage and the budgets."""
+    tree = plain(config)
+    fields = {key: value for key, value in stage_fields(tree, "evaluate").items() if key.startswith(ANSWERS_DEPEND_ON)}
+    return {
+        "benchmark": table.benchmark.name,
+        "files": table.fingerprint(),
+        "config": fields,
+        "tokenizer": tokenizer_checksum(tree),
+        "viable": [bit_string(bits) for bits in model.viable_budgets],
+    }
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def figures(benchmark: Benchmark, model: Visor, lines: Sequence[Line], requested: Budgets) -> dict[str, Any]:
+    """Returns the fields of a benchmark's result that follow from its predictions.
+
+    "budgets" has the rows of `evaluate --json`, with all reported numbers under "metrics".
+    """
+    by_budget = {name: [line for line in lines if line["budget"] == name] for name in requested}
+    levels, first = {benchmark.name: benchmark.level}, next(iter(by_budget.values()))
+    problems = Counter(line["problem"].partition(":")[0] for line in first if line["problem"])
+    if not any(line["route"] for line in first):
+        raise RequestError(f"--data: no question of {benchmark.name} can be asked; the first: {first[0]['problem']}")
+    picked = [line["route"] for line in by_budget.get("auto", ()) if line["route"]]
+    return {
+        "problems": dict(sorted(problems.items())),
+        "levels": levels,
+        "budgets": {name: budget_row(benchmark, model, of_budget) for name, of_budget in by_budget.items()},
+        "dense": dense_row(model, first),
+        **({"routes": {benchmark.name: shares(picked)}} if picked else {}),
+    }
+
+
+def budget_row(benchmark: Benchmark, model: Visor, lines: Sequence[Line]) -> dict[str, Any]:
+    """Returns one entry of "budgets"; GFLOPs are means over the questions that were answered, up to the first token."""
+    metrics = benchmark.report(lines)
+    tasks = {benchmark.name: benchmark.accuracy(metrics)}
+    asked = [line for line in lines if not line["problem"]]
+    return {
+        **level_means(tasks, {benchmark.name: benchmark.level}),
+        "tasks": tasks,
+        "metrics": metrics,
+        "decoder_gflops": mean(line["prompt_decoder_flops"] for line in asked) / 1e9,
+        "end_to_end_gflops": mean(line["prompt_decoder_flops"] + tower(model, line) for line in asked) / 1e9,
+        "samples": len(lines),
+    }
+
+
+def dense_row(model: Visor, lines: Sequence[Line]) -> dict[str, float]:
+    """Returns GFLOPs per question of a dense decoder of the same shape."""
+    asked = [line for line in lines if not line["problem"]]
+    flops = [dense_decoder_flops(model.arch, line["visual_tokens"], line["text_tokens"]) for line in asked]
+    return {
+        "decoder_gflops": mean(flops) / 1e9,
+        "end_to_end_gflops": mean(f + tower(model, line) for f, line in zip(flops, asked, strict=True)) / 1e9,
+    }
+
+
+def tower(model: Visor, line: Line) -> float:
+    """Returns the FLOPs of the vision tower on a question's pictures."""
+    return tower_flops(model.arch, line["tiles"])
+
+
+def shares(routes: Sequence[str]) -> dict[str, float]:
+    """Returns the fraction of the questions that each budget answers."""
+    counts = Counter(routes)
+    return {name: count / counts.total() for name, count in sorted(counts.items())}
+
+
+def combined(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the results of benchmarks as one: levels and GFLOPs are means over them, each counting equally."""
+    every = list(results.values())
+    levels = {name: level for result in every for name, level in result["levels"].items()}
+    costs, rows = ("decoder_gflops", "end_to_end_gflops"), {}
+    for name in every[0]["budgets"]:
+        of_budget = [result["budgets"][name] for result in every]
+        tasks = {task: accuracy for row in of_budget for task, accuracy in row["tasks"].items()}
+        rows[name] = {
+            **level_means(tasks, levels),
+            "tasks": tasks,
+            **{cost: mean(row[cost] for row in of_budget) for cost in costs},
+            "samples": sum(row["samples"] for row in of_budget),
+        }
+    return {
+        "benchmark": ", ".join(results),
+        "split": ", ".join(dict.fromkeys(result["split"] for result in every)),
+        "stage": every[0]["stage"],
+        "levels": levels,
+        "budgets": rows,
+        "dense": {cost: mean(result["dense"][cost] for result in every) for cost in costs},
+        "benchmarks": results,
+    }
