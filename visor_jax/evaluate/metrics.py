@@ -1,7 +1,8 @@
 """The answer metrics of public benchmarks, as lmms-eval (and the papers it follows) define them.
 
 Each takes a model's answers and reference answers as text and returns floats in [0, 1]. They depend on no model or data
-set, only on the standard library and an edit distance. A benchmark's question format is not part of its metric.
+set, only on the standard library and an edit distance. A benchmark's question format is not part of its metric; that,
+and the metrics of other benchmarks, are in `visor_jax.evaluate.benchmarks`.
 
 | benchmark | metric |
 | --- | --- |
@@ -11,6 +12,7 @@ set, only on the standard library and an edit distance. A benchmark's question f
 | OCRBench | `ocrbench` |
 | AI2D | `multiple_choice` |
 | POPE | `pope` |
+| GQA | `exact_match` |
 """
 
 from __future__ import annotations
@@ -121,11 +123,16 @@ def multiple_choice(prediction: str, answer: str) -> float:
     return float(_bare(letter[1] if letter else prediction) == _bare(answer))
 
 
+def exact_match(prediction: str, answer: str) -> float:
+    """Returns 1 if two texts are equal, ignoring case, punctuation and outer white space; else 0."""
+    return float(_bare(prediction) == _bare(answer))
+
+
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def _bare(text: str) -> str:
-    return text.lower().translate(_NO_PUNCTUATION).strip()
+    return text.strip().lower().translate(_NO_PUNCTUATION)
 
 
 def pope(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:

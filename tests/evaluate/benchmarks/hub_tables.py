@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+PICTURES = pa.list_(PICTURE)
+TEXT, TEXTS, WHOLE, SMALL = pa.string(), pa.list_(pa.string()), pa.int64(), pa.int8()
+MME_CATEGORIES = ("existence", "OCR", "code_reasoning")
+
+Row = dict[str, Any]
 
 
-def drawn(text: str, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
+def drawn(text: str, size: tuple[int, int] = (64, 48)) -> Row:
     """Returns a picture of a text, as the hub stores it."""
     image = Image.new("RGB", size, tuple(np.random.default_rng(len(text)).integers(120, 256, 3).tolist()))
     ImageDraw.Draw(image).text((4, 10), text, fill="black")
@@ -28,11 +33,23 @@ def drawn(text: str, size: tuple[int, int] = (64, 48)) -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def docvqa(number: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class HubTable:
+    """The table of a benchmark: its file's place without the number of the shard, its columns, and its rows.
+
+    `place` is a file's name if the hub has a single file.
+    """
+
+    place: str
+    columns: Mapping[str, pa.DataType]
+    row: Callable[[int], Row]
+
+
+def docvqa(number: int) -> Row:
     return {
         "questionId": str(49153 + number),
         "question": f"What is the number on page {number}?",
-        "question_types": ["handwritten"],
+        "question_types": ["handwritten", "form"],
         "image": drawn(f"No. {number}"),
         "docId": 14465 + number,
         "ucsf_document_id": "pybv0228",
@@ -42,16 +59,226 @@ def docvqa(number: int) -> dict[str, Any]:
     }
 
 
-# name -> (folder and split of its files, columns and types, a row)
-TABLES: dict[str, tuple[str, Mapping[str, pa.DataType], Any]] = {
-    "docvqa": (
+def infovqa(number: int) -> Row:
+    return {
+        "questionId": str(98313 + number),
+        "question": f"How many of {number + 5} use it?",
+        "answers": [str(number)],
+        "answer_type": ["single span"],
+        "image": drawn(f"{number} of {number + 5}", (40, 120)),
+        "image_url": "https://example.org/a.png",
+        "operation/reasoning": ["counting"],
+        "ocr": "[]",
+        "data_split": "val",
+    }
+
+
+def chartqa(number: int) -> Row:
+    kind = "human_test" if number % 2 == 0 else "augmented_test"
+    return {"type": kind, "question": f"What is bar {number}?", "answer": str(10 * number), "image": drawn("chart")}
+
+
+def textvqa(number: int) -> Row:
+    return {
+        "image_id": "003a8ae2ef43b901",
+        "question_id": 34602 + number,
+        "question": f"what is the Brand of camera {number}?",
+        "question_tokens": ["what", "is"],
+        "image": drawn("dakota"),
+        "image_width": 1024,
+        "image_height": 664,
+        "flickr_original_url": "https://example.org/o.jpg",
+        "flickr_300k_url": "https://example.org/s.jpg",
+        "answers": ["dakota"] * 6 + ["clos culombu", "dakota digital", "the dakota", "nous les gosses"],
+        "image_classes": ["Cassette deck"],
+        "set_name": "val",
+        "ocr_tokens": ["DAKOTA"],
+    }
+
+
+def ocrbench(number: int) -> Row:
+    formula = number % 3 == 2
+    return {
+        "dataset": "HME100k" if formula else "IIIT5K",
+        "question": " what is written in the image? ",
+        "question_type": "Handwritten Mathematical Expression Recognition" if formula else "Regular Text Recognition",
+        "answer": ["x ^ 2 + 1"] if formula else ["CENTRE", "Center"],
+        "image": drawn("CENTRE"),
+    }
+
+
+def ai2d(number: int) -> Row:
+    options = ["larva", "pupa", "egg", "adult"]
+    return {"question": f"Which stage is {number}?", "options": options, "answer": str(number % 4), "image": drawn("A")}
+
+
+def vstar(number: int) -> Row:
+    options = "(A) rubber\n(B) cotton\n(C) kevlar\n(D) leather" if number % 2 == 0 else "(A) left\n(B) right"
+    suffix = "\nAnswer with the option's letter from the given choices directly."
+    return {
+        "image": drawn("glove", (128, 64)),
+        "text": f"What is the material of glove {number}?\n{options}{suffix}",
+        "category": "direct_attributes" if number % 2 == 0 else "relative_position",
+        "label": "B",
+        "question_id": str(number),
+    }
+
+
+def mme(number: int) -> Row:
+    picture, negative = divmod(number, 2)
+    category = MME_CATEGORIES[picture % len(MME_CATEGORIES)]
+    thing = "sock" if negative else "dog"
+    return {
+        "question_id": f"{category}/{picture:04d}.jpg",
+        "image": drawn(f"dog {picture}"),
+        "question": f"Is there a {thing} in this image? Please answer yes or no.",
+        "answer": "No" if negative else "Yes",
+        "category": category,
+    }
+
+
+def mmstar(number: int) -> Row:
+    return {
+        "index": number,
+        "question": f"Which option is number {number}?\nOptions: A: one, B: two, C: three, D: four",
+        "image": drawn(str(number)),
+        "answer": "ABCD"[number % 4],
+        "category": "math" if number % 2 else "coarse perception",
+        "l2_category": ("geometry" if number % 4 == 1 else "statistical reasoning") if number % 2 else "image emotion",
+        "meta_info": {"source": "MMBench", "split": "val", "image_path": "images/0.jpg"},
+    }
+
+
+def pope(number: int) -> Row:
+    category = ("adversarial", "popular", "random")[number % 3]
+    return {
+        "id": str(number),
+        "question_id": str(number),
+        "question": f"Is there a {'snowboard' if number % 2 == 0 else 'car'} in the image?",
+        "answer": "no" if number % 2 else "yes",
+        "image_source": "COCO_val2014_000000310196",
+        "image": drawn("snow"),
+        "category": category,
+    }
+
+
+def gqa(number: int) -> Row:
+    return {
+        "id": f"2013{number:05d}",
+        "imageId": f"n{number % 2}",
+        "question": f"Is object {number} red?",
+        "answer": "yes" if number % 2 else "no",
+        "fullAnswer": "Yes, it is red.",
+        "isBalanced": True,
+        "types": {"structural": "verify", "semantic": "attr", "detailed": "verifyAttr"},
+    }
+
+
+def gqa_picture(number: int) -> Row:
+    return {"id": f"n{number}", "image": drawn(f"photo {number}")}
+
+
+def scienceqa(number: int) -> Row:
+    return {
+        "image": drawn("magnet"),
+        "question": f"Which property do the {number + 2} objects share?",
+        "choices": ["hard", "soft", "stretchy"][: 2 + number % 2],
+        "answer": number % 2,
+        "hint": "Select the better answer." if number % 2 else "",
+        "task": "closed choice",
+        "grade": "grade3",
+        "subject": "natural science",
+        "topic": "physics",
+        "category": "Materials",
+        "skill": "Compare properties of objects",
+        "lecture": "",
+        "solution": "",
+    }
+
+
+def realworldqa(number: int) -> Row:
+    letters = (
+        "\n\nA. Left\nB. Right\n\nPlease answer directly with only the letter of the correct option and nothing else."
+    )
+    plain = "\n\nPlease answer directly with a single word or number."
+    return {
+        "image": drawn("road", (120, 60)),
+        "image_path": f"{number}.webp",
+        "question": f"Where is car {number}?{letters if number % 2 == 0 else plain}",
+        "answer": "A" if number % 2 == 0 else "Downhill",
+    }
+
+
+def mmbench(number: int) -> Row:
+    """Two rotations of each question; the second question has two options and a hint."""
+    question, rotation = divmod(number, 2)
+    options, few = ["red", "green", "blue", "white"], question % 2 == 1
+    if few:
+        options = ["True", "False"]
+    turned = options[rotation:] + options[:rotation]
+    given = dict(zip("ABCD", turned + ["nan"] * (4 - len(turned)), strict=True))
+    return {
+        "index": 241 + question + rotation * 1_000_000,
+        "question": f"Which color is square {question}?",
+        "hint": "Squares have four sides." if few else "nan",
+        "answer": "ABCD"[turned.index(options[0])],
+        **given,
+        "category": "attribute_recognition" if few else "object_localization",
+        "image": drawn("square"),
+        "source": "reasonita",
+        "L2-category": "finegrained_perception (instance-level)",
+        "comment": "nan",
+        "split": "dev",
+    }
+
+
+def mmmu(number: int) -> Row:
+    choice = number % 2 == 0
+    images = {f"image_{index}": drawn(f"figure {index}") if index <= 2 else None for index in range(1, 8)}
+    return {
+        "id": f"validation_{'Accounting' if choice else 'Diagnostics_and_Laboratory_Medicine'}_{number}",
+        "question": f"<image 1> Compute {number}." if choice else "How many cells does <image 1> show?",
+        "options": "['$6', '<image 2>', '$8']" if choice else "[]",
+        "explanation": "",
+        **images,
+        "img_type": "['Tables']",
+        "answer": "B" if choice else "['24/7', '3.429']",
+        "topic_difficulty": "Medium",
+        "question_type": "multiple-choice" if choice else "open",
+        "subfield": "Managerial Accounting",
+    }
+
+
+def seedbench(number: int) -> Row:
+    video = number % 3 == 2
+    return {
+        "answer": "A",
+        "choice_a": "One",
+        "choice_b": "Two",
+        "choice_c": "Three",
+        "choice_d": "Four",
+        "data_id": "1454426_2591111986",
+        "data_type": "video" if video else "image",
+        "question": f"How many towels are in picture {number}?",
+        "question_id": str(101669 + number),
+        "question_type_id": 5,
+        "image": [drawn(f"frame {frame}") for frame in range(3 if video else 1)],
+        "segment": [0, 4] if video else None,
+    }
+
+
+AI2D_COLUMNS = {"question": TEXT, "options": TEXTS, "answer": TEXT, "image": PICTURE}
+META = pa.struct([("source", TEXT), ("split", TEXT), ("image_path", TEXT)])
+GQA_TYPES = pa.struct([("structural", TEXT), ("semantic", TEXT), ("detailed", TEXT)])
+TABLES: dict[str, HubTable] = {
+    "docvqa": HubTable(
         "DocVQA/validation",
         {
             "questionId": TEXT,
             "question": TEXT,
             "question_types": TEXTS,
             "image": PICTURE,
-            "docId": pa.int64(),
+            "docId": WHOLE,
             "ucsf_document_id": TEXT,
             "ucsf_document_page_no": TEXT,
             "answers": TEXTS,
@@ -59,28 +286,198 @@ TABLES: dict[str, tuple[str, Mapping[str, pa.DataType], Any]] = {
         },
         docvqa,
     ),
+    "infovqa": HubTable(
+        "InfographicVQA/validation",
+        {
+            "questionId": TEXT,
+            "question": TEXT,
+            "answers": TEXTS,
+            "answer_type": TEXTS,
+            "image": PICTURE,
+            "image_url": TEXT,
+            "operation/reasoning": TEXTS,
+            "ocr": TEXT,
+            "data_split": TEXT,
+        },
+        infovqa,
+    ),
+    "chartqa": HubTable("data/test", {"type": TEXT, "question": TEXT, "answer": TEXT, "image": PICTURE}, chartqa),
+    "textvqa": HubTable(
+        "data/validation",
+        {
+            "image_id": TEXT,
+            "question_id": pa.int32(),
+            "question": TEXT,
+            "question_tokens": TEXTS,
+            "image": PICTURE,
+            "image_width": pa.int32(),
+            "image_height": pa.int32(),
+            "flickr_original_url": TEXT,
+            "flickr_300k_url": TEXT,
+            "answers": TEXTS,
+            "image_classes": TEXTS,
+            "set_name": TEXT,
+            "ocr_tokens": TEXTS,
+        },
+        textvqa,
+    ),
+    "ocrbench": HubTable(
+        "data/test",
+        {"dataset": TEXT, "question": TEXT, "question_type": TEXT, "answer": TEXTS, "image": PICTURE},
+        ocrbench,
+    ),
+    "ai2d": HubTable("data/test", AI2D_COLUMNS, ai2d),
+    "ai2d_no_mask": HubTable("data/test", AI2D_COLUMNS, ai2d),
+    "vstar": HubTable(
+        "data/test",
+        {"image": PICTURE, "text": TEXT, "category": TEXT, "label": TEXT, "question_id": TEXT},
+        vstar,
+    ),
+    "mme": HubTable(
+        "data/test",
+        {"question_id": TEXT, "image": PICTURE, "question": TEXT, "answer": TEXT, "category": TEXT},
+        mme,
+    ),
+    "mmstar": HubTable(
+        "mmstar.parquet",
+        {
+            "index": WHOLE,
+            "question": TEXT,
+            "image": pa.binary(),
+            "answer": TEXT,
+            "category": TEXT,
+            "l2_category": TEXT,
+            "meta_info": META,
+        },
+        lambda number: mmstar(number) | {"image": mmstar(number)["image"]["bytes"]},
+    ),
+    "pope": HubTable(
+        "data/test",
+        {
+            "id": TEXT,
+            "question_id": TEXT,
+            "question": TEXT,
+            "answer": TEXT,
+            "image_source": TEXT,
+            "image": PICTURE,
+            "category": TEXT,
+        },
+        pope,
+    ),
+    "gqa": HubTable(
+        "testdev_balanced_instructions/testdev",
+        {
+            "id": TEXT,
+            "imageId": TEXT,
+            "question": TEXT,
+            "answer": TEXT,
+            "fullAnswer": TEXT,
+            "isBalanced": pa.bool_(),
+            "types": GQA_TYPES,
+        },
+        gqa,
+    ),
+    "scienceqa": HubTable(
+        "ScienceQA-IMG/test",
+        {
+            "image": PICTURE,
+            "question": TEXT,
+            "choices": TEXTS,
+            "answer": SMALL,
+            "hint": TEXT,
+            "task": TEXT,
+            "grade": TEXT,
+            "subject": TEXT,
+            "topic": TEXT,
+            "category": TEXT,
+            "skill": TEXT,
+            "lecture": TEXT,
+            "solution": TEXT,
+        },
+        scienceqa,
+    ),
+    "realworldqa": HubTable(
+        "data/test", {"image": PICTURE, "image_path": TEXT, "question": TEXT, "answer": TEXT}, realworldqa
+    ),
+    "mmbench": HubTable(
+        "en/dev",
+        {
+            "index": WHOLE,
+            "question": TEXT,
+            "hint": TEXT,
+            "answer": TEXT,
+            "A": TEXT,
+            "B": TEXT,
+            "C": TEXT,
+            "D": TEXT,
+            "category": TEXT,
+            "image": PICTURE,
+            "source": TEXT,
+            "L2-category": TEXT,
+            "comment": TEXT,
+            "split": TEXT,
+        },
+        mmbench,
+    ),
+    "mmmu": HubTable(
+        "data/validation",
+        {
+            "id": TEXT,
+            "question": TEXT,
+            "options": TEXT,
+            "explanation": TEXT,
+            **{f"image_{index}": PICTURE for index in range(1, 8)},
+            "img_type": TEXT,
+            "answer": TEXT,
+            "topic_difficulty": TEXT,
+            "question_type": TEXT,
+            "subfield": TEXT,
+        },
+        mmmu,
+    ),
+    "seedbench": HubTable(
+        "data/test",
+        {
+            "answer": TEXT,
+            "choice_a": TEXT,
+            "choice_b": TEXT,
+            "choice_c": TEXT,
+            "choice_d": TEXT,
+            "data_id": TEXT,
+            "data_type": TEXT,
+            "question": TEXT,
+            "question_id": TEXT,
+            "question_type_id": pa.int16(),
+            "image": PICTURES,
+            "segment": pa.list_(WHOLE),
+        },
+        seedbench,
+    ),
 }
 
 
-def rows_of(name: str, count: int) -> list[dict[str, Any]]:
+def rows_of(name: str, count: int) -> list[Row]:
     """Returns the first rows of a benchmark's table."""
-    return [TABLES[name][2](number) for number in range(count)]
+    return [TABLES[name].row(number) for number in range(count)]
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, pa.DataType]) -> None:
+def write_table(path: Path, rows: Sequence[Row], columns: Mapping[str, pa.DataType]) -> None:
     """Writes one file, with two rows in a row group."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(columns.items()))), path, row_group_size=2)
 
 
-def write(name: str, folder: Path, rows: Sequence[Mapping[str, Any]], shards: int = 1) -> list[Path]:
-    """Writes the table of a benchmark into a repository's folder; returns its files."""
-    place, columns, _ = TABLES[name]
-    if place.endswith(".parquet"):
-        write_table(folder / place, rows, columns)
-        return [folder / place]
-    paths = [folder / f"{place}-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
+def write(name: str, folder: Path, rows: Sequence[Row], shards: int = 1) -> list[Path]:
+    """Writes the table of a benchmark into a repository's folder, of GQA also its pictures; returns its files."""
+    table = TABLES[name]
+    if name == "gqa":
+        pictures = folder / "testdev_balanced_images" / "testdev-00000-of-00001.parquet"
+        write_table(pictures, [gqa_picture(number) for number in range(2)], {"id": TEXT, "image": PICTURE})
+    if table.place.endswith(".parquet"):
+        write_table(folder / table.place, rows, table.columns)
+        return [folder / table.place]
+    paths = [folder / f"{table.place}-{number:05d}-of-{shards:05d}.parquet" for number in range(shards)]
     size = -(-len(rows) // shards)
     for number, path in enumerate(paths):
-        write_table(path, rows[number * size : (number + 1) * size], columns)
+        write_table(path, rows[number * size : (number + 1) * size], table.columns)
     return paths

@@ -12,6 +12,22 @@ from visor_jax.evaluate.benchmarks.base import Benchmark
 # name -> the module beside this one whose `BENCHMARKS` has it; imported on first use
 MODULES: dict[str, str] = {
     "docvqa": "docvqa",
+    "infovqa": "infovqa",
+    "chartqa": "chartqa",
+    "textvqa": "textvqa",
+    "ocrbench": "ocrbench",
+    "ai2d": "ai2d",
+    "ai2d_no_mask": "ai2d",
+    "vstar": "vstar",
+    "mme": "mme",
+    "mmstar": "mmstar",
+    "pope": "pope",
+    "gqa": "gqa",
+    "scienceqa": "scienceqa",
+    "realworldqa": "realworldqa",
+    "mmbench": "mmbench",
+    "mmmu": "mmmu",
+    "seedbench": "seedbench",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
-Kind = Literal["text", "texts", "whole number", "picture", "pictures"]  # of the values of a column
+Kind = Literal["text", "texts", "number", "picture", "pictures"]  # of the values of a column
 Reference = str | Sequence[str]
 Line = Mapping[str, Any]  # a prediction, as `predictions.py` writes it
 

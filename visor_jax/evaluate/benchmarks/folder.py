@@ -32,7 +32,7 @@ from visor_jax.files.read_write import as_path, open_regular
 EXPECTED = {
     "text": "text",
     "texts": "a list of texts",
-    "whole number": "whole numbers",
+    "number": "whole numbers, or texts of them",
     "picture": "pictures: {bytes, path}, bytes or base64",
     "pictures": "lists of pictures",
 }
@@ -101,12 +101,13 @@ class Table:
         return decoded
 
     def fingerprint(self) -> dict[str, str]:
-        """Returns a sha256 of each file by name, over its size and its first and last megabyte.
+        """Returns a sha256 of each file by folder and name, over its size and its first and last megabyte.
 
         The last megabyte holds the footer, which knows sizes and statistics of all columns.
         """
         files = {*self._files, *(file for file, _ in self._pictures.values())}
-        return {file.path.name: _digest(file.path) for file in sorted(files, key=lambda file: str(file.path))}
+        paths = sorted(file.path for file in files)
+        return {f"{path.parent.name}/{path.name}": _digest(path) for path in paths}
 
     def _at(self, number: int) -> tuple[Rows, int]:
         index = bisect.bisect_right(self._starts, number) - 1
@@ -211,7 +212,7 @@ def is_kind(found: pa.DataType, kind: Kind) -> bool:
     if kind == "picture":
         is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
         return is_text or is_bytes or (pa.types.is_struct(found) and found.get_field_index("bytes") >= 0)
-    return pa.types.is_integer(found) if kind == "whole number" else is_text
+    return is_text or (kind == "number" and pa.types.is_integer(found))
 
 
 def encoded(picture: Any, shown: str) -> bytes:

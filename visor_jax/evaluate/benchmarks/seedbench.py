@@ -1,0 +1,59 @@
+"""SEED-Bench: multiple-choice questions about pictures and, as several frames, about videos (Li et al., 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visor_jax.evaluate.benchmarks.base import (
+    LETTER,
+    Benchmark,
+    Item,
+    Line,
+    Row,
+    grouped,
+    mean,
+    options_text,
+    scores_of,
+)
+
+CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
+
+
+def item(row: Row) -> Item:
+    """Makes the question of a row."""
+    prompt = f"{row['question']}\n{options_text([row[choice] for choice in CHOICES])}{LETTER}"
+    return Item("", prompt, ["image"], row["answer"].strip().upper(), {"data_type": row["data_type"]})
+
+
+def score(answer: str, item: Item) -> dict[str, float]:
+    """Scores an answer by its first character."""
+    return {"accuracy": float(answer.strip()[:1].upper() == item.reference)}
+
+
+def report(lines: Sequence[Line]) -> dict[str, float]:
+    """Returns the accuracy over all questions, and over those about pictures and about videos."""
+    parts = {f"seed_{kind}": mean(scores_of(part, "accuracy")) for kind, part in grouped(lines, "data_type").items()}
+    return {"seed_all": mean(scores_of(lines, "accuracy")), **parts}
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="seedbench",
+        repo="lmms-lab-encoder/SEED-Bench",
+        split="test",
+        files=("data/test-*.parquet",),
+        columns={
+            "question": "text",
+            **dict.fromkeys(CHOICES, "text"),
+            "answer": "text",
+            "data_type": "text",
+            "image": "pictures",
+        },
+        level="easy",
+        max_new_tokens=16,
+        item=item,
+        score=score,
+        report=report,
+        headline="seed_all",
+    ),
+)
