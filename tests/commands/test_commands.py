@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import visor_jax.errors
+from tests.evaluate.benchmarks import hub_tables
 from visor_jax.__main__ import main
 from visor_jax.export import torch_export
 from visor_jax.files.read_write import read_json
@@ -179,6 +180,18 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     assert read_json(tiny_copy / "eval" / "test.json") == evaluation, "the run's evaluation is kept"
 
 
+def test_evaluate_on_public_benchmarks(tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub_tables.write("pope", tmp_path / "hub" / "POPE", hub_tables.rows_of("pope", 3))
+    hub_tables.write("chartqa", tmp_path / "hub" / "ChartQA", hub_tables.rows_of("chartqa", 3))
+    asked = "evaluate", f"--workdir={tiny_copy}", "--benchmark=chartqa, pope", f"--data={tmp_path / 'hub'}"
+    actual = result_of(capsys, *asked, "--limit=2", "--budget=full")
+    assert set(actual["benchmarks"]) == {"chartqa", "pope"} and actual["budgets"]["full"]["samples"] == 4
+    for name, split in (("chartqa", "test"), ("pope", "test")):
+        folder = tiny_copy / "eval" / f"of_{name}" / "partial"
+        assert read_json(folder / f"{split}.json") == actual["benchmarks"][name]
+        assert len((folder / f"{split}.predictions.jsonl").read_text().splitlines()) == 2
+
+
 def test_search_label_and_run_of_a_complete_workdir(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     viable = result_of(capsys, "search", f"--workdir={tiny_run}")["viable"]
     assert viable == read_json(tiny_run / "search" / "viable.json")["viable"]
@@ -312,7 +325,12 @@ def test_other_weights_than_the_run_chose_are_refused(
 def test_evaluate_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = "evaluate", f"--workdir={tiny_run}"
     assert "fulll" in refusal(capsys, *here, "--budget=fulll")
-    assert "docvqa" in refusal(capsys, *here, "--benchmark=docvqa")
+    assert "needs --data=FOLDER, with the files of lmms-lab" in refusal(capsys, *here, "--benchmark=docvqa")
+    assert "did you mean 'docvqa'" in refusal(capsys, *here, "--benchmark=dokvqa")
+    assert "did you mean 'chartqa'" in refusal(capsys, *here, "--benchmark=docvqa,chartq", f"--data={tmp_path}")
+    assert "DocVQA/validation-*.parquet" in refusal(capsys, *here, "--benchmark=docvqa", f"--data={tmp_path}")
+    assert "--limit=0" in refusal(capsys, *here, "--benchmark=docvqa", f"--data={tmp_path}", "--limit=0")
+    assert "--config.evaluate.samples=5" in refusal(capsys, *here, "--limit=5")
     assert "none.json" in refusal(capsys, *here, f"--data={tmp_path / 'none.json'}")
     assert "--split" in refusal(capsys, *here, "--split=train")
     assert "config.json" in refusal(capsys, "evaluate", f"--workdir={tmp_path / 'none'}")
