@@ -23,6 +23,7 @@ from visor_jax.evaluate.tables import print_benchmarks
 from visor_jax.files.read_write import read_json
 from visor_jax.loading import Visor, load
 from visor_jax.testing import tiny_config
+from visor_jax.testing.processes import Processes
 from visor_jax.workdir.folder import Workdir
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -135,20 +136,39 @@ def test_a_killed_run_answers_only_what_is_missing(
     assert not list((tiny_copy / "eval").glob("of_*/chunks"))
 
 
+@pytest.mark.slow
+def test_two_processes_write_the_files_of_one(tiny_copy: Path, data: Path, tmp_path: Path) -> None:
+    runs = {1: tiny_copy, 2: Path(shutil.copytree(tiny_copy, tmp_path / "two"))}
+    environment = {"PYTHONPATH": str(ROOT)}
+    for count, run in runs.items():
+        asked = ["evaluate", f"--workdir={run}", f"--benchmark={','.join(NAMES)}", f"--data={data}"]
+        asked += ["--config.evaluate.batch_size=2"]
+        with Processes(asked, count=count, environment=environment) as processes:
+            ended = processes.wait(600)
+        assert [process.status for process in ended] == [0] * count, ended
+    written = [path.relative_to(tiny_copy) for path in tiny_copy.glob("eval/of_*/partial/*")]
+    assert len(written) == 4
+    for path in written:
+        assert (runs[2] / path).read_bytes() == (runs[1] / path).read_bytes()
+
+
 def test_a_damaged_or_foreign_chunk_is_computed_again(
     tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = predictions.PredictionStore(Workdir(tiny_run), str(tmp_path), {"seed": 0}, "full")
     budgets: dict[str, Any] = {"full": (True, True), "auto": None}
-    lines = [{"row": row, "budget": name, "answer": "\u00e9"} for row in (3, 4) for name in budgets]
+    benchmark, rows = named_benchmark("docvqa"), hub_tables.rows_of("docvqa", 5)
+    opened = [predictions.Opened(row, benchmark.item(rows[row]), [], "broken_image: \u00e9") for row in (3, 4)]
+    lines = [predictions.problem_line(benchmark, question, name, "\u00e9") for question in opened for name in budgets]
     store.save([3, 4], budgets, lines)
     assert store.load([3, 4], budgets) == lines
     assert store.load([3], budgets) is None and store.load([3, 4], {"full": (True, True)}) is None
     (path,) = tmp_path.glob("chunks/*/*.jsonl")
-    for content in (path.read_bytes()[:-30], b"", b"[1]\n", predictions.pack(lines[:2])):
+    lacking = [{key: value for key, value in line.items() if key != "scores"} for line in lines]
+    for content in (path.read_bytes()[:-30], b"", b"[1]\n", predictions.pack(lines[:2]), predictions.pack(lacking)):
         path.write_bytes(content)
         assert store.load([3, 4], budgets) is None
-    assert caplog.text.count("is computed again") == 4
+    assert caplog.text.count("is computed again") == 5
 
 
 def test_questions_that_cannot_be_asked_are_wrong_and_counted(tiny_copy: Path, tmp_path: Path) -> None:

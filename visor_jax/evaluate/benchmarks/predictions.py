@@ -32,7 +32,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.chunks import PassFolder, ProcessShares
-from visor_jax.files.json_shape import COUNT, TEXT, check_shape, list_of
+from visor_jax.files.json_shape import AMOUNT, COUNT, FLAG, FRACTION, TEXT, check_shape, each, list_of
 from visor_jax.files.read_write import parse_json, read_regular, write_bytes
 from visor_jax.generate.answer import BudgetAnswers
 from visor_jax.loading import Visor
@@ -42,6 +42,16 @@ from visor_jax.workdir.supervision import beat
 log = logging.getLogger(__name__)
 
 MAX_CHUNK_BYTES = 2**28
+SHAPE = list_of(
+    {
+        "row": COUNT,
+        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles"), COUNT),
+        **dict.fromkeys(("id", "budget", "route", "question", "answer", "problem"), TEXT),
+        "scores": each(FRACTION),
+        "complete": FLAG,
+        **dict.fromkeys(("decoder_flops", "prompt_decoder_flops", "flops"), AMOUNT),
+    }
+)
 Budgets = Mapping[str, Bits | None]
 
 
@@ -55,7 +65,7 @@ class PredictionStore(PassFolder):
             return None
         try:
             lines = unpack(read_regular(path, MAX_CHUNK_BYTES))
-            check_shape(lines, list_of({"row": COUNT, "budget": TEXT}), path)
+            check_shape(lines, SHAPE, path)
             if [(line["row"], line["budget"]) for line in lines] != [(row, name) for row in rows for name in budgets]:
                 raise ValueError("its predictions are of other questions or budgets")
         except (RequestError, ValueError) as error:
