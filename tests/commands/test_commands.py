@@ -329,6 +329,9 @@ def test_evaluate_mistakes(tiny_run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "did you mean 'docvqa'" in refusal(capsys, *here, "--benchmark=dokvqa")
     assert "did you mean 'chartqa'" in refusal(capsys, *here, "--benchmark=docvqa,chartq", f"--data={tmp_path}")
     assert "DocVQA/validation-*.parquet" in refusal(capsys, *here, "--benchmark=docvqa", f"--data={tmp_path}")
+    assert "no --split with docvqa" in refusal(
+        capsys, *here, "--benchmark=docvqa", f"--data={tmp_path}", "--split=validation"
+    )
     assert "--limit=0" in refusal(capsys, *here, "--benchmark=docvqa", f"--data={tmp_path}", "--limit=0")
     assert "--config.evaluate.samples=5" in refusal(capsys, *here, "--limit=5")
     assert "none.json" in refusal(capsys, *here, f"--data={tmp_path / 'none.json'}")

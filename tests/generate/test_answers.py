@@ -174,6 +174,12 @@ def test_the_policy_alone_decodes_what_it_picks(model: Visor, make_model: Callab
         make_model().answer_budgets([QUESTIONS[0]], {"auto": None})
 
 
+def test_a_dense_model_has_one_budget(dense: Visor) -> None:
+    (one,) = dense.answer_budgets([QUESTIONS[0]], {"full": ()}, 6)
+    assert not isinstance(one, RequestError) and one.answers["full"].budget == "dense"
+    assert without_times(one.answers["full"]) == without_times(dense.answer(*QUESTIONS[0], "full", 6))
+
+
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 HISTORY = [("What colour is A?", "red"), ("Which digit is it?", "4")]

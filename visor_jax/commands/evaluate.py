@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=None, help="of the questions of each benchmark; default: all")
     parser.add_argument("--budget", default=None, help="comma-separated names; default: all viable budgets and auto")
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
-    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument(
+        "--split", choices=("validation", "test"), help="default: test; a public benchmark has one only"
+    )
 
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -58,6 +60,10 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
     workdir, benchmarks = Workdir(args.workdir), benchmark_names(args.benchmark, args.data, args.limit)
+    if benchmarks and args.split:
+        raise RequestError(
+            f"--split={args.split}: is for the run's own data; expected no --split with {args.benchmark}"
+        )
     check_average(workdir, config)
     run_config, config = config, config if benchmarks else evaluation_data(config, args.benchmark, args.data)
     budgets = [name.strip() for name in (args.budget or "").split(",") if name.strip()] or None
@@ -79,6 +85,6 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
             if config is not run_config:
                 of = Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark
                 name = str(Path(f"of_{of}") / name)
-            result = evaluate(config, load(source), workdir, split=args.split, budgets=budgets, name=name)
+            result = evaluate(config, load(source), workdir, split=args.split or "test", budgets=budgets, name=name)
     (print_benchmarks if tables else print_budgets)(result)
     return result

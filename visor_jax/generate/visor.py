@@ -40,6 +40,7 @@ from visor_jax.generate.request import (
 )
 from visor_jax.generate.sampling import Sampling
 from visor_jax.model.layers import Params
+from visor_jax.workdir.supervision import beat
 
 PREFILL_AHEAD = 32  # questions whose pictures are encoded before the first of them is answered
 
@@ -291,7 +292,7 @@ class Visor:
             for group in batches([questions[index].state.row_shape for index in same]):
                 members = [same[i] for i in group]
                 for _ in self._steps([questions[i] for i in members], [pending[i] for i in members], request):
-                    pass
+                    beat()
         return pending
 
     def _pieces(self, prompt: Example, request: Request) -> Generator[str, None, Answer]:
