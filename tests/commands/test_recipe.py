@@ -180,6 +180,8 @@ def test_questions_from_another_source(tmp_path: Path) -> None:
         (folder / "sheet.png").write_bytes(b"")
         assert evaluation_data(config, "llava", str(folder)).data.path == name
     assert evaluation_data(changed, "almanac", "").data.source == "almanac"
+    parts = {"data.path": "", "data.parts": (("almanac", "lists", "all", 1.0),), "data.question_part": "lists"}
+    assert evaluation_data(as_config(tiny_config(parts)), "almanac", "").data.parts == ()
     for name, source in (("a.parquet", "parquet"), ("a.array_record", "array_record"), ("noted.txt", "llava")):
         assert evaluation_data(config, "", str(tmp_path / name)).data.source == source
     mixed = evaluation_data(config, "", str(tmp_path / "mix.yaml"))

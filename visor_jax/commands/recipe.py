@@ -357,7 +357,7 @@ def evaluation_data(config: Config, benchmark: str, data: str) -> Config:
 def _file_fields(name: str, data: str) -> dict[str, Any]:
     """Returns the fields of `config.data` for the source `name` and the file of `--data`."""
     from_file = named_kind(name).from_file
-    single = {"source": name, "mixture": "", "parts": (), "sampling": "all"}
+    single = {"source": name, "mixture": "", "parts": (), "question_part": "", "sampling": "all"}
     if from_file is None:
         return {**single, "path": ""}
     if not data:
