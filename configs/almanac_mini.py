@@ -63,8 +63,8 @@ def get_config(base: str = "almanac-base") -> ConfigDict:
     config.train.update(b2=0.98, weight_decay=0.01, clip_norm=1.0, end_fraction=0.05, checkpoint_every=300)
     # Only the new layers train; all others are the base's.
     config.stage_overrides.warmup.update(steps=250, learning_rate=2e-3, init_from=base)
-    config.stage_overrides.full.update(steps=400, learning_rate=1e-3)
-    config.stage_overrides.universal.update(steps=900, learning_rate=1e-3)
+    config.stage_overrides.full.update(steps=350, learning_rate=1e-3)
+    config.stage_overrides.universal.update(steps=750, learning_rate=1e-3)
 
     # --- search, labels, policy, evaluation ---------------------------------------------------------------------------
     # Small models are uncertain of correct answers, so a cheaper budget may lose a fifth of the full one's likelihood.
