@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from visor_jax.__main__ import main
-from visor_jax.config import apply_overrides, architecture, load_config, stage_config
+from visor_jax.config import Config, apply_overrides, architecture, load_config, stage_config
 from visor_jax.config.schema import BASE_STAGES, TRAINED_STAGES
 from visor_jax.data.from_config import (
     make_tokenizer,
@@ -33,11 +33,8 @@ def num_parameters(config_file: Path, stage: str) -> int:
     )
 
 
-def test_the_base_is_dense_and_asks_every_part_in_some_stage() -> None:
-    config = load_config(BASE)
-    check_source(config)
-    assert config.stages == BASE_STAGES and architecture(config).plan == "dense"
-    assert 0.6e6 < num_parameters(BASE, "base_pages") < 0.8e6
+def asked_parts(config: Config) -> set[str]:
+    """Returns the parts that some stage asks, after checks of every stage."""
     asked: set[str] = set()
     for stage in config.stages:
         settings, parts = stage_config(config, stage), stage_parts(config, stage)
@@ -45,9 +42,19 @@ def test_the_base_is_dense_and_asks_every_part_in_some_stage() -> None:
         assert phases[0].start == 0 and phases[-1].start < settings.steps * settings.batch_size
         assert settings.objective == "answer" and settings.budgets == "full"
         asked |= {part.path for phase in phases for part, weight in zip(parts, phase.weights, strict=True) if weight}
-    assert asked == {path for _, path, _, _ in config.data.parts}
-    starts = [stage_config(config, stage).init_from for stage in config.stages]
-    assert starts == ["", *BASE_STAGES[:-1]]
+    return asked
+
+
+def test_the_base_is_dense_and_its_two_rounds_ask_every_part() -> None:
+    first, second = load_config(BASE), load_config(f"{BASE}:/some/base")
+    for config, stages, start in ((first, BASE_STAGES, ""), (second, BASE_STAGES[1:], "/some/base")):
+        check_source(config)
+        assert config.stages == stages and architecture(config).plan == "dense"
+        assert [stage_config(config, stage).init_from for stage in stages] == [start, *stages[:-1]]
+    assert 0.6e6 < num_parameters(BASE, "base_pages") < 0.8e6
+    assert differences(architecture(first, "base_pages"), architecture(second, "base_pages")) == []
+    assert asked_parts(first) | asked_parts(second) == {path for _, path, _, _ in first.data.parts}
+    assert first.data.parts == second.data.parts
 
 
 def test_the_default_job_starts_from_a_model_of_the_base_shape() -> None:
