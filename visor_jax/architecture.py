@@ -109,6 +109,10 @@ REDUCTIONS = ("none", "m3", "divprune", "vispruner", "visionzip", "hired")  # co
 MAX_DENOMINATOR = 10_000  # of the kept share as a fraction, so that the device counts kept tokens in int32
 
 
+def _fraction(share: float) -> Fraction:
+    return Fraction(share).limit_denominator(MAX_DENOMINATOR)
+
+
 @dataclass(frozen=True)
 class ReductionArchitecture:
     """How the visual tokens are reduced before the decoder (`visor_jax.model.reduction`, docs/reduction.md).
@@ -138,7 +142,7 @@ class ReductionArchitecture:
     @property
     def fraction(self) -> Fraction:
         """Returns `ratio` as a fraction; what is kept of a group of n tokens is n times it, rounded up."""
-        return Fraction(self.ratio).limit_denominator(MAX_DENOMINATOR)
+        return _fraction(self.ratio)
 
     @property
     def stride(self) -> int:
@@ -157,22 +161,22 @@ class ReductionArchitecture:
 
     def important(self, kept: Any) -> Any:
         """Returns how many of a tile's kept tokens "vispruner" chooses by attention, rounded down; as `kept`."""
-        share = Fraction(self.important_share).limit_denominator(MAX_DENOMINATOR)
+        share = _fraction(self.important_share)
         return kept * share.numerator // share.denominator
 
     def contextual(self, kept: Any) -> Any:
         """Returns how many of a tile's kept tokens "visionzip" merges, to the nearest number; as `kept`."""
-        share = Fraction(self.contextual_share).limit_denominator(MAX_DENOMINATOR)
+        share = _fraction(self.contextual_share)
         return (2 * kept * share.numerator + share.denominator) // (2 * share.denominator)
 
     def of_base(self, kept: Any) -> Any:
         """Returns how many of a picture's kept tokens "hired" gives to its base tile, rounded down; as `kept`."""
-        share = Fraction(self.base_share).limit_denominator(MAX_DENOMINATOR)
+        share = _fraction(self.base_share)
         return kept * share.numerator // share.denominator
 
     def marked(self, patches: int) -> int:
         """Returns how many of a base tile's patches "hired" marks, rounded down."""
-        share = Fraction(self.base_share).limit_denominator(MAX_DENOMINATOR)
+        share = _fraction(self.base_share)
         return patches * (share.denominator - share.numerator) // share.denominator
 
     def candidates(self, visual: int) -> int:

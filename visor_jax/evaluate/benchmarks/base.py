@@ -126,6 +126,22 @@ def grouped(lines: Sequence[Line], fact: str) -> dict[str, list[Line]]:
     return groups
 
 
+def accuracies(overall: str, by: str, name: str) -> Callable[[Sequence[Line]], dict[str, float]]:
+    """Returns the report of the score "accuracy": over all questions, and by one of their facts.
+
+    Args:
+      overall: name of the number over all questions.
+      by: the fact.
+      name: of each further number, with "{}" for the value of the fact.
+    """
+
+    def report(lines: Sequence[Line]) -> dict[str, float]:
+        parts = {name.format(value): mean(scores_of(part, "accuracy")) for value, part in grouped(lines, by).items()}
+        return {overall: mean(scores_of(lines, "accuracy")), **parts}
+
+    return report
+
+
 def letter_of(index: int | str, options: Sequence[str]) -> str:
     """Returns the letter of the right option.
 

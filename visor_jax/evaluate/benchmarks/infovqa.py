@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from visor_jax.evaluate.benchmarks.base import Benchmark, means
-from visor_jax.evaluate.benchmarks.docvqa import item, score
+from dataclasses import replace
 
-BENCHMARKS = (
-    Benchmark(
-        name="infovqa",
-        repo="lmms-lab-encoder/DocVQA",
-        split="validation",
-        files=("InfographicVQA/validation-*.parquet",),
-        columns={"questionId": "text", "question": "text", "answers": "texts", "image": "picture"},
-        level="hard",
-        max_new_tokens=32,
-        item=item,
-        score=score,
-        report=means("anls"),
-        headline="anls",
-    ),
+from visor_jax.evaluate.benchmarks import docvqa
+
+BENCHMARKS = tuple(
+    replace(benchmark, name="infovqa", files=("InfographicVQA/validation-*.parquet",))
+    for benchmark in docvqa.BENCHMARKS
 )

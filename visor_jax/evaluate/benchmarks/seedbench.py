@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from visor_jax.evaluate.benchmarks.base import (
-    LETTER,
-    Benchmark,
-    Item,
-    Line,
-    Row,
-    grouped,
-    mean,
-    options_text,
-    scores_of,
-)
+from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Row, accuracies, options_text
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -28,12 +16,6 @@ def item(row: Row) -> Item:
 def score(answer: str, item: Item) -> dict[str, float]:
     """Scores an answer by its first character."""
     return {"accuracy": float(answer.strip()[:1].upper() == item.reference)}
-
-
-def report(lines: Sequence[Line]) -> dict[str, float]:
-    """Returns the accuracy over all questions, and over those about pictures and about videos."""
-    parts = {f"seed_{kind}": mean(scores_of(part, "accuracy")) for kind, part in grouped(lines, "data_type").items()}
-    return {"seed_all": mean(scores_of(lines, "accuracy")), **parts}
 
 
 BENCHMARKS = (
@@ -53,7 +35,7 @@ BENCHMARKS = (
         max_new_tokens=16,
         item=item,
         score=score,
-        report=report,
+        report=accuracies("seed_all", by="data_type", name="seed_{}"),
         headline="seed_all",
     ),
 )

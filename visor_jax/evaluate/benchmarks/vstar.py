@@ -3,19 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from visor_jax.evaluate.benchmarks.base import (
-    LETTER,
-    Benchmark,
-    Item,
-    Line,
-    Row,
-    grouped,
-    mean,
-    options_text,
-    scores_of,
-)
+from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Row, accuracies, options_text
 
 LETTERS = "ABCD"
 OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
@@ -58,12 +47,6 @@ def score(answer: str, item: Item) -> dict[str, float]:
     return {"accuracy": float(named_option(answer) == item.reference)}
 
 
-def report(lines: Sequence[Line]) -> dict[str, float]:
-    """Returns the accuracy over all questions and by category, as fractions (lmms-eval gives percent)."""
-    parts = {f"{name}_acc": mean(scores_of(part, "accuracy")) for name, part in grouped(lines, "category").items()}
-    return {"overall_acc": mean(scores_of(lines, "accuracy")), **parts}
-
-
 BENCHMARKS = (
     Benchmark(
         name="vstar",
@@ -75,7 +58,7 @@ BENCHMARKS = (
         max_new_tokens=16,
         item=item,
         score=score,
-        report=report,
+        report=accuracies("overall_acc", by="category", name="{}_acc"),  # lmms-eval gives percent
         headline="overall_acc",
     ),
 )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import ReductionArchitecture
-from visor_jax.model.reduction.base import CENTER, NEWLINE, Choice, Pool, members_of, unit_vectors
+from visor_jax.model.reduction.base import CENTER, NEWLINE, Choice, Pool, members_of, rank_within, unit_vectors
 
 READS = ("last", "keys")
 MERGES = True
@@ -43,9 +43,7 @@ def choose_tile(
     size = jnp.sum(valid, dtype=jnp.int32)
     total = reduction.kept(size)
     contextual = reduction.contextual(total)
-    order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True)
-    rank = jnp.zeros(count, jnp.int32).at[order].set(jnp.arange(count, dtype=jnp.int32))
-    dominant = rank < total - contextual
+    dominant = rank_within(jnp.zeros(count, jnp.int32), scores, valid) < total - contextual
     rest = valid & ~dominant
     place = jnp.cumsum(rest, dtype=jnp.int32) - 1  # among the rest
     step = jnp.maximum(size - (total - contextual), 1) // jnp.maximum(contextual, 1)
