@@ -2,6 +2,7 @@
 
     python benchmarks/claims.py                                    # every variant, seeds 1 2 3, then the page
     python benchmarks/claims.py --only visor dense --seeds 1       # some of them
+    python benchmarks/claims.py --only visor dense_packed_4 --steps-scale 3   # longer training
     python benchmarks/claims.py --only visor --seeds 1 --steps-scale 0.02 --runs /tmp/x --out /tmp/x   # a trial
     python benchmarks/claims.py --page                             # docs/claims.md from the results that exist
 
@@ -63,10 +64,19 @@ class Session:
     steps_scale: float = 1.0
 
     @property
+    def folder(self) -> Path:
+        """The folder of everything that is compared, and of questions.json."""
+        return self.out / "benchmarks" / "results" / "claims"
+
+    @property
     def results(self) -> Path:
-        """The folder of the result files; scaled runs have one of their own."""
-        folder = self.out / "benchmarks" / "results" / "claims"
-        return folder if self.steps_scale == 1 else folder / f"steps_x{self.steps_scale:g}"
+        """The folder of the result files; runs with scaled steps have one of their own."""
+        return self.folder / self.scale_name
+
+    @property
+    def scale_name(self) -> str:
+        """The folder of runs and results whose steps are scaled, below that of the others."""
+        return "" if self.steps_scale == 1 else f"steps_x{self.steps_scale:g}"
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -100,7 +110,7 @@ def configured(session: Session, name: str, seed: int) -> Config:
 
 def workdir_of(session: Session, name: str, seed: int) -> Workdir:
     """Returns the folder of one variant's run."""
-    return Workdir(session.runs / f"{name}_{seed}")
+    return Workdir(session.runs / session.scale_name / f"{name}_{seed}")
 
 
 def identity_of(session: Session, config: Config) -> dict[str, Any]:
@@ -153,13 +163,13 @@ def fixed_questions(session: Session) -> dict[str, Any]:
     Raises:
       RequestError: it was decided from another base.
     """
-    path = session.results / "questions.json"
+    path = session.folder / "questions.json"
     if path.exists():
         questions = read_json(path)
         if questions["base_sha256"] != session.base_sha256:
             raise RequestError(f"{path}: was decided from another base; remove it and all results to begin again")
         return questions
-    if others := sorted(path.parent.glob("*_[0-9]*.json")):
+    if others := sorted(path.parent.rglob("*_[0-9]*.json")):
         raise RequestError(f"{others[0]}: exists before {path.name}; expected the questions to be fixed first")
     fields = {**VARIANTS["base"].fields(session.config), "seed": QUESTIONS_SEED, "stages": (), "stage": ""}
     config = changed(session.config, fields)
@@ -320,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", default="almanac-base", help="the dense base; a name, a folder, or RUN/base_pages")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps; for trials")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
     parser.add_argument("--again", action="store_true", help="measure results once more that are there")
@@ -334,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in args.seeds:  # all variants of a seed, so that a stopped comparison has whole seeds
             for name in ordered(args.only):
                 result_of(session, name, seed, again=args.again)
-    claims_page.write(session.results, session.out / "docs")
+    claims_page.write(session.folder, session.out / "docs")
     return 0
 
 

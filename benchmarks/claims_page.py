@@ -1,8 +1,12 @@
-"""Writes docs/claims.md from the results of `claims.py`: tables, the claims one by one, and two figures."""
+"""Writes docs/claims.md from the results of `claims.py`: tables, the claims one by one, and figures.
+
+In: the folder of the results; those of longer training in its folders `steps_xN`. Out: the page, `claims.png`,
+`claims_start.png` and a `claims_xN.png` for each of these folders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from claims_statistics import Cell, Result, Results, mean_curve
@@ -49,29 +53,53 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
 
 
 def write(folder: Path, docs: Path) -> None:
-    """Writes the page and its figure, and a second figure if there are runs with curves.
+    """Writes the page and its figures.
 
     Args:
       folder: of the results.
       docs: where the page is written.
     """
     results = Results(folder)
+    longer = {path.name.removeprefix("steps_x"): Results(path) for path in sorted(folder.glob("steps_x*"))}
     curves = [name for name in STARTS if any(run["curve"] for run in results.by_variant.get(name, {}).values())]
-    write_text(docs / "claims.md", page(results, with_curves=bool(curves)))
+    write_text(docs / "claims.md", page(results, longer, with_curves=bool(curves)))
     write_bytes(docs / "claims.png", cost_figure(results))
+    for scale, runs in longer.items():
+        write_bytes(docs / f"claims_x{scale}.png", cost_figure(runs))
     if curves:
         write_bytes(docs / "claims_start.png", start_figure(results, curves))
 
 
-def page(results: Results, *, with_curves: bool) -> str:
-    """Returns the page's Markdown."""
-    seeds, questions = results.seeds(), results.questions
-    named = ", ".join(f"{task} ({kind})" if kind else task for task, kind in questions["counts"]) or "none"
+def page(results: Results, longer: Mapping[str, Results], *, with_curves: bool) -> str:
+    """Returns the page's Markdown; `longer` holds the results of more steps, {how many times as many: results}."""
+    seeds = results.seeds()
     lines = [
+        *introduction(results),
+        "## The claims one by one",
+        *claim_table(results),
+    ]
+    for group in dict.fromkeys(variant.group for variant in VARIANTS.values()):
+        lines += group_table(results, group)
+    if with_curves:
+        lines += ["![Hard accuracy against steps](claims_start.png)", ""]
+        lines += ["Hard accuracy on each step's own fresh pages, all slots on: warm-up, full, universal.", ""]
+    for scale, runs in longer.items():
+        lines += longer_section(scale, runs)
+    runs = results.by_variant
+    missing = [f"{name} (seed {seed})" for name in VARIANTS for seed in seeds if seed not in runs.get(name, {})]
+    lines += ["## Not run", ", ".join(missing) or "Nothing is missing.", ""]
+    return "\n".join(lines)
+
+
+def introduction(results: Results) -> list[str]:
+    """Returns the page's first lines: where its numbers are from, and which questions count as hard."""
+    questions = results.questions
+    named = ", ".join(f"{task} ({kind})" if kind else task for task, kind in questions["counts"]) or "none"
+    return [
         "# The claims, measured",
         "",
         "Made by `python benchmarks/claims.py`; every number is a mean over seeds "
-        f"{', '.join(map(str, seeds))} of the test split, in",
+        f"{', '.join(map(str, results.seeds()))} of the test split, in",
         "percent, with a 95 % interval from a bootstrap over seeds and questions. Few seeds make it too narrow, and it",
         "gives 0 and 100 % no width. All",
         f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
@@ -85,7 +113,27 @@ def page(results: Results, *, with_curves: bool) -> str:
         "",
         "![Accuracy against decoder FLOPs](claims.png)",
         "",
-        "## The claims one by one",
+    ]
+
+
+def longer_section(scale: str, results: Results) -> list[str]:
+    """Returns the section about runs with `scale` times as many steps in every stage."""
+    groups = dict.fromkeys(variant.group for variant in VARIANTS.values())
+    return [
+        f"## {scale} times as many steps",
+        f"`python benchmarks/claims.py --steps-scale={scale}`: everything else is as above. Seeds:"
+        f" {', '.join(map(str, results.seeds()))}.",
+        "",
+        f"![Accuracy against decoder FLOPs after {scale} times as many steps](claims_x{scale}.png)",
+        "",
+        *claim_table(results),
+        *(line for group in groups for line in group_table(results, group, level=3)),
+    ]
+
+
+def claim_table(results: Results) -> list[str]:
+    """Returns the table of differences."""
+    return [
         "Differences in points: the first minus the second. A difference whose interval contains 0 shows nothing.",
         "",
         "| claim | first | second | level | difference | interval | seeds |",
@@ -94,15 +142,6 @@ def page(results: Results, *, with_curves: bool) -> str:
         *matched_rows(results),
         "",
     ]
-    for group in dict.fromkeys(variant.group for variant in VARIANTS.values()):
-        lines += group_table(results, group)
-    if with_curves:
-        lines += ["![Hard accuracy against steps](claims_start.png)", ""]
-        lines += ["Hard accuracy on each step's own fresh pages, all slots on: warm-up, full, universal.", ""]
-    runs = results.by_variant
-    missing = [f"{name} (seed {seed})" for name in VARIANTS for seed in seeds if seed not in runs.get(name, {})]
-    lines += ["## Not run", ", ".join(missing) or "Nothing is missing.", ""]
-    return "\n".join(lines)
 
 
 def claim_rows(results: Results) -> list[str]:
@@ -135,8 +174,8 @@ def matched_rows(results: Results) -> list[str]:
     return rows
 
 
-def group_table(results: Results, group: str) -> list[str]:
-    """Returns the heading and table of a group of variants; nothing if none was run."""
+def group_table(results: Results, group: str, level: int = 2) -> list[str]:
+    """Returns the heading (of `level`) and table of a group of variants; nothing if none was run."""
     dense = results.by_variant.get("dense") or results.by_variant.get("base") or results.by_variant.get("visor")
     rows = []
     for name, variant in VARIANTS.items():
@@ -156,7 +195,7 @@ def group_table(results: Results, group: str) -> list[str]:
         return []
     levels = " | ".join(LEVELS)
     return [
-        f"## {group}",
+        f"{'#' * level} {group}",
         f"| variant | budget | {levels} | decoder MFLOP | of dense | end to end, of dense | steps | seeds | CPU s |",
         "| --- | --- |" + " ---: |" * (len(LEVELS) + 6),
         *rows,

@@ -47,12 +47,16 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         """
+        Args:
+          folder: of the results; a folder `steps_xN`, of longer training, has its questions.json above it.
+
         Raises:
-          RequestError: the folder has no questions.json.
+          RequestError: there is no questions.json.
         """
-        if not (folder / "questions.json").exists():
-            raise RequestError(f"{folder / 'questions.json'}: no such file; run benchmarks/claims.py first")
-        self.questions = read_json(folder / "questions.json")
+        path = (folder.parent if folder.name.startswith("steps_x") else folder) / "questions.json"
+        if not path.exists():
+            raise RequestError(f"{path}: no such file; run benchmarks/claims.py first")
+        self.questions = read_json(path)
         self.counts = {tuple(cell) for cell in self.questions["counts"]}
         self.by_variant: dict[str, dict[int, Result]] = {}
         for path in sorted(folder.glob("*_[0-9]*.json")):

@@ -81,7 +81,9 @@ def test_steps_are_scaled_in_all_stages(claims: types.ModuleType, tmp_path: Path
     here = session(claims, tmp_path, steps_scale=0.5)
     assert stage_config(claims.configured(here, "visor", 1), "policy").steps == 2
     assert stage_config(claims.configured(here, "dense", 1), "dense").steps == 6
-    assert here.results != session(claims, tmp_path).results
+    whole = session(claims, tmp_path)
+    assert (here.results, here.folder) == (whole.results / "steps_x0.5", whole.folder)
+    assert claims.workdir_of(here, "visor", 1).path != claims.workdir_of(whole, "visor", 1).path
 
 
 def test_an_identity_ignores_where_a_run_lies(claims: types.ModuleType, tmp_path: Path) -> None:
@@ -204,13 +206,21 @@ def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) 
 
 
 def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, tmp_path: Path) -> None:
+    longer = [result("visor", 1, {"empty": (1, 1, 0, 1), "full": (1, 1, 1, 1)})]
+    longer += [result("dense_packed_4", 1, {"full": (1, 1, 0, 1)})]
+    write_results(tmp_path / "results" / "steps_x3", longer)
+    (tmp_path / "results" / "steps_x3" / "questions.json").unlink()
     importlib.import_module("claims_page").write(tmp_path / "results", tmp_path / "docs")
-    text = (tmp_path / "docs" / "claims.md").read_text()
+    text, more = (tmp_path / "docs" / "claims.md").read_text().split("## 3 times as many steps")
+    assert (
+        "| VISOR at no more decoder FLOPs beats packed tokens | visor full | dense_packed_4 full | hard | +100" in more
+    )
+    assert "### VISOR\n" in more and "claims_x3.png" in more
     assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
     assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full |" in text
-    assert "dense (seed 1), dense (seed 2)" in text and "start_zero (seed 2)" in text
+    assert "dense (seed 1), dense (seed 2)" in more and "start_zero (seed 2)" in more
     assert "below (table)" in text
-    for name in ("claims.png", "claims_start.png"):
+    for name in ("claims.png", "claims_x3.png", "claims_start.png"):
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| variant")}
     assert widths == {13}
