@@ -6,9 +6,10 @@ In: the folder of the results; those of longer training in its folders `steps_xN
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from claims_statistics import Cell, Result, Results, mean_curve
 from claims_table import ADAPTIVE, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
 from matplotlib.axes import Axes
@@ -80,6 +81,7 @@ def page(results: Results, longer: Mapping[str, Results], *, with_curves: bool) 
     ]
     for group in dict.fromkeys(variant.group for variant in VARIANTS.values()):
         lines += group_table(results, group)
+    lines += dial_table(results)
     if with_curves:
         lines += ["![Hard accuracy against steps](claims_start.png)", ""]
         lines += ["Hard accuracy on each step's own fresh pages, all slots on: warm-up, full, universal.", ""]
@@ -128,6 +130,7 @@ def longer_section(scale: str, results: Results) -> list[str]:
         "",
         *claim_table(results),
         *(line for group in groups for line in group_table(results, group, level=3)),
+        *dial_table(results, level=3),
     ]
 
 
@@ -201,6 +204,44 @@ def group_table(results: Results, group: str, level: int = 2) -> list[str]:
         *rows,
         "",
     ]
+
+
+def dial_table(results: Results, level: int = 2) -> list[str]:
+    """Returns the heading (of `level`) and table of VISOR's policy at every dial value; nothing if it was not run."""
+    runs = [run for run in results.by_variant.get("visor", {}).values() if run.get("dial")]
+    if not runs:
+        return []
+    fixed = [run["budgets"]["full"] for run in runs]
+    full = mean_of(fixed, "decoder_gflops")
+    fields, rows = ("easy", "middle", "hard"), []
+    for points in zip(*(run["dial"] for run in runs), strict=True):
+        cost, dial = mean_of(points, "decoder_gflops"), points[0]["dial"]
+        rows.append(
+            row(f"{dial:+g}", *(f"{100 * mean_of(points, field):.1f}" for field in fields),
+                f"{1e3 * cost:.2f}", f"{100 * cost / full:.0f} %", str(len(runs)))
+        )  # fmt: skip
+    return [
+        f"{'#' * level} The policy's dial",
+        "The same model and policy; a higher dial prefers more expensive budgets, 0 is `auto`. Here, all hard questions"
+        " are one level.",
+        "",
+        "| dial | easy | middle | all hard | decoder MFLOP | of full | seeds |",
+        "| --- |" + " ---: |" * 6,
+        *rows,
+        row(
+            "full",
+            *(f"{100 * mean_of(fixed, field):.1f}" for field in fields),
+            f"{1e3 * full:.2f}",
+            "100 %",
+            str(len(runs)),
+        ),
+        "",
+    ]
+
+
+def mean_of(rows: Iterable[Mapping[str, float]], field: str) -> float:
+    """Returns the mean of a field over rows."""
+    return float(np.mean([row[field] for row in rows]))
 
 
 def model_steps(run: Result) -> int:

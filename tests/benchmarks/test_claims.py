@@ -155,6 +155,12 @@ def results(tmp_path: Path) -> Any:
     visor = {"empty": (0.99, 0.9, 0.5, 0.3), "0b10": (0.99, 0.9, 0.8, 0.4), "full": (0.99, 0.95, 0.9, 0.5),
              "auto": (0.99, 0.95, 0.9, 0.5)}  # fmt: skip
     made = [result("visor", seed, visor) for seed in (1, 2, 3)]
+    for one in made:
+        one["dial"] = [
+            {"dial": dial, "easy": 0.99, "middle": 0.9, "hard": 0.1 * (dial + one["seed"]), "decoder_gflops": 0.003}
+            for dial in (0.0, 2.0)
+        ]
+        one["budgets"]["full"].update(easy=1.0, middle=0.95, hard=0.5)
     made += [result("dense_packed_4", seed, {"empty": (0.99, 0.9, 0.6, 0.3)}) for seed in (1, 2, 3)]
     for one in made[3:]:
         one["budgets"]["full"], one["answered"]["right"]["full"] = (
@@ -220,6 +226,8 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
     assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full |" in text
     assert "dense (seed 1), dense (seed 2)" in more and "start_zero (seed 2)" in more
     assert "below (table)" in text
+    assert "| +2 | 99.0 | 90.0 | 40.0 | 3.00 | 50 % | 3 |" in text
+    assert "| full | 100.0 | 95.0 | 50.0 | 6.00 | 100 % | 3 |" in text
     for name in ("claims.png", "claims_x3.png", "claims_start.png"):
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| variant")}
