@@ -1,7 +1,7 @@
 """Writes docs/claims.md from the results of `claims.py`: tables, the claims one by one, and figures.
 
-In: the folder of the results; those of longer training in its folders `steps_xN`. Out: the page, `claims.png`,
-`claims_start.png` and a `claims_xN.png` for each of these folders.
+In: the folder of the results; those of longer training in folders below it, as `steps_x3`. Out: the page, `claims.png`,
+`claims_start.png` and a picture such as `claims_x3.png` for each of these folders.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         """
         Args:
-          folder: of the results; a folder `steps_xN`, of longer training, has its questions.json above it.
+          folder: of the results; one of longer training, as `steps_x3`, has its questions.json above it.
 
         Raises:
           RequestError: there is no questions.json.

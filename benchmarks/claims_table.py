@@ -141,6 +141,8 @@ VARIANTS: dict[str, Variant] = {
                                pattern("text", "text", "text", "text", "cross", "self")),
     "slots_1_cross_2": Variant(_SLOTS, "2 cross-attention layers, 1 slot", TO_UNIVERSAL,
                                pattern("text", "cross", "text", "text", "cross", "self")),
+    "slots_2_early": Variant(_SLOTS, "2 cross-attention layers, 2 slots, each a layer earlier", TO_UNIVERSAL,
+                             pattern("cross", "self", "text")),
     "slots_2_cross_4": Variant(_SLOTS, "4 cross-attention layers, 2 slots", TO_UNIVERSAL,
                                pattern("cross", "cross", "self")),
     "slots_3_cross_3": Variant(_SLOTS, "3 cross-attention layers, 3 slots", TO_UNIVERSAL, pattern("cross", "self")),

@@ -47,6 +47,11 @@ def test_a_workdir_gives_its_newest_stage(model: Visor, tiny_run: Path) -> None:
     assert full.stage == "full" and not full.has_policy
 
 
+def test_a_dense_stage_ignores_the_search_of_a_later_one(tiny_run: Path) -> None:
+    base = load(tiny_run / "base")
+    assert base.arch.plan == "dense" and not base.searched and base.viable_budgets == [()]
+
+
 def test_a_workdir_may_be_called_like_a_stage(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "full", ignore=shutil.ignore_patterns("base", "warmup", "universal"))
     assert load(tmp_path / "full").stage == "policy"

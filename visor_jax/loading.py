@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from visor_jax.budget import Bits
 from visor_jax.checkpoint.restoring import restore_complete, saved_architecture
 from visor_jax.config import from_dict
 from visor_jax.data.from_config import make_tokenizer
@@ -90,8 +91,8 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     params = restore_complete(workdir, stage, abstract_params(arch))
     if dtype is not None:
         params = in_dtype(params, dtype)
-    searched = (workdir.path / "search" / "viable.json").exists()
-    viable = read_viable(workdir, arch.num_slots) if searched else [(False,) * arch.num_slots, (True,) * arch.num_slots]
+    searched = arch.num_slots > 0 and (workdir.path / "search" / "viable.json").exists()  # a dense stage has no slots
+    viable = read_viable(workdir, arch.num_slots) if searched else unsearched_budgets(arch.num_slots)
     model = Visor(
         params,
         arch,
@@ -105,6 +106,11 @@ def load_stage(workdir: Workdir, stage: str, dtype: Any = None) -> Visor:
     )
     model.fingerprint = workdir.stage(stage).fingerprint()
     return model
+
+
+def unsearched_budgets(num_slots: int) -> list[Bits]:
+    """Returns the budgets of a model before search: none and all of its slots; one budget if it has none."""
+    return list(dict.fromkeys([(False,) * num_slots, (True,) * num_slots]))
 
 
 def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) -> Visor:
@@ -121,7 +127,7 @@ def load_checkpoint(folder: Path, plan: str | None = None, dtype: Any = None) ->
     if plan == "visor" and arch.plan == "dense":
         arch = dataclasses.replace(arch, plan="visor")
         params, _ = add_visor_params(params, arch, mesh, start_key(0, "base"))
-        viable = [(False,) * arch.num_slots, (True,) * arch.num_slots]
+        viable = unsearched_budgets(arch.num_slots)
     return Visor(
         params,
         arch,

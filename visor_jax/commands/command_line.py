@@ -50,6 +50,7 @@ COMMANDS = {
         "plan": "plan",
         "launch": "launch",
         "bench": "bench",
+        "analyze": "analyze",
     }.items()
 }
 
