@@ -44,6 +44,14 @@ def test_specialize(tmp_path: Path) -> None:
         assert row["max_difference"] < 1e-4
 
 
+def test_search(tmp_path: Path) -> None:
+    report = run_benchmark("search", tmp_path, "--layers=9", "--questions=2", "--visual=40", "--rounds=2")
+    assert (report["blocks"], report["blocks_of_tree"]) == (24, 14)
+    assert report["same_viable"] and report["right_answers_differ"] == 0
+    assert report["largest_difference_nats"] < 1e-4 and report["times_fewer"] > 1.5
+    assert report["llava_ov_0p5b"]["blocks_of_tree"] == 510 and report["llava_ov_0p5b"]["times_fewer"] > 4
+
+
 def test_generate(tmp_path: Path) -> None:
     report = run_benchmark(
         "generate", tmp_path, "--tiny", "--visual=9", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2"

@@ -2,7 +2,7 @@
 
 `score` takes parameters, single-turn samples with their answers, and budgets. It returns `Scores`: per budget and
 sample, whether the greedy answer is exactly the reference, and the reference's log-likelihood. Visual tokens are
-computed once per sample, not per budget, and one compiled program serves every budget.
+computed once per sample, not per budget, and budgets share the layers before they differ (`prefixes.py`).
 
 Greedy decoding yields exactly the reference if and only if each of its tokens (and its end) is the most likely one
 after the reference's own prefix. One teacher-forced pass therefore decides it; `tests/evaluate` compares this with
@@ -28,10 +28,11 @@ from visor_jax.data.questions import Chunk, QuestionBatches
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
 from visor_jax.evaluate.features import FeatureStore, SharedFeatures, tower_inputs
+from visor_jax.evaluate.prefixes import score_hidden, score_tree
 from visor_jax.model.layers import Params, in_dtype
-from visor_jax.model.likelihood import answer_tokens, prompt_end
+from visor_jax.model.likelihood import prompt_end
 from visor_jax.model.policy import choose
-from visor_jax.model.visor import encode, route
+from visor_jax.model.visor import encode, hidden_states, route
 from visor_jax.scale.distributed import several
 from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import param_shardings, place_batch
@@ -182,10 +183,11 @@ class Scorer:
         arrays, visual, shared = self.place(padded(batch.arrays, self.mesh))
         with jax.set_mesh(self.mesh):  # kernels split their work over it
             visual = self.encoder(self.params, arrays) if visual is None else visual
-            per_budget = [
-                self.one_budget(self.params, visual, arrays, jnp.asarray(bits, bool), shared=shared)
-                for bits in self.budgets
-            ]
+            if self.arch.num_slots:
+                per_budget = score_tree(self.params, visual, arrays, self.budgets, self.arch, shared=shared)
+            else:
+                nothing = jnp.zeros((0,), bool)
+                per_budget = [self.one_budget(self.params, visual, arrays, nothing)] * len(self.budgets)
             routed = {**arrays, "routing_position": prompt_end(arrays)}
             scores = self.router(self.params, visual, routed) if self.router else None
         return ChunkScores(
@@ -228,17 +230,10 @@ def padded(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, np.ndarray
 
 
 def score_batch(
-    params: Params,
-    visual: jax.Array,
-    batch: dict[str, jax.Array],
-    budget: jax.Array,
-    *,
-    arch: Architecture,
-    shared: jax.Array | None = None,
+    params: Params, visual: jax.Array, batch: dict[str, jax.Array], budget: jax.Array, *, arch: Architecture
 ):
-    """Returns (correct [B], log-likelihood [B]) of each row's answer under one budget; `shared` as `hidden_states`."""
-    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, shared=shared)
-    return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
+    """Returns (correct [B], log-likelihood [B]) of each row's answer under one budget."""
+    return score_hidden(params, hidden_states(params, visual, batch, budget, arch), batch)
 
 
 def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float) -> np.ndarray:

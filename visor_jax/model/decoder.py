@@ -137,32 +137,23 @@ def forward(
     return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
 
 
-def forward_rest(
+def one_block(
     params: Params,
+    index: Int[Array, ""] | int,
     visual: Float[Array, "B Nv D"],
     text: Float[Array, "B Nt D"],
     stream: TokenStream,
-    budget: Budget,
+    on: Bool[Array, " block_slots"],
     arch: Architecture,
+    *,
+    first: int = 0,
 ) -> tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]:
-    """The layers of `forward` from the first optional one on, for V(0) and T at its entry.
+    """V and T after super-block `index`, a run-time number: one compiled program serves all blocks.
 
-    For a plan with at least one slot; `run_layers` over `arch.shared_layers` gives T.
+    `first`: the layer of the block to start with, as in `super_block`. Head and tail layers are not run.
     """
-    stream, on = with_order(stream), by_block(budget, arch)
-
-    def block(index: Int[Array, ""] | int) -> tuple[Params, Array]:
-        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), (params["blocks"], on))
-
-    def body(state, index):  # by index: a slice of the stack without its first block would be a copy
-        (block_params, block_on), (visual, text) = block(index), state
-        return super_block(block_params, visual, text, block_on, stream, arch), None
-
-    first = arch.shared_layers.stop - arch.num_head_layers
-    params_0, on_0 = block(0)
-    visual, text = super_block(params_0, visual, text, on_0, stream, arch, first=first)
-    (visual, text), _ = scan_layers(body, (visual, text), jnp.arange(1, arch.num_blocks))
-    return run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
+    block = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), params["blocks"])
+    return super_block(block, visual, text, on, with_order(stream), arch, first=first)
 
 
 def run_outside(

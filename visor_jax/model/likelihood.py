@@ -27,13 +27,19 @@ def answer_tokens(
     arch: Architecture,
     *,
     remat: Remat = "none",
-    shared: Float[Array, "B Nt D"] | None = None,
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
     """Loss, greedy correctness and weight of every next-token prediction [B, Nt - 1]; weight 0 off the targets.
 
     A target is predicted from the token before it in its row, which belongs to the same segment and turn.
     """
-    hidden = hidden_states(params, visual, batch, budget, arch, remat=remat, shared=shared)[:, :-1]
+    return scored_tokens(params, hidden_states(params, visual, batch, budget, arch, remat=remat), batch)
+
+
+def scored_tokens(
+    params: Params, hidden: Float[Array, "B Nt D"], batch: Batch
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"], Float[Array, "B T"]]:
+    """`answer_tokens` of the text tokens' final hidden states."""
+    hidden = hidden[:, :-1]
     labels, targets = batch["text_tokens"][:, 1:], batch["loss_mask"][:, 1:]
     for ids in (batch["text_segments"], batch.get("text_turns")):
         targets = targets if ids is None else targets & (ids[:, 1:] == ids[:, :-1])

@@ -19,7 +19,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import by_rows, by_rows_from_table
 from visor_jax.kernels.precision import widened
 from visor_jax.model.connector import Connector, connector, stitch
-from visor_jax.model.decoder import Blocks, Budget, forward, forward_rest, run_layers
+from visor_jax.model.decoder import Blocks, Budget, forward, run_layers
 from visor_jax.model.decoders.qwen2 import Qwen2Layer
 from visor_jax.model.encoders.siglip import VisionTower, tower
 from visor_jax.model.initializers import start_cross_attention
@@ -98,17 +98,10 @@ def hidden_states(
     arch: Architecture,
     *,
     remat: Remat = "none",
-    shared: Float[Array, "B Nt D"] | None = None,
 ) -> Float[Array, "B Nt D"]:
-    """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget.
-
-    `shared`: T at the entry of the first optional layer (`shared_text`), so that the layers before it are not run.
-    """
-    if shared is not None:
-        _, text = forward_rest(params, visual, shared, stream_of(batch), budget, arch)
-    else:
-        text = embed(params, batch["text_tokens"])
-        _, text = forward(params, visual, text, stream_of(batch), budget, arch, remat=remat)
+    """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget."""
+    text = embed(params, batch["text_tokens"])
+    _, text = forward(params, visual, text, stream_of(batch), budget, arch, remat=remat)
     return rms_norm(params["norm"], text, arch.text.rms_norm_eps)
 
 

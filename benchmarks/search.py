@@ -1,0 +1,145 @@
+"""Compares the search's pass over subsets of slots with one that runs every subset from the first layer.
+
+    python benchmarks/search.py --workdir runs/almanac_mini                 # the run's own questions and full model
+    python benchmarks/search.py --layers 24 --questions 8 --visual 256      # random weights, 256 subsets of 8 slots
+
+With a workdir, both passes score its search's questions; reported are the decoder FLOPs of both, the largest difference
+of the log-likelihoods, whether the viable budgets are the same, and the quartiles of the ratio of the times, of rounds
+in random order. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets, 1,024
+questions. Out: `benchmarks/results/search.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from visor_jax.adapt.search import summarize, viable
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, all_subsets, budget_name
+from visor_jax.config import architecture, from_dict, load_config
+from visor_jax.cost import decoder_flops
+from visor_jax.data.questions import single_questions
+from visor_jax.evaluate.prefixes import num_blocks, score_tree, tree_flops
+from visor_jax.evaluate.scoring import Scores, programs, sample_sizes
+from visor_jax.loading import load
+from visor_jax.testing import random_batch, random_params, tiny_architecture
+from visor_jax.workdir.folder import Workdir
+
+RESULT = harness.RESULTS / "search.json"
+VISUAL, TEXT, QUESTIONS = 2929, 80, 1024  # of the stated case: a page of five tiles
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parsed(argv)
+    result: dict[str, Any] = {"arguments": harness.arguments_of(args), **harness.device_facts()}
+    result["llava_ov_0p5b"] = stated()
+    model = load(args.workdir / "full") if args.workdir else None
+    arch = model.arch if model else tiny_architecture(args.layers)
+    params = jax.tree.map(jnp.asarray, model.params if model else random_params(arch))
+    batches = of_run(args.workdir) if args.workdir else [random_questions(arch, args)]
+    result |= compared(params, arch, batches, args.rounds)
+    harness.save(result, args.out)
+    return result
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, help="a run with a full stage; default: random weights")
+    parser.add_argument("--layers", type=int, default=24, help="of the random model: a slot in every three")
+    parser.add_argument("--questions", type=int, default=8, help="of the random model")
+    parser.add_argument("--visual", type=int, default=256, help="visual positions of the random model's questions")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    return parser.parse_args(argv)
+
+
+def of_run(workdir: Path) -> list[Any]:
+    """Returns the batches of a run's search."""
+    config = from_dict(Workdir(workdir).config())
+    questions = single_questions(config, "validation", config.search.samples)
+    return list(questions.batches(config.evaluate.batch_size))
+
+
+def random_questions(arch: Architecture, args: argparse.Namespace) -> Any:
+    """Returns a batch of random questions, its visual stream padded to `--visual` random positions."""
+    batch = random_batch(arch, [((12, 12),)] * args.questions)
+    arrays, extra = dict(batch.arrays), args.visual - batch.arrays["visual_segments"].shape[1]
+    for name in ("visual_segments", "visual_positions", "visual_gather", "visual_weights"):
+        arrays[name] = np.concatenate([arrays[name], np.repeat(arrays[name][:, :1], extra, axis=1)], axis=1)
+    return batch._replace(arrays=arrays)
+
+
+def stated() -> dict[str, Any]:
+    """Returns the FLOPs of searching all subsets of LLaVA-OneVision-0.5B's eight slots, by formula."""
+    arch = architecture(load_config("llava_ov_0p5b", []))
+    return {"visual_tokens": VISUAL, "text_tokens": TEXT, "questions": QUESTIONS,
+            **flops(arch, all_subsets(arch.num_slots), [(VISUAL, TEXT)] * QUESTIONS)}  # fmt: skip
+
+
+def flops(arch: Architecture, subsets: Sequence[Bits], sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Returns decoder TFLOP of both passes over questions with these numbers of visual and text tokens."""
+    distinct = {size: sizes.count(size) for size in set(sizes)}
+    naive = sum(n * decoder_flops(arch, bits, *size) for size, n in distinct.items() for bits in subsets)
+    tree = sum(n * tree_flops(subsets, arch, *size) for size, n in distinct.items())
+    blocks = len(subsets) * arch.num_blocks
+    return {
+        "subsets": len(subsets), "blocks": blocks, "blocks_of_tree": num_blocks(subsets, arch.slots_per_block),
+        "decoder_tflop": naive / 1e12, "decoder_tflop_of_tree": tree / 1e12, "times_fewer": naive / tree,
+    }  # fmt: skip
+
+
+def compared(params: Any, arch: Architecture, batches: Sequence[Any], rounds: int) -> dict[str, Any]:
+    """Runs both passes; returns their costs, differences and times."""
+    subsets = all_subsets(arch.num_slots)
+    encode, one_budget = programs(arch)
+    placed = [jax.tree.map(jnp.asarray, dict(batch.arrays)) for batch in batches]
+    inputs = [(encode(params, arrays), arrays) for arrays in placed]
+
+    def one_by_one() -> list[Any]:
+        return [[one_budget(params, *given, jnp.asarray(bits)) for bits in subsets] for given in inputs]
+
+    def tree() -> list[Any]:
+        return [score_tree(params, *given, subsets, arch) for given in inputs]
+
+    passes = {"one_by_one": one_by_one, "tree": tree}
+    scores = {name: scores_of(run(), batches, subsets, arch) for name, run in passes.items()}
+    times = harness.interleaved({name: harness.timed(run) for name, run in passes.items()}, rounds)
+    found = {name: [budget_name(kept.bits) for kept in viable(summarize(s, arch))] for name, s in scores.items()}
+    first, second = (scores[name] for name in passes)
+    sizes = list(zip(second.num_visual.tolist(), second.num_prompt.tolist(), strict=True))
+    return {
+        "questions": len(sizes),
+        **flops(arch, subsets, sizes),
+        "largest_difference_nats": float(np.abs(first.log_likelihood - second.log_likelihood).max()),
+        "right_answers_differ": int(np.sum(first.correct != second.correct)),
+        "viable": found["tree"],
+        "same_viable": found["tree"] == found["one_by_one"],
+        "times_faster": harness.quartiles(times["one_by_one"] / times["tree"]),
+        "seconds": {name: harness.quartiles(of_pass) for name, of_pass in times.items()},
+    }
+
+
+def scores_of(passed: list[Any], batches: Sequence[Any], subsets: list[Bits], arch: Architecture) -> Scores:
+    """Returns the scores of a pass over the rows that hold questions."""
+    correct, likelihood, sizes, tasks, ids = [], [], [], [], []
+    for of_batch, batch in zip(passed, batches, strict=True):
+        rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
+        correct.append(np.stack([np.asarray(c)[rows] for c, _ in of_batch]))
+        likelihood.append(np.stack([np.asarray(x)[rows] for _, x in of_batch]))
+        sizes.append(sample_sizes(batch, arch)[rows])
+        tasks += [batch.tasks[row][0] for row in rows]
+        ids += [batch.ids[row] for row in rows]
+    counts = np.concatenate(sizes).T
+    return Scores(subsets, np.concatenate(correct, 1), np.concatenate(likelihood, 1), None, tasks, ids, *counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Scores one batch under many budgets; budgets that begin alike share the layers up to where they differ.
+
+In: parameters, visual tokens, a batch, budgets. Out: of each budget, whether each answer is right, and its
+log-likelihood. The budgets form a tree whose branches are super-blocks: V and T after a block depend only on the slots
+up to it. All 2^n subsets of n slots in n blocks need 2^(n+1) - 2 blocks instead of n 2^n. The tree is walked depth
+first, so that one state per block is kept. One compiled program serves all blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, LayerKind, Plan
+from visor_jax.cost import decoder_flops
+from visor_jax.model.decoder import one_block, run_outside
+from visor_jax.model.layers import Params, rms_norm
+from visor_jax.model.likelihood import scored_tokens
+from visor_jax.model.stream import with_order
+from visor_jax.model.visor import Batch, shared_text, stream_of
+
+Score = tuple[Bool[Array, " B"], Float[Array, " B"]]
+State = tuple[Float[Array, "B Nv D"], Float[Array, "B Nt D"]]
+
+
+class Programs(NamedTuple):
+    """The compiled parts of a pass: layers before the first slot, blocks (the first one from its slot on), the end."""
+
+    start: Callable[..., Array]
+    first_block: Callable[..., State]
+    block: Callable[..., State]
+    end: Callable[..., Score]
+
+
+@lru_cache(maxsize=8)
+def programs(arch: Architecture) -> Programs:
+    """Returns the compiled parts for a plan with slots, cached for later batches and passes."""
+    first = arch.shared_layers.stop - arch.num_head_layers
+    return Programs(
+        jax.jit(partial(shared_text, arch=arch)),
+        jax.jit(partial(_block, arch=arch, first=first)),
+        jax.jit(partial(_block, arch=arch)),
+        jax.jit(partial(_end, arch=arch)),
+    )
+
+
+def score_tree(
+    params: Params,
+    visual: Float[Array, "B Nv D"],
+    batch: Batch,
+    budgets: Sequence[Bits],
+    arch: Architecture,
+    *,
+    shared: Float[Array, "B Nt D"] | None = None,
+) -> list[Score]:
+    """Returns (correct [B], log-likelihood [B]) of each row's answer under every budget, in their order.
+
+    Args:
+      shared: T at the entry of the first optional layer (`shared_text`), if it is known.
+    """
+    of, size = programs(arch), arch.slots_per_block
+    text = of.start(params, visual, batch) if shared is None else shared
+    states, path = [(visual, text)], ()  # states[k]: after k blocks of `path`
+    scores: dict[Bits, Score] = {}
+    for bits in sorted(set(budgets)):
+        same = next((k for k in range(len(path) // size) if path[: (k + 1) * size] != bits[: (k + 1) * size]), None)
+        del states[1 + (len(path) // size if same is None else same) :]
+        for block in range(len(states) - 1, arch.num_blocks):
+            run = of.first_block if block == 0 else of.block
+            on = jnp.asarray(bits[block * size : (block + 1) * size], bool)
+            states.append(run(params, np.int32(block), *states[-1], batch, on))
+        path = bits
+        scores[bits] = of.end(params, *states[-1], batch)
+    return [scores[bits] for bits in budgets]
+
+
+def num_blocks(budgets: Sequence[Bits], slots_per_block: int) -> int:
+    """Returns how many blocks `score_tree` runs: the distinct beginnings of the budgets."""
+    return len({bits[:end] for bits in budgets for end in range(slots_per_block, len(bits) + 1, slots_per_block)})
+
+
+def tree_flops(budgets: Sequence[Bits], arch: Architecture, num_visual: int, num_text: int) -> float:
+    """Returns the decoder's FLOPs of `score_tree` for one sample, with one token's logits per budget."""
+    plan, size, first = Plan.of(arch), arch.slots_per_block, arch.shared_layers.stop
+    tail = range(arch.text.num_layers - arch.num_tail_layers, arch.text.num_layers)
+
+    def cost(layers: range, bits: Bits, slots_before: int = 0) -> float:
+        kinds = tuple(plan.kinds[i] for i in layers)
+        slots = tuple(i for i, kind in enumerate(kinds) if kind is LayerKind.SELF)
+        own = bits[slots_before:][: len(slots)]
+        return decoder_flops(arch, own, num_visual, num_text, Plan(kinds, slots), num_logits=0)
+
+    total = cost(range(first), ())
+    for begin in {bits[:end] for bits in budgets for end in range(size, len(bits) + 1, size)}:
+        block = len(begin) // size - 1
+        start = arch.num_head_layers + block * len(arch.pattern)
+        total += cost(range(max(start, first), start + len(arch.pattern)), begin, block * size)
+    logits = decoder_flops(arch, (), num_visual, num_text, Plan(()))
+    return total + len(set(budgets)) * (cost(tail, ()) + logits)
+
+
+def _block(params: Params, index: Array, visual: Array, text: Array, batch: Batch, on: Array, *, arch, first: int = 0):
+    return one_block(params, index, visual, text, stream_of(batch), on, arch, first=first)
+
+
+def _end(params: Params, visual: Array, text: Array, batch: Batch, *, arch: Architecture) -> Score:
+    stream = with_order(stream_of(batch))
+    _, text = run_outside(params, "tail", arch.num_tail_layers, visual, text, stream, arch)
+    return score_hidden(params, rms_norm(params["norm"], text, arch.text.rms_norm_eps), batch)
+
+
+def score_hidden(params: Params, hidden: Float[Array, "B Nt D"], batch: Batch) -> Score:
+    """Returns (correct [B], log-likelihood [B]) of each row's answer, from the final hidden states."""
+    losses, correct, weights = scored_tokens(params, hidden, batch)
+    return jnp.all(correct | (weights == 0), axis=1), -jnp.sum(losses, axis=1)
