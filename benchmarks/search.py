@@ -1,11 +1,11 @@
 """Compares the search's pass over subsets of slots with one that runs every subset from the first layer.
 
     python benchmarks/search.py --workdir runs/almanac_mini                 # the run's own questions and full model
-    python benchmarks/search.py --layers 24 --questions 8 --visual 256      # random weights, 256 subsets of 8 slots
+    python benchmarks/search.py --layers 24 --questions 8 --visual 256 --out benchmarks/results/search_random.json
 
-With a workdir, both passes score its search's questions; reported are the decoder FLOPs of both, the largest difference
-of the log-likelihoods, whether the viable budgets are the same, and the quartiles of the ratio of the times, of rounds
-in random order. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets, 1,024
+With a workdir, both passes score its search's questions, otherwise random ones with random weights. Reported are the
+decoder FLOPs of both, the largest difference of the log-likelihoods, whether the viable budgets are the same, and the
+quartiles of the ratio of the times, of rounds in random order. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets, 1,024
 questions. Out: `benchmarks/results/search.json`.
 """
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parsed(argv)
     result: dict[str, Any] = {"arguments": harness.arguments_of(args), **harness.device_facts()}
     result["llava_ov_0p5b"] = stated()
-    model = load(args.workdir / "full") if args.workdir else None
+    model = load(Path(args.workdir) / "full") if args.workdir else None
     arch = model.arch if model else tiny_architecture(args.layers)
     params = jax.tree.map(jnp.asarray, model.params if model else random_params(arch))
     batches = of_run(args.workdir) if args.workdir else [random_questions(arch, args)]
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, help="a run with a full stage; default: random weights")
+    parser.add_argument("--workdir", help="a run with a full stage; default: random weights")
     parser.add_argument("--layers", type=int, default=24, help="of the random model: a slot in every three")
     parser.add_argument("--questions", type=int, default=8, help="of the random model")
     parser.add_argument("--visual", type=int, default=256, help="visual positions of the random model's questions")
@@ -61,7 +61,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def of_run(workdir: Path) -> list[Any]:
+def of_run(workdir: str) -> list[Any]:
     """Returns the batches of a run's search."""
     config = from_dict(Workdir(workdir).config())
     questions = single_questions(config, "validation", config.search.samples)
