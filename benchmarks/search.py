@@ -5,8 +5,8 @@
 
 With a workdir, both passes score its search's questions, otherwise random ones with random weights. Reported are the
 decoder FLOPs of both, the largest difference of the log-likelihoods, whether the viable budgets are the same, and the
-quartiles of the ratio of the times, of rounds in random order. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets, 1,024
-questions. Out: `benchmarks/results/search.json`.
+quartiles of the ratio of the times, of rounds in random order. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B
+with 8 slots, by formula: 256 subsets, 1,024 questions. Out: `benchmarks/results/search.json`.
 """
 
 from __future__ import annotations
