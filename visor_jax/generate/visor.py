@@ -111,6 +111,11 @@ class Visor:
         """Returns the parameters in the tree of `model.visor.init_params`; stacks them after the first question."""
         return self._engine.params
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Returns the dtype of the parameters, and of what is computed with them."""
+        return self._engine.dtype
+
     def with_params(self, params: Params) -> Visor:
         """Returns this model with other parameters of the same shapes."""
         return Visor(
@@ -212,6 +217,19 @@ class Visor:
             answered = iter(self._under_budgets([p for p in prompts if isinstance(p, Example)], budgets, request))
             results += [next(answered) if isinstance(prompt, Example) else prompt for prompt in prompts]
         return results
+
+    def timed_answer(
+        self, image: Pictures, question: str, bits: Bits | None, new_tokens: int, *, origin: Origin | None = None
+    ) -> Answer:
+        """Answers greedily with exactly `new_tokens` tokens, past the end of the answer, to measure its times.
+
+        Args:
+          bits: of the budget; None: the policy decides.
+        """
+        if bits is None:
+            self._require_policy()
+        request = Request(bits, 0.0, new_tokens, Sampling(), frozenset())
+        return self._answers([self._checked_prompt(image, question, (), request, origin)], request)[0]
 
     def stream(
         self,

@@ -3,10 +3,12 @@
 In: an opened `Table`, a model, budgets. Out: a prediction for every question and budget, a JSON object each (`Line`):
 
     {"row", "id", "budget", "route", "question", "answer", "reference", "scores": {metric: score}, "facts",
-     "decoder_flops", "prompt_decoder_flops", "flops", "visual_tokens", "text_tokens", "tiles", "complete", "problem"}
+     "decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes", "visual_tokens",
+     "text_tokens", "tiles", "complete", "problem"}
 
 `budget` is the name that was asked for and `route` the budget that answered, which differ for "auto". `decoder_flops`
-include the new tokens and the routing, `prompt_decoder_flops` end with the logits of the first new token. A question
+include the new tokens and the routing, `prompt_decoder_flops` end with the logits of the first new token; likewise
+`cache_bytes` are those at the end of the answer, and `prompt_cache_bytes` those of the prompt. A question
 that cannot be asked, because a picture is broken or the prompt is longer than the model's positions, has a `problem`,
 and its answer is wrong.
 """
@@ -25,7 +27,7 @@ import grain
 import numpy as np
 
 from visor_jax.budget import Bits, bit_string, budget_name
-from visor_jax.cost import decoder_flops, route_flops
+from visor_jax.cost import cache_bytes, decoder_flops, route_flops
 from visor_jax.data.questions import READ_THREADS
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
@@ -45,7 +47,7 @@ MAX_CHUNK_BYTES = 2**28
 SHAPE = list_of(
     {
         "row": COUNT,
-        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles"), COUNT),
+        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles", "cache_bytes", "prompt_cache_bytes"), COUNT),
         **dict.fromkeys(("id", "budget", "route", "question", "answer", "problem"), TEXT),
         "scores": each(FRACTION),
         "complete": FLAG,
@@ -171,6 +173,8 @@ def answer_line(
         "decoder_flops": answer.decoder_flops,
         "prompt_decoder_flops": routing + decoder_flops(arch, used, size.visual, size.text),
         "flops": answer.flops,
+        "cache_bytes": answer.cache_bytes,
+        "prompt_cache_bytes": cache_bytes(arch, used, size.visual, size.text, model.dtype.itemsize),
         "visual_tokens": size.visual,
         "text_tokens": size.text,
         "tiles": size.tiles,
@@ -181,7 +185,8 @@ def answer_line(
 
 def problem_line(benchmark: Benchmark, question: Opened, name: str, problem: str) -> Line:
     """Returns the prediction for a question that cannot be asked: an empty answer whose scores are 0."""
-    numbers = ("decoder_flops", "prompt_decoder_flops", "flops", "visual_tokens", "text_tokens", "tiles")
+    costs = ("decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes")
+    numbers = (*costs, "visual_tokens", "text_tokens", "tiles")
     return {
         **common(question, name),
         "route": "",
@@ -195,10 +200,13 @@ def problem_line(benchmark: Benchmark, question: Opened, name: str, problem: str
 
 def common(question: Opened, name: str) -> dict[str, Any]:
     """Returns the fields of a prediction that depend on the question only, and the budget's name."""
-    item = question.item
+    return {"row": question.row, "budget": name, **common_fields(question.item)}
+
+
+def common_fields(item: Item) -> dict[str, Any]:
+    """Returns the fields of a question's predictions that are the same for every model."""
     reference = item.reference if isinstance(item.reference, str) else list(item.reference)
-    facts = {"row": question.row, "id": item.id, "budget": name}
-    return {**facts, "question": item.prompt, "reference": reference, "facts": dict(item.facts)}
+    return {"id": item.id, "question": item.prompt, "reference": reference, "facts": dict(item.facts)}
 
 
 def pack(lines: Sequence[Line]) -> bytes:
