@@ -72,31 +72,32 @@ def print_costs(result: Mapping[str, Any]) -> None:
 
 def cost_columns(result: Mapping[str, Any]) -> list[str]:
     """Returns the headings of `costs_of`."""
-    columns = [f"decoder {units(result)[0][0]}", f"end to end {units(result)[1][0]}", f"cache {units(result)[2][0]}"]
+    columns = [heading for _, heading, _ in cost_fields(result)]
     columns += ["first token, ms", "tokens/s"] if "timing" in result else []
     return columns + (["chosen by auto, %"] if "shares" in result else [])
 
 
-def units(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Returns unit and factor of decoder FLOPs, end-to-end FLOPs and cache bytes."""
+def cost_fields(result: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Returns (field, heading with unit, factor) of the costs that all rows of a result have."""
     rows = result["budgets"].values()
-    flops = [flops_unit(row[field] for row in rows) for field in ("decoder_gflops", "end_to_end_gflops")]
-    smallest = min(row["cache_bytes"] for row in rows)
-    return [*flops, ("MB", 1e-6) if smallest >= 1e6 else ("kB", 1e-3)]
+    fields = []
+    for field, name in (("decoder_gflops", "decoder"), ("end_to_end_gflops", "end to end")):
+        unit, factor = flops_unit(row[field] for row in rows)
+        fields.append((field, f"{name} {unit}", factor))
+    if all("cache_bytes" in row for row in rows):  # an earlier version did not count them
+        large = min(row["cache_bytes"] for row in rows) >= 1e6
+        fields.append(("cache_bytes", "cache MB" if large else "cache kB", 1e-6 if large else 1e-3))
+    return fields
 
 
 def costs_of(result: Mapping[str, Any], name: str) -> list[str]:
     """Returns the costs of one budget, or of "dense", as text; times are medians."""
     row = result["budgets"].get(name) or result["dense"]
-    fields = ("decoder_gflops", "end_to_end_gflops", "cache_bytes")
-    costs = [f"{row[field] * factor:.2f}" for field, (_, factor) in zip(fields, units(result), strict=True)]
+    costs = [f"{row[field] * factor:.2f}" for field, _, factor in cost_fields(result)]
     if "timing" in result:
-        times = result["timing"]["budgets"].get(name)
-        speed = times and times["tokens_per_second"]
-        costs += [
-            f"{1e3 * times['seconds_to_first_token'][1]:.1f}" if times else "-",
-            f"{speed[1]:.1f}" if speed else "-",
-        ]
+        times = result["timing"]["budgets"].get(name, {})
+        first, speed = times.get("seconds_to_first_token"), times.get("tokens_per_second")
+        costs += [f"{1e3 * first[1]:.1f}" if first else "-", f"{speed[1]:.1f}" if speed else "-"]
     if "shares" in result:
         costs.append(percent(None if name in ("auto", "dense") else result["shares"].get(name, 0.0)))
     return costs
