@@ -99,13 +99,14 @@ class OtherAnswers(Other):
           RequestError: the file is not one that `visor evaluate` writes, or lacks the budget `wanted`.
         """
         record = read_json(path)
-        of_budgets = record.get("budgets") if isinstance(record, dict) and "budgets" in record else record
+        check_shape(record, {}, path)
+        of_budgets = record.get("budgets")
         if isinstance(of_budgets, dict) and "digests" not in of_budgets:
             raise RequestError(
                 f"{path}: does not say which questions it has (digests); expected a file of this version, so evaluate"
                 " that run again"
             )
-        check_shape(of_budgets, ANSWERS, path)
+        check_shape(of_budgets, ANSWERS, path, "budgets")
         ids, self._right = of_budgets["ids"], of_budgets["right"]
         if any(len(row) != len(ids) for row in (of_budgets["digests"], *self._right.values())):
             raise RequestError(f"{path}: expected as many digests and right as ids, {len(ids)}")

@@ -16,7 +16,7 @@ from visor_jax.errors import printable
 
 SHOWN = ("visor-jax", "jax", "jaxlib", "python")  # packages whose versions are printed
 MOST_ROWS = 60  # of the comparison by task; more are in the result only
-ALPHA = 0.05  # differences with a smaller p are marked
+ALPHA = 0.05  # differences with a smaller p have a star
 
 
 def print_budgets(result: Mapping[str, Any]) -> None:
@@ -143,19 +143,20 @@ def print_against(result: Mapping[str, Any]) -> None:
     if against is None:
         return
     for name, of_budget in against["budgets"].items():
-        parts = {level: of_budget[level] for level in LEVELS if level in of_budget}
-        parts |= of_budget["tasks"] if len(against["budgets"]) * len(of_budget["tasks"]) <= MOST_ROWS else {}
+        tasks = of_budget["tasks"]
+        parts = {level: of_budget[level] for level in LEVELS if level in of_budget and len(tasks) > 1}
+        parts |= tasks if len(against["budgets"]) * len(tasks) <= MOST_ROWS else {}
         rows += [[name, of_budget["budget"], part, *differences(figures)] for part, figures in parts.items()]
-    columns = ["budget", "against", "of", "%", "other %", "difference", "95 %", "p", "questions"]
-    print_table(f"against {', '.join(against['files'])}, paired, percentage points", columns, rows)
+    print(f"against {', '.join(against['files'])}:")
+    columns = ["budget", "its budget", "of", "%", "its %", "difference (95 %)", "p"]
+    print_table("paired differences on the same questions, percentage points", columns, rows)
 
 
 def differences(figures: Mapping[str, float]) -> list[str]:
-    """Returns the figures of a paired difference as text."""
-    low, high = (f"{100 * figures[end]:+.1f}" for end in ("low", "high"))
+    """Returns the figures of a paired difference as text; a small p has a star."""
+    difference, low, high = (f"{100 * figures[name]:+.1f}" for name in ("difference", "low", "high"))
     p = f"{figures['p']:.4f}" + ("*" if figures["p"] < ALPHA else "")
-    both = percent(figures["accuracy"]), percent(figures["other"]), f"{100 * figures['difference']:+.1f}"
-    return [*both, f"{low} to {high}", p, str(figures["questions"])]
+    return [percent(figures["accuracy"]), percent(figures["other"]), f"{difference} ({low} to {high})", p]
 
 
 # --- tables of accuracies ---------------------------------------------------------------------------------------------
