@@ -142,7 +142,7 @@ def score_controls(
     return scores
 
 
-def requested_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
+def requested_budgets(model: Visor | Checkpoint, names: Sequence[str] | None) -> dict[str, Bits | None]:
     """Maps budget name -> bits; "auto" -> None."""
     if model.arch.plan == "dense":
         return {"full": ()}

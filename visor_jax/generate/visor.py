@@ -116,6 +116,10 @@ class Visor:
         """Returns the dtype of the parameters, and of what is computed with them."""
         return self._engine.dtype
 
+    def bits_of(self, budget: str) -> Bits:
+        """Returns the bits of the budget that an `Answer` names."""
+        return () if self.arch.plan == "dense" else Budget.parse(budget).resolve(self.arch.num_slots)
+
     def with_params(self, params: Params) -> Visor:
         """Returns this model with other parameters of the same shapes."""
         return Visor(
@@ -196,9 +200,17 @@ class Visor:
         return answers
 
     def answer_budgets(
-        self, questions: Iterable[tuple[Pictures, str]], budgets: Mapping[str, Bits | None], max_new_tokens: int = 64
+        self,
+        questions: Iterable[tuple[Pictures, str]],
+        budgets: Mapping[str, Bits | None],
+        max_new_tokens: int = 64,
+        dial: float = 0.0,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> list[BudgetAnswers | RequestError]:
-        """Answers each question under several budgets, greedily; the shared prefill runs once per question.
+        """Answers each question under several budgets; the shared prefill runs once per question.
 
         Args:
           questions: (pictures, question) pairs.
@@ -210,7 +222,7 @@ class Visor:
         """
         if None in budgets.values():
             self._require_policy()
-        request = Request(None, 0.0, max_new_tokens, Sampling(), self.stop_token_ids)
+        request = Request(None, dial, max_new_tokens, Sampling(temperature, top_p, seed), self.stop_token_ids)
         results, remaining = list[BudgetAnswers | RequestError](), iter(questions)
         while wave := list(itertools.islice(remaining, PREFILL_AHEAD)):
             prompts = [self._prompt_or_error(item, request) for item in wave]
@@ -389,7 +401,7 @@ class Visor:
     ) -> Example:
         """Returns the prompt, after checking that it fits the model's positions together with its answer."""
         prompt = self._prompt(image, question, history, origin)
-        check_fits(prompt, request.max_new_tokens, self.arch)
+        check_fits(prompt.length, prompt.size, request.max_new_tokens, self.arch)
         return prompt
 
     def _prompt_or_error(self, item: Any, request: Request) -> Example | RequestError:

@@ -26,9 +26,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from visor_jax.budget import Bits, bit_string, budget_name
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, bit_string
 from visor_jax.cost import cache_bytes, decoder_flops, route_flops
 from visor_jax.data.questions import READ_THREADS
+from visor_jax.data.row_shape import RowShape
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line
@@ -36,7 +38,7 @@ from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.chunks import PassFolder, ProcessShares
 from visor_jax.files.json_shape import AMOUNT, COUNT, FLAG, FRACTION, TEXT, check_shape, each, list_of
 from visor_jax.files.read_write import parse_json, read_regular, write_bytes
-from visor_jax.generate.answer import BudgetAnswers
+from visor_jax.generate.answer import Answer, BudgetAnswers
 from visor_jax.loading import Visor
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import beat
@@ -161,25 +163,42 @@ def answer_line(
     benchmark: Benchmark, model: Visor, question: Opened, result: BudgetAnswers, name: str, bits: Bits | None
 ) -> Line:
     """Returns the prediction of one budget."""
-    answer, arch, size = result.answers[name], model.arch, result.size
-    routing = route_flops(arch, size.visual, size.text) if bits is None else 0.0
-    names = {"dense": (), **{budget_name(viable): viable for viable in model.viable_budgets}}
-    used = names[answer.budget] if bits is None else bits
+    answer = result.answers[name]
+    used = model.bits_of(answer.budget)
     return {
         **common(question, name),
-        "route": answer.budget,
         "answer": answer.text,
         "scores": benchmark.score(answer.text, question.item),
+        **answer_costs(answer, result.size, model.arch, used, model.dtype.itemsize, routed=bits is None),
+        "problem": "",
+    }
+
+
+def answer_costs(
+    answer: Answer, size: RowShape, arch: Architecture, bits: Bits, bytes_per_value: int, *, routed: bool
+) -> dict[str, Any]:
+    """Returns the fields of a prediction that say what its answer cost.
+
+    Args:
+      answer: the answer.
+      size: of its prompt.
+      arch: of the model.
+      bits: of the budget that answered.
+      bytes_per_value: of the cache.
+      routed: whether the policy chose the budget.
+    """
+    routing = route_flops(arch, size.visual, size.text) if routed else 0.0
+    return {
+        "route": answer.budget,
         "decoder_flops": answer.decoder_flops,
-        "prompt_decoder_flops": routing + decoder_flops(arch, used, size.visual, size.text),
+        "prompt_decoder_flops": routing + decoder_flops(arch, bits, size.visual, size.text),
         "flops": answer.flops,
         "cache_bytes": answer.cache_bytes,
-        "prompt_cache_bytes": cache_bytes(arch, used, size.visual, size.text, model.dtype.itemsize),
+        "prompt_cache_bytes": cache_bytes(arch, bits, size.visual, size.text, bytes_per_value),
         "visual_tokens": size.visual,
         "text_tokens": size.text,
         "tiles": size.tiles,
         "complete": answer.complete,
-        "problem": "",
     }
 
 
