@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.intervals import RESAMPLES, bootstrap_weights, percentiles
 from visor_jax.files.read_write import read_json
 
-RESAMPLES = 2000
 LEVELS = ("easy", "middle", "hard", "other")
-PERCENTS = (2.5, 97.5)
 
 Result = dict[str, Any]
 
@@ -38,8 +37,7 @@ class Cell:
     @classmethod
     def of(cls, mean: float, samples: np.ndarray, seeds: Sequence[int]) -> Cell:
         """Returns the cell with the percentiles of its samples."""
-        low, high = np.percentile(samples, PERCENTS)
-        return cls(mean, float(low), float(high), tuple(seeds), samples)
+        return cls(mean, *percentiles(samples), tuple(seeds), samples)
 
 
 class Results:
@@ -150,7 +148,7 @@ class Results:
         for _, members in sorted(places.items()):
             count = len(members)
             weights[0, members] = 1 / count
-            weights[1:, members] = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
+            weights[1:, members] = bootstrap_weights(count, rng)
         return weights / len(places)
 
 

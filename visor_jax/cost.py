@@ -164,12 +164,27 @@ def _cross_keys_flops(architecture: Architecture, num_visual: int) -> float:
 
 
 def cache_bytes(
-    architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int, bytes_per_value: int
+    architecture: Architecture,
+    bits: Sequence[bool],
+    num_visual: int,
+    num_text: int,
+    bytes_per_value: int,
+    plan: Plan | None = None,
 ) -> int:
-    """Returns bytes of one sample's cached keys and values: text in every layer, visual in cross and self layers."""
+    """Returns bytes of one sample's cached keys and values: text in every layer, visual in cross and self layers.
+
+    Args:
+      plan: None means the architecture's.
+    """
     text = architecture.text
-    kinds = Plan.of(architecture).under(bits)
+    kinds = (plan or Plan.of(architecture)).under(bits)
     heads = num_text * text.num_kv_heads * len(kinds)
     heads += num_visual * text.num_kv_heads * kinds.count(LayerKind.SELF)
     heads += num_visual * architecture.cross.num_kv_heads * kinds.count(LayerKind.CROSS)
     return 2 * heads * text.head_dim * bytes_per_value
+
+
+def dense_cache_bytes(architecture: Architecture, num_visual: int, num_text: int, bytes_per_value: int) -> int:
+    """Returns `cache_bytes` of the dense plan of the same shape."""
+    plan = Plan.dense(architecture.text.num_layers)
+    return cache_bytes(architecture, (), num_visual, num_text, bytes_per_value, plan)

@@ -180,6 +180,23 @@ def test_evaluate_on_a_users_own_questions(tiny_copy: Path, picture: Path, capsy
     assert read_json(tiny_copy / "eval" / "test.json") == evaluation, "the run's evaluation is kept"
 
 
+def test_evaluate_against_another_run(tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run's own answers, of which three are asked again; then with one of them changed."""
+    asked = "evaluate", f"--workdir={tiny_copy}", "--budget=empty,full", "--config.evaluate.samples=3"
+    actual = result_of(capsys, *asked, f"--against={tiny_copy}")["against"]
+    assert actual["files"] == [str(tiny_copy / "eval" / "test.questions.json")]
+    for name, row in actual["budgets"].items():
+        assert row["budget"] == name and {figures["difference"] for figures in row["tasks"].values()} == {0}
+    answered = read_json(tiny_copy / "eval" / "test.questions.json")
+    answered["budgets"]["right"] = {"dense": "1" * len(answered["budgets"]["ids"])}
+    (tmp_path / "dense.json").write_text(json.dumps(answered))
+    actual = result_of(capsys, *asked, f"--against={tmp_path / 'dense.json'}", "--against-budget=dense")["against"]
+    for row in actual["budgets"].values():
+        assert all(figures["other"] == 1 for figures in row["tasks"].values()) and row["budget"] == "dense"
+    assert "expected also --against=" in refusal(capsys, *asked, "--against-budget=full")
+    assert "has no eval/test.questions.json" in refusal(capsys, *asked, f"--against={tmp_path}")
+
+
 def test_evaluate_on_public_benchmarks(tiny_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub_tables.write("pope", tmp_path / "hub" / "POPE", hub_tables.rows_of("pope", 3))
     hub_tables.write("chartqa", tmp_path / "hub" / "ChartQA", hub_tables.rows_of("chartqa", 3))

@@ -19,7 +19,7 @@ SAMPLES = st.lists(st.tuples(st.lists(st.sampled_from("abc"), min_size=1, max_si
 @given(SAMPLES)
 def test_a_question_gets_pictures_of_another_sample_with_the_same_task(samples: list[tuple[list[str], int]]) -> None:
     facts = {
-        Place(index, turn): Facts(task, pictures, "")
+        Place(index, turn): Facts(task, pictures, "", "")
         for index, (tasks, pictures) in enumerate(samples)
         for turn, task in enumerate(tasks)
     }

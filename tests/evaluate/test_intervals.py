@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from visor_jax.evaluate.intervals import budget_intervals, interval_of_mean, wilson
+from visor_jax.evaluate.intervals import (
+    PairedDifference,
+    bootstrap_means,
+    budget_intervals,
+    interval_of_mean,
+    interval_of_values,
+    percentiles,
+    wilson,
+)
 
 
 @given(st.integers(1, 2000), st.data())
@@ -40,3 +48,52 @@ def test_a_budget_has_intervals_of_tasks_and_levels() -> None:
     assert found["tasks"]["b"] == list(wilson(0.5, 20)) and found["easy"] == pytest.approx(wilson(1.0, 10))
     low, high = found["middle"]
     assert low < 0.375 < high
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def test_the_bootstrap_has_the_standard_error_of_the_mean() -> None:
+    values = np.random.default_rng(0).random(400)
+    samples = bootstrap_means(values.tolist(), "docvqa")
+    assert samples.mean() == pytest.approx(values.mean(), abs=2e-3)
+    assert samples.std() == pytest.approx(values.std() / 20, rel=0.06)
+    np.testing.assert_array_equal(samples, bootstrap_means(values.tolist(), "docvqa"))
+    assert (samples != bootstrap_means(values.tolist(), "infovqa")).any()
+
+
+def test_right_and_wrong_have_wilsons_interval_and_graded_values_a_bootstrap() -> None:
+    assert interval_of_values({"": [1.0] * 30 + [0.0] * 10}) == wilson(0.75, 40)
+    graded = [0.5, 0.9, 1.0, 0.0] * 50
+    low, high = interval_of_values({"": graded})
+    assert low < 0.6 < high and high - low == pytest.approx(2 * 1.96 * np.std(graded) / 200**0.5, rel=0.1)
+    parts = interval_of_values({"a": [1.0] * 100, "b": [0.0, 1.0] * 50})  # groups count equally
+    assert parts[0] < 0.75 < parts[1] and parts[1] - parts[0] == pytest.approx(1.96 * 0.05, rel=0.1)
+
+
+@given(better=st.integers(0, 12), worse=st.integers(0, 12), same=st.integers(1, 40))
+def test_p_is_that_of_the_exact_test_of_pairs(better: int, worse: int, same: int) -> None:
+    """McNemar's, of which of two models is right where they differ."""
+    first, second = [1.0] * better + [0.0] * (worse + same), [0.0] * better + [1.0] * worse + [0.0] * same
+    found = PairedDifference.of(first, second, "x").figures()
+    exact = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert found["p"] == pytest.approx(exact, abs=0.025)
+    assert found["difference"] == pytest.approx((better - worse) / len(first))
+    assert found["low"] <= found["difference"] + 1e-6 and found["difference"] - 1e-6 <= found["high"]
+
+
+def test_pairing_shrinks_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    first = (rng.random(500) < 0.6).astype(float)
+    second = np.where(rng.random(500) < 0.05, 1 - first, first)
+    found = PairedDifference.of(first.tolist(), second.tolist(), "x").figures()
+    apart = np.diff(percentiles(bootstrap_means(first, "a") - bootstrap_means(second, "b")))[0]
+    assert found["high"] - found["low"] < apart / 2
+
+
+def test_the_mean_of_parts_counts_each_equally() -> None:
+    large, small = ([1.0] * 300, [0.0] * 300), ([0.0] * 10, [0.0] * 10)
+    parts = [PairedDifference.of(*large, "large"), PairedDifference.of(*small, "small")]
+    found = PairedDifference.mean(parts).figures()
+    assert (found["accuracy"], found["other"], found["difference"], found["questions"]) == (0.5, 0.0, 0.5, 310)
+    assert found["p"] < 0.001 and PairedDifference.mean(parts[1:]).figures()["p"] == 1

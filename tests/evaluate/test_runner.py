@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -41,6 +42,7 @@ def test_budgets_by_contract(tiny_run: Path) -> None:
         assert row.keys() >= FIELDS and row["samples"] == 24
         assert all(0 <= row["tasks"][task] <= 1 for task in result["levels"])
         assert row["end_to_end_gflops"] > row["decoder_gflops"] > 0
+        assert 0 < row["cache_bytes"] < result["dense"]["cache_bytes"]
     assert budgets["empty"]["decoder_gflops"] < budgets["full"]["decoder_gflops"] < result["dense"]["decoder_gflops"]
     assert set(result["levels"].values()) == {"easy", "middle", "hard"} and len(result["levels"]) == 24
 
@@ -60,11 +62,27 @@ def test_auto_figures_follow_the_policys_choices(tiny_run: Path) -> None:
         level_means(accuracies, source_kind(config).levels)
     )
     assert all(sum(shares.values()) == pytest.approx(1) for shares in result["routes"].values())
+    names = [str(Budget.of(model.viable_budgets[index])) for index in picked]
+    assert result["shares"] == {name: pytest.approx(names.count(name) / 24) for name in set(names)}
     cheapest, dearest = (result["budgets"][name]["decoder_gflops"] for name in ("empty", "full"))
     assert cheapest < auto["decoder_gflops"] <= dearest * 1.5, "a budget's FLOPs plus the policy's"
     for sample, bits in list(zip(samples, picked, strict=True))[:3]:
         answer = model.answer(list(sample.images), sample.turns[0].question, max_new_tokens=1)
         assert answer.budget == str(Budget.of(model.viable_budgets[bits]))
+
+
+def test_times_are_measured_beside_the_scores_and_change_nothing_else(
+    tiny_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, config = read_json(tiny_copy / "eval" / "test.json"), from_dict(Workdir(tiny_copy).config())
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, timing_rounds=1))
+    result = json.loads(json.dumps(evaluate(config, load(tiny_copy), Workdir(tiny_copy))))
+    timing = result.pop("timing")
+    assert result == before and set(timing["budgets"]) == set(result["budgets"]) and timing["rounds"] == 1
+    assert timing["device"] == "cpu" and timing["budgets"]["auto"]["route"] in timing["budgets"]
+    print_budgets({**result, "timing": timing})
+    output = capsys.readouterr().out
+    assert "one question of median length" in output and "user\\n<image>\\n" in output
 
 
 def test_the_dial_never_saves_by_being_turned_up(tiny_run: Path) -> None:

@@ -9,6 +9,9 @@ its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a
 `--benchmark=docvqa --data=FOLDER` asks the questions of a public benchmark, or of several (`docvqa,chartqa`), from a
 folder in the hub's layout, or from one that holds a folder for each repository (docs/benchmarks.md). The results go to
 `eval/of_docvqa/`, with a line of JSON for each question and budget. `--limit=N` asks the first N questions only.
+
+`--against=B` compares the answers with those of another run to the same questions, of which B is the workdir or the
+file of answers. Its budget of the same name counts, or `--against-budget=NAME` (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -36,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, default=None, help="of the questions of each benchmark; default: all")
     parser.add_argument("--budget", default=None, help="comma-separated names; default: all viable budgets and auto")
+    parser.add_argument(
+        "--against", default="", help="another run's workdir, or the file of its answers, to compare with"
+    )
+    parser.add_argument(
+        "--against-budget", default="", help="its budget to compare with; default: the only one, or that of each name"
+    )
     parser.add_argument("--stage", default="", help="the stage whose model is evaluated; default: the newest complete")
     parser.add_argument(
         "--split", choices=("validation", "test"), help="default: test; a public benchmark has one only"
@@ -47,6 +56,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.commands.recipe import benchmark_names, check_average, evaluation_data
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
+    from visor_jax.evaluate.against import open_answers, open_predictions
     from visor_jax.evaluate.benchmarks.run import evaluate_benchmarks, open_tables
     from visor_jax.evaluate.runner import evaluate
     from visor_jax.evaluate.tables import print_benchmarks, print_budgets
@@ -74,17 +84,23 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
         for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
     )
     name = "partial" if budgets or args.stage or other or args.limit else ""
-    tables = open_tables(benchmarks, args.data)
+    if args.against_budget and not args.against:
+        raise RequestError(f"--against-budget={args.against_budget}: expected also --against=WORKDIR or a file")
+    tables, split = open_tables(benchmarks, args.data), args.split or "test"
+    of = Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark
+    folder = f"of_{of}" if config is not run_config else ""
+    predictions = open_predictions(args.against, tables, args.limit, args.against_budget) if args.against else None
+    answers = open_answers(args.against, folder, split, args.against_budget) if args.against and not tables else None
     use_compile_cache(workdir.path)
     source = workdir.path / args.stage if args.stage else workdir.path
     with watched(config.train.hang_seconds):
         if tables:
             model = load(source, dtype=config.model.dtype)
-            result = evaluate_benchmarks(config, model, workdir, tables, budgets=budgets, limit=args.limit, name=name)
+            result = evaluate_benchmarks(
+                config, model, workdir, tables, budgets=budgets, limit=args.limit, name=name, against=predictions
+            )
         else:
-            if config is not run_config:
-                of = Path(config.data.path or config.data.mixture).stem if args.data else args.benchmark
-                name = str(Path(f"of_{of}") / name)
-            result = evaluate(config, load(source), workdir, split=args.split or "test", budgets=budgets, name=name)
+            name = str(Path(folder) / name) if folder else name
+            result = evaluate(config, load(source), workdir, split=split, budgets=budgets, name=name, against=answers)
     (print_benchmarks if tables else print_budgets)(result)
     return result

@@ -72,6 +72,9 @@ class EvaluateConfig:
     dials: tuple[float, ...] = setting(
         (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0), "cost/accuracy dial values to evaluate", not_empty()
     )
+    timing_rounds: int = setting(
+        5, "rounds in which every budget answers one question, timed after a warm-up; 0: no times", at_least(0)
+    )
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,11 @@ def donors(facts: Mapping[Place, Facts]) -> Mapping[Place, Place]:
     may be about the same picture, do not exchange theirs. A question is missing where its group has one sample only.
     """
     groups: dict[tuple[str, int], dict[int, Place]] = {}
-    for place, (task, pictures, _) in facts.items():
-        groups.setdefault((task, pictures), {}).setdefault(place.index, place)
+    for place, of_one in facts.items():
+        groups.setdefault((of_one.task, of_one.pictures), {}).setdefault(place.index, place)
     chosen = {}
-    for place, (task, pictures, _) in facts.items():
-        group = groups[task, pictures]
+    for place, of_one in facts.items():
+        group = groups[of_one.task, of_one.pictures]
         indices = list(group)
         if len(indices) > 1:
             other = indices[(indices.index(place.index) + len(indices) // 2) % len(indices)]

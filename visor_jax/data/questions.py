@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
@@ -36,6 +38,7 @@ from visor_jax.workdir.supervision import beat
 log = logging.getLogger(__name__)
 
 TEXT_BUCKET = 8
+DIGEST_LENGTH = 12  # hexadecimal digits that tell a question from others
 READ_THREADS = 4
 RECENT = 4  # cached samples: the questions about a picture are read one after another
 
@@ -62,11 +65,15 @@ class Place(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a planned question before its pictures are opened: task, number and kind of its pictures."""
+    """What is known of a planned question before its pictures are opened: task, number and kind of its pictures, text.
+
+    `digest` is that of its system text, question and answer: the beginning of a sha256.
+    """
 
     task: str
     pictures: int
     kind: str
+    digest: str
 
 
 class Failure(NamedTuple):
@@ -295,7 +302,7 @@ class Questions:
                     per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
                     place = Place(index, turn)
-                    self._facts[place] = Facts(task, len(single.images), single.kind)
+                    self._facts[place] = Facts(task, len(single.images), single.kind, text_digest(single))
                     yield place
 
     def _text_length(self, single: Sample) -> int:
@@ -334,6 +341,13 @@ class Questions:
     def _skip(self, index: int, why: SkipSample) -> None:
         log.warning("%s %d skipped: %s", self._source.name, index, why)
         self._skips.count_skipped(self._source.name, index, why)
+
+
+def text_digest(single: Sample) -> str:
+    """Returns the beginning of a sha256 over the texts of a question, which tells it from others in another run."""
+    turn = single.turns[0]
+    said = json.dumps([single.system, turn.question, turn.answer])
+    return hashlib.sha256(said.encode()).hexdigest()[:DIGEST_LENGTH]
 
 
 class QuestionBatches:

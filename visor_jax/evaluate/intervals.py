@@ -1,13 +1,24 @@
-"""Confidence intervals of accuracies: Wilson's for a task, and a combination of these for the mean over tasks."""
+"""Confidence intervals of accuracies, and of the difference of two models on the same questions.
+
+In: accuracies with numbers of questions, or one value per question. Out: Wilson's interval for a task, a combination of
+these for the mean over tasks, a bootstrap for values that are not right or wrong, and `PairedDifference`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 CONFIDENCE = 0.95
+PERCENTS = (50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE))
+RESAMPLES = 2000  # of a bootstrap
+SWAPS = 10_000  # random exchanges of the two models' values
 Z = 1.959963984540054  # quantile of the normal distribution that leaves 2.5 % above it
 
 Interval = tuple[float, float]
@@ -45,10 +56,118 @@ def budget_intervals(row: Mapping[str, Any], tasks: Sequence[str], levels: Mappi
     """
     counts = Counter(task or "all" for task in tasks)
     by_task = {task: wilson(accuracy, counts[task]) for task, accuracy in row["tasks"].items()}
+    return with_levels(row["tasks"], by_task, levels)
+
+
+def with_levels(
+    accuracies: Mapping[str, float], by_task: Mapping[str, Sequence[float]], levels: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns {"tasks": {task: [low, high]}, level: [low, high]} from the accuracies and intervals of tasks."""
     result: dict[str, Any] = {"tasks": {task: list(limits) for task, limits in by_task.items()}}
     for level in dict.fromkeys(levels.values()):
         members = [task for task in by_task if levels.get(task) == level]
         if members:
-            limits = interval_of_mean([row["tasks"][task] for task in members], [by_task[task] for task in members])
-            result[level] = list(limits)
+            own = [(by_task[task][0], by_task[task][1]) for task in members]
+            result[level] = list(interval_of_mean([accuracies[task] for task in members], own))
     return result
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_weights(count: int, rng: np.random.Generator) -> Float[np.ndarray, "resamples count"]:
+    """Returns the weights of `count` questions in `RESAMPLES` samples of as many, drawn with replacement."""
+    weights = np.empty((RESAMPLES, count), np.float32)
+    for start in range(0, RESAMPLES, 100):  # bounds the memory
+        weights[start : start + 100] = rng.multinomial(count, np.full(count, 1 / count), 100) / count
+    return weights
+
+
+def bootstrap_means(values: Sequence[float], name: str) -> Float[np.ndarray, " resamples"]:
+    """Returns the means of resampled values; the same for the same name and number of values."""
+    return bootstrap_weights(len(values), generator(name)) @ np.asarray(values, np.float32)
+
+
+def percentiles(samples: np.ndarray) -> Interval:
+    """Returns the percentile interval of resampled means."""
+    low, high = np.percentile(samples, PERCENTS)
+    return float(low), float(high)
+
+
+def generator(name: str) -> np.random.Generator:
+    """Returns random numbers of their own for each name."""
+    return np.random.default_rng(list(name.encode()))
+
+
+def interval_of_values(groups: Mapping[str, Sequence[float]]) -> Interval:
+    """Returns the interval of the mean over groups of the mean of each group's values, all in [0, 1].
+
+    One group of values that are all 0 or 1 has Wilson's interval, others one from a bootstrap within each group.
+
+    Args:
+      groups: name -> values; the name also chooses the random numbers.
+    """
+    values = [value for group in groups.values() for value in group]
+    if len(groups) == 1 and set(values) <= {0.0, 1.0}:
+        return wilson(sum(values) / len(values), len(values))
+    return percentiles(np.mean([bootstrap_means(group, name) for name, group in groups.items()], axis=0))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The difference of two models' accuracies on the same questions.
+
+    Attributes:
+      first, second: their accuracies.
+      count: number of questions, or of groups of questions that are scored together.
+      samples: differences on resampled questions.
+      swapped: differences after exchanging the two models' values of randomly chosen questions. This leaves the
+        distribution of the difference as it is if the models are equally good (Noreen's approximate randomization).
+    """
+
+    first: float
+    second: float
+    count: int
+    samples: Float[np.ndarray, " resamples"]
+    swapped: Float[np.ndarray, " swaps"]
+
+    @classmethod
+    def of(cls, first: Sequence[float], second: Sequence[float], name: str) -> PairedDifference:
+        """Compares the values of the same questions; `name` chooses the random numbers."""
+        differences, count = np.subtract(first, second, dtype=np.float64), len(first)
+        unequal, rng = differences[differences != 0].astype(np.float32), generator(f"{name} swapped")
+        swapped = np.zeros(SWAPS, np.float32)
+        for start in range(0, SWAPS, 1000):  # bounds the memory
+            signs = rng.integers(0, 2, (1000, len(unequal)), np.int8)
+            swapped[start : start + 1000] = (2 * signs - 1).astype(np.float32) @ unequal / count
+        means = float(np.mean(first)), float(np.mean(second))
+        return cls(*means, count, bootstrap_means(differences.tolist(), name), swapped)
+
+    @classmethod
+    def mean(cls, parts: Sequence[PairedDifference]) -> PairedDifference:
+        """Returns the mean over parts, such as tasks, each of which counts equally; their questions are independent."""
+        return cls(
+            float(np.mean([part.first for part in parts])),
+            float(np.mean([part.second for part in parts])),
+            sum(part.count for part in parts),
+            np.mean([part.samples for part in parts], axis=0),
+            np.mean([part.swapped for part in parts], axis=0),
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Returns {"accuracy", "other", "difference", "low", "high", "p", "questions"}.
+
+        `low` and `high` are the limits of the bootstrap; `p`, two-sided, is the fraction of `swapped` that are at
+        least as far from 0 as the difference.
+        """
+        (low, high), difference = percentiles(self.samples), self.first - self.second
+        as_far = np.abs(self.swapped) >= abs(difference) - 1e-6  # rounding is no difference
+        return {
+            "accuracy": self.first,
+            "other": self.second,
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "p": (1 + int(as_far.sum())) / (1 + len(self.swapped)),
+            "questions": self.count,
+        }

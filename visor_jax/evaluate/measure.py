@@ -7,7 +7,6 @@ the answers, and which question each budget answers. Nothing is written, except 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,10 @@ from visor_jax.evaluate.summary import (
     dense_row,
     kind_rows,
     level_weights,
+    per_sample_cache,
     per_sample_flops,
     routing_flops,
+    shares,
 )
 from visor_jax.loading import Visor
 from visor_jax.scale.mesh import scoring_mesh
@@ -48,8 +49,9 @@ class Measured:
       questions: the list of questions.
       scores: of these, under every budget.
       figures: the fields of `evaluate --json` that follow from the scores: "budgets", the controls, "levels", "dense",
-        "intervals", and where there are any "kinds", "dial" and "routes".
-      answered: by "budgets" and control: {"ids", "tasks", "right": {budget: "0101..."}}, and "kinds" if there are any.
+        "intervals", and where there are any "kinds", "dial", "routes" and "shares".
+      answered: by "budgets" and control: {"ids", "tasks", "right": {budget: "0101..."}}; of the budgets also "digests",
+        and "kinds" if there are any.
     """
 
     questions: Questions
@@ -87,13 +89,16 @@ def measure(
     figures["levels"] = {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels}
     figures["dense"] = dense_row(model.arch, scores)
     figures["intervals"] = intervals(figures, groups)
-    kinds = [questions.facts(Place.of(id)).kind for id in scores.ids]
-    if any(kinds):
+    facts = [questions.facts(Place.of(id)) for id in scores.ids]
+    answered["budgets"]["digests"] = [of_one.digest for of_one in facts]
+    if any(kinds := [of_one.kind for of_one in facts]):
         answered["budgets"]["kinds"] = kinds
         figures["kinds"] = kind_rows(answered["budgets"], scores.levels)
     if model.has_policy:
         figures["dial"] = [{"dial": d, **dial_point(model, scores, d)} for d in config.evaluate.dials]
-        figures["routes"] = routes_by_task(scores, policy_picks(model, scores, 0.0))
+        picked = policy_picks(model, scores, 0.0)
+        figures["routes"] = routes_by_task(scores, picked)
+        figures["shares"] = shares([budget_name(scores.budgets[index]) for index in picked])
     return Measured(questions, scores, figures, answered)
 
 
@@ -137,7 +142,7 @@ def score_controls(
     return scores
 
 
-def requested_budgets(model: Visor, names: Sequence[str] | None) -> dict[str, Bits | None]:
+def requested_budgets(model: Visor | Checkpoint, names: Sequence[str] | None) -> dict[str, Bits | None]:
     """Maps budget name -> bits; "auto" -> None."""
     if model.arch.plan == "dense":
         return {"full": ()}
@@ -156,7 +161,8 @@ def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None
     if bits is None:
         return policy_row(model, scores, policy_picks(model, scores, 0.0))
     row = rows.index(bits)
-    return budget_row(model.arch, scores, scores.correct[row], per_sample_flops(model.arch, bits, scores))
+    flops, cached = per_sample_flops(model.arch, bits, scores), per_sample_cache(model.arch, bits, scores)
+    return budget_row(model.arch, scores, scores.correct[row], flops, cached)
 
 
 def budget_rows(
@@ -207,8 +213,10 @@ def policy_correct(scores: Scores, picked: np.ndarray) -> np.ndarray:
 
 def policy_row(model: Visor, scores: Scores, picked: np.ndarray) -> dict[str, Any]:
     """Returns the result of the policy's choices; the FLOPs include the policy's."""
-    flops = viable_costs(model, scores)[picked, np.arange(len(picked))] + routing_flops(model.arch, scores)
-    return budget_row(model.arch, scores, policy_correct(scores, picked), flops)
+    samples = np.arange(len(picked))
+    flops = viable_costs(model, scores)[picked, samples] + routing_flops(model.arch, scores)
+    cached = np.stack([per_sample_cache(model.arch, bits, scores) for bits in model.viable_budgets])[picked, samples]
+    return budget_row(model.arch, scores, policy_correct(scores, picked), flops, cached)
 
 
 def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
@@ -223,8 +231,7 @@ def dial_point(model: Visor, scores: Scores, dial: float) -> dict[str, Any]:
 def routes_by_task(scores: Scores, picked: np.ndarray) -> dict[str, dict[str, float]]:
     """Maps task -> {budget name: fraction of its samples}."""
     names = [budget_name(scores.budgets[i]) for i in picked]
-    routes = {}
-    for task in sorted(set(scores.tasks)):
-        counts = Counter(name for name, t in zip(names, scores.tasks, strict=True) if t == task)
-        routes[task or "all"] = {name: count / counts.total() for name, count in sorted(counts.items())}
-    return routes
+    return {
+        task or "all": shares([name for name, t in zip(names, scores.tasks, strict=True) if t == task])
+        for task in sorted(set(scores.tasks))
+    }

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,16 @@ from visor_jax.data.questions import Place
 from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind, source_label
+from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.features import FeatureStore
+from visor_jax.evaluate.harness import harness
+from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import Measured, measure, policy_picks, requested_budgets
 from visor_jax.evaluate.relevance import patch_relevance
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
+from visor_jax.model.layers import in_dtype
 from visor_jax.scale.distributed import once
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.supervision import beat
@@ -48,28 +53,36 @@ def evaluate(
     split: str = "test",
     budgets: Sequence[str] | None = None,
     name: str = "",
+    against: OtherAnswers | None = None,
 ) -> dict[str, Any]:
     """Scores `model` on a split and writes `eval/<split>.json`.
 
     Args:
       budgets: names of the budgets to evaluate; None means every viable one, and "auto" if the model has a policy.
       name: name of the data if not the run's own; results go to this folder below `eval/`.
+      against: another run's answers to the same questions; None: there is no comparison.
 
     Raises:
-      RequestError: a budget is unknown or needs a policy, or there is no usable question.
+      RequestError: a budget is unknown or needs a policy, there is no usable question, or one that `against` lacks.
     """
     config = as_config(config)
     requested, folder = requested_budgets(model, budgets), workdir.path / "eval" / name  # reports mistakes first
+    if against:
+        against.paired_with(list(requested))
     skips, identity = SkipLog(), evaluation_identity(config, model, workdir, split)
     chunks, features = chunks_of(config, model, workdir, identity, name), FeatureStore.of(config, workdir)
     measured = measure(config, model, split, requested, skips=skips, chunks=chunks, features=features)
+    answers = measured.answered["budgets"]
     result = {
         "benchmark": source_label(config),
         "split": split,
         "stage": model.stage,
         "identity": identity,
         "skipped": skips.by_reason(),
+        "harness": harness_of(config, model, measured),
         **measured.figures,
+        **({"against": against.compared(answers, measured.scores.levels)} if against else {}),
+        **timing(config, model, measured, requested),
         "examples": once(lambda: write_examples(folder, model, measured)),
     }
     once(lambda: write_json(folder / f"{split}.questions.json", measured.answered))
@@ -97,6 +110,43 @@ def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, spli
     config = as_config(config)
     pictures = fingerprint_of_split(config, split)
     return workdir.identity(config, "evaluate", model=model.stage, pictures=pictures)
+
+
+def harness_of(config: Config, model: Visor, measured: Measured) -> dict[str, Any]:
+    """Returns the harness of the scores: one pass over each reference answer, as `scoring` explains."""
+    sample = measured.questions.find(measured.scores.ids[0])
+    settings = {"dtype": config.model.dtype, "right": "the greedy answer is the reference, token by token"}
+    system = sample.system or model.system
+    return harness(model, sample.turns[0].question, len(sample.images), system=system, **settings)
+
+
+def timing(
+    config: Config, model: Visor, measured: Measured, requested: Mapping[str, Bits | None]
+) -> dict[str, dict[str, Any]]:
+    """Returns {"timing": the times of one question, of median length}; {} without rounds. Process 0 measures them."""
+    if not config.evaluate.timing_rounds:
+        return {}
+    scores, arch = measured.scores, model.arch
+
+    def timed() -> dict[str, Any]:
+        sizes = (scores.num_visual + scores.num_prompt).tolist()
+        place = median_place(sizes)
+        sample = measured.questions.find(scores.ids[place])
+        asked = with_system(in_dtype_of(config, model), sample.system)
+        answer = partial(asked.timed_answer, list(sample.images), sample.turns[0].question, origin=sample.origin)
+        room = arch.text.max_positions - sizes[place]
+        times = time_answers(answer, requested, room=room, rounds=config.evaluate.timing_rounds)
+        tokens = {"visual_tokens": int(scores.num_visual[place]), "text_tokens": int(scores.num_prompt[place])}
+        question = {"id": scores.ids[place], "tiles": int(scores.num_tiles[place]), **tokens}
+        return {"dtype": config.model.dtype, "question": question, **times}
+
+    return {"timing": once(timed)}
+
+
+def in_dtype_of(config: Config, model: Visor) -> Visor:
+    """Returns the model with parameters in the dtype that it was scored in."""
+    dtype = config.model.dtype
+    return model if model.dtype == dtype else model.with_params(in_dtype(model.params, dtype))
 
 
 def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[str, Any]]:

@@ -53,6 +53,7 @@ class Scores:
       num_visual, num_prompt: visual positions and prompt tokens of each sample, without padding.
       num_tiles: tiles of each sample.
       levels: task -> "easy", "middle" or "hard", for the tasks that have a level.
+      bytes_per_value: of the activations, and so of cached keys and values.
     """
 
     budgets: list[Bits]
@@ -65,6 +66,7 @@ class Scores:
     num_prompt: Int[np.ndarray, " N"]
     num_tiles: Int[np.ndarray, " N"]
     levels: Mapping[str, str] = field(default_factory=dict)
+    bytes_per_value: int = 4
 
 
 def score(
@@ -129,6 +131,7 @@ def score(
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
         levels=levels or {},
+        bytes_per_value=jnp.dtype(dtype).itemsize,
     )
 
 

@@ -1,7 +1,8 @@
-"""Summarizes scores: accuracy by task and level, FLOPs of the decoder and end to end."""
+"""Summarizes scores: accuracy by task and level, FLOPs of the decoder and end to end, bytes of the cache."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
-from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops, visual_flops
+from visor_jax.cost import cache_bytes, decoder_flops, dense_cache_bytes, dense_decoder_flops, route_flops, visual_flops
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.evaluate.scoring import Scores
 
@@ -50,6 +51,11 @@ def per_sample_flops(arch: Architecture, bits: Bits, scores: Scores) -> np.ndarr
     return np.array([known[size] for size in sizes])
 
 
+def per_sample_cache(arch: Architecture, bits: Bits, scores: Scores) -> np.ndarray:
+    """Returns bytes [N] of each sample's cached keys and values after its prompt, under one budget."""
+    return per_sample(scores, lambda v, t: cache_bytes(arch, bits, v, t, scores.bytes_per_value))
+
+
 def per_sample(scores: Scores, count) -> np.ndarray:
     """Returns `count(num_visual, num_prompt)` for every sample [N]."""
     return np.array([count(int(v), int(t)) for v, t in zip(scores.num_visual, scores.num_prompt, strict=True)])
@@ -60,14 +66,15 @@ def mean_decoder_flops(arch: Architecture, bits: Bits, scores: Scores) -> float:
     return float(np.sum(per_sample_flops(arch, bits, scores) * level_weights(scores.tasks, scores.levels)))
 
 
-def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: np.ndarray) -> dict:
-    """Returns one entry of "budgets" in `evaluate --json`: accuracies in [0, 1], GFLOPs per sample.
+def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: np.ndarray, cached: np.ndarray) -> dict:
+    """Returns one entry of "budgets" in `evaluate --json`: accuracies in [0, 1], GFLOPs and cache bytes per sample.
 
-    GFLOPs are means weighted by `level_weights`.
+    GFLOPs and bytes are means weighted by `level_weights`.
 
     Args:
       correct: [N].
       flops: decoder FLOPs [N].
+      cached: bytes of the cache after the prompt [N].
     """
     weights = level_weights(scores.tasks, scores.levels)
     tower = tower_of_samples(arch, scores)
@@ -77,6 +84,7 @@ def budget_row(arch: Architecture, scores: Scores, correct: np.ndarray, flops: n
         "tasks": tasks,
         "decoder_gflops": float(np.sum(flops * weights)) / 1e9,
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,
+        "cache_bytes": float(np.sum(cached * weights)),
         "samples": len(scores.tasks),
     }
 
@@ -107,16 +115,24 @@ def kind_rows(answered: Mapping[str, Any], levels: Mapping[str, str]) -> dict[st
 
 
 def dense_row(arch: Architecture, scores: Scores) -> dict[str, float]:
-    """Returns GFLOPs per sample of a dense decoder of the same shape on the same samples."""
+    """Returns GFLOPs and cache bytes per sample of a dense decoder of the same shape on the same samples."""
+    cached = per_sample(scores, lambda v, t: dense_cache_bytes(arch, v, t, scores.bytes_per_value))
     weights = level_weights(scores.tasks, scores.levels)
     flops = per_sample(scores, lambda v, t: dense_decoder_flops(arch, v, t))
     tower = tower_of_samples(arch, scores)
     return {
         "decoder_gflops": float(np.sum(flops * weights)) / 1e9,
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,
+        "cache_bytes": float(np.sum(cached * weights)),
     }
 
 
 def routing_flops(arch: Architecture, scores: Scores) -> np.ndarray:
     """Returns the policy's own FLOPs on every sample [N]."""
     return per_sample(scores, lambda v, t: route_flops(arch, v, t))
+
+
+def shares(routes: Sequence[str]) -> dict[str, float]:
+    """Returns the fraction of the questions that each budget answers, from the name of the budget of each question."""
+    counts = Counter(routes)
+    return {name: count / counts.total() for name, count in sorted(counts.items())}

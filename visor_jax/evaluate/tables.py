@@ -14,15 +14,22 @@ from visor_jax.data.controls import CONTROLS
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.errors import printable
 
+SHOWN = ("visor-jax", "jax", "jaxlib", "python")  # packages whose versions are printed
+MOST_ROWS = 60  # of the comparison by task; more are in the result only
+ALPHA = 0.05  # differences with a smaller p have a star
+
 
 def print_budgets(result: Mapping[str, Any]) -> None:
-    """Prints a table of accuracy and cost of every budget, after those of tasks, kinds and controls if there are any.
+    """Prints a table of accuracy and saving of every budget, after those of tasks, kinds, controls, costs and others.
 
     Accuracies of levels carry half the width of their 95 % interval.
     """
+    print_harness(result)
     print_tasks(result)
     print_kinds(result)
     print_controls(result)
+    print_costs(result)
+    print_against(result)
     dense, rows = result["dense"], []
     unit, factor = flops_unit(row["decoder_gflops"] for row in result["budgets"].values())
     for name, row in result["budgets"].items():
@@ -37,14 +44,122 @@ def print_budgets(result: Mapping[str, Any]) -> None:
 def print_benchmarks(result: Mapping[str, Any]) -> None:
     """Prints the reported numbers of each benchmark by budget, then accuracy and cost of every budget."""
     for name, of_one in result["benchmarks"].items():
-        budgets = of_one["budgets"]
+        budgets, limits = of_one["budgets"], of_one["intervals"]["budgets"]
         metrics = next(iter(budgets.values()))["metrics"]
         rows = [[metric, *(reported(row["metrics"][metric]) for row in budgets.values())] for metric in metrics]
+        ends = [limits[budget]["tasks"][name] for budget in budgets]
+        rows.append(["95 % of headline, %", *(f"{100 * low:.1f} to {100 * high:.1f}" for low, high in ends)])
+        columns, costs = cost_columns(of_one), [costs_of(of_one, budget) for budget in budgets]
+        rows += [list(row) for row in zip(columns, *costs, strict=True)]
         asked, problems = of_one["questions"], sum(of_one["problems"].values())
         wrong = f", of which {problems} could not be asked and count as wrong" if problems else ""
         title = f"{name}, {of_one['split']}: {asked['asked']} of {asked['of']} questions{wrong}"
         print_table(title, ["metric", *budgets], rows)
+        print_timing(of_one)
+        print_prompt(name, of_one["harness"])
     print_budgets(result)
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+
+
+def print_costs(result: Mapping[str, Any]) -> None:
+    """Prints the costs of every budget, and of a dense decoder of the same shape."""
+    rows = [[name, *costs_of(result, name)] for name in (*result["budgets"], "dense")]
+    print_table("costs per question, up to the first new token", ["budget", *cost_columns(result)], rows)
+    print_timing(result)
+
+
+def cost_columns(result: Mapping[str, Any]) -> list[str]:
+    """Returns the headings of `costs_of`."""
+    columns = [heading for _, heading, _ in cost_fields(result)]
+    columns += ["first token, ms", "tokens/s"] if "timing" in result else []
+    return columns + (["chosen by auto, %"] if "shares" in result else [])
+
+
+def cost_fields(result: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Returns (field, heading with unit, factor) of the costs that all rows of a result have."""
+    rows = result["budgets"].values()
+    fields = []
+    for field, name in (("decoder_gflops", "decoder"), ("end_to_end_gflops", "end to end")):
+        unit, factor = flops_unit(row[field] for row in rows)
+        fields.append((field, f"{name} {unit}", factor))
+    if all("cache_bytes" in row for row in rows):  # an earlier version did not count them
+        large = min(row["cache_bytes"] for row in rows) >= 1e6
+        fields.append(("cache_bytes", "cache MB" if large else "cache kB", 1e-6 if large else 1e-3))
+    return fields
+
+
+def costs_of(result: Mapping[str, Any], name: str) -> list[str]:
+    """Returns the costs of one budget, or of "dense", as text; times are medians."""
+    row = result["budgets"].get(name) or result["dense"]
+    costs = [f"{row[field] * factor:.2f}" for field, _, factor in cost_fields(result)]
+    if "timing" in result:
+        times = result["timing"]["budgets"].get(name, {})
+        first, speed = times.get("seconds_to_first_token"), times.get("tokens_per_second")
+        costs += [f"{1e3 * first[1]:.1f}" if first else "-", f"{speed[1]:.1f}" if speed else "-"]
+    if "shares" in result:
+        costs.append(percent(None if name in ("auto", "dense") else result["shares"].get(name, 0.0)))
+    return costs
+
+
+def print_timing(result: Mapping[str, Any]) -> None:
+    """Prints what the times of a result were measured on."""
+    if timing := result.get("timing"):
+        question = timing["question"]
+        size = (
+            f"{question['tiles']} tiles, {question['visual_tokens']} visual and {question['text_tokens']} text tokens"
+        )
+        print(
+            f"times: one question of median length ({size}) on {timing['device']}, {timing['dtype']}, medians of"
+            f" {timing['rounds']} rounds after a warm-up, {timing['new_tokens']} new tokens"
+        )
+
+
+# --- harness and comparison -------------------------------------------------------------------------------------------
+
+
+def print_harness(result: Mapping[str, Any]) -> None:
+    """Prints name and versions of the harness, and of own data the prompt of the first question."""
+    harness = result.get("harness")
+    if not harness:  # of an evaluation by an earlier version
+        return
+    versions = ", ".join(f"{name} {harness['versions'][name]}" for name in SHOWN if name in harness["versions"])
+    revision = f", git {harness['git_revision']}" if harness["git_revision"] else ""
+    print(f"harness: {harness['name']}{revision}; {versions}; {harness['decoding']}")
+    if "benchmarks" not in result:
+        print_prompt(result["benchmark"], harness)
+
+
+def print_prompt(name: str, harness: Mapping[str, Any]) -> None:
+    """Prints the prompt of the first question in one line, with its line ends as in Python."""
+    limit = f"; at most {harness['max_new_tokens']} new tokens" if "max_new_tokens" in harness else ""
+    print(f"{printable(name)}, first prompt{limit}: {harness['first_prompt']!a}")
+
+
+def print_against(result: Mapping[str, Any]) -> None:
+    """Prints how the accuracies differ from those of another run on the same questions, by level and by task."""
+    against, rows = result.get("against"), []
+    if against is None:
+        return
+    for name, of_budget in against["budgets"].items():
+        tasks = of_budget["tasks"]
+        parts = {level: of_budget[level] for level in LEVELS if level in of_budget and len(tasks) > 1}
+        parts |= tasks if len(against["budgets"]) * len(tasks) <= MOST_ROWS else {}
+        rows += [[name, of_budget["budget"], part, *differences(figures)] for part, figures in parts.items()]
+    print(f"against {', '.join(against['files'])}:")
+    columns = ["budget", "its budget", "of", "%", "its %", "difference (95 %)", "p"]
+    print_table("paired differences on the same questions, percentage points", columns, rows)
+
+
+def differences(figures: Mapping[str, float]) -> list[str]:
+    """Returns the figures of a paired difference as text; a small p has a star."""
+    difference, low, high = (f"{100 * figures[name]:+.1f}" for name in ("difference", "low", "high"))
+    p = f"{figures['p']:.4f}" + ("*" if figures["p"] < ALPHA else "")
+    return [percent(figures["accuracy"]), percent(figures["other"]), f"{difference} ({low} to {high})", p]
+
+
+# --- tables of accuracies ---------------------------------------------------------------------------------------------
 
 
 def reported(value: float) -> str:

@@ -28,6 +28,7 @@ class Answer:
       cache_bytes: size of this sample's cached keys and values at the end of the answer.
       decoder_flops: FLOPs of the decoder and routing.
       complete: whether the model ended it; False if `max_new_tokens` did.
+      new_tokens: number of tokens of the text, without the one that ends it.
       seconds_compiling: wall time for compiling programs for new shapes and, before a model's first answer, for
         unstacking its parameters.
     """
@@ -40,6 +41,7 @@ class Answer:
     cache_bytes: int
     decoder_flops: float
     complete: bool
+    new_tokens: int
     seconds_compiling: float
 
 
@@ -107,6 +109,7 @@ class PendingAnswer:
             cache_bytes=cache_bytes(arch, self.bits, visual, prompt + fed, bytes_per_value),
             decoder_flops=decoder,
             complete=self.complete,
+            new_tokens=len(self.tokens),
             seconds_compiling=self.spent.compiling,
         )
 

@@ -25,6 +25,7 @@ from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
 from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
+from visor_jax.data.row_shape import RowShape
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.data.video_limits import VideoLimits
@@ -144,12 +145,12 @@ def check_length(question: str, turns: Sequence[tuple[str, str]], arch: Architec
         )
 
 
-def check_fits(prompt: Example, max_new_tokens: int, arch: Architecture) -> None:
-    """Raises RequestError if a prompt and its answer exceed the model's maximum number of positions."""
+def check_fits(length: int, size: RowShape, max_new_tokens: int, arch: Architecture) -> None:
+    """Raises RequestError if a prompt of `length` positions and its answer exceed those of the model."""
     most = arch.text.max_positions
-    if prompt.length + max_new_tokens > most:
+    if length + max_new_tokens > most:
         raise RequestError(
-            f"question: {prompt.length:,} positions ({prompt.size.text:,} of text, {prompt.size.visual:,} of pictures)"
+            f"question: {length:,} positions ({size.text:,} of text, {size.visual:,} of pictures)"
             f" and max_new_tokens={max_new_tokens:,} are more than the {most:,} of this model; ask less at once"
         )
 

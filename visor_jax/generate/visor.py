@@ -111,6 +111,15 @@ class Visor:
         """Returns the parameters in the tree of `model.visor.init_params`; stacks them after the first question."""
         return self._engine.params
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Returns the dtype of the parameters, and of what is computed with them."""
+        return self._engine.dtype
+
+    def bits_of(self, budget: str) -> Bits:
+        """Returns the bits of the budget that an `Answer` names."""
+        return () if self.arch.plan == "dense" else Budget.parse(budget).resolve(self.arch.num_slots)
+
     def with_params(self, params: Params) -> Visor:
         """Returns this model with other parameters of the same shapes."""
         return Visor(
@@ -191,9 +200,17 @@ class Visor:
         return answers
 
     def answer_budgets(
-        self, questions: Iterable[tuple[Pictures, str]], budgets: Mapping[str, Bits | None], max_new_tokens: int = 64
+        self,
+        questions: Iterable[tuple[Pictures, str]],
+        budgets: Mapping[str, Bits | None],
+        max_new_tokens: int = 64,
+        dial: float = 0.0,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> list[BudgetAnswers | RequestError]:
-        """Answers each question under several budgets, greedily; the shared prefill runs once per question.
+        """Answers each question under several budgets; the shared prefill runs once per question.
 
         Args:
           questions: (pictures, question) pairs.
@@ -205,13 +222,26 @@ class Visor:
         """
         if None in budgets.values():
             self._require_policy()
-        request = Request(None, 0.0, max_new_tokens, Sampling(), self.stop_token_ids)
+        request = Request(None, dial, max_new_tokens, Sampling(temperature, top_p, seed), self.stop_token_ids)
         results, remaining = list[BudgetAnswers | RequestError](), iter(questions)
         while wave := list(itertools.islice(remaining, PREFILL_AHEAD)):
             prompts = [self._prompt_or_error(item, request) for item in wave]
             answered = iter(self._under_budgets([p for p in prompts if isinstance(p, Example)], budgets, request))
             results += [next(answered) if isinstance(prompt, Example) else prompt for prompt in prompts]
         return results
+
+    def timed_answer(
+        self, image: Pictures, question: str, bits: Bits | None, new_tokens: int, *, origin: Origin | None = None
+    ) -> Answer:
+        """Answers greedily with exactly `new_tokens` tokens, past the end of the answer, to measure its times.
+
+        Args:
+          bits: of the budget; None: the policy decides.
+        """
+        if bits is None:
+            self._require_policy()
+        request = Request(bits, 0.0, new_tokens, Sampling(), frozenset())
+        return self._answers([self._checked_prompt(image, question, (), request, origin)], request)[0]
 
     def stream(
         self,
@@ -371,7 +401,7 @@ class Visor:
     ) -> Example:
         """Returns the prompt, after checking that it fits the model's positions together with its answer."""
         prompt = self._prompt(image, question, history, origin)
-        check_fits(prompt, request.max_new_tokens, self.arch)
+        check_fits(prompt.length, prompt.size, request.max_new_tokens, self.arch)
         return prompt
 
     def _prompt_or_error(self, item: Any, request: Request) -> Example | RequestError:

@@ -42,7 +42,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None, *, steps: int = 4) -> 
     config.stage_overrides.policy.update(learning_rate=1e-2)
     config.search.update(samples=24)  # one question per task
     config.label.update(samples=48)
-    config.evaluate.update(samples=24, control_samples=8, batch_size=8, dials=(-4.0, 0.0, 4.0))
+    config.evaluate.update(samples=24, control_samples=8, batch_size=8, dials=(-4.0, 0.0, 4.0), timing_rounds=0)
     for name, value in (changes or {}).items():
         config.update_from_flattened_dict({name: value})
     return ConfigDict(validate(config).to_dict(), type_safe=False).lock()

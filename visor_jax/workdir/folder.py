@@ -55,7 +55,8 @@ RANDOM_NUMBERS = 2
 MAX_MANIFEST_BYTES = 2**26
 MAX_STEP = 2**53  # the largest integer that every JSON reader represents exactly
 OFFLINE = ("search", "label")  # sections of the configuration that no trained stage reads
-WITHOUT_EFFECT = ("evaluate.cache_gigabytes",)  # fields that change where results come from, not the results
+# Fields that change where results come from, or what is timed, not the answers.
+WITHOUT_EFFECT = ("evaluate.cache_gigabytes", "evaluate.timing_rounds")
 
 SPLIT_OF = {"search": "validation", "evaluate": "test"}  # other stages read the training split
 

@@ -15,8 +15,9 @@ import pytest
 from tests.evaluate.benchmarks import hub_tables
 from visor_jax.budget import Budget
 from visor_jax.config import as_config
-from visor_jax.cost import decoder_flops, dense_decoder_flops, route_flops
+from visor_jax.cost import cache_bytes, decoder_flops, dense_cache_bytes, dense_decoder_flops, route_flops
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.against import open_predictions
 from visor_jax.evaluate.benchmarks import named_benchmark, predictions
 from visor_jax.evaluate.benchmarks.run import evaluate_benchmarks, open_tables
 from visor_jax.evaluate.tables import print_benchmarks
@@ -87,10 +88,44 @@ def test_two_benchmarks(tiny_copy: Path, data: Path, capsys: pytest.CaptureFixtu
         parts = [result["benchmarks"][name]["budgets"][budget] for name in NAMES]
         assert row["tasks"] == {"docvqa": parts[0]["hard"], "mme": parts[1]["easy"]} and row["samples"] == 12
         assert row["decoder_gflops"] == pytest.approx(sum(part["decoder_gflops"] for part in parts) / 2)
-        assert 0 < row["decoder_gflops"] < row["end_to_end_gflops"]
+        assert 0 < row["decoder_gflops"] < row["end_to_end_gflops"] and row["cache_bytes"] > 0
+        assert row["cache_bytes"] < result["dense"]["cache_bytes"]
+        low, high = result["intervals"]["budgets"][budget]["hard"]
+        assert low <= row["hard"] <= high and low < high
     assert sum(result["benchmarks"]["mme"]["routes"]["mme"].values()) == pytest.approx(1)
+    assert result["benchmarks"]["mme"]["shares"] == result["routes"]["mme"]
+    harness = result["benchmarks"]["mme"]["harness"]
+    assert harness["name"] == "visor_jax" and {"jax", "python"} <= harness["versions"].keys()
+    question = named_benchmark("mme").item(hub_tables.mme(0)).prompt
+    assert f"user\n<image>\n{question}<|im_end|>" in harness["first_prompt"] and harness["max_new_tokens"] == 16
     print_benchmarks(result)
-    assert "mme_cognition_score" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert all(text in output for text in ("mme_cognition_score", "chosen by auto", "cache kB", "harness: visor_jax"))
+
+
+def test_times_and_another_run_beside_the_scores(
+    tiny_copy: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a stage's own answers there is no difference; times are of the question of median length."""
+    stage, tables = load(tiny_copy / "full"), open_tables(NAMES, str(data))
+    config = as_config(tiny_config({"evaluate.timing_rounds": 1}))
+    evaluate_benchmarks(CONFIG, stage, Workdir(tiny_copy), tables, budgets=["full"])
+    others = open_predictions(str(tiny_copy), tables, None)
+    settings: dict[str, Any] = {"budgets": ["full", "empty"], "name": "partial", "against": others}
+    result = evaluate_benchmarks(config, stage, Workdir(tiny_copy), tables, **settings)
+    timing, lines = result["benchmarks"]["docvqa"]["timing"], lines_in(others["docvqa"].path)
+    line = lines[timing["question"]["row"]]
+    assert {line[name] for name in ("text_tokens",)} == {timing["question"]["text_tokens"]}
+    for name, row in timing["budgets"].items():
+        assert row["route"] == name and min(*row["seconds_to_first_token"], *row["tokens_per_second"]) > 0
+    for of_one, level in ((result, "hard"), (result, "easy"), (result["benchmarks"]["docvqa"], "hard")):
+        same, other = of_one["against"]["budgets"]["full"], of_one["against"]["budgets"]["empty"]
+        assert same[level]["difference"] == 0 and same[level]["p"] == 1 and same["budget"] == other["budget"] == "full"
+        assert other[level]["accuracy"] == pytest.approx(of_one["budgets"]["empty"][level])
+        assert other[level]["other"] == pytest.approx(of_one["budgets"]["full"][level])
+    print_benchmarks(result)
+    output = capsys.readouterr().out
+    assert "first token, ms" in output and "on cpu, float32" in output and "paired differences" in output
 
 
 def test_predictions_are_the_models_answers_with_their_cost(tiny_copy: Path, data: Path) -> None:
@@ -107,9 +142,12 @@ def test_predictions_are_the_models_answers_with_their_cost(tiny_copy: Path, dat
         routing = route_flops(model.arch, *sizes) if line["budget"] == "auto" else 0
         assert line["prompt_decoder_flops"] == decoder_flops(model.arch, route, *sizes) + routing
         assert line["prompt_decoder_flops"] <= line["decoder_flops"] < line["flops"]
+        assert line["prompt_cache_bytes"] == cache_bytes(model.arch, route, *sizes, 4) <= line["cache_bytes"]
     dense = [dense_decoder_flops(model.arch, line["visual_tokens"], line["text_tokens"]) for line in lines]
     result = read_json(tiny_copy / "eval" / "of_docvqa" / "validation.json")
     assert result["dense"]["decoder_gflops"] == pytest.approx(sum(dense) / len(dense) / 1e9)
+    cached = [dense_cache_bytes(model.arch, line["visual_tokens"], line["text_tokens"], 4) for line in lines]
+    assert result["dense"]["cache_bytes"] == pytest.approx(sum(cached) / len(cached))
 
 
 def test_a_killed_run_answers_only_what_is_missing(

@@ -29,9 +29,10 @@ def scores(name: str, answer: str, reference: str | Sequence[str], **facts: Any)
     return [*named_benchmark(name).score(answer, Item("", "", [], reference, facts)).values()]
 
 
-def line(name: str, item: Item, answer: str) -> Line:
+def line(name: str, item: Item, answer: str, row: int = 0) -> Line:
     """Returns a prediction as it is written to a file and read again."""
     found = {
+        "row": row,
         "id": item.id,
         "answer": answer,
         "reference": item.reference,
@@ -81,6 +82,23 @@ def test_scores_are_fractions_of_any_answer(name: str, data: st.DataObject) -> N
     benchmark = named_benchmark(name)
     reported = benchmark.report(lines)
     assert 0 <= benchmark.accuracy(reported) <= 1 + 1e-9 and all(value >= 0 for value in reported.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(data=st.data())
+def test_the_headline_is_the_mean_over_groups_of_units(name: str, data: st.DataObject) -> None:
+    """Right, wrong and arbitrary answers; also of a part of the questions, as a limit leaves it."""
+    benchmark, items, lines = named_benchmark(name), items_of(name, 12), []
+    for row, item in enumerate(items[: data.draw(st.integers(1, 12))]):
+        lines.append(line(name, item, data.draw(st.one_of(st.just(right_answer(item)), ANSWERS)), row))
+    groups: dict[str, list[float]] = {}
+    units = benchmark.units(lines)
+    for unit in units:
+        assert 0 <= unit.value <= 1
+        groups.setdefault(unit.group, []).append(unit.value)
+    means = [sum(values) / len(values) for values in groups.values()]
+    assert benchmark.accuracy(benchmark.report(lines)) == pytest.approx(sum(means) / max(len(means), 1))
+    assert len({(unit.group, unit.key) for unit in units}) == len(units), "keys name units"
 
 
 @given(st.lists(st.sampled_from(["a", "The", "two", "RED", "cat.", "3.5", "1,000", "(left)", "none", "well-known"])))

@@ -41,6 +41,32 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """What counts as one observation in an interval: a question, or several that are scored together.
+
+    Attributes:
+      key: names it in the data set; the same for every model.
+      group: units of one group are resampled among themselves.
+      value: in [0, 1]. The mean over groups of the mean over a group's units is `Benchmark.accuracy`.
+    """
+
+    key: str
+    group: str
+    value: float
+
+
+def each_question(lines: Sequence[Line]) -> list[Unit]:
+    """Returns a unit for each question, all of one group, whose value is the only score that the question has."""
+    return [Unit(str(line["row"]), "", only_score(line)) for line in lines]
+
+
+def only_score(line: Line) -> float:
+    """Returns the score of a prediction that has one score."""
+    (value,) = line["scores"].values()
+    return value
+
+
+@dataclass(frozen=True)
 class PictureTable:
     """Pictures that stand in a table of their own.
 
@@ -76,6 +102,7 @@ class Benchmark:
       report: lines of one budget -> the reported numbers by name.
       headline: the reported number that stands for the benchmark in averages.
       headline_max: what a perfect model reaches there.
+      units: lines of one budget -> the observations that the headline is a mean of.
       images: the table that holds the pictures, if they are not in the rows.
     """
 
@@ -91,6 +118,7 @@ class Benchmark:
     report: Callable[[Sequence[Line]], dict[str, float]]
     headline: str
     headline_max: float = 1.0
+    units: Callable[[Sequence[Line]], list[Unit]] = each_question
     optional: Collection[str] = ()
     images: PictureTable | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Line, Row, mean
+from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Line, Row, Unit, mean
 from visor_jax.evaluate.benchmarks.choices import named_letter
 
 OPTIONS = "ABCD"
@@ -62,14 +62,26 @@ def score(answer: str, item: Item) -> dict[str, float]:
     return {"accuracy": float(chosen_option(answer, item.facts["options"]) == item.reference)}
 
 
-def report(lines: Sequence[Line]) -> dict[str, float]:
-    """Returns the accuracy over questions, and by category, the coarser ones first."""
+def answered_right(lines: Sequence[Line]) -> dict[int, float]:
+    """Returns 1 for each question, by index, whose rotations are all right, and 0 for the others."""
     rotations: dict[int, list[Line]] = {}
     for line in lines:
         rotations.setdefault(line["facts"]["index"] % NEXT_ROTATION, []).append(line)
     right = {index: float(all(line["scores"]["accuracy"] for line in group)) for index, group in rotations.items()}
-    asked = {line["facts"]["index"]: line["facts"] for line in lines if line["facts"]["index"] < NEXT_ROTATION}
-    result = {"accuracy": mean(right[index] for index in asked)}
+    asked = [line["facts"]["index"] for line in lines if line["facts"]["index"] < NEXT_ROTATION]
+    return {index: right[index] for index in asked}
+
+
+def units(lines: Sequence[Line]) -> list[Unit]:
+    """Returns a unit for each question with its rotations."""
+    return [Unit(str(index), "", value) for index, value in answered_right(lines).items()]
+
+
+def report(lines: Sequence[Line]) -> dict[str, float]:
+    """Returns the accuracy over questions, and by category, the coarser ones first."""
+    right = answered_right(lines)
+    asked = {line["facts"]["index"]: line["facts"] for line in lines if line["facts"]["index"] in right}
+    result = {"accuracy": mean(right.values())}
     for level in ("l2_category", "category"):
         for name in dict.fromkeys(facts[level] for facts in asked.values()):
             result[name] = mean(right[index] for index, facts in asked.items() if facts[level] == name)
@@ -98,6 +110,7 @@ BENCHMARKS = (
         score=score,
         report=report,
         headline="accuracy",
+        units=units,
         optional=("hint", *OPTIONS),
     ),
 )

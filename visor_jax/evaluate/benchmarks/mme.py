@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visor_jax.evaluate.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Line, Row, grouped, mean
+from visor_jax.evaluate.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Line, Row, Unit, grouped, mean
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"),
@@ -48,11 +48,29 @@ def category_score(lines: Sequence[Line]) -> float:
 
     A picture without both of its questions, as a limit may leave one, cannot have both right.
     """
+    return 200 * mean(picture_values(lines).values())
+
+
+def picture_values(lines: Sequence[Line]) -> dict[str, float]:
+    """Returns what each picture contributes to the score of its category, in [0, 1]: 1 with both answers right."""
     by_picture: dict[str, list[float]] = {}
     for line in lines:
         by_picture.setdefault(line["id"], []).append(line["scores"]["accuracy"])
-    both = [sum(right) == QUESTIONS_PER_PICTURE for right in by_picture.values()]
-    return 100 * (mean(map(mean, by_picture.values())) + mean(map(float, both)))
+    return {id: (mean(right) + float(sum(right) == QUESTIONS_PER_PICTURE)) / 2 for id, right in by_picture.items()}
+
+
+def units(lines: Sequence[Line]) -> list[Unit]:
+    """Returns a unit for each picture of the perception categories, grouped by category.
+
+    A category that a limit has left out counts as 0, as in the sum.
+    """
+    parts = {name: part for name, part in grouped(lines, "category").items() if name in PERCEPTION}
+    share = len(parts) / len(PERCEPTION)
+    return [
+        Unit(f"{name}/{id}", name, share * value)
+        for name, part in parts.items()
+        for id, value in picture_values(part).items()
+    ]
 
 
 def report(lines: Sequence[Line]) -> dict[str, float]:
@@ -83,5 +101,6 @@ BENCHMARKS = (
         report=report,
         headline="mme_perception_score",
         headline_max=200.0 * len(PERCEPTION),
+        units=units,
     ),
 )

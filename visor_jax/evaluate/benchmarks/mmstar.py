@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Line, Row, grouped, mean, scores_of
+from visor_jax.evaluate.benchmarks.base import (
+    LETTER,
+    Benchmark,
+    Item,
+    Line,
+    Row,
+    Unit,
+    grouped,
+    mean,
+    only_score,
+    scores_of,
+)
 from visor_jax.evaluate.benchmarks.choices import named_letter
 
 
@@ -31,6 +42,11 @@ def report(lines: Sequence[Line]) -> dict[str, float]:
     return {"average": mean_of_kinds(lines), **parts}
 
 
+def units(lines: Sequence[Line]) -> list[Unit]:
+    """Returns a unit for each question, grouped by finer category."""
+    return [Unit(str(line["row"]), line["facts"]["l2_category"], only_score(line)) for line in lines]
+
+
 BENCHMARKS = (
     Benchmark(
         name="mmstar",
@@ -50,5 +66,6 @@ BENCHMARKS = (
         score=score,
         report=report,
         headline="average",
+        units=units,
     ),
 )

@@ -3,10 +3,12 @@
 In: an opened `Table`, a model, budgets. Out: a prediction for every question and budget, a JSON object each (`Line`):
 
     {"row", "id", "budget", "route", "question", "answer", "reference", "scores": {metric: score}, "facts",
-     "decoder_flops", "prompt_decoder_flops", "flops", "visual_tokens", "text_tokens", "tiles", "complete", "problem"}
+     "decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes", "visual_tokens",
+     "text_tokens", "tiles", "complete", "problem"}
 
 `budget` is the name that was asked for and `route` the budget that answered, which differ for "auto". `decoder_flops`
-include the new tokens and the routing, `prompt_decoder_flops` end with the logits of the first new token. A question
+include the new tokens and the routing, `prompt_decoder_flops` end with the logits of the first new token; likewise
+`cache_bytes` are those at the end of the answer, and `prompt_cache_bytes` those of the prompt. A question
 that cannot be asked, because a picture is broken or the prompt is longer than the model's positions, has a `problem`,
 and its answer is wrong.
 """
@@ -24,9 +26,11 @@ from typing import Any
 import grain
 import numpy as np
 
-from visor_jax.budget import Bits, bit_string, budget_name
-from visor_jax.cost import decoder_flops, route_flops
+from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits, bit_string
+from visor_jax.cost import cache_bytes, decoder_flops, route_flops
 from visor_jax.data.questions import READ_THREADS
+from visor_jax.data.row_shape import RowShape
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line
@@ -34,7 +38,7 @@ from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.chunks import PassFolder, ProcessShares
 from visor_jax.files.json_shape import AMOUNT, COUNT, FLAG, FRACTION, TEXT, check_shape, each, list_of
 from visor_jax.files.read_write import parse_json, read_regular, write_bytes
-from visor_jax.generate.answer import BudgetAnswers
+from visor_jax.generate.answer import Answer, BudgetAnswers
 from visor_jax.loading import Visor
 from visor_jax.workdir.fault_points import fault_point
 from visor_jax.workdir.supervision import beat
@@ -45,7 +49,7 @@ MAX_CHUNK_BYTES = 2**28
 SHAPE = list_of(
     {
         "row": COUNT,
-        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles"), COUNT),
+        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles", "cache_bytes", "prompt_cache_bytes"), COUNT),
         **dict.fromkeys(("id", "budget", "route", "question", "answer", "problem"), TEXT),
         "scores": each(FRACTION),
         "complete": FLAG,
@@ -159,29 +163,49 @@ def answer_line(
     benchmark: Benchmark, model: Visor, question: Opened, result: BudgetAnswers, name: str, bits: Bits | None
 ) -> Line:
     """Returns the prediction of one budget."""
-    answer, arch, size = result.answers[name], model.arch, result.size
-    routing = route_flops(arch, size.visual, size.text) if bits is None else 0.0
-    names = {"dense": (), **{budget_name(viable): viable for viable in model.viable_budgets}}
-    used = names[answer.budget] if bits is None else bits
+    answer = result.answers[name]
+    used = model.bits_of(answer.budget)
     return {
         **common(question, name),
-        "route": answer.budget,
         "answer": answer.text,
         "scores": benchmark.score(answer.text, question.item),
+        **answer_costs(answer, result.size, model.arch, used, model.dtype.itemsize, routed=bits is None),
+        "problem": "",
+    }
+
+
+def answer_costs(
+    answer: Answer, size: RowShape, arch: Architecture, bits: Bits, bytes_per_value: int, *, routed: bool
+) -> dict[str, Any]:
+    """Returns the fields of a prediction that say what its answer cost.
+
+    Args:
+      answer: the answer.
+      size: of its prompt.
+      arch: of the model.
+      bits: of the budget that answered.
+      bytes_per_value: of the cache.
+      routed: whether the policy chose the budget.
+    """
+    routing = route_flops(arch, size.visual, size.text) if routed else 0.0
+    return {
+        "route": answer.budget,
         "decoder_flops": answer.decoder_flops,
-        "prompt_decoder_flops": routing + decoder_flops(arch, used, size.visual, size.text),
+        "prompt_decoder_flops": routing + decoder_flops(arch, bits, size.visual, size.text),
         "flops": answer.flops,
+        "cache_bytes": answer.cache_bytes,
+        "prompt_cache_bytes": cache_bytes(arch, bits, size.visual, size.text, bytes_per_value),
         "visual_tokens": size.visual,
         "text_tokens": size.text,
         "tiles": size.tiles,
         "complete": answer.complete,
-        "problem": "",
     }
 
 
 def problem_line(benchmark: Benchmark, question: Opened, name: str, problem: str) -> Line:
     """Returns the prediction for a question that cannot be asked: an empty answer whose scores are 0."""
-    numbers = ("decoder_flops", "prompt_decoder_flops", "flops", "visual_tokens", "text_tokens", "tiles")
+    costs = ("decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes")
+    numbers = (*costs, "visual_tokens", "text_tokens", "tiles")
     return {
         **common(question, name),
         "route": "",
@@ -195,10 +219,13 @@ def problem_line(benchmark: Benchmark, question: Opened, name: str, problem: str
 
 def common(question: Opened, name: str) -> dict[str, Any]:
     """Returns the fields of a prediction that depend on the question only, and the budget's name."""
-    item = question.item
+    return {"row": question.row, "budget": name, **common_fields(question.item)}
+
+
+def common_fields(item: Item) -> dict[str, Any]:
+    """Returns the fields of a question's predictions that are the same for every model."""
     reference = item.reference if isinstance(item.reference, str) else list(item.reference)
-    facts = {"row": question.row, "id": item.id, "budget": name}
-    return {**facts, "question": item.prompt, "reference": reference, "facts": dict(item.facts)}
+    return {"id": item.id, "question": item.prompt, "reference": reference, "facts": dict(item.facts)}
 
 
 def pack(lines: Sequence[Line]) -> bytes:

@@ -8,20 +8,24 @@ killed run has answered is in chunks, which are removed when all benchmarks are 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from visor_jax.budget import bit_string
 from visor_jax.config import Config
-from visor_jax.cost import dense_decoder_flops, tower_flops
+from visor_jax.cost import dense_cache_bytes, dense_decoder_flops, visual_flops
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.against import OtherPredictions, comparison
 from visor_jax.evaluate.benchmarks import named_benchmark
 from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
+from visor_jax.evaluate.harness import harness
+from visor_jax.evaluate.intervals import CONFIDENCE, interval_of_values, with_levels
+from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import requested_budgets
-from visor_jax.evaluate.summary import level_means
+from visor_jax.evaluate.summary import level_means, shares
 from visor_jax.files.read_write import write_bytes, write_json
 from visor_jax.loading import Visor
 from visor_jax.scale.distributed import once
@@ -40,6 +44,7 @@ def evaluate_benchmarks(
     budgets: Sequence[str] | None = None,
     limit: int | None = None,
     name: str = "",
+    against: Mapping[str, OtherPredictions] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on benchmarks and writes their results.
 
@@ -50,15 +55,19 @@ def evaluate_benchmarks(
       budgets: names of the budgets to evaluate; None: every viable one, and "auto" if the model has a policy.
       limit: of the number of questions of each benchmark; None: all.
       name: of the folder below `eval/of_<benchmark>/` for a result that is not a whole one; "": none.
+      against: another run's predictions, by benchmark (`open_predictions`); None: there is no comparison.
 
     Returns:
       what `visor evaluate --json` prints: the rows of "budgets" hold all benchmarks, "benchmarks" has each by itself.
 
     Raises:
-      RequestError: a budget is unknown or needs a policy, or no question of a benchmark can be asked.
+      RequestError: a budget is unknown, needs a policy or has none of `against` to be compared with, or no question
+        of a benchmark can be asked.
     """
     requested = requested_budgets(model, budgets)
-    stores, results = [], {}
+    for other in (against or {}).values():
+        other.paired_with(list(requested))  # reports mistakes first
+    stores, results, differences = [], {}, {}
     for table in tables:
         benchmark, count = table.benchmark, min(len(table), limit or len(table))
         folder, identity = f"eval/of_{benchmark.name}/{name}".rstrip("/"), identity_of(config, model, table)
@@ -70,13 +79,23 @@ def evaluate_benchmarks(
             "stage": model.stage,
             "identity": identity,
             "questions": {"asked": count, "of": len(table)},
+            "harness": harness_of(model, table),
             **figures(benchmark, model, lines, requested),
+            **timing(model, table, lines, requested, config.evaluate.timing_rounds),
         }
+        if against:
+            other = against[benchmark.name]
+            differences[benchmark.name] = other.compared(lines)
+            own = {benchmark.name: differences[benchmark.name]}
+            result["against"] = comparison([other], list(requested), own, result["levels"])
         results[benchmark.name] = result
         once(partial(write, workdir, folder, result, lines))
     for store in stores:
         store.remove()
-    return combined(results)
+    result = combined(results)
+    if against:
+        result["against"] = comparison(list(against.values()), list(requested), differences, result["levels"])
+    return result
 
 
 def open_tables(names: Sequence[str], data: str) -> list[Table]:
@@ -111,6 +130,34 @@ def identity_of(config: Config, model: Visor, table: Table) -> dict[str, Any]:
     }
 
 
+def harness_of(model: Visor, table: Table) -> dict[str, Any]:
+    """Returns the harness of a benchmark's answers."""
+    first, benchmark = table.items[0], table.benchmark
+    settings = {"max_new_tokens": benchmark.max_new_tokens, "dtype": str(model.dtype)}
+    return harness(model, first.prompt, len(first.pictures), system=model.system, **settings)
+
+
+def timing(
+    model: Visor, table: Table, lines: Sequence[Line], requested: Budgets, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Returns {"timing": the times of one question, of median length}; {} without rounds. Process 0 measures them."""
+    asked = [line for line in lines if line["budget"] == lines[0]["budget"] and not line["problem"]]
+    if not rounds:
+        return {}
+    sizes = [line["visual_tokens"] + line["text_tokens"] for line in asked]
+    place = median_place(sizes)
+    line = asked[place]
+
+    def measured() -> dict[str, Any]:
+        pictures, prompt = table.pictures(line["row"]), table.items[line["row"]].prompt
+        timed = partial(model.timed_answer, pictures, prompt)
+        times = time_answers(timed, requested, room=model.arch.text.max_positions - sizes[place], rounds=rounds)
+        question = {name: line[name] for name in ("row", "tiles", "visual_tokens", "text_tokens")}
+        return {"dtype": str(model.dtype), "question": question, **times}
+
+    return {"timing": once(measured)}
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -130,12 +177,16 @@ def figures(benchmark: Benchmark, model: Visor, lines: Sequence[Line], requested
         "levels": levels,
         "budgets": {name: budget_row(benchmark, model, of_budget) for name, of_budget in by_budget.items()},
         "dense": dense_row(model, first),
-        **({"routes": {benchmark.name: shares(picked)}} if picked else {}),
+        "intervals": intervals(benchmark, by_budget),
+        **({"routes": {benchmark.name: shares(picked)}, "shares": shares(picked)} if picked else {}),
     }
 
 
 def budget_row(benchmark: Benchmark, model: Visor, lines: Sequence[Line]) -> dict[str, Any]:
-    """Returns one entry of "budgets"; GFLOPs are means over the questions that were answered, up to the first token."""
+    """Returns one entry of "budgets".
+
+    GFLOPs and cache bytes are means over the questions that were answered, up to the first new token.
+    """
     metrics = benchmark.report(lines)
     tasks = {benchmark.name: benchmark.accuracy(metrics)}
     asked = [line for line in lines if not line["problem"]]
@@ -145,36 +196,50 @@ def budget_row(benchmark: Benchmark, model: Visor, lines: Sequence[Line]) -> dic
         "metrics": metrics,
         "decoder_gflops": mean(line["prompt_decoder_flops"] for line in asked) / 1e9,
         "end_to_end_gflops": mean(line["prompt_decoder_flops"] + tower(model, line) for line in asked) / 1e9,
+        "cache_bytes": mean(line["prompt_cache_bytes"] for line in asked),
         "samples": len(lines),
     }
 
 
 def dense_row(model: Visor, lines: Sequence[Line]) -> dict[str, float]:
-    """Returns GFLOPs per question of a dense decoder of the same shape."""
+    """Returns GFLOPs and cache bytes per question of a dense decoder of the same shape."""
     asked = [line for line in lines if not line["problem"]]
     flops = [dense_decoder_flops(model.arch, line["visual_tokens"], line["text_tokens"]) for line in asked]
     return {
         "decoder_gflops": mean(flops) / 1e9,
         "end_to_end_gflops": mean(f + tower(model, line) for f, line in zip(flops, asked, strict=True)) / 1e9,
+        "cache_bytes": mean(
+            dense_cache_bytes(model.arch, line["visual_tokens"], line["text_tokens"], model.dtype.itemsize)
+            for line in asked
+        ),
     }
 
 
 def tower(model: Visor, line: Line) -> float:
-    """Returns the FLOPs of the vision tower on a question's pictures."""
-    return tower_flops(model.arch, line["tiles"])
+    """Returns the FLOPs from a question's pictures to its visual tokens."""
+    return visual_flops(model.arch, line["tiles"], line["visual_tokens"])
 
 
-def shares(routes: Sequence[str]) -> dict[str, float]:
-    """Returns the fraction of the questions that each budget answers."""
-    counts = Counter(routes)
-    return {name: count / counts.total() for name, count in sorted(counts.items())}
+def intervals(benchmark: Benchmark, by_budget: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
+    """Returns the intervals of the headline: {"confidence", "budgets": {budget: {"tasks": {benchmark: [low, high]}}}}.
+
+    The budget's level has the same one. Of no question that counts it is [0, 1].
+    """
+    rows = {}
+    for budget, lines in by_budget.items():
+        groups: dict[str, list[float]] = {}
+        for unit in benchmark.units(lines):
+            groups.setdefault(f"{benchmark.name}/{unit.group}", []).append(unit.value)
+        limits = list(interval_of_values(groups) if groups else (0.0, 1.0))
+        rows[budget] = {"tasks": {benchmark.name: limits}, benchmark.level: limits}
+    return {"confidence": CONFIDENCE, "budgets": rows}
 
 
 def combined(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Returns the results of benchmarks as one: levels and GFLOPs are means over them, each counting equally."""
+    """Returns the results of benchmarks as one: levels and costs are means over them, each counting equally."""
     every = list(results.values())
     levels = {name: level for result in every for name, level in result["levels"].items()}
-    costs, rows = ("decoder_gflops", "end_to_end_gflops"), {}
+    costs, rows, limits = ("decoder_gflops", "end_to_end_gflops", "cache_bytes"), {}, {}
     for name in every[0]["budgets"]:
         of_budget = [result["budgets"][name] for result in every]
         tasks = {task: accuracy for row in of_budget for task, accuracy in row["tasks"].items()}
@@ -184,6 +249,11 @@ def combined(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
             **{cost: mean(row[cost] for row in of_budget) for cost in costs},
             "samples": sum(row["samples"] for row in of_budget),
         }
+        of_tasks = {
+            task: limit for result in every for task, limit in result["intervals"]["budgets"][name]["tasks"].items()
+        }
+        limits[name] = with_levels(tasks, of_tasks, levels)
+    routes = {task: of_task for result in every for task, of_task in result.get("routes", {}).items()}
     return {
         "benchmark": ", ".join(results),
         "split": ", ".join(dict.fromkeys(result["split"] for result in every)),
@@ -191,5 +261,8 @@ def combined(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "levels": levels,
         "budgets": rows,
         "dense": {cost: mean(result["dense"][cost] for result in every) for cost in costs},
+        "intervals": {"confidence": CONFIDENCE, "budgets": limits},
+        "harness": every[0]["harness"],
+        **({"routes": routes} if routes else {}),
         "benchmarks": results,
     }

@@ -1,0 +1,50 @@
+"""Describes how an evaluation asked its questions, so that its scores can be compared with those of another harness.
+
+In: the model and a question. Out: `harness`, JSON values that every result has and `visor evaluate` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from visor_jax.data import chat
+from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.data.sample import SkipSample
+from visor_jax.loading import Visor
+from visor_jax.workdir.provenance import git_revision, versions
+
+NAME = "visor_jax"
+
+
+def harness(model: Visor, question: str, num_pictures: int, *, system: str | None, **settings: Any) -> dict[str, Any]:
+    """Returns the harness: its name, git revision and versions, the prompt of one question, and further settings.
+
+    Args:
+      question: the first of the questions, with the text that asks for a short answer.
+      num_pictures: of the question.
+      system: the system text; None or "": none.
+      settings: how answers are scored or generated.
+    """
+    return {
+        "name": NAME,
+        "git_revision": git_revision(),
+        "versions": versions(),
+        "decoding": "greedy",
+        **settings,
+        "system": system or "",
+        "first_prompt": rendered(model, question, num_pictures, system),
+    }
+
+
+def rendered(model: Visor, question: str, num_pictures: int, system: str | None) -> str:
+    """Returns a prompt as the model reads it, with its chat tokens and one marker for each picture; "" if it has none.
+
+    A question whose markers do not fit its pictures has no prompt.
+    """
+    if num_pictures > 1 and IMAGE_MARKER not in question:
+        question = images_before(question, num_pictures)
+    try:
+        token_ids = chat.encode_prompt(model.tokenizer, question, num_pictures, system)
+    except SkipSample:
+        return ""
+    return model.tokenizer.decode(token_ids, keep_special=True)

@@ -1,0 +1,219 @@
+"""lmms-eval's interface to our models: `python -m lmms_eval --model visor --model_args pretrained=RUN,budget=auto`.
+
+In: the harness's requests: a task's prompt, pictures and settings of generation. Out: for each its text, with token
+counts that also hold the route and the costs of the answer, under the names that `visor evaluate --benchmark` writes.
+The harness logs them for every sample (`--log_samples`) and their means under "throughput" of its results.
+
+`VisorJax` answers with the JAX model; `visor_jax.export.lmms_eval` answers with an export in PyTorch. Only lmms-eval
+imports these files (`lmms_manifests.py`).
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from lmms_eval.api.instance import GenerationResult, TokenCounts  # pyright: ignore[reportMissingImports]
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
+from lmms_eval.models.model_utils.gen_metrics import log_metrics  # pyright: ignore[reportMissingImports]
+from PIL import Image
+from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
+
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.benchmarks.predictions import answer_costs
+from visor_jax.evaluate.lmms_settings import Settings, cut, read_settings
+from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.generate.answer import Answer, BudgetAnswers
+from visor_jax.loading import load
+
+log = logging.getLogger(__name__)
+
+NEW_TOKENS = 1024  # of an answer whose task does not say, as in the harness's own models
+MEANS = ("decoder_flops", "flops", "cache_bytes", "seconds_to_first_token")  # logged over all samples, and by task
+
+Question = tuple[list[Image.Image], str]  # pictures and prompt
+Result = BudgetAnswers | RequestError  # an answer, or why the question cannot be asked
+
+
+@dataclass
+class Costs(TokenCounts):
+    """Token counts of an answer; `to_dict`, which the harness logs, also returns route and costs."""
+
+    costs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the counts and the costs as JSON values."""
+        return {**super().to_dict(), **self.costs}
+
+
+class VisorLmms(lmms):
+    """Requests of the harness -> questions -> answers with costs; a subclass computes the answers.
+
+    Attributes:
+      budget: the name under which the budget was asked for.
+      device: what the times were measured on.
+    """
+
+    is_simple = True
+    budget: str
+    device: str
+
+    def __init__(self, max_new_tokens: int = NEW_TOKENS, seed: int = 0) -> None:
+        super().__init__()
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+
+    @abc.abstractmethod
+    def results(self, questions: Iterable[Question], settings: Settings) -> list[Result]:
+        """Answers questions under `budget`."""
+
+    @abc.abstractmethod
+    def costs(self, result: BudgetAnswers) -> dict[str, Any]:
+        """Returns the fields of `answer_costs`."""
+
+    def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """Answers the requests of all tasks, those with the same settings together.
+
+        Raises:
+          RequestError: a setting or a kind of picture is not supported, or no question of a task can be asked.
+        """
+        groups: dict[Settings, list[int]] = {}
+        repeated = Counter[tuple[str, str, Any]]()
+        for place, request in enumerate(requests):
+            _, settings, _, *which = request.args
+            seed = self._seed + repeated[key := (which[1], which[2], which[0])]  # repeats of a sample differ
+            repeated[key] += 1
+            groups.setdefault(read_settings(settings, self._max_new_tokens, seed), []).append(place)
+        answered: dict[int, GenerationResult] = {}
+        with tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar:
+            for settings, places in groups.items():
+                results = self.results(self._questions([requests[place] for place in places], bar), settings)
+                for place, result in zip(places, results, strict=True):
+                    answered[place] = self._generated(result, settings)
+        outputs = [answered[place] for place in range(len(requests))]
+        self._log([request.args[4] for request in requests], outputs)
+        return outputs
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Refuses tasks of type `loglikelihood` and `multiple_choice`."""
+        raise RequestError("--tasks: one has output_type loglikelihood; expected tasks of type generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Refuses tasks of several rounds."""
+        raise RequestError("--tasks: one has output_type generate_until_multi_round; expected generate_until")
+
+    def _questions(self, requests: Sequence[Any], bar: Any) -> Iterator[Question]:
+        """Yields pictures and prompts; the harness decodes the pictures of a document when it is read."""
+        for request in requests:
+            prompt, _, doc_to_visual, doc_id, task, split = request.args
+            pictures = list(doc_to_visual(self.task_dict[task][split][doc_id]) or ())
+            for picture in pictures:
+                if not isinstance(picture, Image.Image):
+                    kind = type(picture).__name__
+                    raise RequestError(f"--tasks={task}: sample {doc_id} has a {kind}; expected PIL pictures only")
+            bar.update()
+            yield pictures, prompt
+
+    def _generated(self, result: Result, settings: Settings) -> GenerationResult:
+        """Returns what the harness expects; a question that cannot be asked has an empty answer and a problem."""
+        common = {"budget": self.budget, "device": self.device}
+        if isinstance(result, RequestError):
+            log.warning("counts as wrong: %s", result)
+            return GenerationResult("", Costs(0, 0, costs={**common, "route": "", "problem": str(result)}))
+        answer = result.answers[self.budget]
+        times = {"seconds_to_first_token": answer.seconds_to_first_token, "seconds": answer.seconds}
+        costs = {**common, **self.costs(result), **times, "problem": ""}
+        count = result.size.visual + result.size.text
+        return GenerationResult(cut(answer.text, settings.until), Costs(count, answer.new_tokens, costs=costs))
+
+    def _log(self, tasks: Sequence[str], outputs: Sequence[GenerationResult]) -> None:
+        """Gives the harness the means of costs and the shares of routes, over all samples and by task.
+
+        Raises:
+          RequestError: no question of a task can be asked.
+        """
+        counts: list[dict[str, Any]] = [output.token_counts.to_dict() for output in outputs]
+        by_task = {task: [one for one, of in zip(counts, tasks, strict=True) if of == task] for task in tasks}
+        for task, of_task in by_task.items():
+            if all(one["problem"] for one in of_task):
+                raise RequestError(f"--tasks={task}: no question can be asked; the first: {of_task[0]['problem']}")
+        figures = mean_costs(counts)
+        if len(by_task) > 1:
+            parts = {task: mean_costs(of_task) for task, of_task in by_task.items()}
+            figures |= {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
+        seconds = sum(one.get("seconds", 0.0) for one in counts)
+        tokens = sum(one["output_tokens"] for one in counts)
+        log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, figures)
+
+
+class VisorJax(VisorLmms):
+    """The JAX model: of a workdir, one of its stages, an export, a LLaVA-OneVision checkpoint, or the hub."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        budget: Any = "auto",
+        dial: float = 0.0,
+        dtype: str | None = None,
+        max_new_tokens: int = NEW_TOKENS,
+        seed: int = 0,
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        device: Any = None,
+    ) -> None:
+        """
+        Args:
+          pretrained: as `visor_jax.load` takes it.
+          budget: "auto", "full", "empty", a number of slots, or the bits of a viable budget.
+          dial: shifts the policy toward cheaper (below 0) or more accurate (above 0) budgets.
+          dtype: of the parameters; None: float32.
+          max_new_tokens: of an answer whose task does not say.
+          seed: of samples, for tasks with a temperature.
+          batch_size, max_batch_size, device: given by the harness and not used: questions are batched by size, on
+            JAX's first device.
+
+        Raises:
+          RequestError: there is no model, or it has no such budget.
+        """
+        super().__init__(max_new_tokens, seed)
+        self._model, self._dial = load(pretrained, dtype=dtype), dial
+        self._budgets = requested_budgets(self._model, [str(budget)])
+        (self.budget,) = self._budgets
+        self.device = jax.local_devices()[0].device_kind
+        log.info("%r", self._model)
+
+    def results(self, questions: Iterable[Question], settings: Settings) -> list[Result]:
+        """Answers questions in batches of similar size."""
+        return self._model.answer_budgets(
+            questions,
+            self._budgets,
+            settings.max_new_tokens,
+            self._dial,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+        )
+
+    def costs(self, result: BudgetAnswers) -> dict[str, Any]:
+        """Returns the costs of an answer."""
+        model, answer = self._model, result.answers[self.budget]
+        return answer_costs(
+            answer,
+            result.size,
+            model.arch,
+            model.bits_of(answer.budget),
+            model.dtype.itemsize,
+            routed=self._budgets[self.budget] is None,
+        )
+
+
+def mean_costs(counts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the means of costs over the questions that could be asked, and the share of each route."""
+    asked = [one for one in counts if not one["problem"]]
+    means = {name: sum(one[name] for one in asked) / len(asked) for name in MEANS}
+    routes = Counter(one["route"] for one in asked)
+    return {**means, **{f"share_of_{route}": count / len(asked) for route, count in sorted(routes.items())}}
