@@ -114,9 +114,7 @@ def lmms_eval(model: str, settings: Mapping[str, Any], tasks: Path, out: Path) -
     names = ",".join(path.stem for path in sorted(tasks.glob("*.yaml")))
     arguments = ",".join(f"{name}={value}" for name, value in settings.items())
     command = ["-m", "lmms_eval", "--model", model, "--model_args", arguments, "--tasks", names, "--batch_size", "2"]
-    done = python(
-        [*command, "--include_path", str(tasks), "--output_path", str(out), "--log_samples"], tasks.parent
-    )
+    done = python([*command, "--include_path", str(tasks), "--output_path", str(out), "--log_samples"], tasks.parent)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     (results,) = out.rglob("*_results.json")
     samples = {}
@@ -141,7 +139,10 @@ def write_tasks(run: Path, data: Path, tasks: Path) -> None:
             row[column] = [answer.strip()] if isinstance(row[column], list) else answer.strip()
         files = hub_tables.write(name, data / benchmark.repo.rpartition("/")[2], rows)
         written = TASK.format(
-            name=name, original=folder / f"{original}.yaml", split=benchmark.split, files=json.dumps(list(map(str, files)))
+            name=name,
+            original=folder / f"{original}.yaml",
+            split=benchmark.split,
+            files=json.dumps(list(map(str, files))),
         )
         (tasks / f"visor_{name}.yaml").write_text(written)
 

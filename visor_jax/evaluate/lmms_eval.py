@@ -28,7 +28,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.predictions import answer_costs
 from visor_jax.evaluate.lmms_settings import Settings, cut, read_settings
 from visor_jax.evaluate.measure import requested_budgets
-from visor_jax.generate.answer import Answer, BudgetAnswers
+from visor_jax.generate.answer import BudgetAnswers
 from visor_jax.loading import load
 
 log = logging.getLogger(__name__)

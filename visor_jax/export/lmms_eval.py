@@ -87,8 +87,12 @@ class VisorTorch(VisorLmms):
         remaining = iter(questions)
         while wave := list(itertools.islice(remaining, self._batch_size)):
             sizes = [self._size_or_error(question, settings.max_new_tokens) for question in wave]
-            askable = [(question, size) for question, size in zip(wave, sizes, strict=True) if isinstance(size, RowShape)]
-            answers = iter(self._answers([question for question, _ in askable], [size for _, size in askable], settings))
+            askable = [
+                (question, size) for question, size in zip(wave, sizes, strict=True) if isinstance(size, RowShape)
+            ]
+            answers = iter(
+                self._answers([question for question, _ in askable], [size for _, size in askable], settings)
+            )
             for size in sizes:
                 answer = BudgetAnswers(size, {self.budget: next(answers)}) if isinstance(size, RowShape) else size
                 results.append(answer)
@@ -125,9 +129,7 @@ class VisorTorch(VisorLmms):
         return 1 + rows * columns
 
     @torch.no_grad()
-    def _answers(
-        self, questions: Sequence[Question], sizes: Sequence[RowShape], settings: Settings
-    ) -> list[Answer]:
+    def _answers(self, questions: Sequence[Question], sizes: Sequence[RowShape], settings: Settings) -> list[Answer]:
         """Answers one batch of questions that can be asked."""
         if not questions:
             return []
