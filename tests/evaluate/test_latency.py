@@ -10,7 +10,7 @@ from visor_jax.generate.answer import Answer
 
 
 def answer(first: float, last: float, budget: str = "empty") -> Answer:
-    return Answer("", budget, 0.0, first, last, 0, 0.0, False, 9.0)
+    return Answer("", budget, 0.0, first, last, 0, 0.0, complete=False, new_tokens=11, seconds_compiling=9.0)
 
 
 def test_times_are_quartiles_without_the_warm_up() -> None:
