@@ -333,7 +333,7 @@ def start_figure(results: Results, names: Sequence[str]) -> bytes:
             if number == 0:
                 axes.axvline(before, color=figures.FAINT, lw=0.8, ls=":")
         color = figures.SHADES[""](number / max(len(names) - 1, 1))
-        axes.plot(steps, values, color=color, label=VARIANTS[name].title)
+        axes.plot(steps, values, color=color, label="copy, gate 1 (VISOR)" if name == "visor" else VARIANTS[name].title)
     axes.set_xlabel("step (dotted: the ends of warm-up, full and universal)")
     axes.set_ylabel("hard, right answers, %")
     axes.legend(fontsize=8.5)
