@@ -1,210 +1,152 @@
-"""Observes the layers of a dense decoder on one batch: attention to the picture, change of V, effect of every layer.
+"""Runs analyses of layers on questions, and averages what they measure by task.
 
-In: parameters, visual tokens V(0), a batch of questions with their answers. Out: per layer and sample
-
-* the share of the answer's attention that visual tokens get (VISOR paper, figure 2; FastV's observation);
-* linear CKA of V before and after (figure 3; Kornblith et al., 2019);
-* how the answer changes if a layer's text does not see the picture (vision drop, figure 4), or if a layer leaves V
-  as it is (ShortV's layer contribution, arXiv 2504.00502).
+In: a model with a dense plan, questions, analyses. Out: `LayerTable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
-from typing import NamedTuple
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
 
+from visor_jax.analysis.base import LayerAnalysis, LayerTable, Measures
+from visor_jax.analysis.passes import Probe, answers_of
 from visor_jax.architecture import Architecture
-from visor_jax.model.decoder import layer_params
-from visor_jax.model.decoders.qwen2 import project_qkv, rotary
-from visor_jax.model.layers import Params, rms_norm
-from visor_jax.model.stream import TokenStream, with_order
-from visor_jax.model.super_block import joint_layer, joint_mask
-from visor_jax.model.visor import embed, head, stream_of
+from visor_jax.config import Config
+from visor_jax.data.questions import Place, Questions
+from visor_jax.errors import RequestError
+from visor_jax.evaluate.scoring import padded
+from visor_jax.evaluate.scoring import programs as scoring_programs
+from visor_jax.generate.visor import Visor
+from visor_jax.model.layers import in_dtype
+from visor_jax.scale.mesh import scoring_mesh
+from visor_jax.scale.sharding import param_shardings, place_batch
+from visor_jax.workdir.supervision import beat
 
-MASKED = -1e30
+log = logging.getLogger(__name__)
+
+RIGHT = "right"  # what the unchanged model scores, [1, B]
+ACCURACIES = "accuracy"  # how the names of columns begin that are scores too
 
 
-class Answers(NamedTuple):
-    """The next-token predictions that make the answers, A per row at most.
+def check_dense(model: Visor) -> None:
+    """Raises RequestError unless the model has a dense plan."""
+    if model.arch.plan != "dense":
+        raise RequestError(
+            f"{model.source}: stage {model.stage!r} has the plan {model.arch.plan!r}; layers are analyzed in a dense"
+            " model: name the checkpoint that it started from with --model"
+        )
 
-    Attributes:
-      places: of the token that predicts, in its row.
-      labels: the predicted token.
-      valid: False: padding.
+
+def check_inputs(config: Config, expected: Architecture, model: Visor) -> None:
+    """Checks that questions that are encoded for one architecture fit the model.
+
+    Raises:
+      RequestError: tiles, tokens of a picture or the vocabulary differ.
     """
 
-    places: Int[Array, "B A"]
-    labels: Int[Array, "B A"]
-    valid: Bool[Array, "B A"]
+    def inputs(arch: Architecture) -> dict[str, object]:
+        anyres = {name: getattr(arch.anyres, name) for name in
+                  ("pinpoints", "max_tiles", "image_mean", "image_std", "packing", "standardize")}  # fmt: skip
+        sizes = {"tile_size": arch.vision.tile_size, "patch_size": arch.vision.patch_size}
+        return {
+            "model.text.vocab_size": arch.text.vocab_size,
+            "model.text.num_layers": arch.text.num_layers,
+            **{f"model.vision.{name}": size for name, size in sizes.items()},
+            **{f"model.anyres.{name}": value for name, value in anyres.items()},
+            "model.reduction": arch.reduction,
+        }
+
+    of_model = inputs(model.arch)
+    for name, value in inputs(expected).items():
+        if value != of_model[name]:
+            raise RequestError(
+                f"--config: {name} of {config.name!r} is {value}, and {model.source} has {of_model[name]}; expected the"
+                " configuration of this model"
+            )
 
 
-class Observed(NamedTuple):
-    """What one pass has shown.
-
-    Attributes:
-      log_probs: of the answers' predictions, over the vocabulary.
-      attention_share: of visual tokens, mean over heads and over the answer's predictions.
-      cka_before: of V after a layer with V before it.
-      cka_first: of V after a layer with V(0).
-    """
-
-    log_probs: Float[Array, "B A vocab"]
-    attention_share: Float[Array, "L B"]
-    cka_before: Float[Array, "L B"]
-    cka_first: Float[Array, "L B"]
-
-
-class Effect(NamedTuple):
-    """How answers differ from those of the unchanged model.
-
-    Attributes:
-      right: the greedy answer is the reference.
-      log_likelihood: of the reference, mean over its tokens.
-      divergence: KL(unchanged || changed) in nats, mean over the answer's predictions.
-    """
-
-    right: Bool[Array, " B"]
-    log_likelihood: Float[Array, " B"]
-    divergence: Float[Array, " B"]
-
-
-def answers_of(arrays: Mapping[str, np.ndarray]) -> Answers:
-    """Returns the predictions of a batch with one sample of one turn per row; A is a power of two."""
-    segments, targets = arrays["text_segments"], arrays["loss_mask"][:, 1:]
-    targets = targets & (segments[:, 1:] == segments[:, :-1])
-    counts = targets.sum(axis=1)
-    width = 1 << max(int(counts.max(initial=1)) - 1, 0).bit_length()
-    places = np.argsort(~targets, axis=1, kind="stable")[:, :width]  # the targets first, in order
-    places = np.pad(places, ((0, 0), (0, width - places.shape[1])))
-    labels = np.take_along_axis(arrays["text_tokens"], places + 1, axis=1)
-    return Answers(places.astype(np.int32), labels.astype(np.int32), np.arange(width) < counts[:, None])
-
-
-@lru_cache(maxsize=4)
-def programs(arch: Architecture) -> tuple[Callable[..., Observed], Callable[..., Effect]]:
-    """Returns the compiled `observe` and `ablate` of a dense architecture."""
-    return jax.jit(partial(observe, arch=arch)), jax.jit(partial(ablate, arch=arch))
-
-
-def observe(
-    params: Params,
-    visual: Float[Array, "B Nv D"],
-    batch: Mapping[str, Array],
-    answers: Answers,
-    *,
-    arch: Architecture,
-) -> Observed:
-    """Runs all layers of a dense plan and observes each."""
-    stream, text, first = with_order(stream_of(batch)), embed(params, batch["text_tokens"]), visual
-    kept = stream.visual_segments > 0
-    shares, before, since = [], [], []
-    for place in arch.layers:
-        layer = layer_params(params, place)
-        shares.append(attention_share(layer, visual, text, stream, answers, arch))
-        changed, text, _ = joint_layer(layer, visual, text, stream, arch)
-        before.append(linear_cka(visual, changed, kept))
-        since.append(linear_cka(first, changed, kept))
-        visual = changed
-    log_probs = answer_log_probs(params, text, answers, arch)
-    return Observed(log_probs, jnp.stack(shares), jnp.stack(before), jnp.stack(since))
-
-
-def ablate(
-    params: Params,
-    visual: Float[Array, "B Nv D"],
-    batch: Mapping[str, Array],
-    answers: Answers,
-    unchanged: Float[Array, "B A vocab"],
-    dropped: Bool[Array, " L"],
-    frozen: Bool[Array, " L"],
-    *,
-    arch: Architecture,
-) -> Effect:
-    """Runs all layers of a dense plan, some of them without vision, and compares the answers.
+def analyze_layers(
+    config: Config,
+    model: Visor,
+    questions: Questions,
+    levels: Mapping[str, str],
+    analyses: Sequence[LayerAnalysis],
+    scores: Sequence[float] | None = None,
+) -> LayerTable:
+    """Measures the layers of a dense model on questions.
 
     Args:
-      unchanged: `Observed.log_probs`.
-      dropped: layers whose text sees text alone; they leave V as it is.
-      frozen: layers whose text sees V, but which leave V as it is.
+      levels: task -> "easy", "middle" or "hard"; other tasks have none.
+      scores: what the given answer of each sample of the source is worth, in [0, 1]; None: 1, it is the reference.
+
+    Raises:
+      RequestError: the plan is not dense, the questions do not fit the model, or none of them has a picture.
     """
-    stream, text = with_order(stream_of(batch)), embed(params, batch["text_tokens"])
-    for index, place in enumerate(arch.layers):
-        active = jnp.broadcast_to(~dropped[index], visual.shape[:1])
-        changed, text, _ = joint_layer(layer_params(params, place), visual, text, stream, arch, active)
-        visual = jnp.where(frozen[index], visual, changed)
-    log_probs = answer_log_probs(params, text, answers, arch)
-    reference = jnp.take_along_axis(log_probs, answers.labels[..., None], axis=2)[..., 0]
-    right = jnp.all((jnp.argmax(log_probs, axis=2) == answers.labels) | ~answers.valid, axis=1)
-    divergences = jnp.sum(jnp.exp(unchanged) * (unchanged - log_probs), axis=2)
-    return Effect(right, mean_where(reference, answers.valid), mean_where(divergences, answers.valid))
+    check_dense(model)
+    check_inputs(config, questions.arch, model)
+    tasks: list[str] = []
+    values: dict[str, list[np.ndarray]] = {}
+    for of_batch, ids, measures in _batches(config, model, questions, analyses):
+        tasks += of_batch
+        worth = np.array([1.0 if scores is None else scores[Place.of(id).index] for id in ids])
+        for name, of_measure in measures.items():
+            is_score = name == RIGHT or name.startswith(ACCURACIES)
+            values.setdefault(name, []).append(of_measure * worth if is_score else of_measure)
+    if not tasks:
+        raise RequestError("data: no question has a picture; expected questions about pictures")
+    log.info("%d questions about pictures, %d tasks", len(tasks), len(set(tasks)))
+    return layer_table(tasks, {name: np.concatenate(parts, axis=1) for name, parts in values.items()}, levels)
 
 
-def answer_log_probs(
-    params: Params, text: Float[Array, "B Nt D"], answers: Answers, arch: Architecture
-) -> Float[Array, "B A vocab"]:
-    """Returns log-probabilities of the answers' predictions, for T after the last layer."""
-    hidden = jnp.take_along_axis(text, answers.places[..., None], axis=1)
-    logits = rms_norm(params["norm"], hidden, arch.text.rms_norm_eps) @ head(params)
-    return jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+def _batches(
+    config: Config, model: Visor, questions: Questions, analyses: Sequence[LayerAnalysis]
+) -> Iterator[tuple[list[str], list[str], Measures]]:
+    """Yields tasks and ids of a batch's questions with pictures, and the measures of all analyses [L, rows]."""
+    mesh = scoring_mesh(config)
+    params = in_dtype(jax.device_put(model.params, param_shardings(model.params, mesh)), config.model.dtype)
+    encode = scoring_programs(model.arch)[0]
+    observers = {name: observer for analysis in analyses for name, observer in analysis.observers.items()}
+    for batch in questions.batches(config.evaluate.batch_size):
+        beat()
+        rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1) & (batch.arrays["visual_segments"] > 0).any(axis=1))
+        if not len(rows):
+            continue
+        arrays = padded(batch.arrays, mesh)
+        placed = place_batch(arrays, mesh)
+        with jax.set_mesh(mesh):  # kernels split their work over it
+            visual = encode(params, placed)
+            probe = Probe(params, visual, placed, answers_of(arrays), model.arch, observers)
+            measures: Measures = {RIGHT: np.asarray(probe.effect().right)[None], **probe.observed}
+            for analysis in analyses:
+                measures |= analysis.measure(probe)
+        tasks, ids = [batch.tasks[row][0] for row in rows], [batch.ids[row] for row in rows]
+        yield tasks, ids, {name: x[:, rows] for name, x in measures.items()}
 
 
-def attention_share(
-    layer: Params,
-    visual: Float[Array, "B Nv D"],
-    text: Float[Array, "B Nt D"],
-    stream: TokenStream,
-    answers: Answers,
-    arch: Architecture,
-) -> Float[Array, " B"]:
-    """Returns the share of the answer's attention in one dense layer that falls on visual tokens."""
-    count, both = visual.shape[1], jnp.concatenate([visual, text], axis=1)
-    mask = joint_mask(stream, arch, None)
-    query, key, _ = project_qkv(layer, both, rotary(mask.kv_positions, arch.text), arch.text, count)
-    query = jnp.take_along_axis(query, answers.places[:, :, None, None], axis=1)  # [B, A, H, E]
-    of_answers = mask.map_queries(lambda x: jnp.take_along_axis(x[:, count:], answers.places, axis=1))
-    query = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])  # [B, A, K, G, E]
-    logits = jnp.einsum("BAKGE,BSKE->BAKGS", query.astype(jnp.float32), key.astype(jnp.float32))
-    logits *= query.shape[-1] ** -0.5
-    seen = of_answers.as_array()[:, :, None, None]
-    weights = jnp.where(seen, jax.nn.softmax(jnp.where(seen, logits, MASKED), axis=-1), 0)
-    return mean_where(jnp.mean(jnp.sum(weights[..., :count], axis=-1), axis=(2, 3)), answers.valid)
+def layer_table(tasks: Sequence[str], values: Measures, levels: Mapping[str, str]) -> LayerTable:
+    """Averages over the questions of each task.
 
-
-def linear_cka(
-    first: Float[Array, "B N D"], second: Float[Array, "B N D"], kept: Bool[Array, "B N"]
-) -> Float[Array, " B"]:
-    """Returns linear CKA of two representations of the same tokens, for each sample over its own tokens `kept`.
-
-    1 if one is the other turned, moved and scaled; NaN if either is constant or no token is kept.
+    Args:
+      tasks: of each question.
+      values: `RIGHT` [1, N], and column -> [L, N]; NaN, as CKA of a constant, does not count.
+      levels: task -> level.
     """
+    names, of_task = sorted(set(tasks)), np.asarray(tasks)
 
-    def of_sample(arguments: tuple[Array, Array, Array]) -> Array:
-        one, other, mine = arguments
-        x, y = (centered(z.astype(jnp.float32), mine) for z in (one, other))
-        if x.shape[0] <= x.shape[1]:  # products of tokens are smaller than those of channels
-            of_x, of_y = x @ x.T, y @ y.T
-            cross = jnp.sum(of_x * of_y)
-        else:
-            of_x, of_y = x.T @ x, y.T @ y
-            cross = jnp.sum(jnp.square(x.T @ y))
-        return cross / (jnp.linalg.norm(of_x) * jnp.linalg.norm(of_y))
+    def means(column: str) -> dict[str, np.ndarray]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Mean of empty slice")  # NaN, as it should be
+            return {task: np.nanmean(values[column][:, of_task == task].astype(np.float64), axis=1) for task in names}
 
-    return jax.lax.map(of_sample, (first, second, kept))  # one at a time: the products are large
-
-
-def centered(x: Float[Array, "N D"], kept: Bool[Array, " N"]) -> Float[Array, "N D"]:
-    """Returns `x` minus its mean over the tokens kept; 0 for the others."""
-    chosen = kept[:, None]
-    mean = jnp.sum(jnp.where(chosen, x, 0), axis=0, keepdims=True) / jnp.sum(kept)
-    return jnp.where(chosen, x - mean, 0)
-
-
-def mean_where(values: Float[Array, "B A"], valid: Bool[Array, "B A"]) -> Float[Array, " B"]:
-    """Returns the mean over the valid entries of each row."""
-    return jnp.sum(jnp.where(valid, values, 0), axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
+    measures = {column: means(column) for column in values if column != RIGHT}
+    return LayerTable(
+        num_layers=max((len(of_measure) for of_measure in values.values()), default=0),
+        samples={task: int(np.sum(of_task == task)) for task in names},
+        levels={task: levels.get(task, "") for task in names},
+        accuracy={task: float(mean[0]) for task, mean in means(RIGHT).items()},
+        measures=measures,
+    )

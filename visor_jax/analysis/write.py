@@ -1,74 +1,109 @@
-"""Writes the tables and pictures of an analysis to a folder.
+"""Runs analyses and writes their tables and pictures to a folder.
 
-In: a dense model with a configuration of data, or an evaluated workdir. Out: CSV, PNG and SVG files (docs/analyze.md).
+In: a dense model with questions, or an evaluated workdir. Out: a CSV, a PNG and an SVG file for each analysis
+(docs/analyze.md), and for a dense model `slots.csv`, the order in which a search should try slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from visor_jax.analysis import figures, tables
-from visor_jax.analysis.dense import analyze_layers
-from visor_jax.config import Config
+from visor_jax.analysis import lengths
+from visor_jax.analysis.api import LAYER_ANALYSES, RUN_ANALYSES, chosen
+from visor_jax.analysis.base import LayerAnalysis, Run, RunAnalysis
+from visor_jax.analysis.layers import analyze_layers
+from visor_jax.analysis.slots import slot_rows
+from visor_jax.architecture import Architecture
+from visor_jax.budget import by_count
+from visor_jax.config import Config, architecture
+from visor_jax.data.questions import Questions
 from visor_jax.errors import RequestError
+from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.generate.visor import Visor
+from visor_jax.report import figures
 from visor_jax.report.facts import read_evaluation
 from visor_jax.workdir.folder import Workdir
 
-TEXT_TOKENS = 80  # of the question whose cost is drawn against visual tokens
-LAYER_CURVES = {
-    "attention_share": [("attention_share", "Where the answer attends", "share of attention on visual tokens")],
-    "cka": [
-        ("cka_before", "A layer's change of visual tokens", "CKA with V before the layer"),
-        ("cka_first", "Change since the first layer", "CKA with V(0)"),
-    ],
-    "contribution": [
-        ("loss_increase", "The layer's text sees no picture", "rise of the loss per token, nats"),
-        ("contribution", "The layer leaves V as it is", "KL divergence per token, nats"),
-    ],
-}
+DIGITS = 6
 
 
-def analyze_model(config: Config, model: Visor, out: Path, split: str, samples: int) -> list[Path]:
-    """Observes a dense model's layers; returns the files written.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a dense model is asked.
+
+    Attributes:
+      questions: with their answers.
+      levels: task -> "easy", "middle" or "hard".
+      scores: of the answers, by index of the sample; None: they are the references.
+    """
+
+    questions: Questions
+    levels: Mapping[str, str]
+    scores: Sequence[float] | None = None
+
+
+def analyze_model(config: Config, model: Visor, out: Path, asked: Asked, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Analyzes the layers of a dense model.
+
+    Args:
+      only: names of analyses; empty: all.
+
+    Returns:
+      {"written": files, "slots": the slots of the adaptive plan, most promising first; [] if they were not ordered}.
 
     Raises:
-      RequestError: the plan is not dense, no question has a picture, or `out` cannot be written.
+      RequestError: a name is unknown, the plan is not dense, no question has a picture, or `out` cannot be written.
     """
-    table = analyze_layers(config, model, split, samples)
+    known = (*LAYER_ANALYSES, lengths.ANALYSIS)
+    analyses = chosen(only, known)
     make_folder(out)
-    tables.write_csv(out / "layers.csv", list(tables.layer_rows(table)))
-    drawings = {name: figures.layer_curves(table, curves) for name, curves in LAYER_CURVES.items()}
-    return [out / "layers.csv", *saved(out, {**drawings, "vision_drop": figures.vision_drop(table)}.items())]
+    adaptive, written, slots = adaptive_plan(config), [], []
+    of_layers = [analysis for analysis in analyses if isinstance(analysis, LayerAnalysis)]
+    if of_layers:
+        table = analyze_layers(config, model, asked.questions, asked.levels, of_layers, asked.scores)
+        for analysis in of_layers:
+            written += write(out, analysis.name, list(analysis.rows(table)), analysis.draw(table))
+        if slots := slot_rows(table, adaptive):
+            written.append(write_csv(out / "slots.csv", slots))
+    if lengths.ANALYSIS in analyses:
+        written += write_run_analysis(out, lengths.ANALYSIS, Run(adaptive, by_count(adaptive.num_slots)))
+    return {"written": [str(path) for path in written], "slots": [row["slot"] for row in slots]}
 
 
-def analyze_run(workdir: Workdir, model: Visor, out: Path) -> list[Path]:
-    """Analyzes the evaluation of a run; returns the files written.
+def adaptive_plan(config: Config) -> Architecture:
+    """Returns the adaptive model that the configuration would make of its dense one; dense if it is too shallow."""
+    arch = architecture(config)
+    visor = dataclasses.replace(arch, plan="visor")
+    return visor if visor.num_slots else dataclasses.replace(arch, plan="dense")
+
+
+def analyze_run(workdir: Workdir, model: Visor, out: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Analyzes the evaluation of a run.
 
     Raises:
-      RequestError: the run is not evaluated, or `out` cannot be written.
+      RequestError: a name is unknown, the run is not evaluated, or `out` cannot be written.
     """
-    evaluation = read_evaluation(workdir)
-    lengths = list(tables.length_rows(model.arch, model.viable_budgets, TEXT_TOKENS))
-    of_tables = {
-        "budgets": list(tables.budget_rows(evaluation)),
-        "costs": list(tables.cost_rows(evaluation)),
-        "lengths": lengths,
-    }
-    drawings = {
-        "budgets": figures.budget_map(evaluation),
-        "costs": figures.accuracy_against_cost(evaluation),
-        "lengths": figures.cost_of_length(lengths),
-    }
-    if evaluation.get("routes"):
-        drawings["routes"] = figures.route_shares(evaluation)
+    analyses = chosen(only, RUN_ANALYSES)
+    run = Run(model.arch, model.viable_budgets, read_evaluation(workdir))
     make_folder(out)
-    for name, rows in of_tables.items():
-        tables.write_csv(out / f"{name}.csv", rows)
-    return [*(out / f"{name}.csv" for name in of_tables), *saved(out, drawings.items())]
+    written = []
+    for analysis in analyses:
+        assert isinstance(analysis, RunAnalysis)
+        written += write_run_analysis(out, analysis, run)
+    return {"written": [str(path) for path in written]}
+
+
+def write_run_analysis(out: Path, analysis: RunAnalysis, run: Run) -> list[Path]:
+    """Writes one analysis of a run; nothing if the run does not have what it needs."""
+    rows = analysis.rows(run)
+    return write(out, analysis.name, rows, analysis.draw(run, rows)) if rows else []
 
 
 def make_folder(out: Path) -> None:
@@ -83,10 +118,26 @@ def make_folder(out: Path) -> None:
         raise RequestError(f"--out={out}: cannot be created ({error.strerror}); expected a folder") from error
 
 
-def saved(out: Path, drawings: Iterable[tuple[str, Figure]]) -> list[Path]:
-    """Writes figures as PNG and SVG; returns their paths."""
-    paths = []
-    for name, drawing in drawings:
-        figures.save(out, name, drawing)
-        paths += [out / f"{name}.png", out / f"{name}.svg"]
+def write(out: Path, name: str, rows: Sequence[Mapping[str, Any]], drawing: Figure) -> list[Path]:
+    """Writes a table and its picture; returns the files."""
+    paths = [write_csv(out / f"{name}.csv", rows), out / f"{name}.png", out / f"{name}.svg"]
+    for path, content in zip(paths[1:], pictures(drawing), strict=True):
+        write_bytes(path, content)
     return paths
+
+
+@figures.styled  # which also sets how SVG is written
+def pictures(drawing: Figure) -> tuple[bytes, bytes]:
+    """Returns a figure as PNG and SVG."""
+    return figures.png(drawing), figures.svg(drawing)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows with equal fields; returns the file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: round(x, DIGITS) if isinstance(x, float) else x for name, x in row.items()})
+    write_text(path, text.getvalue())
+    return path
