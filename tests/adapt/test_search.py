@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from visor_jax.adapt.search import Subset, explore, viable
 from visor_jax.budget import Bits, all_subsets, parse_bits
+from visor_jax.config import as_config
 from visor_jax.errors import RequestError
 from visor_jax.files.read_write import read_json
+from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
 
@@ -101,6 +103,45 @@ def test_the_limit_holds_whatever_it_is(slots: int, most: int) -> None:
     assert len(candidates) == len(set(landscape.requested)) == len(landscape.requested) <= most
     if most > slots:
         assert {s.count for s in candidates} == set(range(slots + 1)), "every count is evaluated"
+
+
+@given(st.integers(1, 8), st.data())
+def test_chosen_slots_restrict_the_search(slots: int, data: st.DataObject) -> None:
+    """All subsets of the chosen slots and the full budget are evaluated, whatever the order of the slots."""
+    chosen = data.draw(st.permutations(range(slots)))[: data.draw(st.integers(1, slots))]
+    landscape = Landscape(range(slots))
+    found = {s.bits for s in explore(landscape, slots, 2**8 + 1, chosen)}
+    assert len(landscape.requested) == len(found)
+    full = (True,) * slots
+    assert found == {b for b in all_subsets(slots) if not any(b[s] for s in range(slots) if s not in chosen)} | {full}
+    assert {s.count for s in viable(explore(Landscape(range(slots)), slots, 2**8 + 1, chosen))} >= {0, slots}
+
+
+@given(st.permutations(range(7)), st.integers(16, 60))
+def test_a_search_that_cannot_try_all_tries_promising_slots_first(worth: list[int], most: int) -> None:
+    """With the right order, every count of a short search holds the best subset: the greedy one."""
+    order = sorted(range(7), key=lambda slot: -worth[slot])
+    landscape = Landscape(worth)
+    candidates = explore(landscape, 7, most, order)
+    assert len(landscape.requested) == len(set(landscape.requested)) <= most
+    for count in range(8):
+        assert max(s.accuracy for s in candidates if s.count == count) == sum(sorted(worth, reverse=True)[:count])
+
+
+@given(st.permutations(range(9)), st.integers(2, 40))
+def test_a_restricted_search_keeps_to_its_limit_and_its_slots(order: list[int], most: int) -> None:
+    chosen, landscape = order[:6], Landscape(range(9))
+    candidates = explore(landscape, 9, most, chosen)
+    assert len(candidates) == len(set(landscape.requested)) == len(landscape.requested) <= most
+    others = [s for s in range(9) if s not in chosen]
+    assert all(not any(c.bits[s] for s in others) or all(c.bits) for c in candidates)
+
+
+def test_slots_that_do_not_exist_are_refused() -> None:
+    assert as_config(tiny_config({"search.slots": (1, 0)})).search.slots == (1, 0)
+    for wrong in [(0, 0), (2,), (-1,)]:
+        with pytest.raises(RequestError, match=r"search\.slots=.*expected different numbers from 0 to 1"):
+            as_config(tiny_config({"search.slots": wrong}))
 
 
 def test_the_files_of_a_search(tiny_run: Path) -> None:

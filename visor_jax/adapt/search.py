@@ -3,7 +3,8 @@
 Evaluates the trained full model on a held-out split. Writes `search/subsets.csv` (every evaluated subset) and
 `search/viable.json` (the viable budgets, cheapest first): the Pareto front of accuracy against FLOPs, plus the best
 subset of each count. Up to `search.max_subsets` subsets are all evaluated; with more, the search goes best-first by
-count: from the best few subsets of one count to those with one more slot.
+count: from the best few subsets of one count to those with one more slot. `search.slots` restricts it to the subsets of
+some slots, and says which of them to try first.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bit
         )
         return summarize(scores, model.arch)
 
-    subsets = explore(evaluate, model.arch.num_slots, config.search.max_subsets)
+    subsets = explore(evaluate, model.arch.num_slots, config.search.max_subsets, config.search.slots)
     kept = viable(subsets)
     skipped, levels = skips.by_reason(), source_kind(config).levels
     once(lambda: write_results(workdir, subsets, kept, model.arch, skipped, identity, levels))
@@ -86,22 +87,39 @@ def search_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> list[Bit
     return [subset.bits for subset in kept]
 
 
-def explore(evaluate: Callable[[Sequence[Bits]], list[Subset]], num_slots: int, max_subsets: int) -> list[Subset]:
-    """Evaluates all subsets if there are at most `max_subsets`, else best-first by count."""
-    if 2**num_slots <= max_subsets:
-        return evaluate(all_subsets(num_slots))
+def explore(
+    evaluate: Callable[[Sequence[Bits]], list[Subset]], num_slots: int, max_subsets: int, slots: Sequence[int] = ()
+) -> list[Subset]:
+    """Evaluates all subsets if there are at most `max_subsets`, else best-first by count.
+
+    Args:
+      slots: those of which subsets are evaluated, besides the full budget, the most promising first; empty: all.
+    """
+    order = tuple(slots) or tuple(range(num_slots))
     empty, full = (False,) * num_slots, (True,) * num_slots
+    if 2 ** len(order) + (len(order) < num_slots) <= max_subsets:
+        return evaluate(list(dict.fromkeys([*subsets_of(order, num_slots), full])))
     evaluated = {subset.bits: subset for subset in evaluate([empty, full])}
     frontier = [evaluated[empty]]
-    for count in range(1, num_slots):
-        grown = (grow(subset.bits, slot) for subset in frontier for slot in range(num_slots) if not subset.bits[slot])
-        share = (max_subsets - len(evaluated)) // (num_slots - count)  # reserves evaluations for the later counts
+    last = min(len(order), num_slots - 1)
+    for count in range(1, last + 1):
+        grown = (grow(subset.bits, slot) for subset in frontier for slot in order if not subset.bits[slot])
+        share = (max_subsets - len(evaluated)) // (last + 1 - count)  # reserves evaluations for the later counts
         level = evaluate(list(dict.fromkeys(grown))[:share]) if share > 0 else []
         if not level:
             break
         evaluated.update((subset.bits, subset) for subset in level)
         frontier = sorted(level, key=better_first)[:BEAM]
     return list(evaluated.values())
+
+
+def subsets_of(slots: Sequence[int], num_slots: int) -> list[Bits]:
+    """Returns every budget that has only `slots` on, in the order of `all_subsets`."""
+    budgets, places = [], sorted(slots)
+    for bits in all_subsets(len(places)):
+        on = {slot for slot, chosen in zip(places, bits, strict=True) if chosen}
+        budgets.append(tuple(slot in on for slot in range(num_slots)))
+    return budgets
 
 
 def grow(bits: Bits, slot: int) -> Bits:

@@ -58,7 +58,8 @@ def layer_curves(table: LayerTable, curves: Sequence[Curve]) -> Figure:
         place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.margins(x=0.03)
     handles, labels = axes[0].get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=len(labels), handlelength=3)
+    in_a_line = len(labels) if len(curves) > 1 else 2
+    drawing.legend(handles, labels, loc="outside lower center", ncols=in_a_line, handlelength=3)
     return drawing
 
 
@@ -94,7 +95,7 @@ def mark_levels(axes: Axes, levels: Sequence[str]) -> None:
     present = [NAMES[level] for level in NAMES if level in levels]
     if len(present) > 1:
         note = ", ".join(present)
-        axes.figure.suptitle(note, x=0.01, y=0.005, ha="left", va="bottom", fontsize=8.5, color=figures.FAINT)
+        axes.get_figure(root=True).supxlabel(note, x=0.01, ha="left", fontsize=8.5, color=figures.FAINT)
 
 
 def plain_ticks(axes: Axes) -> None:

@@ -126,6 +126,11 @@ def write(out: Path, name: str, rows: Sequence[Mapping[str, Any]], drawing: Figu
     return paths
 
 
+def rounded(value: float) -> float:
+    """Returns a number with `DIGITS` decimals, never -0."""
+    return round(value, DIGITS) + 0.0
+
+
 @figures.styled  # which also sets how SVG is written
 def pictures(drawing: Figure) -> tuple[bytes, bytes]:
     """Returns a figure as PNG and SVG."""
@@ -138,6 +143,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: round(x, DIGITS) if isinstance(x, float) else x for name, x in row.items()})
+        writer.writerow({name: rounded(x) if isinstance(x, float) else x for name, x in row.items()})
     write_text(path, text.getvalue())
     return path

@@ -37,6 +37,7 @@ def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) ->
     _check_data(config)
     _check_packing(config)
     _check_plan(config)
+    _check_search(config)
     _check_mesh(config)
     for stage, settings in stages:
         _check_stage(config, stage, settings)
@@ -102,6 +103,19 @@ def _check_pattern(model: ModelConfig) -> None:
         raise RequestError(
             f"model.policy.max_budgets={model.policy.max_budgets}: expected at least {slots + 1}, one budget for"
             f" each number of slots from 0 to {slots} (model.text.num_layers={layers})"
+        )
+
+
+def _check_search(config: Config) -> None:
+    """Checks that `search.slots` are different slots of the plan."""
+    chosen, model = config.search.slots, config.model
+    if not chosen:
+        return
+    slots = len(Plan.visor(model.text.num_layers, model.pattern, model.head_layers).slots)
+    if len(set(chosen)) < len(chosen) or not all(0 <= slot < slots for slot in chosen):
+        raise RequestError(
+            f"search.slots={chosen}: expected different numbers from 0 to {slots - 1}, slots of model.pattern in"
+            f" model.text.num_layers={model.text.num_layers} layers"
         )
 
 

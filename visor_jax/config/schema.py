@@ -42,6 +42,10 @@ class SearchConfig:
 
     samples: int = setting(1024, "questions of the validation split", at_least(1))
     max_subsets: int = setting(512, "evaluate all subsets up to this many, else best-first by count", at_least(2))
+    slots: tuple[int, ...] = setting(
+        (),
+        "slots to search, the most promising first, as `visor analyze` orders them; the others are on in `full` only",
+    )
 
 
 @dataclass(frozen=True)
