@@ -74,7 +74,7 @@ def heat_map(
       most: the value that is black; 0 and less is white.
     """
     rows, columns = values.shape
-    drawing, [axes] = figures.figure(1.5 + 0.27 * rows, width=max(figures.WIDTH, 2.8 + 0.4 * columns))
+    drawing, [axes] = figures.figure(1.5 + 0.27 * max(rows, 5), width=max(figures.WIDTH, 2.8 + 0.4 * columns))
     shown = axes.imshow(values, aspect="auto", cmap="Greys", vmin=0.0, vmax=most)
     for (row, column), value in np.ndenumerate(values) if columns <= MOST_NUMBERS else ():
         if np.isfinite(value):

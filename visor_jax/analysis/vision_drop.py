@@ -68,7 +68,7 @@ def draw(table: LayerTable) -> Figure:
     order = sorted(shares, key=lambda task: (found.get(task, "") == CLUSTERS[1], shares[task].mean()))
     values = 100 * np.stack([shares[task] for task in order])
     figure, axes = drawing.heat_map(
-        values, [(task, table.levels[task]) for task in order], "% of the task's right answers lost", most=100
+        values, [(task, table.levels[task]) for task in order], "right answers lost, %", most=100
     )
     axes.set_xlabel("first decoder layer without vision")
     first = sum(found.get(task, "") != CLUSTERS[1] for task in order)
