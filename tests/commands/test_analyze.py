@@ -105,6 +105,7 @@ def test_the_configuration_of_a_model(tiny_run: Path) -> None:
     assert to_json(config_of("", tiny_run)) == to_json(config_of("", tiny_run / "base"))
     folder = shipped_folder("almanac-base")  # as any other folder in Hugging Face's format
     config = config_of(str(folder), folder)
+    assert config.model.anyres.standardize, "not a field of the hub's checkpoints"
     assert config.model.text.num_layers == read_json(folder / "config.json")["text_config"]["num_hidden_layers"]
 
 

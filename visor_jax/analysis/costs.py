@@ -31,7 +31,7 @@ def _row(budget: str, dial: float | str, values: Mapping[str, Any], accuracy: fl
 
 @figures.styled
 def draw(run: Run, table: Sequence[Row]) -> Figure:
-    """Draws the curve of the report, with the levels written beside their curves."""
+    """Draws the curve of the report, with the levels written beside the cheapest budget."""
     del table
     figure, [axes] = figures.figure(3.9)
     evaluation = dict(run.evaluation)
@@ -40,11 +40,12 @@ def draw(run: Run, table: Sequence[Row]) -> Figure:
     factor, _ = figures.flops_unit(evaluation["dense"]["decoder_gflops"])
     for level, series in figures.accuracy_series(evaluation).items():
         fixed = [name for name in series if name != "auto"]
-        last = max(fixed, key=lambda name: evaluation["budgets"][name]["decoder_gflops"])
-        place = evaluation["budgets"][last]["decoder_gflops"] * factor, series[last]
+        first = min(fixed, key=lambda name: evaluation["budgets"][name]["decoder_gflops"])
+        place = evaluation["budgets"][first]["decoder_gflops"] * factor, series[first]
         axes.annotate(
-            level, place, (7, 0), textcoords="offset points", va="center", color=figures.LEVELS[level], fontsize=8.5
-        )
+            level, place, (-7, 0), textcoords="offset points", ha="right", va="center",
+            color=figures.LEVELS[level], fontsize=8.5,
+        )  # fmt: skip
     return figure
 
 

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     """Writes the tables and figures; returns their paths."""
+    from visor_jax.analysis.layers import check_dense
     from visor_jax.analysis.write import analyze_model, analyze_run
     from visor_jax.errors import RequestError
     from visor_jax.files.read_write import as_path
@@ -66,12 +67,16 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     if workdir is None and not args.out:
         raise RequestError("--out: is missing; expected a folder to write to")
     out = workdir / "analysis" if workdir is not None and not args.out else as_path(args.out)
+    use_compile_cache(workdir)
+    model = load(source)
+    of_run = model.arch.plan != "dense" and is_run(source)
+    if of_run:
+        refuse_questions(args)
+    else:
+        check_dense(model)
     config = config or config_of(args.model, source)
     with watched(config.train.hang_seconds):
-        use_compile_cache(workdir)
-        model = load(source)
-        if model.arch.plan != "dense" and is_run(source):
-            refuse_questions(args)
+        if of_run:
             result = analyze_run(Workdir(source), model, out, only)
         else:
             config, asked = questions_of(args, config, model)
@@ -102,6 +107,7 @@ def config_of(name: str, folder: Path) -> Config:
     """
     from visor_jax.config import from_dict, load_config
     from visor_jax.config.shipped import SHIPPED
+    from visor_jax.hf.folder import read_shape
     from visor_jax.workdir.folder import Workdir
 
     if name in SHIPPED:
@@ -109,7 +115,9 @@ def config_of(name: str, folder: Path) -> Config:
     for workdir in (folder, folder.parent):  # of a run, of its stage
         if is_run(workdir):
             return from_dict(Workdir(workdir).config())
-    return load_config(f"llava_ov_finetune:{folder}")
+    _, arch = read_shape(folder)
+    anyres = (f"--config.model.anyres.{name}={getattr(arch.anyres, name)}" for name in ("packing", "standardize"))
+    return load_config(f"llava_ov_finetune:{folder}", [*anyres])
 
 
 def refuse_questions(args: argparse.Namespace) -> None:
@@ -128,11 +136,10 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     """Returns the configuration, and the questions that a dense model is asked.
 
     Raises:
-      RequestError: benchmark, file or split do not exist or do not fit, or the model is not dense.
+      RequestError: benchmark, file or split do not exist or do not fit.
     """
     import dataclasses
 
-    from visor_jax.analysis.layers import check_dense
     from visor_jax.analysis.write import Asked
     from visor_jax.commands.recipe import benchmark_names, evaluation_data
     from visor_jax.data.questions import Questions, single_questions
@@ -141,7 +148,6 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     from visor_jax.evaluate.benchmarks.run import open_tables
     from visor_jax.evaluate.benchmarks.samples import AnsweredBenchmarks
 
-    check_dense(model)
     count, names = args.samples or SAMPLES, benchmark_names(args.benchmark, args.data, None)
     if not names:
         config = evaluation_data(config, args.benchmark, args.data)
