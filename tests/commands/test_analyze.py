@@ -13,7 +13,7 @@ from tests.evaluate.benchmarks import hub_tables
 from visor_jax.__main__ import main
 from visor_jax.analysis.api import LAYER_ANALYSES
 from visor_jax.commands.analyze import config_of
-from visor_jax.config import to_json
+from visor_jax.config import as_config, to_json
 from visor_jax.config.shipped import shipped_folder
 from visor_jax.evaluate.benchmarks import named_benchmark
 from visor_jax.files.read_write import read_json
@@ -49,7 +49,7 @@ def test_layers_of_a_dense_model(tiny_run: Path, tmp_path: Path, capsys: pytest.
     result = json.loads(captured.out.splitlines()[-1])
     assert {Path(name).parent for name in result["written"]} == {tmp_path / "out"}
     check_files(tmp_path / "out", {*(analysis.name for analysis in LAYER_ANALYSES), "lengths"}, "slots.csv")
-    layers = tiny_config().model.text.num_layers
+    layers = as_config(tiny_config()).model.text.num_layers
     for analysis in LAYER_ANALYSES:
         rows = read(tmp_path / "out" / f"{analysis.name}.csv")
         assert {"task", "level", "samples", "accuracy", "layer", *analysis.columns} <= rows[0].keys()

@@ -81,21 +81,21 @@ def heat_map(
             color = figures.PAPER if value > most / 2 else figures.INK
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=8)
     axes.set_yticks(range(rows), [figures.plain(task or "all") for task, _ in tasks])
-    mark_levels(axes, [level for _, level in tasks])
+    mark_levels(drawing, axes, [level for _, level in tasks])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(False)
     drawing.colorbar(shown, ax=axes, label=label)
     return drawing, axes
 
 
-def mark_levels(axes: Axes, levels: Sequence[str]) -> None:
+def mark_levels(drawing: Figure, axes: Axes, levels: Sequence[str]) -> None:
     """Gives the names of tasks on the vertical axis the color and the letters of their levels, and says so."""
     for tick, level in zip(axes.get_yticklabels(), levels, strict=True):
         tick.set(color=figures.LEVELS.get(level, figures.INK), **LETTERS.get(level, {}))
     present = [NAMES[level] for level in NAMES if level in levels]
     if len(present) > 1:
         note = ", ".join(present)
-        axes.get_figure(root=True).supxlabel(note, x=0.01, ha="left", fontsize=8.5, color=figures.FAINT)
+        drawing.supxlabel(note, x=0.01, ha="left", fontsize=8.5, color=figures.FAINT)
 
 
 def plain_ticks(axes: Axes) -> None:

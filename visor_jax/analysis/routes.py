@@ -32,7 +32,7 @@ def draw(run: Run, table: Sequence[Row]) -> Figure:
     figures.draw_shares(axes, routes, fixed_budgets(dict(run.evaluation)), tasks)
     axes.margins(y=0.01)
     axes.set_title("The budget that the policy picks")
-    drawing.mark_levels(axes, [level for _, level in tasks])
+    drawing.mark_levels(figure, axes, [level for _, level in tasks])
     return figure
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.evaluate.benchmarks import hub_tables
 from visor_jax.data.collate import encode_example
-from visor_jax.data.sample import NO_PICTURE, outline
+from visor_jax.data.sample import NO_PICTURE, Sample, outline
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks import named_benchmark, samples
 from visor_jax.evaluate.benchmarks.folder import Table
@@ -80,6 +80,7 @@ def test_a_sample_is_asked_as_the_model_is(tmp_path: Path, answers: dict[tuple[s
         np.testing.assert_array_equal(found.text_positions[:length], prompt.text_positions)
         assert not found.loss_mask[:length].any() and found.loss_mask[length]
         short = outline(source, index)
+        assert isinstance(short, Sample)
         assert [turn.question for turn in short.turns] == [turn.question for turn in sample.turns]
         assert len(short.images) == len(sample.images)
         assert all(x is NO_PICTURE for x in short.images) or name == "seedbench"
