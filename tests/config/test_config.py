@@ -258,6 +258,7 @@ DROPPING = (
             " model.plan='dense'",
         ),
         (["model.dropping.layers=2"], "has no effect while model.dropping.method='none'"),
+        ([*DROPPING, "model.bidirectional_vision=True"], "model.bidirectional_vision=True: lets visual tokens see"),
         ([*DROPPING, "model.dropping.layers="], "model.dropping.layers=(): expected different numbers from 1 to 5"),
         (
             [*DROPPING, "model.dropping.layers=3,2"],

@@ -101,6 +101,11 @@ def check_dropping(config: Config) -> None:
         return
     if model.plan != "dense":
         raise RequestError(f"{named}: drops tokens between the layers of a dense plan; expected model.plan='dense'")
+    if model.bidirectional_vision:
+        raise RequestError(
+            "model.bidirectional_vision=True: lets visual tokens see all of their picture; expected False with"
+            f" {named}, which drops some of them"
+        )
     layers, ratios, count = dropping.layers, dropping.ratios, model.text.num_layers
     if not layers or list(layers) != sorted({*layers}) or not 0 < layers[0] <= layers[-1] < count:
         raise RequestError(
