@@ -18,6 +18,13 @@ TO_UNIVERSAL = ("warmup", "full", "search", "universal")
 WITHOUT_TASKS = ("bars", "title", "top", "row")  # the router never sees these: one easy, one middle, two hard
 REDUCTIONS = ("divprune", "vispruner", "visionzip", "hired")  # "m3" of one tile by 4 is packing by 4
 REDUCED_ROW = 20  # visual positions of a row that hold a fourth of a page's 64 patches and its newline
+# Layers before each drop, and what remains. FastV: half after two layers, as its authors. The other two as theirs,
+# whose models have 32 layers: after the same parts of six, rounded up; SparseVLM for 192 tokens (RETAIN_TOKN).
+DROPS = {
+    "fastv": ((2,), (0.5,)),
+    "pyramiddrop": ((2, 3, 5), (0.5, 0.25, 0.125)),
+    "sparsevlm": ((1, 2, 3), (300 / 576, 200 / 576, 110 / 576)),
+}
 GATES = {"large": 2.0, "small": 0.1}  # beside the default's 1; the layers are multiplied by their tanh
 
 Fields = Mapping[str, Any]
@@ -98,6 +105,28 @@ def reduced(method: str) -> Callable[[Config], Fields]:
     }  # fmt: skip
 
 
+def dense_scales(config: Config) -> Fields:
+    """Trains the dense plan at all scales of M3, windows of 1, 2, 4, ... patches; a fourth remains in evaluation."""
+    side = config.model.vision.tile_size // config.model.vision.patch_size
+    scales = tuple(4.0**-power for power in range(side.bit_length()))
+    return {**dense_reduced("m3")(config), "model.reduction.scales": scales}
+
+
+def dense_dropping(method: str) -> Callable[[Config], Fields]:
+    """Trains the dense plan, whose later layers read fewer visual tokens, as `dense`."""
+
+    def fields(config: Config) -> Fields:
+        layers, ratios = DROPS[method]
+        return {
+            **dense(config),
+            "model.dropping.method": method,
+            "model.dropping.layers": layers,
+            "model.dropping.ratios": ratios,
+        }
+
+    return fields
+
+
 def dense_reduced(method: str) -> Callable[[Config], Fields]:
     """The same with the dense plan, trained as `dense`."""
     return lambda config: {**dense(config), **reduced(method)(config)}
@@ -150,12 +179,22 @@ VARIANTS: dict[str, Variant] = {
                               lambda config: dense(config, 2), ("full",)),
     "dense_packed_4": Variant(_REDUCED, "dense, 4 visual tokens packed into 1", ("dense",),
                               lambda config: dense(config, 4), ("full",)),
+    "dense_shuffled_4": Variant(_REDUCED, "dense, 4 visual tokens side by side into 1", ("dense",),
+                                lambda config: {**dense(config, 4), "model.anyres.packing_kind": "shuffle"},
+                                ("full",)),
     "visor_packed_2": Variant(_REDUCED, "VISOR, 2 visual tokens packed into 1", TO_UNIVERSAL, packed(2)),
     "visor_packed_4": Variant(_REDUCED, "VISOR, 4 visual tokens packed into 1", TO_UNIVERSAL, packed(4)),
     **{
         f"dense_{method}_4": Variant(_REDUCED, f"dense, a fourth of the visual tokens by {name}", ("dense",),
                                      dense_reduced(method), ("full",))
         for method, name in zip(REDUCTIONS, ("DivPrune", "VisPruner", "VisionZip", "HiRED"), strict=True)
+    },
+    "dense_m3_4": Variant(_REDUCED, "dense, trained at all scales of M3, evaluated at a fourth of the visual tokens",
+                          ("dense",), dense_scales, ("full",)),
+    **{
+        f"dense_{method}": Variant(_REDUCED, f"dense, visual tokens dropped between layers by {name}", ("dense",),
+                                   dense_dropping(method), ("full",))
+        for method, name in (("fastv", "FastV"), ("pyramiddrop", "PyramidDrop"), ("sparsevlm", "SparseVLM"))
     },
     "visor_vispruner_4": Variant(_REDUCED, "VISOR, a fourth of the visual tokens by VisPruner", TO_UNIVERSAL,
                                  reduced("vispruner")),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from visor_jax.architecture import (
     Architecture,
     CrossAttentionArchitecture,
+    DroppingArchitecture,
     PolicyArchitecture,
     ReductionArchitecture,
     TextArchitecture,
@@ -27,6 +28,7 @@ from visor_jax.cost import (
     decode_flops,
     decoder_flops,
     dense_decoder_flops,
+    dropping_flops,
     reduction_flops,
     route_flops,
     tower_flops,
@@ -35,6 +37,7 @@ from visor_jax.cost import (
 from visor_jax.model import incremental as caches
 from visor_jax.model.connector import connector
 from visor_jax.model.decoder import specialize
+from visor_jax.model.dropping.api import run_dropping
 from visor_jax.model.encoders.siglip import tower, tower_with_attention
 from visor_jax.model.stream import TokenStream
 from visor_jax.model.visor import abstract_params
@@ -309,6 +312,21 @@ def test_bits_must_fit_the_plan():
         decoder_flops(OV_0P5B, (True,) * 3, 7290, 80)
 
 
+# --- VISOR-TR: the published savings with reduced tokens (docs/reduction.md) ------------------------------------------
+
+
+def test_published_savings_with_reduced_tokens():
+    """Two slots, key and value heads as many as query heads, 7,290 visual tokens of which a share remains."""
+
+    def saving(share: float, num_text: int) -> float:
+        reduced = decoder_flops(OV_0P5B_MULTI_HEAD, slots_on(2), round(7290 * share), num_text)
+        return dense_decoder_flops(OV_0P5B_MULTI_HEAD, 7290, num_text) / reduced
+
+    assert saving(1 / 4, 60) == pytest.approx(35.0, abs=0.1)
+    assert saving(1 / 2, 60) == pytest.approx(18.4, abs=0.1) and saving(1 / 2, 76) == pytest.approx(17.8, abs=0.1)
+    assert saving(0.234, 60) == pytest.approx(37, abs=0.1) and saving(0.22, 60) == pytest.approx(39, abs=0.1)
+
+
 # --- reductions -------------------------------------------------------------------------------------------------------
 
 
@@ -361,3 +379,60 @@ def test_reduction_formulas_equal_the_programs(method):
     arguments = parameter_specs(arch), spec(1, 3, 24, 24, 3, dtype=jnp.uint8)
     plain = counted(lambda params, tiles: tower_only(params["vision"], {"tiles": tiles}), *arguments)
     assert counted(choosing, *arguments) - plain == pytest.approx(reduction_flops(arch, 3, 27), rel=1e-9)
+
+
+# --- dropping tokens between layers -----------------------------------------------------------------------------------
+
+
+def dropping(method: str, layers: tuple[int, ...], ratios: tuple[float, ...], **settings) -> Architecture:
+    return dataclasses.replace(OV_0P5B, plan="dense", dropping=DroppingArchitecture(method, layers, ratios, **settings))
+
+
+def of_layers(arch: Architecture, layers: int, visual: int, text: int) -> float:
+    """FLOPs of so many layers of a dense plan over so many tokens."""
+    one = dense_decoder_flops(arch, visual, text) - 2 * 896 * 151_936
+    return layers / 24 * one
+
+
+@pytest.mark.parametrize("score", ["code", "paper"])
+def test_later_layers_read_what_a_drop_leaves(score):
+    arch = dropping("fastv", (2,), (0.5,), score=score)
+    queries = 7290 + 80 if score == "paper" else 80
+    choosing = 2 * 896 * (queries * 896 + (7290 + 80) * 128) + 2 * queries * (7290 + 80) * 896
+    assert dropping_flops(arch, 7290, 80) == choosing
+    expected = of_layers(arch, 2, 7290, 80) + of_layers(arch, 22, 3645, 80) + choosing + 2 * 896 * 151_936
+    assert decoder_flops(arch, (), 7290, 80) == pytest.approx(expected)
+    assert dense_decoder_flops(arch, 7290, 80) == decoder_flops(
+        dataclasses.replace(OV_0P5B, plan="dense"), (), 7290, 80
+    )
+    cached = cache_bytes(arch, (), 7290, 80, 2)
+    assert cached == 2 * 2 * 128 * (2 * 7370 + 22 * 3725)
+    saved = decode_flops(dataclasses.replace(OV_0P5B, plan="dense"), (), 7290, 81) - decode_flops(arch, (), 7290, 81)
+    assert saved == pytest.approx(22 * 4 * 3645 * 896)
+
+
+def test_counts_of_each_drop_by_hand():
+    arch = dropping("pyramiddrop", (6, 12, 18), (0.5, 0.25, 0.125))
+    assert [arch.dropping.visual_in(layer, 577) for layer in (0, 5, 6, 12, 18, 23)] == [577, 577, 288, 144, 72, 72]
+    sparse = DroppingArchitecture("sparsevlm", (3, 7, 16), (300 / 576, 200 / 576, 110 / 576))
+    # 276 dropped: 83 best in 9 clusters; 109: 33 in 4; 94: 29 in 3. The authors' comments: 300, 200, 110 and clusters.
+    assert [sparse.counts(drop, 576) for drop in range(3)] == [(300, 83, 9), (200, 33, 4), (110, 29, 3)]
+    assert [sparse.visual_in(layer, 576) for layer in (2, 3, 7, 16)] == [576, 309, 204, 113]
+    assert sparse.counts(2, 0) == (0, 0, 0) and sparse.counts(0, 1) == (0, 1, 1)
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop"])
+def test_dropping_formulas_equal_the_programs(method):
+    """Products with every key, of a prompt of one chunk of queries."""
+    layers, ratios = ((2,), (0.5,)) if method == "fastv" else ((1, 2), (0.5, 0.25))
+    arch = tiny_architecture(3, plan="dense", dropping=DroppingArchitecture(method, layers, ratios))
+    stream = TokenStream(*(spec(1, n, dtype=jnp.int32) for n in (64, 64, 32, 32, 32)))
+    arguments = parameter_specs(arch), spec(1, 64, 32), spec(1, 32, 32), stream
+
+    def run(params, visual, text, stream):
+        return run_dropping(params, visual, text, stream, arch)[:2]
+
+    head = 2 * arch.text.hidden_size * arch.text.vocab_size
+    received = sum(2 * 32 * (32 + arch.dropping.visual_in(layer - 1, 64)) * 4 for layer in layers)  # weights x raters
+    expected = decoder_flops(arch, (), 64, 32, causal_half=False) - head + received
+    assert counted(run, *arguments) == pytest.approx(expected, rel=0.01)

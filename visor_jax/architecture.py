@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 # Upper limits of sizes. A larger value is a typing error or comes from a damaged file, and is rejected.
 MAX_WIDTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM, MAX_KERNEL = 1 << 16, 1000, 1024, 4096, 255
@@ -90,6 +90,8 @@ class AnyResArchitecture:
       max_tiles: the "9" of `anyres_max_9`: a cap on visual tokens in units of one tile's tokens, not on tiles.
       image_mean, image_std: per RGB channel, of values in [0, 1].
       packing: neighboring features in one visual token: 1, 2 or 4.
+      packing_kind: how neighbors become one: their "mean", "bilinear" interpolation, or "shuffle", their channels side
+        by side into the connector, whose input is `packing` times as wide.
       standardize: each picture's pixels minus their mean, over their deviation, in place of `image_mean` and
         `image_std`.
       small_pictures: batches say for every patch of a tile its position in the tile and its picture, so that pictures
@@ -101,10 +103,17 @@ class AnyResArchitecture:
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     packing: int = 1
+    packing_kind: str = "mean"
     standardize: bool = False
     small_pictures: bool = False
 
+    @property
+    def shuffled(self) -> int:
+        """Returns how many patches' features the connector reads side by side."""
+        return self.packing if self.packing_kind == "shuffle" else 1
 
+
+PACKING_KINDS = ("mean", "bilinear", "shuffle")  # config `model.anyres.packing_kind`
 REDUCTIONS = ("none", "m3", "divprune", "vispruner", "visionzip", "hired")  # config `model.reduction.method`
 MAX_DENOMINATOR = 10_000  # of the kept share as a fraction, so that the device counts kept tokens in int32
 
@@ -125,6 +134,7 @@ class ReductionArchitecture:
       contextual_share: visionzip: share of the kept tokens that is merged from the others.
       base_share: hired: share of the kept tokens that belongs to the base tile (the authors' alpha).
       marks: hired: "paper" or "code": which crop a patch of the base tile counts for.
+      scales: m3: shares of which training minimizes the mean of the losses; `ratio` is one of them. Empty: `ratio`.
     """
 
     method: str = "none"
@@ -133,6 +143,7 @@ class ReductionArchitecture:
     contextual_share: float = 0.15625
     base_share: float = 0.5
     marks: str = "paper"
+    scales: tuple[float, ...] = ()
 
     @property
     def selects(self) -> bool:
@@ -185,6 +196,89 @@ class ReductionArchitecture:
         Groups whose kept tokens fit the row never have more tokens than this, because `kept` rounds up.
         """
         return math.floor(visual / self.fraction) if self.selects else visual
+
+
+DROPPINGS = ("none", "fastv", "pyramiddrop", "sparsevlm")  # config `model.dropping.method`
+
+
+class DropCounts(NamedTuple):
+    """What one drop makes of a sample: visual tokens that stay, and clusters made of the `best` of the others."""
+
+    kept: Any
+    best: Any
+    clusters: Any
+
+
+@dataclass(frozen=True)
+class DroppingArchitecture:
+    """How many visual tokens the later layers of a dense plan read (`visor_jax.model.dropping`, docs/reduction.md).
+
+    Attributes:
+      method: one of `DROPPINGS`.
+      layers: how many layers run before each drop, ascending.
+      ratios: share of a sample's visual tokens that remains after each drop, rounded down, descending; used as the
+        nearest fractions of a denominator of at most `MAX_DENOMINATOR`. "sparsevlm" adds its clusters to them.
+      score: fastv: "paper" or "code": whose attention decides.
+    """
+
+    method: str = "none"
+    layers: tuple[int, ...] = ()
+    ratios: tuple[float, ...] = ()
+    score: str = "code"
+
+    @property
+    def active(self) -> bool:
+        return self.method != "none"
+
+    @property
+    def trains(self) -> bool:
+        """Whether training drops tokens, as the method's authors do; otherwise only prompts and given answers do."""
+        return self.method == "pyramiddrop"
+
+    def counts(self, drop: int, visual: Any) -> DropCounts:
+        """Returns what a drop makes of a sample of `visual` tokens; of int, or of an array of integers.
+
+        "sparsevlm" drops at least one token, and clusters 30 % of those it drops into a tenth of them.
+        """
+        remaining, counts = visual, DropCounts(visual, 0 * visual, 0 * visual)
+        for ratio in self.ratios[: drop + 1]:
+            share = _fraction(ratio)
+            kept = visual * share.numerator // share.denominator
+            best = clusters = 0 * visual
+            if self.method == "sparsevlm":
+                some = visual > 0
+                kept = some * (kept - (kept >= remaining) * (kept - remaining + 1))
+                best = some * ((remaining - kept) * 3 // 10 + 1)
+                clusters = some * (best // 10 + 1)
+            counts = DropCounts(kept, best, clusters)
+            remaining = kept + clusters
+        return counts
+
+    def remaining(self, drop: int, visual: Any) -> Any:
+        """Returns how many visual tokens a sample of `visual` has after a drop; int, or an array of integers."""
+        counts = self.counts(drop, visual)
+        return counts.kept + counts.clusters
+
+    def room(self, drop: int, visual: int) -> DropCounts:
+        """Returns the most that a drop makes of what fits a row of `visual` places; with "sparsevlm" of one sample."""
+        if self.method != "sparsevlm":
+            return self.counts(drop, visual)
+        return _most(self, drop, visual)
+
+    def drops_before(self, layer: int) -> int:
+        """Returns how many drops precede a layer."""
+        return sum(first <= layer for first in self.layers)
+
+    def visual_in(self, layer: int, visual: int) -> int:
+        """Returns how many of a sample's `visual` tokens a layer reads."""
+        drops = self.drops_before(layer)
+        return self.remaining(drops - 1, visual) if drops else visual
+
+
+@lru_cache(maxsize=1024)
+def _most(dropping: DroppingArchitecture, drop: int, visual: int) -> DropCounts:
+    """Returns the largest `DropCounts` of samples of up to `visual` tokens, each field by itself."""
+    return DropCounts(*map(max, zip(*(dropping.counts(drop, count) for count in range(visual + 1)), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -242,6 +336,7 @@ class Architecture:
     policy: PolicyArchitecture
     anyres: AnyResArchitecture = field(default_factory=AnyResArchitecture)
     reduction: ReductionArchitecture = field(default_factory=ReductionArchitecture)
+    dropping: DroppingArchitecture = field(default_factory=DroppingArchitecture)
     plan: str = "visor"
     bidirectional_vision: bool = False
     pattern: tuple[LayerKind | str, ...] = PATTERN
@@ -252,6 +347,27 @@ class Architecture:
         missing = [kind.value for kind in (LayerKind.CROSS, LayerKind.SELF) if kind not in self.pattern]
         if missing:
             raise ValueError(f"pattern={self.pattern}: has no {' and no '.join(map(repr, missing))} layer")
+
+    @cached_property
+    def without_dropping(self) -> Architecture:
+        """Returns this architecture with every visual token in every layer of a dense plan."""
+        return replace(self, dropping=DroppingArchitecture())
+
+    @property
+    def in_training(self) -> Architecture:
+        """Returns what training computes: without a dropping that its authors do not train with."""
+        return self if self.dropping.trains else self.without_dropping
+
+    @property
+    def connector_input(self) -> int:
+        """Returns the width of what the connector reads."""
+        return self.vision.hidden_size * self.anyres.shuffled
+
+    @cached_property
+    def other_scales(self) -> tuple[Architecture, ...]:
+        """Returns this architecture at each of `reduction.scales` besides `reduction.ratio`, in order."""
+        ratios = [ratio for ratio in self.reduction.scales if ratio != self.reduction.ratio]
+        return tuple(replace(self, reduction=replace(self.reduction, ratio=ratio, scales=())) for ratio in ratios)
 
     @property
     def num_head_layers(self) -> int:
@@ -278,7 +394,12 @@ class Architecture:
 
     @property
     def shared_layers(self) -> range:
-        """Returns the layers before the first slot, which every budget runs; the same range for a dense plan."""
+        """Returns the layers before the first slot, which every budget runs; the same range for a dense plan.
+
+        None if layers drop tokens, so that one program has them all.
+        """
+        if self.dropping.active:
+            return range(0)
         return range(min(self.num_head_layers + self.pattern.index(LayerKind.SELF), self.text.num_layers))
 
     @cached_property

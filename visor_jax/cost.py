@@ -35,14 +35,14 @@ def decoder_flops(
       num_logits: tokens whose logits are computed; 1 for a prompt, `num_text` in training.
       causal_half: False counts causal attention over all queries x keys, for implementations that skip no blocks.
     """
-    text = architecture.text
+    text, dropping = architecture.text, architecture.dropping
     causal = 0.5 if causal_half else 1.0
-    total = 2.0 * num_logits * text.hidden_size * text.vocab_size
-    for kind in (plan or Plan.of(architecture)).under(bits):
-        tokens = num_text + (num_visual if kind is LayerKind.SELF else 0)
+    total = 2.0 * num_logits * text.hidden_size * text.vocab_size + dropping_flops(architecture, num_visual, num_text)
+    for layer, kind in enumerate((plan or Plan.of(architecture)).under(bits)):
+        tokens = num_text + (dropping.visual_in(layer, num_visual) if kind is LayerKind.SELF else 0)
         pairs = causal * tokens**2
         if kind is LayerKind.SELF and architecture.bidirectional_vision:
-            pairs += (1 - causal) * num_visual**2
+            pairs += (1 - causal) * (tokens - num_text) ** 2
         total += tokens * _layer_flops_per_token(text) + _attention_flops(text, pairs)
         if kind is LayerKind.CROSS:
             total += _cross_read_flops(architecture, num_visual, num_text)
@@ -52,15 +52,38 @@ def decoder_flops(
 
 def dense_decoder_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
     """Returns `decoder_flops` of the dense plan of the same shape, the reference of every saving."""
-    return decoder_flops(architecture, (), num_visual, num_text, Plan.dense(architecture.text.num_layers))
+    plan = Plan.dense(architecture.text.num_layers)
+    return decoder_flops(architecture.without_dropping, (), num_visual, num_text, plan)
+
+
+def dropping_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
+    """Returns FLOPs of choosing the visual tokens that later layers of a dense plan read.
+
+    Each drop projects queries and keys once more; the queries of the text, with "fastv" and score "paper" of all
+    tokens, and their products with all keys. "sparsevlm" compares the embeddings of text and visual tokens, and those
+    that it clusters with each other.
+    """
+    text, dropping, total = architecture.text, architecture.dropping, 0.0
+    everyone = dropping.method == "fastv" and dropping.score == "paper"
+    if dropping.method == "sparsevlm":
+        total += 2.0 * num_text * num_visual * text.hidden_size
+    for drop, layer in enumerate(dropping.layers):
+        tokens = num_text + dropping.visual_in(layer - 1, num_visual)
+        queries = tokens if everyone else num_text
+        heads = queries * text.num_heads + tokens * text.num_kv_heads
+        total += 2.0 * text.hidden_size * heads * text.head_dim
+        total += 2.0 * queries * tokens * text.num_heads * text.head_dim
+        counts = dropping.counts(drop, num_visual)
+        total += 2.0 * counts.best * (counts.best + counts.clusters) * text.hidden_size
+    return total
 
 
 def decode_flops(architecture: Architecture, bits: Sequence[bool], num_visual: int, num_text: int) -> float:
     """Returns FLOPs of one decoding step with a cache, including logits; `num_text` includes the new token."""
     text = architecture.text
     total = 2.0 * text.hidden_size * text.vocab_size
-    for kind in Plan.of(architecture).under(bits):
-        keys = num_text + (num_visual if kind is LayerKind.SELF else 0)
+    for layer, kind in enumerate(Plan.of(architecture).under(bits)):
+        keys = num_text + (architecture.dropping.visual_in(layer, num_visual) if kind is LayerKind.SELF else 0)
         total += _layer_flops_per_token(text) + _attention_flops(text, keys)
         if kind is LayerKind.CROSS:
             total += _cross_read_flops(architecture, num_visual, 1)
@@ -86,7 +109,9 @@ def tower_flops(architecture: Architecture, num_tiles: int) -> float:
     size, patches = vision.hidden_size, vision.patches_per_tile
     layer = 4.0 * size * vision.intermediate_size + 8.0 * size**2 + 4.0 * patches * size
     embedding = 2.0 * 3 * vision.patch_size**2 * size
-    return num_tiles * patches * (embedding + vision.num_layers * layer + _connector_flops_per_token(architecture))
+    shuffled = architecture.anyres.shuffled  # of whole tiles; `visual_flops` knows how many positions there are
+    tower = num_tiles * patches * (embedding + vision.num_layers * layer)
+    return tower + num_tiles * patches / shuffled * _connector_flops_per_token(architecture)
 
 
 def visual_flops(architecture: Architecture, num_tiles: int, num_visual: int) -> float:
@@ -99,6 +124,9 @@ def visual_flops(architecture: Architecture, num_tiles: int, num_visual: int) ->
     if architecture.reduction.method == "visionzip":  # merges before the connector
         merged = num_tiles * architecture.vision.patches_per_tile - num_visual
         total -= merged * _connector_flops_per_token(architecture)
+    if (shuffled := architecture.anyres.shuffled) > 1:  # packs before the connector
+        packed = num_tiles * architecture.vision.patches_per_tile / shuffled
+        total += (num_visual - packed) * _connector_flops_per_token(architecture)
     return total
 
 
@@ -128,7 +156,7 @@ def reduction_flops(architecture: Architecture, num_tiles: float, num_visual: fl
 
 
 def _connector_flops_per_token(architecture: Architecture) -> float:
-    return 2.0 * (architecture.vision.hidden_size + architecture.text.hidden_size) * architecture.text.hidden_size
+    return 2.0 * (architecture.connector_input + architecture.text.hidden_size) * architecture.text.hidden_size
 
 
 def conditional_position_flops(architecture: Architecture, num_visual: int) -> float:
@@ -179,7 +207,8 @@ def cache_bytes(
     text = architecture.text
     kinds = (plan or Plan.of(architecture)).under(bits)
     heads = num_text * text.num_kv_heads * len(kinds)
-    heads += num_visual * text.num_kv_heads * kinds.count(LayerKind.SELF)
+    layers = [layer for layer, kind in enumerate(kinds) if kind is LayerKind.SELF]
+    heads += sum(architecture.dropping.visual_in(layer, num_visual) for layer in layers) * text.num_kv_heads
     heads += num_visual * architecture.cross.num_kv_heads * kinds.count(LayerKind.CROSS)
     return 2 * heads * text.head_dim * bytes_per_value
 

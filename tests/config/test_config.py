@@ -168,6 +168,15 @@ def test_overrides_that_make_no_sense(override, expected):
         assert expected in refused(override)
 
 
+DROPPING = (
+    "model.plan=dense",
+    "stages=dense",
+    "model.dropping.method=pyramiddrop",
+    "model.dropping.layers=2,4",
+    "model.dropping.ratios=0.5,0.25",
+)
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -197,6 +206,10 @@ def test_overrides_that_make_no_sense(override, expected):
         (["data.visual_length=64"], "data.visual_length=64: expected at least 65"),
         (["model.anyres.packing=3"], "model.anyres.packing=3: expected 1, 2 or 4"),
         (["model.anyres.packing=4", "data.visual_length=16"], "data.visual_length=16: expected at least 17"),
+        (
+            ["model.anyres.packing_kind=shuffle"],
+            "model.anyres.packing_kind='shuffle': has no effect while model.anyres.packing=1",
+        ),
         (["model.reduction.method=vispruned"], "did you mean 'vispruner' or 'divprune'?"),
         (["model.reduction.method=hired"], "model.reduction.ratio=1: keeps every token; expected less than 1"),
         (["model.reduction.ratio=0.5"], "model.reduction.ratio=0.5: has no effect while model.reduction.method='none'"),
@@ -225,6 +238,40 @@ def test_overrides_that_make_no_sense(override, expected):
             ["model.reduction.method=m3", "model.reduction.ratio=0.111", "data.visual_length=4"],
             "data.visual_length=4: expected at least 5",
         ),
+        (
+            ["model.reduction.scales=1,0.25"],
+            "model.reduction.scales=(1.0, 0.25): has no effect while model.reduction.method='none'; expected"
+            " method='m3'",
+        ),
+        (
+            ["model.reduction.method=m3", "model.reduction.ratio=0.25", "model.reduction.scales=1,0.111"],
+            "model.reduction.ratio=0.25: expected one of model.reduction.scales=(1.0, 0.111)",
+        ),
+        (
+            ["model.reduction.method=m3", "model.reduction.ratio=0.25", "model.reduction.scales=0.2,0.25"],
+            "0.2 and 0.25 both average windows of 2 x 2 patches",
+        ),
+        (["model.reduction.scales=0.25,0.25"], "expected different numbers from 0.0001 to 1"),
+        (
+            ["model.dropping.method=fastv", "model.dropping.layers=2", "model.dropping.ratios=0.5"],
+            "model.dropping.method='fastv': drops tokens between the layers of a dense plan; expected"
+            " model.plan='dense'",
+        ),
+        (["model.dropping.layers=2"], "has no effect while model.dropping.method='none'"),
+        ([*DROPPING, "model.bidirectional_vision=True"], "model.bidirectional_vision=True: lets visual tokens see"),
+        ([*DROPPING, "model.dropping.layers="], "model.dropping.layers=(): expected different numbers from 1 to 5"),
+        (
+            [*DROPPING, "model.dropping.layers=3,2"],
+            "expected different numbers from 1 to 5, ascending, such as (1, 3, 4)",
+        ),
+        ([*DROPPING, "model.dropping.layers=2,6"], "model.dropping.layers=(2, 6): expected different numbers from 1"),
+        (
+            [*DROPPING, "model.dropping.ratios=0.2,0.5"],
+            "model.dropping.ratios=(0.2, 0.5): expected 2 shares, descending",
+        ),
+        ([*DROPPING, "model.dropping.ratios=0.5"], "model.dropping.ratios=(0.5,): expected 2 shares, descending"),
+        ([*DROPPING, "model.dropping.score=paper"], "expected method 'fastv', or leave it at 'code'"),
+        ([*DROPPING, "model.dropping.method=fastv"], "model.dropping.layers=(2, 4): expected one number"),
         (["model.anyres.pinpoints=(1x1),...,(2x2)"], "data.tiles=1: expected 2 "),
         (["model.plan=dense"], "stages: 'warmup' needs model.plan='visor'"),
         (["stages=base,dense"], "stages: 'dense' needs model.plan='dense'"),

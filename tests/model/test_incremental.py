@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from visor_jax import testing
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import Architecture, DropCounts, DroppingArchitecture
 from visor_jax.budget import LayerKind, Plan
 from visor_jax.cost import cache_bytes
 from visor_jax.data.collate import RowShape, make_batch, make_prompt_batch
@@ -22,6 +22,15 @@ from visor_jax.model.visor import encode, logits, route
 VISOR = testing.tiny_architecture(7)
 DENSE = testing.tiny_architecture(4, plan="dense")
 OTHER = testing.other_plan()
+DROPPING = tuple(
+    testing.tiny_architecture(4, plan="dense", dropping=dropping)
+    for dropping in (
+        DroppingArchitecture("fastv", (2,), (0.5,)),
+        DroppingArchitecture("fastv", (2,), (0.3,), score="paper"),
+        DroppingArchitecture("pyramiddrop", (1, 3), (0.6, 0.3)),
+        DroppingArchitecture("sparsevlm", (1, 3), (0.6, 0.3)),
+    )
+)
 BITS = list(itertools.product((False, True), repeat=2))
 # One picture, one more after a longer text, two pictures, none: prompts of 8, 9, 6 and 3 text tokens in one batch.
 ROWS = ((3, 5), (7, 2), (2, 1, 3), (3,))
@@ -46,6 +55,7 @@ def streams(arch: Architecture) -> tuple[dict[str, np.ndarray], dict[str, np.nda
         full["text_tokens"][row, new] = rng.integers(2, arch.text.vocab_size, NEW)
         full["text_positions"][row, new] = prompt.length + np.arange(NEW)
         full["text_segments"][row, new] = 1
+        full["loss_mask"][row, new] = True
     return make_prompt_batch(prompts, RowShape(tiles=4, visual=16, text=11), arch).arrays, full
 
 
@@ -75,7 +85,10 @@ def prefilled(arch: Architecture, bits: tuple[bool, ...], *, routed: bool = Fals
     return rest(params(arch), prefix, prompts)
 
 
-EVERY_BUDGET = [*((arch, bits) for arch in (VISOR, OTHER) for bits in BITS), (DENSE, ())]
+EVERY_BUDGET = [
+    *((arch, bits) for arch in (VISOR, OTHER) for bits in BITS),
+    *((arch, ()) for arch in (DENSE, *DROPPING)),
+]
 
 
 @pytest.mark.parametrize(("arch", "bits"), EVERY_BUDGET)
@@ -120,8 +133,10 @@ def test_the_cache_keeps_visual_keys_only_where_they_are_read_again(arch: Archit
     num_rows, num_visual = prompts["visual_segments"].shape
     joint = [kind is LayerKind.SELF for kind in Plan.of(arch).under(bits)]
     assert sum(joint) == (sum(bits) if arch.plan == "visor" else arch.text.num_layers)
-    for both, (keys, values) in zip(joint, cache.layers, strict=True):
-        slots = CAPACITY + (num_visual if both else 0)
+    for layer, (both, (keys, values)) in enumerate(zip(joint, cache.layers, strict=True)):
+        drops = arch.dropping.drops_before(layer)
+        room = arch.dropping.room(drops - 1, num_visual) if drops else DropCounts(num_visual, 0, 0)
+        slots = CAPACITY + (room.kept + room.clusters if both else 0)
         assert keys.shape[:2] == values.shape[:2] == (num_rows, slots)
     assert [keys.shape[:2] for keys, _ in cache.cross] == [(num_rows, num_visual)] * len(cache.cross)
     assert len(cache.cross) == (arch.num_blocks if arch.plan == "visor" else 0)

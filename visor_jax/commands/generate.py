@@ -50,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="continue with one question per line of stdin")
     parser.add_argument("--budget", default="auto", help="auto, full, empty, a number of slots, or bits such as 0b10")
     parser.add_argument("--dial", type=float, default=0.0, help="the policy: below 0 cheaper, above 0 more accurate")
+    parser.add_argument(
+        "--ratio", type=float, default=None, help="share of the visual tokens, one of model.reduction.scales"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the best token, above 0 samples")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the best tokens of this probability")
@@ -85,6 +88,7 @@ def main(args: argparse.Namespace, config: None) -> dict[str, Any] | Iterator[di
     from visor_jax.loading import load
 
     model = load(args.workdir or args.model)
+    model = model if args.ratio is None else model.at_ratio(args.ratio)
     settings = {"max_new_tokens": args.max_new_tokens, "dial": args.dial, **sampling}
     if args.chat or question is None:
         from visor_jax.commands.chat import Chat

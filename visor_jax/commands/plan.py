@@ -86,12 +86,10 @@ def of_topology(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def of_image(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Computes the cost of a picture; returns tiles, tokens and GFLOP by budget, and of a reduction if there is one."""
-    from visor_jax.budget import budget_name, by_count
+    """Computes the cost of a picture; returns tiles, tokens and GFLOP by budget, also with reduced tokens."""
     from visor_jax.config import architecture
-    from visor_jax.cost import decoder_flops, dense_decoder_flops, reduction_flops, visual_flops
-    from visor_jax.data.anyres import tile_count, visual_token_count
     from visor_jax.errors import RequestError
+    from visor_jax.planning.picture import lines, picture_costs
 
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", args.image)
     if match is None:
@@ -99,24 +97,6 @@ def of_image(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if not 1 <= args.text_tokens <= MAX_TEXT:
         raise RequestError(f"--text-tokens={args.text_tokens}: expected 1 to {MAX_TEXT}")
     arch, size = architecture(config), (int(match[2]), int(match[1]))
-    tiles, tokens = tile_count(size, arch), visual_token_count(size, arch)
-    budgets = by_count(arch.num_slots) if arch.plan == "visor" else []
-    decoder = {budget_name(bits): decoder_flops(arch, bits, tokens, args.text_tokens) / 1e9 for bits in budgets}
-    decoder["dense"] = dense_decoder_flops(arch, tokens, args.text_tokens) / 1e9
-    tower = visual_flops(arch, tiles, tokens) / 1e9
-    result = {"tiles": tiles, "visual_tokens": tokens, "tower_gflops": tower, "decoder_gflops": decoder}
-    reduced = ""
-    if arch.reduction.method != "none":
-        result["reduction_gflops"] = reduction_flops(arch, tiles, tokens) / 1e9
-        reduced = f" ({readable(result['reduction_gflops'])} of it for the reduction {arch.reduction.method!r})"
-    print(f"{tiles} tiles, {tokens} visual tokens, tower {readable(tower)}{reduced};", end=" ")
-    print(f"with {args.text_tokens} text tokens:")
-    for name, gflops in decoder.items():
-        saving, end_to_end = decoder["dense"] / gflops, (decoder["dense"] + tower) / (gflops + tower)
-        print(f"  {name:<14} decoder {readable(gflops):>14}  {saving:6.1f}x  end to end {end_to_end:5.2f}x")
-    return result
-
-
-def readable(gflops: float) -> str:
-    """Formats a number of GFLOP with its unit."""
-    return f"{gflops * 1e3:,.2f} MFLOP" if gflops < 1 else f"{gflops:,.1f} GFLOP"
+    costs = picture_costs(arch, size, args.text_tokens)
+    print("\n".join(lines(costs, arch, size, args.text_tokens)))
+    return costs

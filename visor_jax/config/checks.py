@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from visor_jax.architecture import MESH_AXES, LayerKind, ReductionArchitecture
 from visor_jax.budget import MAX_SLOTS, Plan
 from visor_jax.config.model_fields import ModelConfig
-from visor_jax.config.reduction_checks import check_reduction
+from visor_jax.config.reduction_checks import check_dropping, check_reduction
 from visor_jax.config.rules import parse_grids
 from visor_jax.config.schema import DENSE_STAGES, STAGES, TRAINED_STAGES, Config
 from visor_jax.config.shipped import SHIPPED
@@ -33,6 +33,7 @@ def check_together(config: Config, stages: Iterable[tuple[str, TrainConfig]]) ->
     """
     _check_model(config.model)
     check_reduction(config)
+    check_dropping(config)
     _check_row_shape(config)
     _check_data(config)
     _check_packing(config)

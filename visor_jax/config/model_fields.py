@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from visor_jax import architecture as limits
-from visor_jax.config.rules import CHANNELS, DEVIATIONS, GRIDS, PACKINGS, SHARE, above, at_least, one_of, within
+from visor_jax.config.rules import CHANNELS, DEVIATIONS, GRIDS, PACKINGS, SHARE, SHARES, above, at_least, one_of, within
 from visor_jax.config.values import setting
 
 
@@ -69,6 +69,12 @@ class AnyResConfig:
     pinpoints: str = setting("", "grids of tiles a picture may be cut into; empty: one stretched tile", GRIDS)
     max_tiles: int = setting(9, "cap on a picture's visual tokens, in units of one tile's tokens", at_least(1))
     packing: int = setting(1, "neighboring features in one visual token: 1, 2 (1 x 2) or 4 (2 x 2)", PACKINGS)
+    packing_kind: str = setting(
+        "mean",
+        "how neighbors become one token: averaged, interpolated (bilinear), or side by side into a wider connector"
+        " (shuffle)",
+        one_of(*limits.PACKING_KINDS),
+    )
     image_mean: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", CHANNELS)
     image_std: tuple[float, float, float] = setting((0.5, 0.5, 0.5), "per RGB channel, of values in [0, 1]", DEVIATIONS)
     standardize: bool = setting(
@@ -89,6 +95,11 @@ class ReductionConfig:
     ratio: float = setting(
         1.0, "share of the visual tokens that is kept, rounded up in each tile or picture; 0.25: a fourth", SHARE
     )
+    scales: tuple[float, ...] = setting(
+        (),
+        "m3: shares whose mean loss training minimizes, model.reduction.ratio among them; empty: at that ratio alone",
+        SHARES,
+    )
     important_share: float = setting(
         0.5, "vispruner: share of the kept tokens that is chosen by attention", within(0, 1)
     )
@@ -102,6 +113,27 @@ class ReductionConfig:
         "paper",
         "hired: a patch of the whole picture's tile counts for the crop that shows it, or, as in the authors' code, for"
         " the crop of its run of consecutive patches",
+        one_of("paper", "code"),
+    )
+
+
+@dataclass(frozen=True)
+class DroppingConfig:
+    """Which visual tokens the later layers of a dense plan read (docs/reduction.md)."""
+
+    method: str = setting(
+        "none",
+        "dense plan: later layers read the visual tokens that text attends to most (fastv), fewer after every stage"
+        " (pyramiddrop), with clusters of the others (sparsevlm)",
+        one_of(*limits.DROPPINGS),
+    )
+    layers: tuple[int, ...] = setting((), "layers that run before each drop, ascending")
+    ratios: tuple[float, ...] = setting(
+        (), "share of the visual tokens that remains after each drop, rounded down, descending", SHARES
+    )
+    score: str = setting(
+        "code",
+        "fastv: attention of the prompt's last token, as in the authors' code, or the average over all tokens",
         one_of("paper", "code"),
     )
 
@@ -146,5 +178,6 @@ class ModelConfig:
     vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
     anyres: AnyResConfig = dataclasses.field(default_factory=AnyResConfig)
     reduction: ReductionConfig = dataclasses.field(default_factory=ReductionConfig)
+    dropping: DroppingConfig = dataclasses.field(default_factory=DroppingConfig)
     cross: CrossAttentionConfig = dataclasses.field(default_factory=CrossAttentionConfig)
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)

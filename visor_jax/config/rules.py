@@ -143,6 +143,9 @@ RATES = Rule(
 )
 WINDOW = Rule(is_window, "START:STEPS, such as '10:3' for steps 10, 11 and 12, or an empty value")
 SHARE = Rule(lambda value: 1e-4 <= value <= 1, "a number from 0.0001 to 1")
+SHARES = Rule(
+    lambda value: len({*value}) == len(value) and all(map(SHARE.holds, value)), "different numbers from 0.0001 to 1"
+)
 PACKINGS = Rule(lambda value: value in (1, 2, 4), "1, 2 or 4")
 GRIDS = Rule(is_grids, "grids of tiles, rows x columns, such as '(1x2),(2x1)' or '(1x1),...,(6x6)'")
 CHANNELS = Rule(lambda value: len(value) == 3, "three numbers, one per RGB channel")

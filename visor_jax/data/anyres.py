@@ -15,8 +15,9 @@ The arithmetic is LLaVA-OneVision's as transformers implements it (`LlavaOnevisi
 - Several pictures in a prompt: each is padded to a square in the mean color and becomes one tile and one newline.
 - A video: each frame is stretched to one tile, its map shrunk bilinearly to half a side; one newline ends the video.
 - No pinpoints configured (not in transformers): each picture is one stretched tile and one newline.
-- `anyres.packing` 2 or 4 (not in transformers): the mean of 1 x 2 or 2 x 2 neighbors of a map replaces them, of fewer
-  at its right and lower edge; newlines are added after that.
+- `anyres.packing` 2 or 4 (not in transformers): one position replaces 1 x 2 or 2 x 2 neighbors of a map, fewer at its
+  right and lower edge; newlines are added after that. It is their mean, or the map shrunk bilinearly to that size, or
+  ("shuffle") it takes the features of each neighbor; there is nothing past an edge.
 - Reduction "m3" (not in transformers): each tile is a map of means of s x s patches, without the rows and columns that
   remain; all of the above applies to these maps.
 - Reductions that choose tokens by their values: positions are candidates, and lengths count what is kept of them
@@ -27,20 +28,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from PIL import Image
 
 from visor_jax.architecture import Architecture
 from visor_jax.data.candidates import Candidates, candidates_of
+from visor_jax.data.feature_maps import bilinear_taps, flattened, joined, packed, packed_size
 from visor_jax.errors import RequestError
 
 Size = tuple[int, int]  # (height, width)
 AnySize = tuple[int, ...]  # (height, width) of a picture, or (frames, height, width) of a video
 
-PACKED = {1: (1, 1), 2: (1, 2), 4: (2, 2)}  # `anyres.packing` -> rows and columns of features per visual position
 _SHRINK_ABOVE = 1.1  # linear factor over `max_tiles` tiles above which the stitched map is shrunk
 _PAD_CHUNK_PIXELS = 1 << 24  # a padded square is resized in bands of at most this many pixels
 
@@ -56,7 +58,8 @@ class Layout:
         lengths: visual positions of each picture or video that the decoder reads; they sum to Nv.
         gather: int32 [N, K], feature indices; N is Nv, or the number of candidates of which a reduction keeps Nv; K is
             `packing`, times 4 if a map was shrunk, times s^2 of "m3".
-        weights: float32 [N, K]; a visual position is the weighted sum of its K features.
+        weights: float32 [N, K]; a visual position is the weighted sum of its K features. With packing "shuffle" feature
+            k belongs to neighbor k modulo `packing`, whose weighted sum is taken `packing` times.
         pictures, marks: int32 [N], of candidates (`visor_jax.data.candidates`); otherwise None.
     """
 
@@ -140,11 +143,14 @@ def _shape(size: Size, architecture: Architecture) -> Shape:
     else:
         left = (width - int(round(size[1] * (height / size[0]), 7))) // 2
     height, width = height - 2 * top, width - 2 * left
-    out_height, out_width = height, width
-    ratio = math.sqrt(height * width / (architecture.anyres.max_tiles * side**2))
-    if ratio > _SHRINK_ABOVE:
-        out_height, out_width = int(height // ratio), int(width // ratio)
-    return Shape((rows, columns), top, left, height, width, out_height, out_width)
+    return Shape((rows, columns), top, left, height, width, *_shrunk((height, width), architecture))
+
+
+def _shrunk(size: Size, architecture: Architecture) -> Size:
+    """Returns the size of a stitched map after it was shrunk to about `max_tiles` tiles, if it is much larger."""
+    height, width = size
+    ratio = math.sqrt(height * width / (architecture.anyres.max_tiles * _cells_per_side(architecture) ** 2))
+    return (int(height // ratio), int(width // ratio)) if ratio > _SHRINK_ABOVE else size
 
 
 def tile_count(size: AnySize, architecture: Architecture, num_images: int = 1) -> int:
@@ -166,16 +172,39 @@ def visual_token_count(size: AnySize, architecture: Architecture, num_images: in
         others = () if _is_video(size) else ((1, 1),) * (num_images - 1)
         return visual_layout((size, *others), architecture).lengths[0]
     if _is_video(size):
-        frame_side = _frame_side(architecture)
-        rows, columns = _packed_size((frame_side, frame_side), architecture)
-        return size[0] * rows * columns + 1
-    side = _cells_per_side(architecture)
-    rows, columns = _packed_size((side, side), architecture)
+        return size[0] * frame_tokens(architecture) + 1
     if not _is_tiled(num_images, architecture):
-        return rows * columns + 1
+        return tile_tokens(architecture) + 1
     shape = _shape((size[0], size[1]), architecture)
-    out_rows, out_columns = _packed_size((shape.out_height, shape.out_width), architecture)
-    return rows * columns + out_rows * (out_columns + 1)
+    rows, columns = packed_size((shape.out_height, shape.out_width), architecture.anyres)
+    return tile_tokens(architecture) + rows * (columns + 1)
+
+
+def tile_tokens(architecture: Architecture) -> int:
+    """Returns the visual tokens of one whole tile, without newlines."""
+    side = _cells_per_side(architecture)
+    return math.prod(packed_size((side, side), architecture.anyres))
+
+
+def frame_tokens(architecture: Architecture) -> int:
+    """Returns the visual tokens of one video frame, without the newline that ends the video."""
+    side = _frame_side(architecture)
+    return math.prod(packed_size((side, side), architecture.anyres))
+
+
+def stitched_tokens(grid: Size, axis: int, shown: Fraction, architecture: Architecture) -> int:
+    """Returns the visual tokens of the map of all crops, newlines included.
+
+    Args:
+        grid: rows and columns of crops.
+        axis: 0 or 1, the side of the map that has padding.
+        shown: how many crops long the picture is along that side.
+    """
+    side = _cells_per_side(architecture)
+    size = [rows * side for rows in grid]
+    size[axis] -= 2 * ((size[axis] - int(shown * side)) // 2)
+    rows, columns = packed_size(_shrunk((size[0], size[1]), architecture), architecture.anyres)
+    return rows * (columns + 1)
 
 
 def taps(architecture: Architecture) -> int:
@@ -189,12 +218,6 @@ def taps(architecture: Architecture) -> int:
 def video_taps(architecture: Architecture) -> int:
     """Returns the K of a layout of videos: each position of a frame is shrunk bilinearly out of four."""
     return 4 * architecture.anyres.packing * architecture.reduction.stride**2
-
-
-def _packed_size(size: Size, architecture: Architecture) -> Size:
-    """Returns rows and columns of a map of features after packing."""
-    rows, columns = PACKED[architecture.anyres.packing]
-    return -(-size[0] // rows), -(-size[1] // columns)
 
 
 def visual_layout(sizes: Sequence[Sequence[int]], architecture: Architecture) -> Layout:
@@ -225,14 +248,14 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
             piece = _tiled_positions(shape, tiles.start, architecture, newline)
         else:
             of_tile = _one_frame if _is_video(size) else _one_tile
-            maps = [_rows(*of_tile(tile, architecture)) for tile in tiles]
-            piece = _joined([*maps, (np.array([[newline]]), np.ones((1, 1)))])
+            maps = [flattened(*of_tile(tile, architecture)) for tile in tiles]
+            piece = joined([*maps, (np.array([[newline]]), np.ones((1, 1)))])
         if architecture.reduction.selects:
             candidates.append(candidates_of(piece[0], tiles, newline, shape, architecture))
             piece = piece[0][candidates[-1].places], piece[1][candidates[-1].places]
         pieces.append(piece)
     lengths = tuple(found.kept for found in candidates) or tuple(len(gather) for gather, _ in pieces)
-    gather, weights = _joined([(np.zeros((0, 1)), np.zeros((0, 1))), *pieces])
+    gather, weights = joined([(np.zeros((0, 1)), np.zeros((0, 1))), *pieces])
     arrays = [gather.astype(np.int32), weights.astype(np.float32)]
     if architecture.reduction.selects:
         nothing = np.zeros(0, np.int32)
@@ -246,9 +269,9 @@ def _cached_layout(sizes: tuple[AnySize, ...], architecture: Architecture) -> La
 def small_layout(height: int, width: int, architecture: Architecture) -> Layout:
     """Returns the layout of a picture of `height` x `width` patches at the first places of one tile; read-only."""
     gather = np.arange(height * width).reshape(height, width, 1)
-    packed = _rows(*_packed(gather, np.ones(gather.shape, np.float32), architecture))
+    positions = flattened(*packed(gather, np.ones(gather.shape, np.float32), architecture.anyres))
     newline = (np.array([[architecture.vision.patches_per_tile]]), np.ones((1, 1)))
-    gather, weights = _joined([packed, newline])
+    gather, weights = joined([positions, newline])
     gather, weights = gather.astype(np.int32), weights.astype(np.float32)
     gather.flags.writeable = weights.flags.writeable = False
     return Layout(1, (len(gather),), gather, weights)
@@ -260,8 +283,8 @@ def _tiled_positions(
     """Returns gather and weights, each [Nv, K], of one tiled picture whose base is tile `first`."""
     side = _cells_per_side(architecture)
     if shape.shrunk:
-        row_index, row_weight = _bilinear_taps(shape.height, shape.out_height)  # [h, 2]
-        column_index, column_weight = _bilinear_taps(shape.width, shape.out_width)  # [w, 2]
+        row_index, row_weight = bilinear_taps(shape.height, shape.out_height)  # [h, 2]
+        column_index, column_weight = bilinear_taps(shape.width, shape.out_width)  # [w, 2]
     else:
         row_index, row_weight = np.arange(shape.height)[:, None], np.ones((shape.height, 1), np.float32)
         column_index, column_weight = np.arange(shape.width)[:, None], np.ones((shape.width, 1), np.float32)
@@ -271,13 +294,13 @@ def _tiled_positions(
     y, x = np.broadcast_arrays(y % side, x % side)
     gather = _patches(tile, y, x, architecture)  # [h, w, kh, kw, s^2]
     weights = row_weight[:, None, :, None] * column_weight[None, :, None, :]
-    gather, weights = _packed(*_means(gather, weights, (shape.out_height, shape.out_width)), architecture)
+    gather, weights = packed(*_means(gather, weights, (shape.out_height, shape.out_width)), architecture.anyres)
     newlines = np.zeros((len(gather), 1, gather.shape[2]))
     newline_weights = newlines.copy()
     newline_weights[..., 0] = 1
     gather = np.concatenate([gather, newlines + newline], axis=1)
     weights = np.concatenate([weights, newline_weights], axis=1)
-    return _joined([_rows(*_one_tile(first, architecture)), _rows(gather, weights)])
+    return joined([flattened(*_one_tile(first, architecture)), flattened(gather, weights)])
 
 
 def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
@@ -285,7 +308,7 @@ def _one_tile(index: int, architecture: Architecture) -> tuple[np.ndarray, np.nd
     side = _cells_per_side(architecture)
     y, x = np.indices((side, side))
     gather = _patches(index, y, x, architecture)
-    return _packed(*_means(gather, np.ones((side, side), np.float32), (side, side)), architecture)
+    return packed(*_means(gather, np.ones((side, side), np.float32), (side, side)), architecture.anyres)
 
 
 def _means(gather: np.ndarray, weights: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -304,54 +327,10 @@ def _means(gather: np.ndarray, weights: np.ndarray, size: Size) -> tuple[np.ndar
 def _one_frame(index: int, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
     """Returns gather and weights, each [h, w, K], of one video frame, shrunk bilinearly to half a side."""
     side, small = _cells_per_side(architecture), _frame_side(architecture)
-    taps, weight = _bilinear_taps(side, small)  # [small, 2]
+    taps, weight = bilinear_taps(side, small)  # [small, 2]
     y, x = np.broadcast_arrays(taps[:, None, :, None], taps[None, :, None, :])
     weights = weight[:, None, :, None] * weight[None, :, None, :]
-    return _packed(*_means(_patches(index, y, x, architecture), weights, (small, small)), architecture)
-
-
-def _packed(gather: np.ndarray, weights: np.ndarray, architecture: Architecture) -> tuple[np.ndarray, np.ndarray]:
-    """Averages neighboring features of a map [h, w, k]: [ceil(h / rows), ceil(w / columns), k * rows * columns]."""
-    rows, columns = PACKED[architecture.anyres.packing]
-    height, width = _packed_size((gather.shape[0], gather.shape[1]), architecture)
-    edge = ((0, height * rows - gather.shape[0]), (0, width * columns - gather.shape[1]), (0, 0))
-    taps = gather.shape[2]
-
-    def blocks(values: np.ndarray) -> np.ndarray:
-        padded = np.pad(values, edge).reshape(height, rows, width, columns, taps)
-        return padded.transpose(0, 2, 1, 3, 4).reshape(height, width, rows * columns * taps)
-
-    weights = blocks(weights)
-    return blocks(gather), weights / weights.sum(-1, keepdims=True)
-
-
-def _rows(gather: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flattens a map [h, w, K] row by row to [h * w, K]."""
-    return gather.reshape(-1, gather.shape[-1]), weights.reshape(-1, weights.shape[-1])
-
-
-def _joined(pieces: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Concatenates the positions of several pieces, padded to the largest K with taps of weight zero."""
-    width = max(gather.shape[1] for gather, _ in pieces)
-
-    def column(arrays: Iterable[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
-
-    return column(gather for gather, _ in pieces), column(weights for _, weights in pieces)
-
-
-def _bilinear_taps(size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns indices and weights, each [out_size, 2], of `torch.nn.functional.interpolate(mode="bilinear", size=...)`.
-
-    That means align_corners=False without antialiasing. Torch computes the scale size / out_size in float32 and
-    multiplies and subtracts with one rounding (a fused multiply-add); float64 and one cast reproduce it on any machine.
-    """
-    scale = float(np.float32(size) / np.float32(out_size))
-    position = np.maximum(scale * (np.arange(out_size) + 0.5) - 0.5, 0).astype(np.float32)
-    low = np.minimum(position.astype(np.int64), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)
-    return np.stack([low, high], axis=1), np.stack([1 - weight, weight], axis=1)
+    return packed(*_means(_patches(index, y, x, architecture), weights, (small, small)), architecture.anyres)
 
 
 def cut_tiles(images: Sequence[np.ndarray], architecture: Architecture) -> np.ndarray:

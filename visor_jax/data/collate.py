@@ -23,6 +23,7 @@ from visor_jax.data.anyres import taps as taps_of_pictures
 from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.sample import Sample, SkipSample
+from visor_jax.data.scales import ScaleLayout, place_at_scale, shapes_at_scales
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.data.turns import encode_turns, positions_of_turns, turns_of_answers
@@ -32,13 +33,15 @@ from visor_jax.errors import RequestError
 class Content(NamedTuple):
     """The source of one sample in a batch, and how many tiles, visual positions and text tokens it has.
 
-    A tile that several samples of a sheet share counts for the first of them.
+    A tile that several samples of a sheet share counts for the first of them. `scales`: visual positions at each
+    further scale of a training batch (`visor_jax.data.scales`).
     """
 
     source: str
     tiles: int
     visual: int
     text: int
+    scales: tuple[int, ...] = ()
 
 
 class Example(NamedTuple):
@@ -63,6 +66,7 @@ class Example(NamedTuple):
         members: id and content of each sample of a sheet; empty of a sample.
         text_turns: int32 [Nt], of independent turns: 0 in what they share, 1, 2, ... in the turns; otherwise None.
         visual_pictures, visual_marks: int32 [N], of candidates (`data.candidates`); otherwise None.
+        scales: the example at each further scale (`visor_jax.data.scales`).
     """
 
     id: str
@@ -87,12 +91,13 @@ class Example(NamedTuple):
     text_turns: np.ndarray | None = None
     visual_pictures: np.ndarray | None = None
     visual_marks: np.ndarray | None = None
+    scales: tuple[ScaleLayout, ...] = ()
 
     @property
     def samples(self) -> tuple[tuple[str, Content], ...]:
         """Id and content of each sample, in the order of their segments."""
-        size = self.size
-        return self.members or ((self.id, Content(self.source, size.tiles, size.visual, size.text)),)
+        size, scales = self.size, tuple(len(scale.visual_positions) for scale in self.scales)
+        return self.members or ((self.id, Content(self.source, size.tiles, size.visual, size.text, scales)),)
 
     @property
     def size(self) -> RowShape:
@@ -132,10 +137,12 @@ def encode_example(
     targets: str = "answer",
     row_shape: RowShape | None = None,
     independent_turns: bool = False,
+    all_scales: bool = False,
 ) -> Example:
     """Encodes a sample as a training example. Uses the sample's system text, or `system` if it has none.
 
-    With `independent_turns` no turn sees another, and the answers are the targets (`turns.encode_turns`).
+    With `independent_turns` no turn sees another, and the answers are the targets (`turns.encode_turns`); with
+    `all_scales` the example has the architecture's further scales.
 
     Raises:
         SkipSample: "image_count" or "empty_conversation" (as `chat.encode_conversation`), "late_picture" (as
@@ -163,6 +170,7 @@ def encode_example(
         row_shape=row_shape,
         source=sample.source,
         origin=sample.origin,
+        scales=architecture.other_scales if all_scales else (),
     )
     if not example.loss_mask.any():
         raise SkipSample("no_target", "no token of this conversation is a target")
@@ -244,6 +252,7 @@ def encode_tokens(
     row_shape: RowShape | None = None,
     source: str = "",
     origin: Origin | None = None,
+    scales: Sequence[Architecture] = (),
 ) -> Example:
     """Makes an example of token ids and of pictures (uint8 [H, W, 3]) or videos (uint8 [F, H, W, 3]).
 
@@ -251,7 +260,7 @@ def encode_tokens(
     is read. The first token, and a token right after a picture, are never targets: no text token precedes them that
     could predict them. With `origin` the one picture keeps its size in its tile (`visor_jax.data.tiles`). `turns` of
     independent turns are 0 in what they share, which comes first, then 1, 2, ...; position ids of each turn continue
-    behind what they share, and its first token is no target.
+    behind what they share, and its first token is no target. `scales`: other architectures to lay it out for.
 
     Raises:
         SkipSample: "image_count", "small_picture" or "too_long".
@@ -269,15 +278,12 @@ def encode_tokens(
     layout = layout_of([image.shape[:-1] for image in images], architecture, origin)
     check_fits(id, RowShape(layout.num_tiles, sum(layout.lengths), int((~is_image).sum())), row_shape)
 
-    steps = np.ones(len(tokens), np.int64)  # dense positions per token
-    steps[is_image] = layout.lengths
-    starts = np.cumsum(steps) - steps
     text_turns = None if turns is None else np.asarray(turns, np.int32)
-    if text_turns is not None:
-        starts = positions_of_turns(starts, text_turns)
-    visual_positions = [
-        np.arange(start, start + step) for start, step in zip(starts[is_image], layout.lengths, strict=True)
-    ]
+    visual_positions, text_positions, length = _positions(is_image, layout.lengths, text_turns)
+    others = []
+    for scale in scales:
+        other = layout_of([image.shape[:-1] for image in images], scale, origin)
+        others.append(ScaleLayout(other.gather, other.weights, *_positions(is_image, other.lengths, text_turns)[:2]))
 
     arrays = make_tiles(images, architecture, origin)
     targets = np.zeros(len(tokens), bool) if target_mask is None else np.array(target_mask, bool)
@@ -292,17 +298,35 @@ def encode_tokens(
         tiles=arrays["tiles"],
         visual_gather=layout.gather,
         visual_weights=layout.weights,
-        visual_positions=np.concatenate([np.zeros(0), *visual_positions]).astype(np.int32),
+        visual_positions=visual_positions,
         text_tokens=tokens[~is_image],
-        text_positions=starts[~is_image].astype(np.int32),
+        text_positions=text_positions,
         loss_mask=targets[~is_image],
         turn_index=np.where(targets, turn_index, -1)[~is_image].astype(np.int32),
-        length=int((starts + steps).max(initial=0)),
+        length=length,
         source=source,
         text_turns=None if text_turns is None else text_turns[~is_image],
         visual_pictures=layout.pictures,
         visual_marks=layout.marks,
+        scales=tuple(others),
     )._replace(**arrays)
+
+
+def _positions(
+    is_image: np.ndarray, lengths: Sequence[int], turns: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the position ids of visual and of text tokens, int32, and that of the next token.
+
+    `is_image` [N] marks the placeholders of pictures, `lengths` are their visual positions.
+    """
+    steps = np.ones(len(is_image), np.int64)  # dense positions per token
+    steps[is_image] = lengths
+    starts = np.cumsum(steps) - steps
+    if turns is not None:
+        starts = positions_of_turns(starts, turns)
+    visual = [np.arange(start, start + step) for start, step in zip(starts[is_image], lengths, strict=True)]
+    length = int((starts + steps).max(initial=0))
+    return np.concatenate([np.zeros(0), *visual]).astype(np.int32), starts[~is_image].astype(np.int32), length
 
 
 def check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:
@@ -319,11 +343,13 @@ def make_batch(
     min_taps: int = 0,
     *,
     independent_turns: bool = False,
+    all_scales: bool = False,
 ) -> Batch:
     """Makes a batch of the given row shape from rows of examples; a row's samples become its segments 1, 2, ...
 
     `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles. The K of `visual_gather` is that of the
-    pictures, more where a video needs it, and at least `min_taps`. `independent_turns` is how the examples are encoded.
+    pictures, more where a video needs it, and at least `min_taps`. `independent_turns` and
+    `all_scales` say how the examples are encoded.
 
     Raises:
         ValueError: a row or a pool holds more than the row shape allows, the rows do not divide into pools, or an
@@ -335,7 +361,10 @@ def make_batch(
     widest = (example.visual_gather.shape[1] for examples in rows for example in examples)
     most_taps = max(taps_of_pictures(architecture), *widest, min_taps)
     num_pools = len(rows) // rows_per_pool
-    shapes = batch_shapes(len(rows), num_pools, row_shape, most_taps, architecture, independent_turns=independent_turns)
+    scales = shapes_at_scales(row_shape.visual, architecture, rows, videos=min_taps > 0) if all_scales else []
+    shapes = batch_shapes(
+        len(rows), num_pools, row_shape, most_taps, architecture, independent_turns=independent_turns, scales=scales
+    )
     arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
     arrays["turn_index"].fill(-1)
     tiles_used = 0
@@ -381,9 +410,12 @@ def _place(
     visual = slice(used.visual, used.visual + example.size.visual)
     text = slice(used.text, used.text + example.size.text)
     candidates = slice(start, start + len(example.visual_gather))
-    newline = example.size.tiles * patches
-    gather = example.visual_gather + used.tiles * patches
-    gather = np.where(example.visual_gather == newline, num_tiles * patches, gather)
+
+    def in_pool(gather: np.ndarray) -> np.ndarray:
+        is_newline = gather == example.size.tiles * patches
+        return np.where(is_newline, num_tiles * patches, gather + used.tiles * patches)
+
+    gather = in_pool(example.visual_gather)
     for name in tile_shapes(0, architecture):
         arrays[name][pool, tiles] = getattr(example, name)
     for name in candidate_arrays(architecture):
@@ -399,6 +431,8 @@ def _place(
     arrays["turn_index"][row, text] = np.where(example.turn_index >= 0, example.turn_index + turns, -1)
     if example.text_turns is not None:
         arrays["text_turns"][row, text] = example.text_turns
+    for number, scale in enumerate(example.scales):
+        place_at_scale(arrays, number, scale._replace(visual_gather=in_pool(scale.visual_gather)), row, text)
 
 
 def _local(segments: np.ndarray | None) -> np.ndarray | int:

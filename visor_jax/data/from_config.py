@@ -46,7 +46,7 @@ def agreed_taps(config: ConfigLike, process_count: int) -> int:
 def sample_encoder(
     config: ConfigLike, tokenizer: ChatTokenizer, row_shape: RowShape
 ) -> Callable[[Sample | Sheet], Example]:
-    """Returns a function Sample or Sheet -> Example that tokenizes, tiles and masks as configured."""
+    """Returns a function Sample or Sheet -> Example that tokenizes, tiles and masks as configured, for training."""
     config = as_config(config)
     return partial(
         encode_record,
@@ -56,6 +56,7 @@ def sample_encoder(
         targets=config.loss.targets,
         row_shape=row_shape,
         independent_turns=config.data.independent_turns,
+        all_scales=True,
     )
 
 

@@ -24,6 +24,7 @@ from visor_jax.data.collate import Batch, Example, make_batch
 from visor_jax.data.curriculum import FOREVER
 from visor_jax.data.packing import PoolShape, fill_pool
 from visor_jax.data.pipeline import BatchIterator, ExampleStream, read_ahead
+from visor_jax.data.scales import ScaleLayout
 from visor_jax.data.skips import SkipLog, Tally
 from visor_jax.errors import RunError
 
@@ -101,7 +102,8 @@ class _Pool:
 
 def _copied(example: Example) -> Example:
     arrays = {name: np.array(value) for name, value in example._asdict().items() if isinstance(value, np.ndarray)}
-    return example._replace(**arrays)
+    scales = tuple(ScaleLayout(*map(np.array, scale)) for scale in example.scales)
+    return example._replace(**arrays, scales=scales)
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class _PackedIterator(grain.DatasetIterator):
             shape.rows,
             data.settings.min_taps,
             independent_turns=data.settings.independent_turns,
+            all_scales=True,
         )
         return batch, tally
 

@@ -5,6 +5,7 @@ In: numbers of tiles, visual positions and text tokens, and an `Architecture`. O
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,12 @@ def batch_shapes(
     architecture: Architecture,
     *,
     independent_turns: bool = False,
+    scales: Sequence[tuple[int, int]] = (),
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
-    """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`."""
+    """Returns shape and dtype of every array of a batch; `taps` is the K of `visual_gather`.
+
+    `scales`: visual positions and K at each further scale (`visor_jax.data.scales`).
+    """
     of_tiles = tile_shapes(row_shape.tiles, architecture)
     visual, text = (num_rows, row_shape.visual), (num_rows, row_shape.text)
     candidates = (num_rows, architecture.reduction.candidates(row_shape.visual))
@@ -59,4 +64,20 @@ def batch_shapes(
         "loss_mask": (text, np.bool_),
         "turn_index": (text, np.int32),
         **({"text_turns": (text, np.int32)} if independent_turns else {}),
+        **{
+            at_scale(number, name): array
+            for number, (positions, of_scale) in enumerate(scales)
+            for name, array in {
+                "visual_gather": ((num_rows, positions, of_scale), np.int32),
+                "visual_weights": ((num_rows, positions, of_scale), np.float32),
+                "visual_positions": ((num_rows, positions), np.int32),
+                "visual_segments": ((num_rows, positions), np.int32),
+                "text_positions": (text, np.int32),
+            }.items()
+        },
     }
+
+
+def at_scale(number: int, name: str) -> str:
+    """Returns the name of the array of a batch that takes the place of `name` at a further scale."""
+    return f"scale_{number}/{name}"

@@ -30,6 +30,7 @@ def encode_record(
     targets: str = "answer",
     row_shape: RowShape | None = None,
     independent_turns: bool = False,
+    all_scales: bool = False,
 ) -> Example:
     """Encodes a sample or a sheet as a training example; arguments as of `collate.encode_example`.
 
@@ -45,6 +46,7 @@ def encode_record(
         targets=targets,
         row_shape=row_shape,
         independent_turns=independent_turns,
+        all_scales=all_scales,
     )
     examples = [*map(encode, samples_of(record))]
     if not isinstance(record, Sheet):

@@ -86,7 +86,7 @@ def export(
       {"out", "max_logit_difference", "greedy_tokens_equal"}.
 
     Raises:
-      RequestError: `out` is not empty, `dtype` is unknown, visual tokens are packed or reduced, or torch or
+      RequestError: `out` is not empty, `dtype` is unknown, visual tokens are packed, reduced or dropped, or torch or
         transformers is not installed.
       RunError: the exported model does not match this one, or the disk is full.
     """
@@ -101,6 +101,11 @@ def export(
         raise RequestError(
             f"export: model.reduction.method={model.arch.reduction.method!r}; expected 'none': the exported PyTorch"
             " module has no reductions"
+        )
+    if model.arch.dropping.active:
+        raise RequestError(
+            f"export: model.dropping.method={model.arch.dropping.method!r}; expected 'none': the exported PyTorch"
+            " module reads every visual token in every layer"
         )
     place = as_path(out)
     out = place if is_bucket(place) else Path(os.path.abspath(place))

@@ -122,9 +122,12 @@ class Visor:
 
     def with_params(self, params: Params) -> Visor:
         """Returns this model with other parameters of the same shapes."""
+        return self._of(params, self.arch)
+
+    def _of(self, params: Params, arch: Architecture) -> Visor:
         return Visor(
             params,
-            self.arch,
+            arch,
             self.tokenizer,
             self.viable_budgets,
             system=self.system,
@@ -134,6 +137,19 @@ class Visor:
             stop_token_ids=tuple(self.stop_token_ids),
             source=self.source,
         )
+
+    def at_ratio(self, ratio: float) -> Visor:
+        """Returns this model reading fewer or more visual tokens: at another of the scales that it was trained at.
+
+        Raises:
+          RequestError: the ratio is none of `model.reduction.scales`.
+        """
+        scales = self.arch.reduction.scales
+        if ratio not in scales:
+            expected = f"one of model.reduction.scales={scales}" if scales else "a model with model.reduction.scales"
+            raise RequestError(f"ratio={ratio:g}: expected {expected}")
+        reduction = dataclasses.replace(self.arch.reduction, ratio=ratio)
+        return self._of(self.params, dataclasses.replace(self.arch, reduction=reduction))
 
     def __repr__(self) -> str:
         """Describes size, plan, budgets and origin in one line."""

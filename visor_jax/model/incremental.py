@@ -23,6 +23,7 @@ from visor_jax.kernels import AttentionMask, attention
 from visor_jax.kernels.precision import widened
 from visor_jax.model.decoder import Record, cross_params, layer_params, run_layers
 from visor_jax.model.decoders.qwen2 import finish_layer, project_qkv, rotary
+from visor_jax.model.dropping.api import Dropped, run_dropping
 from visor_jax.model.layers import Params, rms_norm
 from visor_jax.model.policy import policy_logits
 from visor_jax.model.super_block import KeysValues, cross_attention
@@ -34,7 +35,8 @@ class Cache(NamedTuple):
 
     `layers`: for every decoder layer [B, C, K, E] with room for C text tokens; in a self-attention layer [B, Nv + C, K,
     E], visual positions first. `cross`: for every cross-attention layer [B, Nv, Kc, E]. `lengths` [B] counts the text
-    tokens stored, `positions` [B] is the next token's position id.
+    tokens stored, `positions` [B] is the next token's position id. `dropped`: of a plan whose layers drop visual
+    tokens, what differs after each drop; the layers there have fewer visual positions.
     """
 
     layers: tuple[KeysValues, ...]
@@ -42,6 +44,7 @@ class Cache(NamedTuple):
     visual_segments: Int[Array, "B Nv"]
     lengths: Int[Array, " B"]
     positions: Int[Array, " B"]
+    dropped: tuple[Dropped, ...] = ()
 
 
 class Prefix(NamedTuple):
@@ -99,10 +102,16 @@ def prefill_rest(
     for kind, held in prefix.recorded.items():
         recorded[kind].extend(held)
     stream = stream_of(batch)
-    layers = range(arch.shared_layers.stop, arch.text.num_layers)
-    _, text = run_layers(
-        params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record, keep_visual=False
-    )
+    dropped: tuple[Dropped, ...] = ()
+    if arch.dropping.active:
+        _, text, dropped = run_dropping(
+            params, prefix.visual, prefix.text, stream, arch, record=record, keep_visual=False
+        )
+    else:
+        layers = range(arch.shared_layers.stop, arch.text.num_layers)
+        _, text = run_layers(
+            params, prefix.visual, prefix.text, stream, bits, arch, layers=layers, record=record, keep_visual=False
+        )
     lengths = jnp.sum(batch["text_segments"] > 0, axis=1)
     last = jnp.take_along_axis(text, (lengths - 1)[:, None, None], axis=1)[:, 0]
     room = ((0, 0), (0, capacity - text.shape[1]), (0, 0), (0, 0))
@@ -113,7 +122,7 @@ def prefill_rest(
             text_kv = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), next(visual), text_kv)
         layers.append(text_kv)
     crosses = tuple(recorded["cross"])
-    cache = Cache(tuple(layers), crosses, stream.visual_segments, lengths, batch["routing_position"])
+    cache = Cache(tuple(layers), crosses, stream.visual_segments, lengths, batch["routing_position"], dropped)
     return last_logits(params, last, arch), cache
 
 
@@ -128,24 +137,25 @@ def decode_step(
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Appends one token to every row: returns the logits of the next token and the cache with this one."""
     x = embed(params, token[:, None])
-    rope = rotary(cache.positions[:, None], arch.text)
     rows, room = jnp.arange(token.shape[0]), capacity(cache, bits, arch)
     held = jnp.arange(room)[None, :] <= cache.lengths[:, None]
-    visual_and_text = jnp.concatenate([cache.visual_segments > 0, held], axis=1)
+    readings = (Dropped(cache.visual_segments, jnp.zeros_like(cache.positions)), *cache.dropped)  # before any drop
+    ropes = [rotary((cache.positions - read.shift)[:, None], arch.text) for read in readings]
+    visual_and_text = [jnp.concatenate([read.visual_segments > 0, held], axis=1) for read in readings]
     crosses, layers = iter(cache.cross), []
     for number, (kind, (keys, values)) in enumerate(zip(Plan.of(arch).under(bits), cache.layers, strict=True)):
-        place = arch.layers[number]
+        place, drops = arch.layers[number], arch.dropping.drops_before(number)
         layer = layer_params(params, place)
         if kind is LayerKind.CROSS:
             segments = jnp.ones_like(cache.positions)[:, None]
             x = cross_attention(
                 cross_params(params, place), x, next(crosses), segments, cache.visual_segments, arch.text
             )
-        query, key, value = project_qkv(layer, x, rope, arch.text)
+        query, key, value = project_qkv(layer, x, ropes[drops], arch.text)
         index = keys.shape[1] - room + cache.lengths
         keys, values = keys.at[rows, index].set(key[:, 0]), values.at[rows, index].set(value[:, 0])
         layers.append((keys, values))
-        visible = visual_and_text if kind is LayerKind.SELF else held
+        visible = visual_and_text[drops] if kind is LayerKind.SELF else held
         x = finish_layer(layer, x, attention(query, keys, values, mask=one_query_mask(visible)), arch.text)
     cache = cache._replace(layers=tuple(layers), lengths=cache.lengths + 1, positions=cache.positions + 1)
     return last_logits(params, x[:, 0], arch), cache

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Bool, Int, Num
 
 from visor_jax.kernels.attention.api import PLAIN_LOGITS
 
@@ -31,6 +31,7 @@ class TokenStream(NamedTuple):
     `text_key_segments` are the segments of text tokens as keys; a routing token has 0 there. `order` is None if layers
     do not sort [V; T]. `text_turns` are the independent turns of text tokens: a token of turn 1, 2, ... sees its own
     turn and turn 0, what the turns of its segment share, visual tokens among it. None if every token sees its segment.
+    `targets` are the text tokens of answers; None in prompts.
     """
 
     visual_positions: Int[Array, "B Nv"]
@@ -40,6 +41,7 @@ class TokenStream(NamedTuple):
     text_key_segments: Int[Array, "B Nt"]
     order: TokenOrder | None = None
     text_turns: Int[Array, "B Nt"] | None = None
+    targets: Bool[Array, "B Nt"] | None = None
 
 
 def visual_codes(stream: TokenStream, segments: Int[Array, "B Nv"]) -> Int[Array, "B Nv"]:

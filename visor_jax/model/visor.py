@@ -18,9 +18,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import by_rows, by_rows_from_table
 from visor_jax.kernels.precision import widened
-from visor_jax.model.connector import Connector, connector, stitch
+from visor_jax.model.connector import Connector, connector, shuffled, stitch
 from visor_jax.model.decoder import Blocks, Budget, forward, run_layers
 from visor_jax.model.decoders.qwen2 import Qwen2Layer
+from visor_jax.model.dropping.api import run_dropping
 from visor_jax.model.encoders.siglip import VisionTower, tower
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.layers import Embedding, Linear, Params, RMSNorm, rms_norm, stacked
@@ -38,7 +39,7 @@ class Visor(nnx.Module):
     def __init__(self, arch: Architecture, *, rngs: nnx.Rngs):
         text = arch.text
         self.vision = VisionTower(arch.vision, rngs=rngs)
-        self.connector = Connector(arch.vision.hidden_size, text.hidden_size, rngs=rngs)
+        self.connector = Connector(arch.connector_input, text.hidden_size, rngs=rngs)
         self.image_newline = nnx.Param(
             jax.random.normal(rngs.params(), (text.hidden_size,), jnp.float32) * text.hidden_size**-0.5
         )
@@ -75,9 +76,22 @@ def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "
     """
     if arch.reduction.selects:
         return by_rows(reduced_tokens(params, batch, arch, remat=remat))
+    if arch.anyres.shuffled > 1:
+        patches = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
+        names = ("visual_gather", "visual_weights")
+        return by_rows(shuffled(params, patches, *(jnp.asarray(batch[name]) for name in names), arch.anyres.packing))
+    return stitched(params, patch_tokens(params, batch, arch, remat=remat), batch)
+
+
+def patch_tokens(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "none") -> Float[Array, "G n P D"]:
+    """The tokens of all patches of the batch's tiles: tower and connector."""
     patches = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
-    features = connector(params["connector"], patches)
-    return by_rows(stitch(features, params["image_newline"], batch["visual_gather"], batch["visual_weights"]))
+    return connector(params["connector"], patches)
+
+
+def stitched(params: Params, patches: Float[Array, "G n P D"], batch: Batch) -> Float[Array, "B Nv D"]:
+    """V(0) of a model whose reduction does not choose tokens, from the tokens of all patches."""
+    return by_rows(stitch(patches, params["image_newline"], batch["visual_gather"], batch["visual_weights"]))
 
 
 def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
@@ -87,7 +101,9 @@ def embed(params: Params, tokens: Int[Array, "B Nt"]) -> Float[Array, "B Nt D"]:
 def stream_of(batch: Batch) -> TokenStream:
     """Positions, segments and independent turns of a batch, every token seen under its own segment."""
     names = ("visual_positions", "visual_segments", "text_positions", "text_segments", "text_segments")
-    return TokenStream(*(batch[name] for name in names), text_turns=batch.get("text_turns"))
+    return TokenStream(
+        *(batch[name] for name in names), text_turns=batch.get("text_turns"), targets=batch.get("loss_mask")
+    )
 
 
 def hidden_states(
@@ -101,7 +117,10 @@ def hidden_states(
 ) -> Float[Array, "B Nt D"]:
     """Final hidden states of the text tokens, for visual tokens `visual` [B, Nv, D] and a run-time budget."""
     text = embed(params, batch["text_tokens"])
-    _, text = forward(params, visual, text, stream_of(batch), budget, arch, remat=remat)
+    if arch.dropping.active:
+        _, text, _ = run_dropping(params, visual, text, stream_of(batch), arch, remat=remat)
+    else:
+        _, text = forward(params, visual, text, stream_of(batch), budget, arch, remat=remat)
     return rms_norm(params["norm"], text, arch.text.rms_norm_eps)
 
 
@@ -137,6 +156,7 @@ def with_routing_tokens(
         text_positions=jnp.concatenate([stream.text_positions, positions], axis=1),
         text_segments=jnp.concatenate([stream.text_segments, segments], axis=1),
         text_key_segments=jnp.concatenate([stream.text_key_segments, jnp.zeros_like(segments)], axis=1),
+        targets=None,
     )
     return jnp.concatenate([text, token], axis=1), stream
 

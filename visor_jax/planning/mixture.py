@@ -13,10 +13,11 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from visor_jax.architecture import ReductionArchitecture
+from visor_jax.architecture import Architecture, ReductionArchitecture
 from visor_jax.config import Config, as_config, stage_config
 from visor_jax.data.collate import RowShape
 from visor_jax.data.packing import PoolShape, fill_pool
+from visor_jax.data.scales import room_at_scale
 from visor_jax.planning.samples import SAMPLES
 
 WINDOW = 64  # more do not fill pools better: 256 did not in 1,000 pools
@@ -93,6 +94,13 @@ def packed_step(config: Config, stage: str, sizes: Sizes = MIXTURE) -> Packed:
     shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length)
     samples = rows / data.pool_rows * samples_of_pool(shape, data.pack_window, share)
     return Packed(rows, tiles, visual, text, samples, sizes)
+
+
+def packed_at_scale(packed: Packed, visual_length: int, arch: Architecture, other: Architecture) -> Packed:
+    """Returns `packed`, whose rows have `visual_length` visual positions, at a further scale of its architecture."""
+    visual = packed.visual // visual_length * room_at_scale(visual_length, arch, other)
+    share = other.reduction.share / arch.reduction.share
+    return replace(packed, visual=visual, sizes=with_visual_share(packed.sizes, share))
 
 
 @functools.lru_cache(maxsize=64)

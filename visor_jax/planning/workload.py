@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.config import Config, architecture, stage_config
 from visor_jax.cost import reduction_flops
 from visor_jax.planning.layers import WORD, LayerShape, Load, Remat, head_ops, layer_ops, optimizer_op
-from visor_jax.planning.mixture import Packed, packed_step
+from visor_jax.planning.mixture import Packed, packed_at_scale, packed_step, with_visual_share
 from visor_jax.planning.records import fsdp, tensor_parallel
 from visor_jax.planning.roofline import ATTENTION, MATMUL, MEMORY, Collective, Op, padded
 from visor_jax.scale.mesh_sizes import filled
@@ -87,19 +87,27 @@ class Workload:
 
 def workload(config: Config, stage: str, topology: Topology) -> Workload:
     """Returns the operations of one step of `stage` on one chip."""
-    settings, arch, mesh = stage_config(config, stage), architecture(config, stage), mesh_of(config, topology)
+    settings, arch, mesh = (
+        stage_config(config, stage),
+        architecture(config, stage).in_training,
+        mesh_of(config, topology),
+    )
     packed, weights = packed_step(config, stage), part_weights(arch)
     trains = {part: _trains(part, settings.trainable) for part in weights}
     share = topology.chip.cores / mesh.row_ways  # of the batch, on the chips that share each product
     remat, tower = REMAT[settings.remat], TOWER_REMAT[settings.tower_remat or settings.remat]
     build = _Builder(arch, packed, share, remat, tower, trains, mesh.tensor)
     ops = build.policy() if settings.objective == "policy" else build.answer()
+    collectives = build.reductions() if settings.objective == "answer" else []
+    for other in arch.other_scales if settings.objective == "answer" else ():
+        at_scale = replace(build, packed=packed_at_scale(packed, config.data.visual_length, arch, other))
+        ops += at_scale.decoder()
+        collectives += at_scale.reductions(tower=False)
     trained = sum(weights[part] for part in weights if trains[part])
     ops.append(optimizer_op(trained * mesh.replica / topology.devices * topology.chip.cores))
     total = sum(weights.values())
     parts = settings.accumulate  # each gathers the weights and reduces its gradients
-    collectives = weight_collectives(mesh, topology, total, trained, parts)
-    collectives += build.reductions() if settings.objective == "answer" else []
+    collectives = weight_collectives(mesh, topology, total, trained, parts) + collectives
     return Workload(ops, collectives, weights, trained, packed)
 
 
@@ -140,7 +148,7 @@ def part_weights(arch: Architecture) -> dict[str, float]:
     parts = {
         "vision": vision.num_layers * tower
         + (3 * vision.patch_size**2 + 1 + vision.patches_per_tile) * vision.hidden_size,
-        "connector": (vision.hidden_size + hidden + 2) * hidden,
+        "connector": (arch.connector_input + hidden + 2) * hidden,
         "image_newline": hidden,
         "embed_tokens": text.vocab_size * hidden,
         "lm_head": 0 if text.tie_word_embeddings else text.vocab_size * hidden,
@@ -186,38 +194,50 @@ class _Builder:
 
     def answer(self) -> list[Op]:
         """Tower, decoder under the full budget, and logits."""
+        return self.vision(2.0 if self.trains["vision"] else 0.0) + self.decoder()
+
+    def decoder(self) -> list[Op]:
+        """The decoder under the full budget, and logits."""
         arch, packed, share = self.arch, self.packed, self.share
         visual, text = packed.visual * share, packed.text * share
         samples = packed.samples * share
-        tower = self.trains["vision"]
         decoder = 2.0 if self.trains["blocks/text"] else 1.0
         kinds = [place.kind for place in arch.layers] if arch.plan == "visor" else [LayerKind.SELF] * len(arch.layers)
         joint, cross = kinds.count(LayerKind.SELF), kinds.count(LayerKind.CROSS)
-        useful = visual * packed.used("visual") + text * packed.used("text")
-        overhead = useful * BLOCK / 2
-        pairs = samples * packed.sizes.joint_pairs
-        both = Load(visual + text, useful, pairs + overhead, pairs)
         used = text * packed.used("text")
         pairs = samples * packed.sizes.text_pairs
         alone = Load(text, used, pairs + used * BLOCK / 2, pairs)
         shape = decoder_shape(arch)
-        ops = self.vision(2.0 if tower else 0.0)
-        ops += layer_ops("joint layers", shape, joint, both, self.remat, decoder, self.tensor)
+        ops = []
+        for count, read in self.readings(joint):
+            useful = read * visual * packed.used("visual") + used
+            pairs = samples * with_visual_share(packed.sizes, read).joint_pairs
+            both = Load(read * visual + text, useful, pairs + useful * BLOCK / 2, pairs)
+            ops += layer_ops("joint layers", shape, count, both, self.remat, decoder, self.tensor)
         ops += layer_ops("text layers", shape, len(kinds) - joint, alone, self.remat, decoder, self.tensor)
         ops += self.reading(cross, self.remat, 2.0 if self.trains.get("blocks/cross_attention") else decoder)
         head = 2.0 if self.trains.get("lm_head", self.trains["embed_tokens"]) else 1.0
         return [*ops, head_ops(arch.text.hidden_size, arch.text.vocab_size, text, used, head, self.tensor)]
 
-    def reductions(self) -> list[Collective]:
+    def readings(self, joint: int) -> list[tuple[int, float]]:
+        """Numbers of consecutive joint layers, and the share of the visual positions that they read."""
+        edges = (0, *self.arch.dropping.layers, joint)
+        shares = (1.0, *self.arch.dropping.ratios)
+        return [(stop - start, share) for start, stop, share in zip(edges, edges[1:], shares, strict=False)]
+
+    def reductions(self, *, tower: bool = True) -> list[Collective]:
         """Reductions of activations over the chips that share each product: joint layers, text layers, tower."""
         arch, share, tensor = self.arch, self.share, self.tensor
         kinds = [place.kind for place in arch.layers] if arch.plan == "visor" else [LayerKind.SELF] * len(arch.layers)
         joint, hidden = kinds.count(LayerKind.SELF), arch.text.hidden_size
         patches = self.packed.tiles * share * arch.vision.patches_per_tile
+        positions = [
+            (count, (read * self.packed.visual + self.packed.text) * share) for count, read in self.readings(joint)
+        ]
         return [
-            *tensor_parallel(joint, (self.packed.visual + self.packed.text) * share, hidden, tensor),
+            *(one for count, size in positions for one in tensor_parallel(count, size, hidden, tensor)),
             *tensor_parallel(len(kinds) - joint, self.packed.text * share, hidden, tensor),
-            *tensor_parallel(arch.vision.num_layers, patches, arch.vision.hidden_size, tensor),
+            *tensor_parallel(arch.vision.num_layers if tower else 0, patches, arch.vision.hidden_size, tensor),
         ]
 
     def policy(self) -> list[Op]:
@@ -243,14 +263,15 @@ class _Builder:
         remat = self.tower_remat if backward else Remat()
         ops = layer_ops("tower", tower_shape(arch), vision.num_layers, load, remat, backward, self.tensor, "full")
         training = 2.0 if self.trains["connector"] else 0.0
-        for wide, out, gradient in (
-            (3 * vision.patch_size**2, vision.hidden_size, backward),
-            (vision.hidden_size, hidden, training),
-            (hidden, hidden, training),
+        connected = self.packed.visual * self.share if arch.anyres.shuffled > 1 else patches
+        for rows, wide, out, gradient in (
+            (patches, 3 * vision.patch_size**2, vision.hidden_size, backward),
+            (connected, arch.connector_input, hidden, training),
+            (connected, hidden, hidden, training),
         ):
             flops = 2.0 * wide * out / self.tensor
-            moved = WORD * patches * (wide + out / self.tensor)
-            ops.append(Op("tower", MATMUL, flops * patches, moved, (wide, out), 0.0, gradient, flops * patches * used))
+            moved = WORD * rows * (wide + out / self.tensor)
+            ops.append(Op("tower", MATMUL, flops * rows, moved, (wide, out), 0.0, gradient, flops * rows * used))
         positions = arch.reduction.candidates(self.packed.visual) * self.share
         gathered = WORD * positions * hidden * 5  # four features and their mean
         sizes = self.packed.sizes

@@ -67,6 +67,7 @@ def random_example(
         turn_index=turns,
         id=f"random-{seed}",
         tasks=("random",),
+        scales=arch.other_scales,
     )
 
 

@@ -26,6 +26,7 @@ from visor_jax.errors import RequestError
 from visor_jax.files.read_write import as_path
 from visor_jax.hf.model import fitted
 from visor_jax.hf.read import check, check_tokenizer, open_checkpoint, read_params
+from visor_jax.model.connector import widened_connector
 from visor_jax.model.initializers import start_cross_attention
 from visor_jax.model.keys import start_key
 from visor_jax.model.layers import Params
@@ -37,6 +38,7 @@ from visor_jax.train.update import State
 from visor_jax.tree import flatten, unflatten
 from visor_jax.workdir.folder import StageFolder, Workdir
 
+CONNECTOR = "connector/linear_1/kernel"
 RandomStart = Callable[[PRNGKeyArray], Params]  # parameters of a key, in their shardings
 
 
@@ -82,6 +84,9 @@ def start_params(
         return fresh(key)
     saved = flatten(saved_params(config, stage, settings.init_from, arch, mesh, workdir))
     wanted = flatten(places)
+    if arch.anyres.shuffled > 1 and saved[CONNECTOR].shape[0] == arch.vision.hidden_size:
+        widen = jax.jit(partial(widened_connector, packing=arch.anyres.packing), out_shardings=wanted[CONNECTOR])
+        saved[CONNECTOR] = widen(saved[CONNECTOR])
     if wanted.keys() <= saved.keys():
         return unflatten({path: saved[path] for path in wanted})
     weights = jax.random.split(key)[0]  # the first of two, as in versions that drew from both
@@ -101,7 +106,7 @@ def saved_params(
     if checkpoint_place := checkpoint_folder(init_from):
         where = f"stage_overrides.{stage}.init_from={init_from}"
         # Packing changes no parameter: a stage may learn to read packed tokens from a model that has read single ones.
-        checkpoint = fitted(open_checkpoint(checkpoint_place), arch, where, may_differ=("packing",))
+        checkpoint = fitted(open_checkpoint(checkpoint_place), arch, where, may_differ=("packing", "packing_kind"))
         check_tokenizer(checkpoint, make_tokenizer(config))
         check(checkpoint)
         return read_params(checkpoint, mesh)

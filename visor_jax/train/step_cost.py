@@ -57,20 +57,21 @@ class StepCost:
         tower = any(path.split("/")[0] in TOWER for path in state.trainable)
         sizes = {path: x.size for path, x in (state.trainable | state.frozen).items() if in_decoder(path)}
         trained = sum(size for path, size in sizes.items() if path in state.trainable)
-        return cls(arch, 3.0 if tower else 1.0, 2.0 + trained / max(sum(sizes.values()), 1), objective)
+        return cls(arch.in_training, 3.0 if tower else 1.0, 2.0 + trained / max(sum(sizes.values()), 1), objective)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - one per stage, and the process ends with its stages
-    def flops(self, bits: Bits, tiles: int, visual: int, text: int) -> float:
-        """Returns the useful FLOPs of one sample under a budget."""
+    def flops(self, bits: Bits, tiles: int, visual: int, text: int, scales: tuple[int, ...] = ()) -> float:
+        """Returns the useful FLOPs of one sample under a budget; `scales`: visual tokens at each further scale."""
         choosing = reduction_flops(self.arch, tiles, visual)  # has no gradient
         tower = self.passes_tower * (visual_flops(self.arch, tiles, visual) - choosing) + choosing
         if self.objective == "policy":
             return tower + self.passes_decoder * route_flops(self.arch, visual, text)
-        return tower + self.passes_decoder * decoder_flops(self.arch, bits, visual, text, num_logits=text)
+        decoder = sum(decoder_flops(self.arch, bits, n, text, num_logits=text) for n in (visual, *scales))
+        return tower + self.passes_decoder * decoder
 
     def work(self, contents: Sequence[Sequence[Content]], bits: Bits) -> Work:
         """Returns the sums over the samples of a step."""
         samples = [sample for row in contents for sample in row]
-        flops = sum(self.flops(bits, x.tiles, x.visual, x.text) for x in samples)
+        flops = sum(self.flops(bits, x.tiles, x.visual, x.text, tuple(x.scales)) for x in samples)
         text, visual, tiles = (float(sum(getattr(x, name) for x in samples)) for name in ("text", "visual", "tiles"))
         return Work(float(len(samples)), text, visual, tiles, flops / 1e12)

@@ -44,6 +44,7 @@ from visor_jax.train.objectives.by_source import (
     sums_by_source,
     with_sources,
 )
+from visor_jax.train.objectives.scales import fields_by_scale, tokens_at_scales
 from visor_jax.train.stage import Step, budget_drawer, numbered, stage_seed
 from visor_jax.workdir.folder import Workdir
 
@@ -57,7 +58,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
     file = workdir.path / "data" / "skipped.jsonl"
     skips = SkipLog(file, config.data.max_skipped_fraction) if is_main() else SkipLog()  # process 0 counts for all
 
-    settings = stage_config(config, stage)
+    settings, arch = stage_config(config, stage), architecture(config, stage)
     names: list[str] = []  # of the sources, known once they are open
 
     def steps(done: int, total: int, position: Any = None) -> Iterator[Step]:
@@ -68,7 +69,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 
     def summarize(step: Step, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row: dict[str, Any] = {f"accuracy/{k}": v for k, v in by_task(metrics["turn_correct"], step.tasks).items()}
-        row |= fields_by_source(names, metrics)
+        row |= fields_by_source(names, metrics) | fields_by_scale(arch, metrics)
         if phase := phase_number(settings, step.number):
             row["phase"] = phase
         row["target_tokens"] = int(metrics["target_tokens"])
@@ -82,7 +83,7 @@ def answer_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 def answer_loss_of(config: Config, stage: str, num_sources: int = 1) -> Loss:
     """The loss of a stage, from its configuration alone; `num_sources` only matters with `text_sources` in a batch."""
     num_turns = turns_per_row(config, packed=bool(config.data.pack_window))
-    arch, settings = architecture(config, stage), stage_config(config, stage)
+    arch, settings = architecture(config, stage).in_training, stage_config(config, stage)
     remat, tower = cast(Remat, settings.remat), cast(Remat, settings.tower_remat or settings.remat)
     return partial(answer_loss, arch=arch, num_turns=num_turns, num_sources=num_sources, remat=remat, tower_remat=tower)
 
@@ -100,7 +101,9 @@ def abstract_answers(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
     if data.pack_window:
         row_shape = PoolShape(data.pool_rows, data.pool_tiles, data.visual_length, data.text_length).largest
     num_pools = num_rows // data.pool_rows if data.pack_window else num_rows
-    arrays = abstract_batch(num_rows, num_pools, row_shape, arch, independent_turns=data.independent_turns)
+    arrays = abstract_batch(
+        num_rows, num_pools, row_shape, arch, independent_turns=data.independent_turns, all_scales=True
+    )
     return answer_loss_of(config, stage), arrays
 
 
@@ -146,7 +149,7 @@ def one_per_row(
 ) -> collate.Batch:
     """A batch with one sample or sheet in each row."""
     rows = [[example] for example in examples]
-    return make_batch(rows, row_shape, arch, min_taps=min_taps, independent_turns=independent_turns)
+    return make_batch(rows, row_shape, arch, min_taps=min_taps, independent_turns=independent_turns, all_scales=True)
 
 
 def packed_batches(
@@ -195,12 +198,19 @@ def answer_loss(
     remat: Remat,
     tower_remat: Remat,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Mean cross-entropy over the target tokens of the batch."""
-    visual = encode(params, batch, arch, remat=tower_remat)
-    losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
+    """Mean cross-entropy over the target tokens of the batch, and over all scales of "m3"."""
+    by_scale: list[Array] = []
+    if arch.other_scales:
+        by_scale, correct, weights = tokens_at_scales(params, batch, budget, arch, remat=remat, tower_remat=tower_remat)
+        losses = jnp.mean(jnp.stack(by_scale), axis=0)
+    else:
+        visual = encode(params, batch, arch, remat=tower_remat)
+        losses, correct, weights = answer_tokens(params, visual, batch, budget, arch, remat=remat)
     tokens = jnp.sum(weights)
     metrics = {"turn_correct": turn_correct(correct, batch["turn_index"], num_turns), "target_tokens": tokens}
     metrics["samples"] = jnp.sum(jnp.max(batch["text_segments"], axis=1))
+    if by_scale:
+        metrics["scale_sums"] = jnp.stack([jnp.sum(of_scale) for of_scale in by_scale])
     if TEXT_SOURCES in batch:
         metrics["source_sums"] = sums_by_source(losses, weights, batch[TEXT_SOURCES][:, 1:], num_sources)
     return jnp.sum(losses) / jnp.maximum(tokens, 1.0), metrics

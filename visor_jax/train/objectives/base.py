@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Shaped
 from visor_jax.architecture import Architecture
 from visor_jax.data.anyres import taps
 from visor_jax.data.row_shape import RowShape, batch_shapes
+from visor_jax.data.scales import shapes_at_scales
 from visor_jax.data.skips import SkipLog
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
@@ -70,10 +71,19 @@ class Objective:
 
 
 def abstract_batch(
-    num_rows: int, num_pools: int, row_shape: RowShape, arch: Architecture, *, independent_turns: bool = False
+    num_rows: int,
+    num_pools: int,
+    row_shape: RowShape,
+    arch: Architecture,
+    *,
+    independent_turns: bool = False,
+    all_scales: bool = False,
 ) -> dict[str, Any]:
     """The shapes of a batch of pictures over all processes, for compilation without data."""
-    shapes = batch_shapes(num_rows, num_pools, row_shape, taps(arch), arch, independent_turns=independent_turns)
+    scales = shapes_at_scales(row_shape.visual, arch) if all_scales else []
+    shapes = batch_shapes(
+        num_rows, num_pools, row_shape, taps(arch), arch, independent_turns=independent_turns, scales=scales
+    )
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 

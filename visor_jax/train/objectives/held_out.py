@@ -94,7 +94,8 @@ def held_out(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOu
 
 def held_out_answers(config: Config, stage: str, workdir: Workdir, mesh: Mesh) -> HeldOut:
     """Conversations of the validation split, as many of each part. A record that cannot be used leaves a row empty."""
-    settings, shape, arch = stage_config(config, stage), training_row_shape(config), architecture(config, stage)
+    settings, shape = stage_config(config, stage), training_row_shape(config)
+    arch = architecture(config, stage).in_training
     parts, encoder = held_out_parts(config, stage), sample_encoder(config, make_tokenizer(config), shape)
     size, per_part = settings.batch_size, -(-settings.validate_samples // len(parts))
     num_turns = turns_per_row(config, packed=False)

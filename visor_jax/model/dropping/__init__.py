@@ -1,0 +1,1 @@
+"""Dense plans whose later layers read fewer visual tokens: `api.run_dropping`."""
