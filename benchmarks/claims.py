@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS_SEED = 0  # of the questions that decide which count; the runs have other seeds
 THRESHOLD = 0.8  # hard questions count if the base answers at least this share of their task and kind
 FEWEST = 8  # questions of a task and kind, below which it does not count
+TEST_QUESTIONS = 4096  # unless the command line says otherwise
 POINT_STEPS = 10  # steps of one point of a training curve
 
 
@@ -336,6 +337,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure results once more that are there")
     parser.add_argument("--page", action="store_true", help="only write docs/claims.md from the results that are there")
     args, overrides = parser.parse_known_args(arguments)
+    if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
+        raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
+    if not any("evaluate.samples" in override for override in overrides):
+        overrides = [f"--config.evaluate.samples={TEST_QUESTIONS}", *overrides]
     config = load_config(args.config, overrides)
     base, sha256 = ("", "") if args.page else opened_base(args.base, args.runs.resolve())
     session = Session(config, base, sha256, args.runs.resolve(), args.out.resolve(), args.steps_scale)

@@ -8,7 +8,8 @@ tower and decoder, next-token loss on answers, no other labels. Small pictures c
     python -m visor_jax.export.ship --workdir=runs/almanac_base
 
 After a colon, a base that learns more in a second round, without crops: a folder, or "almanac-base", the shipped one.
-It came from both commands and then from
+It came from these stages, over several days (recipe.json has the configuration and commit of each; the lists of its
+second round had slightly other weights), and then from
 
     visor run --config=configs/almanac_base.py:almanac-base --workdir=runs/almanac_again
     python -m visor_jax.export.ship --workdir=runs/almanac_again

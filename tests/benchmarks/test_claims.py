@@ -86,6 +86,12 @@ def test_steps_are_scaled_in_all_stages(claims: types.ModuleType, tmp_path: Path
     assert claims.workdir_of(here, "visor", 1).path != claims.workdir_of(whole, "visor", 1).path
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
+def test_a_scale_that_gives_no_steps_is_refused(claims: types.ModuleType, scale: str) -> None:
+    with pytest.raises(RequestError, match=r"--steps-scale=.*: expected a finite number above 0"):
+        claims.main(["--steps-scale", scale])
+
+
 def test_an_identity_ignores_where_a_run_lies(claims: types.ModuleType, tmp_path: Path) -> None:
     here = session(claims, tmp_path)
     config = claims.configured(here, "visor", 1)
@@ -223,7 +229,7 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
     )
     assert "### VISOR\n" in more and "claims_x3.png" in more
     assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
-    assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full |" in text
+    assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full | other |" in text
     assert "dense (seed 1), dense (seed 2)" in more and "start_zero (seed 2)" in more
     assert "below (table)" in text
     assert "| +2 | 99.0 | 90.0 | 40.0 | 3.00 | 50 % | 3 |" in text
@@ -260,6 +266,7 @@ def test_variants_are_trained_measured_and_shown(
         "start_zero",
     ]
     arguments = [f"--config={tmp_path / 'config.json'}", f"--base={tmp_path / 'base' / 'base'}", "--seeds", "1"]
+    arguments += ["--config.evaluate.samples=52"]
     arguments += [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path}", "--only", *names]
     assert claims.main(arguments) == 0
     folder = tmp_path / "benchmarks" / "results" / "claims"
