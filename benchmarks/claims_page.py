@@ -102,8 +102,8 @@ def introduction(results: Results) -> list[str]:
         "",
         "Made by `python benchmarks/claims.py`; every number is a mean over the seeds of its row (of "
         f"{', '.join(map(str, results.seeds()))}), of the test",
-        "split, in percent, with a 95 % interval from a bootstrap over seeds and questions. Few seeds make it too narrow,",
-        "and it gives 0 and 100 % no width. All",
+        "split, in percent, with a 95 % interval from a bootstrap over seeds and questions. Few seeds make it too",
+        "narrow, and it gives 0 and 100 % no width. All",
         f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
         "questions. FLOPs are counted by formula up to the first answer token.",
         "",
@@ -125,8 +125,9 @@ def longer_section(scale: str, results: Results) -> list[str]:
         f"## {scale} times as many steps",
         f"`python benchmarks/claims.py --steps-scale={scale}`: everything else is as above. Seeds:"
         f" {', '.join(map(str, results.seeds()))}.",
-        "These runs were added after the first ones, in which hard accuracy still rose fast when training ended, with VISOR,",
-        "whose cross-attention is new, more than with packed tokens. Variants without a row were not trained for so long.",
+        "These runs were added after the first ones, in which hard accuracy still rose fast when training ended, with",
+        "VISOR, whose cross-attention is new, more than with packed tokens. Variants without a row were not trained for",
+        "so long.",
         "",
         f"![Accuracy against decoder FLOPs after {scale} times as many steps](claims_x{scale}.png)",
         "",
