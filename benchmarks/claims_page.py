@@ -126,8 +126,8 @@ def longer_section(scale: str, results: Results) -> list[str]:
         f"`python benchmarks/claims.py --steps-scale={scale}`: everything else is as above. Seeds:"
         f" {', '.join(map(str, results.seeds()))}.",
         "These runs were added after the first ones, in which hard accuracy still rose fast when training ended, with",
-        "VISOR, whose cross-attention is new, more than with packed tokens. Variants without a row were not trained for",
-        "so long.",
+        "VISOR, whose cross-attention is new, more than with packed tokens. Variants without a row were not trained",
+        "for so long.",
         "",
         f"![Accuracy against decoder FLOPs after {scale} times as many steps](claims_x{scale}.png)",
         "",
