@@ -132,7 +132,9 @@ class PairedDifference:
     swapped: Float[np.ndarray, " swaps"]
 
     @classmethod
-    def of(cls, first: Sequence[float], second: Sequence[float], name: str) -> PairedDifference:
+    def of(
+        cls, first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, name: str
+    ) -> PairedDifference:
         """Compares the values of the same questions; `name` chooses the random numbers."""
         differences, count = np.subtract(first, second, dtype=np.float64), len(first)
         unequal, rng = differences[differences != 0].astype(np.float32), generator(f"{name} swapped")

@@ -110,7 +110,7 @@ class VisorLmms(lmms):
         """Yields pictures and prompts; the harness decodes the pictures of a document when it is read."""
         for request in requests:
             prompt, _, doc_to_visual, doc_id, task, split = request.args
-            pictures = list(doc_to_visual(self.task_dict[task][split][doc_id]) or ())
+            pictures: list[Any] = list(doc_to_visual(self.task_dict[task][split][doc_id]) or ())
             for picture in pictures:
                 if not isinstance(picture, Image.Image):
                     kind = type(picture).__name__

@@ -76,7 +76,8 @@ class VisorTorch(VisorLmms):
         self.device = torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type
         self._dtype = getattr(torch, dtype)
         model = VisorForConditionalGeneration.from_pretrained(pretrained, dtype=self._dtype)
-        self._model = model.eval().to(self._place)
+        self._model = model.eval()
+        torch.nn.Module.to(self._model, self._place)
         self._processor = VisorProcessor.from_pretrained(pretrained)
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])

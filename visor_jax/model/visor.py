@@ -78,8 +78,8 @@ def encode(params: Params, batch: Batch, arch: Architecture, *, remat: Remat = "
         return by_rows(reduced_tokens(params, batch, arch, remat=remat))
     if arch.anyres.shuffled > 1:
         patches = tower(params["vision"], batch, arch.vision, arch.anyres, remat=remat)
-        names = ("visual_gather", "visual_weights")
-        return by_rows(shuffled(params, patches, *(jnp.asarray(batch[name]) for name in names), arch.anyres.packing))
+        gather, weights = (jnp.asarray(batch[name]) for name in ("visual_gather", "visual_weights"))
+        return by_rows(shuffled(params, patches, gather, weights, arch.anyres.packing))
     return stitched(params, patch_tokens(params, batch, arch, remat=remat), batch)
 
 

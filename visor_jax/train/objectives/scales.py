@@ -26,13 +26,12 @@ def tokens_at_scales(
 ) -> tuple[list[Float[Array, "B T"]], Bool[Array, "B T"], Float[Array, "B T"]]:
     """Losses of every prediction at `reduction.ratio` and at each further scale; correctness at that ratio; weights."""
     patches = patch_tokens(params, batch, arch, remat=tower_remat)
-    losses, corrects, weights = [], [], None
+    of_scales = []
     for of_scale in (batch, *(batch_at_scale(batch, number) for number in range(len(arch.other_scales)))):
         visual = stitched(params, patches, of_scale)
-        of_tokens, correct, weights = answer_tokens(params, visual, of_scale, budget, arch, remat=remat)
-        losses.append(of_tokens)
-        corrects.append(correct)
-    return losses, corrects[0], weights
+        of_scales.append(answer_tokens(params, visual, of_scale, budget, arch, remat=remat))
+    _, correct, weights = of_scales[0]
+    return [losses for losses, _, _ in of_scales], correct, weights
 
 
 def batch_at_scale(batch: Batch, number: int) -> dict[str, Any]:
