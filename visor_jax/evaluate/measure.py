@@ -35,6 +35,7 @@ from visor_jax.evaluate.summary import (
     routing_flops,
     shares,
 )
+from visor_jax.hf.read import Checkpoint
 from visor_jax.loading import Visor
 from visor_jax.scale.mesh import scoring_mesh
 
