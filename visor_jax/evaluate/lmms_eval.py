@@ -2,7 +2,7 @@
 
 In: the harness's requests: a task's prompt, pictures and settings of generation. Out: for each its text, with token
 counts that also hold the route and the costs of the answer, under the names that `visor evaluate --benchmark` writes.
-The harness logs them for every sample (`--log_samples`) and their means under "throughput" of its results.
+The harness logs them for every sample (`--log_samples`), and each task's means under "throughput" of its results.
 
 `VisorJax` answers with the JAX model; `visor_jax.export.lmms_eval` answers with an export in PyTorch. Only lmms-eval
 imports these files (`lmms_manifests.py`).
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import abc
 import logging
+import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,19 +26,21 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics  # pyright: ign
 from PIL import Image
 from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
 
+from visor_jax.architecture import Architecture
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.predictions import answer_costs
+from visor_jax.evaluate.benchmarks.run import mean_costs
 from visor_jax.evaluate.lmms_settings import Settings, cut, read_settings
 from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.evaluate.summary import shares
 from visor_jax.generate.answer import BudgetAnswers
 from visor_jax.loading import load
 
 log = logging.getLogger(__name__)
 
 NEW_TOKENS = 1024  # of an answer whose task does not say, as in the harness's own models
-MEANS = ("decoder_flops", "flops", "cache_bytes", "seconds_to_first_token")  # logged over all samples, and by task
 
-Question = tuple[list[Image.Image], str]  # pictures and prompt
+Question = tuple[Sequence[Image.Image], str]  # pictures and prompt
 Result = BudgetAnswers | RequestError  # an answer, or why the question cannot be asked
 
 
@@ -56,15 +60,19 @@ class VisorLmms(lmms):
 
     Attributes:
       budget: the name under which the budget was asked for.
-      device: what the times were measured on.
+      arch: of the model.
+      hardware: what the times were measured on.
     """
 
     is_simple = True
     budget: str
-    device: str
+    arch: Architecture
+    hardware: str
 
-    def __init__(self, max_new_tokens: int = NEW_TOKENS, seed: int = 0) -> None:
+    def __init__(self, max_new_tokens: int, seed: int) -> None:
         super().__init__()
+        if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+            raise RequestError(f"WORLD_SIZE={count}: the harness runs in {count} processes; expected one")
         self._max_new_tokens, self._seed = max_new_tokens, seed
 
     @abc.abstractmethod
@@ -89,13 +97,14 @@ class VisorLmms(lmms):
             repeated[key] += 1
             groups.setdefault(read_settings(settings, self._max_new_tokens, seed), []).append(place)
         answered: dict[int, GenerationResult] = {}
+        start = time.perf_counter()
         with tqdm(total=len(requests), desc="Model Responding", disable=self.rank != 0) as bar:
             for settings, places in groups.items():
                 results = self.results(self._questions([requests[place] for place in places], bar), settings)
                 for place, result in zip(places, results, strict=True):
                     answered[place] = self._generated(result, settings)
         outputs = [answered[place] for place in range(len(requests))]
-        self._log([request.args[4] for request in requests], outputs)
+        self._log([request.args[4] for request in requests], outputs, time.perf_counter() - start)
         return outputs
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -120,34 +129,41 @@ class VisorLmms(lmms):
 
     def _generated(self, result: Result, settings: Settings) -> GenerationResult:
         """Returns what the harness expects; a question that cannot be asked has an empty answer and a problem."""
-        common = {"budget": self.budget, "device": self.device}
+        common = {"budget": self.budget, "device": self.hardware}
         if isinstance(result, RequestError):
             log.warning("counts as wrong: %s", result)
-            return GenerationResult("", Costs(0, 0, costs={**common, "route": "", "problem": str(result)}))
+            problem = {"route": "", "problem": f"not_askable: {result}"}
+            return GenerationResult("", Costs(0, 0, costs={**common, **problem}))
         answer = result.answers[self.budget]
         times = {"seconds_to_first_token": answer.seconds_to_first_token, "seconds": answer.seconds}
         costs = {**common, **self.costs(result), **times, "problem": ""}
         count = result.size.visual + result.size.text
         return GenerationResult(cut(answer.text, settings.until), Costs(count, answer.new_tokens, costs=costs))
 
-    def _log(self, tasks: Sequence[str], outputs: Sequence[GenerationResult]) -> None:
-        """Gives the harness the means of costs and the shares of routes, over all samples and by task.
+    def _log(self, tasks: Sequence[str], outputs: Sequence[GenerationResult], seconds: float) -> None:
+        """Gives the harness each task's means of costs and shares of routes, which it prints and stores.
+
+        Args:
+          seconds: in which all answers were computed.
 
         Raises:
           RequestError: no question of a task can be asked.
         """
         counts: list[dict[str, Any]] = [output.token_counts.to_dict() for output in outputs]
-        by_task = {task: [one for one, of in zip(counts, tasks, strict=True) if of == task] for task in tasks}
+        by_task: dict[str, list[dict[str, Any]]] = {}
+        for task, one in zip(tasks, counts, strict=True):
+            by_task.setdefault(task, []).append(one)
         for task, of_task in by_task.items():
             if all(one["problem"] for one in of_task):
                 raise RequestError(f"--tasks={task}: no question can be asked; the first: {of_task[0]['problem']}")
-        figures = mean_costs(counts)
-        if len(by_task) > 1:
-            parts = {task: mean_costs(of_task) for task, of_task in by_task.items()}
-            figures |= {f"{task}.{name}": value for task, part in parts.items() for name, value in part.items()}
-        seconds = sum(one.get("seconds", 0.0) for one in counts)
+        figures: dict[str, float] = {}
+        for task, of_task in by_task.items():
+            routes = shares([one["route"] for one in of_task if not one["problem"]])
+            of_routes = {f"share_of_{route}": share for route, share in routes.items()}
+            for name, value in {**mean_costs(self.arch, of_task), **of_routes}.items():
+                figures[name if len(by_task) == 1 else f"{task}.{name}"] = value
         tokens = sum(one["output_tokens"] for one in counts)
-        log_metrics(seconds, tokens, tokens / seconds if seconds else 0.0, figures)
+        log_metrics(seconds, tokens, tokens / seconds, figures)
 
 
 class VisorJax(VisorLmms):
@@ -181,9 +197,9 @@ class VisorJax(VisorLmms):
         """
         super().__init__(max_new_tokens, seed)
         self._model, self._dial = load(pretrained, dtype=dtype), dial
-        self._budgets = requested_budgets(self._model, [str(budget)])
+        self.arch, self._budgets = self._model.arch, requested_budgets(self._model, [str(budget)])
         (self.budget,) = self._budgets
-        self.device = jax.local_devices()[0].device_kind
+        self.hardware = jax.local_devices()[0].device_kind
         log.info("%r", self._model)
 
     def results(self, questions: Iterable[Question], settings: Settings) -> list[Result]:
@@ -204,16 +220,8 @@ class VisorJax(VisorLmms):
         return answer_costs(
             answer,
             result.size,
-            model.arch,
+            self.arch,
             model.bits_of(answer.budget),
             model.dtype.itemsize,
             routed=self._budgets[self.budget] is None,
         )
-
-
-def mean_costs(counts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Returns the means of costs over the questions that could be asked, and the share of each route."""
-    asked = [one for one in counts if not one["problem"]]
-    means = {name: sum(one[name] for one in asked) / len(asked) for name in MEANS}
-    routes = Counter(one["route"] for one in asked)
-    return {**means, **{f"share_of_{route}": count / len(asked) for route, count in sorted(routes.items())}}

@@ -7,7 +7,6 @@ In: the harness's requests. Out: texts with token counts, route and costs, as fr
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,12 +23,10 @@ from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorPro
 from visor_jax.export.torch_model.tiles_visor import open_picture
 from visor_jax.export.torch_model.vision_visor import Size, tile_grid
 from visor_jax.generate.answer import Answer, BudgetAnswers, PendingAnswer, Seconds
-from visor_jax.generate.request import check_fits, checked_question
+from visor_jax.generate.request import check_fits, check_length, checked_question
 from visor_jax.hf.read import open_checkpoint
 from visor_jax.loading import check_dtype
 from visor_jax.workdir.supervision import beat
-
-log = logging.getLogger(__name__)
 
 
 class VisorTorch(VisorLmms):
@@ -69,15 +66,15 @@ class VisorTorch(VisorLmms):
             raise RequestError(f"pretrained={pretrained}: has plan 'dense'; expected 'visor', or --model visor")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise RequestError(f"--batch_size={batch_size}: expected a whole number, at least 1")
-        self._arch, self._dial, self._batch_size = checkpoint.arch, dial, int(batch_size)
+        self.arch, self._dial, self._batch_size = checkpoint.arch, dial, int(batch_size)
         self._budgets = requested_budgets(checkpoint, [str(budget)])
         (self.budget,) = self._budgets
         self._place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.device = torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type
+        self.hardware = torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type
         self._dtype = getattr(torch, dtype)
         model = VisorForConditionalGeneration.from_pretrained(pretrained, dtype=self._dtype)
-        self._model = model.eval()
-        torch.nn.Module.to(self._model, self._place)
+        self._model: Any = model.eval()
+        self._model.to(self._place)
         self._processor = VisorProcessor.from_pretrained(pretrained)
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
@@ -102,7 +99,7 @@ class VisorTorch(VisorLmms):
 
     def costs(self, result: BudgetAnswers) -> dict[str, Any]:
         """Returns the costs of an answer."""
-        answer, arch = result.answers[self.budget], self._arch
+        answer, arch = result.answers[self.budget], self.arch
         bits = Budget.parse(answer.budget).resolve(arch.num_slots)
         routed = self._budgets[self.budget] is None
         return answer_costs(answer, result.size, arch, bits, self._dtype.itemsize, routed=routed)
@@ -111,11 +108,12 @@ class VisorTorch(VisorLmms):
         """Returns the size of a prompt, or why it cannot be asked."""
         pictures, prompt = question
         try:
+            check_length(checked_question(prompt), (), self.arch)
             sizes = [(picture.height, picture.width) for picture in map(open_picture, pictures)]
-            ids = self._processor.prompt_ids(checked_question(prompt), sizes)
+            ids = self._processor.prompt_ids(prompt, sizes)
             visual = ids.count(self._processor.image_token_id)
             size = RowShape(self._num_tiles(sizes), visual, len(ids) - visual)
-            check_fits(len(ids), size, max_new_tokens, self._arch)
+            check_fits(len(ids), size, max_new_tokens, self.arch)
         except RequestError as error:
             return error
         except ValueError as error:
@@ -172,7 +170,7 @@ class VisorTorch(VisorLmms):
             first=first,
             spent=Seconds(seconds),
         )
-        return pending.answer(self._processor.decode(row[:end]), self._arch, self._dtype.itemsize)
+        return pending.answer(self._processor.decode(row[:end]), self.arch, self._dtype.itemsize)
 
 
 class FirstPass:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -461,10 +462,23 @@ def rows_of(name: str, count: int) -> list[Row]:
     return [TABLES[name].row(number) for number in range(count)]
 
 
+def feature(kind: pa.DataType) -> dict[str, Any]:
+    """Returns the description by which `datasets` knows pictures from structs."""
+    if kind == PICTURE:
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {field.name: feature(field.type) for field in kind}
+    return {"dtype": str(kind), "_type": "Value"}
+
+
 def write_table(path: Path, rows: Sequence[Row], columns: Mapping[str, pa.DataType]) -> None:
     """Writes one file, with two rows in a row group."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), pa.schema(list(columns.items()))), path, row_group_size=2)
+    described = json.dumps({"info": {"features": {name: feature(kind) for name, kind in columns.items()}}})
+    schema = pa.schema(list(columns.items()), metadata={"huggingface": described})
+    pq.write_table(pa.Table.from_pylist(list(rows), schema), path, row_group_size=2)
 
 
 def write(name: str, folder: Path, rows: Sequence[Row], shards: int = 1) -> list[Path]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from visor_jax.architecture import Architecture
 from visor_jax.budget import bit_string
 from visor_jax.config import Config
 from visor_jax.cost import dense_cache_bytes, dense_decoder_flops, visual_flops
@@ -183,21 +184,25 @@ def figures(benchmark: Benchmark, model: Visor, lines: Sequence[Line], requested
 
 
 def budget_row(benchmark: Benchmark, model: Visor, lines: Sequence[Line]) -> dict[str, Any]:
-    """Returns one entry of "budgets".
-
-    GFLOPs and cache bytes are means over the questions that were answered, up to the first new token.
-    """
+    """Returns one entry of "budgets"."""
     metrics = benchmark.report(lines)
     tasks = {benchmark.name: benchmark.accuracy(metrics)}
-    asked = [line for line in lines if not line["problem"]]
     return {
         **level_means(tasks, {benchmark.name: benchmark.level}),
         "tasks": tasks,
         "metrics": metrics,
-        "decoder_gflops": mean(line["prompt_decoder_flops"] for line in asked) / 1e9,
-        "end_to_end_gflops": mean(line["prompt_decoder_flops"] + tower(model, line) for line in asked) / 1e9,
-        "cache_bytes": mean(line["prompt_cache_bytes"] for line in asked),
+        **mean_costs(model.arch, lines),
         "samples": len(lines),
+    }
+
+
+def mean_costs(arch: Architecture, lines: Sequence[Line]) -> dict[str, float]:
+    """Returns GFLOPs and cache bytes: means over the questions that were answered, up to the first new token."""
+    asked = [line for line in lines if not line["problem"]]
+    return {
+        "decoder_gflops": mean(line["prompt_decoder_flops"] for line in asked) / 1e9,
+        "end_to_end_gflops": mean(line["prompt_decoder_flops"] + tower(arch, line) for line in asked) / 1e9,
+        "cache_bytes": mean(line["prompt_cache_bytes"] for line in asked),
     }
 
 
@@ -207,7 +212,7 @@ def dense_row(model: Visor, lines: Sequence[Line]) -> dict[str, float]:
     flops = [dense_decoder_flops(model.arch, line["visual_tokens"], line["text_tokens"]) for line in asked]
     return {
         "decoder_gflops": mean(flops) / 1e9,
-        "end_to_end_gflops": mean(f + tower(model, line) for f, line in zip(flops, asked, strict=True)) / 1e9,
+        "end_to_end_gflops": mean(f + tower(model.arch, line) for f, line in zip(flops, asked, strict=True)) / 1e9,
         "cache_bytes": mean(
             dense_cache_bytes(model.arch, line["visual_tokens"], line["text_tokens"], model.dtype.itemsize)
             for line in asked
@@ -215,9 +220,9 @@ def dense_row(model: Visor, lines: Sequence[Line]) -> dict[str, float]:
     }
 
 
-def tower(model: Visor, line: Line) -> float:
+def tower(arch: Architecture, line: Line) -> float:
     """Returns the FLOPs from a question's pictures to its visual tokens."""
-    return visual_flops(model.arch, line["tiles"], line["visual_tokens"])
+    return visual_flops(arch, line["tiles"], line["visual_tokens"])
 
 
 def intervals(benchmark: Benchmark, by_budget: Mapping[str, Sequence[Line]]) -> dict[str, Any]:
