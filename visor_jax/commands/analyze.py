@@ -148,6 +148,9 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     from visor_jax.evaluate.benchmarks.run import open_tables
     from visor_jax.evaluate.benchmarks.samples import AnsweredBenchmarks
 
+    # Questions are asked with the model's own system text, as it answers.
+    tokenizer = dataclasses.replace(config.tokenizer, system=model.system or "")
+    config = dataclasses.replace(config, tokenizer=tokenizer)
     count, names = args.samples or SAMPLES, benchmark_names(args.benchmark, args.data, None)
     if not names:
         config = evaluation_data(config, args.benchmark, args.data)
@@ -158,6 +161,4 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     answers = AnsweredBenchmarks(
         open_tables(names, args.data), model, limit=count, batch_size=config.evaluate.batch_size
     )
-    tokenizer = dataclasses.replace(config.tokenizer, system=model.system or "")
-    config = dataclasses.replace(config, tokenizer=tokenizer)
     return config, Asked(Questions(config, answers, len(answers)), answers.levels, answers.scores)
