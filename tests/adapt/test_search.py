@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visor_jax.__main__ import main
 from visor_jax.adapt.search import Subset, explore, viable
 from visor_jax.budget import Bits, all_subsets, parse_bits
 from visor_jax.config import as_config
@@ -142,6 +144,16 @@ def test_slots_that_do_not_exist_are_refused() -> None:
     for wrong in [(0, 0), (2,), (-1,)]:
         with pytest.raises(RequestError, match=r"search\.slots=.*expected different numbers from 0 to 1"):
             as_config(tiny_config({"search.slots": wrong}))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_search_of_some_slots(tiny_copy: Path) -> None:
+    """With the field that `visor analyze` prints."""
+    shutil.rmtree(tiny_copy / "search")
+    assert main(["search", f"--workdir={tiny_copy}", "--config.search.slots=1"]) == 0
+    saved = read_json(tiny_copy / "search" / "viable.json")
+    assert [row["budget"] for row in saved["subsets"]] == ["0b00", "0b01", "0b11"]
+    assert saved["viable"] == ["0b00", "0b01", "0b11"]
 
 
 def test_the_files_of_a_search(tiny_run: Path) -> None:
