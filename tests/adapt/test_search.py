@@ -18,7 +18,7 @@ from visor_jax.adapt.search import Subset, explore, viable
 from visor_jax.budget import Bits, all_subsets, parse_bits
 from visor_jax.config import as_config
 from visor_jax.errors import RequestError
-from visor_jax.files.read_write import read_json
+from visor_jax.files.read_write import read_json, write_json
 from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import read_viable
@@ -148,9 +148,13 @@ def test_slots_that_do_not_exist_are_refused() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_search_of_some_slots(tiny_copy: Path) -> None:
-    """With the field that `visor analyze` prints."""
+    """Of a run that was started with the field; another run refuses it."""
     shutil.rmtree(tiny_copy / "search")
-    assert main(["search", f"--workdir={tiny_copy}", "--config.search.slots=1"]) == 0
+    assert main(["search", f"--workdir={tiny_copy}", "--config.search.slots=1"]) == 2
+    record = read_json(tiny_copy / "config.json")
+    record["config"]["search"]["slots"] = [1]
+    write_json(tiny_copy / "config.json", record)
+    assert main(["search", f"--workdir={tiny_copy}"]) == 0
     saved = read_json(tiny_copy / "search" / "viable.json")
     assert [row["budget"] for row in saved["subsets"]] == ["0b00", "0b01", "0b11"]
     assert saved["viable"] == ["0b00", "0b01", "0b11"]

@@ -84,7 +84,7 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     for path in result["written"]:
         print(path)
     if result.get("slots"):
-        print("for visor search: --config.search.slots=" + ",".join(map(str, result["slots"])))
+        print("for visor run: --config.search.slots=" + ",".join(map(str, result["slots"])))
     return result
 
 
