@@ -259,12 +259,12 @@ DROPPING = (
         ),
         (["model.dropping.layers=2"], "has no effect while model.dropping.method='none'"),
         ([*DROPPING, "model.bidirectional_vision=True"], "model.bidirectional_vision=True: lets visual tokens see"),
-        ([*DROPPING, "model.dropping.layers="], "model.dropping.layers=(): expected different numbers from 1 to 5"),
+        ([*DROPPING, "model.dropping.layers="], "model.dropping.layers=(): expected different numbers from 1 to 8"),
         (
             [*DROPPING, "model.dropping.layers=3,2"],
-            "expected different numbers from 1 to 5, ascending, such as (1, 3, 4)",
+            "expected different numbers from 1 to 8, ascending, such as (2, 4, 6)",
         ),
-        ([*DROPPING, "model.dropping.layers=2,6"], "model.dropping.layers=(2, 6): expected different numbers from 1"),
+        ([*DROPPING, "model.dropping.layers=2,9"], "model.dropping.layers=(2, 9): expected different numbers from 1"),
         (
             [*DROPPING, "model.dropping.ratios=0.2,0.5"],
             "model.dropping.ratios=(0.2, 0.5): expected 2 shares, descending",

@@ -348,8 +348,7 @@ def make_batch(
     """Makes a batch of the given row shape from rows of examples; a row's samples become its segments 1, 2, ...
 
     `rows_per_pool` neighboring rows share one pool of `row_shape.tiles` tiles. The K of `visual_gather` is that of the
-    pictures, more where a video needs it, and at least `min_taps`. `independent_turns` and
-    `all_scales` say how the examples are encoded.
+    pictures, more where a video needs it, and at least `min_taps`. The rest says how the examples are encoded.
 
     Raises:
         ValueError: a row or a pool holds more than the row shape allows, the rows do not divide into pools, or an

@@ -1,9 +1,9 @@
 """Decoders that drop visual tokens, in NumPy, one interleaved sequence at a time, as the authors' code runs them.
 
-Written from pkunlp-icler/FastV d165972 (`modeling_llama.py`, in place) and its paper's section 4, and from
-Cooperx521/PyramidDrop 6444f30 (`modeling_llama_pdrop.py`), and from Gumpest/SparseVLMs 26a5f48 (`score.py`,
-`utils.py`, `modelling_sparse_llama.py`, version 1_0, without the noise that it adds to densities), with Qwen2's layers
-in place of Llama's. Sequences hold one picture: text, `start` .. `start + count` visual tokens, text.
+Written from pkunlp-icler/FastV d165972 (its model of Llama, in place) and its paper's section 4, from
+Cooperx521/PyramidDrop 6444f30, and from Gumpest/SparseVLMs 26a5f48 (version 1_0, without the noise that it adds to
+densities), with Qwen2's layers in place of Llama's. Sequences hold one picture: text, visual tokens `start` to
+`start + count`, text.
 """
 
 from __future__ import annotations

@@ -87,9 +87,23 @@ def project_qkv(
 ) -> tuple[Float[Array, "B Tq H E"], Float[Array, "B T K E"], Float[Array, "B T K E"]]:
     """Rotated queries [B, T - first, H, E] and keys, and values [B, T, K, E], of one Qwen2 layer's normalized input."""
     x = rms_norm(params["input_layernorm"], x, arch.rms_norm_eps)
-    inputs = zip(QKV, (x[:, first:], x, x), strict=True)
-    query, key, value = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)
-    return rotate(query, jax.tree.map(lambda turn: turn[:, first:], rope)), rotate(key, rope), value
+    value = split_heads(linear(params["self_attn"]["v_proj"], x), arch.head_dim)
+    return *_queries_keys(params, x, rope, arch, first), value
+
+
+def project_qk(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int = 0
+) -> tuple[Float[Array, "B Tq H E"], Float[Array, "B T K E"]]:
+    """The queries and keys of `project_qkv`."""
+    return _queries_keys(params, rms_norm(params["input_layernorm"], x, arch.rms_norm_eps), rope, arch, first)
+
+
+def _queries_keys(
+    params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int
+) -> tuple[Float[Array, "B Tq H E"], Float[Array, "B T K E"]]:
+    inputs = zip(QKV, (x[:, first:], x), strict=False)
+    query, key = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)
+    return rotate(query, jax.tree.map(lambda turn: turn[:, first:], rope)), rotate(key, rope)
 
 
 def finish_layer(

@@ -7,7 +7,7 @@ A method is one file with
     raters(visual, text, stream) -> Raters
 
 `raters` is called once, on the embeddings that enter the decoder. `visor_jax.model.dropping.api` computes the attention
-that visual tokens receive from the raters, keeps as many of each sample as `DroppingArchitecture.kept` says (shapes
+that visual tokens receive from the raters, keeps as many of each sample as `DroppingArchitecture.counts` says (shapes
 never depend on values), and runs the layers. Choosing has no gradient; the tokens that remain have theirs.
 """
 
@@ -23,7 +23,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.kernels import AttentionMask
 from visor_jax.kernels.attention.base import MASKED_LOGIT
 from visor_jax.kernels.precision import widened
-from visor_jax.model.decoders.qwen2 import project_qkv, rotary
+from visor_jax.model.decoders.qwen2 import project_qk, rotary
 from visor_jax.model.layers import Params
 from visor_jax.model.stream import TokenStream
 from visor_jax.model.super_block import joint_mask
@@ -79,9 +79,8 @@ def ratings(
     first = count if raters.visual is None else 0
     weights = raters.text if raters.visual is None else jnp.concatenate([raters.visual, raters.text], axis=1)
     mask = joint_mask(stream, arch, None)
-    query, key, _ = project_qkv(
-        jax.lax.stop_gradient(layer), both, rotary(mask.kv_positions, arch.text), arch.text, first
-    )
+    layer, rope = jax.lax.stop_gradient(layer), rotary(mask.kv_positions, arch.text)
+    query, key = project_qk(layer, both, rope, arch.text, first)
     return received_attention(query, key, mask.map_queries(lambda x: x[:, first:]), weights)[:, :count]
 
 

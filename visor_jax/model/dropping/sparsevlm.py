@@ -1,6 +1,6 @@
 """SparseVLM (Zhang et al., ICML 2025): text that is about the picture rates visual tokens; dropped ones are recycled.
 
-As Gumpest/SparseVLMs 26a5f48 (`score.py`, `modelling_sparse_llama.py`, version 1_0). Raters are the prompt's tokens
+As Gumpest/SparseVLMs 26a5f48 in version 1_0. Raters are the prompt's tokens
 behind the picture whose embeddings match the picture more than the average. After a drop the best 30 % of the dropped
 tokens are clustered by the density of their neighborhoods, and the mean of each cluster follows the kept tokens.
 
