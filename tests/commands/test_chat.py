@@ -17,7 +17,7 @@ from visor_jax.errors import RequestError
 from visor_jax.generate.answer import Answer, AnswerStream
 from visor_jax.generate.visor import Visor
 
-ANSWER = Answer("", "full", 1e9, 0.1, 0.2, 100, 5e8, True, 0.0)
+ANSWER = Answer("", "full", 1e9, 0.1, 0.2, 100, 5e8, complete=True, new_tokens=0, seconds_compiling=0.0)
 
 
 class Parrot:
