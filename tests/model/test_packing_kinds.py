@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +16,7 @@ from visor_jax.commands.recipe import run_stages
 from visor_jax.config import architecture
 from visor_jax.cost import tower_flops, visual_flops
 from visor_jax.data.collate import make_batch
+from visor_jax.errors import RequestError
 from visor_jax.loading import load
 from visor_jax.model.connector import connector, widened_connector
 from visor_jax.model.encoders.siglip import tower
@@ -47,7 +48,9 @@ def test_neighbors_go_side_by_side_into_the_connector(packing: int, size: tuple[
         testing.row_shape_of([[alone]], 0),
         plain,
     )
-    patches = np.asarray(tower(params["vision"], {"tiles": batch.arrays["tiles"]}, arch.vision, arch.anyres))[0]
+    patches = np.asarray(
+        tower(params["vision"], {"tiles": jnp.asarray(batch.arrays["tiles"])}, arch.vision, arch.anyres)
+    )[0]
     newline = len(layout.arrays["tiles"][0]) * 25
     source = np.concatenate([patches.reshape(-1, 16)[: alone.size.tiles * 25], np.zeros((1, 16))])
     gather, weights = layout.arrays["visual_gather"][0], layout.arrays["visual_weights"][0]
@@ -66,7 +69,9 @@ def test_neighbors_go_side_by_side_into_the_connector(packing: int, size: tuple[
         folded = (
             side.reshape(height, rows, length, columns, 16).transpose(0, 2, 1, 3, 4).reshape(1, 1, -1, packing * 16)
         )
-        tokens = np.asarray(connector(params["connector"], folded.astype(np.float32))).reshape(height, length, -1)
+        tokens = np.asarray(connector(params["connector"], jnp.asarray(folded, jnp.float32))).reshape(
+            height, length, -1
+        )
         if number:
             last = np.broadcast_to(params["image_newline"], (height, 1, tokens.shape[-1]))
             tokens = np.concatenate([tokens, last], axis=1)
@@ -80,7 +85,7 @@ def test_neighbors_go_side_by_side_into_the_connector(packing: int, size: tuple[
 def test_a_widened_connector_starts_with_the_mean_of_its_neighbors() -> None:
     rng = np.random.default_rng(0)
     kernel, neighbors = rng.normal(size=(16, 8)), rng.normal(size=(5, 4, 16))
-    wide = np.asarray(widened_connector(kernel.astype(np.float32), 4))
+    wide = np.asarray(widened_connector(jnp.asarray(kernel, jnp.float32), 4))
     np.testing.assert_allclose(neighbors.reshape(5, 64) @ wide, neighbors.mean(axis=1) @ kernel, atol=1e-5)
 
 
@@ -106,7 +111,12 @@ def test_it_trains_from_a_model_without_packing_and_answers(tmp_path: Path, quic
     rows = read_rows(tmp_path / "packed" / "full" / "metrics.jsonl")
     assert all(np.isfinite(row["loss"]) for row in rows)
     model = load(tmp_path / "packed")
-    assert model.arch == dataclasses.replace(architecture(config, "full"))
+    assert model.arch == architecture(config, "full")
     prompt = model._prompt(testing.random_picture(96, 96), "Which color?")
     assert prompt.size.visual == 10
     assert model.answer(testing.random_picture(96, 96), "Which color?", budget="full", max_new_tokens=1).budget
+
+    other = {**changes, "model.anyres.packing": 2, "data.visual_length": 20}
+    other["stage_overrides.full.init_from"] = str(tmp_path / "packed" / "full")
+    with pytest.raises(RequestError, match="its connector reads 128 features, and 64 here"):
+        run_stages(testing.tiny_config(other, steps=1), str(tmp_path / "other"), ["full"])

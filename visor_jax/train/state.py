@@ -6,6 +6,7 @@ no device ever holds a whole model that is sharded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxtyping import PRNGKeyArray
 from visor_jax.architecture import Architecture
 from visor_jax.checkpoint.manager import Checkpoints
 from visor_jax.checkpoint.restoring import EMA, restore_complete, saved_architecture
-from visor_jax.config import Config, ConfigLike, TrainConfig, as_config, stage_config
+from visor_jax.config import Config, ConfigLike, TrainConfig, as_config, from_dict, stage_config
 from visor_jax.config.shipped import checkpoint_folder
 from visor_jax.data.from_config import make_tokenizer
 from visor_jax.errors import RequestError
@@ -78,13 +79,25 @@ def state_places(state: State, mesh: Mesh | AbstractMesh) -> State:
 def start_params(
     config: Config, stage: str, arch: Architecture, mesh: Mesh, workdir: Workdir, places: Params, fresh: RandomStart
 ) -> Params:
-    """Random parameters, or those of the stage to start from; parameters that it does not have are random."""
+    """Random parameters, or those of the stage to start from; parameters that it does not have are random.
+
+    A connector that reads one patch is widened to one that reads several side by side.
+
+    Raises:
+      RequestError: as `saved_params`, or the connector reads otherwise.
+    """
     settings, key = stage_config(config, stage), start_key(config.seed, stage)
     if not settings.init_from:
         return fresh(key)
     saved = flatten(saved_params(config, stage, settings.init_from, arch, mesh, workdir))
     wanted = flatten(places)
-    if arch.anyres.shuffled > 1 and saved[CONNECTOR].shape[0] == arch.vision.hidden_size:
+    if (width := saved[CONNECTOR].shape[0]) != arch.connector_input:
+        if width != arch.vision.hidden_size:
+            raise RequestError(
+                f"stage_overrides.{stage}.init_from={settings.init_from}: its connector reads {width} features, and"
+                f" {arch.connector_input} here; expected the same model.anyres.packing and packing_kind there, or a"
+                " packing_kind other than 'shuffle' there"
+            )
         widen = jax.jit(partial(widened_connector, packing=arch.anyres.packing), out_shardings=wanted[CONNECTOR])
         saved[CONNECTOR] = widen(saved[CONNECTOR])
     if wanted.keys() <= saved.keys():
@@ -111,8 +124,17 @@ def saved_params(
         check(checkpoint)
         return read_params(checkpoint, mesh)
     folder = start_folder(init_from, workdir)
-    shapes = abstract_params(saved_architecture(config, StageFolder(folder)))
+    shapes = abstract_params(_as_packed_there(saved_architecture(config, StageFolder(folder)), Workdir(folder.parent)))
     return restore_complete(Workdir(folder.parent), folder.name, shapes, param_shardings(shapes, mesh))
+
+
+def _as_packed_there(arch: Architecture, run: Workdir) -> Architecture:
+    """`arch` with the packing of another run, on which the shape of the connector depends."""
+    if not (run.path / "config.json").exists():
+        return arch
+    there = from_dict(run.config()).model.anyres
+    packing = {"packing": there.packing, "packing_kind": there.packing_kind}
+    return dataclasses.replace(arch, anyres=dataclasses.replace(arch.anyres, **packing))
 
 
 def start_folder(init_from: str, workdir: Workdir) -> Path:
