@@ -83,7 +83,7 @@ def bootstrap_weights(count: int, rng: np.random.Generator) -> Float[np.ndarray,
     return weights
 
 
-def bootstrap_means(values: Sequence[float], name: str) -> Float[np.ndarray, " resamples"]:
+def bootstrap_means(values: Sequence[float] | np.ndarray, name: str) -> Float[np.ndarray, " resamples"]:
     """Returns the means of resampled values; the same for the same name and number of values."""
     return bootstrap_weights(len(values), generator(name)) @ np.asarray(values, np.float32)
 
