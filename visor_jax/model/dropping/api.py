@@ -74,7 +74,7 @@ def run_dropping(
             visual, stream, raters = after_drop(
                 visual, stream, raters, kept, extra, room.kept + room.clusters, renumber=method.RENUMBERS
             )
-            shift = jnp.sum(totals, axis=1) - jnp.sum(stream.visual_segments > 0, axis=1)
+            shift = jnp.sum(totals - sample_sizes(stream), axis=1, dtype=totals.dtype)
             drops.append(Dropped(stream.visual_segments, shift if method.RENUMBERS else jnp.zeros_like(shift)))
         before = layer, visual, text
         visual, text = _layer(before, stream, arch, record, keep_visual or index < arch.text.num_layers - 1, remat)
@@ -145,7 +145,7 @@ def after_drop(
         last = jnp.max(jnp.where(segments > 0, stream.visual_positions, -1), axis=1, keepdims=True)
         added = jnp.sum(extra.valid, axis=1, keepdims=True, dtype=text_positions.dtype)
         text_positions = text_positions + jnp.where(stream.text_positions > last, added, 0)
-        first = last + 1 - jnp.sum((segments > 0) & ~kept, axis=1, keepdims=True)
+        first = last + 1 - jnp.sum((segments > 0) & ~kept, axis=1, keepdims=True, dtype=last.dtype)
         behind = first + jnp.arange(extra.valid.shape[1], dtype=first.dtype)[None]
         visual = jnp.concatenate([visual, extra.tokens], axis=1)
         positions = jnp.concatenate([positions, behind], axis=1)
