@@ -10,14 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from claims_statistics import Cell, Result, Results, mean_curve
+from claims_statistics import LEVELS, Cell, Result, Results, mean_curve
 from claims_table import ADAPTIVE, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
 from matplotlib.axes import Axes
 
 from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.report import figures
 
-LEVELS = ("easy", "middle", "hard", "other")
 # (claim, first variant and budget, second variant and budget, levels)
 Side = tuple[str, str]
 CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from visor_jax.testing.processes import program_report
 
 PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
 def test_each_device_computes_its_part():
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(PROGRAM.parents[2])}
-    done = subprocess.run([sys.executable, str(PROGRAM)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = program_report(PROGRAM, devices=8)
     assert report.pop("order") == [], "every sample is sorted on its device"
     mixed = report.pop("mixed")
     assert mixed["worst"] < 1e-5

@@ -144,6 +144,16 @@ class _Encoder:
         self.target_mask += [target or token in self._always for token in ids]
 
 
+def mark_pictures(questions: Sequence[str], num_images: int) -> list[str]:
+    """Returns the questions of a chat; if there are several pictures and no marker, all come before the first question.
+
+    A single picture needs no marker.
+    """
+    if num_images > 1 and not any(IMAGE_MARKER in question for question in questions):
+        return [images_before(questions[0], num_images), *questions[1:]]
+    return list(questions)
+
+
 def _check_answers(answers: Sequence[str]) -> None:
     """Raises SkipSample if a turn has no answer."""
     for number, answer in enumerate(answers, 1):

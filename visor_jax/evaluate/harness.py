@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from visor_jax.data import chat
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
 from visor_jax.data.sample import SkipSample
 from visor_jax.loading import Visor
 from visor_jax.workdir.provenance import git_revision, versions
@@ -41,10 +40,9 @@ def rendered(model: Visor, question: str, num_pictures: int, system: str | None)
 
     A question whose markers do not fit its pictures has no prompt.
     """
-    if num_pictures > 1 and IMAGE_MARKER not in question:
-        question = images_before(question, num_pictures)
+    (marked,) = chat.mark_pictures([question], num_pictures)
     try:
-        token_ids = chat.encode_prompt(model.tokenizer, question, num_pictures, system)
+        token_ids = chat.encode_prompt(model.tokenizer, marked, num_pictures, system)
     except SkipSample:
         return ""
     return model.tokenizer.decode(token_ids, keep_special=True)

@@ -67,16 +67,17 @@ def score_tree(
     """
     of, size = programs(arch), arch.slots_per_block
     text = of.start(params, visual, batch) if shared is None else shared
-    states, path = [(visual, text)], ()  # states[k]: after k blocks of `path`
+    states, path = [(visual, text)], []  # states[k]: after k blocks of `path`
     scores: dict[Bits, Score] = {}
     for bits in sorted(set(budgets)):
-        same = next((k for k in range(len(path) // size) if path[: (k + 1) * size] != bits[: (k + 1) * size]), None)
-        del states[1 + (len(path) // size if same is None else same) :]
-        for block in range(len(states) - 1, arch.num_blocks):
-            run = of.first_block if block == 0 else of.block
-            on = jnp.asarray(bits[block * size : (block + 1) * size], bool)
-            states.append(run(params, np.int32(block), *states[-1], batch, on))
-        path = bits
+        blocks = [bits[start : start + size] for start in range(0, len(bits), size)]
+        pairs = zip(path, blocks, strict=False)  # the first path is empty
+        kept = next((index for index, (one, other) in enumerate(pairs) if one != other), len(path))
+        del states[kept + 1 :]
+        for index, on in enumerate(blocks[kept:], start=kept):
+            run = of.first_block if index == 0 else of.block
+            states.append(run(params, np.int32(index), *states[-1], batch, jnp.asarray(on, bool)))
+        path = blocks
         scores[bits] = of.end(params, *states[-1], batch)
     return [scores[bits] for bits in budgets]
 

@@ -22,7 +22,8 @@ from PIL import Image
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.config.data_fields import DEFAULT_MAX_PIXELS
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.data.chat import mark_pictures
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.collate import Example, encode_prompt, encode_tokens
 from visor_jax.data.images import FORMATS, decode_image, read_image
 from visor_jax.data.row_shape import RowShape
@@ -98,10 +99,7 @@ def prompt_of(
     question, turns = checked_question(question), checked_history(history)
     pictures = [pixels(picture, name) for name, picture in each_picture(image)]
     check_length(question, turns, arch)
-    questions = [*(earlier for earlier, _ in turns), question]
-    if len(pictures) > 1 and not any(IMAGE_MARKER in text for text in questions):
-        questions[0] = images_before(questions[0], len(pictures))
-    *earlier_questions, latest = questions
+    *earlier_questions, latest = mark_pictures([*(earlier for earlier, _ in turns), question], len(pictures))
     marked = list(zip(earlier_questions, (answer for _, answer in turns), strict=True))
     return usable(
         partial(encode_prompt, pictures, latest, tokenizer, arch, system=system, history=marked, origin=origin)

@@ -6,6 +6,7 @@ tests: what runs here is what runs on several machines, except for the devices a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 
 class Ended(NamedTuple):
@@ -104,6 +106,25 @@ def run_processes(arguments: Sequence[str], *, seconds: float = 600, count: int 
     """Runs a command to its end in `count` processes."""
     with Processes(arguments, count=count, devices=devices) as processes:
         return processes.wait(seconds)
+
+
+def program_report(program: Path, *arguments: str, devices: int, flags: str = "") -> Any:
+    """Runs a Python program that uses several simulated devices, and returns the JSON in the last line of its output.
+
+    Args:
+      flags: for XLA, besides the number of devices.
+
+    Raises:
+      RuntimeError: the program failed; the message is the end of what it printed.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices} {flags}".strip()
+    root = str(Path(__file__).parents[2])  # of the checkout, for `visor_jax` and `tests`
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": root}
+    command = [sys.executable, str(program), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{program}: exit status {done.returncode}\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def free_port() -> int:

@@ -9,55 +9,11 @@ densities), with Qwen2's layers in place of Llama's. Sequences hold one picture:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from tests.model.numpy_layer import Layer, attention_of, decoder_layer
 from visor_jax.architecture import TextArchitecture
-
-Layer = dict[str, Any]
-
-
-def norm(layer: Layer, x: np.ndarray, arch: TextArchitecture) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + arch.rms_norm_eps) * layer["scale"]
-
-
-def heads(layer: Layer, name: str, x: np.ndarray, arch: TextArchitecture) -> np.ndarray:
-    """[H, T, E], key and value heads repeated for each query head."""
-    part = layer["self_attn"][name]
-    y = (x @ part["kernel"] + part["bias"]).reshape(len(x), -1, arch.head_dim).transpose(1, 0, 2)
-    return np.repeat(y, arch.num_heads // len(y), axis=0)
-
-
-def turned(x: np.ndarray, positions: np.ndarray, arch: TextArchitecture) -> np.ndarray:
-    half = arch.head_dim // 2
-    angles = positions[:, None] * arch.rope_theta ** (-np.arange(half) / half)
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = np.cos(angles), np.sin(angles)
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def attention_of(layer: Layer, x: np.ndarray, positions: np.ndarray, arch: TextArchitecture) -> np.ndarray:
-    """The causal attention weights [H, T, T] of a layer for its input."""
-    y = norm(layer["input_layernorm"], x, arch)
-    query, key = (turned(heads(layer, name, y, arch), positions, arch) for name in ("q_proj", "k_proj"))
-    logits = query @ key.transpose(0, 2, 1) / np.sqrt(arch.head_dim)
-    logits = np.where(np.tri(len(x), dtype=bool), logits, -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def decoder_layer(
-    layer: Layer, x: np.ndarray, positions: np.ndarray, arch: TextArchitecture
-) -> tuple[np.ndarray, np.ndarray]:
-    """The layer's output and its attention weights."""
-    weights = attention_of(layer, x, positions, arch)
-    value = heads(layer, "v_proj", norm(layer["input_layernorm"], x, arch), arch)
-    mixed = (weights @ value).transpose(1, 0, 2).reshape(len(x), -1)
-    x = x + mixed @ layer["self_attn"]["o_proj"]["kernel"]
-    y, mlp = norm(layer["post_attention_layernorm"], x, arch), layer["mlp"]
-    gate = y @ mlp["gate_proj"]["kernel"]
-    return x + (gate / (1 + np.exp(-gate)) * (y @ mlp["up_proj"]["kernel"])) @ mlp["down_proj"]["kernel"], weights
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visor_jax.data.chat_template import IMAGE_MARKER, images_before
+from visor_jax.data.chat import mark_pictures
+from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.sample import NO_PICTURE, Sample, Turn
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.base import Line
@@ -85,9 +86,8 @@ class AnsweredBenchmarks:
 
     def _sample(self, index: int, pictures: Sequence[np.ndarray]) -> Sample:
         table, line = self._places[index]
-        question, name = line["question"], table.benchmark.name
-        if len(pictures) > 1 and IMAGE_MARKER not in question:  # as `Visor.answer` asks it
-            question = images_before(question, len(pictures))
+        name = table.benchmark.name
+        (question,) = mark_pictures([line["question"]], len(pictures))  # as `Visor.answer` asks it
         turn = Turn(question, line["answer"], name)
         return Sample(f"{name}/{line['row']}", tuple(pictures), (turn,), name, table.benchmark.level)
 

@@ -101,7 +101,7 @@ def project_qk(
 def _queries_keys(
     params: Params, x: Float[Array, "B T D"], rope: Rotary, arch: TextArchitecture, first: int
 ) -> tuple[Float[Array, "B Tq H E"], Float[Array, "B T K E"]]:
-    inputs = zip(QKV, (x[:, first:], x), strict=False)
+    inputs = zip(QKV[:2], (x[:, first:], x), strict=True)
     query, key = (split_heads(linear(params["self_attn"][n], y), arch.head_dim) for n, y in inputs)
     return rotate(query, jax.tree.map(lambda turn: turn[:, first:], rope)), rotate(key, rope)
 
