@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm  # pyright: ignore[reportMissingModuleSource]
 
 from visor_jax.architecture import Architecture
+from visor_jax.budget import Bits
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.predictions import answer_costs
 from visor_jax.evaluate.benchmarks.run import mean_costs
@@ -60,13 +61,17 @@ class VisorLmms(lmms):
 
     Attributes:
       budget: the name under which the budget was asked for.
+      budgets: that name and the bits; None: the policy decides.
       arch: of the model.
+      bytes_per_value: of its cache.
       hardware: what the times were measured on.
     """
 
     is_simple = True
     budget: str
+    budgets: Mapping[str, Bits | None]
     arch: Architecture
+    bytes_per_value: int
     hardware: str
 
     def __init__(self, max_new_tokens: int, seed: int) -> None:
@@ -78,10 +83,6 @@ class VisorLmms(lmms):
     @abc.abstractmethod
     def results(self, questions: Iterable[Question], settings: Settings) -> list[Result]:
         """Answers questions under `budget`."""
-
-    @abc.abstractmethod
-    def costs(self, result: BudgetAnswers) -> dict[str, Any]:
-        """Returns the fields of `answer_costs`."""
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """Answers the requests of all tasks, those with the same settings together.
@@ -136,7 +137,9 @@ class VisorLmms(lmms):
             return GenerationResult("", Costs(0, 0, costs={**common, **problem}))
         answer = result.answers[self.budget]
         times = {"seconds_to_first_token": answer.seconds_to_first_token, "seconds": answer.seconds}
-        costs = {**common, **self.costs(result), **times, "problem": ""}
+        routed = self.budgets[self.budget] is None
+        of_answer = answer_costs(answer, result.size, self.arch, self.bytes_per_value, routed=routed)
+        costs = {**common, **of_answer, **times, "problem": ""}
         count = result.size.visual + result.size.text
         return GenerationResult(cut(answer.text, settings.until), Costs(count, answer.new_tokens, costs=costs))
 
@@ -197,8 +200,9 @@ class VisorJax(VisorLmms):
         """
         super().__init__(max_new_tokens, seed)
         self._model, self._dial = load(pretrained, dtype=dtype), dial
-        self.arch, self._budgets = self._model.arch, requested_budgets(self._model, [str(budget)])
-        (self.budget,) = self._budgets
+        self.arch, self.budgets = self._model.arch, requested_budgets(self._model, [str(budget)])
+        (self.budget,) = self.budgets
+        self.bytes_per_value = self._model.dtype.itemsize
         self.hardware = jax.local_devices()[0].device_kind
         log.info("%r", self._model)
 
@@ -206,22 +210,10 @@ class VisorJax(VisorLmms):
         """Answers questions in batches of similar size."""
         return self._model.answer_budgets(
             questions,
-            self._budgets,
+            self.budgets,
             settings.max_new_tokens,
             self._dial,
             temperature=settings.temperature,
             top_p=settings.top_p,
             seed=settings.seed,
-        )
-
-    def costs(self, result: BudgetAnswers) -> dict[str, Any]:
-        """Returns the costs of an answer."""
-        model, answer = self._model, result.answers[self.budget]
-        return answer_costs(
-            answer,
-            result.size,
-            self.arch,
-            model.bits_of(answer.budget),
-            model.dtype.itemsize,
-            routed=self._budgets[self.budget] is None,
         )

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from visor_jax.budget import Bits, Budget
+from visor_jax.budget import Bits
 from visor_jax.data.row_shape import RowShape
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.benchmarks.predictions import answer_costs
 from visor_jax.evaluate.lmms_eval import NEW_TOKENS, Question, Result, Settings, VisorLmms
 from visor_jax.evaluate.measure import requested_budgets
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
@@ -67,11 +66,12 @@ class VisorTorch(VisorLmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise RequestError(f"--batch_size={batch_size}: expected a whole number, at least 1")
         self.arch, self._dial, self._batch_size = checkpoint.arch, dial, int(batch_size)
-        self._budgets = requested_budgets(checkpoint, [str(budget)])
-        (self.budget,) = self._budgets
+        self.budgets = requested_budgets(checkpoint, [str(budget)])
+        (self.budget,) = self.budgets
         self._place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.hardware = torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type
         self._dtype = getattr(torch, dtype)
+        self.bytes_per_value = self._dtype.itemsize
         model = VisorForConditionalGeneration.from_pretrained(pretrained, dtype=self._dtype)
         self._model: Any = model.eval()
         self._model.to(self._place)
@@ -96,13 +96,6 @@ class VisorTorch(VisorLmms):
                 results.append(answer)
             beat()
         return results
-
-    def costs(self, result: BudgetAnswers) -> dict[str, Any]:
-        """Returns the costs of an answer."""
-        answer, arch = result.answers[self.budget], self.arch
-        bits = Budget.parse(answer.budget).resolve(arch.num_slots)
-        routed = self._budgets[self.budget] is None
-        return answer_costs(answer, result.size, arch, bits, self._dtype.itemsize, routed=routed)
 
     def _size_or_error(self, question: Question, max_new_tokens: int) -> RowShape | RequestError:
         """Returns the size of a prompt, or why it cannot be asked."""
@@ -163,14 +156,14 @@ class VisorTorch(VisorLmms):
         pending = PendingAnswer(
             size,
             bits,
-            self._budgets[self.budget] is None,
+            self.budgets[self.budget] is None,
             Seconds(),
             tokens=row[:end],
             complete=end < len(row),
             first=first,
             spent=Seconds(seconds),
         )
-        return pending.answer(self._processor.decode(row[:end]), self.arch, self._dtype.itemsize)
+        return pending.answer(self._processor.decode(row[:end]), self.arch, self.bytes_per_value)
 
 
 class FirstPass:

@@ -116,10 +116,6 @@ class Visor:
         """Returns the dtype of the parameters, and of what is computed with them."""
         return self._engine.dtype
 
-    def bits_of(self, budget: str) -> Bits:
-        """Returns the bits of the budget that an `Answer` names."""
-        return () if self.arch.plan == "dense" else Budget.parse(budget).resolve(self.arch.num_slots)
-
     def with_params(self, params: Params) -> Visor:
         """Returns this model with other parameters of the same shapes."""
         return self._of(params, self.arch)

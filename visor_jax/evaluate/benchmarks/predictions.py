@@ -27,7 +27,7 @@ import grain
 import numpy as np
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, bit_string
+from visor_jax.budget import Bits, Budget, bit_string
 from visor_jax.cost import cache_bytes, decoder_flops, route_flops
 from visor_jax.data.questions import READ_THREADS
 from visor_jax.data.row_shape import RowShape
@@ -164,18 +164,17 @@ def answer_line(
 ) -> Line:
     """Returns the prediction of one budget."""
     answer = result.answers[name]
-    used = model.bits_of(answer.budget)
     return {
         **common(question, name),
         "answer": answer.text,
         "scores": benchmark.score(answer.text, question.item),
-        **answer_costs(answer, result.size, model.arch, used, model.dtype.itemsize, routed=bits is None),
+        **answer_costs(answer, result.size, model.arch, model.dtype.itemsize, routed=bits is None),
         "problem": "",
     }
 
 
 def answer_costs(
-    answer: Answer, size: RowShape, arch: Architecture, bits: Bits, bytes_per_value: int, *, routed: bool
+    answer: Answer, size: RowShape, arch: Architecture, bytes_per_value: int, *, routed: bool
 ) -> dict[str, Any]:
     """Returns the fields of a prediction that say what its answer cost.
 
@@ -183,10 +182,10 @@ def answer_costs(
       answer: the answer.
       size: of its prompt.
       arch: of the model.
-      bits: of the budget that answered.
       bytes_per_value: of the cache.
       routed: whether the policy chose the budget.
     """
+    bits = () if arch.plan == "dense" else Budget.parse(answer.budget).resolve(arch.num_slots)
     routing = route_flops(arch, size.visual, size.text) if routed else 0.0
     return {
         "route": answer.budget,
