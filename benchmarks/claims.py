@@ -337,6 +337,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="measure results once more that are there")
     parser.add_argument("--page", action="store_true", help="only write docs/claims.md from the results that are there")
     args, overrides = parser.parse_known_args(arguments)
+    for override in overrides:
+        if not override.startswith("--config."):
+            parser.error(f"unexpected argument {override!r}; expected --only VARIANT ... or --config.FIELD=VALUE")
     if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
         raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
     if not any("evaluate.samples" in override for override in overrides):

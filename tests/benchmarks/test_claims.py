@@ -92,6 +92,12 @@ def test_a_scale_that_gives_no_steps_is_refused(claims: types.ModuleType, scale:
         claims.main(["--steps-scale", scale])
 
 
+def test_a_variant_without_its_option_is_refused(claims: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        claims.main(["dense", "--page"])
+    assert "unexpected argument 'dense'; expected --only VARIANT" in capsys.readouterr().err
+
+
 def test_an_identity_ignores_where_a_run_lies(claims: types.ModuleType, tmp_path: Path) -> None:
     here = session(claims, tmp_path)
     config = claims.configured(here, "visor", 1)

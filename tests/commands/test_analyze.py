@@ -123,5 +123,6 @@ def test_wrong_requests(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         capsys, run, out, f"--model={tiny_run / 'universal'}"
     )
     assert "--out: is missing" in refusal(capsys, f"--model={tiny_run / 'base'}")
+    assert "nope: no such folder" in refusal(capsys, "--model=nope")
     assert "--model: is missing" in refusal(capsys, out)
     assert not (tmp_path / "out").exists()

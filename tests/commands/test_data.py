@@ -246,6 +246,12 @@ def test_preview_writes_a_picture(folder: Path, capsys: pytest.CaptureFixture[st
             assert min(sheet.size) > 72
 
 
+def test_a_picture_is_written_below_a_name_that_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder / "sheet.xyz"
+    assert main(["data", "preview", f"--config={folder / 'almanac.py'}", f"--out={out}"]) == 2
+    assert "sheet.xyz: expected a name that ends with .png" in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.parametrize("changes", [[], ["--config.data.pack_window=4", "--config.data.pool_rows=2",
     "--config.data.pool_tiles=8", "--config.data.batch_size=4"]])  # fmt: skip
 def test_preview_draws_the_rows_of_the_first_step(
@@ -274,14 +280,14 @@ def stream_of(config: Any) -> Any:
 def test_what_is_written_replaces_no_device_and_no_link(
     folder: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    os.mkfifo(folder / "pipe")
-    (folder / "link").symlink_to("new")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "link.png").symlink_to("new.png")
     config, (action, option) = f"--config={folder / 'llava.py'}", flag.split()
-    assert main(["data", action, config, f"{option}={folder / 'pipe'}"]) == 2
-    assert f"{option}={folder / 'pipe'}: cannot be written: Not a regular file" in capsys.readouterr().err
-    assert (folder / "pipe").is_fifo()
-    assert main(["data", action, config, f"{option}={folder / 'link'}"]) == (1 if action == "check" else 0)
-    assert (folder / "link").is_symlink() and (folder / "new").stat().st_size > 0
+    assert main(["data", action, config, f"{option}={folder / 'pipe.png'}"]) == 2
+    assert f"{option}={folder / 'pipe.png'}: cannot be written: Not a regular file" in capsys.readouterr().err
+    assert (folder / "pipe.png").is_fifo()
+    assert main(["data", action, config, f"{option}={folder / 'link.png'}"]) == (1 if action == "check" else 0)
+    assert (folder / "link.png").is_symlink() and (folder / "new.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -313,7 +319,7 @@ def test_wrong_requests(folder: Path, capsys: pytest.CaptureFixture[str], argume
 def test_places_that_cannot_be_written_are_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], action: str
 ) -> None:
-    taken = folder / "almanac.py" / "inside"
+    taken = folder / "almanac.py" / "inside.png"
     assert main(["data", action, f"--config={folder / 'almanac.py'}", f"--out={taken}", "--samples=2"]) == 2
     error = capsys.readouterr().err
     assert f"--out={taken}: cannot be written" in error and error.count("\n") == 1

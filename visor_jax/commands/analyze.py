@@ -64,7 +64,7 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     only = [name.strip() for name in args.only.split(",") if name.strip()]
     source = as_path(local_folder(args.model) if args.model else args.workdir)
     workdir = as_path(args.workdir) if args.workdir else source if is_run(source) else None
-    if workdir is None and not args.out:
+    if workdir is None and not args.out and source.exists():
         raise RequestError("--out: is missing; expected a folder to write to")
     out = workdir / "analysis" if workdir is not None and not args.out else as_path(args.out)
     use_compile_cache(workdir)

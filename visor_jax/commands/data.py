@@ -85,6 +85,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Runs the action; returns its counts."""
     if args.action in ("preview", "build") and not args.out:
         raise RequestError(f"data {args.action}: --out is missing; expected --out=PATH, where to write")
+    if args.action == "preview" and Path(args.out).suffix.lower() != ".png":
+        raise RequestError(f"data preview: --out={args.out}: expected a name that ends with .png, the picture's format")
     if args.list is not None and (args.action != "check" or not args.list):
         raise RequestError(f"data {args.action}: --list={args.list} belongs to data check; expected --list=FILE there")
     if args.action != "check" and (args.workers is not None or args.restart):

@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         folder = ship(Workdir(args.workdir), args.stage, args.name)
     except (RequestError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"ship: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RequestError) else 1)
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()):,} bytes")
 

@@ -15,7 +15,7 @@ from visor_jax.config import as_config
 from visor_jax.data.almanac.exercises import EXERCISES
 from visor_jax.data.almanac.kind import answered_tasks
 from visor_jax.data.almanac.questions import TASKS
-from visor_jax.data.almanac.source import Almanac, Row
+from visor_jax.data.almanac.source import Almanac, Row, check_kinds
 from visor_jax.data.almanac.tables import all_tables, tables_of
 from visor_jax.data.almanac.words import content_words
 from visor_jax.data.chat import encode_prompt
@@ -84,6 +84,11 @@ def test_evaluation_asks_each_task_equally_often_on_single_questions():
     tasks = [turn.task for index in range(2 * len(expected)) for turn in source[index].turns]
     assert tasks == [*expected, *expected]
     assert {TASKS[task].level for task in tasks} == {"easy", "middle", "hard"}
+
+
+def test_a_kind_that_is_named_twice_is_refused():
+    with pytest.raises(RequestError, match=r"data\.kinds has 'bars' twice"):
+        check_kinds(EXERCISES["pages"], ("bars", "table1", "bars"))
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,9 @@ def _choose(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def check_kinds(exercise: Exercise, kinds: Sequence[str]) -> None:
     """Raises RequestError unless the exercise draws these kinds of pages."""
+    if len(set(kinds)) < len(kinds):
+        twice = next(kind for kind in kinds if kinds.count(kind) > 1)
+        raise RequestError(f"almanac: data.kinds has {twice!r} twice; expected every kind once")
     for kind in kinds:
         _choose("kind in data.kinds", kind, exercise.shape.kinds)
 
