@@ -92,17 +92,18 @@ def test_a_kind_that_is_named_twice_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("path", "kinds", "missing"),
+    ("path", "kinds", "mixed", "missing"),
     [
-        ("pages", (), set()),
-        ("pages", ("bars",), {"right", "cell1", "cell2", "cell3", "line", "column", "two_step"}),
-        ("pages_72", (), {"cell3"}),
+        ("pages", (), 0.3, set()),
+        ("pages", (), 0.0, {"cell3"}),
+        ("pages", ("bars",), 0.3, {"right", "cell1", "cell2", "cell3", "line", "column", "two_step"}),
+        ("pages_72", (), 0.3, {"cell3"}),
     ],
 )
-def test_tasks_that_no_page_answers_are_named_and_left_out(path, kinds, missing, caplog):
+def test_tasks_that_no_page_answers_are_named_and_left_out(path, kinds, mixed, missing, caplog):
     config = testing.tiny_config()
     config.tokenizer.path = "almanac"
-    config.data.update(source="almanac", path=path, kinds=kinds, visual_length=72, text_length=128)
+    config.data.update(source="almanac", path=path, kinds=kinds, mixed_share=mixed, visual_length=72, text_length=128)
     config.model.vision.update(tile_size=96, patch_size=12)
     config, kind = as_config(config), source_kind(config)
     answered_tasks.cache_clear()

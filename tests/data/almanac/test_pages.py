@@ -10,18 +10,22 @@ from hypothesis import strategies as st
 
 from visor_jax.data.almanac.draw import Draws
 from visor_jax.data.almanac.exercises import EXERCISES
+from visor_jax.data.almanac.facts import Facts
 from visor_jax.data.almanac.fonts import FACES
 from visor_jax.data.almanac.layout import MORE_KINDS, Look
 from visor_jax.data.almanac.pages import Page, draw_page
 from visor_jax.data.almanac.questions import TASKS, questions
+from visor_jax.data.almanac.tables import Table, tables_of
 from visor_jax.data.almanac.words import FEW_WORDS, NONE, content_words
 
 keys = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**62))
 exercises = st.sampled_from(sorted(set(EXERCISES) - {"pages_vega"}))
 
 
-def draw(exercise: str, key: tuple[int, int], jitter: int = 3, kinds=(), split: str = "train") -> Page:
-    return draw_page(Draws(*key), EXERCISES[exercise].shape.only(kinds), Look(split, FACES, jitter, 0.3))
+def draw(
+    exercise: str, key: tuple[int, int], jitter: int = 3, kinds=(), split: str = "train", mixed: float = 0.3
+) -> Page:
+    return draw_page(Draws(*key), EXERCISES[exercise].shape.only(kinds), Look(split, FACES, jitter, mixed))
 
 
 @settings(max_examples=300, deadline=None)
@@ -44,6 +48,29 @@ def test_the_transcription_holds_exactly_the_drawn_words(exercise, key):
     page = draw(exercise, key)
     drawn = Counter(word for text in page.canvas.texts for word in text.text.split())
     assert drawn == Counter(word for line in page.facts.lines for word in line.split())
+
+
+@settings(max_examples=200, deadline=None)
+@given(keys, st.sampled_from(["train", "validation", "test"]), st.integers(0, 3))
+def test_without_mixed_content_every_page_shows_a_part_of_a_table_of_its_split(key, split, jitter):
+    facts = draw("pages", key, jitter, split=split, mixed=0.0).facts
+    assert any(is_part(facts, table) for table in tables_of(split))
+
+
+def is_part(facts: Facts, table: Table) -> bool:
+    """Whether every number stands in the table at its label, in the column of its head or in one and the same."""
+    if not set(facts.labels) <= set(table.labels):
+        return False
+    rows = [table.labels.index(label) for label in facts.labels]
+    heads = facts.heads or ("",) * len(facts.values[0])
+    return all(
+        any(
+            column.head == (head or column.head)
+            and all(column.values[row] == shown[place] for row, shown in zip(rows, facts.values, strict=True))
+            for column in table.columns
+        )
+        for place, head in enumerate(heads)
+    )
 
 
 @pytest.mark.parametrize("kind", ["lists", "tables", "vbars"])

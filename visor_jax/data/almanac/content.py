@@ -7,6 +7,7 @@ content combines any words of the vocabulary with random numbers, so that no ans
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,10 +98,47 @@ def mixed_content(
 def real_content(draws: Draws, style: Style, split: str, count: int, columns: int, label_limit: int) -> Content | None:
     """Returns rows and columns of a random table of the split; None if it has fewer, or fewer of the given width."""
     table = draws.one_of(tables_of(split))
-    fitting = [number for number, label in enumerate(table.labels) if style.width(label) <= label_limit]
+    fitting = _rows_up_to(style, table, label_limit)
     if len(fitting) < count or len(table.columns) < columns:
         return None
     return _part(draws, table, draws.some_of(fitting, count), draws.some_of(table.columns, columns))
+
+
+def searched_content(
+    draws: Draws, style: Style, split: str, count: int, columns: int, room: int, *, with_numbers: bool
+) -> Content | None:
+    """Returns rows and columns of a table of the split that fit; None if no table has such a part.
+
+    Tries all tables, and all columns of each, in random order.
+
+    Args:
+      draws: the random stream.
+      style: font and size.
+      split: whose tables.
+      count: number of rows.
+      columns: number of columns.
+      room: width in pixels that a row may have.
+      with_numbers: whether heads and numbers take a part of `room`, or labels alone.
+    """
+    tables = tables_of(split)
+    for table in draws.some_of(tables, len(tables)):
+        choices = list(itertools.combinations(table.columns, columns))
+        for chosen in draws.some_of(choices, len(choices)):
+            taken = sum(_column_width(style, column) for column in chosen) if with_numbers else 0
+            fitting = _rows_up_to(style, table, room - taken)
+            if len(fitting) >= count:
+                return _part(draws, table, draws.some_of(fitting, count), draws.some_of(chosen, columns))
+    return None
+
+
+def _rows_up_to(style: Style, table: Table, width: int) -> list[int]:
+    """Returns the rows whose labels have at most `width` pixels."""
+    return [number for number, label in enumerate(table.labels) if style.width(label) <= width]
+
+
+def _column_width(style: Style, column: Column) -> int:
+    """Returns the width of a column in pixels, whatever its rows."""
+    return max(style.width(column.head), *(style.width(str(value)) for value in column.values))
 
 
 def _part(draws: Draws, table: Table, rows: Sequence[int], columns: Sequence[Column]) -> Content:

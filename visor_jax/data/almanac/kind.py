@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from visor_jax.config import Config
 from visor_jax.config.rules import parse_grids
 from visor_jax.data.almanac.draw import Draws
-from visor_jax.data.almanac.layout import Look
+from visor_jax.data.almanac.exercises import Exercise
+from visor_jax.data.almanac.layout import Look, Shape
 from visor_jax.data.almanac.questions import TASKS, questions
 from visor_jax.data.almanac.source import Almanac, Row, check_kinds, exercise_of
-from visor_jax.data.source_kind import SourceKind
+from visor_jax.data.source_kind import SPLITS, SourceKind
 from visor_jax.data.tokenizer import load_tokenizer
 from visor_jax.errors import RequestError
 
@@ -49,12 +51,15 @@ def _for_evaluation(config: Config, split: str) -> Almanac:
 
 def _tasks(config: Config) -> tuple[str, ...]:
     """Returns the tasks that the configured exercise asks, transcription included, and its kinds of pages answer."""
-    return answered_tasks(config.data.path or "pages", config.data.kinds)
+    return answered_tasks(config.data.path or "pages", config.data.kinds, config.data.mixed_share)
 
 
 @functools.lru_cache
-def answered_tasks(path: str, kinds: tuple[str, ...] = ()) -> tuple[str, ...]:
+def answered_tasks(path: str, kinds: tuple[str, ...] = (), mixed: float = 0.3) -> tuple[str, ...]:
     """Returns the tasks of an exercise that pages of these kinds (empty: all of the exercise) answer; logs the others.
+
+    Mixed content can answer all tasks of its kind. Without any (`mixed` is 0), a task counts if every split has tables
+    for it that fit.
 
     Raises:
       RequestError: a name is unknown.
@@ -62,21 +67,32 @@ def answered_tasks(path: str, kinds: tuple[str, ...] = ()) -> tuple[str, ...]:
     exercise = exercise_of(path)
     check_kinds(exercise, kinds)
     tasks = tuple(dict.fromkeys((*exercise.weights, "read")))
-    shape, look, left = exercise.shape.only(kinds), Look("train", exercise.faces, 1, 0.3), set(tasks)
+    left: set[str] = set()
+    for split in ("train",) if mixed else SPLITS:
+        left |= _unanswered(exercise, exercise.shape.only(kinds), Look(split, exercise.faces, 1, mixed), tasks)
+    if not left:
+        return tasks
+    log.warning(
+        "almanac: pages of data.path=%r with data.kinds=%r and data.mixed_share=%g answer no question of these tasks,"
+        " which search, labels and evaluation leave out: %s",
+        path,
+        kinds,
+        mixed,
+        ", ".join(task for task in tasks if task in left),
+    )
+    return tuple(task for task in tasks if task not in left)
+
+
+def _unanswered(exercise: Exercise, shape: Shape, look: Look, tasks: Sequence[str]) -> set[str]:
+    """Returns the tasks that no page of this look answers."""
+    left = set(tasks)
     for index in range(_DRAWN):
         for kind in shape.kinds:
             facts = exercise.draw(Draws(0, 1, index), shape.only((kind,)), look).facts
             left -= {task for task in left if questions(task, facts)}
             if not left:
-                return tasks
-    log.warning(
-        "almanac: pages of data.path=%r with data.kinds=%r answer no question of these tasks, which search, labels and"
-        " evaluation leave out: %s",
-        path,
-        kinds,
-        ", ".join(task for task in tasks if task in left),
-    )
-    return tuple(task for task in tasks if task not in left)
+                return left
+    return left
 
 
 def _check(config: Config) -> None:

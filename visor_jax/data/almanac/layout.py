@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from visor_jax.data.almanac.content import Content, mixed_content, real_content, widths
+from visor_jax.data.almanac.content import Content, mixed_content, real_content, searched_content, widths
 from visor_jax.data.almanac.draw import LINE, Canvas, Draws, Style
 
 KINDS = ("table", "bars", "columns")
@@ -97,6 +97,8 @@ class ContentSource:
 
     def listed(self, style: Style, count: int, label_limit: int) -> Content:
         """Returns content with one number per label and no head that is drawn."""
+        if content := self._searched(style, count, 1, label_limit, with_numbers=False):
+            return content
         if not self.draws.chance(self.mixed):
             for _ in range(_TRIES):
                 content = real_content(self.draws, style, self.split, count, 1, label_limit)
@@ -111,6 +113,10 @@ class ContentSource:
 
         If nothing of the requested number of columns fits, the table has fewer.
         """
+        for fewer in range(columns, 0, -1):
+            wider = room + COLUMN_GAP * (columns - fewer)
+            if content := self._searched(style, count, fewer, wider, with_numbers=True):
+                return content
         real = not self.draws.chance(self.mixed)
         while True:
             for attempt in range(_TRIES):
@@ -124,6 +130,12 @@ class ContentSource:
             columns -= 1
             room += COLUMN_GAP
             assert columns, "no table of one column fits"
+
+    def _searched(self, style: Style, count: int, columns: int, room: int, *, with_numbers: bool) -> Content | None:
+        """Returns real content that fits if no content may be mixed; None otherwise, or if no table has any."""
+        if self.mixed:
+            return None
+        return searched_content(self.draws, style, self.split, count, columns, room, with_numbers=with_numbers)
 
     def _limits(self, room: int, columns: int) -> list[int]:
         """Returns random widths for labels and heads that add up to `room`."""

@@ -23,10 +23,9 @@ from visor_jax.data.almanac.words import NONE
 from visor_jax.data.chat_template import ASSISTANT, NEWLINE, USER, header
 from visor_jax.data.draws import STREAM_LENGTH
 from visor_jax.data.sample import Sample, Sheet, Turn
+from visor_jax.data.source_kind import SPLITS
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.errors import RequestError, nearest
-
-SPLITS = ("train", "validation", "test")
 
 _MAX_MISSES = 12  # questions that are drawn twice or do not fit, before a sample is complete
 _NONE_KEPT = 0.4  # share of pictures whose questions with the answer "none" are asked, lest it be the safest guess
