@@ -11,7 +11,7 @@ import pytest
 
 from visor_jax.analysis import layers
 from visor_jax.analysis.layers import RIGHT, check_dense, check_inputs, layer_table
-from visor_jax.architecture import Architecture
+from visor_jax.architecture import Architecture, DroppingArchitecture
 from visor_jax.config import architecture, as_config
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
@@ -36,6 +36,9 @@ def test_an_adaptive_model_is_refused() -> None:
     check_dense(model_of(dataclasses.replace(architecture(CONFIG), plan="dense")))
     with pytest.raises(RequestError, match=r"runs/one: stage 'policy' has the plan 'visor'; .* with --model"):
         check_dense(model_of(architecture(CONFIG)))
+    dropping = DroppingArchitecture("fastv", (1,), (0.5,))
+    with pytest.raises(RequestError, match=r"has model\.dropping\.method='fastv'; .* without it"):
+        check_dense(model_of(dataclasses.replace(architecture(CONFIG), plan="dense", dropping=dropping)))
 
 
 def test_questions_for_another_model_are_refused() -> None:

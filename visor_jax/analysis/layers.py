@@ -33,11 +33,16 @@ ACCURACIES = "accuracy"  # how the names of columns begin that are scores too
 
 
 def check_dense(model: Visor) -> None:
-    """Raises RequestError unless the model has a dense plan."""
+    """Raises RequestError unless the model has a dense plan, all of whose layers read all visual tokens."""
     if model.arch.plan != "dense":
         raise RequestError(
             f"{model.source}: stage {model.stage!r} has the plan {model.arch.plan!r}; layers are analyzed in a dense"
             " model: name the checkpoint that it started from with --model"
+        )
+    if model.arch.dropping.active:
+        raise RequestError(
+            f"{model.source}: has model.dropping.method={model.arch.dropping.method!r}; the analyses compare layers"
+            " that read all visual tokens: name a checkpoint without it"
         )
 
 
