@@ -90,17 +90,22 @@ def changed(config: Config, fields: Mapping[str, Any]) -> Config:
     return from_dict(tree.to_dict())
 
 
-def scaled(config: Config, scale: float) -> Config:
-    """Returns the configuration with all stages' steps multiplied by `scale`, at least one step each."""
+def scaled(config: Config, scale: float, *, labels: bool = False) -> Config:
+    """Returns the configuration with all stages' steps multiplied by `scale`, at least one step each.
+
+    With `labels`, a longer policy stage also gets more labels: it would learn the same ones by heart.
+    """
     stages = (*ADAPTIVE, "policy")
-    steps = {f"stage_overrides.{s}.steps": max(1, round(scale * stage_config(config, s).steps)) for s in stages}
-    return config if scale == 1 else changed(config, steps)
+    fields = {f"stage_overrides.{s}.steps": max(1, round(scale * stage_config(config, s).steps)) for s in stages}
+    if labels and scale > 1:
+        fields["label.samples"] = round(scale * config.label.samples)
+    return config if scale == 1 else changed(config, fields)
 
 
 def configured(session: Session, name: str, seed: int) -> Config:
     """Returns the configuration of one variant and seed."""
     variant = VARIANTS[name]
-    config = scaled(session.config, session.steps_scale)
+    config = scaled(session.config, session.steps_scale, labels="label" in variant.stages)
     fields = {"name": f"claims_{name}", "seed": seed, "stage": "", "stages": variant.stages, **variant.fields(config)}
     if variant.stages and variant.after is None:
         start = session.base if variant.start is None else str(workdir_of(session, variant.start[0], seed).path)
@@ -331,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", default="almanac-base", help="the dense base; a name, a folder, or RUN/base_pages")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="multiplies all steps, and labels if above 1")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=ROOT, help="root of benchmarks/results and docs")
     parser.add_argument("--again", action="store_true", help="measure results once more that are there")

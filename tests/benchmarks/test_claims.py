@@ -81,6 +81,10 @@ def test_steps_are_scaled_in_all_stages(claims: types.ModuleType, tmp_path: Path
     here = session(claims, tmp_path, steps_scale=0.5)
     assert stage_config(claims.configured(here, "visor", 1), "policy").steps == 2
     assert stage_config(claims.configured(here, "dense", 1), "dense").steps == 6
+    longer, samples = session(claims, tmp_path, steps_scale=3.0), here.config.label.samples
+    labels = [claims.configured(each, name, 1).label.samples for each, name in
+              ((here, "visor"), (longer, "visor"), (longer, "dense"))]  # fmt: skip
+    assert labels == [samples, 3 * samples, samples], "only a policy that trains longer needs more labels"
     whole = session(claims, tmp_path)
     assert (here.results, here.folder) == (whole.results / "steps_x0.5", whole.folder)
     assert claims.workdir_of(here, "visor", 1).path != claims.workdir_of(whole, "visor", 1).path
