@@ -48,21 +48,22 @@ def commands(block: str) -> Iterator[str]:
             yield line
 
 
-def run_command(line: str) -> None:
-    """Runs a command line of a page in the current folder."""
+def run_command(line: str, package: Path = ROOT) -> None:
+    """Runs a command line of a page in the current folder; `package` is the folder that has visor_jax."""
     words = shlex.split(line, comments=True)
-    if words[0] == "visor":
+    if words[0] == "visor" and package == ROOT:
         assert main(words[1:]) == 0, line
         return
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), "."]),
+        "PYTHONPATH": os.pathsep.join([str(package), "."]),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    done = subprocess.run(["bash", "-ec", line], env=environment, capture_output=True, text=True, timeout=600)
+    script = f'visor() {{ python -m visor_jax "$@"; }}\n{line}'
+    done = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def run_page(name: str) -> dict[str, Any]:
+def run_page(name: str, package: Path = ROOT) -> dict[str, Any]:
     """Runs a page of docs/ in the current folder and returns the names that its Python blocks define."""
     names: dict[str, Any] = {}
     for block in blocks((ROOT / "docs" / name).read_text(encoding="utf-8"), "python", "bash"):
@@ -74,5 +75,5 @@ def run_page(name: str) -> dict[str, Any]:
             exec(compile(block.text, name, "exec"), names)
         else:
             for line in commands(block.text):
-                run_command(line)
+                run_command(line, package)
     return names
