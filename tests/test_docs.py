@@ -30,6 +30,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 LIBRARIES = ("jax", "jnp", "np", "nnx", "flax", "optax", "torch", "transformers", "huggingface_hub", "sklearn", "PIL")
 # Names of other projects and placeholders that do not occur in code here.
 FOREIGN = {
+    "FILE.py",
     "EventFileWriter",
     "Fast",
     "Pil",
@@ -41,7 +42,12 @@ FOREIGN = {
     "getrusage",
     "image_b",
     "jax_default_matmul_precision",
+    "receipts.py",  # the example of docs/add_a_benchmark.md, with two more
+    "make_receipts.py",
+    "test_receipts.py",
     "shades.py",  # the example of docs/your_data.md
+    "tests/model/reduction/test_even.py",  # the example of docs/add_a_reduction.md, with one more
+    "visor_jax/model/reduction/even.py",
     "utils.py",
 }
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -66,7 +66,7 @@ def test_files_that_cannot_be_taken(tmp_path):
     assert "expected a Python file" in load_error(tmp_path / "notes.txt")
     os.mkfifo(tmp_path / "fifo.py")
     assert "not a regular file" in load_error(tmp_path) and "not a regular file" in load_error(tmp_path / "fifo.py")
-    assert "a configuration is code; expected a local file" in load_error("gs://bucket/configs/a.py")
+    assert "is code, which is executed; expected a local file" in load_error("gs://bucket/configs/a.py")
     assert "printable" in load_error("a\nb.py")
     assert "takes no argument" in load_error(f"{ROOT / 'configs' / 'almanac_large.py'}:x")
 

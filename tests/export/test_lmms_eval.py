@@ -187,7 +187,7 @@ def write_shared(model: Visor, data: Path, tasks: Path, originals: Path) -> None
 
 def ours(model: Visor, name: str, data: Path, budget: str) -> tuple[list[Line], dict[str, Any]]:
     """Returns our predictions of a benchmark, and the row of the budget as `visor evaluate` has it."""
-    (table,) = open_tables([name], str(data))
+    (table,) = open_tables([named_benchmark(name)], str(data))
     opened = [Opened(row, item, table.pictures(row)) for row, item in enumerate(table.items)]
     budgets = requested_budgets(model, [budget])
     lines = answered(table.benchmark, model, budgets, opened)

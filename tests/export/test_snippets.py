@@ -1,6 +1,5 @@
 """The code in docs/pytorch.md and in the model card runs unchanged on an exported folder."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 
 import visor_jax
+from tests.doc_pages import blocks
 from visor_jax import testing
 from visor_jax.export.model_card import About, write_card
 from visor_jax.export.parity import Comparison, Parity
@@ -18,7 +18,7 @@ PROVEN = Parity(1e-5, [Comparison("p", "full", "full", 0.0, True)])
 
 
 def snippets(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [block.text for block in blocks(text, "python")]
 
 
 @pytest.fixture

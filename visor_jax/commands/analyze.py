@@ -141,7 +141,7 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     import dataclasses
 
     from visor_jax.analysis.write import Asked
-    from visor_jax.commands.recipe import benchmark_names, evaluation_data
+    from visor_jax.commands.recipe import evaluation_data, public_benchmarks
     from visor_jax.data.questions import Questions, single_questions
     from visor_jax.data.sources import source_kind
     from visor_jax.errors import RequestError
@@ -151,14 +151,14 @@ def questions_of(args: argparse.Namespace, config: Config, model: Visor) -> tupl
     # Questions are asked with the model's own system text, as it answers.
     tokenizer = dataclasses.replace(config.tokenizer, system=model.system or "")
     config = dataclasses.replace(config, tokenizer=tokenizer)
-    count, names = args.samples or SAMPLES, benchmark_names(args.benchmark, args.data, None)
-    if not names:
+    count, benchmarks = args.samples or SAMPLES, public_benchmarks(args.benchmark, args.data, None, args.workdir or "")
+    if not benchmarks:
         config = evaluation_data(config, args.benchmark, args.data)
         levels = source_kind(config).levels
         return config, Asked(single_questions(config, args.split or "validation", count), levels)
     if args.split:
         raise RequestError(f"--split={args.split}: public benchmarks have one only; expected no --split")
     answers = AnsweredBenchmarks(
-        open_tables(names, args.data), model, limit=count, batch_size=config.evaluate.batch_size
+        open_tables(benchmarks, args.data), model, limit=count, batch_size=config.evaluate.batch_size
     )
     return config, Asked(Questions(config, answers, len(answers)), answers.levels, answers.scores)

@@ -9,6 +9,7 @@ its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a
 `--benchmark=docvqa --data=FOLDER` asks the questions of a public benchmark, or of several (`docvqa,chartqa`), from a
 folder in the hub's layout, or from one that holds a folder for each repository (docs/benchmarks.md). The results go to
 `eval/of_docvqa/`, with a line of JSON for each question and budget. `--limit=N` asks the first N questions only.
+`--benchmark=FILE.py` asks those of a benchmark of your own; the file is executed (docs/add_a_benchmark.md).
 
 `--against=B` compares the answers with those of another run to the same questions, of which B is the workdir or the
 file of answers. Its budget of the same name counts, or `--against-budget=NAME` (docs/evaluation.md).
@@ -32,7 +33,9 @@ PROCESSES = "all"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that choose data, budgets, stage and split."""
     parser.add_argument(
-        "--benchmark", default="", help="public benchmarks, separated by commas; or another source, as data.source"
+        "--benchmark",
+        default="",
+        help="public benchmarks, separated by commas, or a file of your own; or a source, as data.source",
     )
     parser.add_argument(
         "--data", default="", help="a JSON file in LLaVA's format, or a folder; of a benchmark: a folder"
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Evaluates the model; returns the content of the result file."""
-    from visor_jax.commands.recipe import benchmark_names, check_average, evaluation_data
+    from visor_jax.commands.recipe import check_average, evaluation_data, public_benchmarks
     from visor_jax.config import from_dict
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.against import open_answers, open_predictions
@@ -69,7 +72,8 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if args.stage and args.stage not in MODEL_STAGES:
         hint = nearest(args.stage, MODEL_STAGES) or f"expected one of {', '.join(MODEL_STAGES)}"
         raise RequestError(f"--stage={args.stage}: unknown stage; {hint}")
-    workdir, benchmarks = Workdir(args.workdir), benchmark_names(args.benchmark, args.data, args.limit)
+    workdir = Workdir(args.workdir)
+    benchmarks = public_benchmarks(args.benchmark, args.data, args.limit, args.workdir)
     if benchmarks and args.split:
         raise RequestError(
             f"--split={args.split}: is for the run's own data; expected no --split with {args.benchmark}"

@@ -18,7 +18,8 @@ from visor_jax.config.mixture import MIXTURE_SUFFIXES, is_mixture, mixture_field
 from visor_jax.data.source_kind import split_read_by
 from visor_jax.data.sources import SOURCES, SUFFIXES, check_source, named_kind, source_kind, source_of_file
 from visor_jax.errors import RequestError, nearest
-from visor_jax.evaluate.benchmarks import MODULES, named_benchmark
+from visor_jax.evaluate.benchmarks import MODULES, benchmarks_of, is_file
+from visor_jax.evaluate.benchmarks.base import Benchmark
 from visor_jax.files.bucket import size_of
 from visor_jax.files.read_write import as_path, read_json, read_regular
 from visor_jax.scale.compiler_options import use_compile_cache
@@ -297,27 +298,29 @@ def print_summary(result: dict[str, Any], path: str) -> None:
     print(f"ask it: visor generate --workdir={path} --image=FILE --question=TEXT")
 
 
-def benchmark_names(benchmark: str, data: str, limit: int | None) -> list[str]:
-    """Returns the public benchmarks that `--benchmark` names; none if it names none.
+def public_benchmarks(benchmark: str, data: str, limit: int | None, workdir: str = "") -> list[Benchmark]:
+    """Returns the benchmarks that `--benchmark` names: rows of the table, or Python files; none if it names none.
 
     Raises:
-      RequestError: one of several names is unknown, `--data` is missing, or `--limit` does not fit.
+      RequestError: one of several names is unknown, a file cannot be used, `--data` is missing, or `--limit` does not
+        fit.
     """
     names = [name.strip() for name in benchmark.split(",") if name.strip()]
-    if not any(name in MODULES for name in names):
+    if not any(name in MODULES or is_file(name) for name in names):
         if limit is not None:
             raise RequestError(f"--limit={limit}: is for public benchmarks; expected --config.evaluate.samples={limit}")
         return []
     for name in names:
-        if name not in MODULES:
-            hint = nearest(name, MODULES) or f"expected one of {', '.join(MODULES)}"
+        if name not in MODULES and not is_file(name):
+            hint = nearest(name, MODULES) or f"expected one of {', '.join(MODULES)}, or a Python file"
             raise RequestError(f"--benchmark={name}: {hint}")
+    found = {one.name: one for name in dict.fromkeys(names) for one in benchmarks_of(name, workdir)}
     if not data:
-        repo = named_benchmark(names[0]).repo
+        repo = next(iter(found.values())).repo
         raise RequestError(f"--benchmark={benchmark}: needs --data=FOLDER, with the files of {repo}")
     if limit is not None and limit < 1:
         raise RequestError(f"--limit={limit}: expected at least 1")
-    return list(dict.fromkeys(names))
+    return list(found.values())
 
 
 def evaluation_data(config: Config, benchmark: str, data: str) -> Config:

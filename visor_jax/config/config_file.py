@@ -6,12 +6,14 @@ checks them.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -56,33 +58,56 @@ def config_from_file(file: str | os.PathLike[str], argument: str | None = None) 
     """
     source = as_path(file)
     where = f"--config={os.fspath(file)}"
+    if source.is_file() and source.suffix != ".py":
+        raise RequestError(f"{where}: expected a Python file that defines get_config(), or a JSON file")
+    module = run_file(source, where, "get_config()")
+    make = getattr(module, "get_config", None)
+    if not callable(make):
+        raise RequestError(f"{where}: defines no function get_config()")
+    _check_argument(where, make, argument)
+    with _errors_of(source, where):
+        config = make() if argument is None else make(argument)
+    if not isinstance(config, ConfigDict):
+        raise RequestError(f"{where}: get_config() returned {type(config).__name__}, expected a ConfigDict")
+    return config
+
+
+def run_file(source: Path, where: str, defines: str) -> ModuleType:
+    """Executes a Python file of the user's and returns the module.
+
+    Args:
+      source: the file.
+      where: how messages name it, such as "--config=FILE".
+      defines: what the file is expected to define, for messages.
+
+    Raises:
+      RequestError: the file does not exist or raises; the message names the file and, if known, the line.
+    """
     if not source.is_file():
         if source.exists():
-            raise RequestError(f"{where}: not a regular file; expected a Python file that defines get_config()")
+            raise RequestError(f"{where}: not a regular file; expected a Python file that defines {defines}")
         folder = source.parent if source.parent.is_dir() else Path()
-        hint = nearest(os.fspath(file), map(str, folder.glob("*.py")))
+        hint = nearest(where.partition("=")[2], map(str, folder.glob("*.py")))
         raise RequestError(f"{where}: no such file" + (f"; {hint}" if hint else ""))
-    if source.suffix != ".py":
-        raise RequestError(f"{where}: expected a Python file that defines get_config(), or a JSON file")
-    spec = importlib.util.spec_from_file_location(f"visor_config_{source.stem}", source)
+    spec = importlib.util.spec_from_file_location(f"visor_file_{source.stem}", source)
     assert spec is not None and spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _errors_of(source, where):
         spec.loader.exec_module(module)
-        make = getattr(module, "get_config", None)
-        if not callable(make):
-            raise RequestError(f"{where}: defines no function get_config()")
-        _check_argument(where, make, argument)
-        config = make() if argument is None else make(argument)
+    return module
+
+
+@contextlib.contextmanager
+def _errors_of(source: Path, where: str) -> Iterator[None]:
+    """Turns what the code of `source` raises into a RequestError."""
+    try:
+        yield
     except RequestError:
         raise
     except (Exception, SystemExit) as error:
         line = _line_in(source, error)
         text = " ".join(str(error).split())
         raise RequestError(f"{where}: {type(error).__name__}{line}: {text}") from error
-    if not isinstance(config, ConfigDict):
-        raise RequestError(f"{where}: get_config() returned {type(config).__name__}, expected a ConfigDict")
-    return config
 
 
 def fields_from_file(file: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -99,17 +124,24 @@ def fields_from_file(file: str | os.PathLike[str]) -> Mapping[str, Any]:
     return value
 
 
-def refuse_unsafe(file: Path, given: str, workdir: str) -> None:
-    """Rejects URLs and files inside a workdir: a configuration is code, and those places hold data."""
+def refuse_unsafe(file: Path, given: str, workdir: str, flag: str = "--config") -> None:
+    """Rejects URLs and files inside a workdir: a file that is executed is code, and those places hold data.
+
+    Args:
+      file: the file.
+      given: as it was named on the command line, with `flag`.
+      workdir: of the command; "" if it has none.
+      flag: for messages.
+    """
     if not given.isprintable():
-        raise RequestError(f"--config={given!r}: expected a path of printable characters")
+        raise RequestError(f"{flag}={given!r}: expected a path of printable characters")
     if "://" in given:
-        raise RequestError(f"--config={given}: a configuration is code; expected a local file")
+        raise RequestError(f"{flag}={given}: is code, which is executed; expected a local file")
     folders = [folder for folder in file.resolve().parents if is_workdir(folder)]
     if workdir and "://" not in workdir and as_path(workdir).resolve() in file.resolve().parents:
         folders.append(as_path(workdir))
     if folders:
-        raise RequestError(f"--config={given}: is in the workdir {folders[0]}; a workdir's files are not executed")
+        raise RequestError(f"{flag}={given}: is in the workdir {folders[0]}; a workdir's files are not executed")
 
 
 def is_workdir(folder: Path) -> bool:

@@ -30,6 +30,7 @@ from visor_jax.workdir.folder import Workdir
 pytestmark = pytest.mark.usefixtures("quick")
 ROOT = Path(__file__).parents[3]
 NAMES = ["docvqa", "mme"]
+NAMED = [named_benchmark(name) for name in NAMES]
 # Six questions of each in chunks of four: two chunks.
 CONFIG = as_config(tiny_config({"evaluate.batch_size": 4}))
 
@@ -56,7 +57,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def evaluated(run: Path, data: Path, **settings: Any) -> dict[str, Any]:
-    return evaluate_benchmarks(CONFIG, load(run), Workdir(run), open_tables(NAMES, str(data)), **settings)
+    return evaluate_benchmarks(CONFIG, load(run), Workdir(run), open_tables(NAMED, str(data)), **settings)
 
 
 def lines_in(path: Path) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ def test_times_and_another_run_beside_the_scores(
     tiny_copy: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Against a stage's own answers there is no difference; times are of the question of median length."""
-    stage, tables = load(tiny_copy / "full"), open_tables(NAMES, str(data))
+    stage, tables = load(tiny_copy / "full"), open_tables(NAMED, str(data))
     config = as_config(tiny_config({"evaluate.timing_rounds": 1}))
     evaluate_benchmarks(CONFIG, stage, Workdir(tiny_copy), tables, budgets=["full"])
     others = open_predictions(str(tiny_copy), tables, None)
@@ -215,7 +216,7 @@ def test_questions_that_cannot_be_asked_are_wrong_and_counted(tiny_copy: Path, t
     rows[2]["question"] = "why " * 100_000
     hub_tables.write("chartqa", tmp_path / "hub", rows)
     model, workdir = load(tiny_copy), Workdir(tiny_copy)
-    tables = open_tables(["chartqa"], str(tmp_path / "hub"))
+    tables = open_tables([named_benchmark("chartqa")], str(tmp_path / "hub"))
     result = evaluate_benchmarks(CONFIG, model, workdir, tables, budgets=["full"])["benchmarks"]["chartqa"]
     assert result["problems"] == {"image_format": 1, "not_askable": 1} and result["budgets"]["full"]["samples"] == 3
     lines = lines_in(tiny_copy / "eval" / "of_chartqa" / "test.predictions.jsonl")
@@ -225,7 +226,9 @@ def test_questions_that_cannot_be_asked_are_wrong_and_counted(tiny_copy: Path, t
     assert flops == pytest.approx(lines[0]["prompt_decoder_flops"]), "the mean is over those that were answered"
     hub_tables.write("chartqa", tmp_path / "bad", rows[1:])
     with pytest.raises(RequestError, match="no question of chartqa can be asked; the first: image_format: "):
-        evaluate_benchmarks(CONFIG, model, workdir, open_tables(["chartqa"], str(tmp_path / "bad")), budgets=["full"])
+        evaluate_benchmarks(
+            CONFIG, model, workdir, open_tables([named_benchmark("chartqa")], str(tmp_path / "bad")), budgets=["full"]
+        )
 
 
 def test_limits_and_budgets_go_to_a_folder_of_their_own(tiny_copy: Path, data: Path) -> None:
@@ -234,5 +237,5 @@ def test_limits_and_budgets_go_to_a_folder_of_their_own(tiny_copy: Path, data: P
     lines = lines_in(tiny_copy / "eval" / "of_mme" / "partial" / "test.predictions.jsonl")
     assert [line["row"] for line in lines] == [0, 1, 2] and not (tiny_copy / "eval" / "of_mme" / "test.json").exists()
     with pytest.raises(RequestError, match="no trained policy"):
-        tables = open_tables(NAMES, str(data))
+        tables = open_tables(NAMED, str(data))
         evaluate_benchmarks(CONFIG, load(tiny_copy / "full"), Workdir(tiny_copy), tables, budgets=["auto"])

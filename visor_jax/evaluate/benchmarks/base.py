@@ -104,6 +104,7 @@ class Benchmark:
       headline_max: what a perfect model reaches there.
       units: lines of one budget -> the observations that the headline is a mean of.
       images: the table that holds the pictures, if they are not in the rows.
+      source: sha256 of the user's file that defines it; "" if the package does.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Benchmark:
     units: Callable[[Sequence[Line]], list[Unit]] = each_question
     optional: Collection[str] = ()
     images: PictureTable | None = None
+    source: str = ""
 
     def accuracy(self, reported: Mapping[str, float]) -> float:
         """Returns the headline of the reported numbers as a fraction in [0, 1]."""

@@ -18,7 +18,6 @@ from visor_jax.config import Config
 from visor_jax.cost import dense_cache_bytes, dense_decoder_flops, visual_flops
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.against import OtherPredictions, comparison
-from visor_jax.evaluate.benchmarks import named_benchmark
 from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
@@ -99,17 +98,17 @@ def evaluate_benchmarks(
     return result
 
 
-def open_tables(names: Sequence[str], data: str) -> list[Table]:
-    """Opens benchmarks by name.
+def open_tables(benchmarks: Sequence[Benchmark], data: str) -> list[Table]:
+    """Opens benchmarks.
 
     Args:
-      names: of the benchmarks.
+      benchmarks: the benchmarks.
       data: the folder of their repository in the hub's layout, or one that holds a folder for each repository.
 
     Raises:
       RequestError: files, columns or rows do not fit.
     """
-    return [Table(named_benchmark(name), data) for name in names]
+    return [Table(benchmark, data) for benchmark in benchmarks]
 
 
 def write(workdir: Workdir, folder: str, result: dict[str, Any], lines: Sequence[Line]) -> None:
@@ -124,6 +123,7 @@ def identity_of(config: Config, model: Visor, table: Table) -> dict[str, Any]:
     fields = {key: value for key, value in stage_fields(tree, "evaluate").items() if key.startswith(ANSWERS_DEPEND_ON)}
     return {
         "benchmark": table.benchmark.name,
+        **({"source": table.benchmark.source} if table.benchmark.source else {}),
         "files": table.fingerprint(),
         "config": fields,
         "tokenizer": tokenizer_checksum(tree),
