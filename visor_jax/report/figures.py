@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, slots_on
@@ -118,6 +118,8 @@ def flops_unit(gflops: float) -> tuple[float, str]:
     return (1e3, "MFLOP") if gflops < 1 else (1e-3, "TFLOP") if gflops >= 1000 else (1.0, "GFLOP")
 
 
+DIAL_GAP = 0.06  # of the axis; positions of the dial that are nearer share a mark
+
 # --- accuracy against cost --------------------------------------------------------------------------------------------
 
 
@@ -172,6 +174,7 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
     every = [*costs, dense, *(row["decoder_gflops"] * factor for row in evaluation.get("dial", ()))]
     axes.set_xlim(min(every) / 1.25, max(every) * 1.12)
     set_cost_ticks(axes)
+    mark_dial(axes, evaluation, factor)
     axes.set_xlabel(f"decoder {unit} per question (log scale)")
     axes.set_ylabel("right answers, %")
     curve_legend(axes, evaluation)
@@ -215,6 +218,34 @@ def set_cost_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def mark_dial(axes: Axes, evaluation: Row, factor: float) -> None:
+    """Writes the dial's positions above its points; neighbors of about the same cost share a mark."""
+    points = sorted((row["decoder_gflops"] * factor, row["dial"]) for row in evaluation.get("dial", ()))
+    if not points:
+        return
+    low, high = np.log(axes.get_xlim())
+    groups: list[list[tuple[float, float]]] = []
+    for point in points:
+        if groups and np.log(point[0] / groups[-1][0][0]) < DIAL_GAP * (high - low):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    costs = [float(np.exp(np.mean([np.log(cost) for cost, _ in group]))) for group in groups]
+    texts = [dial_text(sorted(position for _, position in group)) for group in groups]
+    top = axes.secondary_xaxis("top")
+    top.xaxis.set_major_locator(FixedLocator(costs))
+    top.xaxis.set_major_formatter(FixedFormatter(texts))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.tick_params(labelsize=8.5, length=3, pad=2)
+    top.set_xlabel("position of the dial", fontsize=8.5, loc="left")
+
+
+def dial_text(positions: Sequence[float]) -> str:
+    """Returns positions of the dial as text: "+1", or the first above the last."""
+    first, *rest = (f"{position:+g}".replace("-", "\N{MINUS SIGN}") if position else "0" for position in positions)
+    return f"{first}\nto {rest[-1]}" if rest else first
 
 
 def curve_legend(axes: Axes, evaluation: Row) -> None:
