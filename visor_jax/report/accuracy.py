@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.report import figures
 from visor_jax.report.facts import Row, fixed_budgets, mixed_accuracy
-from visor_jax.report.numbers import DASH, MINUS, TIMES, flops, half_width, percent, points, shade, times
+from visor_jax.report.numbers import DASH, MINUS, TIMES, counted, flops, half_width, percent, points, shade, times
 
 
 def headline(evaluation: Row) -> Row:
@@ -117,10 +117,13 @@ def timing_note(result: Row) -> str:
     if not timing:
         return ""
     question = timing["question"]
+    size = (
+        f"{counted(question['tiles'], 'tile')}, {question['visual_tokens']} visual and {question['text_tokens']} text"
+    )
     return (
-        f"Times are those of one question of median length ({question['tiles']} tiles, {question['visual_tokens']}"
-        f" visual and {question['text_tokens']} text tokens) on one device ({timing['device']}, {timing['dtype']}):"
-        f" medians and quartiles of {timing['rounds']} rounds after a warm-up, {timing['new_tokens']} new tokens."
+        f"Times are those of one question of median length ({size} tokens) on one device ({timing['device']},"
+        f" {timing['dtype']}): medians and quartiles of {timing['rounds']} rounds after a warm-up,"
+        f" {timing['new_tokens']} new tokens."
     )
 
 

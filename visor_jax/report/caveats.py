@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.report.accuracy import is_dense
 from visor_jax.report.facts import Facts, Row, fixed_budgets, mixed_accuracy, tasks_by_level
-from visor_jax.report.numbers import percent
+from visor_jax.report.numbers import counted, percent
 
 
 def caveats(facts: Facts) -> list[str]:
@@ -26,7 +26,7 @@ def of_questions(facts: Facts) -> Iterator[str]:
     if samples and facts.on_own_data:
         limits = evaluation.get("intervals", {}).get("budgets", {}).get(shown) or {}
         widths = {task: (of_task[1] - of_task[0]) / 2 for task, of_task in limits.get("tasks", {}).items()}
-        text = f"{samples} questions of {len(tasks)} task{'s' * (len(tasks) != 1)}"
+        text = f"{counted(samples, 'question')} of {counted(len(tasks), 'task')}"
         if len(tasks) > 1:
             text += f", {samples / len(tasks):.0f} per task on average"
         if widths:
@@ -115,7 +115,7 @@ def of_training(facts: Facts) -> Iterator[str]:
         if stage.rows and not stage.complete:
             yield f"Stage {stage.name} is not complete."
         if lost:
-            yield f"Stage {stage.name}: {lost} step{'s' * (lost != 1)} had a loss that was not finite."
+            yield f"Stage {stage.name}: {counted(lost, 'step')} had a loss that was not finite."
 
 
 def headline_budget(evaluation: Row) -> str:

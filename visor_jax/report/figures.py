@@ -243,9 +243,8 @@ def mark_dial(axes: Axes, evaluation: Row, factor: float) -> None:
 
 
 def dial_text(positions: Sequence[float]) -> str:
-    """Returns positions of the dial as text: "+1", or the first above the last."""
-    first, *rest = (f"{position:+g}".replace("-", "\N{MINUS SIGN}") if position else "0" for position in positions)
-    return f"{first}\nto {rest[-1]}" if rest else first
+    """Returns positions of the dial as text, one below the other."""
+    return "\n".join(f"{position:+g}".replace("-", "\N{MINUS SIGN}") if position else "0" for position in positions)
 
 
 def curve_legend(axes: Axes, evaluation: Row) -> None:

@@ -27,6 +27,11 @@ def points(difference: float | None) -> str:
     return f"{sign}{text} points"
 
 
+def counted(count: int, noun: str) -> str:
+    """1, "tile" -> "1 tile"; 2, "tile" -> "2 tiles"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def times(ratio: float) -> str:
     """3.987 -> "3.99", 11.23 -> "11.2", with a multiplication sign."""
     return (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}") + TIMES
