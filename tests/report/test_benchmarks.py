@@ -44,7 +44,7 @@ def test_a_run_with_benchmarks_only_has_a_page(benchmarks_only: Path) -> None:
         "other/validation.predictions.jsonl" in part
         and "full dense docvqa 50.0 75.0 -25.0 (-40.0 to -10.0) 0.0120*" in part
     )
-    assert "✗ wrong: red expected: blue | navy score 0.25" in part and len(page.pictures("png")) == 2
+    assert "✗ wrong: red expected: blue | navy · score 0.25" in part and len(page.pictures("png")) == 2
     assert "<script" not in html and "<script>What?</script>" in part and "<b>Which?</b>" in part
     assert len({id for _, given in page.elements if (id := given.get("id"))}) == 11
 

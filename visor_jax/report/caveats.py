@@ -100,7 +100,9 @@ def of_benchmarks(facts: Facts) -> Iterator[str]:
             yield f"{one.name}: of chosen budgets, an earlier stage or another configuration (from partial/)."
         if problems:
             listed = ", ".join(f"{count} {reason}" for reason, count in sorted(problems.items()))
-            yield f"{one.name}: {sum(problems.values())} questions could not be asked and count as wrong: {listed}."
+            count = sum(problems.values())
+            verb = "counts" if count == 1 else "count"
+            yield f"{one.name}: {counted(count, 'question')} could not be asked and {verb} as wrong: {listed}."
         if one.differing:
             yield f"{one.name}: measured with other values of {', '.join(one.differing)} than this run's."
     stages = {one.result.get("stage") or "" for one in facts.benchmarks} | {facts.evaluation.get("stage") or ""}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from visor_jax.data.source_kind import LEVELS
-from visor_jax.report import figures
+from visor_jax.report import curves, figures
 from visor_jax.report.accuracy import accuracy_cell
 from visor_jax.report.facts import Row, Stage, slots_on
 from visor_jax.report.numbers import DASH, data_uri, duration, flops, percent
@@ -34,18 +34,18 @@ def training(stage: Stage, tasks: Sequence[tuple[str, str]]) -> Row:
     """Builds a stage's curves, if it has steps."""
     if not stage.rows:
         return {"name": stage.name, "run": False}
-    drawn = figures.accuracies_of(stage)
+    drawn = curves.accuracies_of(stage)
     return {
         "name": stage.name,
         "run": True,
         "complete": stage.complete,
         "steps": stage.rows[-1]["step"],
-        "stretch": max(1, round(len(stage.rows) / figures.BINS)),
+        "stretch": max(1, round(len(stage.rows) / curves.BINS)),
         "not_finite": sum(row.get("loss") is None for row in stage.rows),
         "budgets": len({row.get("budget") for row in stage.rows}),
-        "loss": data_uri(figures.loss_curve(stage), "svg+xml"),
-        "accuracy": data_uri(figures.accuracy_curve(stage, tasks), "svg+xml") if drawn else None,
-        "sources": data_uri(figures.source_curve(stage), "svg+xml") if len(figures.sources_of(stage)) > 1 else None,
+        "loss": data_uri(curves.loss_curve(stage), "svg+xml"),
+        "accuracy": data_uri(curves.accuracy_curve(stage, tasks), "svg+xml") if drawn else None,
+        "sources": data_uri(curves.source_curve(stage), "svg+xml") if len(curves.sources_of(stage)) > 1 else None,
     }
 
 
