@@ -10,7 +10,7 @@ from visor_jax.report.numbers import MINUS, TIMES
 from visor_jax.report.page import write_report
 from visor_jax.workdir.folder import Workdir
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -31,7 +31,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.handle_data(" ")
+        self.handle_data("" if tag == "wbr" else " ")
         if tag not in VOID:
             self._open.append(tag)
         given = dict(attrs)

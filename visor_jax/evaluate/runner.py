@@ -70,8 +70,9 @@ def evaluate(
         **measured.figures,
         **({"against": against.compared(answers, measured.scores.levels)} if against else {}),
         **timing(config, model, measured, requested),
-        "examples": once(lambda: write_examples(folder, model, measured)),
     }
+    # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
+    once(lambda: result.update(examples=write_examples(folder, model, measured)))
     once(lambda: write_json(folder / f"{split}.questions.json", measured.answered))
     once(lambda: write_json(folder / f"{split}.json", result))
     for store in chunks.values():

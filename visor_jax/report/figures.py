@@ -176,7 +176,7 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
     set_cost_ticks(axes)
     mark_dial(axes, evaluation, factor)
     axes.set_xlabel(f"decoder {unit} per question (log scale)")
-    axes.set_ylabel("right answers, %")
+    axes.set_ylabel("score, %" if "benchmarks" in evaluation else "right answers, %")
     curve_legend(axes, evaluation)
 
 
