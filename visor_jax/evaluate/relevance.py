@@ -76,8 +76,9 @@ def cross_attention_maps(params: Params, batch: Batch, bits: Bits, arch: Archite
     layers = Plan.of(arch).cross
     if not layers or not has_map(batch, arch):
         return []
-    maps = []
-    for layer, of_tokens in zip(layers, _attention_program(arch, bits)(params, batch.arrays), strict=True):
+    visual, maps = _encode_program(arch)(params, batch.arrays), []
+    received = _attention_program(arch, bits)(params, visual, batch.arrays)
+    for layer, of_tokens in zip(layers, received, strict=True):
         patches = on_first_tile(batch, np.asarray(of_tokens)[0], arch)
         largest = patches.max()
         if not largest > 0 or not np.isfinite(largest):
@@ -117,14 +118,19 @@ def _token_relevance(params: Params, batch: dict[str, Array], budget: Array, *, 
     return jnp.abs(jnp.sum(jax.grad(loss)(visual) * visual, axis=-1))
 
 
+@lru_cache(maxsize=8)
+def _encode_program(arch: Architecture) -> Callable[[Params, dict], Float[Array, "B V D"]]:
+    return jax.jit(partial(encode, arch=arch))
+
+
 @lru_cache(maxsize=32)
-def _attention_program(arch: Architecture, bits: Bits) -> Callable[[Params, dict], list[Float[Array, "B V"]]]:
+def _attention_program(arch: Architecture, bits: Bits) -> Callable[[Params, Array, dict], list[Float[Array, "B V"]]]:
     return jax.jit(partial(_token_attention, bits=bits, arch=arch))
 
 
-def _token_attention(params: Params, batch: dict[str, Array], *, bits: Bits, arch: Architecture):
+def _token_attention(params: Params, visual: Array, batch: dict[str, Array], *, bits: Bits, arch: Architecture):
     """The attention that visual tokens receive in each cross-attention layer, mean over predictions of the answer."""
-    visual, text, stream = encode(params, batch, arch), embed(params, batch["text_tokens"]), stream_of(batch)
+    text, stream = embed(params, batch["text_tokens"]), stream_of(batch)
     targets = batch["loss_mask"][:, 1:] & (stream.text_segments[:, 1:] == stream.text_segments[:, :-1])
     predicts = jnp.pad(targets.astype(jnp.float32), ((0, 0), (0, 1)))  # the token before a target predicts it
     predicts /= jnp.maximum(jnp.sum(predicts, axis=1, keepdims=True), 1)
