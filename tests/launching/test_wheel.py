@@ -17,7 +17,7 @@ from visor_jax.launching.steps import Runner
 
 NEEDED = (
     *("visor_jax/launching/templates/tpu_start.sh", "visor_jax/configs/llava_ov_finetune.py", "visor_jax/py.typed"),
-    *("visor_jax/report/page.html.j2", "visor_jax/export/torch_model/modeling_visor.py"),
+    *("visor_jax/report/templates/page.html.j2", "visor_jax/export/torch_model/modeling_visor.py"),
 )
 
 

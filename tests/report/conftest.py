@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from visor_jax.evaluate.benchmarks import named_benchmark
 from visor_jax.files.read_write import write_json
 from visor_jax.workdir.folder import FORMAT
 
+MME = {"mme_perception_score": 1250.5, "mme_cognition_score": 300.0, "existence": 190.0, "count": 60.0, "ocr": 42.5}
+BENCHMARK_COSTS, LIMITS = {"empty": 0.013, "full": 0.031, "auto": 0.02}, [0.4, 0.6]
 LEVELS = {"bg": "easy", "colour": "easy", "digit": "easy", "shape": "easy"}
 LEVELS |= dict.fromkeys(["below", "card", "far", "follow1", "follow2", "follow3"], "hard")
 COSTS = {"empty": 0.0131, "0b100": 0.0192, "0b110": 0.0253, "full": 0.0314}  # GFLOP
@@ -78,6 +81,50 @@ def evaluation(folder: Path) -> dict[str, Any]:
     }
 
 
+def benchmark_result(folder: Path, name: str) -> dict[str, Any]:
+    """The result of a benchmark as `visor evaluate --benchmark` writes it, with a picture, times and a comparison."""
+    benchmark, numbers = named_benchmark(name), {"docvqa": {"anls": 0.5}, "mme": MME}[name]
+    accuracy, costs = benchmark.accuracy(numbers), {"end_to_end_gflops": 0.04, "cache_bytes": 2e6}
+    row = {benchmark.level: accuracy, "tasks": {name: accuracy}, "metrics": numbers, "samples": 12, **costs}
+    (folder / "examples").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), "blue").save(folder / "examples" / "0.png")
+    example = {"image": "examples/0.png", "question": "<b>Which?</b>", "answer": "blue | navy", "prediction": "red"}
+    example |= {"index": 0, "right": False, "score": 0.25, "budget": "full", "task": name, "decoder_gflops": 0.03}
+    difference = {"accuracy": 0.5, "other": 0.75, "difference": -0.25, "low": -0.4, "high": -0.1, "p": 0.012}
+    times = {"seconds_to_first_token": [0.01, 0.0125, 0.02], "tokens_per_second": [40.0, 50.0, 60.0]}
+    return {
+        "benchmark": name,
+        "split": benchmark.split,
+        "stage": "policy",
+        "identity": {"config": {"model.plan": "visor"}},
+        "questions": {"asked": 12, "of": 12},
+        "harness": {
+            "name": "visor_jax", "git_revision": "0123abc", "versions": {"jax": "0.10.2"}, "decoding": "greedy",
+            "max_new_tokens": 32, "dtype": "float32", "system": "", "first_prompt": "<image>\n<script>What?</script>",
+        },
+        "problems": {},
+        "levels": {name: benchmark.level},
+        "budgets": {budget: {**row, "decoder_gflops": cost} for budget, cost in BENCHMARK_COSTS.items()},
+        "dense": {"decoder_gflops": DENSE, **costs},
+        "intervals": {
+            "confidence": 0.95,
+            "budgets": {budget: {"tasks": {name: LIMITS}, benchmark.level: LIMITS} for budget in BENCHMARK_COSTS},
+        },
+        "routes": {name: {"empty": 0.25, "full": 0.75}},
+        "shares": {"empty": 0.25, "full": 0.75},
+        "timing": {
+            "dtype": "float32", "device": "cpu", "rounds": 5, "new_tokens": 32,
+            "budgets": {"empty": times, "full": times},
+            "question": {"row": 0, "tiles": 1, "visual_tokens": 65, "text_tokens": 11},
+        },
+        "against": {
+            "files": ["other/validation.predictions.jsonl"],
+            "budgets": {"full": {"budget": "dense", "tasks": {name: difference}, benchmark.level: difference}},
+        },
+        "examples": [example],
+    }  # fmt: skip
+
+
 def metrics(stage: str, steps: int) -> str:
     rng = np.random.default_rng(len(stage))
     names = ["agreement"] if stage == "policy" else sorted(LEVELS)
@@ -133,6 +180,16 @@ def write_everything(folder: Path) -> Path:
 @pytest.fixture
 def full_run(tmp_path: Path) -> Path:
     return write_everything(tmp_path / "run")
+
+
+@pytest.fixture
+def benchmarks_only(tmp_path: Path) -> Path:
+    """A run that was evaluated on two benchmarks only, on one of them in part."""
+    run = tmp_path / "run"
+    docvqa, mme = run / "eval" / "of_docvqa", run / "eval" / "of_mme" / "partial"
+    write_json(docvqa / "validation.json", benchmark_result(docvqa, "docvqa") | {"problems": {"embedded": 2}})
+    write_json(mme / "test.json", benchmark_result(mme, "mme") | {"questions": {"asked": 12, "of": 2374}})
+    return run
 
 
 @pytest.fixture

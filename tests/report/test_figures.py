@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.report import figures
+from visor_jax.report import curves, figures
 from visor_jax.report.facts import Stage, all_budgets, fixed_budgets, mixed_accuracy, read_facts, tasks_by_level
 from visor_jax.workdir.folder import Workdir
 
@@ -72,9 +72,9 @@ def test_names_are_drawn_as_they_are() -> None:
 @given(st.lists(st.one_of(st.none(), st.floats(0, 100)), max_size=300))
 def test_curve_keeps_the_mean_and_the_ends(values: list[float | None]) -> None:
     rows = [{"step": step, "loss": value} for step, value in enumerate(values, start=1)]
-    line = figures.curve([*rows, {"step": 999}], "loss")
+    line = curves.curve([*rows, {"step": 999}], "loss")
     finite = [value for value in values if value is not None]
-    assert len(line.steps) == min(len(finite), figures.BINS)
+    assert len(line.steps) == min(len(finite), curves.BINS)
     assert np.all(np.diff(line.steps) > 0)
     if finite:
         assert line.least.min() == min(finite) and line.largest.max() == max(finite)
@@ -83,11 +83,11 @@ def test_curve_keeps_the_mean_and_the_ends(values: list[float | None]) -> None:
 
 def test_steps_are_grouped_by_budget_or_by_slots_where_they_are_many() -> None:
     few = [{"step": i, "loss": 1.0, "budget": name} for i, name in enumerate(["full", "0b010", "empty", "full"])]
-    assert {name: len(rows) for name, rows in figures.by_budget(few).items()} == {"empty": 1, "0b010": 1, "full": 2}
-    assert list(figures.by_budget(few)) == ["empty", "0b010", "full"]
+    assert {name: len(rows) for name, rows in curves.by_budget(few).items()} == {"empty": 1, "0b010": 1, "full": 2}
+    assert list(curves.by_budget(few)) == ["empty", "0b010", "full"]
     names = ["empty", "full", *(f"0b{n:04b}" for n in range(1, 12))]
     many = [{"step": i, "loss": 1.0, "budget": name} for i, name in enumerate(names)]
-    groups = figures.by_budget(many)
+    groups = curves.by_budget(many)
     # 1 to 11 in binary: 1, 2, 4, 8 have one bit; 3, 5, 6, 9, 10 two; 7 and 11 three.
     assert {name: len(rows) for name, rows in groups.items()} == {
         "0 slots on": 1, "1 slots on": 4, "2 slots on": 5, "3 slots on": 2, "full": 1,
@@ -97,13 +97,13 @@ def test_steps_are_grouped_by_budget_or_by_slots_where_they_are_many() -> None:
 def test_losses_over_decades_get_a_logarithmic_axis() -> None:
     falling = [{"step": i, "loss": 10 ** (2 - 4 * i / 100), "budget": "full"} for i in range(100)]
     flat = [{**row, "loss": 1 + row["step"] / 100} for row in falling]
-    assert {"0.1", "10"} <= set(texts(figures.loss_curve(Stage("full", falling, True))))
-    assert "1.0" in texts(figures.loss_curve(Stage("full", flat, True)))
+    assert {"0.1", "10"} <= set(texts(curves.loss_curve(Stage("full", falling, True))))
+    assert "1.0" in texts(curves.loss_curve(Stage("full", flat, True)))
 
 
 def test_a_stage_whose_losses_are_all_lost_can_be_drawn() -> None:
     rows = [{"step": i, "loss": None, "budget": "full"} for i in range(1, 4)]
-    assert "step" in texts(figures.loss_curve(Stage("full", rows, False)))
+    assert "step" in texts(curves.loss_curve(Stage("full", rows, False)))
 
 
 def test_facts_are_ordered_by_cost_slots_and_level(full_run: Path) -> None:
@@ -130,17 +130,44 @@ def test_only_tasks_are_colored_by_level() -> None:
     def drawn(*names: str) -> str:
         row = {"loss": 1.0, "budget": "full", **{f"accuracy/{name}": 0.5 for name in names}}
         rows = [{"step": step, **row} for step in (1, 2, 3)]
-        return figures.accuracy_curve(Stage("full", rows, True), tasks).decode()
+        return curves.accuracy_curve(Stage("full", rows, True), tasks).decode()
 
     of_tasks, of_others = drawn("above", "digit"), drawn("above", "named")  # a base stage may report any metrics
     assert deepest["hard"] in of_tasks and deepest["easy"] in of_tasks and deepest[""] not in of_tasks
     assert deepest["hard"] not in of_others and deepest[""] in of_others
 
 
+def test_of_many_tasks_the_means_of_levels_have_names() -> None:
+    tasks = [(f"task{n}", "easy" if n % 2 else "hard") for n in range(14)]
+    rows = [{"step": step, "loss": 1.0, "budget": "full"} for step in range(1, 30)]
+    for row in rows:
+        row |= {f"accuracy/task{n}": 0.5 for n in range(row["step"] % 3, 14, 3)}
+    words = texts(curves.accuracy_curve(Stage("full", rows, True), tasks))
+    assert {"easy tasks, mean of 7", "hard tasks, mean of 7"} <= set(words) and "task3" not in words
+    few = texts(curves.accuracy_curve(Stage("full", rows, True), tasks[:13]))  # one is not a known task
+    assert "task3" in few and "hard tasks, mean of 7" not in few
+
+
+def test_the_positions_of_the_dial_are_written_above_its_points(full_run: Path) -> None:
+    evaluation = read_facts(Workdir(full_run)).evaluation
+    costs = [point["decoder_gflops"] for point in evaluation["dial"]]
+    evaluation["dial"] = [
+        {**point, "decoder_gflops": costs[0] * factor}
+        for point, factor in zip(evaluation["dial"], (1, 1.02, 1.4, 1.4, 1.41, 2, 2.8), strict=True)
+    ]
+    words = texts(figures.cost_curve(evaluation))
+    assert "position of the dial" in words
+    assert figures.dial_text([-1.0, 0.0, 0.5]) == "\N{MINUS SIGN}1\n0\n+0.5"
+    for position in ("\N{MINUS SIGN}4", "\N{MINUS SIGN}2", "\N{MINUS SIGN}1", "+1", "+2", "+4"):
+        assert any(position in word for word in words), position
+    del evaluation["dial"]
+    assert "position of the dial" not in texts(figures.cost_curve(evaluation))
+
+
 def test_the_loss_of_each_source_is_drawn() -> None:
     rows = [{"step": n, "loss": 2.0, "loss/source=charts": 3.0 / n, "loss/source=pages": 1.0} for n in range(1, 20)]
     rows[3].pop("loss/source=charts")  # a step without that source
     stage = Stage("full", rows, True)
-    assert figures.sources_of(stage) == ["loss/source=pages", "loss/source=charts"]
-    drawn = figures.source_curve(stage).decode()
+    assert curves.sources_of(stage) == ["loss/source=pages", "loss/source=charts"]
+    drawn = curves.source_curve(stage).decode()
     assert "charts" in drawn and "pages" in drawn and "loss by source" in drawn

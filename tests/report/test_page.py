@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree
 from collections.abc import Callable
-from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,66 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.report.parsed import report_of
 from visor_jax.errors import RequestError
-from visor_jax.report import page as report_page
-from visor_jax.report.page import DASH, MINUS, PICTURE, TIMES, duration, flops, percent, points, times, write_report
+from visor_jax.report.examples import MARK, PICTURE, STRONGEST, embedded
+from visor_jax.report.numbers import DASH, MINUS, TIMES, duration, flops, percent, points, times
+from visor_jax.report.page import write_report
 from visor_jax.workdir.folder import Workdir
 
-VOID = {"meta", "img", "br"}
 Edit = Callable[[Callable[[dict[str, Any]], Any]], None]
-
-
-class Page(HTMLParser):
-    """A parsed page: tags, addresses, the text of every section."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.handlers: list[str] = []
-        self.sections: dict[str, str] = {}
-        self._section = "header"
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self._open, f"not closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.handle_data(" ")
-        if tag not in VOID:
-            self._open.append(tag)
-        given = dict(attrs)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-        if tag == "section":
-            self._section = given["id"] or ""
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open[-1:] == ["style"]:
-            return
-        for typeset, typed in ((MINUS, "-"), (TIMES, "x"), ("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
-            data = data.replace(typeset, typed)
-        self.sections[self._section] = self.sections.get(self._section, "") + data
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.sections.values()).split())
-
-    def section(self, name: str) -> str:
-        return " ".join(self.sections[name].split())
-
-    def pictures(self, kind: str) -> list[bytes]:
-        start = f"data:image/{kind};base64,"
-        return [base64.b64decode(a.removeprefix(start), validate=True) for a in self.addresses if a.startswith(start)]
-
-
-def report_of(folder: Path) -> tuple[str, Page]:
-    html = write_report(Workdir(folder)).read_text(encoding="utf-8")
-    return html, Page(html)
 
 
 def forget_training(folder: Path) -> None:
@@ -118,21 +64,38 @@ def test_levels_controls_intervals_and_kinds(full_run: Path, edit_evaluation: Ed
     assert "title 75.0 ±5.0 25.0 ±5.0 12.5 ±5.0" in controls
 
 
-def test_examples_show_what_their_answers_depend_on(full_run: Path, edit_evaluation: Edit) -> None:
+def test_examples_show_what_answers_depend_on_and_what_is_read(full_run: Path, edit_evaluation: Edit) -> None:
     forget_training(full_run)
-    relevance = [[0] * 9 for _ in range(9)]
-    relevance[2][3] = 100
+    relevance, read = np.zeros((2, 9, 9), int)
+    relevance[2, 3], read[8, 8] = 100, 100
+    layers = [{"layer": 1, "on_tile": 1.0, "patches": read.tolist()}]
 
     def add(evaluation: dict[str, Any]) -> None:
-        evaluation["examples"][1]["relevance"] = relevance
-        evaluation["examples"][0]["relevance"] = [[0, 1], [2]]  # not a map
+        evaluation["examples"][1] |= {"relevance": relevance.tolist(), "attention": layers, "right": False}
+        evaluation["examples"][0] |= {"relevance": [[0, 1], [2]], "attention": []}  # not a map
+        evaluation["examples"][2]["attention"] = [layers[0], {**layers[0], "layer": 4, "on_tile": 0.25}]
 
     edit_evaluation(add)
     _, page = report_of(full_run)
-    assert len(page.pictures("png")) == 20 + 1 and "as bright as the answer depends on each patch" in page.text
-    plain, dimmed = (np.asarray(Image.open(io.BytesIO(data)), int) for data in page.pictures("png")[:2])
-    assert (dimmed[16:24, 24:32] == plain[16:24, 24:32]).all()
-    assert (dimmed[:16] <= plain[:16] // 4 + 1).all()
+    routes = page.section("routes")
+    assert "gradient times input" in routes and "mean over layers" in routes and "layer 4: 25.0 % here" in routes
+    assert routes.count("✗ wrong:") == 2 and routes.count("✓ right:") == 18  # one by its text, one by its score
+    assert len(page.pictures("png")) == 20 + 2 + 3
+    by_task = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float) for data in page.pictures("png")]
+    place = next(
+        i for i, picture in enumerate(by_task) if i and np.ptp(by_task[i], axis=2).max() > 0 and is_gray(picture)
+    )
+    plain, depends, reads = by_task[place - 1 : place + 2]
+    gray = np.asarray(Image.fromarray(plain.astype(np.uint8)).convert("L"), float)[..., None]
+    marked = gray * (1 - STRONGEST) + MARK * STRONGEST
+    np.testing.assert_allclose(depends[16:24, 24:32], marked[16:24, 24:32], atol=1)
+    np.testing.assert_allclose(reads[64:, 64:], marked[64:, 64:], atol=1)
+    np.testing.assert_allclose(depends[:16], np.broadcast_to(gray, depends.shape)[:16], atol=1)
+
+
+def is_gray(picture: np.ndarray) -> bool:
+    """Whether most of a picture has no color."""
+    return bool((np.ptp(picture, axis=2) == 0).mean() > 0.9)
 
 
 def test_without_controls_their_section_is_missing(full_run: Path) -> None:
@@ -147,14 +110,33 @@ def test_a_complete_run(full_run: Path) -> None:
     header = page.section("header")
     for text in ("almanac, test split, 1000 questions", "54 % of the full", "4.11x", "3.46x", "99.0 %", "-0.3 points"):
         assert text in header
-    assert "Not run" not in page.text
+    assert page.text.count("Not run") == 1 and "Not run" in page.section("benchmarks")
     # It needs no other files.
     assert set(page.tags) <= {
         *("html", "head", "meta", "title", "style", "body", "main", "header", "section", "div", "figure", "figcaption"),
-        *("h1", "h2", "h3", "p", "b", "i", "span", "code", "pre", "img", "br", "details", "summary"),
-        *("table", "thead", "tbody", "tr", "th", "td"),
+        *(
+            "h1",
+            "h2",
+            "h3",
+            "h4",
+            "nav",
+            "ul",
+            "li",
+            "a",
+            "p",
+            "b",
+            "i",
+            "span",
+            "code",
+            "pre",
+            "img",
+            "br",
+            "details",
+            "summary",
+        ),
+        *("table", "thead", "tbody", "tr", "th", "td", "wbr"),
     }
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     assert not re.search(r"://|@import|url\(", html)
     # Every figure is a drawing, every example a picture.
     drawings = page.pictures("svg+xml")
@@ -192,7 +174,7 @@ def test_what_was_not_run_is_said(full_run: Path, edit_evaluation: Callable[...,
     edit_evaluation(only_two_budgets)
     _, page = report_of(full_run)
     assert "of the full budget's FLOPs: not run" in page.section("header")
-    for name in ("accuracy", "routes", "training", "search", "labels", "time", "export", "reproduce"):
+    for name in ("accuracy", "benchmarks", "routes", "training", "search", "labels", "time", "export", "reproduce"):
         assert "Not run" in page.section(name), name
     assert page.section("routes").count("Not run") == 2  # routes and examples
     assert "answered right with full" in page.section("header")
@@ -242,7 +224,7 @@ def test_text_from_data_sets_stays_text(full_run: Path, edit_evaluation: Callabl
     html, page = report_of(full_run)
     assert "<script" not in html and not page.handlers
     assert sorted(set(page.tags)) == sorted(set(tags))
-    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     everything = "".join(page.sections.values())
     for text in HOSTILE:  # in the accuracy table, as question and prediction, as task of two examples
         assert everything.count(text.encode("utf-8", "replace").decode()) >= 5
@@ -272,11 +254,11 @@ def test_pictures_come_only_from_the_evaluation(full_run: Path, edit_evaluation:
 def test_small_pictures_are_kept_and_large_ones_shrunk() -> None:
     rng = np.random.default_rng(0)
     small, large = (rng.integers(0, 256, (*size, 3), np.uint8) for size in ((72, 72), (700, 1400)))
-    data, kind = report_page.embedded(small)
+    data, kind = embedded(small)
     with Image.open(io.BytesIO(data)) as image:
         assert kind == "png"
         np.testing.assert_array_equal(np.asarray(image), small)
-    data, kind = report_page.embedded(large)
+    data, kind = embedded(large)
     with Image.open(io.BytesIO(data)) as image:
         assert kind == "jpeg" and image.size == (PICTURE, PICTURE // 2)
 
@@ -351,35 +333,23 @@ def test_numbers_as_text() -> None:
     assert [duration(3.21), duration(301.5), duration(7261)] == ["3.2 s", "5 min 02 s", "2 h 01 min"]
 
 
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_a_browser_draws_it(full_run: Path, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
+def test_headings_tables_pictures_and_keys_for_those_who_cannot_see_or_point(full_run: Path) -> None:
+    """Headings without gaps, header cells with a scope, pictures with a text, scrolling boxes that take the focus."""
     forget_training(full_run)
-    write_report(Workdir(full_run))
-    # Frames, because a window has a minimum width; content wider than its frame is cut at the right edge.
-    frames = "".join(
-        f"<iframe src='run/report/index.html' style='border:0;float:left;width:{width}px;height:2600px'></iframe>"
-        for width in (1200, 390)
-    )
-    (tmp_path / "frames.html").write_text(f"<body style='margin:0'>{frames}")
-    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    subprocess.run(
-        [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--hide-scrollbars", *quiet),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1590,2600"),
-            *(f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "frames.html").as_uri()),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    with Image.open(tmp_path / "page.png") as image:
-        screen = np.asarray(image.convert("RGB")).astype(int)
-    for pixels in (screen[:, :1200], screen[:, 1200:]):
-        for color in ("#2463b4", "#b4471b", "#0d4439"):  # easy and hard in text and curves; full in the routes
-            wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-            assert (np.abs(pixels - wanted).max(axis=-1) < 6).sum() > 50, color
-        assert (pixels[:, -12:] > 200).all()  # only the margin and its rules: no content exceeds the edge
+    html, page = report_of(full_run)
+    assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
+    by_tag: dict[str, list[dict[str, str | None]]] = {}
+    for tag, given in page.elements:
+        by_tag.setdefault(tag, []).append(given)
+    assert {one.get("scope") for one in by_tag["th"]} == {"col", "row"}
+    assert all(one.get("alt") for one in by_tag["img"])
+    assert len(by_tag["main"]) == len(by_tag["nav"]) == 1 and by_tag["nav"][0].get("aria-label")
+    boxes = [one for one in by_tag["div"] if one.get("class") == "scroll"]
+    assert len(boxes) == len(by_tag["table"])
+    assert all((one.get("role"), one.get("tabindex")) == ("region", "0") and one.get("aria-label") for one in boxes)
+    assert len({one["aria-label"] for one in boxes}) == len(boxes)
+    ids = [given["id"] for _, given in page.elements if "id" in given]
+    targets = [(one.get("href") or "").removeprefix("#") for one in by_tag["a"]]
+    assert len(ids) == len(set(ids)) and targets[0] == "main" and set(targets) <= set(ids)

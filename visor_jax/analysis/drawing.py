@@ -19,7 +19,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from visor_jax.analysis.base import LayerTable
 from visor_jax.report import figures
 
-DASHES = {"easy": "--", "middle": "-.", "hard": "-", "": "-"}
 MARKERS = {"easy": "o", "middle": "s", "hard": "D", "": "o"}
 LETTERS = {"easy": {"style": "italic"}, "middle": {}, "hard": {"weight": "bold"}, "": {}}
 NAMES = {"easy": "easy tasks in italics", "middle": "middle plain", "hard": "hard bold"}
@@ -44,7 +43,7 @@ def layer_curves(table: LayerTable, curves: Sequence[Curve]) -> Figure:
         for level in [level for level in figures.LEVELS if level in table.levels.values()]:
             members = [values for task, values in of_tasks.items() if table.levels[task] == level]
             values = curve.factor * np.stack(members)
-            color, style = figures.LEVELS[level], (DASHES[level], MARKERS[level])
+            color, style = figures.LEVELS[level], (figures.DASHES[level], MARKERS[level])
             for row in values if len(values) > 1 else ():
                 place.plot(row, color=color, lw=0.6, alpha=0.45, label=thin)
                 thin = "_nolegend_"

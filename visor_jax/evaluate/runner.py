@@ -8,41 +8,28 @@ source with controls, the first questions are also asked about gray pictures and
 
 from __future__ import annotations
 
-import copy
-import io
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from visor_jax.budget import Bits, Budget
+from visor_jax.budget import Bits
 from visor_jax.config import Config, ConfigLike, as_config
-from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.controls import CONTROLS
 from visor_jax.data.fingerprint import fingerprint_of_split
-from visor_jax.data.questions import Place
-from visor_jax.data.sample import still
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind, source_label
 from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.examples import with_system, write_examples
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.harness import harness
 from visor_jax.evaluate.latency import median_place, time_answers
-from visor_jax.evaluate.measure import Measured, measure, policy_picks, requested_budgets
-from visor_jax.evaluate.relevance import patch_relevance
-from visor_jax.files.read_write import write_bytes, write_json
+from visor_jax.evaluate.measure import Measured, measure, requested_budgets
+from visor_jax.files.read_write import write_json
 from visor_jax.loading import Visor
 from visor_jax.model.layers import in_dtype
 from visor_jax.scale.distributed import once
 from visor_jax.workdir.folder import Workdir
-from visor_jax.workdir.supervision import beat
-
-EXAMPLES_PER_TASK = 2
 
 
 def evaluate(
@@ -83,8 +70,9 @@ def evaluate(
         **measured.figures,
         **({"against": against.compared(answers, measured.scores.levels)} if against else {}),
         **timing(config, model, measured, requested),
-        "examples": once(lambda: write_examples(folder, model, measured)),
     }
+    # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
+    once(lambda: result.update(examples=write_examples(folder, model, measured)))
     once(lambda: write_json(folder / f"{split}.questions.json", measured.answered))
     once(lambda: write_json(folder / f"{split}.json", result))
     for store in chunks.values():
@@ -147,65 +135,3 @@ def in_dtype_of(config: Config, model: Visor) -> Visor:
     """Returns the model with parameters in the dtype that it was scored in."""
     dtype = config.model.dtype
     return model if model.dtype == dtype else model.with_params(in_dtype(model.params, dtype))
-
-
-def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[str, Any]]:
-    """Answers a few questions of every task and writes their pictures to `examples/` in the folder.
-
-    The policy chooses the budget; without one all slots are on. Of several pictures the first is written, of a video
-    its first frame; "image" is "" if there is none. "relevance" has, by rows, how much the reference answer depends on
-    each patch of the first tile, in percent of the most relevant one; null if it is not computed.
-    """
-    scores, num_examples, examples = measured.scores, Counter[str](), []
-    picked = policy_picks(model, scores, 0.0) if model.has_policy else None
-    for index, (id, task) in enumerate(zip(scores.ids, scores.tasks, strict=True)):
-        if num_examples[task] >= EXAMPLES_PER_TASK:
-            continue
-        beat()
-        num_examples[task] += 1
-        sample = measured.questions.find(id)
-        budget = Budget("full") if picked is None else Budget.of(model.viable_budgets[picked[index]])
-        prompted = with_system(model, sample.system)
-        question = sample.turns[0].question
-        answer = prompted.answer(list(sample.images), question, budget, max_new_tokens=16, origin=sample.origin)
-        name = f"examples/{index}.png" if sample.images else ""
-        if sample.images:
-            write_bytes(folder / name, png(still(sample.images[0])))
-        bits = (True,) * model.arch.num_slots if picked is None else model.viable_budgets[picked[index]]
-        examples.append(
-            {
-                "index": index,
-                "image": name,
-                "question": sample.turns[0].question.replace(IMAGE_MARKER, "").strip(),
-                "answer": sample.turns[0].answer,
-                "prediction": answer.text,
-                "budget": str(budget),
-                "task": task,
-                "relevance": relevance_of(model, measured, id, bits) if len(sample.images) == 1 else None,
-                "decoder_gflops": answer.decoder_flops / 1e9,
-            }
-        )
-    return examples
-
-
-def relevance_of(model: Visor, measured: Measured, id: str, bits: Bits) -> list[list[int]] | None:
-    """Returns `patch_relevance` of a question in percent."""
-    batch = measured.questions.batch([measured.questions.example(Place.of(id))], 1)
-    relevance = patch_relevance(model.params, batch, bits, model.arch)
-    return None if relevance is None else np.rint(100 * relevance).astype(int).tolist()
-
-
-def with_system(model: Visor, system: str) -> Visor:
-    """Returns the model with a record's own system text, if it has one."""
-    if not system:
-        return model
-    model = copy.copy(model)
-    model.system = system
-    return model
-
-
-def png(image: np.ndarray) -> bytes:
-    """Encodes an image (uint8 [height, width, 3]) as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -153,6 +153,20 @@ def cross_keys_values(
     return key, value
 
 
+def cross_queries(
+    params: Params,
+    text: Float[Array, "B Nt D"],
+    text_segments: Int[Array, "B Nt"],
+    visual_segments: Int[Array, "B Nv"],
+    arch: TextArchitecture,
+) -> tuple[Float[Array, "B Nt H E"], AttentionMask]:
+    """Queries of one cross-attention layer, and their mask: a text token may see every visual token of its segment."""
+    query = split_heads(linear(params["q_proj"], rms_norm(params["text_norm"], text, arch.rms_norm_eps)), arch.head_dim)
+    return query, AttentionMask(
+        jnp.zeros_like(text_segments), jnp.zeros_like(visual_segments), text_segments, visual_segments, None, False
+    )
+
+
 def cross_attention(
     params: Params,
     text: Float[Array, "B Nt D"],
@@ -162,10 +176,7 @@ def cross_attention(
     arch: TextArchitecture,
 ) -> Float[Array, "B Nt D"]:
     """T + gate * CrossAttn(T, V): every text token may read every visual token of its segment."""
-    query = split_heads(linear(params["q_proj"], rms_norm(params["text_norm"], text, arch.rms_norm_eps)), arch.head_dim)
-    mask = AttentionMask(
-        jnp.zeros_like(text_segments), jnp.zeros_like(visual_segments), text_segments, visual_segments, None, False
-    )
+    query, mask = cross_queries(params, text, text_segments, visual_segments, arch)
     read = linear(params["o_proj"], merge_heads(attention(query, *keys_values, mask=mask)))
     return text + jnp.tanh(params["gate"]).astype(text.dtype) * read
 

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from visor_jax.report.facts import Row, Stage, fixed_budgets, mixed_accuracy, slots_on
+from visor_jax.report.facts import Row, fixed_budgets, mixed_accuracy
 
 # --- style ------------------------------------------------------------------------------------------------------------
 
 INK, FAINT, RULE, PAPER = "#22252b", "#6b7280", "#e3e6ea", "#ffffff"
 # As in the contact sheet of `visor data preview`.
 LEVELS = {"easy": "#2463b4", "middle": "#7a4fa3", "hard": "#b4471b", "": INK}
+DASHES = {"easy": "--", "middle": "-.", "hard": "-", "": "-"}  # lines differ without their colors, too
 BUDGETS = LinearSegmentedColormap.from_list("budgets", ["#c6e2d8", "#7fbfab", "#32896f", "#0d4439"])  # light: few slots
 SHADES = {
     "easy": LinearSegmentedColormap.from_list("easy", ["#9cc3ee", "#17427a"]),
@@ -118,6 +118,8 @@ def flops_unit(gflops: float) -> tuple[float, str]:
     return (1e3, "MFLOP") if gflops < 1 else (1e-3, "TFLOP") if gflops >= 1000 else (1.0, "GFLOP")
 
 
+DIAL_GAP = 0.06  # of the axis; positions of the dial that are nearer share a mark
+
 # --- accuracy against cost --------------------------------------------------------------------------------------------
 
 
@@ -172,8 +174,9 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
     every = [*costs, dense, *(row["decoder_gflops"] * factor for row in evaluation.get("dial", ()))]
     axes.set_xlim(min(every) / 1.25, max(every) * 1.12)
     set_cost_ticks(axes)
+    mark_dial(axes, evaluation, factor)
     axes.set_xlabel(f"decoder {unit} per question (log scale)")
-    axes.set_ylabel("right answers, %")
+    axes.set_ylabel("score, %" if "benchmarks" in evaluation else "right answers, %")
     curve_legend(axes, evaluation)
 
 
@@ -215,6 +218,33 @@ def set_cost_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def mark_dial(axes: Axes, evaluation: Row, factor: float) -> None:
+    """Writes the dial's positions above its points; neighbors of about the same cost share a mark."""
+    points = sorted((row["decoder_gflops"] * factor, row["dial"]) for row in evaluation.get("dial", ()))
+    if not points:
+        return
+    low, high = np.log(axes.get_xlim())
+    groups: list[list[tuple[float, float]]] = []
+    for point in points:
+        if groups and np.log(point[0] / groups[-1][0][0]) < DIAL_GAP * (high - low):
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    costs = [float(np.exp(np.mean([np.log(cost) for cost, _ in group]))) for group in groups]
+    texts = [dial_text(sorted(position for _, position in group)) for group in groups]
+    top = axes.secondary_xaxis("top")
+    top.xaxis.set_major_locator(FixedLocator(costs))
+    top.xaxis.set_major_formatter(FixedFormatter(texts))
+    top.xaxis.set_minor_locator(NullLocator())
+    top.tick_params(labelsize=8.5, length=3, pad=2)
+    top.set_xlabel("position of the dial", fontsize=8.5, loc="left")
+
+
+def dial_text(positions: Sequence[float]) -> str:
+    """Returns positions of the dial as text, one below the other."""
+    return "\n".join(f"{position:+g}".replace("-", "\N{MINUS SIGN}") if position else "0" for position in positions)
 
 
 def curve_legend(axes: Axes, evaluation: Row) -> None:
@@ -293,125 +323,3 @@ def is_dark(color: str) -> bool:
     """Returns whether text on a "#rrggbb" background must be light."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue < 140
-
-
-# --- training curves --------------------------------------------------------------------------------------------------
-
-BINS = 50  # points of a curve
-
-
-class Curve(NamedTuple):
-    """A curve of at most `BINS` points: mean, minimum and maximum over each interval of steps."""
-
-    steps: np.ndarray
-    mean: np.ndarray
-    least: np.ndarray
-    largest: np.ndarray
-
-
-def curve(rows: Sequence[Row], name: str) -> Curve:
-    """Returns the curve of a field over intervals of equally many steps; ignores null and non-finite values."""
-    values = np.array([(row["step"], row[name]) for row in rows if row.get(name) is not None], float).reshape(-1, 2)
-    values = values[np.isfinite(values[:, 1])]
-    parts = np.array_split(values, min(BINS, len(values))) if len(values) else []
-    points = [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].min(), p[:, 1].max()) for p in parts]
-    return Curve(*np.array(points, float).reshape(-1, 4).T)
-
-
-@styled
-def loss_curve(stage: Stage) -> bytes:
-    """Draws loss against step: one line with its range, or a line per budget if the budget varies."""
-    drawing, [axes] = figure(2.5)
-    curves = {name: curve(rows, "loss") for name, rows in by_budget(stage.rows).items()}
-    colors = budget_colors(list(curves)) if len(curves) > 1 else dict.fromkeys(curves, INK)
-    for name, line in curves.items():
-        if len(curves) == 1:
-            axes.fill_between(line.steps, line.least, line.largest, color=FAINT, alpha=0.2, lw=0)
-        axes.plot(line.steps, line.mean, color=colors[name], label=name)
-    values = np.concatenate([line.mean for line in curves.values()]) if curves else np.zeros(0)
-    if len(values) and 0 < values.min() < values.max() / 20:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.set_ylim(bottom=0)
-    finish_curve(axes, "loss, nats", legend=len(curves) > 1)
-    return svg(drawing)
-
-
-def by_budget(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Groups steps by budget, fewest slots first; more than eight budgets are grouped by number of slots."""
-    names = sorted({row.get("budget", "") for row in rows}, key=lambda name: (slots_on(name), name))
-    groups: dict[str, list[Row]] = {}
-    for name in names:
-        count = slots_on(name)
-        group = name if len(names) <= 8 or np.isinf(count) else f"{count:.0f} slots on"
-        groups.setdefault(group, []).extend(row for row in rows if row.get("budget", "") == name)
-    return {group: sorted(members, key=lambda row: row["step"]) for group, members in groups.items()}
-
-
-ACCURACY = "accuracy/"
-
-
-def accuracies_of(stage: Stage) -> list[str]:
-    """Returns the accuracy fields of the stage's rows."""
-    return list(dict.fromkeys(name for row in stage.rows for name in row if name.startswith(ACCURACY)))
-
-
-@styled
-def accuracy_curve(stage: Stage, tasks: Sequence[tuple[str, str]]) -> bytes:
-    """Draws the training accuracy of each task against step."""
-    fields = accuracies_of(stage)
-    named = {field.removeprefix(ACCURACY) for field in fields}
-    levels = dict(tasks) if named <= dict(tasks).keys() else {}  # otherwise they are not tasks
-    order = {task: place for place, (task, _) in enumerate(tasks)}
-    fields.sort(key=lambda field: order.get(field.removeprefix(ACCURACY), len(order)))
-    drawing, [axes] = figure(2.5 + 0.19 * max(0, -(-len(fields) // 4) - 1))
-    by_level: dict[str, list[str]] = {}
-    for field in fields:
-        by_level.setdefault(levels.get(field.removeprefix(ACCURACY), ""), []).append(field)
-    for level, members in by_level.items():
-        for place, field in enumerate(members):
-            line = curve(stage.rows, field)
-            color = SHADES[level](place / (len(members) - 1) if len(members) > 1 else 1.0)
-            name = field.removeprefix(ACCURACY).replace("_", " ")
-            axes.plot(line.steps, 100 * line.mean, color=color, label=plain(name), lw=1.3)
-    axes.set_ylim(-2, 102)
-    finish_curve(axes, "right, %", legend=True)
-    return svg(drawing)
-
-
-SOURCE, MAX_SOURCES = "loss/source=", 8
-
-
-def sources_of(stage: Stage) -> list[str]:
-    """Returns the source fields of the stage's rows: those in most steps, at most `MAX_SOURCES`."""
-    counts = Counter(name for row in stage.rows for name in row if name.startswith(SOURCE))
-    return [name for name, _ in counts.most_common(MAX_SOURCES)]
-
-
-@styled
-def source_curve(stage: Stage) -> bytes:
-    """Draws the loss of each source of a mixture against step."""
-    drawing, [axes] = figure(2.5)
-    for field in sources_of(stage):
-        line = curve(stage.rows, field)
-        axes.plot(line.steps, line.mean, label=plain(field.removeprefix(SOURCE)), lw=1.3)
-    axes.set_ylim(bottom=0)
-    finish_curve(axes, "loss by source, nats", legend=True)
-    return svg(drawing)
-
-
-def finish_curve(axes: Axes, label: str, *, legend: bool) -> None:
-    """Adds labels and the legend to a training curve."""
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.margins(x=0.01)
-    if legend:
-        names = axes.get_legend_handles_labels()[1]
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=min(4, max(len(names), 1)),
-            fontsize=8.5, handlelength=1.2, columnspacing=1.0, labelspacing=0.25, borderaxespad=0.2,
-        )  # fmt: skip

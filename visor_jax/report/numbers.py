@@ -27,6 +27,11 @@ def points(difference: float | None) -> str:
     return f"{sign}{text} points"
 
 
+def counted(count: int, noun: str) -> str:
+    """1, "tile" -> "1 tile"; 2, "tile" -> "2 tiles"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def times(ratio: float) -> str:
     """3.987 -> "3.99", 11.23 -> "11.2", with a multiplication sign."""
     return (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}") + TIMES
@@ -58,13 +63,24 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
+SHADES = 20  # steps of the background of an accuracy
+STOPS = [0.0, 0.5, 0.9, 1.0]  # accuracies of the colors below
+LIGHT = [(239, 178, 130), (250, 220, 196), (255, 255, 255), (203, 230, 220)]
+DARK = [(110, 62, 26), (66, 44, 28), (22, 24, 28), (23, 66, 54)]
+
+
 def shade(accuracy: float | None) -> str:
-    """Returns the background of an accuracy: amber for low values, white at 90 %, green near 100 %."""
-    if accuracy is None:
-        return figures.PAPER
-    stops, colors = [0.0, 0.5, 0.9, 1.0], [(239, 178, 130), (250, 220, 196), (255, 255, 255), (203, 230, 220)]
-    red, green, blue = (round(float(np.interp(accuracy, stops, [c[i] for c in colors]))) for i in range(3))
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    """Returns the class of an accuracy's cell, from "a0" to "a20"; "" for none."""
+    return "" if accuracy is None else f"a{round(SHADES * min(max(accuracy, 0.0), 1.0))}"
+
+
+def shade_colors(colors: Sequence[tuple[int, int, int]]) -> dict[str, str]:
+    """Returns the background of each class of `shade`: amber for low values, paper at 90 %, green near 100 %."""
+    return {
+        f"a{step}": "#"
+        + "".join(f"{round(float(np.interp(step / SHADES, STOPS, c))):02x}" for c in zip(*colors, strict=True))
+        for step in range(SHADES + 1)
+    }
 
 
 def half_width(limits: Sequence[float] | None) -> str:

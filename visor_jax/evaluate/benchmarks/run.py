@@ -1,8 +1,9 @@
 """Evaluates a model on public benchmarks in local folders: the reported numbers and the cost of every budget.
 
 `evaluate_benchmarks` returns the object that `visor evaluate --benchmark=NAME --json` prints. The result of each
-benchmark is written to `eval/of_<name>/<split>.json`, its predictions to `<split>.predictions.jsonl` beside it. What a
-killed run has answered is in chunks, which are removed when all benchmarks are complete.
+benchmark is written to `eval/of_<name>/<split>.json`, its predictions to `<split>.predictions.jsonl` beside it, and a
+few pictures to `examples/`. What a killed run has answered is in chunks, which are removed when all benchmarks are
+complete.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from visor_jax.cost import dense_cache_bytes, dense_decoder_flops, visual_flops
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.against import OtherPredictions, comparison
 from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
+from visor_jax.evaluate.benchmarks.examples import write_examples
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
 from visor_jax.evaluate.harness import harness
@@ -82,6 +84,7 @@ def evaluate_benchmarks(
             "harness": harness_of(model, table),
             **figures(benchmark, model, lines, requested),
             **timing(model, table, lines, requested, config.evaluate.timing_rounds),
+            "examples": once(partial(write_examples, workdir.path / folder, table, lines, shown_budget(requested))),
         }
         if against:
             other = against[benchmark.name]
@@ -136,6 +139,11 @@ def harness_of(model: Visor, table: Table) -> dict[str, Any]:
     first, benchmark = table.items[0], table.benchmark
     settings = {"max_new_tokens": benchmark.max_new_tokens, "dtype": str(model.dtype)}
     return harness(model, first.prompt, len(first.pictures), system=model.system, **settings)
+
+
+def shown_budget(requested: Budgets) -> str:
+    """Returns the budget whose answers are shown as examples: "auto", or else the one with the most slots."""
+    return "auto" if "auto" in requested else max(requested, key=lambda name: sum(requested[name] or ()))
 
 
 def timing(

@@ -1,0 +1,121 @@
+"""Builds what the page says of public benchmarks, of comparisons with another run, and of how questions were asked.
+
+In: results of `visor evaluate`. Out: texts that the templates write. Reported numbers keep their benchmark's units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from visor_jax.data.source_kind import LEVELS
+from visor_jax.evaluate.benchmarks import named_benchmark
+from visor_jax.evaluate.tables import differences, reported
+from visor_jax.report.accuracy import accuracy_table, cost_rows, timing_note
+from visor_jax.report.examples import cards
+from visor_jax.report.facts import BenchmarkResult, Facts, Row, fixed_budgets, mean_of_benchmarks, tasks_by_level
+from visor_jax.report.numbers import MINUS
+
+FEW = 4  # reported numbers that are shown without a fold
+
+
+def benchmark_overview(facts: Facts) -> Row | None:
+    """Builds the table of all benchmarks' headlines; None if the table of accuracies has them, or if there are none."""
+    if not facts.on_own_data or not facts.benchmarks:
+        return None
+    means = mean_of_benchmarks(facts.benchmarks)
+    return {**accuracy_table(means, tasks_by_level(means)), "confidence": means["intervals"]["confidence"]}
+
+
+def benchmark_part(one: BenchmarkResult, colors: dict[str, str]) -> Row:
+    """Builds the part of one benchmark: reported numbers, costs, problems, comparison, harness, examples."""
+    result, benchmark = one.result, named_benchmark(one.name)
+    names = [*fixed_budgets(result), *(["auto"] if "auto" in result["budgets"] else [])]
+    rows = metric_rows(one, names)
+    return {
+        "name": one.name,
+        "level": benchmark.level,
+        "repository": benchmark.repo,
+        "split": result["split"],
+        "stage": result.get("stage") or "",
+        **result["questions"],
+        "partial": one.partial,
+        "differing": one.differing,
+        "budgets": names,
+        "metrics": rows if len(rows) <= FEW else rows[:1],
+        "more_metrics": [] if len(rows) <= FEW else rows[1:],
+        "costs": cost_rows(result, names),
+        "problems": sorted(result["problems"].items()),
+        "timing": timing_note(result),
+        "against": against_table(result),
+        "harness": harness_rows(result),
+        "examples": cards(result, one.pictures, [(one.name, benchmark.level)], colors),
+    }
+
+
+def metric_rows(one: BenchmarkResult, names: Sequence[str]) -> list[Row]:
+    """Builds a row per reported number, the headline first; ± is half its interval, in the number's own unit."""
+    benchmark, budgets = named_benchmark(one.name), one.result["budgets"]
+    intervals = one.result["intervals"].get("budgets") or {}
+    every = dict.fromkeys(metric for name in names for metric in budgets[name]["metrics"])
+    rows = []
+    for metric in sorted(every, key=lambda metric: metric != benchmark.headline):
+        cells = []
+        for name in names:
+            value, limits = budgets[name]["metrics"].get(metric), None
+            if metric == benchmark.headline:
+                limits = intervals.get(name, {}).get("tasks", {}).get(one.name)
+            half = (
+                ""
+                if limits is None
+                else "±" + reported_half(benchmark.headline_max * (limits[1] - limits[0]) / 2, value)
+            )
+            cells.append({"text": "" if value is None else reported(value), "limits": half})
+        rows.append({"name": metric, "headline": metric == benchmark.headline, "cells": cells})
+    return rows
+
+
+def reported_half(half: float, value: float | None) -> str:
+    """Returns half the width of an interval with as many decimals as `reported` gives the value."""
+    return f"{half:.3f}" if value is None or value <= 1 else f"{half:.1f}"
+
+
+def against_table(result: Row) -> Row | None:
+    """Builds the table of paired differences from another run; None if there was no comparison.
+
+    Returns:
+      {"files", "rows", "more"}: of the means of levels, and of tasks if there are several.
+    """
+    against = result.get("against")
+    if against is None:
+        return None
+    rows, more = [], []
+    for name, of_budget in against["budgets"].items():
+        tasks = of_budget["tasks"]
+        levels = {f"{level} tasks": of_budget[level] for level in LEVELS if of_budget.get(level) and len(tasks) > 1}
+        for part, figures, into in [
+            *((part, figures, rows) for part, figures in levels.items()),
+            *((part, figures, more if levels else rows) for part, figures in tasks.items()),
+        ]:
+            own, other, difference, p = differences(figures)
+            texts = [own, other, difference.replace("-", MINUS), p]
+            into.append({"budget": name, "other": of_budget["budget"], "of": part, "cells": texts})
+    return {"files": against["files"], "rows": rows, "more": more}
+
+
+def harness_rows(result: Row) -> list[tuple[str, str]]:
+    """Returns (what, value) of how the questions were asked; [] for an evaluation by an earlier version."""
+    harness = result.get("harness")
+    if not harness:
+        return []
+    rows = [
+        ("harness", harness["name"]),
+        ("commit", harness.get("git_revision") or ""),
+        ("versions", ", ".join(f"{name} {version}" for name, version in harness["versions"].items())),
+        ("decoding", harness["decoding"]),
+        ("counts as right", harness.get("right") or ""),
+        ("new tokens at most", str(harness.get("max_new_tokens") or "")),
+        ("dtype", harness.get("dtype") or ""),
+        ("system text", harness.get("system") or "(none)"),
+        ("first prompt", harness["first_prompt"]),
+    ]
+    return [(what, value) for what, value in rows if value]
