@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,13 +315,16 @@ def public_benchmarks(benchmark: str, data: str, limit: int | None, workdir: str
         if name not in MODULES and not is_file(name):
             hint = nearest(name, MODULES) or f"expected one of {', '.join(MODULES)}, or a Python file"
             raise RequestError(f"--benchmark={name}: {hint}")
-    found = {one.name: one for name in dict.fromkeys(names) for one in benchmarks_of(name, workdir)}
+    found = [one for name in dict.fromkeys(names) for one in benchmarks_of(name, workdir)]
+    for name, count in Counter(one.name for one in found).items():
+        if count > 1:
+            raise RequestError(f"--benchmark={benchmark}: defines {name!r} twice; expected different names")
     if not data:
-        repo = next(iter(found.values())).repo
+        repo = found[0].repo
         raise RequestError(f"--benchmark={benchmark}: needs --data=FOLDER, with the files of {repo}")
     if limit is not None and limit < 1:
         raise RequestError(f"--limit={limit}: expected at least 1")
-    return list(found.values())
+    return found
 
 
 def evaluation_data(config: Config, benchmark: str, data: str) -> Config:

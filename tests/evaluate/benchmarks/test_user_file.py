@@ -61,6 +61,11 @@ def test_files_that_are_refused(tmp_path: Path, changes: dict[str, str], message
     assert message in refusal(write(tmp_path, **changes))
 
 
+def test_two_files_with_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert "defines 'charts' twice" in refusal(f"{write(tmp_path)},{write(tmp_path / 'other')}")
+
+
 def test_files_that_are_not_there_or_not_to_be_executed(tmp_path: Path) -> None:
     write(tmp_path)
     assert "did you mean" in refusal(str(tmp_path / "mien.py"))
