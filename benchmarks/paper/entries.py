@@ -6,10 +6,40 @@ from collections.abc import Sequence
 
 from visor_jax.errors import RequestError, nearest
 
-from . import table1, table2
+from . import (
+    figure1,
+    figure2,
+    figure3,
+    figure4,
+    figure6,
+    figure7,
+    figure10,
+    supplement,
+    table1,
+    table2,
+    table3,
+    table4,
+    table5,
+    table8,
+)
 from .base import Entry
 
-ENTRIES: tuple[Entry, ...] = (table1.ENTRY, table2.ENTRY)
+ENTRIES: tuple[Entry, ...] = (
+    table1.ENTRY,
+    table2.ENTRY,
+    table3.ENTRY,
+    table4.ENTRY,
+    table5.ENTRY,
+    table8.ENTRY,
+    supplement.ENTRY,
+    figure1.ENTRY,
+    figure2.ENTRY,
+    figure3.ENTRY,
+    figure4.ENTRY,
+    figure6.ENTRY,
+    figure7.ENTRY,
+    figure10.ENTRY,
+)
 
 
 def chosen(names: Sequence[str]) -> list[Entry]:

@@ -29,15 +29,38 @@ DENSE_STEPS = 17_204  # 3.2 M samples, as the stage "full" of configs/llava_ov_0
 # What a user sets in the shell. The data of both stages are one file here; `data.mixture` takes the paper's two sets.
 VARIABLES = {
     "HF_DIR": "the checkpoint's folder",
+    "HF_1P5B": "the folder of a 1.5B checkpoint",
     "DATA": "the folder of train.json and its pictures",
     "HUB": "the folder of the benchmarks (docs/benchmarks.md)",
     "RUNS": "the folder of the runs",
 }
-KV_HEADS = "model.cross.num_kv_heads=14"  # 7.5 % more parameters, as the paper reports, and its FLOPs
-SETTINGS = (
-    "--config=configs/llava_ov_0p5b.py:$HF_DIR/tokenizer.json --config.data.root=$DATA"
-    f" --config.data.path=train.json --config.{KV_HEADS}"
-)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model: its configuration, shell variables, and the run whose dense costs savings refer to.
+
+    As many key and value heads in cross-attention as query heads (`heads`) give the paper's added parameters and FLOPs.
+    """
+
+    config: str
+    folder: str
+    variable: str
+    reference: str
+    heads: int
+
+    @property
+    def settings(self) -> str:
+        """The line that sets the variable of the arguments of every run."""
+        data = "--config.data.root=$DATA --config.data.path=train.json"
+        file = f"--config=configs/{self.config}.py:${self.folder}/tokenizer.json"
+        return f'{self.variable}="{file} {data} --config.model.cross.num_kv_heads={self.heads}"'
+
+
+BASES = {
+    "0.5B": Base("llava_ov_0p5b", "HF_DIR", "C", "visor", 14),
+    "1.5B": Base("llava_ov_1p5b", "HF_1P5B", "C_1P5B", "visor_1p5b", 12),
+}
 DOWNLOAD = f"hf download {HUB_MODEL} --local-dir=$HF_DIR"
 
 
@@ -46,8 +69,14 @@ def asked(benchmarks: Sequence[str] = BENCHMARKS) -> str:
     return f'B="--benchmark={",".join(benchmarks)} --data=$HUB"'
 
 
-Place = tuple[str, str, str]  # (run, budget, what): an accuracy, "saving", "share/LEVEL/BUDGET" or "slots/LEVEL"
+# (run, budget, what): LEVEL or "task=NAME" (accuracy), "saving", "saving/NAME", "share/LEVEL/BUDGET" or "slots/LEVEL"
+Place = tuple[str, str, str]
 Places = Mapping[str, Mapping[str, Place]]  # row -> column -> place
+
+
+def places(run: str, budget: str) -> dict[str, Place]:
+    """Returns the places of a row with the columns easy, hard and saving."""
+    return {what: (run, budget, what) for what in ("easy", "hard", "saving")}
 
 
 @dataclass(frozen=True)
@@ -57,17 +86,19 @@ class PaperRun:
     Attributes:
       fields: changes of the configuration, "model.plan=dense".
       trains: False: the imported model is evaluated as it is.
+      base: the model that it starts from.
       after: (run, stages): continues with these finished stages of another run instead of importing.
     """
 
     fields: tuple[str, ...] = ()
     trains: bool = True
+    base: Base = BASES["0.5B"]
     after: tuple[str, tuple[str, ...]] | None = None
 
 
-def dense(*fields: str) -> PaperRun:
+def dense(*fields: str, base: Base = BASES["0.5B"]) -> PaperRun:
     """Returns the run of an imported dense model that is not trained."""
-    return PaperRun(("model.plan=dense", "stages=dense", *fields), trains=False)
+    return PaperRun(("model.plan=dense", "stages=dense", *fields), trains=False, base=base)
 
 
 def reduced(method: str, ratio: float) -> tuple[str, ...]:
@@ -84,6 +115,8 @@ def alone(budget: str) -> PaperRun:
 # Shares of VisionZip and HiRED alone give the paper's saving. With VISOR they give its 37x and 39x (docs/reduction.md).
 RUNS: dict[str, PaperRun] = {
     "visor": PaperRun(),
+    "visor_1p5b": PaperRun(base=BASES["1.5B"]),
+    "dense_1p5b": dense(base=BASES["1.5B"]),
     "dense": dense(),
     "visionzip": dense(*reduced("visionzip", 0.225)),
     "hired": dense(*reduced("hired", 0.2435)),
@@ -115,7 +148,7 @@ RUNS: dict[str, PaperRun] = {
 
 
 def run_commands(name: str) -> list[str]:
-    """Returns the commands of a run: import or copy, train, evaluate; $C is its configuration, $B the questions."""
+    """Returns the commands of a run: import or copy, train, evaluate. $B are the questions."""
     run, workdir = RUNS[name], f"$RUNS/{name}"
     fields = "".join(f" --config.{setting}" for setting in run.fields)
     lines = []
@@ -123,9 +156,9 @@ def run_commands(name: str) -> list[str]:
         source, stages = run.after
         lines += [f"mkdir -p {workdir}", "cp -r " + " ".join(f"$RUNS/{source}/{s}" for s in stages) + f" {workdir}"]
     else:
-        lines += [f"visor import --from=$HF_DIR --workdir={workdir} $C{fields}"]
+        lines += [f"visor import --from=${run.base.folder} --workdir={workdir} ${run.base.variable}{fields}"]
     if run.trains:
-        lines += [f"visor run --workdir={workdir} $C{fields}"]
+        lines += [f"visor run --workdir={workdir} ${run.base.variable}{fields}"]
     return [*lines, f"visor evaluate --workdir={workdir} $B"]
 
 
@@ -153,11 +186,14 @@ class Evaluated:
 
     def commands(self) -> list[str]:
         """Returns the commands of all runs that the numbers need."""
-        names = [place[0] for row in self.places.values() for place in row.values()]
-        if any(place[2] == "saving" for row in self.places.values() for place in row.values()):
-            names = ["visor", *names]  # has the costs of the dense model on all tokens
-        runs = [line for name in needed(names) for line in run_commands(name)]
-        return [DOWNLOAD, f'C="{SETTINGS}"', asked(self.benchmarks), *runs]
+        places = [place for row in self.places.values() for place in row.values()]
+        names = [place[0] for place in places]
+        # The run that a saving refers to has the costs of the dense model on all tokens.
+        references = [RUNS[name].base.reference for name, _, what in places if what.startswith("saving")]
+        ordered = needed([*references, *names])
+        settings = [base.settings for base in BASES.values() if any(RUNS[name].base == base for name in ordered)]
+        runs = [line for name in ordered for line in run_commands(name)]
+        return [DOWNLOAD, *settings, asked(self.benchmarks), *runs]
 
     def read(self, runs: Path) -> Cells:
         """Returns the numbers of the evaluations below a folder; what is not evaluated is missing."""
@@ -183,14 +219,12 @@ def evaluation(workdir: Path, benchmarks: Sequence[str]) -> dict[str, dict[str, 
 def number(results: Mapping[str, Mapping[str, dict[str, Any]]], place: Place) -> float | None:
     """Returns a number at its place: accuracies and shares in percent; None if a benchmark that it needs is missing."""
     name, budget, what = place
-    kind, _, rest = what.partition("/")
-    level, _, other = rest.partition("/")
-    asked = LEVELS.get(level or kind, BENCHMARKS if kind == "saving" else (what.removeprefix("task="),))
+    kind, other, asked = what.partition("/")[0], what.rpartition("/")[2], tasks_of(what)
     of_run = results[name]
     if any(task not in of_run or budget not in of_run[task]["budgets"] for task in asked):
         return None
     if kind == "saving":
-        whole = [results["visor"].get(task, {}).get("dense") for task in asked]
+        whole = [results[RUNS[name].base.reference].get(task, {}).get("dense") for task in asked]
         if any(row is None for row in whole):
             return None
         dense = sum(row["decoder_gflops"] for row in whole if row is not None)
@@ -198,6 +232,13 @@ def number(results: Mapping[str, Mapping[str, dict[str, Any]]], place: Place) ->
     if kind in ("share", "slots"):
         return shares_number([of_run[task]["routes"][task] for task in asked], kind, other)
     return 100 * float(np.mean([of_run[task]["budgets"][budget]["tasks"][task] for task in asked]))
+
+
+def tasks_of(what: str) -> tuple[str, ...]:
+    """Returns the benchmarks that a number is the mean of: all, those of a level, or one."""
+    kind, _, group = what.partition("/")
+    name = group.partition("/")[0] or kind.removeprefix("task=")
+    return BENCHMARKS if name == "saving" else LEVELS.get(name, (name,))
 
 
 def shares_number(shares: Sequence[Mapping[str, float]], kind: str, budget: str) -> float:

@@ -1,12 +1,12 @@
 """Table 1: VISOR against methods that reduce visual tokens, LLaVA-OneVision-0.5B."""
 
 from .base import ACCURACY, SAVING, Entry, Row
-from .runs import Evaluated, Places
+from .runs import Evaluated, Places, places
 from .savings import TWO_SLOTS, savings
 from .small import Claimed
 
 PLACES: Places = {
-    row: {"easy": (run, budget, "easy"), "hard": (run, budget, "hard"), "saving": (run, budget, "saving")}
+    row: places(run, budget)
     for row, run, budget in (
         *((name, name, "full") for name in ("dense", "visionzip", "hired", "m3", "pyramiddrop", "sparsevlm")),
         ("visor", "visor", "auto"),
@@ -14,7 +14,7 @@ PLACES: Places = {
     )
 }
 SMALL: Places = {
-    row: {"easy": (variant, budget, "easy"), "hard": (variant, budget, "hard"), "saving": (variant, budget, "saving")}
+    row: places(variant, budget)
     for row, variant, budget in (
         ("dense", "dense", "full"),
         ("visionzip", "dense_visionzip_4", "full"),

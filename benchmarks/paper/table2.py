@@ -1,17 +1,18 @@
 """Table 2: VISOR together with token reduction (VISOR-TR)."""
 
 from .base import ACCURACY, SAVING, Entry, Row
-from .runs import Evaluated, Place
+from .runs import Evaluated, Places, places
 from .savings import TWO_SLOTS, savings
 from .small import Claimed
 
-
-def places(run: str, budget: str) -> dict[str, Place]:
-    """Returns the places of a row's three numbers."""
-    return {what: (run, budget, what) for what in ("easy", "hard", "saving")}
-
-
 RUNS = ("visor", "visor_packed_2", "visor_packed_4", "visor_visionzip", "visor_vispruner")
+PLACES: Places = {run: places(run, "auto") for run in RUNS}
+SMALL: Places = {
+    "visor": places("visor", "auto"),
+    "visor_packed_2": places("visor_packed_2", "full"),
+    "visor_packed_4": places("visor_packed_4", "full"),
+    "visor_vispruner": places("visor_vispruner_4", "full"),
+}
 
 ENTRY = Entry(
     name="table2",
@@ -24,15 +25,8 @@ ENTRY = Entry(
         Row("visor_visionzip", "VISOR with VisionZip", {"easy": 63.3, "hard": 55.3, "saving": 37.0}),
         Row("visor_vispruner", "VISOR with VisPruner", {"easy": 63.5, "hard": 55.9, "saving": 39.0}),
     ),
-    paper=Evaluated({run: places(run, "auto") for run in RUNS}),
-    small=Claimed(
-        {
-            "visor": places("visor", "auto"),
-            "visor_packed_2": places("visor_packed_2", "full"),
-            "visor_packed_4": places("visor_packed_4", "full"),
-            "visor_vispruner": places("visor_vispruner_4", "full"),
-        }
-    ),
+    paper=Evaluated(PLACES),
+    small=Claimed(SMALL),
     formula=savings({run: (run, TWO_SLOTS) for run in RUNS}),
     about=(
         "Savings of ours are with two slots on. Packing keeps a newline for each row of the packed map; on a map of"
