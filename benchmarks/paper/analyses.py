@@ -75,6 +75,10 @@ class AnalyzedBase:
         (command,) = self.commands(settings)
         if main(command.split()[1:]) != 0:
             raise RequestError(f"{command}: failed")
+        self.keep(settings)
+
+    def keep(self, settings: Settings) -> None:
+        """Keeps the numbers of the table that the analysis has written."""
         cells = self.summary(lines_of(self.out(settings) / f"{self.only}.csv"))
         write_json(self.path(settings), {"model": BASE, "samples": settings.samples, "cells": cells})
 

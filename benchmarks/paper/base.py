@@ -178,8 +178,11 @@ def small_table(entry: Entry, measured: Cells) -> Iterator[list[str]]:
 def markdown(table: Sequence[Sequence[str]]) -> list[str]:
     """Returns a table, its heading first, as Markdown; numbers are aligned to the right."""
     heading, *rows = table
-    numeric = [all(not row[i] or row[i] in (UNKNOWN, "-") or row[i][0] in "-+0123456789" for row in rows)
-               for i in range(len(heading))]  # fmt: skip
+    numbers = "-+0123456789"
+    numeric = [
+        column > 0 and all(row[column][:1] in numbers or row[column] == UNKNOWN for row in rows)
+        for column in range(len(heading))
+    ]
     lines = [heading, ["---:" if right else "---" for right in numeric], *rows]
     return ["| " + " | ".join(cells) + " |" for cells in lines]
 

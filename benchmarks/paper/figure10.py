@@ -8,7 +8,7 @@ from visor_jax.budget import budget_name
 from visor_jax.config import architecture, load_config
 
 from .base import Cells, Column, Entry, Row, Settings
-from .runs import BASES
+from .runs import BASES, DOWNLOAD
 
 TOKENS = (729, 1458, 2916, 5832, 7290, 11664, 23328)
 COLUMNS = {"empty": 0, "two": 2, "full": None}  # slots on; None: all
@@ -42,7 +42,7 @@ class SmallPlan:
 
     def read(self, settings: Settings) -> Cells:
         """Returns the savings, which do not depend on the training."""
-        return savings("almanac_mini") if settings.steps_scale == 1 else {}
+        return savings("almanac_mini")
 
 
 class Lengths:
@@ -50,8 +50,6 @@ class Lengths:
 
     def commands(self) -> list[str]:
         """Returns the command."""
-        from .runs import DOWNLOAD
-
         config = f"--config=configs/{BASES['0.5B'].config}.py:$HF_DIR/tokenizer.json"
         return [DOWNLOAD, f"visor analyze --model=$HF_DIR {config} --only=lengths --out=$RUNS/analysis"]
 

@@ -17,6 +17,7 @@ from .collected import collected
 from .entries import ENTRIES
 from .runs import VARIABLES
 from .savings import COMMAND
+from .small import Claimed
 
 WIDTH = 118
 SCALES = (1.0, 3.0)  # how many times the steps of the shipped configuration
@@ -29,7 +30,7 @@ def write(results: Path, docs: Path) -> None:
 
 def page(results: Path) -> str:
     """Returns the page's Markdown."""
-    shown: set[str] = set()
+    shown: dict[str, str] = {}
     lines = [*introduction()]
     for entry in ENTRIES:
         lines += section(entry, results, shown)
@@ -82,24 +83,44 @@ def introduction() -> list[str]:
     ]
 
 
-def section(entry: Entry, results: Path, shown: set[str]) -> list[str]:
-    """Returns the section of an entry; commands that an earlier section has `shown` are not repeated."""
-    new = [line for line in entry.paper.commands() if line not in shown]
-    repeated = any(line in shown and line.startswith("visor") for line in entry.paper.commands())
-    shown.update(new)
+def section(entry: Entry, results: Path, shown: dict[str, str]) -> list[str]:
+    """Returns the section of an entry.
+
+    Args:
+      shown: commands of earlier sections, which are not repeated: {command: ""}, and {variable: the line that set it}.
+    """
+    commands = entry.paper.commands()
+    new = [line for line in commands if line not in shown and not assigned(line)]
+    used = [line for line in commands if assigned(line) and any(f"${assigned(line)}" in command for command in new)]
+    block = [line for line in commands if line in new or (line in used and shown.get(assigned(line)) != line)]
+    shown.update(dict.fromkeys(new, "") | {assigned(line): line for line in used})
     lines = [f"## {entry.title}", "", *paragraph(entry.about)]
     lines += [*markdown(list(comparison(entry, collected(entry, results)))), ""]
-    if new:
-        lines += ["```bash", *(part for line in new for part in folded(line)), "```", ""]
-    if repeated:
+    if block:
+        lines += ["```bash", *(part for line in block for part in folded(line)), "```", ""]
+    if any(line.startswith("visor") and line not in new for line in commands):
         lines += ["Runs that stand above are not repeated." if new else "The runs stand above.", ""]
-    for scale in SCALES:
-        settings = Settings((1,), scale, 1024, results, Path("runs"))
-        if cells := entry.small.read(settings):
+    return lines + small_section(entry, results)
+
+
+def small_section(entry: Entry, results: Path) -> list[str]:
+    """Returns the tables of the embedded data set: the whole one, and of longer training the rows that were run."""
+    lines: list[str] = []
+    for scale in SCALES if isinstance(entry.small, Claimed) else SCALES[:1]:
+        cells = entry.small.read(Settings((1,), scale, 1024, results, Path("runs")))
+        if cells:
             times = "" if scale == 1 else f", {scale:g} times as many training steps"
-            table = [row for n, row in enumerate(small_table(entry, cells)) if n == 0 or any(row[1:])]
+            keys = ["", *(row.key for row in entry.small_rows or entry.rows)]  # of the heading, then of the rows
+            rows = zip(keys, small_table(entry, cells), strict=True)
+            table = [row for key, row in rows if scale == 1 or not key or key in cells]
             lines += [f"On the embedded data set{times}:", "", *markdown(table), ""]
     return lines
+
+
+def assigned(line: str) -> str:
+    """Returns the variable that a line sets; "" if it sets none."""
+    name, mark, _ = line.partition('="')
+    return name if mark and name.isidentifier() else ""
 
 
 def paragraph(prose: str) -> list[str]:

@@ -91,5 +91,9 @@ def number(results: claims_statistics.Results, place: Place) -> float | None:
         tasks = [[run["routes"][t] for t, of in run["levels"].items() if of == level and t in run["routes"]]
                  for run in runs if "routes" in run]  # fmt: skip
         return float(np.mean([shares_number(rows, kind, other) for rows in tasks])) if tasks else None
+    if kind.startswith("task="):
+        rows = [run["budgets"].get(budget, {"tasks": {}})["tasks"] for run in results.by_variant[variant].values()]
+        values = [row[kind.removeprefix("task=")] for row in rows if kind.removeprefix("task=") in row]
+        return 100 * float(np.mean(values)) if values else None
     cell = results.cell(variant, budget, what)
     return None if cell is None else 100 * cell.mean
