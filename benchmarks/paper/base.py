@@ -3,7 +3,7 @@
 In: nothing. Out: `Entry` and its parts, and the tables as text. Every file beside this one that is named for a table or
 a figure makes an `Entry`; `entries.py` lists them.
 
-A number has one of three origins: the paper (`Row.paper`), the paper's scale measured or computed here (`PaperSource`),
+A number has one of three origins: the paper (in the rows), the paper's scale measured or computed here (`PaperSource`),
 or the embedded data set (`SmallSource`). What nobody has run is empty; a number of the paper that this project does not
 have says so.
 """
@@ -65,6 +65,7 @@ class Settings:
       samples: questions of an analysis.
       results: the folder of the committed results, benchmarks/results.
       runs: the folder of runs.
+      overrides: "--config.FIELD=VALUE", of the embedded data set's configuration.
     """
 
     seeds: Sequence[int]
@@ -72,6 +73,7 @@ class Settings:
     samples: int
     results: Path
     runs: Path
+    overrides: Sequence[str] = ()
 
 
 class PaperSource(Protocol):

@@ -37,13 +37,16 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="with --small: folder of the runs")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     parser.add_argument("--page", action="store_true", help="write docs/paper.md from the results that are there")
-    args = parser.parse_args(arguments)
+    args, overrides = parser.parse_known_args(arguments)
+    for override in overrides:
+        if not (args.small and override.startswith("--config.")):
+            parser.error(f"unexpected argument {override!r}; expected an option above, or --small --config.FIELD=VALUE")
     if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
         raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
     if args.samples < 1:
         raise RequestError(f"--samples={args.samples}: expected at least 1")
     entries, results = chosen(args.entry), args.results.resolve()
-    settings = Settings(args.seeds, args.steps_scale, args.samples, results, args.runs.resolve())
+    settings = Settings(args.seeds, args.steps_scale, args.samples, results, args.runs.resolve(), overrides)
     if args.page:
         page.write(results, ROOT / "docs")
         return 0

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import claims_statistics
 import numpy as np
+from claims_table import VARIANTS
+
+from visor_jax.errors import RequestError
 
 from .base import Cells, Settings
 from .runs import Place, Places, shares_number
@@ -23,10 +26,9 @@ class Claimed:
     places: Places
 
     def variants(self) -> list[str]:
-        """Returns the variants, each once, with those that they continue; "dense" for the savings."""
-        from claims_table import VARIANTS
-
-        names = ["dense", *(place[0] for row in self.places.values() for place in row.values())]
+        """Returns the variants, each once, with those that they continue, and the dense one that savings refer to."""
+        places = [place for row in self.places.values() for place in row.values()]
+        names = [place[0] for place in places] + ["dense"] * any(place[2] == "saving" for place in places)
         for name in list(names):
             variant = VARIANTS[name]
             names += [other[0] for other in (variant.after, variant.start) if other]
@@ -41,7 +43,7 @@ class Claimed:
     def arguments(self, settings: Settings) -> list[str]:
         """Returns the arguments of `claims.py` for what is missing."""
         scale = [] if settings.steps_scale == 1 else ["--steps-scale", f"{settings.steps_scale:g}"]
-        return ["--only", *self.missing(settings), "--seeds", *map(str, settings.seeds), *scale]
+        return ["--only", *self.missing(settings), "--seeds", *map(str, settings.seeds), *scale, *settings.overrides]
 
     def commands(self, settings: Settings) -> list[str]:
         """Returns the command for what is missing; none if nothing is."""
@@ -49,10 +51,25 @@ class Claimed:
         return ["python benchmarks/claims.py " + " ".join(self.arguments(settings))] if missing else []
 
     def run(self, settings: Settings) -> None:
-        """Trains and measures what is missing."""
+        """Trains and measures what is missing.
+
+        Raises:
+          RequestError: one of these continues a run whose result is there and whose folder is not.
+        """
         import claims
 
-        if self.missing(settings):
+        missing = self.missing(settings)
+        sources = [source[0] for name in missing for source in (VARIANTS[name].after, VARIANTS[name].start) if source]
+        for name in sources:
+            for seed in settings.seeds:
+                folder = settings.runs / folder_of(settings).relative_to(settings.results / "claims") / f"{name}_{seed}"
+                if name not in missing and not folder.is_dir():
+                    raise RequestError(
+                        f"--runs={settings.runs}: has no {folder.relative_to(settings.runs)}, which other runs continue"
+                        " and whose result is there already; expected the folder of the runs, or --results=DIR with"
+                        " another folder to train all of them"
+                    )
+        if missing:
             out = settings.results.parents[1]
             claims.main([*self.arguments(settings), "--runs", str(settings.runs), "--out", str(out)])
 
