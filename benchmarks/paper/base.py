@@ -106,16 +106,16 @@ class SmallSource(Protocol):
 
 @dataclass(frozen=True)
 class Nothing:
-    """A source of an entry that has none there."""
+    """The small source of an entry without a counterpart on the embedded data set."""
 
-    def commands(self, settings: Settings | None = None) -> list[str]:
+    def commands(self, settings: Settings) -> list[str]:
         """Returns no command."""
         return []
 
     def run(self, settings: Settings) -> None:
-        """Does nothing."""
+        """Does nothing: there is nothing to measure."""
 
-    def read(self, place: Settings | Path) -> Cells:
+    def read(self, settings: Settings) -> Cells:
         """Returns no number."""
         return {}
 
