@@ -158,20 +158,27 @@ def test_tables_of_layers_become_extremes_and_clusters(paper: Paper) -> None:
 
 
 @pytest.mark.slow
-def test_small_trains_what_is_missing(
-    paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path, quick: None
-) -> None:
-    flags = ["--entry", "figure6", "figure3", "--small", "--steps-scale=0.003", "--samples=52"]
+def test_small_trains_what_is_missing(paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ["--entry", "figure6", "--small", "--steps-scale=0.003"]
     flags += [f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'benchmarks' / 'results'}"]
     flags += ["--config.evaluate.samples=52", "--config.evaluate.control_samples=26", "--config.search.samples=26",
-              "--config.label.samples=52"]  # fmt: skip
+              "--config.label.samples=52", "--config.label.only_right=False"]  # fmt: skip
     text = printed(paper, capsys, *flags)
     assert "python benchmarks/claims.py --only visor --seeds 1 --steps-scale 0.003" in text
     for title in ("no slot", "all slots", "policy"):
         assert len(cells(text, title)) >= 1, "at least the easy accuracy"
-    assert len(cells(text, "hard")) == 2
     again = printed(paper, capsys, *flags)
     assert "claims.py" not in again and cells(again, "policy") == cells(text, "policy")
+
+
+@pytest.mark.slow
+def test_small_analyzes_the_base(paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    flags = ["--entry", "figure3", "--small", "--samples=52"]
+    flags += [f"--runs={tmp_path / 'runs'}", f"--results={tmp_path / 'benchmarks' / 'results'}"]
+    text = printed(paper, capsys, *flags)
+    assert "visor analyze --model=almanac-base --samples=52 --only=cka" in text and len(cells(text, "hard")) == 2
+    again = printed(paper, capsys, *flags)
+    assert "visor analyze" not in again and cells(again, "hard") == cells(text, "hard")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
