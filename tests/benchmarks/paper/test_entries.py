@@ -15,7 +15,7 @@ import pytest
 
 from visor_jax.analysis.api import LAYER_ANALYSES
 from visor_jax.commands import command_line
-from visor_jax.commands.recipe import benchmark_names
+from visor_jax.commands.recipe import public_benchmarks
 from visor_jax.config import load_config
 from visor_jax.data.sources import check_source
 
@@ -113,7 +113,8 @@ def test_every_command_is_one_that_the_project_has(paper: Paper) -> None:
             checked.add(tuple(words))
             args, _ = arguments_of(words)
             if asked := getattr(args, "benchmark", ""):
-                assert benchmark_names(asked, args.data, None) == asked.split(","), words
+                found = public_benchmarks(asked, args.data, None, args.workdir or "")
+                assert [benchmark.name for benchmark in found] == asked.split(","), words
             if words[1] == "analyze":
                 assert args.only in {analysis.name for analysis in LAYER_ANALYSES} | {"lengths"}, words
     assert {words[1] for words in checked} == {"import", "run", "evaluate", "analyze"}
