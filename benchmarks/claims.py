@@ -31,6 +31,7 @@ import claims_page
 import numpy as np
 from claims_table import ADAPTIVE, VARIANTS, Variant
 from ml_collections import ConfigDict
+from paper import page as paper_page
 
 import visor_jax
 from visor_jax.commands.recipe import run_stages
@@ -358,6 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name in ordered(args.only):
                 result_of(session, name, seed, again=args.again)
     claims_page.write(session.folder, session.out / "docs")
+    if session.out == ROOT:
+        paper_page.write(ROOT / "benchmarks" / "results", ROOT / "docs")  # shows these results too
     return 0
 
 

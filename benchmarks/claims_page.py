@@ -187,13 +187,12 @@ def matched_rows(results: Results) -> list[str]:
 
 def group_table(results: Results, group: str, level: int = 2) -> list[str]:
     """Returns the heading (of `level`) and table of a group of variants; nothing if none was run."""
-    dense = results.by_variant.get("dense") or results.by_variant.get("base") or results.by_variant.get("visor")
     rows = []
     for name, variant in VARIANTS.items():
         for budget in results.budgets(name) if variant.group == group else ():
             cells = [results.cell(name, budget, level) for level in LEVELS]
             run = next(iter(results.by_variant[name].values()))
-            whole = next(iter(dense.values()))["dense"] if dense else run["dense"]
+            whole = results.dense_costs(name)
             costs = [results.mean(name, budget, field) for field in ("decoder_gflops", "end_to_end_gflops")]
             shares = [100 * costs[0] / whole["decoder_gflops"], 100 * costs[1] / whole["end_to_end_gflops"]]
             count = next((len(cell.seeds) for cell in cells if cell is not None), 0)

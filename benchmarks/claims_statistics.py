@@ -92,6 +92,14 @@ class Results:
         rows = [run["budgets"].get(budget) for run in self.by_variant[variant].values()]
         return float(np.mean([row[field] for row in rows if row is not None]))
 
+    def dense_costs(self, variant: str) -> dict[str, float]:
+        """Returns the costs of a dense model on all visual tokens; of this variant's shape where none was run."""
+        runs = next(
+            (self.by_variant[name] for name in ("dense", "base", "visor") if name in self.by_variant),
+            self.by_variant[variant],
+        )
+        return next(iter(runs.values()))["dense"]
+
     def cell(self, variant: str, budget: str, level: str) -> Cell | None:
         """Returns an accuracy; None if no seed has the budget, or no question is of the level.
 

@@ -1,7 +1,7 @@
 r"""LLaVA-OneVision 1.5B made adaptive: the recipe of `llava_ov_0p5b.py` with Qwen2-1.5B, nine self-attention slots.
 
-Reproduces: no table of the paper, which stops at 0.5B; the same stages on a larger decoder, where the share of the
-vision tower in the cost is smaller. Never run to the end by us: it needs accelerators.
+Reproduces: the paper's 1.5B model, whose numbers are not known here (docs/paper.md); the same stages on a larger
+decoder, where the share of the vision tower in the cost is smaller. Never run to the end by us: it needs accelerators.
 
     visor import --from=HF_DIR --workdir=DIR --config=configs/llava_ov_1p5b.py:HF_DIR/tokenizer.json
     visor run --config=configs/llava_ov_1p5b.py:HF_DIR/tokenizer.json --workdir=DIR \

@@ -107,6 +107,15 @@ def test_the_architecture_page_shows_these_floors() -> None:
 def test_tests_mirror_the_package() -> None:
     """Every folder of tests corresponds to one of the package or of the repository, or has tests of whole runs."""
     here = Path(__file__).parent
-    outside = {"benchmarks", "examples", "faults", "launch", "launch/slurm", "export/peer", "visor_jax_data"}
+    outside = {
+        "benchmarks",
+        "benchmarks/paper",
+        "examples",
+        "faults",
+        "launch",
+        "launch/slurm",
+        "export/peer",
+        "visor_jax_data",
+    }
     folders = {path.relative_to(here) for path in here.rglob("*") if path.is_dir() and any(path.glob("test_*.py"))}
     assert {str(path) for path in folders if not (PACKAGE / path).is_dir()} <= outside

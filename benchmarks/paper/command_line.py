@@ -1,0 +1,82 @@
+"""The command line of `run.py`: lists entries, prints commands and tables, collects results, runs the small variants.
+
+In: arguments. Out: text, the files of results, and docs/paper.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visor_jax.errors import RequestError
+from visor_jax.workdir.provenance import git_revision
+
+from . import page
+from .base import BY_FORMULA, Entry, Settings, comparison, small_table, text
+from .collected import collect, collected
+from .entries import chosen
+from .runs import VARIABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="the names and titles of all entries")
+    parser.add_argument("--entry", nargs="+", default=[], metavar="NAME", help="table1, figure2, ...; default: all")
+    parser.add_argument("--collect", type=Path, metavar="RUNS", help="read the evaluations of the runs in this folder")
+    parser.add_argument("--small", action="store_true", help="on the embedded data set")
+    parser.add_argument("--dry-run", action="store_true", help="with --small: only print what would be run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="with --small")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="with --small: multiplies all training steps")
+    parser.add_argument("--samples", type=int, default=1024, help="with --small: questions of an analysis")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="with --small: folder of the runs")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--page", action="store_true", help="write docs/paper.md from the results that are there")
+    args, overrides = parser.parse_known_args(arguments)
+    for override in overrides:
+        if not (args.small and override.startswith("--config.")):
+            parser.error(f"unexpected argument {override!r}; expected an option above, or --small --config.FIELD=VALUE")
+    if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
+        raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
+    if args.samples < 1:
+        raise RequestError(f"--samples={args.samples}: expected at least 1")
+    entries, results = chosen(args.entry), args.results.resolve()
+    settings = Settings(args.seeds, args.steps_scale, args.samples, results, args.runs.resolve(), overrides)
+    if args.page:
+        page.write(results, ROOT / "docs")
+        return 0
+    for entry in entries:
+        if args.list:
+            print(f"{entry.name:<12}{entry.title}")
+        elif args.small:
+            print("\n".join(of_small(entry, settings, dry_run=args.dry_run)), flush=True)
+        else:
+            if args.collect is not None:
+                collect(entry, args.collect, results, git_revision())
+            print("\n".join(of_paper(entry, results)), flush=True)
+    return 0
+
+
+def of_paper(entry: Entry, results: Path) -> list[str]:
+    """Returns an entry's commands at the paper's scale and its table, as lines."""
+    table = list(comparison(entry, collected(entry, results)))
+    commands = entry.paper.commands()
+    used = {name: about for name, about in VARIABLES.items() if any(f"${name}" in line for line in commands)}
+    lines = [f"# {entry.title}", *(f"# {name}: {about}" for name, about in used.items()), *commands]
+    marks = any(BY_FORMULA in cell for row in table for cell in row)
+    return [*lines, "", *text(table), *([f"{BY_FORMULA} by formula, without a run"] if marks else []), ""]
+
+
+def of_small(entry: Entry, settings: Settings, *, dry_run: bool) -> list[str]:
+    """Measures what is missing of an entry on the embedded data set; returns the commands and its table, as lines."""
+    commands = entry.small.commands(settings)
+    if commands and not dry_run:
+        print("\n".join(commands), flush=True)
+        entry.small.run(settings)
+    table = text(list(small_table(entry, entry.small.read(settings))))
+    return [f"# {entry.title}", *(commands if dry_run else []), "", *table, ""]
