@@ -21,7 +21,7 @@ from visor_jax.data.questions import Place
 from visor_jax.errors import RequestError
 from visor_jax.evaluate import scoring
 from visor_jax.evaluate.chunks import ChunkScores
-from visor_jax.files.read_write import read_json
+from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load_stage
 from visor_jax.testing import tiny_config
 from visor_jax.workdir.folder import Workdir
@@ -178,6 +178,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
 
 
 def search(run: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Searches as a run that was started with these fields."""
+    record = read_json(run / "config.json")
+    for name, value in fields.items():
+        section, field = name.split(".")
+        record["config"][section][field] = value
+    write_json(run / "config.json", record)
+    (run / "search" / "viable.json").unlink(missing_ok=True)
     search_stage(tiny_config(fields), Workdir(run), load_stage(Workdir(run), "full"))
     return read_json(run / "search" / "viable.json")
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from visor_jax.adapt.early_stopping import Race, Stopped
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, all_subsets, bit_string, budget_name
+from visor_jax.budget import Bits, bit_string, budget_name, searched_at_once
 from visor_jax.config import Config, ConfigLike, as_config
 from visor_jax.data.questions import Questions, single_questions
 from visor_jax.data.skips import SkipLog
@@ -88,7 +88,7 @@ class Early:
         search, size = config.search, config.evaluate.batch_size
         if not search.early_stopping:
             return None
-        at_once = tries_all(num_slots, search.max_subsets, search.slots)
+        at_once = bool(searched_at_once(num_slots, search.max_subsets, search.slots))
         error = search.early_stopping / (1 if at_once else len(search.slots) or num_slots)  # a level per count
         return cls(error, 1 if at_once else BEAM, -(-search.look_every // size), config.seed)
 
@@ -147,8 +147,8 @@ def explore(
     """
     order = tuple(slots) or tuple(range(num_slots))
     empty, full = (False,) * num_slots, (True,) * num_slots
-    if tries_all(num_slots, max_subsets, slots):
-        return evaluate(list(dict.fromkeys([*subsets_of(order, num_slots), full])))
+    if subsets := searched_at_once(num_slots, max_subsets, slots):
+        return evaluate(subsets)
     evaluated = {subset.bits: subset for subset in evaluate([empty, full])}
     frontier = [evaluated[empty]]
     last = min(len(order), num_slots - 1)
@@ -161,21 +161,6 @@ def explore(
         evaluated.update((subset.bits, subset) for subset in level)
         frontier = sorted((subset for subset in level if subset.better is None), key=better_first)[:BEAM]
     return list(evaluated.values())
-
-
-def tries_all(num_slots: int, max_subsets: int, slots: Sequence[int]) -> bool:
-    """Returns whether all subsets of `slots`, or of all slots, and the full budget are at most `max_subsets`."""
-    count = len(slots) or num_slots
-    return 2**count + (count < num_slots) <= max_subsets
-
-
-def subsets_of(slots: Sequence[int], num_slots: int) -> list[Bits]:
-    """Returns every budget that has only `slots` on, in the order of `all_subsets`."""
-    budgets, places = [], sorted(slots)
-    for bits in all_subsets(len(places)):
-        on = {slot for slot, chosen in zip(places, bits, strict=True) if chosen}
-        budgets.append(tuple(slot in on for slot in range(num_slots)))
-    return budgets
 
 
 def grow(bits: Bits, slot: int) -> Bits:
