@@ -1,18 +1,16 @@
 """Compares the search's pass over subsets of slots with one that runs every subset from the first layer.
 
     python benchmarks/search.py --workdir runs/almanac_mini                 # the run's own questions and full model
-    python benchmarks/search.py --base --questions 1024 --out benchmarks/results/search_base.json
     python benchmarks/search.py --layers 24 --questions 8 --visual 256 --out benchmarks/results/search_random.json
 
-With a workdir, both passes score its search's questions; with `--base`, questions of the default job under the shipped
-dense base, each of whose layers is a slot (6 slots; the full budget is the dense model); otherwise random ones with
-random weights. Reported are the decoder FLOPs of both, the largest difference of the log-likelihoods, whether the
-viable budgets are the same, and the quartiles of the ratio of the times, of rounds in random order.
+With a workdir, both passes score its search's questions, otherwise random ones with random weights. Reported are the
+decoder FLOPs of both, the largest difference of the log-likelihoods, whether the viable budgets are the same, and the
+quartiles of the ratio of the times, of rounds in random order.
 
-`early_stopping`: the same scores as a search with `search.early_stopping` sees them, in `--orders` random orders of the
-questions: how many times a subset is asked a question, decoder FLOPs, and in how many orders the viable budgets are the
-same. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets, 1,024 questions. Out:
-`benchmarks/results/search.json`.
+`early_stopping`, of a workdir: the same scores as a search with `search.early_stopping` sees them, in `--orders` random
+orders of the questions: how many times a subset is asked a question, the decoder's FLOPs, and in how many orders the
+viable budgets are the same. `llava_ov_0p5b` is the shape of LLaVA-OneVision-0.5B with 8 slots, by formula: 256 subsets,
+1,024 questions. Out: `benchmarks/results/search.json`.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import numpy as np
 
 from visor_jax.adapt.early_stopping import Race
 from visor_jax.adapt.search import summarize, viable
-from visor_jax.architecture import Architecture, LayerKind
+from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, all_subsets, budget_name
 from visor_jax.config import architecture, from_dict, load_config
 from visor_jax.cost import beginnings, decoder_flops, tree_flops
@@ -38,10 +36,7 @@ from visor_jax.data.questions import Place, single_questions
 from visor_jax.evaluate.chunks import ChunkScores
 from visor_jax.evaluate.prefixes import score_tree
 from visor_jax.evaluate.scoring import Scores, programs, sample_sizes
-from visor_jax.hf.model import add_visor_params
 from visor_jax.loading import load
-from visor_jax.model.keys import start_key
-from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import random_batch, random_params, tiny_architecture
 from visor_jax.workdir.folder import Workdir
 
@@ -54,18 +49,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parsed(argv)
     result: dict[str, Any] = {"arguments": harness.arguments_of(args), **harness.device_facts()}
     result["llava_ov_0p5b"] = stated()
-    if args.base:
-        params, arch = base_with_slots()
-        batches = of_config(load_config("almanac_mini", [f"--config.search.samples={args.questions}"]))
-    elif args.workdir:
-        model = load(Path(args.workdir) / "full")
-        params, arch, batches = model.params, model.arch, of_config(from_dict(Workdir(args.workdir).config()))
-    else:
-        arch = tiny_architecture(args.layers)
-        params, batches = random_params(arch), [random_questions(arch, args)]
-    found, scores = compared(jax.tree.map(jnp.asarray, params), arch, batches, args.rounds)
+    model = load(Path(args.workdir) / "full") if args.workdir else None
+    arch = model.arch if model else tiny_architecture(args.layers)
+    params = jax.tree.map(jnp.asarray, model.params if model else random_params(arch))
+    batches = of_run(args.workdir) if args.workdir else [random_questions(arch, args)]
+    found, scores = compared(params, arch, batches, args.rounds)
     result |= found
-    if args.base or args.workdir:
+    if args.workdir:
         result["early_stopping"] = stopped_early(scores, arch, args)
     harness.save(result, args.out)
     return result
@@ -73,31 +63,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--workdir", help="a run with a full stage; default: random weights")
-    source.add_argument("--base", action="store_true", help="the shipped base with a slot in every layer")
+    parser.add_argument("--workdir", help="a run with a full stage; default: random weights")
     parser.add_argument("--layers", type=int, default=24, help="of the random model: a slot in every three")
-    parser.add_argument("--questions", type=int, default=8, help="of the random model or the base")
+    parser.add_argument("--questions", type=int, default=8, help="of the random model")
     parser.add_argument("--visual", type=int, default=256, help="visual positions of the random model's questions")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--orders", type=int, default=100, help="random orders of the questions")
     parser.add_argument("--error", type=float, default=0.01, help="search.early_stopping")
-    parser.add_argument("--look-every", type=int, default=128, help="search.look_every, in whole batches of 64")
+    parser.add_argument("--look-every", type=int, default=64, help="search.look_every, in whole batches of 64")
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser.parse_args(argv)
 
 
-def of_config(config: Any) -> list[Any]:
-    """Returns the batches of a search."""
+def of_run(workdir: str) -> list[Any]:
+    """Returns the batches of a run's search."""
+    config = from_dict(Workdir(workdir).config())
     questions = single_questions(config, "validation", config.search.samples)
     return list(questions.batches(config.evaluate.batch_size))
-
-
-def base_with_slots() -> tuple[Any, Architecture]:
-    """Returns the shipped dense base as a model whose layers are all optional."""
-    dense = load("almanac-base")
-    arch = dataclasses.replace(dense.arch, plan="visor", pattern=(LayerKind.SELF,))
-    return add_visor_params(dense.params, arch, build_mesh(1, 1, 1), start_key(0, "base"))[0], arch
 
 
 def random_questions(arch: Architecture, args: argparse.Namespace) -> Any:

@@ -150,6 +150,19 @@ def test_unusable_questions_count_as_equal_and_later_ones_stop_nothing() -> None
     assert race.asked == subsets, "they are not among the questions that the bets are about"
 
 
+def test_all_processes_stop_what_the_first_one_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    subsets = [(True, False), (False, True)]
+    right = {subsets[0]: np.ones(64, bool), subsets[1]: np.zeros(64, bool)}
+
+    def of_first(texts: list[bytes]) -> list[list[bytes]]:
+        return [[b"[]"], texts]
+
+    monkeypatch.setattr(early_stopping, "gathered", of_first)
+    race = Race(subsets, {Place(i, 0): "" for i in range(64)}, error=0.1)
+    run(race, right, 8)
+    assert race.asked == subsets
+
+
 # --- the search -------------------------------------------------------------------------------------------------------
 
 FIELDS = {

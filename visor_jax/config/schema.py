@@ -53,7 +53,7 @@ class SearchConfig:
         within(0, 0.5),
     )
     look_every: int = setting(
-        128, "questions, in whole batches, after which subsets may be stopped", at_least(1), units="questions"
+        64, "questions, in whole batches, after which subsets may be stopped", at_least(1), units="questions"
     )
 
 
