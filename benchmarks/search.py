@@ -147,7 +147,7 @@ def one_order(
         rows = [scores.budgets.index(bits) for bits in race.asked]
         asked += len(rows) * len(chosen)
         tflop += flops(arch, race.asked, [sizes[i] for i in chosen])["decoder_tflop_of_tree"]
-        part = np.ix_(rows, chosen)
+        part = np.ix_(np.array(rows), chosen)
         ids = [places[i].id for i in chosen]
         shape, texts = np.zeros((len(chosen), 3), np.int64), [scores.tasks[i] for i in chosen]
         found = ChunkScores(scores.correct[part], scores.log_likelihood[part], None, shape, ids, texts, [])
