@@ -179,3 +179,18 @@ def by_count(num_slots: int) -> list[Bits]:
 def all_subsets(num_slots: int) -> list[Bits]:
     """Returns every budget of `num_slots` slots, by number of slots on, then lexicographically."""
     return sorted(itertools.product((False, True), repeat=num_slots), key=lambda bits: (sum(bits), bits))
+
+
+def searched_at_once(num_slots: int, max_subsets: int, slots: Sequence[int] = ()) -> list[Bits]:
+    """Returns every budget that has only `slots` (empty: any) on, and the full one, in the order of `all_subsets`.
+
+    None if these are more than `max_subsets`.
+    """
+    places, full = sorted(slots) or list(range(num_slots)), (True,) * num_slots
+    if 2 ** len(places) + (len(places) < num_slots) > max_subsets:
+        return []
+    budgets = []
+    for bits in all_subsets(len(places)):
+        on = {slot for slot, chosen in zip(places, bits, strict=True) if chosen}
+        budgets.append(tuple(slot in on for slot in range(num_slots)))
+    return list(dict.fromkeys([*budgets, full]))

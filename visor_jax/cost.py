@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visor_jax.architecture import Architecture, TextArchitecture
-from visor_jax.budget import LayerKind, Plan
+from visor_jax.budget import Bits, LayerKind, Plan
 
 
 def decoder_flops(
@@ -48,6 +48,33 @@ def decoder_flops(
             total += _cross_read_flops(architecture, num_visual, num_text)
             total += _cross_keys_flops(architecture, num_visual) + conditional_position_flops(architecture, num_visual)
     return total
+
+
+def tree_flops(architecture: Architecture, budgets: Sequence[Bits], num_visual: int, num_text: int) -> float:
+    """Returns FLOPs of the decoder for one sample under many budgets that share layers, with one token's logits each.
+
+    This is what `visor_jax.evaluate.prefixes.score_tree` runs.
+    """
+    kinds = Plan(tuple(tree_layers(architecture, budgets)))
+    return decoder_flops(architecture, (), num_visual, num_text, kinds, num_logits=len(set(budgets)))
+
+
+def tree_layers(architecture: Architecture, budgets: Sequence[Bits]) -> list[LayerKind]:
+    """Returns the layers that run for one sample under budgets that share layers up to the first block that differs."""
+    plan, size, first = Plan.of(architecture), architecture.slots_per_block, architecture.shared_layers.stop
+    kinds = list(plan.kinds[:first])
+    for begin in beginnings(budgets, size):
+        block = len(begin) // size - 1
+        start = architecture.num_head_layers + block * len(architecture.pattern)
+        rest = (False,) * (len(plan.slots) - len(begin))
+        kinds += plan.under((*begin, *rest))[max(start, first) : start + len(architecture.pattern)]
+    tail = plan.kinds[architecture.text.num_layers - architecture.num_tail_layers :]
+    return kinds + len(set(budgets)) * list(tail)
+
+
+def beginnings(budgets: Sequence[Bits], slots_per_block: int) -> set[Bits]:
+    """Returns the distinct beginnings of budgets that end with a block: as many blocks run if budgets share them."""
+    return {bits[:end] for bits in budgets for end in range(slots_per_block, len(bits) + 1, slots_per_block)}
 
 
 def dense_decoder_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:

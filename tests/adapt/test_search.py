@@ -32,7 +32,7 @@ def evaluated(draw: st.DrawFn) -> list[Subset]:
 
     def subset(bits: Bits) -> Subset:
         accuracy, loss = draw(st.integers(0, 5)) / 5, draw(st.integers(0, 3)) / 3
-        return Subset(bits, accuracy, loss, 10.0 + sum(p for p, on in zip(price, bits, strict=True) if on), {})
+        return Subset(bits, accuracy, loss, 10.0 + sum(p for p, on in zip(price, bits, strict=True) if on), {}, 9)
 
     return [subset(bits) for bits in all_subsets(slots)]
 
@@ -78,7 +78,7 @@ class Landscape:
     def __call__(self, subsets: Sequence[Bits]) -> list[Subset]:
         self.requested += subsets
         return [
-            Subset(bits, sum(w for w, on in zip(self.worth, bits, strict=True) if on), 0.0, float(sum(bits)), {})
+            Subset(bits, sum(w for w, on in zip(self.worth, bits, strict=True) if on), 0.0, float(sum(bits)), {}, 9)
             for bits in subsets
         ]
 

@@ -106,6 +106,28 @@ def test_kept_chunks_are_not_read_and_their_skips_are_counted() -> None:
     assert not {0, 1, 2} & {*source.opened}
 
 
+def test_a_random_order_is_the_same_in_every_pass_and_holds_the_same_questions() -> None:
+    turns, broken = (1, 3, 1, 2, 1, 1, 1, 1, 1), (1,)
+    orders = {}
+    for seed in (None, 0, 1):
+        questions = Questions(CONFIG, Records(turns, broken), 7)
+        orders[seed] = question_ids(iter(questions.batches(2, order=seed)))
+        assert question_ids(iter(questions.batches(2, order=seed))) == orders[seed]
+        assert sorted(questions.plan(seed)) == questions.plan() == Questions(CONFIG, Records(turns), 7).plan()
+    assert sorted(orders[0]) == sorted(orders[1]) == orders[None] and orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("portion", [0, 1, 3])
+def test_a_portion_is_finished_before_the_next_one_is_looked_up(portion: int) -> None:
+    events: list[str] = []
+    chunks = Questions(CONFIG, Records((1,) * 9), 9).chunks(2, lambda _: events.append("look"), portion=portion)
+    for _ in chunks:
+        events.append("take")
+    many = portion or 5
+    parts = [min(many, 5 - start) for start in range(0, 5, many)]
+    assert events == [name for part in parts for name in ["look"] * part + ["take"] * part]
+
+
 def test_a_source_that_is_too_short_gives_what_it_has() -> None:
     assert question_ids(iter(Questions(CONFIG, Records((1, 1, 2)), 9).batches(4))) == ["0/0", "1/0", "2/0", "2/1"]
     assert question_ids(iter(Questions(CONFIG, Records((1, 1), broken=(0, 1)), 9).batches(4))) == []

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from visor_jax import testing
 from visor_jax.budget import Bits, Plan, all_subsets
-from visor_jax.cost import decoder_flops
+from visor_jax.cost import beginnings, decoder_flops, tree_flops
 from visor_jax.evaluate import prefixes
-from visor_jax.evaluate.prefixes import num_blocks, score_tree, tree_flops
+from visor_jax.evaluate.prefixes import score_tree
 from visor_jax.evaluate.scoring import score_batch
 from visor_jax.model.visor import encode, shared_text
 
@@ -49,7 +49,7 @@ def test_scores_are_those_of_one_budget_at_a_time(case: Any, monkeypatch: pytest
         prefixes, "programs", lambda _: of._replace(first_block=counted(of.first_block), block=counted(of.block))
     )
     found = score_tree(params, visual, arrays, budgets, arch)
-    assert len(run) == num_blocks(budgets, arch.slots_per_block)
+    assert len(run) == len(beginnings(budgets, arch.slots_per_block))
     one = jax.jit(score_batch, static_argnames="arch")
     for bits, (correct, likelihood) in zip(budgets, found, strict=True):
         expected = one(params, visual, arrays, jnp.asarray(bits), arch=arch)
@@ -72,7 +72,7 @@ def test_known_text_and_repeated_budgets(case: Any) -> None:
 def test_one_budget_costs_what_it_costs_alone(name: str) -> None:
     arch = PLANS[name]
     for bits in all_subsets(arch.num_slots):
-        assert tree_flops([bits, bits], arch, 100, 30) == pytest.approx(decoder_flops(arch, bits, 100, 30))
+        assert tree_flops(arch, [bits, bits], 100, 30) == pytest.approx(decoder_flops(arch, bits, 100, 30))
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -85,16 +85,16 @@ def test_two_budgets_cost_what_they_do_not_share_twice(name: str) -> None:
     kinds = tuple(Plan.of(arch).kinds[i] for i in shared)
     once = decoder_flops(arch, (), 100, 30, Plan(kinds), num_logits=0)
     alone = sum(decoder_flops(arch, bits, 100, 30) for bits in (full, other))
-    assert tree_flops([full, other], arch, 100, 30) == pytest.approx(alone - once)
+    assert tree_flops(arch, [full, other], 100, 30) == pytest.approx(alone - once)
 
 
 @given(st.integers(1, 6))
 def test_all_subsets_need_a_tree_of_blocks(num_slots: int) -> None:
-    assert num_blocks(all_subsets(num_slots), 1) == 2 ** (num_slots + 1) - 2
+    assert len(beginnings(all_subsets(num_slots), 1)) == 2 ** (num_slots + 1) - 2
 
 
 @given(st.lists(st.tuples(*[st.booleans()] * 4), min_size=1, max_size=10))
 def test_never_more_blocks_than_one_by_one(budgets: list[Bits]) -> None:
     distinct = set(budgets)
-    assert len(distinct) <= num_blocks(budgets, 1) <= 4 * len(distinct)
-    assert num_blocks(budgets, 2) <= 2 * len(distinct)
+    assert len(distinct) <= len(beginnings(budgets, 1)) <= 4 * len(distinct)
+    assert len(beginnings(budgets, 2)) <= 2 * len(distinct)

@@ -293,6 +293,21 @@ def test_data_without_levels_or_tasks(full_run: Path, edit_evaluation: Callable[
     assert "easy" not in page.section("header") and "mean of" not in page.section("accuracy")
 
 
+def test_a_search_that_stopped_subsets_says_so(full_run: Path) -> None:
+    """Stopped subsets may lack the tasks of a level; the columns are those of the others."""
+    path = full_run / "search" / "viable.json"
+    search = json.loads(path.read_text())
+    for row in search["subsets"]:
+        row |= {"questions": 512, "better": None}
+    for row, better in zip((search["subsets"][1], search["subsets"][4]), ("0b100", "0b110"), strict=True):
+        row |= {"questions": 64, "better": better, "hard": None}
+    path.write_text(json.dumps(search))
+    shown = report_of(full_run)[1].section("search")
+    assert "2 were not asked all questions" in shown and "hard, %" in shown
+    assert "64 0b100 is better" in shown and "64 0b110 is better" in shown
+    assert shown.count("512") == 6 and DASH in shown
+
+
 def test_without_an_evaluation_there_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"eval/test\.json: no such file; .*visor evaluate --workdir="):
         write_report(Workdir(tmp_path))

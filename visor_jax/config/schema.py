@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_type_hints
 from visor_jax.config.data_fields import DataConfig, LossConfig, TokenizerConfig
 from visor_jax.config.model_fields import ModelConfig
 from visor_jax.config.overrides import TrainOverrides
-from visor_jax.config.rules import LICENSE, SEED, at_least, below_one, not_empty, one_of, ordered_subset
+from visor_jax.config.rules import LICENSE, SEED, at_least, below_one, not_empty, one_of, ordered_subset, within
 from visor_jax.config.train_fields import MeshConfig, TrainConfig
 from visor_jax.config.values import Field, describe_field, setting
 
@@ -45,6 +45,15 @@ class SearchConfig:
     slots: tuple[int, ...] = setting(
         (),
         "slots to search, the most promising first, as `visor analyze` orders them; the others are on in `full` only",
+    )
+    early_stopping: float = setting(
+        0.0,
+        "stop asking a subset once another one of its cost is surely better; the probability that the viable budgets"
+        " differ from those of a search that asks everything; 0: ask everything",
+        within(0, 0.5),
+    )
+    look_every: int = setting(
+        64, "questions, in whole batches, after which subsets may be stopped", at_least(1), units="questions"
     )
 
 

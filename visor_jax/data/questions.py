@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -212,12 +213,23 @@ class Questions:
         """Returns what is known of a planned question."""
         return self._facts[place]
 
-    def batches(self, batch_size: int) -> QuestionBatches:
-        """Returns batches of `batch_size` rows; they can be iterated over repeatedly."""
-        return QuestionBatches(self, batch_size)
+    def batches(self, batch_size: int, *, order: int | None = None, portion: int = 0) -> QuestionBatches:
+        """Returns batches of `batch_size` rows; they can be iterated over repeatedly.
+
+        Args:
+          order: seed of a random order of the questions; None: that of the source.
+          portion: see `chunks`.
+        """
+        return QuestionBatches(self, batch_size, order, portion)
 
     def chunks(
-        self, size: int, kept: Callable[[list[Place]], KeptT | None], shares: Shares[KeptT] | None = None
+        self,
+        size: int,
+        kept: Callable[[list[Place]], KeptT | None],
+        shares: Shares[KeptT] | None = None,
+        *,
+        order: int | None = None,
+        portion: int = 0,
     ) -> Iterator[Chunk[KeptT]]:
         """Yields the questions as chunks of `size` planned questions; reads at most two chunks ahead.
 
@@ -229,20 +241,23 @@ class Questions:
           kept: returns what an earlier run kept of a chunk; the questions of that chunk are not read.
           shares: of several processes; then a chunk to be made comes first, in one of them, and later comes as kept in
             all of them.
+          order: seed of a random order of the questions; None: that of the source.
+          portion: a number of chunks. They are yielded, also as kept, before `kept` is asked about the next ones, so
+            that what is made of these may depend on them. 0: all.
         """
         readable = 0
         for number in itertools.count():
-            if not (places := self._round(number, readable)):
+            if not (places := self._round(number, readable, order)):
                 return
-            chunks = [places[start : start + size] for start in range(0, len(places), size)]
-            known: Sequence[KeptT | None] = [kept(chunk) for chunk in chunks]
-            if shares is not None:
-                mine = shares.mine([index for index, had in enumerate(known) if had is None])
-                yield from self._read_chunks([chunks[index] for index in mine], [None] * len(mine), size)
-                known = shares.fill(known)
-            for chunk in self._read_chunks(chunks, known, size):
-                readable += len(chunk.places) - sum(not failure.readable for failure in chunk.failures)
-                yield chunk
+            for chunks in cut(cut(places, size), portion or len(places)):
+                known: Sequence[KeptT | None] = [kept(chunk) for chunk in chunks]
+                if shares is not None:
+                    mine = shares.mine([index for index, had in enumerate(known) if had is None])
+                    yield from self._read_chunks([chunks[index] for index in mine], [None] * len(mine), size)
+                    known = shares.fill(known)
+                for chunk in self._read_chunks(chunks, known, size):
+                    readable += len(chunk.places) - sum(not failure.readable for failure in chunk.failures)
+                    yield chunk
 
     def _read_chunks(
         self, chunks: Sequence[list[Place]], known: Sequence[KeptT | None], size: int
@@ -258,15 +273,16 @@ class Questions:
                 self._note(failures)
                 yield Chunk(chunk, self.batch(examples, size) if examples else None, failures, had)
 
-    def plan(self) -> list[Place]:
-        """Returns the questions as far as can be told without opening a picture."""
-        return self._round(0, 0)
+    def plan(self, order: int | None = None) -> list[Place]:
+        """Returns the questions as far as can be told without opening a picture, in an order as in `chunks`."""
+        return self._round(0, 0, order)
 
-    def _round(self, number: int, readable: int) -> list[Place]:
+    def _round(self, number: int, readable: int, order: int | None) -> list[Place]:
         """Returns the places that a pass reads first (0), or in place of unreadable ones, if `readable` were read."""
         if number == len(self._rounds):
             self._rounds.append(list(itertools.islice(self._survey, max(self._count - readable, 0))))
-        return self._rounds[number]
+        places = self._rounds[number]
+        return places if order is None else random.Random(f"{order} {number}").sample(places, len(places))
 
     def _note(self, failures: Iterable[Failure]) -> None:
         """Counts and logs failures that are new; an unreadable sample once, however many questions it has."""
@@ -356,8 +372,8 @@ class QuestionBatches:
     If a question that replaces an unreadable one is longer than all others, the batches from there on are longer.
     """
 
-    def __init__(self, questions: Questions, batch_size: int) -> None:
-        self._questions, self._batch_size = questions, batch_size
+    def __init__(self, questions: Questions, batch_size: int, order: int | None, portion: int) -> None:
+        self._questions, self._batch_size, self._order, self._portion = questions, batch_size, order, portion
 
     def __iter__(self) -> Iterator[Batch]:
         for chunk in self.chunks(_nothing_kept):
@@ -368,11 +384,19 @@ class QuestionBatches:
         self, kept: Callable[[list[Place]], KeptT | None], shares: Shares[KeptT] | None = None
     ) -> Iterator[Chunk[KeptT]]:
         """Yields the batches with the places of their questions; see `Questions.chunks`."""
-        return self._questions.chunks(self._batch_size, kept, shares)
+        return self._questions.chunks(self._batch_size, kept, shares, order=self._order, portion=self._portion)
 
 
 def _nothing_kept(places: list[Place]) -> Kept | None:
     del places
+
+
+ItemT = TypeVar("ItemT")
+
+
+def cut(items: Sequence[ItemT], size: int) -> list[list[ItemT]]:
+    """Returns the items in lists of `size`; the last one may be shorter."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def text_bucket(length: int) -> int:

@@ -16,7 +16,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -59,6 +59,11 @@ class ChunkScores:
     ids: list[str]
     tasks: list[str]
     failures: list[Failure]
+
+    def only(self, rows: Sequence[int]) -> ChunkScores:
+        """Returns the scores of some of the budgets; there are no routes."""
+        assert self.routes is None, "the policy's scores are over all budgets"
+        return replace(self, correct=self.correct[rows], log_likelihood=self.log_likelihood[rows])
 
 
 class PassFolder:

@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, LayerKind, Plan
-from visor_jax.cost import decoder_flops
+from visor_jax.budget import Bits
 from visor_jax.model.decoder import one_block, run_outside
 from visor_jax.model.layers import Params, rms_norm
 from visor_jax.model.likelihood import scored_tokens
@@ -80,31 +79,6 @@ def score_tree(
         path = blocks
         scores[bits] = of.end(params, *states[-1], batch)
     return [scores[bits] for bits in budgets]
-
-
-def num_blocks(budgets: Sequence[Bits], slots_per_block: int) -> int:
-    """Returns how many blocks `score_tree` runs: the distinct beginnings of the budgets."""
-    return len({bits[:end] for bits in budgets for end in range(slots_per_block, len(bits) + 1, slots_per_block)})
-
-
-def tree_flops(budgets: Sequence[Bits], arch: Architecture, num_visual: int, num_text: int) -> float:
-    """Returns the decoder's FLOPs of `score_tree` for one sample, with one token's logits per budget."""
-    plan, size, first = Plan.of(arch), arch.slots_per_block, arch.shared_layers.stop
-    tail = range(arch.text.num_layers - arch.num_tail_layers, arch.text.num_layers)
-
-    def cost(layers: range, bits: Bits, slots_before: int = 0) -> float:
-        kinds = tuple(plan.kinds[i] for i in layers)
-        slots = tuple(i for i, kind in enumerate(kinds) if kind is LayerKind.SELF)
-        own = bits[slots_before:][: len(slots)]
-        return decoder_flops(arch, own, num_visual, num_text, Plan(kinds, slots), num_logits=0)
-
-    total = cost(range(first), ())
-    for begin in {bits[:end] for bits in budgets for end in range(size, len(bits) + 1, size)}:
-        block = len(begin) // size - 1
-        start = arch.num_head_layers + block * len(arch.pattern)
-        total += cost(range(max(start, first), start + len(arch.pattern)), begin, block * size)
-    logits = decoder_flops(arch, (), num_visual, num_text, Plan(()))
-    return total + len(set(budgets)) * (cost(tail, ()) + logits)
 
 
 def _block(params: Params, index: Array, visual: Array, text: Array, batch: Batch, on: Array, *, arch, first: int = 0):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
-from visor_jax.data.questions import Chunk, QuestionBatches
+from visor_jax.data.questions import Chunk, Place, QuestionBatches
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
 from visor_jax.evaluate.features import FeatureStore, SharedFeatures, tower_inputs
@@ -69,6 +70,16 @@ class Scores:
     bytes_per_value: int = 4
 
 
+class Stopping(Protocol):
+    """Decides under which budgets a pass asks its next chunk."""
+
+    asked: list[Bits]
+
+    def add(self, places: Sequence[Place], scores: ChunkScores) -> None:
+        """Takes a chunk's scores under the budgets of `asked`, of which it may remove some."""
+        ...
+
+
 def score(
     params: Params,
     batches: Iterable[Batch],
@@ -81,6 +92,7 @@ def score(
     levels: Mapping[str, str] | None = None,
     chunks: ChunkStore | None = None,
     features: FeatureStore | None = None,
+    stopping: Stopping | None = None,
 ) -> Scores:
     """Scores `budgets` on batches of single-turn samples with one sample per row, and skips rows of padding.
 
@@ -95,56 +107,85 @@ def score(
       chunks: where each batch's scores are written; those that are there are read instead of computed. Several
         processes share the chunks.
       features: where visual tokens and the results of budget-independent layers are stored and read.
+      stopping: removes budgets before all questions are asked; of those there are no scores in the result.
 
     Raises:
       RequestError: there is no usable question.
     """
     params = in_dtype(jax.device_put(params, param_shardings(params, mesh)), dtype)
-    scorer = Scorer(params, budgets, arch, mesh, routed=routed, features=features)
-    scored: list[ChunkScores] = []
+    everyone = [tuple(bool(b) for b in bits) for bits in budgets]
+    asked = lambda: everyone if stopping is None else stopping.asked  # noqa: E731
+    scorer = Scorer(params, asked, arch, mesh, routed=routed, features=features)
+    scored: list[tuple[list[Bits], ChunkScores]] = []
+
+    def take(places: Sequence[Place], scores: ChunkScores) -> None:
+        scored.append((list(asked()), scores))
+        if stopping is not None:
+            stopping.add(places, scores)
+
     shares = ProcessShares.of_scores() if several() and chunks is not None else None
-    for number, chunk in enumerate(as_chunks(batches, budgets, routed, chunks, shares)):
+    for number, chunk in enumerate(as_chunks(batches, asked, routed, chunks, shares)):
         beat()
         if chunk.kept is not None:
-            scored.append(chunk.kept)
+            take(chunk.places, chunk.kept)
             continue
         fault_point("score")
         scores = scorer.score(chunk)
         if chunks is not None:
-            chunks.save(chunk.places, budgets, routed, scores)
+            chunks.save(chunk.places, asked(), routed, scores)
         if shares is None:
-            scored.append(scores)
+            take(chunk.places, scores)
         else:
             shares.add(scores)
         fault_point("chunk", number)
+    return scores_of_chunks(
+        asked(),
+        [
+            scores if under == asked() else scores.only([under.index(bits) for bits in asked()])
+            for under, scores in scored
+        ],
+        levels or {},
+        jnp.dtype(dtype).itemsize,
+    )
+
+
+def scores_of_chunks(
+    budgets: Sequence[Bits], scored: Sequence[ChunkScores], levels: Mapping[str, str], bytes_per_value: int
+) -> Scores:
+    """Joins the scores of chunks under the same budgets.
+
+    Raises:
+      RequestError: they hold no usable question.
+    """
     if not any(chunk.ids for chunk in scored):
         raise RequestError("data: no usable question; every question was skipped, see the warnings")
     all_sizes = np.concatenate([chunk.sizes for chunk in scored])
+    routes = [chunk.routes for chunk in scored if chunk.routes is not None]
     return Scores(
-        budgets=[tuple(bool(b) for b in bits) for bits in budgets],
+        budgets=list(budgets),
         correct=np.concatenate([chunk.correct for chunk in scored], axis=1),
         log_likelihood=np.concatenate([chunk.log_likelihood for chunk in scored], axis=1),
-        routes=np.concatenate([chunk.routes for chunk in scored if chunk.routes is not None]) if routed else None,
+        routes=np.concatenate(routes) if routes else None,
         tasks=[task for chunk in scored for task in chunk.tasks],
         ids=[id for chunk in scored for id in chunk.ids],
         num_visual=all_sizes[:, 0],
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
-        levels=levels or {},
-        bytes_per_value=jnp.dtype(dtype).itemsize,
+        levels=levels,
+        bytes_per_value=bytes_per_value,
     )
 
 
 def as_chunks(
     batches: Iterable[Batch] | QuestionBatches,
-    budgets: Sequence[Bits],
+    asked: Callable[[], Sequence[Bits]],
     routed: bool,
     chunks: ChunkStore | None,
     shares: ProcessShares[ChunkScores] | None,
 ) -> Iterator[Chunk[ChunkScores]]:
-    """Yields batches as chunks, with the scores that an earlier run left in `chunks`."""
+    """Yields batches as chunks, with the scores that an earlier run left in `chunks` under the budgets `asked()`."""
     if isinstance(batches, QuestionBatches):
-        yield from batches.chunks(lambda places: chunks.load(places, budgets, routed) if chunks else None, shares)
+        yield from batches.chunks(lambda places: chunks.load(places, asked(), routed) if chunks else None, shares)
     else:
         assert chunks is None, "only batches of questions have places"
         for batch in batches:
@@ -152,12 +193,12 @@ def as_chunks(
 
 
 class Scorer:
-    """Scores chunk after chunk under the same budgets."""
+    """Scores chunk after chunk under the budgets that are asked then."""
 
     def __init__(
         self,
         params: Params,
-        budgets: Sequence[Bits],
+        asked: Callable[[], Sequence[Bits]],
         arch: Architecture,
         mesh: Mesh,
         *,
@@ -167,18 +208,20 @@ class Scorer:
         """
         Args:
           params: in their shardings, in the dtype of activations.
+          asked: returns the budgets; always the same ones if `routed`.
         """
-        self.params, self.budgets, self.arch, self.mesh = params, budgets, arch, mesh
+        self.params, self.asked, self.arch, self.mesh = params, asked, arch, mesh
         self.encoder, self.one_budget = programs(arch)
-        self.router = routing(arch, len(budgets)) if routed else None
+        self.router = routing(arch, len(asked())) if routed else None
         self.features: SharedFeatures | None = None
         if features is not None:
             self.features = SharedFeatures(features, params, arch, mesh, with_text=arch.num_slots > 0)
 
     def score(self, chunk: Chunk[ChunkScores]) -> ChunkScores:
         """Returns the scores of a chunk's batch; of no question if it has none."""
+        budgets = self.asked()
         if (batch := chunk.batch) is None:
-            nothing, num_budgets = np.zeros((0, 3), np.int64), len(self.budgets)
+            nothing, num_budgets = np.zeros((0, 3), np.int64), len(budgets)
             routes = np.zeros((0, num_budgets), np.float32) if self.router else None
             correct, log_likelihood = np.zeros((num_budgets, 0), bool), np.zeros((num_budgets, 0), np.float32)
             return ChunkScores(correct, log_likelihood, routes, nothing, [], [], chunk.failures)
@@ -187,16 +230,16 @@ class Scorer:
         with jax.set_mesh(self.mesh):  # kernels split their work over it
             visual = self.encoder(self.params, arrays) if visual is None else visual
             if self.arch.num_slots:
-                per_budget = score_tree(self.params, visual, arrays, self.budgets, self.arch, shared=shared)
+                per_budget = score_tree(self.params, visual, arrays, budgets, self.arch, shared=shared)
             else:
                 nothing = jnp.zeros((0,), bool)
-                per_budget = [self.one_budget(self.params, visual, arrays, nothing)] * len(self.budgets)
+                per_budget = [self.one_budget(self.params, visual, arrays, nothing)] * len(budgets)
             routed = {**arrays, "routing_position": prompt_end(arrays)}
             scores = self.router(self.params, visual, routed) if self.router else None
         return ChunkScores(
             correct=np.stack([np.asarray(c)[rows] for c, _ in per_budget]),
             log_likelihood=np.stack([np.asarray(ll)[rows] for _, ll in per_budget]),
-            routes=None if scores is None else np.asarray(scores)[rows, : len(self.budgets)],
+            routes=None if scores is None else np.asarray(scores)[rows, : len(budgets)],
             sizes=sample_sizes(batch, self.arch)[rows],
             ids=[batch.ids[row] for row in rows],
             tasks=[batch.tasks[row][0] for row in rows],

@@ -14,6 +14,7 @@ from visor_jax.config.schema import TRAINED_STAGES
 from visor_jax.errors import RequestError, nearest
 from visor_jax.planning.compiling import compile_stages
 from visor_jax.planning.memory import chip_bytes
+from visor_jax.planning.passes import passes
 from visor_jax.planning.roofline import Collective, Estimate, estimate
 from visor_jax.planning.workload import Workload, mesh_of, workload
 from visor_jax.scale.topologies import Topology
@@ -55,6 +56,8 @@ def plan(
 ) -> dict[str, Any]:
     """Returns the plan of these stages: the costliest stage's figures, and every stage's below "stages".
 
+    Of all the stages that a configuration trains, the plan also has its "passes" (`visor_jax.planning.passes`).
+
     Args:
       dollars: price of one chip for one hour; 0 leaves costs out.
       seconds: after which stages that are not compiled are planned by formula alone; 0: nothing is compiled.
@@ -66,6 +69,7 @@ def plan(
     """
     for stage in stages:
         check_batch(config, stage, topology)
+    of_stage = list(stages) != planned_stages(config)
     work = {stage: workload(config, stage, topology) for stage in stages}
     programs = same_programs(config, stages)
     compiled: Mapping[str, Any] = {}
@@ -81,6 +85,7 @@ def plan(
     return {
         **{key: costliest[key] for key in COSTLIEST},
         "stages": entries,
+        "passes": {} if of_stage else passes(config, topology, dollars),
         "topology": topology.label,
         "note": "compiled and estimated, not run on hardware" if compiled else "estimated, not run on hardware",
     }

@@ -49,6 +49,9 @@ ASSUMPTIONS: dict[str, str] = {
     "data": "the host delivers batches in time; no preemption, evaluation or saving",
     "mixture": "sizes of samples are those of LLaVA-OneVision's single-image mixture (benchmarks/lengths.csv), cut"
     " to what a row of the configuration holds",
+    "passes": "search and label ask questions of 80 text tokens about the mixture's pictures, one per row, padded to"
+    " data.tiles, data.visual_length and 256 text positions; one process per host, which scores its own batches; of"
+    " label's viable budgets there is one for each number of slots",
     "budgets": "every optional layer is on in every step, also in stage universal",
 }
 

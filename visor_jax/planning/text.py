@@ -16,6 +16,8 @@ def show(result: Mapping[str, Any], topology: Topology) -> str:
     lines = [f"{topology.label}: {topology.chips} x {chip.name}, mesh {sizes}; {result['note']}"]
     for name, stage in result["stages"].items():
         lines += [_headline(name, stage), *_details(stage)]
+    for name, figures in result["passes"].items():
+        lines += _pass(name, figures)
     lines.append("assumptions of the estimated times:")
     lines += [f"  {name}: {meaning}" for name, meaning in ASSUMPTIONS.items()]
     return "\n".join(lines)
@@ -45,6 +47,30 @@ def _details(stage: Mapping[str, Any]) -> list[str]:
         f"  about {stage['samples_per_day']:,.0f} samples per day; {stage['samples']:,} samples take"
         f" {stage['chip_hours']:,.0f} chip-hours{price}; largest batch about {stage['largest_batch_size']}",
     ]
+
+
+def _pass(name: str, figures: Mapping[str, Any]) -> list[str]:
+    """Returns the lines of search or label."""
+    used = ", ".join(f"{what} {share:.0%}" for what, share in figures["used"].items())
+    lines = [
+        f"{name}: {figures['questions']:,} questions under {figures['budgets']} budgets (by formula); used: {used}"
+    ]
+    flops = {"each budget alone": figures["decoder_tflop_alone"], "with shared layers": figures["decoder_tflop"]}
+    decoder = ", ".join(f"{_number(x)} {how}" for how, x in flops.items() if x is not None)
+    lines.append(f"  TFLOP: tower {_number(figures['tower_tflop'])}, decoder {decoder}")
+    ways = {
+        "each budget alone": figures["alone"],
+        "with shared layers": figures["shared"],
+        f"with search.early_stopping at least (all but one subset of each count stopped after"
+        f" {figures.get('first_look')} questions)": figures.get("stopped_at_once"),
+    }
+    for how, cost in ways.items():
+        if cost is not None:
+            price = f", {cost['dollars']:,.0f} dollars" if cost["dollars"] else ""
+            lines.append(
+                f"  {how}: about {_number(cost['hours'])} hours, {_number(cost['chip_hours'])} chip-hours{price}"
+            )
+    return lines
 
 
 def _number(value: float) -> str:

@@ -96,7 +96,7 @@ def workload(config: Config, stage: str, topology: Topology) -> Workload:
     trains = {part: _trains(part, settings.trainable) for part in weights}
     share = topology.chip.cores / mesh.row_ways  # of the batch, on the chips that share each product
     remat, tower = REMAT[settings.remat], TOWER_REMAT[settings.tower_remat or settings.remat]
-    build = _Builder(arch, packed, share, remat, tower, trains, mesh.tensor)
+    build = Builder(arch, packed, share, remat, tower, trains, mesh.tensor)
     ops = build.policy() if settings.objective == "policy" else build.answer()
     collectives = build.reductions() if settings.objective == "answer" else []
     for other in arch.other_scales if settings.objective == "answer" else ():
@@ -181,7 +181,7 @@ def tower_shape(arch: Architecture) -> LayerShape:
 
 
 @dataclass(frozen=True)
-class _Builder:
+class Builder:
     """Builds the operations of one chip; `share` is its part of the batch, with the `tensor` chips beside it."""
 
     arch: Architecture

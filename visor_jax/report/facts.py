@@ -124,7 +124,15 @@ BENCHMARK: Shape = {
     "harness": _HARNESS,
     "identity": {"config": {}},
 }
-_SUBSET: Shape = {"budget": TEXT, "accuracy": _ACCURACY, "loss": optional(NUMBER), **_LEVELS, "decoder_gflops": COST}
+_SUBSET: Shape = {
+    "budget": TEXT,
+    "accuracy": _ACCURACY,
+    "loss": optional(NUMBER),
+    **_LEVELS,
+    "decoder_gflops": COST,
+    "questions": optional(COUNT),
+    "better": optional(TEXT),
+}
 SEARCH: Shape = {"viable": list_of(TEXT), "subsets": list_of(_SUBSET)}
 LABELS: Shape = {
     "counts": each(COUNT),

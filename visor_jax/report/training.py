@@ -56,19 +56,23 @@ def search_table(search: Row | None, evaluation: Row) -> Row | None:
     viable, subsets = set(search["viable"]), search["subsets"]
     shown = subsets if len(subsets) <= MAX_SUBSETS else [s for s in subsets if s["budget"] in viable]
     largest = evaluation["dense"]["decoder_gflops"]
-    columns = [level for level in LEVELS if all(s.get(level) is not None for s in subsets)]
+    whole = [s for s in subsets if not s.get("better")]  # the others may lack the tasks of a level
+    columns = [level for level in LEVELS if all(s.get(level) is not None for s in whole)]
     return {
         "unit": figures.flops_unit(largest)[1],
         "levels": columns,
         "evaluated": len(subsets),
         "kept": len(viable),
         "hidden": len(subsets) - len(shown),
+        "stopped": len(subsets) - len(whole),
         "rows": [
             {
                 "budget": s["budget"],
                 "slots": f"{slots_on(s['budget']):.0f}",
                 "kept": s["budget"] in viable,
-                "levels": [accuracy_cell(s[level]) for level in columns],
+                "levels": [accuracy_cell(s.get(level)) for level in columns],
+                "questions": s.get("questions"),
+                "better": s.get("better"),
                 "accuracy": accuracy_cell(s.get("accuracy")),
                 "loss": DASH if s.get("loss") is None else f"{s['loss']:.3f}",
                 "flops": flops(s["decoder_gflops"], largest),
