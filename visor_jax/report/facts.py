@@ -224,12 +224,8 @@ def read_facts(workdir: Workdir) -> Facts:
       RequestError: it has not been evaluated, or one of its files is damaged.
     """
     record = read_object(workdir.path / "config.json", RECORD)
-    benchmarks, evaluation = read_benchmarks(workdir, record), read_evaluation(workdir)
-    if evaluation is None and not benchmarks:
-        raise RequestError(
-            f"{workdir.path / 'eval' / 'test.json'}: no such file; evaluate the run first: visor evaluate"
-            f" --workdir={workdir.path}"
-        )
+    benchmarks = read_benchmarks(workdir, record)
+    evaluation = read_evaluation(workdir) if evaluation_file(workdir).exists() or not benchmarks else None
     return Facts(
         evaluation=mean_of_benchmarks(benchmarks) if evaluation is None else evaluation,
         on_own_data=evaluation is not None,
@@ -244,12 +240,21 @@ def read_facts(workdir: Workdir) -> Facts:
     )
 
 
-def read_evaluation(workdir: Workdir) -> Row | None:
-    """Reads `eval/test.json`, if it exists; it must have a budget and match this run's model, data and settings."""
-    path = workdir.path / "eval" / "test.json"
+def evaluation_file(workdir: Workdir) -> Path:
+    """Returns where `visor evaluate` writes the results of the run's own test questions."""
+    return workdir.path / "eval" / "test.json"
+
+
+def read_evaluation(workdir: Workdir) -> Row:
+    """Reads `eval/test.json`; it must have a budget and match this run's model, data and settings.
+
+    Raises:
+      RequestError: there is none, or it is damaged.
+    """
+    path = evaluation_file(workdir)
     evaluation = read_object(path, EVALUATION)
     if evaluation is None:
-        return None
+        raise RequestError(f"{path}: no such file; evaluate the run first: visor evaluate --workdir={workdir.path}")
     if not evaluation["budgets"]:
         raise RequestError(f"{path}: field budgets is empty; expected an object per budget")
     if (workdir.path / "config.json").exists():
