@@ -26,6 +26,7 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
     ("the policy answers as well as all slots", ("visor", "auto"), ("visor", "full"), ("easy", "middle", "hard")),
     ("the adaptive model answers as well as a dense one", ("visor", "full"), ("dense", "full"), LEVELS),
     ("training cross-attention alone does not replace slots", ("visor", "one"), ("cross", "empty"), ("easy", "hard")),
+    ("a model of several budgets is as good without slots", ("visor", "empty"), ("cross", "empty"), ("easy", "hard")),
     ("nor does it with twice the steps", ("visor", "one"), ("cross_twice", "empty"), ("easy", "hard")),
     ("one slot beats dense on tokens packed by 4", ("visor", "one"), ("dense_packed_4", "full"), LEVELS),
     ("one slot beats dense on tokens packed by 2", ("visor", "one"), ("dense_packed_2", "full"), LEVELS),
@@ -155,8 +156,7 @@ def claim_rows(results: Results) -> list[str]:
     rows = []
     for claim, first, second, levels in CLAIMS:
         for level in levels:
-            cells = [results.cell(*side, level) for side in (first, second)]
-            if (difference := results.difference(*cells)) is not None:
+            if (difference := results.difference(first, second, level)) is not None:
                 names = (" ".join(first), " ".join(second))
                 rows.append(row(claim, *names, level.replace("task=", ""), *interval(difference, signed=True)))
     return rows
@@ -178,8 +178,7 @@ def matched_rows(results: Results) -> list[str]:
             continue
         nearest = max(within, key=costs.__getitem__)
         for level in ("hard", "other"):
-            cells = [results.cell("visor", nearest, level), results.cell(name, "full", level)]
-            if difference := results.difference(*cells):
+            if difference := results.difference(("visor", nearest), (name, "full"), level):
                 claim = f"VISOR at no more decoder FLOPs beats {'packed' if 'packed' in name else 'reduced'} tokens"
                 rows.append(row(claim, f"visor {nearest}", f"{name} full", level, *interval(difference, signed=True)))
     return rows

@@ -8,7 +8,7 @@ that count (`questions.json`), "other" the rest of the hard ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,16 @@ class Results:
         """Returns all seeds of all variants."""
         return sorted({seed for runs in self.by_variant.values() for seed in runs})
 
+    def keep_common_seeds(self, variants: Collection[str]) -> None:
+        """Drops the results of seeds that not all of these variants have, as far as they were run at all."""
+        runs = [self.by_variant[name] for name in variants if name in self.by_variant]
+        common = set.intersection(*map(set, runs)) if runs else set()
+        self.by_variant = {
+            name: {seed: run for seed, run in of_one.items() if seed in common}
+            for name, of_one in self.by_variant.items()
+            if common & of_one.keys()
+        }
+
     def budgets(self, variant: str) -> list[str]:
         """Returns the budgets of a variant over all seeds, cheapest first, auto last."""
         runs = self.by_variant.get(variant, {}).values()
@@ -100,15 +110,18 @@ class Results:
         )
         return next(iter(runs.values()))["dense"]
 
-    def cell(self, variant: str, budget: str, level: str) -> Cell | None:
+    def cell(self, variant: str, budget: str, level: str, seeds: Collection[int] | None = None) -> Cell | None:
         """Returns an accuracy; None if no seed has the budget, or no question is of the level.
 
         Args:
           budget: its name, or "one": in every seed the first viable budget with one slot on.
           level: one of `LEVELS`, or "task=NAME".
+          seeds: only these; None: all.
         """
         runs = self.by_variant.get(variant, {})
-        rights = {seed: self._right(run, budget) for seed, run in sorted(runs.items())}
+        rights = {
+            seed: self._right(run, budget) for seed, run in sorted(runs.items()) if seeds is None or seed in seeds
+        }
         kept = {seed: right for seed, right in rights.items() if right is not None}
         means, samples = [], []
         for seed, right in kept.items():
@@ -121,11 +134,17 @@ class Results:
             return None
         return Cell.of(float(np.mean(means)), over_seeds(np.stack(samples), list(kept)), list(kept))
 
-    def difference(self, first: Cell | None, second: Cell | None) -> Cell | None:
-        """Returns the first minus the second, resampled together; None unless both have the same seeds."""
-        if first is None or second is None or first.seeds != second.seeds:
+    def difference(self, first: tuple[str, str], second: tuple[str, str], level: str) -> Cell | None:
+        """Returns the accuracy of the first variant and budget minus that of the second, resampled together.
+
+        It is that of the seeds that both have; None if there are none.
+        """
+        cells = [self.cell(*side, level) for side in (first, second)]
+        seeds = set.intersection(*(set(cell.seeds) if cell else set() for cell in cells))
+        one, other = (self.cell(*side, level, seeds) for side in (first, second))
+        if one is None or other is None:
             return None
-        return Cell.of(first.mean - second.mean, first.samples - second.samples, first.seeds)
+        return Cell.of(one.mean - other.mean, one.samples - other.samples, one.seeds)
 
     def _right(self, run: Result, budget: str) -> np.ndarray | None:
         """Returns 0 or 1 for each question of a run."""

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"shifts.py: {error}", file=sys.stderr)
         return 2
     print(*table(report), sep="\n")
-    harness.save({"arguments": {"models": names, "samples": args.samples, "seed": args.seed}, **report}, args.out)
+    harness.save({"arguments": {"models": args.models, "samples": args.samples, "seed": args.seed}, **report}, args.out)
     return 0
 
 

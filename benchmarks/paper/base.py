@@ -37,8 +37,10 @@ class Column:
     suffix: str = ""
     digits: int = 1
 
-    def shown(self, value: float | None) -> str:
-        """Returns a number as text; "" for none."""
+    def shown(self, value: float | str | None) -> str:
+        """Returns a number, or a range of the paper's, as text; "" for none."""
+        if isinstance(value, str):
+            return value
         return "" if value is None else f"{value:.{self.digits}f}{self.suffix}"
 
 
@@ -48,11 +50,11 @@ SAVING = Column("saving", "saving of decoder FLOPs", suffix="x")
 
 @dataclass(frozen=True)
 class Row:
-    """A row, with the numbers that the paper has in it: column -> number; others are not known here."""
+    """A row, with the numbers or ranges that the paper has in it, by column; others are not known here."""
 
     key: str
     title: str
-    paper: Mapping[str, float] = field(default_factory=dict)
+    paper: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from visor_jax.config import load_config
 from visor_jax.errors import RequestError
 from visor_jax.workdir.provenance import git_revision
 
@@ -21,6 +22,7 @@ from .entries import chosen
 from .runs import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
@@ -35,16 +37,10 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     parser.add_argument("--steps-scale", type=float, default=1.0, help="with --small: multiplies all training steps")
     parser.add_argument("--samples", type=int, default=1024, help="with --small: questions of an analysis")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "claims", help="with --small: folder of the runs")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--page", action="store_true", help="write docs/paper.md from the results that are there")
     args, overrides = parser.parse_known_args(arguments)
-    for override in overrides:
-        if not (args.small and override.startswith("--config.")):
-            parser.error(f"unexpected argument {override!r}; expected an option above, or --small --config.FIELD=VALUE")
-    if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
-        raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
-    if args.samples < 1:
-        raise RequestError(f"--samples={args.samples}: expected at least 1")
+    check(parser, args, overrides)
     entries, results = chosen(args.entry), args.results.resolve()
     settings = Settings(args.seeds, args.steps_scale, args.samples, results, args.runs.resolve(), overrides)
     if args.page:
@@ -60,6 +56,37 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
                 collect(entry, args.collect, results, git_revision())
             print("\n".join(of_paper(entry, results)), flush=True)
     return 0
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Checks what does not fit together, before anything is trained or written.
+
+    Raises:
+      RequestError: a value is wrong.
+      SystemExit: an argument is unknown, or has no effect.
+    """
+    for override in overrides:
+        if not (args.small and override.startswith("--config.")):
+            parser.error(f"unexpected argument {override!r}; expected an option above, or --small --config.FIELD=VALUE")
+    if args.dry_run and not args.small:
+        parser.error("--dry-run: has no effect without --small")
+    if args.collect is not None and args.small:
+        parser.error("--collect: is for the paper's scale; expected no --small")
+    if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
+        raise RequestError(f"--steps-scale={args.steps_scale}: expected a finite number above 0")
+    if args.samples < 1:
+        raise RequestError(f"--samples={args.samples}: expected at least 1")
+    if min(args.seeds) < 0:
+        raise RequestError(f"--seeds={min(args.seeds)}: expected numbers of at least 0")
+    if args.small and args.results.resolve().parts[-2:] != RESULTS.parts[-2:]:
+        raise RequestError(f"--results={args.results}: expected DIR/benchmarks/results; docs are written to DIR/docs")
+    if overrides:
+        load_config("almanac_mini", list(overrides))
+        if args.results.resolve() == RESULTS:
+            raise RequestError(
+                f"{overrides[0]}: needs --results=DIR/benchmarks/results of its own; the results that are there have"
+                " the shipped configuration"
+            )
 
 
 def of_paper(entry: Entry, results: Path) -> list[str]:

@@ -52,7 +52,8 @@ def introduction() -> list[str]:
         *paragraph(
             "**Nobody has run the paper's scale with this package**: it needs accelerators and the paper's 4 M and"
             f" 3.2 M samples. Our cells there are empty, except those with {BY_FORMULA}: savings by formula, for a page"
-            f' of 1700 x 2200 pixels (7,353 visual tokens) and 60 text tokens. "{UNKNOWN}": the paper has the number,'
+            " of 1700 x 2200 pixels (7,353 visual tokens) and 60 text tokens unless the entry says otherwise."
+            f' "{UNKNOWN}": the paper has the number,'
             " or may have it, and this project does not. What tables 6 and 7 and figures 5, 8 and 9 show is not known"
             " here."
         ),
@@ -69,9 +70,10 @@ def introduction() -> list[str]:
             " `--steps-scale=0.02 --runs=/tmp/x --results=/tmp/x/benchmarks/results` is a trial. On the embedded data"
             ' set a model has six layers and two slots, a picture is one tile of 64 visual tokens, and "hard" are the'
             " hard questions that count (claims.md); so savings and accuracies are of another size. They can show the"
-            " order of the rows, not the paper's numbers. The means are over the seeds that were run."
+            " order of the rows, not the paper's numbers. The means are over the seeds that all variants of a"
+            " table have."
         ),
-        "Every block below continues from these variables and prepares what it needs:",
+        "Run the blocks in their order; each continues from the ones before and from these variables:",
         "",
         "```bash",
         *variables,

@@ -5,7 +5,8 @@
     python benchmarks/paper/run.py --entry table2 --collect=RUNS   # keeps what these commands have measured below RUNS
     python benchmarks/paper/run.py --entry table2 --small    # the same table on the embedded data set; trains on a CPU
     python benchmarks/paper/run.py --entry table2 --small --dry-run   # what that would run
-    python benchmarks/paper/run.py --entry table2 --small --steps-scale=0.02 --runs=/tmp/x --results=/tmp/x/results
+    python benchmarks/paper/run.py --entry table2 --small --steps-scale=0.02 --runs=/tmp/x \\
+        --results=/tmp/x/benchmarks/results              # a trial
     python benchmarks/paper/run.py --page                    # docs/paper.md
 
 In: the entries beside this file. Out: tables; `--collect` writes `benchmarks/results/paper/ENTRY.json`, and `--small`

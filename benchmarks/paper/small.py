@@ -74,11 +74,12 @@ class Claimed:
             claims.main([*self.arguments(settings), "--runs", str(settings.runs), "--out", str(out)])
 
     def read(self, settings: Settings) -> Cells:
-        """Returns the means over all seeds that were run, not only those of `settings`."""
+        """Returns the means over all seeds that every variant of the table has, not only those of `settings`."""
         folder = folder_of(settings)
         if not any(folder.glob("*_[0-9]*.json")):
             return {}
         results = claims_statistics.Results(folder)
+        results.keep_common_seeds([place[0] for row in self.places.values() for place in row.values()])
         cells: dict[str, dict[str, float]] = {}
         for row, columns in self.places.items():
             for column, place in columns.items():

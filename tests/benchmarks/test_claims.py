@@ -206,12 +206,20 @@ def test_the_bootstrap_of_one_seed_is_binomial(results: Any) -> None:
 
 
 def test_differences_resample_both_sides_together(results: Any) -> None:
-    one = results.cell("visor", "full", "hard")
-    same = results.difference(one, results.cell("visor", "full", "hard"))
+    full = ("visor", "full")
+    same = results.difference(full, full, "hard")
     assert (same.mean, same.low, same.high) == (0, 0, 0)
-    less = results.difference(one, results.cell("visor", "empty", "hard"))
+    less = results.difference(full, ("visor", "empty"), "hard")
     assert 0.2 < less.low < less.mean < less.high < 0.6
-    assert results.difference(one, results.cell("start_zero", "full", "hard")) is None, "other seeds"
+
+
+def test_differences_are_of_the_seeds_that_both_have(results: Any) -> None:
+    full, other = ("visor", "full"), ("start_zero", "full")
+    assert results.cell(*full, "hard").seeds != results.cell(*other, "hard").seeds
+    both = results.difference(full, other, "hard")
+    sides = [results.cell(*side, "hard", both.seeds).mean for side in (full, other)]
+    assert both.seeds == results.cell(*other, "hard").seeds and both.mean == pytest.approx(sides[0] - sides[1])
+    assert results.difference(full, ("cross_twice", "empty"), "hard") is None, "not run"
 
 
 def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def render(facts: Facts) -> str:
         search=search_table(facts.search, evaluation),
         labels=facts.labels,
         label_counts=label_counts(facts.labels, budgets),
+        only_right=record.get("config", {}).get("label", {}).get("only_right", False),
         label_figure=shares_figure(facts.labels and facts.labels["by_task"], budgets, tasks),
         goodput=goodput_rows(facts.goodput),
         parity=facts.parity,

@@ -22,6 +22,7 @@ COUNTED = {
     "save": "saving checkpoints",
     "restore": "restoring checkpoints",
     "init": "initializing",
+    "prepare": "answering held-out questions (policy)",
     "search": "searching viable budgets",
     "label": "labeling questions",
     "eval": "evaluating",
