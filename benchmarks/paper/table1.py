@@ -56,8 +56,8 @@ ENTRY = Entry(
         " paper's savings, because the paper's shares are not known here; both, PyramidDrop and SparseVLM are not"
         " trained. M3 has no scale at 8.0x here: windows of 2 x 2 patches save 5.5x (used), of 3 x 3 11.8x."
         " PyramidDrop and SparseVLM drop after the same parts of 24 layers as their authors of 32, rounded up."
-        " Which methods the paper's table has besides is not known here; `benchmarks/claims.py` also has FastV, DivPrune"
-        " and VisPruner."
+        " Which methods the paper's table has besides is not known here; `benchmarks/claims.py` also has FastV,"
+        " DivPrune and VisPruner."
     ),
     stands_for={
         "dense": "dense, fine-tuned for as many steps",

@@ -132,16 +132,23 @@ def test_small_takes_the_results_that_are_there(paper: Paper, capsys: pytest.Cap
     assert cells(text, "VISOR")[-1] == f"{saving:.1f}x"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--small", "--config.data.batch_size=8"], "needs --results=DIR/benchmarks/results of its own"),
+        (["--small", "--config.nonsense=8", "--results=x/benchmarks/results"], "nonsense"),
+        (["--small", "--results=x/results"], "expected DIR/benchmarks/results"),
+        (["--small", "--seeds", "-1"], "expected numbers of at least 0"),
+    ],
+)
+def test_arguments_that_would_mix_or_lose_results_are_refused(paper: Paper, arguments: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        paper("command_line").main(["--entry", "table3", "--dry-run", *arguments])
+
+
 def test_small_without_training_is_by_formula(paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    text = printed(
-        paper,
-        capsys,
-        "--entry",
-        "figure10",
-        "supplement",
-        "--small",
-        f"--results={tmp_path / 'benchmarks' / 'results'}",
-    )
+    results = tmp_path / "benchmarks" / "results"
+    text = printed(paper, capsys, "--entry", "figure10", "supplement", "--small", f"--results={results}")
     assert cells(text, "7,290 visual tokens")[-1] == "2.9x"
     assert not any(tmp_path.iterdir())
 
