@@ -40,6 +40,7 @@ def test_add_a_benchmark(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "accuracy_date" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_choose_a_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(testing.random_picture(48, 48)).save("picture.png")
     names = doc_pages.run_page("choose_a_budget.md")

@@ -96,6 +96,7 @@ def test_costs_count_a_connector_per_position() -> None:
     assert visual_flops(arch, 3, 21) == pytest.approx(tower + 21 * 2 * (64 + size) * size)
 
 
+@pytest.mark.slow
 def test_it_trains_from_a_model_without_packing_and_answers(tmp_path: Path, quick: None) -> None:
     first = testing.tiny_config({"stages": ("full",), "stage_overrides.full.init_from": ""}, steps=1)
     run_stages(first, str(tmp_path / "plain"), ["full"])

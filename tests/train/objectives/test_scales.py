@@ -68,6 +68,7 @@ def test_loss_and_gradient_are_means_over_the_scales(changes: dict[str, Any]) ->
     assert work.teraflops * 1e12 == pytest.approx(3 * (visual_flops(arch, content.tiles, 10) + sum(decoder)))
 
 
+@pytest.mark.slow
 def test_one_trained_model_answers_at_any_of_its_scales(tmp_path: Path, quick: None) -> None:
     config = testing.tiny_config({**SCALES, "stages": ("full",), "stage_overrides.full.init_from": ""}, steps=2)
     run_stages(config, str(tmp_path), ["full"])
