@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from claims import changed
 
 import visor_jax
 from visor_jax.config import Config, from_dict, load_config
@@ -44,11 +45,8 @@ def config_of(model: str) -> Config:
 
 def on_pages(config: Config, fields: Mapping[str, Any], samples: int, seed: int) -> Config:
     """Returns the configuration that asks `samples` questions of one set of pages."""
-    tree = config.to_dict()
-    tree["seed"] = seed
-    tree["data"].update(fields)
-    tree["evaluate"]["samples"] = samples
-    return from_dict(tree)
+    data = {f"data.{name}": value for name, value in fields.items()}
+    return changed(config, {"seed": seed, "evaluate.samples": samples, **data})
 
 
 def accuracies(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def all_subsets(num_slots: int) -> list[Bits]:
 def searched_at_once(num_slots: int, max_subsets: int, slots: Sequence[int] = ()) -> list[Bits]:
     """Returns every budget that has only `slots` (empty: any) on, and the full one, in the order of `all_subsets`.
 
-    None if these are more than `max_subsets`.
+    Returns [] if these are more than `max_subsets`.
     """
     places, full = sorted(slots) or list(range(num_slots)), (True,) * num_slots
     if 2 ** len(places) + (len(places) < num_slots) > max_subsets:

@@ -7,7 +7,7 @@ names (docs/benchmarks.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,12 +199,17 @@ class Evaluated:
     def read(self, runs: Path) -> Cells:
         """Returns the numbers of the evaluations below a folder; what is not evaluated is missing."""
         results = {run: evaluation(runs / run, self.benchmarks) for run in RUNS}
-        cells: dict[str, dict[str, float]] = {}
-        for row, columns in self.places.items():
-            for column, place in columns.items():
-                if (value := number(results, place)) is not None:
-                    cells.setdefault(row, {})[column] = value
-        return cells
+        return filled(self.places, lambda place: number(results, place))
+
+
+def filled(places: Places, number_at: Callable[[Place], float | None]) -> Cells:
+    """Returns the numbers at the places of a table, without those that are None."""
+    cells: dict[str, dict[str, float]] = {}
+    for row, columns in places.items():
+        for column, place in columns.items():
+            if (value := number_at(place)) is not None:
+                cells.setdefault(row, {})[column] = value
+    return cells
 
 
 def evaluation(workdir: Path, benchmarks: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from claims_table import VARIANTS
 from visor_jax.errors import RequestError
 
 from .base import Cells, Settings
-from .runs import Place, Places, shares_number
+from .runs import Place, Places, filled, shares_number
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,7 @@ class Claimed:
             return {}
         results = claims_statistics.Results(folder)
         results.keep_common_seeds([place[0] for row in self.places.values() for place in row.values()])
-        cells: dict[str, dict[str, float]] = {}
-        for row, columns in self.places.items():
-            for column, place in columns.items():
-                if (value := number(results, place)) is not None:
-                    cells.setdefault(row, {})[column] = value
-        return cells
+        return filled(self.places, lambda place: number(results, place))
 
 
 def folder_of(settings: Settings) -> Path:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def ocr(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("ocr")
+def ocr(script: Callable[[str], types.ModuleType]) -> types.ModuleType:
+    return script("ocr")
 
 
 def test_words_count_as_often_as_they_are_there(ocr: types.ModuleType) -> None:

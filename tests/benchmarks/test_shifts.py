@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from visor_jax.config import from_dict
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def shifts(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("shifts")
+def shifts(script: Callable[[str], types.ModuleType]) -> types.ModuleType:
+    return script("shifts")
 
 
 def test_sets_change_the_pages_and_nothing_else(shifts: types.ModuleType) -> None:

@@ -1,19 +1,14 @@
-"""Lets these tests import the scripts of benchmarks/."""
+"""Lets these tests import the entries of benchmarks/paper/."""
 
 from __future__ import annotations
 
-import importlib
 import types
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
-
 
 @pytest.fixture
-def paper(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], types.ModuleType]:
+def paper(script: Callable[[str], types.ModuleType]) -> Callable[[str], types.ModuleType]:
     """Returns a module of benchmarks/paper by its name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return lambda name: importlib.import_module(f"paper.{name}")
+    return lambda name: script(f"paper.{name}")
