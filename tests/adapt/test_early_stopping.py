@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.adapt import wanted_scores
+from tests.adapt.wanted_scores import as_wanted
+from tests.faults.whole_run import environment
 from visor_jax.adapt import early_stopping
 from visor_jax.adapt.early_stopping import PairedBets, Race
 from visor_jax.adapt.search import search_stage
@@ -24,6 +28,7 @@ from visor_jax.evaluate.chunks import ChunkScores
 from visor_jax.files.read_write import read_json, write_json
 from visor_jax.loading import load_stage
 from visor_jax.testing import tiny_config
+from visor_jax.testing.processes import Processes
 from visor_jax.workdir.folder import Workdir
 
 # --- the bets ---------------------------------------------------------------------------------------------------------
@@ -176,28 +181,27 @@ FIELDS = {
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     """Makes slot 0 much better than slot 1; lists what is scored: the budgets and the number of questions."""
-    seen, score = list[tuple[list[str], int]](), scoring.Scorer.score
-
-    def score_as_wanted(self: scoring.Scorer, part: Any) -> ChunkScores:
-        budgets, scores = self.asked(), score(self, part)
-        seen.append(([bit_string(bits) for bits in budgets], len(scores.ids)))
-        easy = np.array([int(id.split("/")[0]) % 4 == 0 for id in scores.ids])
-        for row, bits in enumerate(budgets):
-            scores.correct[row] = easy | bits[0]
-        return scores
-
-    monkeypatch.setattr(scoring.Scorer, "score", score_as_wanted)
+    seen = list[tuple[list[str], int]]()
+    score = as_wanted(
+        scoring.Scorer.score, lambda budgets, count: seen.append(([bit_string(bits) for bits in budgets], count))
+    )
+    monkeypatch.setattr(scoring.Scorer, "score", score)
     return seen
 
 
-def search(run: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """Searches as a run that was started with these fields."""
+def start_again(run: Path, fields: dict[str, Any]) -> None:
+    """Makes a run that has not searched and was started with these fields."""
     record = read_json(run / "config.json")
     for name, value in fields.items():
         section, field = name.split(".")
         record["config"][section][field] = value
     write_json(run / "config.json", record)
     (run / "search" / "viable.json").unlink(missing_ok=True)
+
+
+def search(run: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Searches as a run that was started with these fields."""
+    start_again(run, fields)
     search_stage(tiny_config(fields), Workdir(run), load_stage(Workdir(run), "full"))
     return read_json(run / "search" / "viable.json")
 
@@ -254,6 +258,30 @@ def test_a_killed_search_goes_on(
     assert scored == of_whole[: chunk_number + 1]
     assert search(tiny_copy, FIELDS) == whole
     assert scored == of_whole, "what was scored before is not scored again"
+
+
+@pytest.mark.slow
+def test_two_processes_stop_what_one_stops(tiny_copy: Path, compiled: str) -> None:
+    start_again(tiny_copy, FIELDS)
+    shutil.copytree(tiny_copy, tiny_copy.with_name("two"))
+    found = []
+    for name, count in (("run", 1), ("two", 2)):
+        run = tiny_copy.with_name(name)
+        with Processes(
+            ["search", f"--workdir={run}"],
+            count=count,
+            environment=environment(compiled),
+            program=[wanted_scores.__file__],
+        ) as processes:
+            ended = processes.wait(600)
+        assert [process.status for process in ended] == [0] * count, ended
+        found.append(read_json(run / "search" / "viable.json"))
+    one, two = found
+    assert one["viable"] == two["viable"] == ["0b00", "0b10", "0b11"]
+    for row, other in zip(one["subsets"], two["subsets"], strict=True):
+        assert (row["budget"] == "0b01") == (row["questions"] < 48)
+        assert {**row, "loss": None} == {**other, "loss": None}
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
