@@ -27,12 +27,7 @@ importlib.import_module("visor_jax.train.ahead")  # before the fixture `quick` c
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "accelerator.sh"
 PARTS = ("kernels", "step", "prefill", "memory", "specialize")
-
-
-@pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the scripts import each other."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+pytestmark = pytest.mark.usefixtures("script")
 
 
 def imported(name: str) -> Any:

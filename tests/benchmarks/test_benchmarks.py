@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,12 @@ import pytest
 from visor_jax import testing
 from visor_jax.cost import cache_bytes
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-pytestmark = pytest.mark.usefixtures("quick")
-
-
-@pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the scripts import `harness`, which is in their folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+pytestmark = pytest.mark.usefixtures("quick", "script")  # `script` puts the scripts on the path
 
 
 def run_benchmark(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     """Runs a script and returns its report."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([*arguments, f"--out={tmp_path / 'result.json'}"])
+    importlib.import_module(name).main([*arguments, f"--out={tmp_path / 'result.json'}"])
     return json.loads((tmp_path / "result.json").read_text())
 
 
@@ -91,10 +79,7 @@ def test_contenders_take_turns_after_a_warm_up() -> None:
 
 def test_the_page_of_plans_shows_the_stored_plans_and_the_records() -> None:
     """docs/plan.md holds the tables that `python benchmarks/plan.py --table` prints."""
-    spec = importlib.util.spec_from_file_location("benchmark_plan", BENCHMARKS / "plan.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    page = (BENCHMARKS.parent / "docs" / "plan.md").read_text(encoding="utf-8")
+    module = importlib.import_module("plan")
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
     for table in (module.tables(), module.records()):
         assert "\n".join(table) in page, "run `python benchmarks/plan.py --table`"

@@ -22,11 +22,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DEFAULT_JOB = BENCHMARKS.parent / "configs" / "almanac_mini.py"
 LEVELS = {"paper": "easy", "title": "middle", "below": "hard", "cell3": "hard"}
 COSTS = {"empty": 0.002, "0b10": 0.004, "full": 0.006, "auto": 0.003}
-
-
-@pytest.fixture(autouse=True)
-def _beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+pytestmark = pytest.mark.usefixtures("script")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def long_rows(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("long_rows")
+def long_rows(script: Callable[[str], Any]) -> Any:
+    return script("long_rows")
 
 
 def cells(table: str) -> list[list[str]]:

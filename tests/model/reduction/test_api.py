@@ -15,8 +15,9 @@ from tests.model.reduction import reference
 from visor_jax import testing
 from visor_jax.architecture import AnyResArchitecture, Architecture, ReductionArchitecture, VisionArchitecture
 from visor_jax.data.collate import Batch, Example, RowShape, make_batch
-from visor_jax.model.connector import connector
+from visor_jax.model.connector import connector, stitch
 from visor_jax.model.encoders.siglip import received_attention, tower, tower_with_attention
+from visor_jax.model.reduction.api import kept_candidates
 from visor_jax.model.visor import encode
 
 PLAIN = testing.tiny_architecture(
@@ -37,12 +38,25 @@ def params() -> Any:
 
 
 ENCODE = testing.quick_jit(encode, static_argnames="arch")
+KEPT = testing.quick_jit(kept_candidates, static_argnames="arch")
+
+
+def tokens_of_candidates(params: Any, batch: Any, arch: Architecture) -> Any:
+    """V(0) of all candidates."""
+    tokens = connector(params["connector"], tower(params["vision"], batch, arch.vision, arch.anyres))
+    return stitch(tokens, params["image_newline"], batch["visual_gather"], batch["visual_weights"])
+
+
+ALL = testing.quick_jit(tokens_of_candidates, static_argnames="arch")
+READ = ("tiles", "visual_gather", "visual_weights", "visual_pictures", "visual_marks", "visual_segments")
+
+
+def arrays_of(batch: Batch) -> dict[str, np.ndarray]:
+    return {name: batch.arrays[name] for name in READ if name in batch.arrays}
 
 
 def visual(batch: Batch, arch: Architecture) -> np.ndarray:
-    names = ("tiles", "visual_gather", "visual_weights", "visual_pictures", "visual_marks", "visual_segments")
-    arrays = {name: batch.arrays[name] for name in names if name in batch.arrays}
-    return np.asarray(ENCODE(params(), arrays, arch=arch))
+    return np.asarray(ENCODE(params(), arrays_of(batch), arch=arch))
 
 
 def examples(arch: Architecture) -> list[Example]:
@@ -88,6 +102,22 @@ def test_kept_tokens_are_those_of_the_plain_model_in_their_order(method: str) ->
         count = int((np.abs(kept - params()["image_newline"]).max(axis=1) < 1e-5).sum())
         most = {"vispruner": 0, "hired": int(newline.sum()), "divprune": 1 + int(newline.sum()) // 2}[method]
         assert count == most if method != "divprune" else count <= most
+
+
+@pytest.mark.parametrize("method", SELECTING)
+def test_kept_candidates_are_as_many_as_the_layout_says_and_those_whose_tokens_remain(method: str) -> None:
+    arch = arch_of(method)
+    one, _, two, none = examples(arch)
+    sizes = [example.size for example in (one, two)]
+    shape = RowShape(sum(x.tiles for x in sizes), sum(x.visual for x in sizes) + 3, 24)
+    batch = make_batch([[two, none, one]], shape, arch)
+    kept = np.asarray(KEPT(params(), arrays_of(batch), arch=arch))
+    assert not kept[batch.arrays["visual_pictures"] == 0].any()
+    assert kept.sum() == (batch.arrays["visual_segments"] > 0).sum()
+    if method == "hired":
+        tokens = np.asarray(ALL(params(), arrays_of(batch), arch=arch))
+        used = batch.arrays["visual_segments"] > 0
+        np.testing.assert_allclose(tokens[kept], visual(batch, arch)[used], atol=1e-5)
 
 
 def test_attention_is_the_mean_over_heads_and_queries() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from visor_jax.architecture import Architecture
 from visor_jax.kernels.mesh import on_each_device, sample_axes
@@ -34,6 +34,23 @@ def reduced_tokens(
     params: Params, batch: Mapping[str, Any], arch: Architecture, *, remat: Remat = "none"
 ) -> Float[Array, "B Nv D"]:
     """The visual tokens that the reduction keeps; 0 at padding. Parameters and `remat` as of `visor.encode`."""
+    method, fields = METHODS[arch.reduction.method], _fields_of(params, batch, arch, remat)
+    choice, places = _choice(fields, batch, arch), places_of(batch, arch)
+    order = order_of_kept(choice, places, batch["visual_segments"].shape[1])
+    if method.MERGES:
+        return merged_tokens(params, fields["features"], choice, order, places, batch)
+    return at_kept(fields["tokens"], order, batch)
+
+
+def kept_candidates(params: Params, batch: Mapping[str, Any], arch: Architecture) -> Bool[Array, "B N"]:
+    """Which candidates of a batch the reduction keeps, newlines included."""
+    return _choice(_fields_of(params, batch, arch, "none"), batch, arch).kept
+
+
+def _fields_of(
+    params: Params, batch: Mapping[str, Any], arch: Architecture, remat: Remat
+) -> dict[str, Float[Array, "B N ..."]]:
+    """What the method reads of the candidates, and what becomes of the kept ones: their tokens, or their features."""
     method = METHODS[arch.reduction.method]
     if any(name in method.READS for name in OF_ATTENTION):
         features, seen = tower_with_attention(
@@ -56,12 +73,13 @@ def reduced_tokens(
         values = getattr(seen, name)
         at = at_candidates(values.reshape(*features.shape[:3], -1))
         fields[name] = at.reshape(*at.shape[:2], *values.shape[3:])
-    places = places_of(batch, arch)
-    choice = chosen(method, {name: fields[name] for name in method.READS}, places, batch["tiles"].shape[:2], arch)
-    order = order_of_kept(choice, places, batch["visual_segments"].shape[1])
-    if method.MERGES:
-        return merged_tokens(params, fields["features"], choice, order, places, batch)
-    return at_kept(fields["tokens"], order, batch)
+    return fields
+
+
+def _choice(fields: Mapping[str, Float[Array, "B N ..."]], batch: Mapping[str, Any], arch: Architecture) -> Choice:
+    method = METHODS[arch.reduction.method]
+    read = {name: fields[name] for name in method.READS}
+    return chosen(method, read, places_of(batch, arch), batch["tiles"].shape[:2], arch)
 
 
 def places_of(batch: Mapping[str, Any], arch: Architecture) -> dict[str, Int[Array, "B N"]]:
