@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from claims_statistics import LEVELS, Cell, Result, Results, mean_curve
-from claims_table import ADAPTIVE, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
+from claims_table import ADAPTIVE, DROPS, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
 from matplotlib.axes import Axes
 
 from visor_jax.files.read_write import write_bytes, write_text
@@ -26,8 +26,9 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
     ("the policy answers as well as all slots", ("visor", "auto"), ("visor", "full"), ("easy", "middle", "hard")),
     ("the adaptive model answers as well as a dense one", ("visor", "full"), ("dense", "full"), LEVELS),
     ("training cross-attention alone does not replace slots", ("visor", "one"), ("cross", "empty"), ("easy", "hard")),
-    ("a model of several budgets is as good without slots", ("visor", "empty"), ("cross", "empty"), ("easy", "hard")),
     ("nor does it with twice the steps", ("visor", "one"), ("cross_twice", "empty"), ("easy", "hard")),
+    ("nor do four cross-attention layers", ("visor", "one"), ("slots_0_cross_4", "empty"), ("easy", "hard")),
+    ("a model of several budgets is as good without slots", ("visor", "empty"), ("cross", "empty"), ("easy", "hard")),
     ("one slot beats dense on tokens packed by 4", ("visor", "one"), ("dense_packed_4", "full"), LEVELS),
     ("one slot beats dense on tokens packed by 2", ("visor", "one"), ("dense_packed_2", "full"), LEVELS),
     ("no slot beats dense on tokens packed by 4", ("visor", "empty"), ("dense_packed_4", "full"), LEVELS),
@@ -38,7 +39,15 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
             (f"dense_{method}_4", "full"),
             LEVELS,
         )
-        for method in REDUCTIONS
+        for method in (*REDUCTIONS, "m3")
+    ),
+    *(
+        (f"one slot beats dense with tokens dropped by {method}", ("visor", "one"), (f"dense_{method}", "full"), LEVELS)
+        for method in DROPS
+    ),
+    *(
+        (f"fewer tokens cost VISOR nothing: {name}", (f"visor_{name}", "full"), ("visor", "full"), LEVELS)
+        for name in ("packed_2", "packed_4", "vispruner_4")
     ),
     *(
         (f"trained alone is no better: {budget}", ("visor", budget), (f"alone_{budget}", budget), ("easy", "hard"))
@@ -88,8 +97,9 @@ def page(results: Results, longer: Mapping[str, Results], *, with_curves: bool) 
     for scale, runs in longer.items():
         lines += longer_section(scale, runs)
     runs = results.by_variant
-    missing = [f"{name} (seed {seed})" for name in VARIANTS for seed in seeds if seed not in runs.get(name, {})]
-    lines += ["## Not run", ", ".join(missing) or "Nothing is missing.", ""]
+    missing = {name: [str(seed) for seed in seeds if seed not in runs.get(name, {})] for name in VARIANTS}
+    named = [f"{name} (seed{'s' * (len(of) > 1)} {', '.join(of)})" for name, of in missing.items() if of]
+    lines += ["## Not run", "; ".join(named) or "Nothing is missing.", ""]
     return "\n".join(lines)
 
 
@@ -168,7 +178,12 @@ def matched_rows(results: Results) -> list[str]:
     The budget is chosen by its cost, not by its accuracy on these questions.
     """
     rows = []
-    for name in ("dense_packed_2", "dense_packed_4", *(f"dense_{method}_4" for method in REDUCTIONS)):
+    for name in (
+        "dense_packed_2",
+        "dense_packed_4",
+        *(f"dense_{method}_4" for method in (*REDUCTIONS, "m3")),
+        *(f"dense_{method}" for method in DROPS),
+    ):
         if name not in results.by_variant or "visor" not in results.by_variant:
             continue
         limit = results.mean(name, "full", "decoder_gflops")

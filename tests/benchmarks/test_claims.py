@@ -244,7 +244,7 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
     assert "### VISOR\n" in more and "claims_x3.png" in more
     assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
     assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full | other |" in text
-    assert "dense (seed 1), dense (seed 2)" in more and "start_zero (seed 2)" in more
+    assert "dense (seeds 1, 2, 3)" in more and "start_zero (seeds 2, 3)" in more
     assert "below (table)" in text
     assert "| +2 | 99.0 | 90.0 | 40.0 | 3.00 | 50 % | 3 |" in text
     assert "| full | 100.0 | 95.0 | 50.0 | 6.00 | 100 % | 3 |" in text
