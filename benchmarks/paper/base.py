@@ -85,6 +85,10 @@ class PaperSource(Protocol):
         """Returns the commands, in order, as shell lines with variables (`runs.VARIABLES`)."""
         ...
 
+    def files(self) -> list[str]:
+        """Returns the files below the folder of the runs that numbers are read from; none if nothing is."""
+        ...
+
     def read(self, runs: Path) -> Cells:
         """Returns what these commands have measured below a folder; what they have not, is missing."""
         ...
