@@ -32,10 +32,19 @@ ARCH = architecture(CONFIG)
 DOCVQA = named_benchmark("docvqa")
 
 
-class Listed(list):
-    """Samples as a source."""
+class OneSample:
+    """A source of one sample."""
 
-    name = "listed"
+    name = "one"
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        return [self.sample][index]
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +72,11 @@ def test_maps_are_those_of_a_question_with_this_answer(model: Any, table: Table,
     """They equal the maps of a record whose reference is the model's answer."""
     found = maps_of(model, table.pictures(0), line(table, 0, "seven", 0.0, route))
     turn = Turn(f"<image>\n{table.items[0].prompt}", "seven")
-    questions = Questions(CONFIG, Listed([Sample("0", tuple(table.pictures(0)), (turn,), "listed")]), 1)
+    questions = Questions(CONFIG, OneSample(Sample("0", tuple(table.pictures(0)), (turn,), "one")), 1)
     batch = questions.batch([questions.example(Place(0, 0))], 1)
     bits = Budget.parse(route).resolve(ARCH.num_slots)
-    relevance, layers = (of(model.params, batch, bits, ARCH) for of in (patch_relevance, cross_attention_maps))
+    relevance = patch_relevance(model.params, batch, bits, ARCH)
+    layers = cross_attention_maps(model.params, batch, bits, ARCH)
     assert [one["layer"] for one in found["attention"]] == [one.layer for one in layers] == list(Plan.of(ARCH).cross)
     assert relevance is not None
     np.testing.assert_allclose(found["relevance"], 100 * np.asarray(relevance), atol=1)
