@@ -40,9 +40,13 @@ class Analyzed:
         """Returns the commands."""
         return [DOWNLOAD, asked(), f"visor analyze --model=$HF_DIR $B --only={self.only} --out=$RUNS/analysis"]
 
+    def files(self) -> list[str]:
+        """Returns the table that the numbers are read from."""
+        return [f"analysis/{self.only}.csv"]
+
     def read(self, runs: Path) -> Cells:
         """Returns the numbers of its table, if it was written."""
-        path = runs / "analysis" / f"{self.only}.csv"
+        path = runs / self.files()[0]
         return self.summary(lines_of(path)) if path.exists() else {}
 
 

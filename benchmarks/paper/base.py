@@ -85,6 +85,10 @@ class PaperSource(Protocol):
         """Returns the commands, in order, as shell lines with variables (`runs.VARIABLES`)."""
         ...
 
+    def files(self) -> list[str]:
+        """Returns the files below the folder of the runs that numbers are read from; none if nothing is."""
+        ...
+
     def read(self, runs: Path) -> Cells:
         """Returns what these commands have measured below a folder; what they have not, is missing."""
         ...
@@ -137,6 +141,7 @@ class Entry:
       about: what it shows, and what the reader should know; Markdown.
       stands_for: row -> what stands for it on the embedded data set; rows without one have no counterpart.
       small_rows: rows on the embedded data set, where they are not those of `rows`.
+      small_columns: columns on the embedded data set, where they are not those of `columns`.
     """
 
     name: str
@@ -149,6 +154,7 @@ class Entry:
     about: str = ""
     stands_for: Mapping[str, str] = field(default_factory=dict)
     small_rows: tuple[Row, ...] = ()
+    small_columns: tuple[Column, ...] = ()
 
 
 def comparison(entry: Entry, measured: Cells) -> Iterator[list[str]]:
@@ -172,11 +178,11 @@ def comparison(entry: Entry, measured: Cells) -> Iterator[list[str]]:
 
 def small_table(entry: Entry, measured: Cells) -> Iterator[list[str]]:
     """Yields the same table with the embedded data set's numbers, its heading first."""
-    named = bool(entry.stands_for)
-    yield ["", *(["embedded data set"] if named else []), *(column.title for column in entry.columns)]
+    named, columns = bool(entry.stands_for), entry.small_columns or entry.columns
+    yield ["", *(["embedded data set"] if named else []), *(column.title for column in columns)]
     for row in entry.small_rows or entry.rows:
         about = [entry.stands_for.get(row.key, "-")] if named else []
-        yield [row.title, *about, *(c.shown(measured.get(row.key, {}).get(c.key)) for c in entry.columns)]
+        yield [row.title, *about, *(c.shown(measured.get(row.key, {}).get(c.key)) for c in columns)]
 
 
 def markdown(table: Sequence[Sequence[str]]) -> list[str]:

@@ -46,14 +46,14 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     if args.page:
         page.write(results, ROOT / "docs")
         return 0
+    if args.collect is not None and not args.list:
+        collect(entries, args.collect, results, git_revision(), each=bool(args.entry))
     for entry in entries:
         if args.list:
             print(f"{entry.name:<12}{entry.title}")
         elif args.small:
             print("\n".join(of_small(entry, settings, dry_run=args.dry_run)), flush=True)
         else:
-            if args.collect is not None:
-                collect(entry, args.collect, results, git_revision())
             print("\n".join(of_paper(entry, results)), flush=True)
     return 0
 

@@ -187,14 +187,25 @@ class Evaluated:
 
     def commands(self) -> list[str]:
         """Returns the commands of all runs that the numbers need."""
-        places = [place for row in self.places.values() for place in row.values()]
-        names = [place[0] for place in places]
+        names = [place[0] for place in self._places()]
         # The run that a saving refers to has the costs of the dense model on all tokens.
-        references = [RUNS[name].base.reference for name, _, what in places if what.startswith("saving")]
+        references = [RUNS[name].base.reference for name, _, what in self._places() if what.startswith("saving")]
         ordered = needed([*references, *names])
         settings = [base.settings for base in BASES.values() if any(RUNS[name].base == base for name in ordered)]
         runs = [line for name in ordered for line in run_commands(name)]
         return [DOWNLOAD, *settings, asked(self.benchmarks), *runs]
+
+    def files(self) -> list[str]:
+        """Returns the evaluations that the numbers are read from."""
+        read: dict[str, set[str]] = {}  # run -> benchmarks
+        for name, _, what in self._places():
+            references = [RUNS[name].base.reference] if what.startswith("saving") else []
+            for run in (name, *references):
+                read.setdefault(run, set()).update(tasks_of(what))
+        return [f"{run}/{result_file(name)}" for run in RUNS for name in ASKED if name in read.get(run, ())]
+
+    def _places(self) -> list[Place]:
+        return [place for row in self.places.values() for place in row.values()]
 
     def read(self, runs: Path) -> Cells:
         """Returns the numbers of the evaluations below a folder; what is not evaluated is missing."""
@@ -212,11 +223,16 @@ def filled(places: Places, number_at: Callable[[Place], float | None]) -> Cells:
     return cells
 
 
+def result_file(benchmark: str) -> str:
+    """Returns the file below a workdir that has the result of a public benchmark."""
+    return f"eval/of_{benchmark}/{named_benchmark(benchmark).split}.json"
+
+
 def evaluation(workdir: Path, benchmarks: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns the results of the benchmarks that a run was evaluated on, by name."""
     results = {}
     for name in benchmarks:
-        path = workdir / "eval" / f"of_{name}" / f"{named_benchmark(name).split}.json"
+        path = workdir / result_file(name)
         if path.exists():
             results[name] = read_json(path)
     return results

@@ -125,6 +125,35 @@ def benchmark_result(folder: Path, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def user_benchmark(folder: Path, name: str = "receipts", level: str = "hard") -> dict[str, Any]:
+    """The result of a benchmark that a user's file defines, with maps on its example."""
+    text = (
+        json.dumps(benchmark_result(folder, "docvqa")).replace('"docvqa"', f'"{name}"').replace('"hard"', f'"{level}"')
+    )
+    value = json.loads(text) | {"repository": "our-shop/<i>receipts</i>", "file": "my <receipts>.py", "split": "test"}
+    layers = [{"layer": layer, "on_tile": 0.5, "patches": [[layer, 100], [0, 7]]} for layer in (1, 4)]
+    maps = {"relevance": [[0, 50], [100, 0]], "attention": layers}
+    value["examples"] = [value["examples"][0] | maps]
+    return value | {"headline": {"name": "anls", "maximum": 1.0}, "harness": value["harness"] | {"name": "visor_jax"}}
+
+
+def questions_result(folder: Path, split: str = "test") -> dict[str, Any]:
+    """The result of `visor evaluate --data=FILE`."""
+    value = evaluation(folder)
+    for name in ("dial", "routes"):
+        del value[name]
+    limits = {"tasks": {task: [0.85, 0.95] for task in LEVELS}, "easy": [0.9, 0.96], "hard": [0.9, 0.96]}
+    value["intervals"] = {"confidence": 0.95, "budgets": dict.fromkeys(value["budgets"], limits)}
+    more = {
+        "benchmark": "llava",
+        "split": split,
+        "file": "mine <1>.json",
+        "stage": "policy",
+        "skipped": {"missing_file": 2},
+    }
+    return value | more
+
+
 def metrics(stage: str, steps: int) -> str:
     rng = np.random.default_rng(len(stage))
     names = ["agreement"] if stage == "policy" else sorted(LEVELS)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.conftest import benchmark_result
+from tests.report.conftest import benchmark_result, questions_result, user_benchmark
 from visor_jax.files.read_write import write_json
 from visor_jax.report.page import write_report
 from visor_jax.workdir.folder import Workdir
@@ -54,8 +54,11 @@ def frames(full_run: Path, tmp_path: Path) -> Path:
     """A page with the report in frames, because a window has a minimum width."""
     for metrics in full_run.glob("*/metrics.jsonl"):
         shutil.rmtree(metrics.parent)
-    folder = full_run / "eval" / "of_mme"
-    write_json(folder / "test.json", benchmark_result(folder, "mme"))
+    results = {"mme": benchmark_result, "receipts": user_benchmark, "mine": lambda folder, _: questions_result(folder)}
+    for name, result in results.items():
+        folder = full_run / "eval" / f"of_{name}"
+        write_json(folder / "test.json", result(folder, name))
+    (full_run / "eval" / "of_mme" / "validation.json").write_text("damaged")
     write_report(Workdir(full_run))
     shown = "".join(
         f"<iframe src='run/report/index.html' style='border:0;float:left;width:{width}px;height:{HEIGHT}px'></iframe>"

@@ -28,7 +28,7 @@ from visor_jax.errors import RequestError
 from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.generate.visor import Visor
 from visor_jax.report import figures
-from visor_jax.report.facts import read_evaluation
+from visor_jax.report.results import read_evaluation
 from visor_jax.workdir.folder import Workdir
 
 DIGITS = 6

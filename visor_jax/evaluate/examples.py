@@ -17,6 +17,7 @@ from PIL import Image
 
 from visor_jax.budget import Bits, Budget
 from visor_jax.data.chat_template import IMAGE_MARKER
+from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Place
 from visor_jax.data.sample import still
 from visor_jax.evaluate.measure import Measured, policy_correct, policy_picks
@@ -65,7 +66,7 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
                 "right": bool(right[index]),
                 "budget": str(budget),
                 "task": scores.tasks[index],
-                **(maps_of(model, measured, id, bits) if len(sample.images) == 1 else {}),
+                **(maps(model, batch_of(measured, id), bits) if len(sample.images) == 1 else {}),
                 "decoder_gflops": answer.decoder_flops / 1e9,
             }
         )
@@ -84,9 +85,13 @@ def example_places(tasks: Sequence[str], right: Sequence[bool] | np.ndarray) -> 
     return sorted(chosen)
 
 
-def maps_of(model: Visor, measured: Measured, id: str, bits: Bits) -> dict[str, Any]:
-    """Returns "relevance" and "attention" of a question with one picture."""
-    batch = measured.questions.batch([measured.questions.example(Place.of(id))], 1)
+def batch_of(measured: Measured, id: str) -> Batch:
+    """Returns a batch of one question with its reference answer."""
+    return measured.questions.batch([measured.questions.example(Place.of(id))], 1)
+
+
+def maps(model: Visor, batch: Batch, bits: Bits) -> dict[str, Any]:
+    """Returns "relevance" and "attention" of the answer in a batch of one question with one picture."""
     relevance = patch_relevance(model.params, batch, bits, model.arch)
     layers = cross_attention_maps(model.params, batch, bits, model.arch)
     return {

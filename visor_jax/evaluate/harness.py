@@ -1,16 +1,18 @@
 """Describes how an evaluation asked its questions, so that its scores can be compared with those of another harness.
 
-In: the model and a question. Out: `harness`, JSON values that every result has and `visor evaluate` prints.
+In: the model and a question. Out: `harness`, JSON values that every result has and `visor evaluate` prints; and
+`answers_record`, which ties a result to the file of its answers.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from visor_jax.data import chat
 from visor_jax.data.sample import SkipSample
 from visor_jax.loading import Visor
-from visor_jax.workdir.provenance import git_revision, versions
+from visor_jax.workdir.provenance import file_sha256, git_revision, versions
 
 NAME = "visor_jax"
 
@@ -33,6 +35,11 @@ def harness(model: Visor, question: str, num_pictures: int, *, system: str | Non
         "system": system or "",
         "first_prompt": rendered(model, question, num_pictures, system),
     }
+
+
+def answers_record(path: Path) -> dict[str, str]:
+    """Returns the name and sha256 of the file of the answers, by which a reader knows that a result is theirs."""
+    return {"file": path.name, "sha256": file_sha256(path)}
 
 
 def rendered(model: Visor, question: str, num_pictures: int, system: str | None) -> str:

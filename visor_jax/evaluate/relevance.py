@@ -44,7 +44,7 @@ def patch_relevance(params: Params, batch: Batch, bits: Bits, arch: Architecture
     """
     if not has_map(batch, arch) or batch.arrays["visual_segments"].shape[1] > MAX_VISUAL:
         return None
-    of_tokens = np.asarray(_relevance_program(arch)(params, batch.arrays, jnp.asarray(bits, bool)))[0]
+    of_tokens = np.asarray(_relevance_program(arch)(params, batch.arrays, jnp.asarray(bits, bool)), np.float32)[0]
     patches = on_first_tile(batch, of_tokens, arch)
     largest = patches.max()
     return patches / largest if largest > 0 and np.isfinite(largest) else None
@@ -79,7 +79,7 @@ def cross_attention_maps(params: Params, batch: Batch, bits: Bits, arch: Archite
     visual, maps = _encode_program(arch)(params, batch.arrays), []
     received = _attention_program(arch, bits)(params, visual, batch.arrays)
     for layer, of_tokens in zip(layers, received, strict=True):
-        patches = on_first_tile(batch, np.asarray(of_tokens)[0], arch)
+        patches = on_first_tile(batch, np.asarray(of_tokens, np.float32)[0], arch)
         largest = patches.max()
         if not largest > 0 or not np.isfinite(largest):
             return []

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from visor_jax.budget import Bits
 from visor_jax.config import Config, ConfigLike, as_config
+from visor_jax.config.mixture import is_mixture
 from visor_jax.data.controls import CONTROLS
 from visor_jax.data.fingerprint import fingerprint_of_split
 from visor_jax.data.skips import SkipLog
@@ -22,7 +24,7 @@ from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.examples import with_system, write_examples
 from visor_jax.evaluate.features import FeatureStore
-from visor_jax.evaluate.harness import harness
+from visor_jax.evaluate.harness import answers_record, harness
 from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import Measured, measure, requested_budgets
 from visor_jax.files.read_write import write_json
@@ -63,6 +65,7 @@ def evaluate(
     result = {
         "benchmark": source_label(config),
         "split": split,
+        "file": file_of(config),
         "stage": model.stage,
         "identity": identity,
         "skipped": skips.by_reason(),
@@ -73,11 +76,18 @@ def evaluate(
     }
     # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
     once(lambda: result.update(examples=write_examples(folder, model, measured)))
-    once(lambda: write_json(folder / f"{split}.questions.json", measured.answered))
-    once(lambda: write_json(folder / f"{split}.json", result))
+    once(partial(write, folder, split, result, measured))
     for store in chunks.values():
         store.remove()
     return result
+
+
+def write(folder: Path, split: str, result: dict[str, Any], measured: Measured) -> None:
+    """Writes which questions each budget answers, and the result."""
+    path = folder / f"{split}.questions.json"
+    write_json(path, measured.answered)
+    result["answers"] = answers_record(path)
+    write_json(folder / f"{split}.json", result)
 
 
 def chunks_of(
@@ -98,6 +108,13 @@ def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, spli
     config = as_config(config)
     pictures = fingerprint_of_split(config, split)
     return workdir.identity(config, "evaluate", model=model.stage, pictures=pictures)
+
+
+def file_of(config: Config) -> str:
+    """Returns the name of the file that the questions come from; "" for generated ones."""
+    if is_mixture(vars(config.data)):
+        return Path(config.data.mixture).name
+    return Path(config.data.path).name if source_kind(config).from_file else ""
 
 
 def harness_of(config: Config, model: Visor, measured: Measured) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.report import figures
-from visor_jax.report.facts import Row, fixed_budgets, mixed_accuracy
+from visor_jax.report.facts import fixed_budgets, mixed_accuracy
 from visor_jax.report.numbers import DASH, MINUS, TIMES, counted, flops, half_width, percent, points, shade, times
+from visor_jax.report.results import Row
 
 
 def headline(evaluation: Row) -> Row:

@@ -1,4 +1,4 @@
-"""Builds what the page says of public benchmarks, of comparisons with another run, and of how questions were asked.
+"""Builds what the page says of benchmarks and of further questions, of comparisons, and of how questions were asked.
 
 In: results of `visor evaluate`. Out: texts that the templates write. Reported numbers keep their benchmark's units.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visor_jax.data.source_kind import LEVELS
-from visor_jax.evaluate.benchmarks import named_benchmark
 from visor_jax.evaluate.tables import differences, reported
-from visor_jax.report.accuracy import accuracy_table, cost_rows, timing_note
+from visor_jax.report.accuracy import accuracy_cell, accuracy_table, cost_rows, timing_note
 from visor_jax.report.examples import cards
-from visor_jax.report.facts import BenchmarkResult, Facts, Row, fixed_budgets, mean_of_benchmarks, tasks_by_level
+from visor_jax.report.facts import Facts, fixed_budgets, mixed_accuracy, tasks_by_level
 from visor_jax.report.numbers import MINUS
+from visor_jax.report.results import BenchmarkResult, OtherResult, Row, mean_of_benchmarks
 
 FEW = 4  # reported numbers that are shown without a fold
 
@@ -28,49 +28,72 @@ def benchmark_overview(facts: Facts) -> Row | None:
 
 def benchmark_part(one: BenchmarkResult, colors: dict[str, str]) -> Row:
     """Builds the part of one benchmark: reported numbers, costs, problems, comparison, harness, examples."""
-    result, benchmark = one.result, named_benchmark(one.name)
+    result = one.result
     names = [*fixed_budgets(result), *(["auto"] if "auto" in result["budgets"] else [])]
     rows = metric_rows(one, names)
     return {
-        "name": one.name,
-        "level": benchmark.level,
-        "repository": benchmark.repo,
-        "split": result["split"],
-        "stage": result.get("stage") or "",
+        **common_part(one),
+        "level": one.level,
+        "repository": one.repository,
+        "file": one.file,
         **result["questions"],
-        "partial": one.partial,
-        "differing": one.differing,
         "budgets": names,
         "metrics": rows if len(rows) <= FEW else rows[:1],
         "more_metrics": [] if len(rows) <= FEW else rows[1:],
         "costs": cost_rows(result, names),
         "problems": sorted(result["problems"].items()),
+        "examples": cards(result, one.pictures, [(one.name, one.level)], colors),
+    }
+
+
+def questions_part(one: OtherResult, colors: dict[str, str]) -> Row:
+    """Builds the part of further questions, with the table that the run's own questions have."""
+    result, tasks = one.result, tasks_by_level(one.result)
+    table = accuracy_table(result, tasks)
+    if not table["means"] and len(tasks) > 1:  # no task has a level
+        means = [mixed_accuracy(result["budgets"][name], {}) for name in table["budgets"]]
+        table["means"] = [{"name": "mean of tasks", "level": "", "cells": [accuracy_cell(mean) for mean in means]}]
+    return {
+        **common_part(one),
+        "is_file": bool(result.get("file")),
+        "source": result["benchmark"],
+        "asked": next(iter(result["budgets"].values())).get("samples"),
+        "skipped": sorted((reason, count) for reason, count in result.get("skipped", {}).items() if count),
+        "table": table,
+        "examples": cards(result, one.pictures, tasks, colors),
+    }
+
+
+def common_part(one: OtherResult) -> Row:
+    """Builds what benchmarks and further questions have."""
+    result = one.result
+    return {
+        "name": one.name,
+        "split": result["split"],
+        "stage": result.get("stage") or "",
+        "partial": one.partial,
+        "differing": one.differing,
         "timing": timing_note(result),
         "against": against_table(result),
         "harness": harness_rows(result),
-        "examples": cards(result, one.pictures, [(one.name, benchmark.level)], colors),
     }
 
 
 def metric_rows(one: BenchmarkResult, names: Sequence[str]) -> list[Row]:
     """Builds a row per reported number, the headline first; ± is half its interval, in the number's own unit."""
-    benchmark, budgets = named_benchmark(one.name), one.result["budgets"]
+    budgets = one.result["budgets"]
     intervals = one.result["intervals"].get("budgets") or {}
     every = dict.fromkeys(metric for name in names for metric in budgets[name]["metrics"])
     rows = []
-    for metric in sorted(every, key=lambda metric: metric != benchmark.headline):
+    for metric in sorted(every, key=lambda metric: metric != one.headline):
         cells = []
         for name in names:
             value, limits = budgets[name]["metrics"].get(metric), None
-            if metric == benchmark.headline:
+            if metric == one.headline:
                 limits = intervals.get(name, {}).get("tasks", {}).get(one.name)
-            half = (
-                ""
-                if limits is None
-                else "±" + reported_half(benchmark.headline_max * (limits[1] - limits[0]) / 2, value)
-            )
+            half = "" if limits is None else "±" + reported_half(one.headline_max * (limits[1] - limits[0]) / 2, value)
             cells.append({"text": "" if value is None else reported(value), "limits": half})
-        rows.append({"name": metric, "headline": metric == benchmark.headline, "cells": cells})
+        rows.append({"name": metric, "headline": metric == one.headline, "cells": cells})
     return rows
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from visor_jax.report.facts import Row, Stage, slots_on
+from visor_jax.report.facts import Stage, slots_on
 from visor_jax.report.figures import DASHES, FAINT, INK, LEVELS, SHADES, budget_colors, figure, plain, styled, svg
+from visor_jax.report.results import Row
 
 BINS = 50  # points of a curve
 

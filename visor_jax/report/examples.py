@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from visor_jax.report import figures
-from visor_jax.report.facts import Pictures, Row
 from visor_jax.report.numbers import data_uri, flops, percent
+from visor_jax.report.results import Pictures, Row
 
 PICTURE = 320  # longest side of an embedded picture in pixels
 THUMBNAIL = 160  # of a picture with an overlay per layer

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from visor_jax.report.facts import Row, fixed_budgets, mixed_accuracy
+from visor_jax.report.facts import fixed_budgets, mixed_accuracy
+from visor_jax.report.results import Row
 
 # --- style ------------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,13 @@ from visor_jax.report.accuracy import (
     kinds_table,
     timing_note,
 )
-from visor_jax.report.benchmarks import against_table, benchmark_overview, benchmark_part, harness_rows
+from visor_jax.report.benchmarks import (
+    against_table,
+    benchmark_overview,
+    benchmark_part,
+    harness_rows,
+    questions_part,
+)
 from visor_jax.report.caveats import caveats
 from visor_jax.report.examples import by_level, cards
 from visor_jax.report.facts import Facts, all_budgets, read_facts, tasks_by_level
@@ -79,6 +85,8 @@ def render(facts: Facts) -> str:
         kinds=kinds_table(evaluation),
         overview=benchmark_overview(facts),
         benchmarks=[benchmark_part(one, colors) for one in facts.benchmarks],
+        questions=[questions_part(one, colors) for one in facts.questions],
+        unread=facts.unread,
         routes=shares_figure(evaluation.get("routes"), budgets, tasks),
         examples=by_level(cards(evaluation, facts.pictures, tasks, colors)),
         stages=[training(stage, tasks) for stage in facts.stages],

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.report import curves, figures
 from visor_jax.report.accuracy import accuracy_cell
-from visor_jax.report.facts import Row, Stage, slots_on
+from visor_jax.report.facts import Stage, slots_on
 from visor_jax.report.numbers import DASH, data_uri, duration, flops, percent
+from visor_jax.report.results import Row
 
 MAX_SUBSETS = 32  # maximum rows of the search table; with more, only viable ones are shown
 

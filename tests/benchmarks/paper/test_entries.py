@@ -37,6 +37,10 @@ def test_rows_columns_and_places_fit_together(paper: Paper) -> None:
         assert len(set(columns)) == len(columns) and len(set(rows)) == len(rows), entry.name
         assert all(row.paper.keys() <= set(columns) for row in entry.rows), entry.name
         small_rows = {row.key for row in entry.small_rows or entry.rows}
+        small_columns = {column.key for column in entry.small_columns or entry.columns}
+        if small_places := getattr(entry.small, "places", {}):
+            measured = {column for row in small_places.values() for column in row}
+            assert measured == small_columns, f"{entry.name}: no column of the small table is always empty"
         for source, known in ((entry.paper, set(rows)), (entry.small, small_rows)):
             places = getattr(source, "places", {})
             assert places.keys() <= known, entry.name

@@ -96,6 +96,50 @@ def test_collected_results_fill_the_table_and_stay(
         paper("command_line").main(flags)
 
 
+def test_a_folder_without_evaluations_is_refused_by_name(paper: Paper, tmp_path: Path) -> None:
+    """The message names the folder, the files that are expected, and the commands that make them."""
+    collect, runs = paper("command_line").main, tmp_path / "runs"
+    write_evaluations(paper, runs, 0.5, ("gqa",))
+    flags = [f"--collect={runs}", f"--results={tmp_path / 'results'}"]
+    with pytest.raises(RequestError) as refused:
+        collect(["--entry", "table2", *flags])
+    message = str(refused.value)
+    files = paper("table2").ENTRY.paper.files()
+    assert message.startswith(f"--collect={runs}: has no number of table2; 1 of {len(files)} files")
+    assert "\n  visor/eval/of_realworldqa/test.json\n" in message and "visor/eval/of_gqa" not in message
+    assert not any("of_ai2d" in file for file in files), "it is in no mean of this table"
+    assert f"and {len(files) - 1 - paper('collected').SHOWN} more" in message
+    assert all(f"\n  {command}" in message for command in paper("table2").ENTRY.paper.commands())
+    with pytest.raises(RequestError, match=r"analysis/cka\.csv\n(.*\n)*.*visor analyze .*--only=cka"):
+        collect(["--entry", "figure3", *flags])
+    (runs / "analysis").mkdir()
+    (runs / "analysis" / "cka.csv").write_text("task,level,layer\n")
+    with pytest.raises(RequestError, match=r"all files are there, but lack its budgets or levels(.*\n)*.*--only=cka"):
+        collect(["--entry", "figure3", *flags])
+    with pytest.raises(RequestError, match="figure10 has nothing to collect, its numbers follow from formulas"):
+        collect(["--entry", "figure10", *flags])
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_of_a_part_are_named_as_such(paper: Paper, tmp_path: Path) -> None:
+    whole = tmp_path / "visor" / "eval" / "of_gqa" / f"{named_benchmark('gqa').split}.json"
+    (whole.parent / "partial").mkdir(parents=True)
+    (whole.parent / "partial" / whole.name).write_text("{}")
+    with pytest.raises(RequestError, match=r"1 of them are in a folder partial/"):
+        paper("command_line").main(["--entry", "table5", f"--collect={tmp_path}", f"--results={tmp_path / 'results'}"])
+
+
+def test_all_entries_collect_what_is_there(paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without names an entry may lack evaluations, but not all of them."""
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    runs.mkdir()
+    with pytest.raises(RequestError, match=r"has no number of table1, table2, .*--entry NAME"):
+        paper("command_line").main([f"--collect={runs}", f"--results={results}"])
+    write_evaluations(paper, runs, 0.4, ("realworldqa",))
+    printed(paper, capsys, f"--collect={runs}", f"--results={results}")
+    assert [path.name for path in (results / "paper").iterdir()] == ["table5.json"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

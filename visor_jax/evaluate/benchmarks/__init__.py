@@ -78,4 +78,4 @@ def benchmarks_of(name: str, workdir: str = "") -> tuple[Benchmark, ...]:
         if one.level not in LEVELS:
             raise RequestError(f"{where}: {one.name}: level={one.level!r}; expected one of {', '.join(LEVELS)}")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return tuple(dataclasses.replace(one, source=digest) for one in found)
+    return tuple(dataclasses.replace(one, source=digest, file=file.name) for one in found)

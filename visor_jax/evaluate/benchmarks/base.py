@@ -105,6 +105,7 @@ class Benchmark:
       units: lines of one budget -> the observations that the headline is a mean of.
       images: the table that holds the pictures, if they are not in the rows.
       source: sha256 of the user's file that defines it; "" if the package does.
+      file: the name of that file.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Benchmark:
     optional: Collection[str] = ()
     images: PictureTable | None = None
     source: str = ""
+    file: str = ""
 
     def accuracy(self, reported: Mapping[str, float]) -> float:
         """Returns the headline of the reported numbers as a fraction in [0, 1]."""

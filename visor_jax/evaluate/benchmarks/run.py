@@ -23,7 +23,7 @@ from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
 from visor_jax.evaluate.benchmarks.examples import write_examples
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
-from visor_jax.evaluate.harness import harness
+from visor_jax.evaluate.harness import answers_record, harness
 from visor_jax.evaluate.intervals import CONFIDENCE, interval_of_values, with_levels
 from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import requested_budgets
@@ -79,13 +79,17 @@ def evaluate_benchmarks(
             "benchmark": benchmark.name,
             "split": benchmark.split,
             "stage": model.stage,
+            "model": model.fingerprint,
+            **definition_of(benchmark),
             "identity": identity,
             "questions": {"asked": count, "of": len(table)},
             "harness": harness_of(model, table),
             **figures(benchmark, model, lines, requested),
             **timing(model, table, lines, requested, config.evaluate.timing_rounds),
-            "examples": once(partial(write_examples, workdir.path / folder, table, lines, shown_budget(requested))),
         }
+        of_examples = partial(write_examples, workdir.path / folder, model, table, lines, shown_budget(requested))
+        # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
+        once(lambda result=result, examples=of_examples: result.update(examples=examples()))
         if against:
             other = against[benchmark.name]
             differences[benchmark.name] = other.compared(lines)
@@ -116,8 +120,19 @@ def open_tables(benchmarks: Sequence[Benchmark], data: str) -> list[Table]:
 
 def write(workdir: Workdir, folder: str, result: dict[str, Any], lines: Sequence[Line]) -> None:
     """Writes the result of a benchmark and its predictions."""
-    write_bytes(workdir.path / folder / f"{result['split']}.predictions.jsonl", pack(lines))
+    path = workdir.path / folder / f"{result['split']}.predictions.jsonl"
+    write_bytes(path, pack(lines))
+    result["answers"] = answers_record(path)
     write_json(workdir.path / folder / f"{result['split']}.json", result)
+
+
+def definition_of(benchmark: Benchmark) -> dict[str, Any]:
+    """Returns what a reader of the result must know of a benchmark, whose file may be a user's and gone.
+
+    "file" is the name of that file, "" if the package defines the benchmark.
+    """
+    headline = {"name": benchmark.headline, "maximum": benchmark.headline_max}
+    return {"repository": benchmark.repo, "file": benchmark.file, "headline": headline}
 
 
 def identity_of(config: Config, model: Visor, table: Table) -> dict[str, Any]:
