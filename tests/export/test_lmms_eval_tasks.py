@@ -100,7 +100,7 @@ def in_few_words(model: Visor, seed: int) -> Visor:
     """Returns the model with random parameters, but most of its answers are a letter, yes or no."""
     params, end = testing.random_params(model.arch, seed), model.tokenizer.end_token_id
     embedding, head = params["embed_tokens"]["embedding"], params["lm_head"]["kernel"]  # [vocab, D], [D, vocab]
-    directions = np.random.default_rng(seed).choice(np.float32([-1, 1]), embedding.shape)
+    directions = np.random.default_rng(seed).choice([-1.0, 1.0], embedding.shape).astype(np.float32)
     followers = set[int]()
     for pair in (("A", "B"), ("C", "D"), ("yes", "no")):
         first, second = ([*model.tokenizer.encode(text), end] for text in pair)
