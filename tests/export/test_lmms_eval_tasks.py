@@ -89,7 +89,7 @@ TASKS = {
     "realworldqa": Task("realworldqa", "answer", EXACT),
     # The task without "static" asks a judge about answers that name no option.
     "mmbench": Task("mmbench_en_dev_static", "answer", {"accuracy": "gpt_eval_score"}, "AB", scale=1 / 100),
-    "mmmu": Task("mmmu_val", "answer", named("mmmu_acc"), "ABC"),
+    "mmmu": Task("mmmu_val", "answer", named("mmmu_acc"), "ABCD"),
     "seedbench": Task(
         "seedbench", "answer", named("seed_all", "seed_image", "seed_video"), "ABCD", states_new_tokens=False
     ),
@@ -168,8 +168,9 @@ def plain_rows(name: str) -> list[Row]:
     """Returns the rows of a table before the model has answered."""
     rows = hub_tables.rows_of(name, 4 * COUNT if name == "mmmu" else COUNT)
     if name == "mmmu":  # of several right answers the harness takes their list for the text of one
-        rows = [{**row, "answer": "24/7"} if row["question_type"] == mmmu.OPEN else row for row in rows]
-    if name == "scienceqa":  # as many options as the model has letters
+        of_kind = {mmmu.OPEN: {"answer": "24/7"}, mmmu.MULTIPLE_CHOICE: {"options": "['$6', '<image 2>', '$8', '$9']"}}
+        rows = [{**row, **of_kind[row["question_type"]]} for row in rows]
+    if name == "scienceqa":  # as many options as the model has letters, here and in MMMU
         rows = [{**row, "choices": ["hard", "soft", "stretchy", "sticky"]} for row in rows]
     if name == "chartqa":
         rows[RIGHT]["question"] = "why " * 100_000  # too long for the model
@@ -190,6 +191,7 @@ def write_table(model: Visor, name: str, hub: Path) -> None:
     answered_rows = list(zip(rows, answers, strict=True))
     if name == "mmmu":
         answered_rows = [(row, answer) for row, answer in answered_rows if names_option(row, answer)][:COUNT]
+        assert len({row["question_type"] for row, _ in answered_rows}) == 2
     assert len(answered_rows) == COUNT
     right = [answered_right(name, row, answer) for row, answer in answered_rows[:RIGHT]]
     hub_tables.write(name, folder, [*right, *(row for row, _ in answered_rows[RIGHT:])])
@@ -244,7 +246,7 @@ def theirs(command: list[str], case: Case) -> tuple[dict[str, Any], dict[str, li
     command = ["-m", "lmms_eval", "--model", *command, "--model_args", settings]
     command += ["--tasks", ",".join(task.name for task in TASKS.values()), "--output_path", str(out), "--log_samples"]
     run(command, case.hub, case.path)
-    (results,) = out.rglob("*_results.json")
+    (results,) = (file for file in out.rglob("*_results.json") if file.parent.name != "submissions")  # MMBench's own
     samples = {}
     for file in out.rglob("*_samples_*.jsonl"):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -272,7 +274,7 @@ def compare(name: str, case: Case, results: dict[str, Any], samples: dict[str, l
     for own, their in task.numbers.items():
         # MMMU's accuracy is rounded to five digits.
         assert scores[their] * task.scale == pytest.approx(row["metrics"][own], abs=5e-6), (name, own)
-    prefix = f"{task.name}."
+    prefix = f"avg_{task.name}."
     logged = {key.removeprefix(prefix): value for key, value in results["throughput"].items() if key.startswith(prefix)}
     costs = {key: row[key] for key in ("decoder_gflops", "end_to_end_gflops", "cache_bytes")}
     expected = {**costs, **{f"share_of_{route}": share for route, share in row["shares"].items()}}
