@@ -3,7 +3,8 @@
 The harness runs its task files as they are. It starts in a folder that holds the hub's repositories under their names,
 where `datasets` finds local tables with the hub's columns before it asks the hub; GQA's second data set too.
 
-The model answers with a letter, so that multiple-choice questions are answered right and wrong. test_lmms_eval.py says how to make lmms-eval's environment.
+The model answers with a letter, so that multiple-choice questions are answered right and wrong. test_lmms_eval.py says
+how to make lmms-eval's environment.
 """
 
 from __future__ import annotations
