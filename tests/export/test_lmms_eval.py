@@ -4,36 +4,24 @@ lmms-eval requires other versions of this project's pinned dependencies, so it n
 
     python3 -m venv lmms && lmms/bin/pip install lmms-eval==0.7.3 torch==2.14.1 torchvision==0.29.1 "filelock<4"  # 7 GB
     lmms/bin/pip install -e .
-    LMMS_EVAL_PYTHON=$PWD/lmms/bin/python launch/test.sh --all tests/export/test_lmms_eval.py
+    LMMS_EVAL_PYTHON=$PWD/lmms/bin/python launch/test.sh --all tests/export/test_lmms_eval*.py
 
-The tasks of the entry point's test are the harness's own, with their prompts and metrics; only their data are local.
+test_lmms_eval_tasks.py runs the harness's own tasks.
 """
 
 import base64
 import io
 import json
-import os
-import subprocess
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.evaluate.benchmarks import hub_tables
+from tests.export.lmms_eval_harness import entry_points, needs_lmms_eval, run
 from visor_jax import testing
-from visor_jax.evaluate.benchmarks import named_benchmark
-from visor_jax.evaluate.benchmarks.base import Line
-from visor_jax.evaluate.benchmarks.predictions import Opened, answered
-from visor_jax.evaluate.benchmarks.run import figures, open_tables
-from visor_jax.evaluate.measure import requested_budgets
-from visor_jax.export import torch_export
-from visor_jax.loading import Visor, load
+from visor_jax.loading import load
 
-PYTHON = os.environ.get("LMMS_EVAL_PYTHON", "")
-pytestmark = pytest.mark.skipif(not PYTHON, reason="LMMS_EVAL_PYTHON names no python with lmms-eval")
+pytestmark = needs_lmms_eval
 QUESTIONS = ["Which digit?", " What is left of A? ", "How many?", "Which\ncolor?"]
 TASK = """\
 task: visor_probe
@@ -75,20 +63,6 @@ for line in open(data):
 """
 
 
-def run(arguments: list[str], tmp_path: Path, path: str = "") -> str:
-    """Returns the output of a command in lmms-eval's environment, offline and with its caches below `tmp_path`.
-
-    Args:
-      path: of further packages.
-    """
-    places = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-    done = subprocess.run(
-        [PYTHON, *arguments], env={**os.environ, **places}, cwd=tmp_path, capture_output=True, text=True, timeout=540
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 def write_task(folder: Path) -> Path:
     """Writes the task's folder; returns its JSON Lines file of questions with one picture each."""
     rows = []
@@ -123,136 +97,6 @@ def test_lmms_eval_drives_an_exported_folder(visor_folder, tmp_path):
 
 
 # --- through the entry point ------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parents[2]
-COUNT = 6  # questions of each task
-SEED = 3  # of parameters whose policy picks several budgets
-# Our name -> the harness's task, the column of its answers, and the reported numbers that both have: ours -> theirs.
-# `pope`'s yes_ratio differs on purpose (docs/benchmarks.md).
-SHARED = {
-    "docvqa": ("docvqa/docvqa_val", "answers", {"anls": "anls"}),
-    "infovqa": ("infovqa/infovqa_val", "answers", {"anls": "anls"}),
-    "chartqa": (
-        "chartqa/chartqa",
-        "answer",
-        {name: name for name in ("relaxed_overall", "relaxed_human_split", "relaxed_augmented_split")},
-    ),
-    "textvqa": ("textvqa/textvqa_val", "answers", {"exact_match": "exact_match"}),
-    "ocrbench": ("ocrbench/ocrbench", "answer", {"final_score": "ocrbench_accuracy"}),
-    "realworldqa": ("realworldqa/realworldqa", "answer", {"exact_match": "exact_match"}),
-    "vstar": ("vstar_bench/vstar_bench", "", {"overall_acc": "vstar_overall_acc"}),
-    "mme": ("mme/mme", "", {name: name for name in ("mme_perception_score", "mme_cognition_score")}),
-    "pope": ("pope/pope", "", {name: f"pope_{name}" for name in ("accuracy", "precision", "recall")}),
-}
-SCALES = {"ocrbench": 1000, "vstar": 1 / 100}  # ours over theirs
-LOCAL_TASK = """\
-include: {original}
-task: visor_{name}
-dataset_path: parquet
-dataset_name: null
-dataset_kwargs: {{data_files: {{{split}: {files}}}}}
-"""
-
-
-def entry_points(folder: Path) -> str:
-    """Writes this checkout's entry points as an installation would; returns PYTHONPATH with both."""
-    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmms_eval.models"]
-    information = folder / "visor_jax-0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: visor-jax\nVersion: 0\n")
-    lines = "".join(f"{name} = {target}\n" for name, target in points.items())
-    (information / "entry_points.txt").write_text("[lmms_eval.models]\n" + lines)
-    return f"{folder}:{ROOT}"
-
-
-def write_shared(model: Visor, data: Path, tasks: Path, originals: Path) -> None:
-    """Writes tables of which `model` answers every other question right, and the tasks that read them.
-
-    One question of ChartQA is too long for the model.
-    """
-    tasks.mkdir()
-    for name, (original, column, _) in SHARED.items():
-        benchmark, rows = named_benchmark(name), hub_tables.rows_of(name, COUNT)
-        for row in rows[::2] if column else ():
-            prompt = benchmark.item(row).prompt
-            answer = model.answer(row["image"]["bytes"], prompt, "auto", benchmark.max_new_tokens).text.strip()
-            row[column] = [answer] * len(row[column]) if isinstance(row[column], list) else answer
-        if name == "chartqa":
-            rows[1]["question"] = "why " * 100_000
-        files = hub_tables.write(name, data / benchmark.repo.rpartition("/")[2], rows)
-        listed = json.dumps([str(file) for file in files])
-        fields = {"name": name, "original": originals / f"{original}.yaml", "split": benchmark.split, "files": listed}
-        (tasks / f"visor_{name}.yaml").write_text(LOCAL_TASK.format(**fields))
-
-
-def ours(model: Visor, name: str, data: Path, budget: str) -> tuple[list[Line], dict[str, Any]]:
-    """Returns our predictions of a benchmark, and the row of the budget as `visor evaluate` has it."""
-    (table,) = open_tables([named_benchmark(name)], str(data))
-    opened = [Opened(row, item, table.pictures(row)) for row, item in enumerate(table.items)]
-    budgets = requested_budgets(model, [budget])
-    lines = answered(table.benchmark, model, budgets, opened)
-    result = figures(table.benchmark, model, lines, budgets)
-    (row,) = result["budgets"].values()
-    return lines, {**row, "shares": result.get("shares", {budget: 1.0})}
-
-
-def theirs(
-    command: list[str], settings: Mapping[str, Any], tmp_path: Path, path: str
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Returns the harness's results, and its samples by our name of the task."""
-    out = tmp_path / "out" / "_".join(command)
-    arguments = ",".join(f"{name}={value}" for name, value in settings.items())
-    names = ",".join(f"visor_{name}" for name in SHARED)
-    command = ["-m", "lmms_eval", "--model", *command, "--model_args", arguments, "--tasks", names]
-    run(
-        [*command, "--include_path", str(tmp_path / "tasks"), "--output_path", str(out), "--log_samples"],
-        tmp_path,
-        path,
-    )
-    (results,) = out.rglob("*_results.json")
-    samples = {}
-    for file in out.rglob("*_samples_*.jsonl"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        samples[file.stem.partition("_samples_visor_")[2]] = sorted(lines, key=lambda line: line["doc_id"])
-    return json.loads(results.read_text()), samples
-
-
-def compare(lines: list[Line], row: dict[str, Any], name: str, results: dict[str, Any], samples: list[Any]) -> None:
-    """Compares answers, routes and costs of a benchmark's questions, its reported numbers and its mean costs."""
-    for line, sample in zip(lines, samples, strict=True):
-        (counts,) = sample["token_counts"]
-        assert sample["filtered_resps"].strip() == line["answer"].strip(), (name, line["row"])
-        common = counts.keys() & line.keys()
-        assert {key: counts[key] for key in common} == {key: line[key] for key in common}
-        assert {"budget", "route", "problem"} <= common and (line["problem"] or {"flops", "cache_bytes"} <= common)
-        assert counts["input_tokens"] == line["visual_tokens"] + line["text_tokens"] and counts["device"] == "cpu"
-    for own, their in SHARED[name][2].items():
-        score = results["results"][f"visor_{name}"][f"{their},none"]
-        assert score * SCALES.get(name, 1) == pytest.approx(row["metrics"][own]), (name, own)
-    logged = {key.partition(".")[2]: value for key, value in results["throughput"].items() if f"visor_{name}." in key}
-    costs = {key: row[key] for key in ("decoder_gflops", "end_to_end_gflops", "cache_bytes")}
-    expected = {**costs, **{f"share_of_{route}": share for route, share in row["shares"].items()}}
-    assert logged == pytest.approx(expected)
-
-
-@pytest.mark.slow
-def test_scores_routes_and_costs_are_ours(jax_model: Visor, tmp_path: Path) -> None:
-    folder, data, path = tmp_path / "exported", tmp_path / "data", entry_points(tmp_path / "site")
-    folder.mkdir()
-    model = jax_model.with_params(testing.random_params(jax_model.arch, SEED))
-    torch_export.write_folder(folder, model, stage="policy", dtype="float32", max_shard_bytes=10**9)
-    model = load(folder)
-    originals = Path(run(["-c", "import lmms_eval; print(lmms_eval.__path__[0])"], tmp_path).splitlines()[-1]) / "tasks"
-    write_shared(model, data, tmp_path / "tasks", originals)
-    expected = {name: ours(model, name, data, "auto") for name in SHARED}
-    assert len({line["route"] for lines, _ in expected.values() for line in lines if line["route"]}) > 1
-    assert sum(row["metrics"][next(iter(SHARED[name][2]))] > 0 for name, (_, row) in expected.items()) >= 6
-    settings = {"pretrained": folder, "max_new_tokens": named_benchmark("textvqa").max_new_tokens}
-    for command in (["visor"], ["visor_torch", "--batch_size", "2"]):
-        results, samples = theirs(command, settings, tmp_path, path)
-        for name, (lines, row) in expected.items():
-            compare(lines, row, name, results, samples[name])
-
 
 # Requests as the harness makes them, to each of our models; a line of JSON for each result or error.
 REQUESTS = """\

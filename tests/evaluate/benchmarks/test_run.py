@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluate.benchmarks import hub_tables
+from tests.evaluate.benchmarks import hub_rows, hub_tables
 from visor_jax.budget import Budget
 from visor_jax.config import as_config
 from visor_jax.cost import cache_bytes, decoder_flops, dense_cache_bytes, dense_decoder_flops, route_flops
@@ -66,7 +66,7 @@ def lines_in(path: Path) -> list[dict[str, Any]]:
 
 def answers(model: Visor, row: int, budget: str) -> str:
     """Returns the model's answer to a question of DocVQA, asked by itself."""
-    benchmark, of_row = named_benchmark("docvqa"), hub_tables.docvqa(row)
+    benchmark, of_row = named_benchmark("docvqa"), hub_rows.docvqa(row)
     prompt = benchmark.item(of_row).prompt
     return model.answer(of_row["image"]["bytes"], prompt, budget, benchmark.max_new_tokens).text
 
@@ -97,7 +97,7 @@ def test_two_benchmarks(tiny_copy: Path, data: Path, capsys: pytest.CaptureFixtu
     assert result["benchmarks"]["mme"]["shares"] == result["routes"]["mme"]
     harness = result["benchmarks"]["mme"]["harness"]
     assert harness["name"] == "visor_jax" and {"jax", "python"} <= harness["versions"].keys()
-    question = named_benchmark("mme").item(hub_tables.mme(0)).prompt
+    question = named_benchmark("mme").item(hub_rows.mme(0)).prompt
     assert f"user\n<image>\n{question}<|im_end|>" in harness["first_prompt"] and harness["max_new_tokens"] == 16
     print_benchmarks(result)
     output = capsys.readouterr().out
