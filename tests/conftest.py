@@ -19,6 +19,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import jaxtyping
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -46,9 +47,16 @@ def unchecked_shapes() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> str:
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of one test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def compiled(of_all_workers: Path) -> str:
     """Folder of compiled programs, so that training the same stage again compiles nothing."""
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(tmp_path_factory.mktemp("compiled"))
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(of_all_workers / "compiled")
 
 
 @contextlib.contextmanager
@@ -80,20 +88,26 @@ def quick(compiled: str) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(compiled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workdir with all stages and the evaluation of `visor_jax.testing.tiny_config`. Tests must not change it."""
+def tiny_run(compiled: str, of_all_workers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with all stages and the evaluation of `visor_jax.testing.tiny_config`. Tests must not change it.
+
+    The first process that needs it trains it; each has its own copy, which commands may lock.
+    """
     from visor_jax import loading
     from visor_jax.commands import recipe
     from visor_jax.evaluate.runner import evaluate
     from visor_jax.testing import tiny_config
     from visor_jax.workdir.folder import Workdir
 
-    path = tmp_path_factory.mktemp("tiny") / "run"
-    config = tiny_config()
-    with _quick(compiled):
-        recipe.run_stages(config, str(path), config.stages)
-        evaluate(config, loading.load(path), Workdir(path))
-    return path
+    path, complete = of_all_workers / "tiny" / "run", of_all_workers / "tiny" / "complete"
+    with FileLock(of_all_workers / "tiny.lock"):
+        if not complete.exists():
+            config = tiny_config()
+            with _quick(compiled):
+                recipe.run_stages(config, str(path), config.stages)
+                evaluate(config, loading.load(path), Workdir(path))
+            complete.touch()
+    return Path(shutil.copytree(path, tmp_path_factory.mktemp("tiny_run") / "run"))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def cka_of_numpy(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 3), st.integers(0, 2**31))
+@pytest.mark.slow
 def test_cka_is_that_of_its_definition_and_ignores_padding(tokens: int, size: int, padding: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = rng.normal(size=(2, 1, tokens + padding, size)).astype(np.float32)

@@ -40,6 +40,7 @@ def test_search(tmp_path: Path) -> None:
     assert report["llava_ov_0p5b"]["blocks_of_tree"] == 510 and report["llava_ov_0p5b"]["times_fewer"] > 4
 
 
+@pytest.mark.slow
 def test_generate(tmp_path: Path) -> None:
     report = run_benchmark(
         "generate", tmp_path, "--tiny", "--visual=9", "--text=6", "--lengths=4,40", "--repeats=2", "--rows=2"
@@ -53,6 +54,7 @@ def test_generate(tmp_path: Path) -> None:
     assert report["budgets"]["dense"]["40"]["over_dense"] == {"q1": 1, "median": 1, "q3": 1}
 
 
+@pytest.mark.slow
 def test_mixed(tmp_path: Path) -> None:
     report = run_benchmark("mixed", tmp_path, "--tiny", "--rows=4", "--visual=9", "--text=6", "--repeats=2")
     assert list(report["samples_on"]) == ["0", "1", "2", "3", "4"]

@@ -67,6 +67,7 @@ def test_only_some_analyses(tiny_run: Path, tmp_path: Path) -> None:
     check_files(out, {"cka"})
 
 
+@pytest.mark.slow
 def test_layers_on_public_benchmarks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a trained checkpoint without a configuration; its own answers are given."""
     for name in ("docvqa", "mme"):

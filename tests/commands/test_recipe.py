@@ -283,6 +283,7 @@ def finished(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return created
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_other_settings_is_repeated(tiny_copy: Path, finished: list[str]) -> None:
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"], "the evaluation exists"

@@ -75,7 +75,9 @@ def result(run: Path, name: str) -> list[Any]:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize(
+    "name", ["label", *(pytest.param(name, marks=pytest.mark.slow) for name in ("search", "evaluate"))]
+)
 def test_a_killed_pass_computes_only_the_missing_chunks(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

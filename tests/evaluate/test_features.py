@@ -126,6 +126,7 @@ def test_every_dtype_is_read_back_as_it_was(tmp_path: Path, dtype: str) -> None:
         assert found[name].dtype == x.dtype and found[name].shape == x.shape and (found[name] == x).all()
 
 
+@pytest.mark.slow
 def test_passes_of_a_run_share_features(tiny_copy: Path, calls: Calls) -> None:
     """The same results as without; evaluating twice, or resuming, encodes nothing; another stage's tower does."""
     config, workdir = tiny_config(CACHED), Workdir(tiny_copy)

@@ -69,7 +69,9 @@ PASSES: dict[str, Callable[[Any, Workdir], Any]] = {
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize(
+    "name", ["search", *(pytest.param(name, marks=pytest.mark.slow) for name in ("label", "policy", "evaluate"))]
+)
 def test_few_pictures_and_tiles_are_held_at_a_time(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     config, workdir = tiny_config(CONFIG), Workdir(tiny_copy)
     pictures, tiles = Alive(), Alive()

@@ -71,6 +71,7 @@ def test_auto_figures_follow_the_policys_choices(tiny_run: Path) -> None:
         assert answer.budget == str(Budget.of(model.viable_budgets[bits]))
 
 
+@pytest.mark.slow
 def test_times_are_measured_beside_the_scores_and_change_nothing_else(
     tiny_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_folder_loads_with_remote_code_and_survives_saving_again(exported, t
 
 
 @pytest.mark.parametrize("budget", ["0b10", "auto"])
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same_logits(exported, budget):
     """The graph breaks at Python values (sizes, budget, cache); the backend generates no code."""
     inputs = some_inputs(exported[0])

@@ -86,6 +86,7 @@ def steps_of(workdir: Path, stage: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_training_starts_saves_is_stopped_and_resumes(
     visor: Visor, saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

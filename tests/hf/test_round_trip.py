@@ -89,7 +89,9 @@ OTHER_PLAN = {
 }
 
 
-@pytest.mark.parametrize("other", [False, True], ids=["usual pattern", "another pattern"])
+@pytest.mark.parametrize(
+    "other", [pytest.param(False, marks=pytest.mark.slow), True], ids=["usual pattern", "another pattern"]
+)
 def test_cross_attention_of_fewer_heads_than_the_decoder_comes_back(tmp_path: Path, other: bool) -> None:
     """`cross.init` is about the start of training, not about stored parameters."""
     changes = {"model.cross.num_kv_heads": 1, "model.cross.init": "zero"}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from visor_jax.testing.processes import program_report
 
 PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
+@pytest.mark.slow
 def test_each_device_computes_its_part():
     report = program_report(PROGRAM, devices=8)
     assert report.pop("order") == [], "every sample is sorted on its device"

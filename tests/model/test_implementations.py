@@ -61,6 +61,7 @@ SLOW = [pytest.param(name, "two of three rows", marks=pytest.mark.slow) for name
 @pytest.mark.parametrize(
     ("implementation", "budget"), [*((name, "all on") for name in RUNS), ("xla_chunked", "two of three rows"), *SLOW]
 )
+@pytest.mark.slow
 def test_a_training_step_is_the_same(implementation, budget, monkeypatch):
     value, gradients = loss_and_gradients(RUNS[implementation], monkeypatch, BUDGETS[budget])
     wanted, wanted_gradients = expected(budget)

@@ -146,6 +146,7 @@ def test_a_bucket_keeps_programs_for_the_next_machine(tmp_path, monkeypatch) -> 
     assert [path.name for path in (tmp_path / "bucket" / "programs" / "visor").glob("jit__lambda*-cache")]
 
 
+@pytest.mark.slow
 def test_programs_in_a_bucket_are_read_back(bucket, bucket_server, monkeypatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(bucket))
     assert use_compile_cache(min_seconds=0.0) == str(bucket)

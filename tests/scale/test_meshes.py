@@ -62,6 +62,7 @@ def check_gathers(name: str, found: dict[str, Any]) -> None:
     assert found["branches"][-1] >= 4, "a slot gathers its weights in the branch that uses them"
 
 
+@pytest.mark.slow
 def test_a_mesh_of_two_slices_trains_as_one_device(tmp_path: Path) -> None:
     """A replica in each slice, within it `fsdp` and `tensor`: the losses of one device."""
     mesh = "1,2,2,2,1"

@@ -93,7 +93,7 @@ def test_one_bad_part_leaves_the_whole_state_unchanged() -> None:
     assert float(after.ema["w"]) == pytest.approx((1.0 + float(after.trainable["w"])) / 2)
 
 
-@pytest.mark.parametrize("stage", ["base", "policy"])
+@pytest.mark.parametrize("stage", [pytest.param("base", marks=pytest.mark.slow), "policy"])
 def test_other_stages_are_accumulated_and_averaged_too(tiny_run: Path, quick: None, stage: str) -> None:
     """`accumulate` and `ema_decay` in the stages base and policy: the losses and parameters of whole batches."""
     config = as_config(testing.tiny_config({"train.ema_decay": 0.5, f"stage_overrides.{stage}.accumulate": 2}))

@@ -52,6 +52,7 @@ def states(config: Any, workdir: Workdir) -> dict[int, State]:
         return {step: restore(checkpoints, step, shapes, state_places(shapes, mesh))[0] for step in range(1, STEPS + 1)}
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_parameters_and_is_what_others_use(tmp_path: Path) -> None:
     config, workdir = trained(tmp_path / "with", **AVERAGE)
     saved = states(config, workdir)

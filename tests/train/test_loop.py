@@ -164,7 +164,7 @@ def test_routing_waits_for_its_own_stage(tiny_run: Path) -> None:
 # --- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "at"), [("universal", 3), ("policy", 1)])
+@pytest.mark.parametrize(("stage", "at"), [("universal", 3), pytest.param("policy", 1, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_is_the_same_run(
     tiny_run: Path, tiny_copy: Path, signal_at: Callable[[str], None], stage: str, at: int
 ) -> None:
@@ -232,7 +232,11 @@ def test_sigterm_saves_and_exits_143(tiny_run: Path, tiny_copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "saved"),
-    [("step:4", "2"), ("before_commit:2", None), pytest.param("arrays_written:4", "2", marks=pytest.mark.slow)],
+    [
+        ("step:4", "2"),
+        pytest.param("before_commit:2", None, marks=pytest.mark.slow),
+        pytest.param("arrays_written:4", "2", marks=pytest.mark.slow),
+    ],
 )
 def test_kill_9_then_the_last_good_checkpoint_is_used(
     tiny_run: Path, tiny_copy: Path, caplog: pytest.LogCaptureFixture, place: str, saved: str | None
@@ -257,6 +261,7 @@ PACKED = {"data.pack_window": 5, "data.pool_rows": 2, "data.pool_tiles": 4, "dat
 
 
 @pytest.mark.parametrize("packing", [{}, PACKED], ids=["one per row", "packed"])
+@pytest.mark.slow
 def test_skip_counts_go_on_where_they_were(
     tmp_path: Path, signal_at: Callable[[str], None], packing: dict[str, int]
 ) -> None:
@@ -344,7 +349,12 @@ def arrays_at(step: Path) -> dict[str, np.ndarray]:
     ("bad", "most", "message"),
     [
         ((1, 3, 4), 2, r"step 4: .* in 2 steps in a row .*samples: almanac/pages/train/0/\d+"),
-        ((1, 2, 3, 4), 3, r"step 3: .* in 3 steps in a row .*samples: almanac/pages/train/0/\d+"),
+        pytest.param(
+            (1, 2, 3, 4),
+            3,
+            r"step 3: .* in 3 steps in a row .*samples: almanac/pages/train/0/\d+",
+            marks=pytest.mark.slow,
+        ),
         ((3, 4), 10, r"policy: .* in the last 2 steps, up to step 4; the stage is not complete; .*samples: almanac"),
     ],
 )

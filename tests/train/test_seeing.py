@@ -69,6 +69,7 @@ def without(rows: list[dict[str, Any]], *prefixes: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in MEASURED and not k.startswith(prefixes)} for row in rows]
 
 
+@pytest.mark.slow
 def test_validation_a_profile_and_wandb_leave_the_losses_as_they_are(
     tiny_run: Path, tiny_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def test_wandb_that_is_not_installed_is_a_wrong_request(tiny_copy: Path, monkeyp
         again(tiny_copy, "full", wandb_project="visor")
 
 
+@pytest.mark.slow
 def test_a_validation_reads_the_same_records_after_a_resume(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"validate_every": 2, "validate_samples": 4, "checkpoint_every": 1}
     whole = without(again(tiny_copy, "universal", **changes))

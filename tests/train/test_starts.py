@@ -108,6 +108,7 @@ def test_fresh_parameters_consume_no_key_twice(uses: Uses, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_stages_that_start_one_after_the_other_consume_no_key_twice(uses: Uses, tiny_run: Path) -> None:
     """`base` and `base_words` start at random; `warmup` starts from `base`, and what that lacks starts at random.
 

@@ -55,6 +55,7 @@ def third(monkeypatch: pytest.MonkeyPatch) -> str:
     return "shades"
 
 
+@pytest.mark.slow
 def test_a_third_source_trains_searches_labels_and_evaluates(third: str, tmp_path: Path) -> None:
     stages = ("warmup", "full", "search", "universal", "label", "policy")
     config = tiny_config(

@@ -151,6 +151,7 @@ def test_predictions_are_the_models_answers_with_their_cost(tiny_copy: Path, dat
     assert result["dense"]["cache_bytes"] == pytest.approx(sum(cached) / len(cached))
 
 
+@pytest.mark.slow
 def test_a_killed_run_answers_only_what_is_missing(
     tiny_copy: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

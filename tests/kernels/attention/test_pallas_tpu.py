@@ -109,7 +109,7 @@ def test_lowers_for_tpus_with_shared_segments():
 
 # On one core the simulated cores wait for each other forever: XLA has one thread per core that the process may use.
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="the simulation of two cores needs two cores")
-@pytest.mark.parametrize("order", ["eager", "on_wait"])
+@pytest.mark.parametrize("order", ["eager", pytest.param("on_wait", marks=pytest.mark.slow)])
 def test_no_race_on_a_simulated_tpu(order):
     """Simulates memory, transfers and two cores of the hardware, with NaN in uninitialized memory."""
     short = jax.tree.map(lambda x: x[:, :12] if x.ndim == 2 else x, MASK)

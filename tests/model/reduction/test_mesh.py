@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from visor_jax.testing.processes import program_report
 
 PROGRAM = Path(__file__).with_name("mesh_program.py")
 
 
+@pytest.mark.slow
 def test_every_device_chooses_in_its_own_pools_in_every_dtype() -> None:
     report = program_report(PROGRAM, devices=4)
     assert len(report) == 4

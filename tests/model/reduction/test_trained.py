@@ -27,6 +27,7 @@ REDUCED = {"model.reduction.ratio": 0.25, "data.visual_length": 12}
 
 
 @pytest.mark.parametrize("method", ["visionzip", "hired"])
+@pytest.mark.slow
 def test_reduced_tokens_are_scored_from_stored_features_as_without(method: str, tmp_path: Path, quick: None) -> None:
     config = tiny_config({**REDUCED, "model.reduction.method": method, "label.samples": 8})
     arch, mesh = architecture(config), build_mesh(1, -1, 1)
@@ -50,6 +51,7 @@ def test_reduced_tokens_are_scored_from_stored_features_as_without(method: str, 
         *(pytest.param(method, "dense", marks=pytest.mark.slow) for method in KEPT),
     ],
 )
+@pytest.mark.slow
 def test_it_trains_and_answers_on_fewer_tokens(method: str, plan: str, tmp_path: Path, quick: None) -> None:
     stage = "dense" if plan == "dense" else "full"
     config = tiny_config(

@@ -29,7 +29,7 @@ SCALES = {"model.reduction.method": "m3", "model.reduction.ratio": 0.25, "model.
 PACKED = {"data.pack_window": 4, "data.pool_rows": 2, "data.pool_tiles": 4, "data.visual_length": 24}
 
 
-@pytest.mark.parametrize("changes", [{}, PACKED], ids=["a row each", "packed"])
+@pytest.mark.parametrize("changes", [pytest.param({}, marks=pytest.mark.slow), PACKED], ids=["a row each", "packed"])
 def test_loss_and_gradient_are_means_over_the_scales(changes: dict[str, Any]) -> None:
     config = as_config(testing.tiny_config({**SCALES, **changes, "model.plan": "dense", "stages": ("dense",)}))
     arch = architecture(config, "dense")
