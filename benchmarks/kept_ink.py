@@ -80,12 +80,27 @@ def answers(model: Visor, config: Config, questions: Questions) -> dict[str, tup
     return {id: (levels.get(task, ""), right) for id, task, right in answered}
 
 
-def measured(name: str, base: Mapping[str, tuple[str, bool]], samples: int, seed: int) -> dict[str, Any]:
-    """Returns the figures of one model; `base`: what the dense base answers."""
+def same_questions(own: Questions, other: Questions) -> bool:
+    """Whether both ask the same about the same pictures, question by question."""
+    pairs = ((own.read(place), other.read(place)) for place in own.plan())
+    return own.plan() == other.plan() and all(
+        a.turns == b.turns and all(map(np.array_equal, a.images, b.images)) for a, b in pairs
+    )
+
+
+def measured(
+    name: str, base: Mapping[str, tuple[str, bool]], of_base: Questions, samples: int, seed: int
+) -> dict[str, Any]:
+    """Returns the figures of one model; `base`: what the dense base answers to the questions `of_base`."""
     model, config = visor_jax.load(name), on_pages(config_of(name), {}, samples, seed)
     if model.arch.reduction.method not in METHODS:
         raise RequestError(f"--models={name}: has no reduction that chooses tokens; expected {', '.join(METHODS)}")
     questions = single_questions(config, "test", samples)
+    if not same_questions(questions, of_base):
+        raise RequestError(
+            f"--models={name}: is asked other questions than --base; expected a run whose data.* draws the same pages"
+            " and has room for the same questions"
+        )
     own = answers(model, config, questions)
     rows = [(id, ink, kept, float(ink[kept].sum())) for id, ink, kept in pages(model, questions, config)]
     hard = [(share, own[id][1], base[id][1]) for id, _, _, share in rows if own[id][0] == "hard"]
@@ -129,9 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(arguments)
     try:
+        names = [Path(name).name for name in args.models]
+        if len(set(names)) < len(names):
+            raise RequestError(f"--models={' '.join(args.models)}: names of folders occur twice; expected one each")
         config = on_pages(config_of(args.base), {}, args.samples, args.seed)
-        base = answers(visor_jax.load(args.base), config, single_questions(config, "test", args.samples))
-        report = {Path(name).name: measured(name, base, args.samples, args.seed) for name in args.models}
+        questions = single_questions(config, "test", args.samples)
+        base = answers(visor_jax.load(args.base), config, questions)
+        report = {Path(name).name: measured(name, base, questions, args.samples, args.seed) for name in args.models}
     except RequestError as error:
         print(f"kept_ink.py: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import visor_jax
+from visor_jax.architecture import ReductionArchitecture
+from visor_jax.config import load_config
 from visor_jax.data.collate import Batch
+from visor_jax.data.questions import Questions, single_questions
 from visor_jax.errors import RequestError
 
 Script = Callable[[str], types.ModuleType]
@@ -34,4 +41,31 @@ def test_kept_patches_are_those_of_kept_candidates(script: Script) -> None:
 
 def test_a_model_that_chooses_no_tokens_is_refused(script: Script) -> None:
     with pytest.raises(RequestError, match="--models=almanac-base: has no reduction that chooses tokens"):
-        script("kept_ink").measured("almanac-base", {}, 4, 1)
+        script("kept_ink").measured("almanac-base", {}, None, 4, 1)
+
+
+def test_questions_are_the_same_if_texts_and_pictures_are(script: Script) -> None:
+    config, same = load_config("almanac_mini"), script("kept_ink").same_questions
+
+    def asked(count: int = 4, **fields: Any) -> Questions:
+        data = dataclasses.replace(config.data, **fields)
+        return single_questions(dataclasses.replace(config, data=data), "test", count)
+
+    assert same(asked(visual_length=20), asked())
+    assert not any(same(asked(**fields), asked()) for fields in ({"mixed_share": 0.0}, {"path": "pages_unseen_fonts"}))
+    assert not same(asked(), asked(count=5))
+
+
+def test_a_model_that_is_asked_other_questions_than_the_base_is_refused(script: Script, tmp_path: Path) -> None:
+    arch = dataclasses.replace(visor_jax.load("almanac-base").arch, reduction=ReductionArchitecture("divprune", 0.25))
+    model = types.SimpleNamespace(arch=arch)
+    others = single_questions(load_config("almanac_mini", ["--config.seed=2"]), "test", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(visor_jax, "load", lambda name: model)
+        with pytest.raises(RequestError, match=f"--models={tmp_path}: is asked other questions than --base"):
+            script("kept_ink").measured(str(tmp_path), {}, others, 4, 1)
+
+
+def test_models_of_the_same_name_are_refused(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("kept_ink").main(["--models", "a/run", "b/run"]) == 2
+    assert "--models=a/run b/run: names of folders occur twice" in capsys.readouterr().err
