@@ -67,8 +67,10 @@ def pages(model: Visor, questions: Questions, config: Config) -> Iterator[tuple[
         kept = np.asarray(program(model.params, batch.arrays))
         remaining = kept_patches(batch, kept, model.arch.vision.patches_per_tile)
         for row, id in enumerate(batch.ids):
-            (picture,) = questions.find(id).images
-            yield id, ink_of(np.asarray(picture), patch), remaining[row]
+            pictures, side = [np.asarray(picture) for picture in questions.find(id).images], model.arch.vision.tile_size
+            if [picture.shape for picture in pictures] != [(side, side, 3)]:
+                raise RequestError(f"question {id}: expected one picture of one tile of {side} x {side} pixels")
+            yield id, ink_of(pictures[0], patch), remaining[row]
 
 
 def answers(model: Visor, config: Config, questions: Questions) -> dict[str, tuple[str, bool]]:

@@ -23,6 +23,13 @@ from .runs import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
+OF_SMALL = ("dry_run", "seeds", "steps_scale", "samples", "runs")  # options that only --small reads
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; expected the folder of the runs (is $RUNS set?)")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
@@ -30,7 +37,9 @@ def main(arguments: Sequence[str] | None = None, description: str = "") -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="the names and titles of all entries")
     parser.add_argument("--entry", nargs="+", default=[], metavar="NAME", help="table1, figure2, ...; default: all")
-    parser.add_argument("--collect", type=Path, metavar="RUNS", help="read the evaluations of the runs in this folder")
+    parser.add_argument(
+        "--collect", type=_folder, metavar="RUNS", help="read the evaluations of the runs in this folder"
+    )
     parser.add_argument("--small", action="store_true", help="on the embedded data set")
     parser.add_argument("--dry-run", action="store_true", help="with --small: only print what would be run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="with --small")
@@ -68,8 +77,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, overrides: 
     for override in overrides:
         if not (args.small and override.startswith("--config.")):
             parser.error(f"unexpected argument {override!r}; expected an option above, or --small --config.FIELD=VALUE")
-    if args.dry_run and not args.small:
-        parser.error("--dry-run: has no effect without --small")
+    if args.page and (args.list or args.entry or args.small or args.collect is not None):
+        parser.error("--page: writes the page of all entries; expected no --list, --entry, --small or --collect")
     if args.collect is not None and args.small:
         parser.error("--collect: is for the paper's scale; expected no --small")
     if not (np.isfinite(args.steps_scale) and args.steps_scale > 0):
@@ -78,6 +87,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, overrides: 
         raise RequestError(f"--samples={args.samples}: expected at least 1")
     if min(args.seeds) < 0:
         raise RequestError(f"--seeds={min(args.seeds)}: expected numbers of at least 0")
+    for name in OF_SMALL:
+        if not args.small and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: has no effect without --small")
     if args.small and args.results.resolve().parts[-2:] != RESULTS.parts[-2:]:
         raise RequestError(f"--results={args.results}: expected DIR/benchmarks/results; docs are written to DIR/docs")
     if overrides:

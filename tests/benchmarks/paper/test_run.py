@@ -190,6 +190,23 @@ def test_arguments_that_would_mix_or_lose_results_are_refused(paper: Paper, argu
         paper("command_line").main(["--entry", "table3", "--dry-run", *arguments])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--entry", "table3", "--seeds", "2"], "--seeds: has no effect without --small"),
+        (["--dry-run"], "--dry-run: has no effect without --small"),
+        (["--page", "--entry", "table1"], "--page: writes the page of all entries"),
+        (["--collect="], "is empty; expected the folder of the runs"),
+    ],
+)
+def test_arguments_without_effect_are_refused(
+    paper: Paper, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        paper("command_line").main(arguments)
+    assert message in capsys.readouterr().err
+
+
 def test_small_without_training_is_by_formula(paper: Paper, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     results = tmp_path / "benchmarks" / "results"
     text = printed(paper, capsys, "--entry", "figure10", "supplement", "--small", f"--results={results}")
