@@ -34,7 +34,6 @@ DOCS = PACKAGE.parent / "docs" / "your_data.md"
     ("overrides", "message"),
     [
         (["data.source=lava"], "data.source='lava': expected one of .*'almanac', 'llava', .*; did you mean 'llava'"),
-        (["data.source=almanac", "data.root=mine"], "data.root='mine': data.source='almanac' draws its pictures"),
         (["data.source=llava", "stages=full"], "data.path='': expected the JSON file that data.source='llava' reads"),
     ],
 )

@@ -9,7 +9,7 @@ import importlib
 import os
 
 from visor_jax.config import Config
-from visor_jax.config.mixture import GENERATED, is_mixture
+from visor_jax.config.mixture import is_mixture
 from visor_jax.data.source_kind import SourceKind
 from visor_jax.errors import RequestError, nearest
 
@@ -71,10 +71,4 @@ def check_source(config: Config) -> None:
     Raises:
       RequestError: the source is unknown, or its fields do not fit.
     """
-    kind, data = source_kind(config), config.data
-    if data.source in GENERATED and data.root and not is_mixture(vars(data)):
-        raise RequestError(
-            f"data.root={data.root!r}: data.source={data.source!r} draws its pictures and reads no folder; expected"
-            " data.root='', or for own records another source, such as data.source='llava' (docs/your_data.md)"
-        )
-    kind.check(config)
+    source_kind(config).check(config)
