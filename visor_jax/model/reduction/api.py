@@ -35,7 +35,8 @@ def reduced_tokens(
 ) -> Float[Array, "B Nv D"]:
     """The visual tokens that the reduction keeps; 0 at padding. Parameters and `remat` as of `visor.encode`."""
     method, fields = METHODS[arch.reduction.method], _fields_of(params, batch, arch, remat)
-    choice, places = _choice(fields, batch, arch), places_of(batch, arch)
+    places = places_of(batch, arch)
+    choice = _choice(fields, places, batch, arch)
     order = order_of_kept(choice, places, batch["visual_segments"].shape[1])
     if method.MERGES:
         return merged_tokens(params, fields["features"], choice, order, places, batch)
@@ -44,7 +45,7 @@ def reduced_tokens(
 
 def kept_candidates(params: Params, batch: Mapping[str, Any], arch: Architecture) -> Bool[Array, "B N"]:
     """Which candidates of a batch the reduction keeps, newlines included."""
-    return _choice(_fields_of(params, batch, arch, "none"), batch, arch).kept
+    return _choice(_fields_of(params, batch, arch, "none"), places_of(batch, arch), batch, arch).kept
 
 
 def _fields_of(
@@ -76,10 +77,15 @@ def _fields_of(
     return fields
 
 
-def _choice(fields: Mapping[str, Float[Array, "B N ..."]], batch: Mapping[str, Any], arch: Architecture) -> Choice:
+def _choice(
+    fields: Mapping[str, Float[Array, "B N ..."]],
+    places: Mapping[str, Int[Array, "B N"]],
+    batch: Mapping[str, Any],
+    arch: Architecture,
+) -> Choice:
     method = METHODS[arch.reduction.method]
     read = {name: fields[name] for name in method.READS}
-    return chosen(method, read, places_of(batch, arch), batch["tiles"].shape[:2], arch)
+    return chosen(method, read, places, batch["tiles"].shape[:2], arch)
 
 
 def places_of(batch: Mapping[str, Any], arch: Architecture) -> dict[str, Int[Array, "B N"]]:
