@@ -44,7 +44,7 @@ def write_examples(
     examples, with_maps = [], {True: MAPS, False: MAPS}
     for line in example_lines([line for line in lines if line["budget"] == budget and not line["problem"]]):
         beat()
-        name, maps = f"examples/{line['row']}.png", {}
+        name, shown = f"examples/{line['row']}.png", {}
         try:
             pictures = table.pictures(line["row"])
         except SkipSample as why:  # it was read when the question was asked, perhaps by an earlier run
@@ -52,7 +52,7 @@ def write_examples(
             pictures = []
         if pictures:
             write_bytes(folder / name, png(pictures[0]))
-        if with_maps[is_right(line)] and (maps := maps_of(model, pictures, line)):
+        if with_maps[is_right(line)] and (shown := maps_of(model, pictures, line)):
             with_maps[is_right(line)] -= 1
         references = [line["reference"]] if isinstance(line["reference"], str) else line["reference"]
         examples.append(
@@ -67,7 +67,7 @@ def write_examples(
                 "budget": line["route"],
                 "task": table.benchmark.name,
                 "decoder_gflops": line["decoder_flops"] / 1e9,
-                **maps,
+                **shown,
             }
         )
     return examples
