@@ -23,7 +23,7 @@ import harness
 import jax
 import numpy as np
 from jaxtyping import Bool, Float
-from shifts import config_of, on_pages
+from shifts import by_folder_name, config_of, on_pages
 
 import visor_jax
 from visor_jax.config import Config
@@ -146,13 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(arguments)
     try:
-        names = [Path(name).name for name in args.models]
-        if len(set(names)) < len(names):
-            raise RequestError(f"--models={' '.join(args.models)}: names of folders occur twice; expected one each")
+        models = by_folder_name(args.models)
         config = on_pages(config_of(args.base), {}, args.samples, args.seed)
         questions = single_questions(config, "test", args.samples)
         base = answers(visor_jax.load(args.base), config, questions)
-        report = {Path(name).name: measured(name, base, questions, args.samples, args.seed) for name in args.models}
+        report = {name: measured(model, base, questions, args.samples, args.seed) for name, model in models.items()}
     except RequestError as error:
         print(f"kept_ink.py: {error}", file=sys.stderr)
         return 2

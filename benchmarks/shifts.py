@@ -43,6 +43,20 @@ def config_of(model: str) -> Config:
     return from_dict(Workdir(folder).config()) if (folder / "config.json").exists() else load_config("almanac_mini")
 
 
+def by_folder_name(models: Sequence[str]) -> dict[str, str]:
+    """Returns {folder name, which names the row: what `--models` says}.
+
+    Raises:
+      RequestError: two folders have the same name.
+    """
+    named = {Path(model).name: model for model in models}
+    if len(named) < len(models):
+        raise RequestError(
+            f"--models={' '.join(models)}: expected different folder names, which name the rows; rename or copy one"
+        )
+    return named
+
+
 def on_pages(config: Config, fields: Mapping[str, Any], samples: int, seed: int) -> Config:
     """Returns the configuration that asks `samples` questions of one set of pages."""
     data = {f"data.{name}": value for name, value in fields.items()}
@@ -92,13 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the questions")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args(arguments)
-    names = [Path(name).name for name in args.models]
-    if len(set(names)) < len(names):
-        parser.error(f"--models: {', '.join(names)}; expected different folder names, which name the rows")
     try:
-        report = {
-            name: measured(model, args.samples, args.seed) for name, model in zip(names, args.models, strict=True)
-        }
+        models = by_folder_name(args.models)
+        report = {name: measured(model, args.samples, args.seed) for name, model in models.items()}
     except RequestError as error:
         print(f"shifts.py: {error}", file=sys.stderr)
         return 2

@@ -68,4 +68,4 @@ def test_a_model_that_is_asked_other_questions_than_the_base_is_refused(script: 
 
 def test_models_of_the_same_name_are_refused(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert script("kept_ink").main(["--models", "a/run", "b/run"]) == 2
-    assert "--models=a/run b/run: names of folders occur twice" in capsys.readouterr().err
+    assert "--models=a/run b/run: expected different folder names" in capsys.readouterr().err

@@ -234,6 +234,24 @@ def test_layouts_are_sound(sizes: list[tuple[int, int]]) -> None:
     assert (layout.weights[is_newline, 0] == 1).all()
 
 
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), max_size=4),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([SMALL, make_architecture(12, 4, 0)]),
+)
+def test_no_pictures_have_more_tokens_than_the_most(sizes, packing: int, architecture: Architecture) -> None:
+    packed = dataclasses.replace(architecture, anyres=dataclasses.replace(architecture.anyres, packing=packing))
+    counts = [anyres.visual_token_count(size, packed, len(sizes)) for size in sizes]
+    assert sum(counts) <= anyres.most_visual_tokens(packed, len(sizes))
+
+
+def test_some_picture_nearly_has_the_most_tokens() -> None:
+    sides = range(384, 2400, 96)
+    found = max(anyres.visual_token_count((height, width), REAL) for height in sides for width in sides)
+    most = anyres.most_visual_tokens(REAL)
+    assert found <= most <= 1.02 * found and anyres.most_visual_tokens(REAL, 3) == 3 * 730
+
+
 def test_pinpoints_must_be_whole_tiles() -> None:
     architecture = dataclasses.replace(SMALL, anyres=AnyResArchitecture(((12, 13),)))
     with pytest.raises(RequestError, match=r"model\.anyres\.pinpoints"):

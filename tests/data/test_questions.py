@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from visor_jax import testing
+from visor_jax.config import architecture
+from visor_jax.data.anyres import most_visual_tokens
 from visor_jax.data.collate import Batch, count_text, encode_example
 from visor_jax.data.questions import READ_THREADS, RECENT, Questions, single_questions
 from visor_jax.data.sample import NO_PICTURE, Sample, SkipSample, Turn, outline
@@ -146,6 +149,28 @@ def test_a_longer_question_in_place_of_an_unreadable_one_has_room() -> None:
     batches = list(Questions(CONFIG, Records((1, 1, 1), broken=(0,), long=(2,)), 2).batches(1))
     lengths = [batch.arrays["text_tokens"].shape[1] for batch in batches]
     assert [batch.ids for batch in batches] == [["1/0"], ["2/0"]] and lengths[0] < lengths[1]
+
+
+def visual_lengths(questions: Questions, batch_size: int) -> list[int]:
+    return [batch.arrays["visual_segments"].shape[1] for batch in questions.batches(batch_size)]
+
+
+def test_rows_are_as_long_as_the_pictures_of_a_question_can_be() -> None:
+    """Rows of training hold several samples; a question needs no more than its own pictures."""
+    one, most = tiny_config({"data.visual_length": 500}), most_visual_tokens(architecture(CONFIG))
+    assert visual_lengths(Questions(one, Records((1, 1, 1)), 3), 2) == [-(-most // 128) * 128] * 2
+    assert visual_lengths(Questions(CONFIG, Records((1, 1, 1)), 3), 2) == [CONFIG.data.visual_length] * 2
+
+
+def test_a_video_with_more_positions_than_a_picture_has_room() -> None:
+    class Videos(Records):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            video = np.zeros((40, 48, 48, 3), np.uint8)
+            return dataclasses.replace(sample, images=(video,)) if index == 1 else sample
+
+    config = tiny_config({"data.visual_length": 500, "data.tiles": 40})
+    assert visual_lengths(Questions(config, Videos((1, 1, 1, 1)), 4), 1) == [128, 500, 500, 500]
 
 
 def test_no_picture_is_opened_to_plan_and_few_ahead_of_their_batch() -> None:

@@ -180,6 +180,25 @@ def visual_token_count(size: AnySize, architecture: Architecture, num_images: in
     return tile_tokens(architecture) + rows * (columns + 1)
 
 
+@functools.lru_cache(maxsize=64)
+def most_visual_tokens(architecture: Architecture, num_images: int = 1) -> int:
+    """Returns the most visual tokens that `num_images` pictures of any sizes can have, newlines included.
+
+    It is an upper limit for a reduction that chooses tokens: what this leaves out counts too.
+    """
+    if not _is_tiled(num_images, architecture):
+        return num_images * (tile_tokens(architecture) + 1)
+    tile, side = architecture.vision.tile_size, _cells_per_side(architecture)
+    grids = {(height // tile, width // tile) for height, width in architecture.anyres.pinpoints}
+    maps = (
+        stitched_tokens(grid, axis, Fraction(shown, side), architecture)
+        for grid in grids
+        for axis in (0, 1)
+        for shown in range(1, grid[axis] * side + 1)
+    )
+    return tile_tokens(architecture) + max(maps)
+
+
 def tile_tokens(architecture: Architecture) -> int:
     """Returns the visual tokens of one whole tile, without newlines."""
     side = _cells_per_side(architecture)

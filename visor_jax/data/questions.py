@@ -4,8 +4,9 @@ In: a source and a number of questions. Out: batches of one question per row; th
 Between batches only the places of the questions are kept. A few threads prefetch the pictures, at most two batches of
 them.
 
-All batches have one shape, whose text length is that of the longest question. It is computed before the first picture
-is opened, from samples without their pixels (`sample.outline`).
+All batches have one shape. Its text length is that of the longest question, and its visual length is the most that as
+many pictures as a question has can take, but at most that of a row. Both are computed before the first picture is
+opened, from samples without their pixels (`sample.outline`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from visor_jax.config import Config, ConfigLike, architecture, as_config
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
+from visor_jax.data.row_shape import question_visual_length
 from visor_jax.data.sample import Sample, SkipSample, Source, outline, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
@@ -157,6 +159,7 @@ class Questions:
         self._limits = RowShape(config.data.tiles, config.data.visual_length, config.data.text_length)
         self._system = config.tokenizer.system or None
         self._longest = 1  # text tokens of the longest question surveyed so far
+        self._visual = 1  # the same of visual positions
         self._survey = self._surveyed()
         self._facts: dict[Place, Facts] = {}  # of every planned question
         self._rounds: list[list[Place]] = []  # the planned places, then those that replace unreadable ones
@@ -296,9 +299,14 @@ class Questions:
                 self._skip(failure.index, SkipSample(failure.reason, failure.detail))
 
     def batch(self, examples: Sequence[Example], num_rows: int) -> Batch:
-        """Makes a batch of `num_rows` rows, whose text length is that of the longest question of all."""
+        """Makes a batch of `num_rows` rows, which have room for the longest question of all.
+
+        Videos can have more visual positions than pictures: from the first one on, batches are as long as rows.
+        """
         self._longest = max(self._longest, *(example.size.text for example in examples))
-        row_shape = dataclasses.replace(self._limits, text=text_bucket(self._longest))
+        if max(example.size.visual for example in examples) > self._visual:
+            self._visual = self._limits.visual
+        row_shape = dataclasses.replace(self._limits, visual=self._visual, text=text_bucket(self._longest))
         rows = [[example] for example in examples]
         return make_batch(rows + [[]] * (num_rows - len(rows)), row_shape, self.arch)
 
@@ -317,6 +325,8 @@ class Questions:
                 if task not in self._without and (self._per_task is None or per_task[task] < self._per_task):
                     per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
+                    visual = question_visual_length(self._limits.visual, self.arch, len(single.images))
+                    self._visual = max(self._visual, visual)
                     place = Place(index, turn)
                     self._facts[place] = Facts(task, len(single.images), single.kind, text_digest(single))
                     yield place

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from visor_jax.architecture import Architecture
+from visor_jax.data.anyres import most_visual_tokens
 from visor_jax.data.candidates import candidate_arrays
 from visor_jax.data.tiles import tile_shapes
+
+VISUAL_BUCKET = 128  # a multiple of the attention kernels' blocks
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,16 @@ def batch_shapes(
             }.items()
         },
     }
+
+
+def question_visual_length(visual_length: int, arch: Architecture, num_images: int = 1) -> int:
+    """Returns the visual positions of a row that holds one question about `num_images` pictures of any sizes.
+
+    Args:
+      visual_length: of the rows that the configuration sets, which is the most.
+    """
+    most = most_visual_tokens(arch, max(num_images, 1))
+    return min(visual_length, -(-most // VISUAL_BUCKET) * VISUAL_BUCKET)
 
 
 def at_scale(number: int, name: str) -> str:

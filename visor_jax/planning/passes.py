@@ -17,6 +17,7 @@ from visor_jax.architecture import Architecture, LayerKind
 from visor_jax.budget import Bits, Plan, by_count, searched_at_once
 from visor_jax.config import Config, architecture
 from visor_jax.cost import decoder_flops, tree_flops, tree_layers, visual_flops
+from visor_jax.data.row_shape import question_visual_length
 from visor_jax.planning.layers import Load, Remat, head_ops, layer_ops
 from visor_jax.planning.mixture import Packed, Sizes, cut_to_row, with_visual_share
 from visor_jax.planning.records import fsdp
@@ -73,7 +74,8 @@ class PassCost:
         tensor = mesh_of(config, topology).tensor if alone else 1
         rows = -(-size // ways) * ways
         self._sizes = question_sizes(config, arch)
-        capacity = (rows, rows * data.tiles, rows * data.visual_length, rows * min(LONGEST, data.text_length))
+        visual = question_visual_length(data.visual_length, arch)  # one picture per question
+        capacity = (rows, rows * data.tiles, rows * visual, rows * min(LONGEST, data.text_length))
         packed, trains = Packed(*capacity, float(size), self._sizes), dict.fromkeys(part_weights(arch), False)
         self._build = Builder(arch, packed, topology.chip.cores / ways, Remat(), Remat(), trains, tensor)
         self._ways = ways // topology.chip.cores
