@@ -6,16 +6,17 @@ In: the folder of the results; those of longer training in folders below it, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from claims_statistics import LEVELS, Cell, Result, Results, mean_curve
-from claims_table import ADAPTIVE, DROPS, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS
+from claims_table import ADAPTIVE, DROPS, REDUCTIONS, STARTS, VARIANTS, WITHOUT_TASKS, Variant
 from matplotlib.axes import Axes
 
 from visor_jax.files.read_write import write_bytes, write_text
 from visor_jax.report import figures
+from visor_jax.workdir.provenance import default_fields
 
 # (claim, first variant and budget, second variant and budget, levels)
 Side = tuple[str, str]
@@ -71,17 +72,30 @@ def write(folder: Path, docs: Path) -> None:
     """
     results = Results(folder)
     longer = {path.name.removeprefix("steps_x"): Results(path) for path in sorted(folder.glob("steps_x*"))}
-    curves = [name for name in STARTS if any(run["curve"] for run in results.by_variant.get(name, {}).values())]
-    write_text(docs / "claims.md", page(results, longer, with_curves=bool(curves)))
+    curves = start_runs(results)
+    write_text(docs / "claims.md", page(results, longer, curves))
     write_bytes(docs / "claims.png", cost_figure(results))
     for scale, runs in longer.items():
         write_bytes(docs / f"claims_x{scale}.png", cost_figure(runs))
     if curves:
-        write_bytes(docs / "claims_start.png", start_figure(results, curves))
+        write_bytes(docs / "claims_start.png", start_figure(curves))
 
 
-def page(results: Results, longer: Mapping[str, Results], *, with_curves: bool) -> str:
-    """Returns the page's Markdown; `longer` holds the results of more steps, {how many times as many: results}."""
+def start_runs(results: Results) -> dict[str, dict[int, Result]]:
+    """Returns the runs of each way to start, {variant: {seed: result}}, of the seeds that all these ways have."""
+    found = {name: results.by_variant[name] for name in STARTS if name in results.by_variant}
+    common = set.intersection(*(set(runs) for runs in found.values())) if found else set()
+    return {name: {seed: runs[seed] for seed in sorted(common)} for name, runs in found.items() if common}
+
+
+def page(results: Results, longer: Mapping[str, Results], curves: Mapping[str, Mapping[int, Result]]) -> str:
+    """Returns the page's Markdown.
+
+    Args:
+      results: of the configured number of steps.
+      longer: those of more steps, {how many times as many: results}.
+      curves: what `start_runs` returns.
+    """
     seeds = results.seeds()
     lines = [
         *introduction(results),
@@ -91,9 +105,13 @@ def page(results: Results, longer: Mapping[str, Results], *, with_curves: bool) 
     for group in dict.fromkeys(variant.group for variant in VARIANTS.values()):
         lines += group_table(results, group)
     lines += dial_table(results)
-    if with_curves:
+    if curves:
+        of = next(iter(curves.values()))
         lines += ["![Hard accuracy against steps](claims_start.png)", ""]
-        lines += ["Hard accuracy on each step's own fresh pages, all slots on: warm-up, full, universal.", ""]
+        lines += [
+            "Accuracy on all hard questions of each step's own fresh pages, all slots on: warm-up, full, universal."
+        ]
+        lines += [f"Every line is of seed{'s' * (len(of) > 1)} {', '.join(map(str, of))}.", ""]
     for scale, runs in longer.items():
         lines += longer_section(scale, runs)
     runs = results.by_variant
@@ -115,7 +133,9 @@ def introduction(results: Results) -> list[str]:
         "split, in percent, with a 95 % interval from a bootstrap over seeds and questions. Few seeds make it too",
         "narrow, and it gives 0 and 100 % no width. All",
         f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
-        "questions. FLOPs are counted by formula up to the first answer token.",
+        "questions. FLOPs are counted by formula up to the first answer token. CPU seconds are of a variant's own",
+        "stages. The policy learns to choose the cheapest budget that reaches"
+        f" {100 * (1 - label_tolerance(results)):.0f} % of the full budget's score.",
         "",
         f"**hard** are the hard questions of those tasks and kinds of pages of which the base alone, on"
         f" {questions['split']} pages of seed {questions['seed']},",
@@ -128,6 +148,13 @@ def introduction(results: Results) -> list[str]:
     ]
 
 
+def label_tolerance(results: Results) -> float:
+    """Returns `label.tolerance` of VISOR's runs: the default, unless their configuration has another one."""
+    runs = results.by_variant.get("visor", {}).values()
+    stated = next((run["identity"]["config"] for run in runs), {})
+    return stated.get("label.tolerance", default_fields()["label.tolerance"])
+
+
 def longer_section(scale: str, results: Results) -> list[str]:
     """Returns the section about runs with `scale` times as many steps in every stage."""
     groups = dict.fromkeys(variant.group for variant in VARIANTS.values())
@@ -137,8 +164,8 @@ def longer_section(scale: str, results: Results) -> list[str]:
         f" {', '.join(map(str, results.seeds()))}.",
         "These runs were added after the first ones, in which hard accuracy still rose fast when training ended, with",
         "VISOR, whose cross-attention is new, more than with packed tokens. Variants without a row were not trained",
-        f"for so long. The policy also has {scale} times as many labels: with the same 2,048 it agreed with 97 % of",
-        "them in training, and chose worse budgets for other questions.",
+        f"for so long. The policy also has {scale} times as many labels: a longer stage would learn the same ones by",
+        "heart.",
         "",
         f"![Accuracy against decoder FLOPs after {scale} times as many steps](claims_x{scale}.png)",
         "",
@@ -210,10 +237,10 @@ def group_table(results: Results, group: str, level: int = 2) -> list[str]:
             costs = [results.mean(name, budget, field) for field in ("decoder_gflops", "end_to_end_gflops")]
             shares = [100 * costs[0] / whole["decoder_gflops"], 100 * costs[1] / whole["end_to_end_gflops"]]
             count = next((len(cell.seeds) for cell in cells if cell is not None), 0)
-            steps, seconds = model_steps(run), cpu_seconds(results, name)
+            steps, seconds = model_steps(variant, run), cpu_seconds(results, name)
             rows.append(
                 row(variant.title, budget, *(" ".join(interval(cell)[:2]) for cell in cells), f"{1e3 * costs[0]:.2f}",
-                    f"{shares[0]:.0f} %", f"{shares[1]:.0f} %", f"{steps:,}", str(count), f"{seconds:,.0f}")
+                    f"{shares[0]:.0f} %", f"{shares[1]:.0f} %", steps, str(count), f"{seconds:,.0f}")
             )  # fmt: skip
     if not rows:
         return []
@@ -265,9 +292,15 @@ def mean_of(rows: Iterable[Mapping[str, float]], field: str) -> float:
     return float(np.mean([row[field] for row in rows]))
 
 
-def model_steps(run: Result) -> int:
-    """Returns the optimizer steps of a run, without the policy's, which leave the model as it is."""
-    return sum(steps for stage, steps in run["steps"].items() if stage != "policy")
+def model_steps(variant: Variant, run: Result) -> str:
+    """Returns the optimizer steps of a run, and which run it continues.
+
+    Those of the policy, which leave the model as it is, do not count.
+    """
+    own = f"{sum(steps for stage, steps in run['steps'].items() if stage != 'policy'):,}"
+    if variant.after:
+        return f"{own}, after {variant.after[0]}'s {variant.after[1][-1]}"
+    return f"{own}, after {variant.start[0]}'s {variant.start[1]}" if variant.start else own
 
 
 def cpu_seconds(results: Results, name: str) -> float:
@@ -301,6 +334,9 @@ MARKS = {
     "dense_divprune_4": ("1", "dense, DivPrune to 1/4"), "dense_vispruner_4": ("2", "dense, VisPruner to 1/4"),
     "dense_visionzip_4": ("3", "dense, VisionZip to 1/4"), "dense_hired_4": ("4", "dense, HiRED to 1/4"),
     "visor_vispruner_4": ("d", "VISOR, VisPruner to 1/4"),
+    "dense_m3_4": ("8", "dense, M3 at 1/4"), "dense_shuffled_4": ("p", "dense, 4 side by side"),
+    "dense_fastv": ("+", "dense, FastV"), "dense_pyramiddrop": ("x", "dense, PyramidDrop"),
+    "dense_sparsevlm": ("h", "dense, SparseVLM"),
 }  # fmt: skip
 
 
@@ -339,23 +375,20 @@ def draw_costs(axes: Axes, results: Results, level: str) -> None:
 
 
 @figures.styled
-def start_figure(results: Results, names: Sequence[str]) -> bytes:
-    """Draws hard accuracy against steps through all stages, one line per way to start, as PNG."""
+def start_figure(curves: Mapping[str, Mapping[int, Result]]) -> bytes:
+    """Draws hard accuracy against steps through all stages, one line per way to start (`start_runs`), as PNG."""
     drawing, [axes] = figures.figure(4.0, width=8.0)
-    for number, name in enumerate(names):
-        runs, before = results.by_variant[name], 0
-        steps: list[float] = []
-        values: list[float] = []
+    for number, (name, runs) in enumerate(curves.items()):
+        before, points = 0, list[tuple[float, float]]()
         for stage in ADAPTIVE:
-            of_stage = [(step, value) for own, step, value in mean_curve(runs) if own == stage]
-            steps += [before + step for step, _ in of_stage]
-            values += [100 * value for _, value in of_stage]
+            points += [(before + step, 100 * value) for step, value in mean_curve(list(runs.values()), stage)]
             before += next(iter(runs.values()))["steps"].get(stage, 0)
             if number == 0:
                 axes.axvline(before, color=figures.FAINT, lw=0.8, ls=":")
-        color = figures.SHADES[""](number / max(len(names) - 1, 1))
-        axes.plot(steps, values, color=color, label="copy, gate 1 (VISOR)" if name == "visor" else VARIANTS[name].title)
+        color = figures.SHADES[""](number / max(len(curves) - 1, 1))
+        label = "copy, gate 1 (VISOR)" if name == "visor" else VARIANTS[name].title
+        axes.plot(*np.transpose(points), color=color, label=label)
     axes.set_xlabel("step (dotted: the ends of warm-up, full and universal)")
-    axes.set_ylabel("hard, right answers, %")
+    axes.set_ylabel("all hard questions, right answers, %")
     axes.legend(fontsize=8.5)
     return figures.png(drawing)

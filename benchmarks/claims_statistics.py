@@ -8,7 +8,7 @@ that count (`questions.json`), "other" the rest of the hard ones.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,10 +186,12 @@ def over_seeds(samples: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
     return samples[drawn, np.arange(samples.shape[1])[:, None]].mean(axis=1)
 
 
-def mean_curve(runs: Mapping[int, Result]) -> list[tuple[str, int, float]]:
-    """Returns the training curve of a variant: (stage, step, mean hard accuracy over the seeds that have the point)."""
-    values: dict[tuple[str, int], list[float]] = {}
-    for run in runs.values():
-        for stage, step, accuracy in run["curve"]:
-            values.setdefault((stage, step), []).append(accuracy)
-    return [(stage, step, float(np.mean(found))) for (stage, step), found in values.items()]
+def mean_curve(runs: Sequence[Result], stage: str) -> list[tuple[float, float]]:
+    """Returns the training curve of a stage, (step, hard accuracy), as the mean over runs.
+
+    Runs draw their budgets at different steps, so that the points of a curve lie elsewhere in each: the first points of
+    all runs make the first point of the mean, and so on, as long as all have one.
+    """
+    curves = [[(step, accuracy) for own, step, accuracy in run["curve"] if own == stage] for run in runs]
+    means = [np.mean(points, axis=0) for points in zip(*curves, strict=False)]
+    return [(float(step), float(accuracy)) for step, accuracy in means]

@@ -79,7 +79,6 @@ def get_config(start: str = "") -> ConfigDict:
         tie_word_embeddings=True,
         embedding_init=0.125,
         residual_init=0.29,  # 1 / sqrt(2 * 6)
-        attention_init="random",
         max_positions=2048,  # training rows have 200
     )
     config.model.vision.update(

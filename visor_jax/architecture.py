@@ -50,7 +50,6 @@ class TextArchitecture:
     tie_word_embeddings: bool = False
     embedding_init: float = 0.02  # standard deviation of a random initialization's token embeddings
     residual_init: float = 1.0  # gain of o_proj and down_proj in a random initialization
-    attention_init: str = "copying"  # or "random": how values and outputs of attention start in a random initialization
     max_positions: int = 32_768  # `max_position_embeddings`: the longest sequence of a prompt with its answer
 
 

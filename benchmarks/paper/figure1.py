@@ -26,7 +26,7 @@ ENTRY = Entry(
     about=(
         "The points are those of tables 1 and 2; which of them the paper draws is not known here. `visor analyze"
         " --workdir=$RUNS/visor --only=costs` draws the budgets, policy and dial of one run ([analyze.md](analyze.md)),"
-        " and [claims.png](claims.png) all variants on the embedded data set."
+        " and [claims.png](claims.png) the variants of [claims.md](claims.md) with as many visual tokens, or fewer."
     ),
     stands_for={**table2.ENTRY.stands_for, **table1.ENTRY.stands_for},
 )

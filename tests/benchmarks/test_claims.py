@@ -231,6 +231,26 @@ def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) 
         module.Results(tmp_path)
 
 
+def test_a_mean_curve_joins_the_points_of_a_stage_by_their_order() -> None:
+    curves = [[["full", 28, 0.2], ["full", 63, 0.4], ["full", 92, 0.5]], [["warmup", 9, 0.1], ["full", 22, 0.4],
+              ["full", 49, 0.6]]]  # fmt: skip
+    mean_curve = importlib.import_module("claims_statistics").mean_curve
+    points = mean_curve([{"curve": curve} for curve in curves], "full")
+    np.testing.assert_allclose(points, [(25, 0.3), (56, 0.5)])
+
+
+def test_starts_are_compared_on_the_seeds_that_all_have(results: Any) -> None:
+    runs = importlib.import_module("claims_page").start_runs(results)
+    assert {name: list(of) for name, of in runs.items()} == {"visor": [1], "start_zero": [1]}
+
+
+def test_steps_say_which_run_a_variant_continues(claims: types.ModuleType) -> None:
+    steps, variants = importlib.import_module("claims_page").model_steps, claims.VARIANTS
+    assert steps(variants["visor"], {"steps": {"warmup": 250, "universal": 750, "policy": 400}}) == "1,000"
+    assert steps(variants["alone_full"], {"steps": {"universal": 750}}) == "750, after visor's full"
+    assert steps(variants["router"], {"steps": {"policy": 400}}) == "0, after visor's universal"
+
+
 def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, tmp_path: Path) -> None:
     longer = [result("visor", 1, {"empty": (1, 1, 0, 1), "full": (1, 1, 1, 1)})]
     longer += [result("dense_packed_4", 1, {"full": (1, 1, 0, 1)})]

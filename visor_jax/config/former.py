@@ -1,6 +1,6 @@
 """Fields of earlier versions: what saved configurations and identities say with them, in today's fields.
 
-A workdir keeps its whole configuration. It stays readable if a field that is gone had the value that means nothing.
+A workdir keeps its whole configuration. It stays readable if a field that is gone had a value that means nothing today.
 """
 
 from __future__ import annotations
@@ -8,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# dotted name of the field in its section -> the value that has no effect
-FORMER: dict[str, Any] = {
-    "data.scenes": (),
-    "model.text.norm_init": 1.0,
-    "model.text.recency_init": 0.0,
-    "model.vision.patch_local": False,
-    "train.hops": (1, 2, 3),
-    "train.label_caution": 1.0,
+# dotted name of the field in its section -> the values that have no effect
+FORMER: dict[str, tuple[Any, ...]] = {
+    "data.scenes": ((),),
+    "model.text.attention_init": ("copying", "random"),  # only for random weights, which a saved run has trained since
+    "model.text.norm_init": (1.0,),
+    "model.text.recency_init": (0.0,),
+    "model.vision.patch_local": (False,),
+    "train.hops": ((1, 2, 3),),
+    "train.label_caution": (1.0,),
 }
 _LABELED_BASE = "base"  # the former objective, and default, of the stage base
 
 
 def is_former(name: str, value: Any) -> bool:
-    """Returns whether a dotted name is that of a former field whose value has no effect."""
+    """Returns whether a dotted name is that of a former field, and its value one that has no effect."""
     parts = name.split(".")
     name = f"train.{parts[2]}" if parts[0] == "stage_overrides" and len(parts) == 3 else name
     plain = tuple(value) if isinstance(value, list) else value
-    return name in FORMER and FORMER[name] == plain
+    return plain in FORMER.get(name, ())
 
 
 def without_former(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

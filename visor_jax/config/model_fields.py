@@ -30,11 +30,6 @@ class TextConfig:
     tie_word_embeddings: bool = setting(False, "the output projection is the embedding table")
     embedding_init: float = setting(0.02, "standard deviation of random token embeddings", above(0))
     residual_init: float = setting(1.0, "gain of the projections that end a residual branch, when random", above(0))
-    attention_init: str = setting(
-        "copying",
-        "values and outputs of attention, when random: the transpose of each other, or independent numbers",
-        one_of("copying", "random"),
-    )
     max_positions: int = setting(
         0,
         "limit on text tokens and visual positions of a prompt with its answer; 0: derived from the training rows and"

@@ -4,9 +4,8 @@ In: a source and a number of questions. Out: batches of one question per row; th
 Between batches only the places of the questions are kept. A few threads prefetch the pictures, at most two batches of
 them.
 
-All batches have one shape. Its text length is that of the longest question, and its visual length is the most that as
-many pictures as a question has can take, but at most that of a row. Both are computed before the first picture is
-opened, from samples without their pixels (`sample.outline`).
+All batches have one shape, with room for the longest text and for the largest pictures of a question. It is computed
+before the first picture is opened, from samples without their pixels (`sample.outline`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from visor_jax.config import Config, ConfigLike, architecture, as_config
 from visor_jax.data.collate import Batch, Example, RowShape, count_text, encode_example, make_batch
 from visor_jax.data.draws import index_range
 from visor_jax.data.from_config import evaluation_source, label_source
-from visor_jax.data.row_shape import question_visual_length
+from visor_jax.data.row_shape import question_visual_length, text_bucket
 from visor_jax.data.sample import Sample, SkipSample, Source, outline, samples_of
 from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind
@@ -40,7 +39,6 @@ from visor_jax.workdir.supervision import beat
 
 log = logging.getLogger(__name__)
 
-TEXT_BUCKET = 8
 DIGEST_LENGTH = 12  # hexadecimal digits that tell a question from others
 READ_THREADS = 4
 RECENT = 4  # cached samples: the questions about a picture are read one after another
@@ -152,9 +150,8 @@ class Questions:
           without: tasks whose questions are left out.
           skips: counts samples that cannot be used, in the first pass over them.
         """
-        self._config, self._source, self._count = config, source, count
-        self._first, self._per_task, self._skips = first, per_task, skips or SkipLog()
-        self._without = without
+        self._config, self._source, self._count, self._skips = config, source, count, skips or SkipLog()
+        self._first, self._per_task, self._without = first, per_task, without
         self._tokenizer, self.arch = load_tokenizer(config.tokenizer.path), architecture(config)
         self._limits = RowShape(config.data.tiles, config.data.visual_length, config.data.text_length)
         self._system = config.tokenizer.system or None
@@ -301,7 +298,7 @@ class Questions:
     def batch(self, examples: Sequence[Example], num_rows: int) -> Batch:
         """Makes a batch of `num_rows` rows, which have room for the longest question of all.
 
-        Videos can have more visual positions than pictures: from the first one on, batches are as long as rows.
+        A video can have more visual positions than pictures: from such a one on, batches are as long as rows.
         """
         self._longest = max(self._longest, *(example.size.text for example in examples))
         if max(example.size.visual for example in examples) > self._visual:
@@ -325,8 +322,8 @@ class Questions:
                 if task not in self._without and (self._per_task is None or per_task[task] < self._per_task):
                     per_task[task] += 1
                     self._longest = max(self._longest, self._text_length(single))
-                    visual = question_visual_length(self._limits.visual, self.arch, len(single.images))
-                    self._visual = max(self._visual, visual)
+                    room = question_visual_length(self._limits.visual, self.arch, len(single.images))
+                    self._visual = max(self._visual, room)
                     place = Place(index, turn)
                     self._facts[place] = Facts(task, len(single.images), single.kind, text_digest(single))
                     yield place
@@ -379,7 +376,7 @@ def text_digest(single: Sample) -> str:
 class QuestionBatches:
     """Batches of one question per row, all of one shape; padded with empty rows at the end and in place of failures.
 
-    If a question that replaces an unreadable one is longer than all others, the batches from there on are longer.
+    If one that replaces an unreadable question is longer than all others, the batches from there on are longer.
     """
 
     def __init__(self, questions: Questions, batch_size: int, order: int | None, portion: int) -> None:
@@ -407,11 +404,6 @@ ItemT = TypeVar("ItemT")
 def cut(items: Sequence[ItemT], size: int) -> list[list[ItemT]]:
     """Returns the items in lists of `size`; the last one may be shorter."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-def text_bucket(length: int) -> int:
-    """Returns the text length of a batch whose questions have at most `length` tokens."""
-    return -(-length // TEXT_BUCKET) * TEXT_BUCKET
 
 
 def single_questions(config: ConfigLike, split: str, count: int, skips: SkipLog | None = None) -> Questions:

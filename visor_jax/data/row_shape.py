@@ -15,6 +15,7 @@ from visor_jax.data.anyres import most_visual_tokens
 from visor_jax.data.candidates import candidate_arrays
 from visor_jax.data.tiles import tile_shapes
 
+TEXT_BUCKET = 8
 VISUAL_BUCKET = 128  # a multiple of the attention kernels' blocks
 
 
@@ -89,6 +90,11 @@ def question_visual_length(visual_length: int, arch: Architecture, num_images: i
     """
     most = most_visual_tokens(arch, max(num_images, 1))
     return min(visual_length, -(-most // VISUAL_BUCKET) * VISUAL_BUCKET)
+
+
+def text_bucket(length: int) -> int:
+    """Returns the text length of a batch whose questions have at most `length` tokens."""
+    return -(-length // TEXT_BUCKET) * TEXT_BUCKET
 
 
 def at_scale(number: int, name: str) -> str:

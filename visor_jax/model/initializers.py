@@ -1,4 +1,4 @@
-"""How parameters start: positions of the tower, orthonormal attention pairs, and the new cross-attention layers.
+"""How parameters start: positions of the tower, and the new cross-attention layers.
 
 The last are those of method.md section 3; `cross.init` chooses how they start.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float
 
 from visor_jax.architecture import Architecture
 from visor_jax.model.layers import Params, inside
@@ -34,38 +34,6 @@ def sines_of_grid(side: int, size: int) -> Float[np.ndarray, "P D"]:
     angles = [place[:, None] * frequencies for place in (row, column)]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return (SINES_SCALE * np.concatenate(waves, axis=1)).astype(np.float32)
-
-
-def orthonormal(key: PRNGKeyArray, rows: int, columns: int) -> Float[Array, "rows columns"]:
-    """Random orthonormal columns, uniform up to signs: a product of Householder reflections (Stewart, 1980).
-
-    Not `jnp.linalg.qr`: on CPU a batched factorization waits in JAX's thread pool for work that it gives to the same
-    pool, so that two at once on two cores wait forever.
-    """
-    corner = jnp.arange(rows)[None] >= jnp.arange(columns)[:, None]  # reflection i does not change the first i rows
-    vectors = jnp.where(corner, jax.random.normal(key, (columns, rows), jnp.float32), 0.0)
-    vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def reflect(columns_so_far, vector):
-        return columns_so_far - 2 * jnp.outer(vector, vector @ columns_so_far), None
-
-    return jax.lax.scan(reflect, jnp.eye(rows, columns, dtype=vectors.dtype), vectors, reverse=True)[0]
-
-
-def copying_pair(
-    key: PRNGKeyArray, size: int, num_kv_heads: int, num_heads: int, head_dim: int
-) -> tuple[Float[Array, "D C"], Float[Array, "H D"]]:
-    """Random value and output kernels with which attention copies the tokens that it attends to.
-
-    The output is the transpose of orthonormal values (Trockman and Kolter, "Mimetic initialization", ICML 2023). With
-    independent random kernels a small model needs hundreds of steps before its first look-up works.
-    """
-    width = num_kv_heads * head_dim
-    values = orthonormal(key, max(size, width), min(size, width))
-    values = values if width <= size else values.T
-    groups = num_heads // num_kv_heads
-    per_query_head = jnp.repeat(values.reshape(size, num_kv_heads, head_dim), groups, axis=1).reshape(size, -1)
-    return values, per_query_head.T / groups
 
 
 def start_cross_attention(params: Params, arch: Architecture) -> Params:

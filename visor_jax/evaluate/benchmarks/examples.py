@@ -19,7 +19,7 @@ import numpy as np
 from visor_jax.budget import Budget
 from visor_jax.data.chat import mark_pictures
 from visor_jax.data.collate import encode_example, make_batch
-from visor_jax.data.questions import text_bucket
+from visor_jax.data.row_shape import text_bucket
 from visor_jax.data.sample import Sample, SkipSample, Turn
 from visor_jax.evaluate.benchmarks.base import Line, mean
 from visor_jax.evaluate.benchmarks.folder import Table

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from visor_jax.architecture import TextArchitecture
 from visor_jax.kernels import AttentionMask, attention
-from visor_jax.model.initializers import copying_pair
 from visor_jax.model.layers import QKV, Linear, Params, RMSNorm, linear, merge_heads, rms_norm, split_heads
 from visor_jax.model.remat import mlp_values
 
@@ -29,12 +28,7 @@ class Qwen2Attention(nnx.Module):
         self.q_proj = Linear(arch.hidden_size, heads, bias=True, rngs=rngs)
         self.k_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
         self.v_proj = Linear(arch.hidden_size, kv, bias=True, rngs=rngs)
-        if arch.attention_init == "random":
-            self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs, gain=arch.residual_init)
-            return
-        self.o_proj = Linear(heads, arch.hidden_size, rngs=rngs)
-        kernels = copying_pair(rngs.params(), arch.hidden_size, arch.num_kv_heads, arch.num_heads, arch.head_dim)
-        self.v_proj.kernel[...], self.o_proj.kernel[...] = kernels
+        self.o_proj = Linear(heads, arch.hidden_size, gain=arch.residual_init, rngs=rngs)
 
 
 class Qwen2MLP(nnx.Module):

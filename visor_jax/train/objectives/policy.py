@@ -28,7 +28,8 @@ from visor_jax.data import collate
 from visor_jax.data.collate import Content, Example, make_batch
 from visor_jax.data.draws import generator
 from visor_jax.data.from_config import agreed_taps, label_source, training_row_shape
-from visor_jax.data.questions import READ_THREADS, Place, Questions, text_bucket
+from visor_jax.data.questions import READ_THREADS, Place, Questions
+from visor_jax.data.row_shape import text_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.features import VISUAL, FeatureStore, SharedFeatures, tower_inputs
