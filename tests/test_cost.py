@@ -27,6 +27,7 @@ from visor_jax.cost import (
     conditional_position_flops,
     decode_flops,
     decoder_flops,
+    dense_cache_bytes,
     dense_decoder_flops,
     dropping_flops,
     reduction_flops,
@@ -407,6 +408,7 @@ def test_later_layers_read_what_a_drop_leaves(score):
     )
     cached = cache_bytes(arch, (), 7290, 80, 2)
     assert cached == 2 * 2 * 128 * (2 * 7370 + 22 * 3725)
+    assert dense_cache_bytes(arch, 7290, 80, 2) == 2 * 2 * 128 * 24 * 7370
     saved = decode_flops(dataclasses.replace(OV_0P5B, plan="dense"), (), 7290, 81) - decode_flops(arch, (), 7290, 81)
     assert saved == pytest.approx(22 * 4 * 3645 * 896)
 

@@ -352,6 +352,12 @@ class Architecture:
         """Returns this architecture with every visual token in every layer of a dense plan."""
         return replace(self, dropping=DroppingArchitecture())
 
+    @cached_property
+    def whole(self) -> Architecture:
+        """Returns this architecture with every visual token of every picture in all layers that read them."""
+        all_tokens = replace(self.without_dropping, anyres=replace(self.anyres, packing=1))
+        return replace(all_tokens, reduction=ReductionArchitecture())
+
     @property
     def in_training(self) -> Architecture:
         """Returns what training computes: without a dropping that its authors do not train with."""

@@ -78,7 +78,11 @@ def beginnings(budgets: Sequence[Bits], slots_per_block: int) -> set[Bits]:
 
 
 def dense_decoder_flops(architecture: Architecture, num_visual: int, num_text: int) -> float:
-    """Returns `decoder_flops` of the dense plan of the same shape, the reference of every saving."""
+    """Returns `decoder_flops` of the dense plan of the same shape, the reference of every saving.
+
+    Args:
+      num_visual: all visual tokens, without packing and reduction.
+    """
     plan = Plan.dense(architecture.text.num_layers)
     return decoder_flops(architecture.without_dropping, (), num_visual, num_text, plan)
 
@@ -241,6 +245,6 @@ def cache_bytes(
 
 
 def dense_cache_bytes(architecture: Architecture, num_visual: int, num_text: int, bytes_per_value: int) -> int:
-    """Returns `cache_bytes` of the dense plan of the same shape."""
+    """Returns `cache_bytes` of the dense plan of the same shape; arguments as of `dense_decoder_flops`."""
     plan = Plan.dense(architecture.text.num_layers)
-    return cache_bytes(architecture, (), num_visual, num_text, bytes_per_value, plan)
+    return cache_bytes(architecture.without_dropping, (), num_visual, num_text, bytes_per_value, plan)

@@ -91,7 +91,7 @@ def test_a_lead_that_cannot_be_made_up_is_certain(lead: int) -> None:
 
 def chunk(places: Sequence[Place], right: np.ndarray) -> ChunkScores:
     """Scores of a chunk: right [budgets, n]."""
-    likelihood, sizes = np.where(right, -0.1, -2.0).astype(np.float32), np.ones((len(places), 3), np.int64)
+    likelihood, sizes = np.where(right, -0.1, -2.0).astype(np.float32), np.ones((len(places), 4), np.int64)
     return ChunkScores(right, likelihood, None, sizes, [p.id for p in places], ["" for _ in places], [])
 
 

@@ -14,6 +14,7 @@ from visor_jax.architecture import (
     Architecture,
     CrossAttentionArchitecture,
     PolicyArchitecture,
+    ReductionArchitecture,
     TextArchitecture,
     VisionArchitecture,
 )
@@ -197,6 +198,20 @@ def test_packing_keeps_every_example_whole(examples: list[Example], num_pools: i
         padding = arrays["text_segments"] == 0
         assert not arrays["loss_mask"][padding].any() and (arrays["turn_index"][padding] == -1).all()
         assert not arrays["visual_weights"][arrays["visual_segments"] == 0].any()
+
+
+@pytest.mark.parametrize("changes", [{"packing": 2}, {"packing": 4}, {"method": "m3"}, {"method": "vispruner"}])
+def test_positions_without_packing_and_reduction_are_counted(changes: dict) -> None:
+    pictures = [np.zeros((40, 30, 3), np.uint8), np.zeros((9, 50, 3), np.uint8)]
+    for images in (pictures[:1], pictures, []):
+        tokens = [1, *[IMAGE] * len(images), 2]
+        plain = encode_tokens(tokens, images, IMAGE, TILED)
+        if "packing" in changes:
+            arch = dataclasses.replace(TILED, anyres=dataclasses.replace(TILED.anyres, **changes))
+        else:
+            arch = dataclasses.replace(TILED, reduction=ReductionArchitecture(**changes, ratio=0.25))
+        fewer = encode_tokens(tokens, images, IMAGE, arch)
+        assert plain.whole == fewer.whole == plain.size.visual and (not images or fewer.size.visual < plain.size.visual)
 
 
 def test_batch_shapes_and_types() -> None:

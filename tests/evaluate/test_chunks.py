@@ -110,7 +110,7 @@ def scores_of(places: list[Place], routed: bool = True) -> ChunkScores:
         correct=rng.random((4, count)) < 0.5,
         log_likelihood=rng.normal(size=(4, count)).astype(np.float32),
         routes=rng.normal(size=(count, 4)).astype(np.float32) if routed else None,
-        sizes=rng.integers(0, 9, (count, 3)),
+        sizes=rng.integers(0, 9, (count, 4)),
         ids=[place.id for place in places],
         tasks=["a\0", ""][:count],
         failures=[Failure(7, 0, "broken_image", "no \ud800 picture", readable=False)],

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, all_subsets
+from visor_jax.config import architecture
 from visor_jax.data.questions import single_questions
 from visor_jax.data.sample import Sample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate import prefixes
 from visor_jax.evaluate.runner import with_system
-from visor_jax.evaluate.scoring import Scores, choices, programs, score
-from visor_jax.evaluate.summary import level_means, level_weights, task_accuracies
+from visor_jax.evaluate.scoring import Scores, choices, programs, sample_sizes, score
+from visor_jax.evaluate.summary import dense_row, level_means, level_weights, task_accuracies
 from visor_jax.loading import Visor, load
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import questions_of, tiny_config
@@ -194,13 +195,29 @@ def test_levels_are_means_of_tasks() -> None:
     assert level_means({"all": 0.5}, levels) == {"easy": None, "hard": None}
 
 
+def test_the_dense_row_reads_all_visual_tokens() -> None:
+    """Savings of a model that packs or reduces are against a dense decoder that does not."""
+    config = tiny_config()
+    packing = tiny_config({"model.anyres.packing": 4})
+    rows, own = [], []
+    for one in (config, packing):
+        questions, arch = single_questions(one, "test", 6), architecture(one, "full")
+        (batch,) = questions.batches(6)
+        num_visual, num_prompt, num_tiles, num_whole = sample_sizes(batch, arch).T
+        nothing = np.zeros((0, 6))
+        scores = Scores([], nothing, nothing, None, ["a"] * 6, batch.ids, num_visual, num_prompt, num_tiles, num_whole)
+        rows.append(dense_row(arch, scores))
+        own.append(int(num_visual.sum()))
+    assert rows[0] == rows[1] and own[1] < own[0]
+
+
 @given(st.integers(0, 2**32 - 1), st.lists(st.floats(-8, 8), min_size=2, max_size=6))
 def test_a_lower_dial_never_selects_a_more_expensive_budget(seed: int, dials: list[float]) -> None:
     rng = np.random.default_rng(seed)
     costs = np.sort(rng.uniform(1, 5, 4))
     routes = rng.normal(size=(20, 4)).astype(np.float32)
     empty = np.zeros(0, int)
-    scores = Scores(BUDGETS, np.zeros((4, 0)), np.zeros((4, 0)), routes, [], [], empty, empty, empty)
+    scores = Scores(BUDGETS, np.zeros((4, 0)), np.zeros((4, 0)), routes, [], [], empty, empty, empty, empty)
     spent = [costs[choices(scores, costs, dial)] for dial in sorted(dials)]
     assert all((low <= high).all() for low, high in pairwise(spent))
     assert np.array_equal(choices(scores, costs, 0.0), routes.argmax(axis=1))

@@ -180,6 +180,12 @@ def visual_token_count(size: AnySize, architecture: Architecture, num_images: in
     return tile_tokens(architecture) + rows * (columns + 1)
 
 
+def whole_token_count(sizes: Sequence[AnySize], architecture: Architecture) -> int:
+    """Returns the visual tokens of one sample's pictures and videos without packing and reduction."""
+    num_images = sum(not _is_video(size) for size in sizes)
+    return sum(visual_token_count(size, architecture.whole, num_images) for size in sizes)
+
+
 @functools.lru_cache(maxsize=64)
 def most_visual_tokens(architecture: Architecture, num_images: int = 1) -> int:
     """Returns the most visual tokens that `num_images` pictures of any sizes can have, newlines included.

@@ -20,6 +20,7 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.data import chat
 from visor_jax.data.anyres import taps as taps_of_pictures
+from visor_jax.data.anyres import whole_token_count
 from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.sample import Sample, SkipSample
@@ -34,7 +35,8 @@ class Content(NamedTuple):
     """The source of one sample in a batch, and how many tiles, visual positions and text tokens it has.
 
     A tile that several samples of a sheet share counts for the first of them. `scales`: visual positions at each
-    further scale of a training batch (`visor_jax.data.scales`).
+    further scale of a training batch (`visor_jax.data.scales`). `whole`: visual positions without packing and
+    reduction.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Content(NamedTuple):
     visual: int
     text: int
     scales: tuple[int, ...] = ()
+    whole: int = 0
 
 
 class Example(NamedTuple):
@@ -67,6 +70,7 @@ class Example(NamedTuple):
         text_turns: int32 [Nt], of independent turns: 0 in what they share, 1, 2, ... in the turns; otherwise None.
         visual_pictures, visual_marks: int32 [N], of candidates (`data.candidates`); otherwise None.
         scales: the example at each further scale (`visor_jax.data.scales`).
+        whole: visual positions without packing and reduction.
     """
 
     id: str
@@ -92,12 +96,14 @@ class Example(NamedTuple):
     visual_pictures: np.ndarray | None = None
     visual_marks: np.ndarray | None = None
     scales: tuple[ScaleLayout, ...] = ()
+    whole: int = 0
 
     @property
     def samples(self) -> tuple[tuple[str, Content], ...]:
         """Id and content of each sample, in the order of their segments."""
         size, scales = self.size, tuple(len(scale.visual_positions) for scale in self.scales)
-        return self.members or ((self.id, Content(self.source, size.tiles, size.visual, size.text, scales)),)
+        own = Content(self.source, size.tiles, size.visual, size.text, scales, self.whole)
+        return self.members or ((self.id, own),)
 
     @property
     def size(self) -> RowShape:
@@ -275,14 +281,15 @@ def encode_tokens(
     is_image = tokens == image_token_id
     if is_image.sum() != len(images):
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
-    layout = layout_of([image.shape[:-1] for image in images], architecture, origin)
+    sizes = [image.shape[:-1] for image in images]
+    layout = layout_of(sizes, architecture, origin)
     check_fits(id, RowShape(layout.num_tiles, sum(layout.lengths), int((~is_image).sum())), row_shape)
 
     text_turns = None if turns is None else np.asarray(turns, np.int32)
     visual_positions, text_positions, length = _positions(is_image, layout.lengths, text_turns)
     others = []
     for scale in scales:
-        other = layout_of([image.shape[:-1] for image in images], scale, origin)
+        other = layout_of(sizes, scale, origin)
         others.append(ScaleLayout(other.gather, other.weights, *_positions(is_image, other.lengths, text_turns)[:2]))
 
     arrays = make_tiles(images, architecture, origin)
@@ -309,6 +316,9 @@ def encode_tokens(
         visual_pictures=layout.pictures,
         visual_marks=layout.marks,
         scales=tuple(others),
+        whole=sum(layout_of(sizes, architecture.whole, origin).lengths)
+        if origin
+        else whole_token_count(sizes, architecture),
     )._replace(**arrays)
 
 

@@ -139,7 +139,7 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
         visual_segments=np.repeat(numbers, [size.visual for size in sizes]),
         text_segments=np.repeat(numbers, [size.text for size in sizes]),
         members=tuple(
-            (example.id, Content(example.source, place.opened, size.visual, size.text))
+            (example.id, Content(example.source, place.opened, size.visual, size.text, whole=example.whole))
             for example, place, size in zip(examples, places, sizes, strict=True)
         ),
     )

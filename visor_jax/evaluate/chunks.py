@@ -47,7 +47,7 @@ class ChunkScores:
 
     Attributes:
       correct, log_likelihood, routes: as in `Scores`.
-      sizes: visual positions, prompt tokens and tiles of each question.
+      sizes: of each question, as `scoring.sample_sizes` returns them.
       ids, tasks: of each question.
       failures: the questions of the chunk that cannot be used.
     """
@@ -55,7 +55,7 @@ class ChunkScores:
     correct: Bool[np.ndarray, "budgets n"]
     log_likelihood: Float[np.ndarray, "budgets n"]
     routes: Float[np.ndarray, "n budgets"] | None
-    sizes: Int[np.ndarray, "n 3"]
+    sizes: Int[np.ndarray, "n 4"]
     ids: list[str]
     tasks: list[str]
     failures: list[Failure]
@@ -243,7 +243,7 @@ def _check(scores: ChunkScores, places: Sequence[Place], num_budgets: int, route
     failed = {Place(failure.index, failure.turn) for failure in scores.failures}
     ids, count = [place.id for place in places if place not in failed], len(scores.ids)
     shapes = [scores.correct.shape, scores.log_likelihood.shape, scores.sizes.shape]
-    if scores.ids != ids or len(scores.tasks) != count or shapes != [(num_budgets, count)] * 2 + [(count, 3)]:
+    if scores.ids != ids or len(scores.tasks) != count or shapes != [(num_budgets, count)] * 2 + [(count, 4)]:
         raise ValueError("its arrays are of other questions or budgets")
     if (None if scores.routes is None else scores.routes.shape) != ((count, num_budgets) if routed else None):
         raise ValueError("its routes are of other questions or budgets")

@@ -52,6 +52,7 @@ class Scores:
       routes: the policy's scores over the budgets [N, budgets]; None if the policy did not run.
       tasks, ids: of each sample.
       num_visual, num_prompt: visual positions and prompt tokens of each sample, without padding.
+      num_whole: visual positions of each sample without packing and reduction.
       num_tiles: tiles of each sample.
       levels: task -> "easy", "middle" or "hard", for the tasks that have a level.
       bytes_per_value: of the activations, and so of cached keys and values.
@@ -66,6 +67,7 @@ class Scores:
     num_visual: Int[np.ndarray, " N"]
     num_prompt: Int[np.ndarray, " N"]
     num_tiles: Int[np.ndarray, " N"]
+    num_whole: Int[np.ndarray, " N"]
     levels: Mapping[str, str] = field(default_factory=dict)
     bytes_per_value: int = 4
 
@@ -171,6 +173,7 @@ def scores_of_chunks(
         num_visual=all_sizes[:, 0],
         num_prompt=all_sizes[:, 1],
         num_tiles=all_sizes[:, 2],
+        num_whole=all_sizes[:, 3],
         levels=levels,
         bytes_per_value=bytes_per_value,
     )
@@ -221,7 +224,7 @@ class Scorer:
         """Returns the scores of a chunk's batch; of no question if it has none."""
         budgets = self.asked()
         if (batch := chunk.batch) is None:
-            nothing, num_budgets = np.zeros((0, 3), np.int64), len(budgets)
+            nothing, num_budgets = np.zeros((0, 4), np.int64), len(budgets)
             routes = np.zeros((0, num_budgets), np.float32) if self.router else None
             correct, log_likelihood = np.zeros((num_budgets, 0), bool), np.zeros((num_budgets, 0), np.float32)
             return ChunkScores(correct, log_likelihood, routes, nothing, [], [], chunk.failures)
@@ -294,15 +297,20 @@ def cheapest_good_enough(log_likelihood: np.ndarray, full: int, tolerance: float
     return good_enough.argmax(axis=1)
 
 
-def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 3"]:
-    """Returns each row's visual positions, prompt tokens and tiles; black tiles count, padding tiles do not."""
+def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 4"]:
+    """Returns each row's visual positions, prompt tokens, tiles, and visual positions without packing and reduction.
+
+    Black tiles count, padding tiles do not.
+    """
     arrays = batch.arrays
     visual = (arrays["visual_segments"] > 0).sum(axis=1)
     prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)
     patches = arch.vision.patches_per_side**2
     of_tiles = (arrays["visual_weights"] > 0) & (arrays["visual_gather"] < arrays["tiles"].shape[1] * patches)
     tiles = np.where(of_tiles, arrays["visual_gather"] // patches + 1, 0).max(axis=(1, 2))
-    return np.stack([visual, np.asarray(prompt), tiles], axis=1).astype(np.int64)
+    whole = np.zeros(len(visual))
+    whole[: len(batch.contents)] = [sum(content.whole for content in row) for row in batch.contents]
+    return np.stack([visual, np.asarray(prompt), tiles, whole], axis=1).astype(np.int64)
 
 
 def choices(scores: Scores, costs: np.ndarray, dial: float = 0.0) -> Int[np.ndarray, " N"]:

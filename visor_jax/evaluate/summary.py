@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,11 +116,15 @@ def kind_rows(answered: Mapping[str, Any], levels: Mapping[str, str]) -> dict[st
 
 
 def dense_row(arch: Architecture, scores: Scores) -> dict[str, float]:
-    """Returns GFLOPs and cache bytes per sample of a dense decoder of the same shape on the same samples."""
+    """Returns GFLOPs and cache bytes per sample of a dense decoder of the same shape on the same samples.
+
+    It reads all visual tokens, also if the model does not.
+    """
+    scores = replace(scores, num_visual=scores.num_whole)
     cached = per_sample(scores, lambda v, t: dense_cache_bytes(arch, v, t, scores.bytes_per_value))
     weights = level_weights(scores.tasks, scores.levels)
     flops = per_sample(scores, lambda v, t: dense_decoder_flops(arch, v, t))
-    tower = tower_of_samples(arch, scores)
+    tower = tower_of_samples(arch.whole, scores)
     return {
         "decoder_gflops": float(np.sum(flops * weights)) / 1e9,
         "end_to_end_gflops": float(np.sum((flops + tower) * weights)) / 1e9,

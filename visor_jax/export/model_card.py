@@ -16,7 +16,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import budget_name
 from visor_jax.config.schema import TRAINED_STAGES, ExportConfig
 from visor_jax.cost import decoder_flops, dense_decoder_flops
-from visor_jax.data.anyres import visual_token_count
+from visor_jax.data.anyres import visual_token_count, whole_token_count
 from visor_jax.export.folder_files import has_own_processor
 from visor_jax.export.parity import NEW_TOKENS, ExportedModel, Parity
 from visor_jax.files.read_write import read_json
@@ -261,8 +261,9 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
 def _costs(model: ExportedModel, num_text: int = 60) -> dict[str, Any]:
     """Builds the table of budgets, for one picture of a tile's size and `num_text` text tokens."""
     arch = model.arch
-    num_visual = visual_token_count((arch.vision.tile_size, arch.vision.tile_size), arch)
-    dense = dense_decoder_flops(arch, num_visual, num_text)
+    size = (arch.vision.tile_size, arch.vision.tile_size)
+    num_visual = visual_token_count(size, arch)
+    dense = dense_decoder_flops(arch, whole_token_count([size], arch), num_text)
     rows = []
     for bits in model.viable_budgets:
         flops = decoder_flops(arch, bits, num_visual, num_text)

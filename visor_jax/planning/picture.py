@@ -26,11 +26,6 @@ def with_reduction(arch: Architecture, name: str) -> Architecture:
     return replace(arch, reduction=ReductionArchitecture(name, KEPT))
 
 
-def whole(arch: Architecture) -> Architecture:
-    """Returns `arch` with every visual token in every layer that reads them."""
-    return replace(arch.without_dropping, anyres=replace(arch.anyres, packing=1), reduction=ReductionArchitecture())
-
-
 def reads_less(arch: Architecture) -> str:
     """Returns the name of what makes the decoder read fewer visual tokens; "" if nothing does."""
     names = [f"packing {arch.anyres.packing}"] if arch.anyres.packing > 1 else []
@@ -45,7 +40,7 @@ def picture_costs(arch: Architecture, size: tuple[int, int], text_tokens: int) -
     leaves.
     "reduced" has the same numbers with each of `TOKEN_REDUCTIONS`, for a VISOR plan that reads all tokens.
     """
-    all_tokens = whole(arch)
+    all_tokens = arch.whole
     tiles, before = tile_count(size, arch), visual_token_count(size, all_tokens)
     result = _costs(arch, size, text_tokens)
     if less := reads_less(arch):
@@ -78,7 +73,7 @@ def lines(costs: dict[str, Any], arch: Architecture, size: tuple[int, int], text
     yield f"{costs['tiles']} tiles, {costs['visual_tokens']} visual tokens, tower {readable(tower)}{of_it};" + (
         f" with {text_tokens} text tokens:"
     )
-    all_tokens = whole(arch)
+    all_tokens = arch.whole
     dense = decoder["dense"]
     dense_tower = visual_flops(all_tokens, costs["tiles"], visual_token_count(size, all_tokens)) / 1e9
     width = max(map(len, decoder))

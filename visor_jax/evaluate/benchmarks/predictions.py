@@ -4,13 +4,13 @@ In: an opened `Table`, a model, budgets. Out: a prediction for every question an
 
     {"row", "id", "budget", "route", "question", "answer", "reference", "scores": {metric: score}, "facts",
      "decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes", "visual_tokens",
-     "text_tokens", "tiles", "complete", "problem"}
+     "whole_visual_tokens", "text_tokens", "tiles", "complete", "problem"}
 
 `budget` is the name that was asked for and `route` the budget that answered, which differ for "auto". `decoder_flops`
 include the new tokens and the routing, `prompt_decoder_flops` end with the logits of the first new token; likewise
-`cache_bytes` are those at the end of the answer, and `prompt_cache_bytes` those of the prompt. A question
-that cannot be asked, because a picture is broken or the prompt is longer than the model's positions, has a `problem`,
-and its answer is wrong.
+`cache_bytes` are those at the end of the answer, and `prompt_cache_bytes` those of the prompt. `whole_visual_tokens`
+would be read without packing and reduction. A question that cannot be asked, because a picture is broken or the prompt
+is longer than the model's positions, has a `problem`, and its answer is wrong.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, bit_string
 from visor_jax.cost import cache_bytes, decoder_flops, route_flops
+from visor_jax.data.anyres import whole_token_count
 from visor_jax.data.questions import READ_THREADS
 from visor_jax.data.row_shape import RowShape
 from visor_jax.data.sample import SkipSample
@@ -49,7 +50,8 @@ MAX_CHUNK_BYTES = 2**28
 SHAPE = list_of(
     {
         "row": COUNT,
-        **dict.fromkeys(("visual_tokens", "text_tokens", "tiles", "cache_bytes", "prompt_cache_bytes"), COUNT),
+        **dict.fromkeys(("visual_tokens", "whole_visual_tokens", "text_tokens", "tiles"), COUNT),
+        **dict.fromkeys(("cache_bytes", "prompt_cache_bytes"), COUNT),
         **dict.fromkeys(("id", "budget", "route", "question", "answer", "problem"), TEXT),
         "scores": each(FRACTION),
         "complete": FLAG,
@@ -169,6 +171,7 @@ def answer_line(
         "answer": answer.text,
         "scores": benchmark.score(answer.text, question.item),
         **answer_costs(answer, result.size, model.arch, model.dtype.itemsize, routed=bits is None),
+        "whole_visual_tokens": whole_token_count([picture.shape[:-1] for picture in question.pictures], model.arch),
         "problem": "",
     }
 
@@ -204,7 +207,7 @@ def answer_costs(
 def problem_line(benchmark: Benchmark, question: Opened, name: str, problem: str) -> Line:
     """Returns the prediction for a question that cannot be asked: an empty answer whose scores are 0."""
     costs = ("decoder_flops", "prompt_decoder_flops", "flops", "cache_bytes", "prompt_cache_bytes")
-    numbers = (*costs, "visual_tokens", "text_tokens", "tiles")
+    numbers = (*costs, "visual_tokens", "whole_visual_tokens", "text_tokens", "tiles")
     return {
         **common(question, name),
         "route": "",

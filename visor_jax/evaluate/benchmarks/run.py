@@ -230,16 +230,18 @@ def mean_costs(arch: Architecture, lines: Sequence[Line]) -> dict[str, float]:
 
 
 def dense_row(model: Visor, lines: Sequence[Line]) -> dict[str, float]:
-    """Returns GFLOPs and cache bytes per question of a dense decoder of the same shape."""
-    asked = [line for line in lines if not line["problem"]]
-    flops = [dense_decoder_flops(model.arch, line["visual_tokens"], line["text_tokens"]) for line in asked]
+    """Returns GFLOPs and cache bytes per question of a dense decoder of the same shape.
+
+    It reads all visual tokens, also if the model does not.
+    """
+    arch, asked = model.arch.whole, [line for line in lines if not line["problem"]]
+    sizes = [(line["whole_visual_tokens"], line["text_tokens"]) for line in asked]
+    flops = [dense_decoder_flops(arch, *size) for size in sizes]
+    towers = [visual_flops(arch, line["tiles"], line["whole_visual_tokens"]) for line in asked]
     return {
         "decoder_gflops": mean(flops) / 1e9,
-        "end_to_end_gflops": mean(f + tower(model.arch, line) for f, line in zip(flops, asked, strict=True)) / 1e9,
-        "cache_bytes": mean(
-            dense_cache_bytes(model.arch, line["visual_tokens"], line["text_tokens"], model.dtype.itemsize)
-            for line in asked
-        ),
+        "end_to_end_gflops": mean(map(sum, zip(flops, towers, strict=True))) / 1e9,
+        "cache_bytes": mean(dense_cache_bytes(arch, *size, model.dtype.itemsize) for size in sizes),
     }
 
 
