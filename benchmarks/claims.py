@@ -108,6 +108,7 @@ def configured(session: Session, name: str, seed: int) -> Config:
     variant = VARIANTS[name]
     config = scaled(session.config, session.steps_scale, labels="label" in variant.stages)
     fields = {"name": f"claims_{name}", "seed": seed, "stage": "", "stages": variant.stages, **variant.fields(config)}
+    fields |= {"evaluate.dense_start": False}  # the base is a variant
     if variant.stages and variant.after is None:
         start = session.base if variant.start is None else str(workdir_of(session, variant.start[0], seed).path)
         start = start if variant.start is None else f"{start}/{variant.start[1]}"

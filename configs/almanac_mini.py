@@ -71,5 +71,5 @@ def get_config(base: str = "almanac-base") -> ConfigDict:
     config.search.samples = 512
     config.label.update(samples=2048, tolerance=0.2, only_right=True)
     config.stage_overrides.policy.update(steps=400, batch_size=64, learning_rate=4e-3, label_balance=1.0)
-    config.evaluate.update(samples=1024, batch_size=64)
+    config.evaluate.update(samples=1024, batch_size=64, dense_start=True)
     return config

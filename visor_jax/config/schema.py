@@ -85,6 +85,7 @@ class EvaluateConfig:
     dials: tuple[float, ...] = setting(
         (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0), "cost/accuracy dial values to evaluate", not_empty()
     )
+    dense_start: bool = setting(False, "also ask the dense model that the run started from the same questions")
     timing_rounds: int = setting(
         5, "rounds in which every budget answers one question, timed after a warm-up; 0: no times", at_least(0)
     )

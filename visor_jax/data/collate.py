@@ -27,7 +27,7 @@ from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.scales import ScaleLayout, place_at_scale, shapes_at_scales
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
-from visor_jax.data.turns import encode_turns, positions_of_turns, turns_of_answers
+from visor_jax.data.turns import encode_turns, interleaved_positions, turns_of_answers
 from visor_jax.errors import RequestError
 
 
@@ -286,11 +286,13 @@ def encode_tokens(
     check_fits(id, RowShape(layout.num_tiles, sum(layout.lengths), int((~is_image).sum())), row_shape)
 
     text_turns = None if turns is None else np.asarray(turns, np.int32)
-    visual_positions, text_positions, length = _positions(is_image, layout.lengths, text_turns)
+    visual_positions, text_positions, length = interleaved_positions(is_image, layout.lengths, text_turns)
     others = []
     for scale in scales:
         other = layout_of(sizes, scale, origin)
-        others.append(ScaleLayout(other.gather, other.weights, *_positions(is_image, other.lengths, text_turns)[:2]))
+        others.append(
+            ScaleLayout(other.gather, other.weights, *interleaved_positions(is_image, other.lengths, text_turns)[:2])
+        )
 
     arrays = make_tiles(images, architecture, origin)
     targets = np.zeros(len(tokens), bool) if target_mask is None else np.array(target_mask, bool)
@@ -320,23 +322,6 @@ def encode_tokens(
         if origin
         else whole_token_count(sizes, architecture),
     )._replace(**arrays)
-
-
-def _positions(
-    is_image: np.ndarray, lengths: Sequence[int], turns: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns the position ids of visual and of text tokens, int32, and that of the next token.
-
-    `is_image` [N] marks the placeholders of pictures, `lengths` are their visual positions.
-    """
-    steps = np.ones(len(is_image), np.int64)  # dense positions per token
-    steps[is_image] = lengths
-    starts = np.cumsum(steps) - steps
-    if turns is not None:
-        starts = positions_of_turns(starts, turns)
-    visual = [np.arange(start, start + step) for start, step in zip(starts[is_image], lengths, strict=True)]
-    length = int((starts + steps).max(initial=0))
-    return np.concatenate([np.zeros(0), *visual]).astype(np.int32), starts[~is_image].astype(np.int32), length
 
 
 def check_fits(id: str, size: RowShape, row_shape: RowShape | None) -> None:

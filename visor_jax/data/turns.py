@@ -2,6 +2,7 @@
 
 In: a `Sample` of several turns. Out: one `Sample` per turn (`split_turns`), or one sequence of token ids in which the
 turns share what they have in common and otherwise do not see each other (`encode_turns`, for `data.independent_turns`).
+From placeholders and picture lengths also the position ids of a sequence (`interleaved_positions`).
 """
 
 from __future__ import annotations
@@ -97,3 +98,20 @@ def turns_of_answers(answer_mask: Sequence[bool]) -> np.ndarray:
     mask = np.asarray(answer_mask, bool)
     begins = mask & ~np.concatenate([[False], mask[:-1]])
     return np.where(mask, np.cumsum(begins) - 1, -1)
+
+
+def interleaved_positions(
+    is_image: np.ndarray, lengths: Sequence[int], turns: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns the position ids of visual and of text tokens, int32, and that of the next token.
+
+    `is_image` [N] marks the placeholders of pictures, `lengths` are their visual positions.
+    """
+    steps = np.ones(len(is_image), np.int64)  # dense positions per token
+    steps[is_image] = lengths
+    starts = np.cumsum(steps) - steps
+    if turns is not None:
+        starts = positions_of_turns(starts, turns)
+    visual = [np.arange(start, start + step) for start, step in zip(starts[is_image], lengths, strict=True)]
+    length = int((starts + steps).max(initial=0))
+    return np.concatenate([np.zeros(0), *visual]).astype(np.int32), starts[~is_image].astype(np.int32), length

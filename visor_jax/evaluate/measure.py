@@ -22,6 +22,7 @@ from visor_jax.data.source_kind import LEVELS
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.dense_start import DENSE_START, dense_figures
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.intervals import CONFIDENCE, budget_intervals
 from visor_jax.evaluate.scoring import Scores, choices, score
@@ -68,6 +69,7 @@ def measure(
     requested: Mapping[str, Bits | None],
     *,
     skips: SkipLog | None = None,
+    start: Visor | None = None,
     chunks: Mapping[str, ChunkStore] | None = None,
     features: FeatureStore | None = None,
 ) -> Measured:
@@ -90,6 +92,11 @@ def measure(
     figures["levels"] = {task: scores.levels[task] for task in sorted(set(scores.tasks)) if task in scores.levels}
     figures["dense"] = dense_row(model.arch, scores)
     figures["intervals"] = intervals(figures, groups)
+    if start is not None:
+        of_start = score_questions(config, start, questions, [()], (chunks or {}).get(DENSE_START), None)
+        accuracies, limits = dense_figures(of_start)
+        figures["dense"] |= accuracies
+        figures["intervals"]["dense"] = limits
     facts = [questions.facts(Place.of(id)) for id in scores.ids]
     answered["budgets"]["digests"] = [of_one.digest for of_one in facts]
     if any(kinds := [of_one.kind for of_one in facts]):

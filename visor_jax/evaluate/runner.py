@@ -22,6 +22,7 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind, source_label
 from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.dense_start import DENSE_START, dense_start
 from visor_jax.evaluate.examples import with_system, write_examples
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.harness import answers_record, harness
@@ -58,9 +59,10 @@ def evaluate(
     requested, folder = requested_budgets(model, budgets), workdir.path / "eval" / name  # reports mistakes first
     if against:
         against.paired_with(list(requested))
+    start = dense_start(config, model, workdir) if config.evaluate.dense_start else None
     skips, identity = SkipLog(), evaluation_identity(config, model, workdir, split)
     chunks, features = chunks_of(config, model, workdir, identity, name), FeatureStore.of(config, workdir)
-    measured = measure(config, model, split, requested, skips=skips, chunks=chunks, features=features)
+    measured = measure(config, model, split, requested, skips=skips, start=start, chunks=chunks, features=features)
     answers = measured.answered["budgets"]
     result = {
         "benchmark": source_label(config),
@@ -93,12 +95,12 @@ def write(folder: Path, split: str, result: dict[str, Any], measured: Measured) 
 def chunks_of(
     config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], name: str = ""
 ) -> dict[str, ChunkStore]:
-    """Returns the scored chunks of the evaluation with this identity: those of its questions (""), and by control."""
+    """Returns the scored chunks of the evaluation with this identity: of its questions (""), by control, and so on."""
     with_features, folder = FeatureStore.of(config, workdir) is not None, f"eval/{name}"
     own = ChunkStore(workdir, folder, identity, model.stage, with_features=with_features)
     controls = {
         control: ChunkStore(workdir, folder, {**identity, "control": control}, model.stage, with_features=False)
-        for control in (CONTROLS if source_kind(config).controls else ())
+        for control in (*(CONTROLS if source_kind(config).controls else ()), DENSE_START)
     }
     return {"": own, **controls}
 

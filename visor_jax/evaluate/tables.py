@@ -36,6 +36,9 @@ def print_budgets(result: Mapping[str, Any]) -> None:
         saving = dense["decoder_gflops"] / row["decoder_gflops"], dense["end_to_end_gflops"] / row["end_to_end_gflops"]
         costs = [f"{row['decoder_gflops'] * factor:.2f}", f"{saving[0]:.2f}x", f"{saving[1]:.2f}x"]
         rows.append([name, *accuracies(result, "budgets", name), *costs])
+    if "tasks" in dense:  # the model that the run started from
+        costs = [f"{dense['decoder_gflops'] * factor:.2f}", "1.00x", "1.00x"]
+        rows.append(["dense", *accuracies(result, "dense"), *costs])
     title = f"{result['benchmark']}, {result['split']} split: {row['samples']} questions"
     columns = ["budget", *accuracy_columns(result), f"decoder {unit}", "saving, decoder", "saving, end to end"]
     print_table(title, columns, rows)
@@ -220,14 +223,16 @@ def accuracy_columns(result: Mapping[str, Any]) -> list[str]:
     return [f"{level} %" for level in shown_levels(result)] or ["right %"]
 
 
-def accuracies(result: Mapping[str, Any], group: str, name: str) -> list[str]:
+def accuracies(result: Mapping[str, Any], group: str, name: str = "") -> list[str]:
     """Returns the accuracies of one budget as text: by level, or the mean over tasks if there are no levels.
 
     Args:
-      group: "budgets", "blind" or "shuffled".
+      group: "budgets", "blind" or "shuffled"; "dense" is one row itself.
       name: of the budget.
     """
-    row, intervals = result[group][name], result.get("intervals", {}).get(group, {}).get(name, {})
+    row, intervals = result[group], result.get("intervals", {}).get(group, {})
+    if name:
+        row, intervals = row[name], intervals.get(name, {})
     levels = shown_levels(result)
     return [percent(row.get(level), intervals.get(level)) for level in levels] or [percent(mean(row["tasks"].values()))]
 

@@ -22,7 +22,12 @@ def headline(evaluation: Row) -> Row:
     row, full = budgets[name], budgets.get("full") if name == "auto" else None
     accuracy, reference = mixed_accuracy(row, levels), full and mixed_accuracy(full, levels)
     by_level = [
-        {"level": level, "own": percent(row[level]), "full": full and percent(full.get(level))}
+        {
+            "level": level,
+            "own": percent(row[level]),
+            "full": full and percent(full.get(level)),
+            "dense": percent(dense[level]) if dense.get(level) is not None else None,
+        }
         for level in LEVELS
         if row.get(level) is not None
     ]
@@ -46,7 +51,11 @@ def is_dense(evaluation: Row) -> bool:
 
 
 def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
-    """Builds a row per task and a column per budget, then the levels' means, costs and savings."""
+    """Builds a row per task and a column per budget, then the levels' means, costs and savings.
+
+    The cell of the dense model is None where it was not asked.
+    """
+    dense, of_dense = evaluation["dense"], evaluation.get("intervals", {}).get("dense") or {}
     names = [*fixed_budgets(evaluation), *(["auto"] if "auto" in evaluation["budgets"] else [])]
     rows = [evaluation["budgets"][name] for name in names]
     limits = [evaluation.get("intervals", {}).get("budgets", {}).get(name) or {} for name in names]
@@ -61,6 +70,9 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
             "cells": cells(
                 [row["tasks"].get(task) for row in rows], [own.get("tasks", {}).get(task) for own in limits]
             ),
+            "dense": accuracy_cell(dense["tasks"].get(task), of_dense.get("tasks", {}).get(task))
+            if "tasks" in dense
+            else None,
         }
         for task, level in tasks
     ]
@@ -69,6 +81,7 @@ def accuracy_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row:
             "name": f"mean of {level} tasks",
             "level": level,
             "cells": cells([row.get(level) for row in rows], [own.get(level) for own in limits]),
+            "dense": accuracy_cell(dense[level], of_dense.get(level)) if level in dense else None,
         }
         for level in LEVELS
         if any(row.get(level) is not None for row in rows)

@@ -89,7 +89,7 @@ def of_costs(facts: Facts) -> Iterator[str]:
         )
     else:
         yield "No time was measured: FLOPs and cache bytes are counted by formula, and fewer FLOPs need not be faster."
-    if not is_dense(evaluation):
+    if not is_dense(evaluation) and "tasks" not in evaluation["dense"]:
         text = "No dense model was run for this page: its cost is counted by formula, its accuracy is not known"
         against = [one for one in results if one.get("against")]
         yield text + (", except where another run is compared with." if against else ".")

@@ -163,6 +163,8 @@ def draw_cost_curve(axes: Axes, evaluation: Row) -> None:
         if "auto" in series:
             auto = evaluation["budgets"]["auto"]["decoder_gflops"] * factor
             axes.plot([auto], [series["auto"]], "D", color=color, mec=PAPER, mew=0.8, ms=8, zorder=4)
+        if (of_dense := evaluation["dense"].get(level)) is not None:
+            axes.plot([dense], [100 * of_dense], "s", color=color, mec=PAPER, mew=0.8, ms=7, zorder=4)
         lowest = min([lowest, *ys, *(y for _, y in dial)])
     name_points(axes, evaluation, names, costs)
     axes.axvline(dense, color=FAINT, lw=1.2, ls=(0, (1, 2)))
@@ -259,6 +261,9 @@ def curve_legend(axes: Axes, evaluation: Row) -> None:
     if "auto" in evaluation["budgets"]:
         handles += axes.plot([], [], "D", color=FAINT, mec=PAPER, ms=8)
         labels.append("auto")
+    if "tasks" in evaluation["dense"]:
+        handles += axes.plot([], [], "s", color=FAINT, mec=PAPER, ms=7)
+        labels.append("dense, the start")
     if evaluation.get("dial"):
         handles += axes.plot([], [], "-", color=FAINT, marker=".", ms=4, lw=1.4)
         labels.append("auto, dial turned")

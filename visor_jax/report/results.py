@@ -52,7 +52,8 @@ ACCURACIES: dict[str, Shape] = dict.fromkeys(LEVELS, _ACCURACY)  # of the levels
 _COSTS: dict[str, Shape] = {"decoder_gflops": COST, "end_to_end_gflops": COST, "cache_bytes": optional(AMOUNT)}
 _BUDGETS: Shape = each({"tasks": each(_ACCURACY), **ACCURACIES, **_COSTS, "samples": optional(COUNT)})
 _LIMITS = Kind(lambda value: isinstance(value, list) and list(map(NUMBER.holds, value)) == [True, True], "two numbers")
-_INTERVALS: Shape = optional(each({"tasks": each(_LIMITS), **dict.fromkeys(LEVELS, optional(_LIMITS))}))
+_OF_ONE: Shape = {"tasks": each(_LIMITS), **dict.fromkeys(LEVELS, optional(_LIMITS))}
+_INTERVALS: Shape = optional(each(_OF_ONE))
 _MAP = optional(list_of(list_of(COUNT)))
 _EXAMPLES: Shape = optional(
     list_of(
@@ -92,7 +93,7 @@ _RESULT: dict[str, Shape] = {  # of own data and of benchmarks
     **dict.fromkeys(("benchmark", "split"), TEXT),
     "stage": optional(TEXT),
     "budgets": _BUDGETS,
-    "dense": _COSTS,
+    "dense": {**_COSTS, "tasks": optional(each(_ACCURACY)), **ACCURACIES},
     "levels": optional(each(TEXT)),
     "routes": optional(each(each(FRACTION))),
     "shares": optional(each(FRACTION)),
@@ -107,7 +108,7 @@ _IDENTITY: Shape = {"config": {}, "inputs": optional({})}
 EVALUATION: Shape = {
     **_RESULT,
     **dict.fromkeys(CONTROLS, optional(_BUDGETS)),
-    "intervals": optional(dict.fromkeys(("budgets", *CONTROLS), _INTERVALS)),
+    "intervals": optional({**dict.fromkeys(("budgets", *CONTROLS), _INTERVALS), "dense": optional(_OF_ONE)}),
     "kinds": optional(each({"samples": COUNT, "budgets": each(ACCURACIES)})),
     "dial": optional(list_of({"dial": NUMBER, "accuracy": FRACTION, **ACCURACIES, **_COSTS})),
     "skipped": optional(each(COUNT)),
