@@ -7,11 +7,11 @@ tower and decoder, next-token loss on answers, no other labels. Small pictures c
     visor run --config=configs/almanac_base.py --workdir=runs/almanac_base
     python -m visor_jax.export.ship --workdir=runs/almanac_base
 
-After a colon, a base that learns more in a second round, without crops: a folder, or "almanac-base", the shipped one.
-It came from these stages, over several days (recipe.json has the configuration and commit of each; the lists of its
-second round had slightly other weights), and then from
+After a colon, a base that learns more in a second round, without crops: the first round's result, or any other one,
+such as "almanac-base", the shipped one. This one came from both rounds, over several days (recipe.json has the
+configuration and commit of each stage; the lists of its second round had slightly other weights):
 
-    visor run --config=configs/almanac_base.py:almanac-base --workdir=runs/almanac_again
+    visor run --config=configs/almanac_base.py:runs/almanac_base/base_pages --workdir=runs/almanac_again
     python -m visor_jax.export.ship --workdir=runs/almanac_again
 
 Expected: 0.7 million parameters; two hours on one CPU core and one more for the second round. An interrupted run
