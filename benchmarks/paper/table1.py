@@ -53,8 +53,8 @@ ENTRY = Entry(
     about=(
         "VISOR's saving is 8.6x to 8.9x in the paper; that of ours is with two slots on and becomes the policy's once"
         " it is measured. The shares of visual tokens that VisionZip and HiRED keep (0.225, 0.2435) are chosen for the"
-        " paper's savings, because the paper's shares are not known here; both, PyramidDrop and SparseVLM are not"
-        " trained. M3 has no scale at 8.0x here: windows of 2 x 2 patches save 5.5x (used), of 3 x 3 11.8x."
+        " paper's savings, because the paper's shares are not known here. VisionZip, HiRED, PyramidDrop and"
+        " SparseVLM are applied to the dense model as it is, without training. M3 has no scale at 8.0x here: windows of 2 x 2 patches save 5.5x (used), of 3 x 3 11.8x."
         " PyramidDrop and SparseVLM drop after the same parts of 24 layers as their authors of 32, rounded up."
         " Which methods the paper's table has besides is not known here; `benchmarks/claims.py` also has FastV,"
         " DivPrune and VisPruner."
