@@ -63,12 +63,49 @@ def test_the_bootstrap_has_the_standard_error_of_the_mean() -> None:
 
 
 def test_right_and_wrong_have_wilsons_interval_and_graded_values_a_bootstrap() -> None:
-    assert interval_of_values({"": [1.0] * 30 + [0.0] * 10}) == wilson(0.75, 40)
+    assert interval_of_values({"": [1.0] * 30 + [0.0] * 10}) == pytest.approx(wilson(0.75, 40))
     graded = [0.5, 0.9, 1.0, 0.0] * 50
     low, high = interval_of_values({"": graded})
     assert low < 0.6 < high and high - low == pytest.approx(2 * 1.96 * np.std(graded) / 200**0.5, rel=0.1)
     parts = interval_of_values({"a": [1.0] * 100, "b": [0.0, 1.0] * 50})  # groups count equally
     assert parts[0] < 0.75 < parts[1] and parts[1] - parts[0] == pytest.approx(1.96 * 0.05, rel=0.1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_equal_values_leave_uncertainty(value: float) -> None:
+    """A bootstrap would resample the same values again and again."""
+    assert interval_of_values({"": [value] * 10}) == pytest.approx(wilson(value, 10))
+    low, high = interval_of_values({"a": [value] * 10, "b": [value] * 10})
+    assert 0 <= low <= value <= high <= 1 and high - low == pytest.approx(np.diff(wilson(value, 10))[0] / 2**0.5)
+
+
+def test_groups_without_a_wrong_answer_widen_the_interval() -> None:
+    graded = [0.25, 1.0, 0.0, 0.25] * 5
+    alone = interval_of_values({"graded": graded})
+    low, high = interval_of_values({"graded": graded, "right": [1.0] * 4})
+    assert high - low > (alone[1] - alone[0]) / 2
+    half = (0.6875 - low) ** 2 - (np.mean(graded) - alone[0]) ** 2 / 4
+    assert half == pytest.approx(((1 - wilson(1.0, 4)[0]) / 2) ** 2)
+
+
+def test_the_mean_over_small_groups_lies_in_its_interval_95_times_of_100() -> None:
+    """Such as MMStar's finer categories: in most samples some group has no wrong answer."""
+    rng, truth, count = np.random.default_rng(0), np.array([0.98, 0.95, 0.9, 0.5]), 20
+    covered = 0
+    for _ in range(1000):
+        groups = {str(group): (rng.random(count) < right).astype(float) for group, right in enumerate(truth)}
+        low, high = interval_of_values({name: values.tolist() for name, values in groups.items()})
+        covered += low <= truth.mean() <= high
+    assert 930 <= covered <= 985
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=1, max_size=4),
+)
+def test_the_interval_holds_the_mean_and_stays_among_fractions(groups: dict[str, list[float]]) -> None:
+    low, high = interval_of_values(groups)
+    mean = np.mean([np.mean(values) for values in groups.values()])
+    assert -1e-6 <= low <= mean + 1e-6 and mean - 1e-6 <= high <= 1 + 1e-6
 
 
 @given(better=st.integers(0, 12), worse=st.integers(0, 12), same=st.integers(1, 40))

@@ -1,7 +1,7 @@
 """Confidence intervals of accuracies, and of the difference of two models on the same questions.
 
 In: accuracies with numbers of questions, or one value per question. Out: Wilson's interval for a task, a combination of
-these for the mean over tasks, a bootstrap for values that are not right or wrong, and `PairedDifference`.
+these for the mean over tasks or groups, a bootstrap for values that are not right or wrong, and `PairedDifference`.
 """
 
 from __future__ import annotations
@@ -102,15 +102,22 @@ def generator(name: str) -> np.random.Generator:
 def interval_of_values(groups: Mapping[str, Sequence[float]]) -> Interval:
     """Returns the interval of the mean over groups of the mean of each group's values, all in [0, 1].
 
-    One group of values that are all 0 or 1 has Wilson's interval, others one from a bootstrap within each group.
-
     Args:
-      groups: name -> values; the name also chooses the random numbers.
+      groups: name -> values, at least one; the name also chooses the random numbers.
     """
-    values = [value for group in groups.values() for value in group]
-    if len(groups) == 1 and set(values) <= {0.0, 1.0}:
+    means = [float(np.mean(values)) for values in groups.values()]
+    return interval_of_mean(means, [interval_of_group(values, name) for name, values in groups.items()])
+
+
+def interval_of_group(values: Sequence[float], name: str) -> Interval:
+    """Returns the interval of the mean of values in [0, 1].
+
+    Wilson's if all are 0 or 1, else percentiles of a bootstrap. Resampling equal values would leave no uncertainty, so
+    they have Wilson's too; it is not too narrow, because no values in [0, 1] vary more than those that are 0 or 1.
+    """
+    if set(values) <= {0.0, 1.0} or len(set(values)) == 1:
         return wilson(sum(values) / len(values), len(values))
-    return percentiles(np.mean([bootstrap_means(group, name) for name, group in groups.items()], axis=0))
+    return percentiles(bootstrap_means(values, name))
 
 
 @dataclass(frozen=True)
