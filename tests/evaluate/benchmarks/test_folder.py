@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.evaluate.benchmarks import hub_tables
+from tests.evaluate.benchmarks import hub_rows, hub_tables
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks import MODULES, named_benchmark
+from visor_jax.evaluate.benchmarks.base import Item
 from visor_jax.evaluate.benchmarks.folder import Table
 
 TEXT, PICTURE = hub_tables.TEXT, hub_tables.PICTURE
@@ -48,9 +50,43 @@ def test_shards_are_read_in_order_and_all_of_them(tmp_path: Path) -> None:
     table = table_of("chartqa", tmp_path)
     assert [item.reference for item in table.items] == [str(10 * number) for number in range(7)]
     assert table.place(6) == f"{paths[2]}, row 0"
+    hashed = [path.rename(path.with_name(f"{path.stem}-{number:016x}.parquet")) for number, path in enumerate(paths)]
+    assert table_of("chartqa", tmp_path).items == table.items, "as older releases of datasets name them"
+    for path, name in zip(hashed, paths, strict=True):
+        path.rename(name)
     paths[1].unlink()
     with pytest.raises(RequestError, match=r"test-00001-of-00003.parquet: no such file; expected all 3 files"):
         table_of("chartqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test-00000-of-00001.parquet",
+        "test-00002-of-00002.parquet",
+        "test-00000-of-00002-0123456789abcdef.parquet",
+        "test-00000-of-00002 (1).parquet",
+        "test-old-00000-of-00001.parquet",
+    ],
+)
+def test_a_second_table_in_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    """The questions would count twice."""
+    paths = hub_tables.write("chartqa", tmp_path, hub_tables.rows_of("chartqa", 4), shards=2)
+    (paths[0].with_name(name)).write_bytes(paths[0].read_bytes())
+    with pytest.raises(RequestError) as caught:
+        table_of("chartqa", tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"--data: {paths[0].parent}: has ") and name in message and paths[0].name in message
+    assert message.endswith("; expected the files of one table: move away those of the other")
+
+
+def test_tables_with_names_of_their_own_are_read_together(tmp_path: Path) -> None:
+    """A pattern of a user's benchmark may match several."""
+    rows, columns = hub_tables.rows_of("chartqa", 4), hub_tables.TABLES["chartqa"].columns
+    for number, name in enumerate(("art-00000-of-00002", "art-00001-of-00002", "biology-00000-of-00001", "more")):
+        hub_tables.write_table(tmp_path / "data" / f"{name}.parquet", [rows[number]], columns)
+    benchmark = dataclasses.replace(named_benchmark("chartqa"), files=("data/*.parquet",))
+    assert [item.reference for item in Table(benchmark, str(tmp_path)).items] == ["0", "10", "20", "30"]
 
 
 def test_mmmu_in_a_folder_for_each_subject(tmp_path: Path) -> None:
@@ -107,6 +143,16 @@ def test_a_picture_that_cannot_be_read_has_a_reason(picture: Any, reason: str, m
     with pytest.raises(SkipSample, match=message) as caught:
         table.pictures(1)
     assert caught.value.reason == reason
+
+
+def test_an_empty_list_of_pictures_is_a_missing_picture(tmp_path: Path) -> None:
+    first, second = hub_tables.rows_of("seedbench", 2)
+    hub_tables.write("seedbench", tmp_path, [{**first, "image": []}, {**second, "image": None}])
+    table = table_of("seedbench", tmp_path)
+    for number, message in enumerate(("image is an empty list", "image has no bytes")):
+        with pytest.raises(SkipSample, match=message) as caught:
+            table.pictures(number)
+        assert caught.value.reason == "missing_file"
 
 
 def test_text_that_is_not_base64_is_no_picture(tmp_path: Path) -> None:
@@ -175,6 +221,34 @@ def test_columns_that_do_not_fit_are_named(name: str, change: dict[str, Any], me
         ("mmmu", {"question": "<image 9>"}, "mentions <image 9>; expected at most 7"),
         ("vstar", {"label": "E"}, "label 'E'; expected one of A, B, C, D"),
         ("gqa", {"imageId": "n7"}, "imageId='n7': no row of testdev_balanced_images/.* has this id"),
+        # No reference, or one that no answer or any answer equals.
+        (
+            "docvqa",
+            {"answers": []},
+            r"row 2: the right answer is \[\]; expected a text that is not empty, or a list of",
+        ),
+        ("docvqa", {"answers": ["2", None]}, r"row 2: answers\[1\] is null; expected a list of texts"),
+        ("infovqa", {"answers": ["", " \n"]}, "the right answer is "),
+        ("textvqa", {"answers": []}, r"the right answer is \[\]"),
+        ("textvqa", {"answers": [None] * 10}, r"answers\[0\] is null"),
+        ("textvqa", {"answers": [""] * 10}, "the right answer is "),
+        ("ocrbench", {"answer": []}, r"the right answer is \[\]"),
+        ("ocrbench", {"answer": [None]}, r"answer\[0\] is null"),
+        ("ocrbench", {"answer": ["CENTRE", " "]}, r"answer\[1\] is ' ', which any answer holds; expected a text"),
+        ("ai2d", {"options": ["larva", None, "egg", "adult"]}, r"options\[1\] is null; expected a list of texts"),
+        ("scienceqa", {"choices": [None, "soft"]}, r"choices\[0\] is null"),
+        ("chartqa", {"answer": ""}, "the right answer is ''; expected a text that is not empty"),
+        ("gqa", {"answer": " "}, "the right answer is ' '"),
+        ("realworldqa", {"answer": " "}, "the right answer is ''"),
+        ("mmmu", {"question_type": "open", "answer": ""}, "the right answer is ''"),
+        ("mmmu", {"question_type": "open", "answer": "[]"}, r"the right answer is \[\]"),
+        ("mmmu", {"question_type": "open", "answer": "['5', '']"}, r"answer\[1\] is '', which any answer holds"),
+        ("mmmu", {"answer": "D"}, "answer 'D'; expected one of A, B, C"),
+        ("mmmu", {"options": "[]"}, r"options \[\] of a multiple-choice question; expected at least one"),
+        ("mmstar", {"answer": ""}, "answer ''; expected one of A, B, C, D"),
+        ("mmstar", {"answer": "E"}, "answer 'E'; expected one of A, B, C, D"),
+        ("seedbench", {"answer": ""}, "answer ''; expected one of A, B, C, D"),
+        ("seedbench", {"answer": "a dog"}, "answer 'a dog'; expected one of A, B, C, D"),
     ],
 )
 def test_a_malformed_row_is_refused_before_anything_is_answered(
@@ -185,6 +259,72 @@ def test_a_malformed_row_is_refused_before_anything_is_answered(
     with pytest.raises(RequestError, match=message) as caught:
         table_of(name, tmp_path)
     assert f"{path}, row 2: " in str(caught.value)
+
+
+def test_an_empty_reference_may_stand_beside_others(tmp_path: Path) -> None:
+    """As among the ten people of TextVQA."""
+    first, second = hub_tables.rows_of("textvqa", 2)
+    hub_tables.write("textvqa", tmp_path, [first, {**second, "answers": [""] * 3 + ["dakota"] * 7}])
+    assert len(table_of("textvqa", tmp_path)) == 2
+
+
+@pytest.mark.parametrize("reference", [5, [5], None, ["yes", None], ["", ""]])
+def test_a_users_reference_that_is_no_text_is_refused(reference: Any, tmp_path: Path) -> None:
+    (path,) = hub_tables.write("chartqa", tmp_path, hub_tables.rows_of("chartqa", 1))
+    benchmark = dataclasses.replace(
+        named_benchmark("chartqa"), item=lambda row: Item("", row["question"], ["image"], reference)
+    )
+    with pytest.raises(RequestError) as caught:
+        Table(benchmark, str(tmp_path))
+    assert f"{path}, row 0: the right answer is {reference!r}; expected a text" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "allowed"),
+    [
+        ("docvqa", "questionId", "49153", 1),
+        ("infovqa", "questionId", "98313", 1),
+        ("textvqa", "question_id", 34602, 1),
+        ("gqa", "id", "201300000", 1),
+        ("mmbench", "index", 241, 1),
+        ("mmmu", "id", "validation_Accounting_0", 1),
+        ("mme", "question_id", "existence/0000.jpg", 2),
+    ],
+)
+def test_questions_that_are_there_twice_are_refused(
+    name: str, column: str, value: str | int, allowed: int, tmp_path: Path
+) -> None:
+    """Where the published table has each id once, of MME two questions of each picture."""
+    rows = hub_tables.rows_of(name, 4)
+    assert rows[0][column] == value
+    first, second = hub_tables.write(name, tmp_path, [*rows, rows[0], rows[3]], shards=2)
+    with pytest.raises(RequestError) as caught:
+        table_of(name, tmp_path)
+    assert str(caught.value) == (
+        f"--data: {second}, row 1: the id '{value}' is also that of {first}, row 0; expected at most {allowed}"
+        f" row{'s' if allowed == 2 else ''} with one id: remove what is there twice"
+    )
+
+
+@pytest.mark.parametrize("name", ["chartqa", "pope", "mmstar"])
+def test_questions_without_an_id_may_be_equal(name: str, tmp_path: Path) -> None:
+    hub_tables.write(name, tmp_path, hub_tables.rows_of(name, 2) * 2)
+    assert len(table_of(name, tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("n0", "id='n0' is also that of {path}, row 0; expected one picture for each"), (None, "id is null; expected")],
+)
+def test_pictures_of_gqa_have_a_key_each(key: str | None, message: str, tmp_path: Path) -> None:
+    """Or the last picture would be taken for a question."""
+    hub_tables.write("gqa", tmp_path, hub_tables.rows_of("gqa", 3))
+    path = tmp_path / "testdev_balanced_images" / "testdev-00000-of-00001.parquet"
+    pictures = [hub_rows.gqa_picture(number) for number in range(3)]
+    hub_tables.write_table(path, [*pictures[:2], {**pictures[2], "id": key}], {"id": TEXT, "image": PICTURE})
+    with pytest.raises(RequestError) as caught:
+        table_of("gqa", tmp_path)
+    assert f"--data: {path}, row 2: {message.format(path=path)}" in str(caught.value)
 
 
 def test_an_empty_table_and_a_damaged_file_are_refused(tmp_path: Path) -> None:

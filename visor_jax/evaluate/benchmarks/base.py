@@ -26,10 +26,10 @@ class Item:
     """One question of a benchmark.
 
     Attributes:
-      id: the data set's own id; "" if it has none.
+      id: the data set's own id; "" if it has none. `Benchmark.questions_per_id` says whether it is unique.
       prompt: what the model is asked, with the suffix that asks for a short answer.
       pictures: the columns that hold its pictures, in the order in which the model sees them; pictures come first.
-      reference: the right answer, or several.
+      reference: the right answer, or several, of which at least one has more than white space.
       facts: what the metric or the report needs besides, as JSON values: the category, the options.
     """
 
@@ -94,7 +94,7 @@ class Benchmark:
       files: patterns of its files below its folder; the first that matches counts. More than one table (a folder for
         each subject) is read in the order of their names.
       columns: the columns that are read, with the kind of their values; others are ignored.
-      optional: those of them that may be null.
+      optional: those of them that may be null. A list of texts never holds a null.
       level: "easy" or "hard", as the VISOR paper groups benchmarks.
       max_new_tokens: of an answer.
       item: makes the question of a row, whose pictures are not read for it; raises ValueError for a malformed one.
@@ -103,6 +103,8 @@ class Benchmark:
       headline: the reported number that stands for the benchmark in averages.
       headline_max: what a perfect model reaches there.
       units: lines of one budget -> the observations that the headline is a mean of.
+      questions_per_id: how many questions at most have the same id, where the published table guarantees it: 1 if ids
+        are unique, more if questions with one id are scored together. None: any number.
       images: the table that holds the pictures, if they are not in the rows.
       source: sha256 of the user's file that defines it; "" if the package does.
       file: the name of that file.
@@ -122,6 +124,7 @@ class Benchmark:
     headline_max: float = 1.0
     units: Callable[[Sequence[Line]], list[Unit]] = each_question
     optional: Collection[str] = ()
+    questions_per_id: int | None = None
     images: PictureTable | None = None
     source: str = ""
     file: str = ""
@@ -183,6 +186,32 @@ def letter_of(index: int | str, options: Sequence[str]) -> str:
     if not 0 <= int(index) < len(options):
         raise ValueError(f"answer {index!r} of {len(options)} options; expected the number of one, from 0")
     return LETTERS[int(index)]
+
+
+def checked_letter(text: str, letters: Sequence[str], column: str = "answer") -> str:
+    """Returns the letter of the right option, as a capital letter.
+
+    Raises:
+      ValueError: `text`, of this column, is none of the letters.
+    """
+    letter = text.strip().upper()
+    if letter not in [*letters]:
+        raise ValueError(f"{column} {text!r}; expected one of {', '.join(letters)}")
+    return letter
+
+
+def checked_parts(references: Sequence[str]) -> Sequence[str]:
+    """Returns references of a metric that looks for one of them inside the answer.
+
+    Raises:
+      ValueError: one is empty, and would be found in any answer.
+    """
+    for index, reference in enumerate(references):
+        if not reference.strip():
+            raise ValueError(
+                f"answer[{index}] is {reference!r}, which any answer holds; expected a text that is not empty"
+            )
+    return references
 
 
 def options_text(options: Sequence[str]) -> str:

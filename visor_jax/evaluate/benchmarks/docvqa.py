@@ -29,5 +29,6 @@ BENCHMARKS = (
         score=score,
         report=means("anls"),
         headline="anls",
+        questions_per_id=1,
     ),
 )

@@ -37,7 +37,8 @@ EXPECTED = {
     "pictures": "lists of pictures",
 }
 PICTURES = ("picture", "pictures")
-SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.parquet")
+# Older releases of `datasets` write a hash at the end.
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?\.parquet")
 
 
 class Rows(ParquetRows):
@@ -62,7 +63,7 @@ class Table:
           data: the folder of its repository, or one that holds the repository's folder.
 
         Raises:
-          RequestError: files or columns are missing, a file cannot be read, or a row is malformed.
+          RequestError: files or columns are missing, a file cannot be read, a row is malformed, or rows are repeated.
         """
         self.benchmark = benchmark
         self._files = [Rows(path) for path in files_of(benchmark, data, benchmark.files)]
@@ -77,6 +78,7 @@ class Table:
         self.items = [self._item(number, row) for number, row in enumerate(self._rows)]
         if not self.items:
             raise RequestError(f"--data={data}: the files of {benchmark.name} have no row")
+        self._check_ids()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -94,7 +96,8 @@ class Table:
         """
         decoded = []
         for name in self.items[number].pictures:
-            value = self._value(number, name)
+            if (value := self._value(number, name)) == []:
+                raise SkipSample("missing_file", f"{name} is an empty list; expected the pictures' files in it")
             for index, picture in enumerate(value if isinstance(value, list) else [value]):
                 shown = f"{name}[{index}]" if isinstance(value, list) else name
                 decoded.append(decode_embedded(encoded(picture, shown), DEFAULT_MAX_PIXELS, shown))
@@ -124,9 +127,12 @@ class Table:
 
     def _item(self, number: int, row: Mapping[str, Any]) -> Item:
         for name, value in row.items():
-            if value is None and name not in self.benchmark.optional:
+            null = name if value is None and name not in self.benchmark.optional else ""
+            if isinstance(value, list) and None in value:
+                null = f"{name}[{value.index(None)}]"
+            if null:
                 expected = EXPECTED[self.benchmark.columns[name]]
-                raise RequestError(f"--data: {self.place(number)}: {name} is null; expected {expected}")
+                raise RequestError(f"--data: {self.place(number)}: {null} is null; expected {expected}")
         images = self.benchmark.images
         if images is not None and row[images.refers] not in self._pictures:
             raise RequestError(
@@ -134,9 +140,30 @@ class Table:
                 f" {images.files[0]} has this {images.key}"
             )
         try:
-            return self.benchmark.item(row)
+            item = self.benchmark.item(row)
         except ValueError as error:
             raise RequestError(f"--data: {self.place(number)}: {error}") from None
+        if not is_reference(item.reference):
+            raise RequestError(
+                f"--data: {self.place(number)}: the right answer is {item.reference!r}; expected a text that is not"
+                " empty, or a list of texts with one"
+            )
+        return item
+
+    def _check_ids(self) -> None:
+        """Checks that no id has more questions than the benchmark allows."""
+        allowed = self.benchmark.questions_per_id
+        if allowed is None:
+            return
+        rows: dict[str, list[int]] = {}
+        for number, item in enumerate(self.items):
+            same = rows.setdefault(item.id, [])
+            same.append(number)
+            if len(same) > allowed:
+                raise RequestError(
+                    f"--data: {self.place(number)}: the id {item.id!r} is also that of {self.place(same[0])}; expected"
+                    f" at most {allowed} row{'s' * (allowed > 1)} with one id: remove what is there twice"
+                )
 
     def _open_pictures(self, data: str) -> None:
         images = self.benchmark.images
@@ -145,15 +172,23 @@ class Table:
         for path in files_of(self.benchmark, data, images.files):
             file = Rows(path)
             check_columns(file, self.benchmark, columns)
-            keys = [row[images.key] for row in file.columns([images.key])]
-            self._pictures |= {key: (file, row) for row, key in enumerate(keys)}
+            for row, key in enumerate(row[images.key] for row in file.columns([images.key])):
+                if key is None:
+                    raise RequestError(f"--data: {file.path}, row {row}: {images.key} is null; expected text")
+                if key in self._pictures:
+                    other, first = self._pictures[key]
+                    raise RequestError(
+                        f"--data: {file.path}, row {row}: {images.key}={key!r} is also that of {other.path}, row"
+                        f" {first}; expected one picture for each: remove what is there twice"
+                    )
+                self._pictures[key] = file, row
 
 
 def files_of(benchmark: Benchmark, data: str, patterns: Sequence[str]) -> list[Path]:
     """Returns the files of the first pattern that matches, in the repository's folder below `data` or in `data` itself.
 
     Raises:
-      RequestError: there are none, or a shard is missing.
+      RequestError: there are none, a shard is missing, or a folder has more than one table.
     """
     root = as_path(data)
     if not root.is_dir():
@@ -170,18 +205,28 @@ def files_of(benchmark: Benchmark, data: str, patterns: Sequence[str]) -> list[P
 
 
 def check_shards(paths: Sequence[Path]) -> None:
-    """Checks that files named "...-00000-of-00002.parquet" are all there.
+    """Checks that of files named "...-00000-of-00002.parquet" all are there, and no file of another such table.
 
     Raises:
-      RequestError: one is missing.
+      RequestError: one is missing, or a folder also has another file whose name begins like theirs.
     """
-    present = set(paths)
-    for path in paths:
-        if match := SHARD.fullmatch(path.name):
-            stem, _, count = match.groups()
-            for number in range(int(count)):
-                if (shard := path.with_name(f"{stem}-{number:05d}-of-{count}.parquet")) not in present:
-                    raise RequestError(f"--data: {shard}: no such file; expected all {int(count)} files of the table")
+    matches = {path: SHARD.fullmatch(path.name) for path in paths}
+    tables: dict[tuple[Path, str, str], dict[int, Path]] = {}
+    for path, match in matches.items():
+        if match:
+            tables.setdefault((path.parent, match[1], match[3]), {}).setdefault(int(match[2]), path)
+    for (folder, stem, count), shards in tables.items():
+        for number in range(int(count)):
+            if number not in shards:
+                missing = folder / f"{stem}-{number:05d}-of-{count}.parquet"
+                raise RequestError(f"--data: {missing}: no such file; expected all {int(count)} files of the table")
+        own = [shards[number] for number in range(int(count))]
+        for path in paths:
+            if path.parent == folder and path.name.startswith(f"{stem}-") and path not in own:
+                raise RequestError(
+                    f"--data: {folder}: has {path.name} beside {own[0].name}; expected the files of one table: move"
+                    " away those of the other"
+                )
 
 
 def check_columns(file: Rows, benchmark: Benchmark, columns: Mapping[str, Kind]) -> None:
@@ -213,6 +258,12 @@ def is_kind(found: pa.DataType, kind: Kind) -> bool:
         is_bytes = pa.types.is_binary(found) or pa.types.is_large_binary(found)
         return is_text or is_bytes or (pa.types.is_struct(found) and found.get_field_index("bytes") >= 0)
     return is_text or (kind == "number" and pa.types.is_integer(found))
+
+
+def is_reference(reference: Any) -> bool:
+    """Whether this is a text, or a list of texts, with more than white space."""
+    texts = reference if isinstance(reference, list | tuple) else [reference]
+    return all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)
 
 
 def encoded(picture: Any, shown: str) -> bytes:

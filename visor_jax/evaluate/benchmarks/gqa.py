@@ -30,6 +30,7 @@ BENCHMARKS = (
         score=score,
         report=means("exact_match"),
         headline="exact_match",
+        questions_per_id=1,
         images=PictureTable(("testdev_balanced_images/testdev-*.parquet",), "id", "image", "imageId"),
     ),
 )

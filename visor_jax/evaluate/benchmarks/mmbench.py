@@ -34,9 +34,10 @@ def item(row: Row) -> Item:
         raise ValueError(f"answer {row['answer']!r}; expected one of {', '.join(options)}")
     hint = f"{row['hint']} " if is_given(row["hint"]) else ""
     listed = "\n".join([HEADING, *(f"{letter}. {option}" for letter, option in options.items())])
-    facts = {"index": int(row["index"]), "category": row["category"], "l2_category": row["L2-category"]}
+    index = int(row["index"])
+    facts = {"index": index, "category": row["category"], "l2_category": row["L2-category"]}
     prompt = f"{hint}{row['question']} {listed}\n{LETTER}"
-    return Item(str(row["index"]), prompt, ["image"], row["answer"], {**facts, "options": options})
+    return Item(str(index), prompt, ["image"], row["answer"], {**facts, "options": options})
 
 
 def chosen_option(answer: str, options: Mapping[str, str]) -> str:
@@ -110,6 +111,7 @@ BENCHMARKS = (
         score=score,
         report=report,
         headline="accuracy",
+        questions_per_id=1,
         units=units,
         optional=("hint", *OPTIONS),
     ),

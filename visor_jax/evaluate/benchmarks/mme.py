@@ -102,5 +102,6 @@ BENCHMARKS = (
         headline="mme_perception_score",
         headline_max=200.0 * len(PERCEPTION),
         units=units,
+        questions_per_id=QUESTIONS_PER_PICTURE,
     ),
 )

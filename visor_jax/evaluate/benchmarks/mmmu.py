@@ -17,7 +17,10 @@ from visor_jax.evaluate.benchmarks.base import (
     Benchmark,
     Item,
     Line,
+    Reference,
     Row,
+    checked_letter,
+    checked_parts,
     mean,
     options_text,
     scores_of,
@@ -52,13 +55,24 @@ def item(row: Row) -> Item:
     mentioned = {int(number) for number in re.findall(r"<image (\d+)>", asked)}
     if not mentioned <= {*range(1, len(IMAGES) + 1)}:
         raise ValueError(f"mentions <image {max(mentioned)}>; expected at most {len(IMAGES)}")
-    reference = row["answer"]
-    if kind == OPEN and reference.startswith("["):
-        reference = texts_in(reference)
     subject = re.sub(r"^[^_]*_|_\d+$", "", row["id"])
     prompt = f"{asked}\n{LETTER if kind == MULTIPLE_CHOICE else SHORT_ANSWER}"
     facts = {"subject": subject, "question_type": kind, "options": options}
-    return Item(row["id"], prompt, [f"image_{number}" for number in sorted(mentioned)], reference, facts)
+    pictures = [f"image_{number}" for number in sorted(mentioned)]
+    return Item(row["id"], prompt, pictures, reference_of(row["answer"], kind, options), facts)
+
+
+def reference_of(answer: str, kind: str, options: Sequence[str]) -> Reference:
+    """Returns the letter of the right option, or the right answer or answers of an open question.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if kind == OPEN:
+        return checked_parts(texts_in(answer)) if answer.startswith("[") else answer
+    if not options:
+        raise ValueError(f"options {options!r} of a {MULTIPLE_CHOICE} question; expected at least one")
+    return checked_letter(answer, LETTERS[: len(options)])
 
 
 def texts_in(literal: str) -> list[str]:
@@ -188,5 +202,6 @@ BENCHMARKS = (
         score=score,
         report=report,
         headline="mmmu_acc",
+        questions_per_id=1,
     ),
 )

@@ -11,6 +11,7 @@ from visor_jax.evaluate.benchmarks.base import (
     Line,
     Row,
     Unit,
+    checked_letter,
     grouped,
     mean,
     only_score,
@@ -18,17 +19,19 @@ from visor_jax.evaluate.benchmarks.base import (
 )
 from visor_jax.evaluate.benchmarks.choices import named_letter
 
+OPTIONS = "ABCD"
+
 
 def item(row: Row) -> Item:
     """Makes the question of a row, which holds its options; the suffix has no full stop."""
     facts = {"category": row["category"], "l2_category": row["l2_category"]}
     prompt = row["question"].strip() + LETTER.rstrip(".")
-    return Item("", prompt, ["image"], row["answer"].strip().upper(), facts)
+    return Item("", prompt, ["image"], checked_letter(row["answer"], OPTIONS), facts)
 
 
 def score(answer: str, item: Item) -> dict[str, float]:
     """Scores an answer."""
-    return {"accuracy": float(named_letter(answer, "ABCD") == item.reference)}
+    return {"accuracy": float(named_letter(answer, OPTIONS) == item.reference)}
 
 
 def mean_of_kinds(lines: Sequence[Line]) -> float:

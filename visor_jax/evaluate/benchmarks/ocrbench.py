@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visor_jax.evaluate import metrics
-from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line, Row, grouped, mean, scores_of
+from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line, Row, checked_parts, grouped, mean, scores_of
 
 
 def item(row: Row) -> Item:
     """Makes the question of a row, without any suffix."""
     facts = {"dataset": row["dataset"], "question_type": row["question_type"]}
-    return Item("", row["question"].strip(), ["image"], row["answer"], facts)
+    return Item("", row["question"].strip(), ["image"], checked_parts(row["answer"]), facts)
 
 
 def score(answer: str, item: Item) -> dict[str, float]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Row, accuracies, options_text
+from visor_jax.evaluate.benchmarks.base import (
+    LETTER,
+    LETTERS,
+    Benchmark,
+    Item,
+    Row,
+    accuracies,
+    checked_letter,
+    options_text,
+)
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -10,7 +19,8 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 def item(row: Row) -> Item:
     """Makes the question of a row."""
     prompt = f"{row['question']}\n{options_text([row[choice] for choice in CHOICES])}{LETTER}"
-    return Item("", prompt, ["image"], row["answer"].strip().upper(), {"data_type": row["data_type"]})
+    reference = checked_letter(row["answer"], LETTERS[: len(CHOICES)])
+    return Item("", prompt, ["image"], reference, {"data_type": row["data_type"]})
 
 
 def score(answer: str, item: Item) -> dict[str, float]:

@@ -29,5 +29,6 @@ BENCHMARKS = (
         score=score,
         report=means("exact_match"),
         headline="exact_match",
+        questions_per_id=1,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Row, accuracies, options_text
+from visor_jax.evaluate.benchmarks.base import LETTER, Benchmark, Item, Row, accuracies, checked_letter, options_text
 
 LETTERS = "ABCD"
 OPTION = re.compile(r"\([A-D]\)\s*([^()]+?)(?=\s*\([A-D]\)|$)")
@@ -20,11 +20,10 @@ PLACES = (
 
 def item(row: Row) -> Item:
     """Makes the question of a row; its options "(A) ..." become lines "A. ..."."""
-    question, label = row["text"], row["label"].strip().upper()
+    question = row["text"]
     if options := OPTION.findall(question)[: len(LETTERS)]:
         question = f"{question.partition('(A)')[0].strip()}\n{options_text([option.strip() for option in options])}"
-    if label not in [*LETTERS]:
-        raise ValueError(f"label {row['label']!r}; expected one of {', '.join(LETTERS)}")
+    label = checked_letter(row["label"], LETTERS, "label")
     return Item("", question + LETTER, ["image"], label, {"category": row["category"]})
 
 
