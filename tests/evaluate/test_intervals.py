@@ -76,6 +76,7 @@ def test_equal_values_leave_uncertainty(value: float) -> None:
     """A bootstrap would resample the same values again and again."""
     assert interval_of_values({"": [value] * 10}) == pytest.approx(wilson(value, 10))
     low, high = interval_of_values({"a": [value] * 10, "b": [value] * 10})
+    assert interval_of_values({"": [value] * 10})[0] >= 0
     assert 0 <= low <= value <= high <= 1 and high - low == pytest.approx(np.diff(wilson(value, 10))[0] / 2**0.5)
 
 

@@ -31,7 +31,8 @@ def wilson(accuracy: float, count: int) -> Interval:
     shrink = 1 / (1 + Z**2 / count)
     center = shrink * (accuracy + Z**2 / (2 * count))
     half = shrink * Z * math.sqrt(accuracy * (1 - accuracy) / count + Z**2 / (4 * count**2))
-    return max(0.0, center - half), min(1.0, center + half)
+    low, high = min(accuracy, center - half), max(accuracy, center + half)  # rounding leaves the accuracy inside
+    return max(0.0, low), min(1.0, high)
 
 
 def interval_of_mean(accuracies: Sequence[float], intervals: Sequence[Interval]) -> Interval:
