@@ -5,7 +5,7 @@
 
 In: models, as `visor_jax.load` takes them. A workdir's configuration is its run's; other models use `almanac_mini`.
 Out: `benchmarks/results/shifts.json` (or `--out`) and a table: for each model, set of pages and budget the accuracies
-of easy, middle and hard tasks with half the width of their 95 % intervals, and the accuracy of the hard tasks with a
+of easy, middle and hard tasks with their 95 % intervals, and the accuracy of the hard tasks with a
 gray picture ("blind") and with another page ("shuffled"). All models see the same questions of the test split.
 """
 
@@ -26,6 +26,7 @@ from visor_jax.data.controls import CONTROLS
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.measure import measure, requested_budgets
+from visor_jax.evaluate.tables import percent
 from visor_jax.workdir.folder import Workdir
 
 RESULT = harness.RESULTS / "shifts.json"
@@ -93,7 +94,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     for name, sets in report.items():
         for title, budgets in sets.items():
             for budget, row in budgets.items():
-                cells = [f"{100 * row[level][0]:.1f}±{50 * (row[level][2] - row[level][1]):.1f}" for level in LEVELS]
+                cells = [percent(row[level][0], row[level][1:]) for level in LEVELS]
                 cells += [f"{100 * row[control]:.1f}" if control in row else "-" for control in CONTROLS]
                 yield f"| {name} | {title} | {budget} | " + " | ".join(cells) + " |"
 

@@ -88,7 +88,7 @@ def test_controls_have_the_shape_of_budgets(
     print_budgets(result)
     printed = capsys.readouterr().out
     assert printed.index("without the right picture: 12 questions") < printed.index("pages, test split: 24 questions")
-    assert "middle" in printed and "±" in printed
+    assert "middle" in printed and re.search(r"±\d|\(\d+\.\d to", printed)
     assert printed.index("│ bright ") < printed.index("│ side ") < printed.index("│ both "), "in the order of levels"
     assert "by kind of picture, budget full" in printed and "table" in printed
     questions = read_json(tiny_copy / "eval" / "pages" / "test.questions.json")

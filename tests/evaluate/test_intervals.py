@@ -15,6 +15,7 @@ from visor_jax.evaluate.intervals import (
     interval_of_mean,
     interval_of_values,
     percentiles,
+    shown_interval,
     wilson,
 )
 
@@ -24,6 +25,22 @@ def test_wilsons_interval_is_that_of_scipy(count: int, data: st.DataObject) -> N
     right = data.draw(st.integers(0, count))
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
     assert wilson(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@given(st.floats(0, 1), st.integers(1, 500))
+def test_half_a_width_is_shown_only_where_it_hardly_leaves_the_possible(accuracy: float, count: int) -> None:
+    low, high = wilson(accuracy, count)
+    shown = shown_interval(accuracy, (low, high))
+    if shown.startswith("±"):
+        half, most = float(shown[1:]) / 100, (high - low) / 6 + 1e-3
+        assert -most < accuracy - half and accuracy + half < 1 + most
+    else:
+        assert shown == f"({100 * low:.1f} to {100 * high:.1f})"
+
+
+def test_an_interval_is_shown_in_the_unit_of_its_value() -> None:
+    assert shown_interval(0.5, (0.4, 0.6)) == "±10.0" and shown_interval(0.0, (0.0, 0.1)) == "(0.0 to 10.0)"
+    assert shown_interval(0.5, (0.4, 0.6), 3, 1) == "±0.100" and shown_interval(0.5, (0.4, 0.6), 1, 2000) == "±200.0"
 
 
 def test_nothing_is_known_without_answers() -> None:

@@ -24,7 +24,7 @@ def test_a_run_with_benchmarks_only_has_a_page(benchmarks_only: Path) -> None:
     assert "12 questions of lmms-lab-encoder/DocVQA, validation" in part and "12 of 2374 questions" in part
     assert "2 questions could not be asked (embedded) and count as wrong" in part
     # The headline with its interval, the other numbers, and the costs beside them.
-    assert "anls 0.500 ±0.100" in part and "mme_perception_score 1250.5 ±200.0" in part
+    assert "anls 0.500 ±0.100" in part and "mme_perception_score 1250.5 (800.0 to 1200.0)" in part
     assert "4 more numbers of mme" in part and "mme_cognition_score 300.0" in part
     for text in (
         "decoder, MFLOP 13.00 31.00 20.00 70.20",
@@ -54,7 +54,7 @@ def test_benchmarks_beside_own_data_have_an_overview(full_run: Path) -> None:
     _, page = report_of(full_run)
     assert "almanac, test split, 1000 questions" in page.section("header")
     part = page.section("benchmarks")
-    assert "Headlines as shares of their maximum" in part and "mme 62.5 ±10.0" in part
+    assert "Headlines as shares of their maximum" in part and "mme 62.5 (40.0 to 60.0)" in part
     assert "mean of easy benchmarks" in part and "mme" not in page.section("accuracy")
 
 
@@ -87,7 +87,12 @@ def test_files_of_questions_are_shown_beside_the_runs_own(full_run: Path) -> Non
     assert "1000 questions of the file mine <1>.json, test split; the model of stage policy." in part
     assert "2 records could not be used (missing_file)." in part and "20 example answers of mine <1>.json" in part
     table = "right answers, % empty 0b100 0b110 full auto dense"
-    assert table in part and "digit 99.0 ±5.0" in part and "mean of hard tasks" in part and "saving, decoder" in part
+    assert (
+        table in part
+        and "digit 99.0 (85.0 to 95.0)" in part
+        and "mean of hard tasks" in part
+        and "saving, decoder" in part
+    )
     said = page.section("caveats")
     assert "mine <1>.json: 2 records could not be used: 2 missing_file." in said
     assert "mine <1>.json: 1000 questions of 10 tasks, 100 per task on average; the widest interval" in said

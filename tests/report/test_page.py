@@ -61,7 +61,7 @@ def test_levels_controls_intervals_and_kinds(full_run: Path, edit_evaluation: Ed
     controls = page.section("controls")
     assert "The first 256 questions once more with auto" in controls
     assert "its own a gray one another question's" in controls
-    assert "title 75.0 ±5.0 25.0 ±5.0 12.5 ±5.0" in controls
+    assert "title 75.0 ±5.0 25.0 (70.0 to 80.0) 12.5 (70.0 to 80.0)" in controls
 
 
 def test_examples_show_what_answers_depend_on_and_what_is_read(full_run: Path, edit_evaluation: Edit) -> None:

@@ -35,6 +35,20 @@ def wilson(accuracy: float, count: int) -> Interval:
     return max(0.0, low), min(1.0, high)
 
 
+def shown_interval(value: float, limits: Sequence[float], decimals: int = 1, scale: float = 100.0) -> str:
+    """Returns an interval as text: "±0.6", half its width, or "(0.0 to 4.2)" where the value is far from its middle.
+
+    Args:
+      value: what the limits are of, both before they are scaled.
+      scale: what they are multiplied by: 100 for percent.
+    """
+    low, high = (scale * limit for limit in limits)
+    shorter, longer = sorted((scale * value - low, high - scale * value))
+    if shorter < longer / 2:
+        return f"({low:.{decimals}f} to {high:.{decimals}f})"
+    return f"±{(high - low) / 2:.{decimals}f}"
+
+
 def interval_of_mean(accuracies: Sequence[float], intervals: Sequence[Interval]) -> Interval:
     """Returns the interval of the mean of independent accuracies.
 

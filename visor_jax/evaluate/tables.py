@@ -13,6 +13,7 @@ from rich.text import Text
 from visor_jax.data.controls import CONTROLS
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.errors import printable
+from visor_jax.evaluate.intervals import shown_interval
 
 SHOWN = ("visor-jax", "jax", "jaxlib", "python")  # packages whose versions are printed
 MOST_ROWS = 60  # of the comparison by task; more are in the result only
@@ -22,7 +23,7 @@ ALPHA = 0.05  # differences with a smaller p have a star
 def print_budgets(result: Mapping[str, Any]) -> None:
     """Prints a table of accuracy and saving of every budget, after those of tasks, kinds, controls, costs and others.
 
-    Accuracies of levels carry half the width of their 95 % interval.
+    Accuracies of levels carry their 95 % interval.
     """
     print_harness(result)
     print_tasks(result)
@@ -238,10 +239,10 @@ def accuracies(result: Mapping[str, Any], group: str, name: str = "") -> list[st
 
 
 def percent(value: float | None, limits: Sequence[float] | None = None) -> str:
-    """0.987 -> "98.7"; with the limits of an interval, "98.7±0.6", which is half its width."""
+    """0.987 -> "98.7"; with the limits of an interval, "98.7 ±0.6" (`shown_interval`)."""
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" + (f"±{50 * (limits[1] - limits[0]):.1f}" if limits else "")
+    return f"{100 * value:.1f}" + (f" {shown_interval(value, limits)}" if limits else "")
 
 
 def flops_unit(gflops: Iterable[float]) -> tuple[str, float]:

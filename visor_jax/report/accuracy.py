@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 
 from visor_jax.data.source_kind import LEVELS
+from visor_jax.evaluate.intervals import shown_interval
 from visor_jax.report import figures
 from visor_jax.report.facts import fixed_budgets, mixed_accuracy
-from visor_jax.report.numbers import DASH, MINUS, TIMES, counted, flops, half_width, percent, points, shade, times
+from visor_jax.report.numbers import DASH, MINUS, TIMES, counted, flops, percent, points, shade, times
 from visor_jax.report.results import Row
 
 
@@ -142,8 +143,9 @@ def timing_note(result: Row) -> str:
 
 
 def accuracy_cell(value: float | None, limits: Sequence[float] | None = None) -> Row:
-    """Builds a table cell of an accuracy, with half the width of its interval if it has one."""
-    return {"text": percent(value), "limits": half_width(limits), "shade": shade(value)}
+    """Builds a table cell of an accuracy, with its interval if it has one."""
+    shown = shown_interval(value, limits) if value is not None and limits is not None else ""
+    return {"text": percent(value), "limits": shown, "shade": shade(value)}
 
 
 def controls_table(evaluation: Row, tasks: Sequence[tuple[str, str]]) -> Row | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from visor_jax.data.source_kind import LEVELS
+from visor_jax.evaluate.intervals import shown_interval
 from visor_jax.evaluate.tables import differences, reported
 from visor_jax.report.accuracy import accuracy_cell, accuracy_table, cost_rows, timing_note
 from visor_jax.report.examples import cards
@@ -80,7 +81,7 @@ def common_part(one: OtherResult) -> Row:
 
 
 def metric_rows(one: BenchmarkResult, names: Sequence[str]) -> list[Row]:
-    """Builds a row per reported number, the headline first; ± is half its interval, in the number's own unit."""
+    """Builds a row per reported number, the headline first, with its interval in the number's own unit."""
     budgets = one.result["budgets"]
     intervals = one.result["intervals"].get("budgets") or {}
     every = dict.fromkeys(metric for name in names for metric in budgets[name]["metrics"])
@@ -91,15 +92,13 @@ def metric_rows(one: BenchmarkResult, names: Sequence[str]) -> list[Row]:
             value, limits = budgets[name]["metrics"].get(metric), None
             if metric == one.headline:
                 limits = intervals.get(name, {}).get("tasks", {}).get(one.name)
-            half = "" if limits is None else "±" + reported_half(one.headline_max * (limits[1] - limits[0]) / 2, value)
-            cells.append({"text": "" if value is None else reported(value), "limits": half})
+            shown = ""
+            if value is not None and limits is not None:
+                scale, decimals = one.headline_max, 3 if value <= 1 else 1  # as many as `reported` gives the value
+                shown = shown_interval(value / scale, limits, decimals, scale)
+            cells.append({"text": "" if value is None else reported(value), "limits": shown})
         rows.append({"name": metric, "headline": metric == one.headline, "cells": cells})
     return rows
-
-
-def reported_half(half: float, value: float | None) -> str:
-    """Returns half the width of an interval with as many decimals as `reported` gives the value."""
-    return f"{half:.3f}" if value is None or value <= 1 else f"{half:.1f}"
 
 
 def against_table(result: Row) -> Row | None:

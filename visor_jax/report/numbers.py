@@ -81,8 +81,3 @@ def shade_colors(colors: Sequence[tuple[int, int, int]]) -> dict[str, str]:
         + "".join(f"{round(float(np.interp(step / SHADES, STOPS, c))):02x}" for c in zip(*colors, strict=True))
         for step in range(SHADES + 1)
     }
-
-
-def half_width(limits: Sequence[float] | None) -> str:
-    """[0.95, 0.98] -> "±1.5", half the width of an interval in points; "" without limits."""
-    return "" if limits is None else f"±{50 * (limits[1] - limits[0]):.1f}"
