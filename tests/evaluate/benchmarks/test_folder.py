@@ -220,6 +220,7 @@ def test_columns_that_do_not_fit_are_named(name: str, change: dict[str, Any], me
         ("mmmu", {"question_type": "essay"}, "question_type 'essay'; expected multiple-choice or open"),
         ("mmmu", {"question": "<image 9>"}, "mentions <image 9>; expected at most 7"),
         ("vstar", {"label": "E"}, "label 'E'; expected one of A, B, C, D"),
+        ("vstar", {"text": "Which side?\n(A) left\n(B) right", "label": "C"}, "label 'C'; expected one of A, B$"),
         ("gqa", {"imageId": "n7"}, "imageId='n7': no row of testdev_balanced_images/.* has this id"),
         # No reference, or one that no answer or any answer equals.
         (

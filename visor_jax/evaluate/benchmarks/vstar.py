@@ -23,7 +23,7 @@ def item(row: Row) -> Item:
     question = row["text"]
     if options := OPTION.findall(question)[: len(LETTERS)]:
         question = f"{question.partition('(A)')[0].strip()}\n{options_text([option.strip() for option in options])}"
-    label = checked_letter(row["label"], LETTERS, "label")
+    label = checked_letter(row["label"], LETTERS[: len(options) or None], "label")
     return Item("", question + LETTER, ["image"], label, {"category": row["category"]})
 
 
