@@ -113,7 +113,7 @@ def page(results: Results, longer: Mapping[str, Results], curves: Mapping[str, M
         ]
         lines += [f"Every line is of seed{'s' * (len(of) > 1)} {', '.join(map(str, of))}.", ""]
     for scale, runs in longer.items():
-        lines += longer_section(scale, runs)
+        lines += longer_section(scale, runs, results)
     runs = results.by_variant
     missing = {name: [str(seed) for seed in seeds if seed not in runs.get(name, {})] for name in VARIANTS}
     named = [f"{name} (seed{'s' * (len(of) > 1)} {', '.join(of)})" for name, of in missing.items() if of]
@@ -155,8 +155,12 @@ def label_tolerance(results: Results) -> float:
     return stated.get("label.tolerance", default_fields()["label.tolerance"])
 
 
-def longer_section(scale: str, results: Results) -> list[str]:
-    """Returns the section about runs with `scale` times as many steps in every stage."""
+def longer_section(scale: str, results: Results, configured: Results) -> list[str]:
+    """Returns the section about runs with `scale` times as many steps in every stage.
+
+    Args:
+      configured: the results of the configured number of steps.
+    """
     groups = dict.fromkeys(variant.group for variant in VARIANTS.values())
     return [
         f"## {scale} times as many steps",
@@ -170,6 +174,7 @@ def longer_section(scale: str, results: Results) -> list[str]:
         f"![Accuracy against decoder FLOPs after {scale} times as many steps](claims_x{scale}.png)",
         "",
         *claim_table(results),
+        *(dense_table(results, configured) if "dense" in configured.by_variant else []),
         *(line for group in groups for line in group_table(results, group, level=3)),
         *dial_table(results, level=3),
     ]
@@ -184,6 +189,24 @@ def claim_table(results: Results) -> list[str]:
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
         *claim_rows(results),
         *matched_rows(results),
+        "",
+    ]
+
+
+def dense_table(results: Results, configured: Results) -> list[str]:
+    """Returns the table of differences from the dense model of the configured number of steps."""
+    rows = []
+    for budget in ("empty", "one", "full", "auto"):
+        for level in LEVELS:
+            if difference := results.difference(("visor", budget), ("dense", "full"), level, configured):
+                rows.append(row(f"visor {budget}", level, *interval(difference, signed=True)))
+    return [
+        "VISOR minus the dense model that was fine-tuned for the configured number of steps. More steps might improve",
+        "the dense model too. **hard** favors it: these are the questions that its base answers well.",
+        "",
+        "| budget | level | difference | interval | seeds |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *rows,
         "",
     ]
 

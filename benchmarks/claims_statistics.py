@@ -134,14 +134,18 @@ class Results:
             return None
         return Cell.of(float(np.mean(means)), over_seeds(np.stack(samples), list(kept)), list(kept))
 
-    def difference(self, first: tuple[str, str], second: tuple[str, str], level: str) -> Cell | None:
+    def difference(
+        self, first: tuple[str, str], second: tuple[str, str], level: str, of_second: Results | None = None
+    ) -> Cell | None:
         """Returns the accuracy of the first variant and budget minus that of the second, resampled together.
 
-        It is that of the seeds that both have; None if there are none.
+        It is that of the seeds that both have; None if there are none. `of_second`: the results that have the second
+        one, on the same questions, if they are others than these.
         """
-        cells = [self.cell(*side, level) for side in (first, second)]
+        sides = ((self, first), (of_second or self, second))
+        cells = [results.cell(*side, level) for results, side in sides]
         seeds = set.intersection(*(set(cell.seeds) if cell else set() for cell in cells))
-        one, other = (self.cell(*side, level, seeds) for side in (first, second))
+        one, other = (results.cell(*side, level, seeds) for results, side in sides)
         if one is None or other is None:
             return None
         return Cell.of(one.mean - other.mean, one.samples - other.samples, one.seeds)

@@ -218,6 +218,19 @@ def test_differences_are_of_the_seeds_that_both_have(results: Any) -> None:
     assert results.difference(full, ("cross_twice", "empty"), "hard") is None, "not run"
 
 
+def test_longer_runs_are_compared_with_the_dense_model_of_fewer_steps(results: Any, tmp_path: Path) -> None:
+    module = importlib.import_module("claims_statistics")
+    write_results(tmp_path / "results", [result("dense", seed, {"full": (1, 1, 0.5, 0.5)}) for seed in (1, 2)])
+    write_results(tmp_path / "results" / "steps_x9", [result("visor", 1, {"full": (1, 1, 1, 1)})])
+    (tmp_path / "results" / "steps_x9" / "questions.json").unlink()
+    fewer, longer = (module.Results(tmp_path / "results" / name) for name in ("", "steps_x9"))
+    lines = importlib.import_module("claims_page").dense_table(longer, fewer)
+    cell = longer.difference(("visor", "full"), ("dense", "full"), "hard", fewer)
+    expected = 1 - fewer.cell("dense", "full", "hard", {1}).mean
+    assert cell.mean == pytest.approx(expected) and cell.seeds == (1,)
+    assert any(line.startswith(f"| visor full | hard | {100 * expected:+.1f} |") for line in lines)
+
+
 def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) -> None:
     module = importlib.import_module("claims_statistics")
     first, other = (result(name, 1, {"full": (1, 1, 1, 1)}) for name in ("visor", "dense"))
@@ -262,6 +275,7 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
         "| VISOR at no more decoder FLOPs beats packed tokens | visor full | dense_packed_4 full | hard | +100" in more
     )
     assert "### VISOR\n" in more and "claims_x3.png" in more
+    assert "VISOR minus the dense model" not in more, "dense was not run"
     assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
     assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full | other |" in text
     assert "dense (seeds 1, 2, 3)" in more and "start_zero (seeds 2, 3)" in more
