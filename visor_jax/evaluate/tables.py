@@ -17,6 +17,7 @@ from visor_jax.evaluate.intervals import shown_interval
 
 SHOWN = ("visor-jax", "jax", "jaxlib", "python")  # packages whose versions are printed
 MOST_ROWS = 60  # of the comparison by task; more are in the result only
+WIDTH = 120  # characters of a line in a file or pipe
 ALPHA = 0.05  # differences with a smaller p have a star
 
 
@@ -263,4 +264,4 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(cell(column), justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*map(cell, row))
-    Console().print(table)
+    Console(width=None if Console().is_terminal else WIDTH).print(table)
