@@ -354,9 +354,13 @@ class Architecture:
 
     @cached_property
     def whole(self) -> Architecture:
-        """Returns this architecture with every visual token of every picture in all layers that read them."""
+        """Returns this architecture with every visual token of every picture in all layers that read them.
+
+        It is this object itself if nothing changes.
+        """
         all_tokens = replace(self.without_dropping, anyres=replace(self.anyres, packing=1))
-        return replace(all_tokens, reduction=ReductionArchitecture())
+        all_tokens = replace(all_tokens, reduction=ReductionArchitecture())
+        return self if all_tokens == self else all_tokens
 
     @property
     def in_training(self) -> Architecture:

@@ -20,7 +20,6 @@ import numpy as np
 from visor_jax.architecture import Architecture
 from visor_jax.data import chat
 from visor_jax.data.anyres import taps as taps_of_pictures
-from visor_jax.data.anyres import whole_token_count
 from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.sample import Sample, SkipSample
@@ -283,6 +282,7 @@ def encode_tokens(
         raise SkipSample("image_count", f"{is_image.sum()} picture placeholders, {len(images)} pictures")
     sizes = [image.shape[:-1] for image in images]
     layout = layout_of(sizes, architecture, origin)
+    whole = layout if architecture.whole is architecture else layout_of(sizes, architecture.whole, origin)
     check_fits(id, RowShape(layout.num_tiles, sum(layout.lengths), int((~is_image).sum())), row_shape)
 
     text_turns = None if turns is None else np.asarray(turns, np.int32)
@@ -318,9 +318,7 @@ def encode_tokens(
         visual_pictures=layout.pictures,
         visual_marks=layout.marks,
         scales=tuple(others),
-        whole=sum(layout_of(sizes, architecture.whole, origin).lengths)
-        if origin
-        else whole_token_count(sizes, architecture),
+        whole=sum(whole.lengths),
     )._replace(**arrays)
 
 
