@@ -35,7 +35,8 @@ from visor_jax.cost import beginnings, decoder_flops, tree_flops
 from visor_jax.data.questions import Place, single_questions
 from visor_jax.evaluate.chunks import ChunkScores
 from visor_jax.evaluate.prefixes import score_tree
-from visor_jax.evaluate.scoring import Scores, programs, sample_sizes
+from visor_jax.evaluate.scoring import Scores, one_budget, sample_sizes
+from visor_jax.evaluate.visual_tokens import encoder
 from visor_jax.loading import load
 from visor_jax.testing import random_batch, random_params, tiny_architecture
 from visor_jax.workdir.folder import Workdir
@@ -163,12 +164,11 @@ def sizes_of(scores: Scores) -> list[tuple[int, int]]:
 def compared(params: Any, arch: Architecture, batches: Sequence[Any], rounds: int) -> tuple[dict[str, Any], Scores]:
     """Runs both passes; returns their costs, differences and times, and the scores."""
     subsets = all_subsets(arch.num_slots)
-    encode, one_budget = programs(arch)
     placed = [jax.tree.map(jnp.asarray, dict(batch.arrays)) for batch in batches]
-    inputs = [(encode(params, arrays), arrays) for arrays in placed]
+    inputs = [(encoder(arch)(params, arrays), arrays) for arrays in placed]
 
     def one_by_one() -> list[Any]:
-        return [[one_budget(params, *given, jnp.asarray(bits)) for bits in subsets] for given in inputs]
+        return [[one_budget(arch)(params, *given, jnp.asarray(bits)) for bits in subsets] for given in inputs]
 
     def tree() -> list[Any]:
         return [score_tree(params, *given, subsets, arch) for given in inputs]

@@ -18,7 +18,7 @@ from visor_jax.adapt.label import label_stage
 from visor_jax.adapt.search import search_stage
 from visor_jax.budget import all_subsets
 from visor_jax.data.questions import Failure, Place
-from visor_jax.evaluate import features, scoring
+from visor_jax.evaluate import features, scoring, visual_tokens
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore
 from visor_jax.evaluate.runner import evaluate
 from visor_jax.files.read_write import read_json
@@ -82,8 +82,9 @@ def test_a_killed_pass_computes_only_the_missing_chunks(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # Programs that another test compiled with other options would round differently from the killed process's.
-    scoring.programs.cache_clear()
-    features.programs.cache_clear()
+    visual_tokens.encoder.cache_clear()
+    scoring.one_budget.cache_clear()
+    features.before_slots.cache_clear()
     run, folder, _ = PASSES[name]
     config, whole, killed = CONFIGS[name], tmp_path / "whole", tmp_path / "killed"
     for copy in (whole, killed):

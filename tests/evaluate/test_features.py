@@ -38,22 +38,21 @@ class Calls:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tower, self.shared = 0, 0
-        programs = features.programs
+        visual_tokens, before_slots = features.visual_tokens, features.before_slots
 
-        def counting(arch: Architecture) -> tuple[Callable, Callable]:
-            encoder, shared_text = programs(arch)
+        def encode(params: Any, arrays: Any, *others: Any) -> Any:
+            self.tower += len(arrays["tiles"])
+            return visual_tokens(params, arrays, *others)
 
-            def encode(params: Any, batch: Any) -> Any:
-                self.tower += len(batch["tiles"])
-                return encoder(params, batch)
-
+        def counting(arch: Architecture) -> Callable:
             def text(params: Any, visual: Any, batch: Any) -> Any:
                 self.shared += len(visual)
-                return shared_text(params, visual, batch)
+                return before_slots(arch)(params, visual, batch)
 
-            return encode, text
+            return text
 
-        monkeypatch.setattr(features, "programs", counting)
+        monkeypatch.setattr(features, "visual_tokens", encode)
+        monkeypatch.setattr(features, "before_slots", counting)
 
     def taken(self) -> tuple[int, int]:
         """Returns (tower, shared) since the last call."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits, Budget, all_subsets
 from visor_jax.config import architecture
 from visor_jax.data.questions import single_questions
@@ -22,8 +21,9 @@ from visor_jax.data.sample import Sample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate import prefixes
 from visor_jax.evaluate.runner import with_system
-from visor_jax.evaluate.scoring import Scores, choices, programs, sample_sizes, score
+from visor_jax.evaluate.scoring import Scores, choices, sample_sizes, score
 from visor_jax.evaluate.summary import dense_row, level_means, level_weights, task_accuracies
+from visor_jax.evaluate.visual_tokens import encoder, visual_tokens
 from visor_jax.loading import Visor, load
 from visor_jax.scale.mesh import build_mesh
 from visor_jax.testing import questions_of, tiny_config
@@ -150,7 +150,7 @@ def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureF
             score(model.params, questions_of(tiny_config(), samples).batches(4), budgets, model.arch, mesh=MESH)
         return [record.message for record in caplog.records if "ompil" in record.message]
 
-    programs.cache_clear()
+    encoder.cache_clear()
     prefixes.programs.cache_clear()
     assert compiled(chosen, BUDGETS[:2]), "the first pass compiles, and `compiled` reports it"
     assert compiled(chosen[::-1], BUDGETS[2:]) == []
@@ -160,11 +160,11 @@ def test_a_second_pass_compiles_nothing(model: Visor, caplog: pytest.LogCaptureF
 def test_pictures_are_looked_at_once_and_not_once_a_budget(model: Visor, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
 
-    def counted(arch: Architecture) -> tuple[Callable, Callable]:
-        encoder, one_budget = programs(arch)
-        return lambda *args: (encoded.append(1), encoder(*args))[1], one_budget
+    def counted(*args: Any) -> jax.Array:
+        encoded.append(1)
+        return visual_tokens(*args)
 
-    monkeypatch.setattr("visor_jax.evaluate.scoring.programs", counted)
+    monkeypatch.setattr("visor_jax.evaluate.scoring.visual_tokens", counted)
     batches = single_questions(tiny_config(), "validation", 6).batches(4)
     score(model.params, batches, BUDGETS, model.arch, mesh=MESH)
     assert len(encoded) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from visor_jax.adapt.label import label_stage
-from visor_jax.architecture import Architecture
 from visor_jax.config import Config, as_config
 from visor_jax.errors import RunError
 from visor_jax.evaluate import features
@@ -42,7 +40,7 @@ def test_the_policy_trains_on_features_that_label_stored(tiny_copy: Path, monkey
     def tower(*arguments: object) -> None:
         raise AssertionError("the tower runs")
 
-    monkeypatch.setattr(features, "programs", lambda arch: (tower, tower))
+    monkeypatch.setattr(features, "visual_tokens", tower)
     monkeypatch.setattr("visor_jax.train.objectives.policy.encode", tower)
     train(config, "policy", workdir)
     assert losses(tiny_copy) == pytest.approx(expected, abs=1e-6) and len(expected) == 4
@@ -54,16 +52,13 @@ def test_features_are_stored_chunk_by_chunk(
 ) -> None:
     """Interrupted after two of four chunks, the second start runs the tower for the others only."""
     config = as_config(tiny_config({"evaluate.cache_gigabytes": 1.0, "evaluate.batch_size": 12}))
-    workdir, rows, programs = Workdir(tiny_copy), list[int](), features.programs
+    workdir, rows, visual_tokens = Workdir(tiny_copy), list[int](), features.visual_tokens
 
-    def counting(arch: Architecture) -> tuple[Callable]:
-        def encode(params: Any, batch: Any) -> Any:
-            rows.append(len(batch["tiles"]))
-            return programs(arch)[0](params, batch)
+    def counting(params: Any, arrays: Any, *others: Any) -> Any:
+        rows.append(len(arrays["tiles"]))
+        return visual_tokens(params, arrays, *others)
 
-        return (encode,)
-
-    monkeypatch.setattr(features, "programs", counting)
+    monkeypatch.setattr(features, "visual_tokens", counting)
     frozen = flatten({name: load_stage(workdir, "universal").params[name] for name in VISUAL})
     mesh = build_mesh(1, -1, 1)
 

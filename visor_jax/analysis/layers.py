@@ -17,9 +17,10 @@ from visor_jax.analysis.passes import Probe, answers_of
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config
 from visor_jax.data.questions import Place, Questions
+from visor_jax.data.tile_pools import tower_inputs
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import padded
-from visor_jax.evaluate.scoring import programs as scoring_programs
+from visor_jax.evaluate.visual_tokens import visual_tokens
 from visor_jax.generate.visor import Visor
 from visor_jax.model.layers import in_dtype
 from visor_jax.scale.mesh import scoring_mesh
@@ -113,7 +114,6 @@ def _batches(
     """Yields tasks and ids of a batch's questions with pictures, and the measures of all analyses [L, rows]."""
     mesh = scoring_mesh(config)
     params = in_dtype(jax.device_put(model.params, param_shardings(model.params, mesh)), config.model.dtype)
-    encode = scoring_programs(model.arch)[0]
     observers = {name: observer for analysis in analyses for name, observer in analysis.observers.items()}
     for batch in questions.batches(config.evaluate.batch_size):
         beat()
@@ -121,9 +121,9 @@ def _batches(
         if not len(rows):
             continue
         arrays = padded(batch.arrays, mesh)
-        placed = place_batch(arrays, mesh)
+        placed = place_batch({name: x for name, x in arrays.items() if name not in tower_inputs(model.arch)}, mesh)
+        visual = visual_tokens(params, arrays, model.arch, mesh)
         with jax.set_mesh(mesh):  # kernels split their work over it
-            visual = encode(params, placed)
             probe = Probe(params, visual, placed, answers_of(arrays), model.arch, observers)
             measures: Measures = {RIGHT: np.asarray(probe.effect().right)[None], **probe.observed}
             for analysis in analyses:

@@ -11,8 +11,8 @@ physically interleaved. Several examples may share a row: each is one segment, n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.row_shape import RowShape, batch_shapes
 from visor_jax.data.sample import Sample, SkipSample
 from visor_jax.data.scales import ScaleLayout, place_at_scale, shapes_at_scales
+from visor_jax.data.tile_pools import moved_gather
 from visor_jax.data.tiles import Origin, layout_of, make_tiles, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
 from visor_jax.data.turns import encode_turns, interleaved_positions, turns_of_answers
@@ -182,10 +183,8 @@ def encode_example(
     return example
 
 
-def _conversation(
-    sample: Sample, tokenizer: ChatTokenizer, system: str | None
-) -> functools.partial[chat.EncodedConversation]:
-    return functools.partial(
+def _conversation(sample: Sample, tokenizer: ChatTokenizer, system: str | None) -> partial[chat.EncodedConversation]:
+    return partial(
         chat.encode_conversation,
         tokenizer,
         sample.turns,
@@ -402,11 +401,7 @@ def _place(
     visual = slice(used.visual, used.visual + example.size.visual)
     text = slice(used.text, used.text + example.size.text)
     candidates = slice(start, start + len(example.visual_gather))
-
-    def in_pool(gather: np.ndarray) -> np.ndarray:
-        is_newline = gather == example.size.tiles * patches
-        return np.where(is_newline, num_tiles * patches, gather + used.tiles * patches)
-
+    in_pool = partial(moved_gather, tiles=(example.size.tiles, used.tiles, num_tiles), patches=patches)
     gather = in_pool(example.visual_gather)
     for name in tile_shapes(0, architecture):
         arrays[name][pool, tiles] = getattr(example, name)

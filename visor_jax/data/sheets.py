@@ -17,6 +17,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.data.candidates import candidate_arrays, moved
 from visor_jax.data.collate import Content, Example, RowShape, check_fits, encode_example
 from visor_jax.data.sample import Sample, Sheet, SkipSample, samples_of
+from visor_jax.data.tile_pools import moved_gather
 from visor_jax.data.tiles import patches_at, place_patches, tile_shapes
 from visor_jax.data.tokenizer import ChatTokenizer
 
@@ -116,9 +117,8 @@ def join(examples: Sequence[Example], architecture: Architecture) -> Example:
     gathers, turn_indices, turns = [], [], 0
     for example, place in zip(examples, places, strict=True):
         _copy_tiles(arrays, example, place, architecture)
-        newline = example.visual_gather == len(example.tiles) * patches
-        gather = example.visual_gather + place.tile * patches + place.first
-        gathers.append(_widened(np.where(newline, num_tiles * patches, gather), taps))
+        gather = moved_gather(example.visual_gather, (len(example.tiles), place.tile, num_tiles), patches)
+        gathers.append(_widened(np.where(gather < num_tiles * patches, gather + place.first, gather), taps))
         turn_indices.append(np.where(example.turn_index >= 0, example.turn_index + turns, -1))
         turns += len(example.tasks)
     text_turns = [example.text_turns for example in examples if example.text_turns is not None]  # of all or of none

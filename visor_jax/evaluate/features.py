@@ -35,12 +35,14 @@ from safetensors.numpy import save
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config
 from visor_jax.data.candidates import candidate_arrays
+from visor_jax.data.tile_pools import Arrays, tiles_of_rows, tower_inputs
 from visor_jax.data.tiles import tile_shapes
 from visor_jax.errors import RequestError, RunError
+from visor_jax.evaluate.visual_tokens import visual_tokens
 from visor_jax.files.read_write import file_beside, remove_folder
 from visor_jax.model.decoder import cross_params, layer_params
 from visor_jax.model.layers import Params
-from visor_jax.model.visor import encode, shared_text
+from visor_jax.model.visor import shared_text
 from visor_jax.scale.gather import gathered
 from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import place_batch
@@ -50,8 +52,6 @@ from visor_jax.workdir.provenance import versions
 from visor_jax.workdir.visible import wait_until
 
 log = logging.getLogger(__name__)
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class FeatureStore:
@@ -187,9 +187,9 @@ def _restored(x: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def programs(arch: Architecture) -> tuple[Callable, Callable]:
-    """Returns the compiled functions (visual tokens, text at the entry of the first optional layer)."""
-    return jax.jit(partial(encode, arch=arch)), jax.jit(partial(shared_text, arch=arch))
+def before_slots(arch: Architecture) -> Callable[..., jax.Array]:
+    """Returns the compiled function that gives T at the entry of the first optional layer."""
+    return jax.jit(partial(shared_text, arch=arch))
 
 
 class SharedFeatures:
@@ -231,31 +231,46 @@ class SharedFeatures:
           arrays: a batch with one sample per row.
         """
         visual_used, text_used = ((arrays[f"{kind}_segments"] > 0).sum(axis=1) for kind in ("visual", "text"))
-        pictures = [_visual_key(arrays, row, self._arch) if count else "" for row, count in enumerate(visual_used)]
+        tiles = tiles_of_rows(arrays, self._arch)
+        pictures = [
+            _visual_key(arrays, row, tiles[row], self._arch) if count else "" for row, count in enumerate(visual_used)
+        ]
         inputs = {name: arrays[name] for name in (*tower_inputs(self._arch), "visual_segments")}
-        visual = self._stored(0, self._visual_owner, pictures, visual_used, inputs)
+        visual = self._stored(self._visual, self._visual_owner, pictures, visual_used, inputs)
         if not self._text_owner:
             return visual, None
         keys = [_text_key(arrays, row, pictures[row]) if count else "" for row, count in enumerate(text_used)]
         inputs = {"visual": visual, **{name: arrays[name] for name in TEXT_INPUTS}}
-        return visual, self._stored(1, self._text_owner, keys, text_used, inputs)
+        return visual, self._stored(self._shared_text, self._text_owner, keys, text_used, inputs)
 
     def _stored(
-        self, program: int, owner: str, keys: Sequence[str], used: Sequence[int], inputs: Arrays
+        self,
+        program: Callable[[Arrays], jax.Array],
+        owner: str,
+        keys: Sequence[str],
+        used: Sequence[int],
+        inputs: Arrays,
     ) -> Float[np.ndarray, "B N D"]:
         """Returns a program's results for every row with a key; computes and stores those of new keys.
 
         Args:
-          program: index in `programs`.
+          program: `_visual` or `_shared_text`.
           owner: digest of its parameters.
           keys: of each row; "" for a row without tokens.
           used: number of tokens of each row.
           inputs: of the program, by row.
+
+        Raises:
+          RunError: only stored features were to be read.
         """
         found = self.store.read(owner, [key for key in keys if key])
         first = {key: row for row, key in reversed([*enumerate(keys)]) if key and key not in found}
         if new := sorted(first.values()):
-            computed = self._run(program, _in_bucket({name: x[new] for name, x in inputs.items()}))
+            if not self._params:
+                raise RunError(f"{self.store.folder}: features were removed or damaged during training; start it again")
+            missing = _in_bucket({name: x[new] for name, x in inputs.items()})
+            extra = -len(missing["visual_segments"]) % row_shards(self._mesh)
+            computed = np.asarray(program({name: _with_rows(x, extra) for name, x in missing.items()}))
             tensors = {keys[row]: computed[i, : used[row]] for i, row in enumerate(new)}
             self.store.write(owner, tensors)
             found |= tensors
@@ -266,31 +281,17 @@ class SharedFeatures:
                 rows[row, : used[row]] = found[key]
         return rows
 
-    def _run(self, program: int, inputs: Arrays) -> np.ndarray:
-        """Runs a program of `programs` on rows of inputs, sharded over the mesh.
+    def _visual(self, inputs: Arrays) -> jax.Array:
+        return visual_tokens(self._params, inputs, self._arch, self._mesh)
 
-        Raises:
-          RunError: only stored features were to be read.
-        """
-        if not self._params:
-            raise RunError(f"{self.store.folder}: features were removed or damaged during training; start it again")
-        extra = -len(next(iter(inputs.values()))) % row_shards(self._mesh)
-        placed = place_batch({name: _with_rows(x, extra) for name, x in inputs.items()}, self._mesh)
-        visual = [placed.pop("visual")] if "visual" in placed else []
+    def _shared_text(self, inputs: Arrays) -> jax.Array:
+        placed = place_batch(inputs, self._mesh)
         with jax.set_mesh(self._mesh):  # kernels split their work over it
-            return np.asarray(programs(self._arch)[program](self._params, *visual, placed))
+            return before_slots(self._arch)(self._params, placed.pop("visual"), placed)
 
 
 TEXT_INPUTS = ("text_tokens", "text_positions", "text_segments", "visual_positions", "visual_segments")
 VISUAL = ("vision", "connector", "image_newline")  # the parameters that V(0) depends on
-
-
-def tower_inputs(arch: Architecture) -> tuple[str, ...]:
-    """Returns the names of a batch's arrays that V(0) is computed from, and nothing else is.
-
-    A reduction also reads `visual_segments`.
-    """
-    return (*tile_shapes(0, arch), "visual_gather", "visual_weights", *candidate_arrays(arch))
 
 
 def _up_to_first_slot(params: Params, arch: Architecture) -> Params:
@@ -313,16 +314,13 @@ def _digest_of(params: Params, arch: Architecture, *others: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def _visual_key(arrays: Arrays, row: int, arch: Architecture) -> str:
-    """Returns the digest of a row's tiles and of their places."""
+def _visual_key(arrays: Arrays, row: int, count: int, arch: Architecture) -> str:
+    """Returns the digest of a row's `count` tiles and of their places."""
     used = arrays["visual_weights"][row].any(axis=1)  # of a reduction there are more candidates than positions
     gather, weights = arrays["visual_gather"][row][used], arrays["visual_weights"][row][used]
     candidates = (arrays[name][row][used] for name in candidate_arrays(arch))
-    tiles, patches = arrays["tiles"][row], arch.vision.patches_per_side**2
-    of_tiles = gather[(weights > 0) & (gather < len(tiles) * patches)]
-    count = of_tiles.max() // patches + 1 if of_tiles.size else 0
     of_tiles = (arrays[name][row][:count] for name in tile_shapes(0, arch))
-    return _key(*of_tiles, *candidates, gather, weights, np.array(len(tiles)))
+    return _key(*of_tiles, *candidates, gather, weights, np.array(arrays["tiles"].shape[1]))
 
 
 def _text_key(arrays: Arrays, row: int, pictures: str) -> str:

@@ -26,14 +26,16 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Chunk, Place, QuestionBatches
+from visor_jax.data.tile_pools import tiles_of_rows, tower_inputs
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
-from visor_jax.evaluate.features import FeatureStore, SharedFeatures, tower_inputs
+from visor_jax.evaluate.features import FeatureStore, SharedFeatures
 from visor_jax.evaluate.prefixes import score_hidden, score_tree
+from visor_jax.evaluate.visual_tokens import visual_tokens
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.likelihood import prompt_end
 from visor_jax.model.policy import choose
-from visor_jax.model.visor import encode, hidden_states, route
+from visor_jax.model.visor import hidden_states, route
 from visor_jax.scale.distributed import several
 from visor_jax.scale.mesh import row_shards
 from visor_jax.scale.sharding import param_shardings, place_batch
@@ -214,7 +216,6 @@ class Scorer:
           asked: returns the budgets; always the same ones if `routed`.
         """
         self.params, self.asked, self.arch, self.mesh = params, asked, arch, mesh
-        self.encoder, self.one_budget = programs(arch)
         self.router = routing(arch, len(asked())) if routed else None
         self.features: SharedFeatures | None = None
         if features is not None:
@@ -231,12 +232,11 @@ class Scorer:
         rows = np.flatnonzero(batch.arrays["loss_mask"].any(axis=1))
         arrays, visual, shared = self.place(padded(batch.arrays, self.mesh))
         with jax.set_mesh(self.mesh):  # kernels split their work over it
-            visual = self.encoder(self.params, arrays) if visual is None else visual
             if self.arch.num_slots:
                 per_budget = score_tree(self.params, visual, arrays, budgets, self.arch, shared=shared)
             else:
                 nothing = jnp.zeros((0,), bool)
-                per_budget = [self.one_budget(self.params, visual, arrays, nothing)] * len(budgets)
+                per_budget = [one_budget(self.arch)(self.params, visual, arrays, nothing)] * len(budgets)
             routed = {**arrays, "routing_position": prompt_end(arrays)}
             scores = self.router(self.params, visual, routed) if self.router else None
         return ChunkScores(
@@ -249,21 +249,22 @@ class Scorer:
             failures=chunk.failures,
         )
 
-    def place(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array | None, jax.Array | None]:
-        """Returns a batch on the devices, and its stored V(0) and T at the first optional layer, if any."""
+    def place(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array, jax.Array | None]:
+        """Returns a batch without the tower's inputs on the devices, its V(0), and T at the first optional layer if
+        it is stored."""
+        rest = {name: x for name, x in arrays.items() if name not in tower_inputs(self.arch)}
         if self.features is None:
-            return place_batch(arrays, self.mesh), None, None
+            return place_batch(rest, self.mesh), visual_tokens(self.params, arrays, self.arch, self.mesh), None
         visual, shared = self.features.of(arrays)
         stored = {"visual": visual} if shared is None else {"visual": visual, "shared": shared}
-        rest = {name: x for name, x in arrays.items() if name not in tower_inputs(self.arch)}
         placed = place_batch({**rest, **stored}, self.mesh)
         return placed, placed.pop("visual"), placed.pop("shared", None)
 
 
 @lru_cache(maxsize=8)
-def programs(arch: Architecture) -> tuple[Callable, Callable]:
-    """Returns the compiled functions of a pass, (encode, score one budget), cached for later passes."""
-    return jax.jit(partial(encode, arch=arch)), jax.jit(partial(score_batch, arch=arch))
+def one_budget(arch: Architecture) -> Callable:
+    """Returns the compiled `score_batch`, cached for later passes."""
+    return jax.jit(partial(score_batch, arch=arch))
 
 
 @lru_cache(maxsize=8)
@@ -305,12 +306,9 @@ def sample_sizes(batch: Batch, arch: Architecture) -> Int[np.ndarray, "B 4"]:
     arrays = batch.arrays
     visual = (arrays["visual_segments"] > 0).sum(axis=1)
     prompt = ((arrays["text_segments"] > 0) & (arrays["text_positions"] < prompt_end(arrays)[:, None])).sum(axis=1)
-    patches = arch.vision.patches_per_side**2
-    of_tiles = (arrays["visual_weights"] > 0) & (arrays["visual_gather"] < arrays["tiles"].shape[1] * patches)
-    tiles = np.where(of_tiles, arrays["visual_gather"] // patches + 1, 0).max(axis=(1, 2))
     whole = np.zeros(len(visual))
     whole[: len(batch.contents)] = [sum(content.whole for content in row) for row in batch.contents]
-    return np.stack([visual, np.asarray(prompt), tiles, whole], axis=1).astype(np.int64)
+    return np.stack([visual, np.asarray(prompt), tiles_of_rows(arrays, arch), whole], axis=1).astype(np.int64)
 
 
 def choices(scores: Scores, costs: np.ndarray, dial: float = 0.0) -> Int[np.ndarray, " N"]:

@@ -18,6 +18,7 @@ from visor_jax.budget import Bits, Plan, by_count, searched_at_once
 from visor_jax.config import Config, architecture
 from visor_jax.cost import decoder_flops, tree_flops, tree_layers, visual_flops
 from visor_jax.data.row_shape import question_visual_length
+from visor_jax.data.tile_pools import tile_bucket
 from visor_jax.planning.layers import Load, Remat, head_ops, layer_ops
 from visor_jax.planning.mixture import Packed, Sizes, cut_to_row, with_visual_share
 from visor_jax.planning.records import fsdp
@@ -75,7 +76,8 @@ class PassCost:
         rows = -(-size // ways) * ways
         self._sizes = question_sizes(config, arch)
         visual = question_visual_length(data.visual_length, arch)  # one picture per question
-        capacity = (rows, rows * data.tiles, rows * visual, rows * min(LONGEST, data.text_length))
+        tiles = ways * min(tile_bucket(math.ceil(size / ways * self._sizes.tiles)), rows // ways * data.tiles)
+        capacity = (rows, tiles, rows * visual, rows * min(LONGEST, data.text_length))
         packed, trains = Packed(*capacity, float(size), self._sizes), dict.fromkeys(part_weights(arch), False)
         self._build = Builder(arch, packed, topology.chip.cores / ways, Remat(), Remat(), trains, tensor)
         self._ways = ways // topology.chip.cores

@@ -31,8 +31,9 @@ from visor_jax.data.from_config import agreed_taps, label_source, training_row_s
 from visor_jax.data.questions import READ_THREADS, Place, Questions
 from visor_jax.data.row_shape import text_bucket
 from visor_jax.data.sample import SkipSample
+from visor_jax.data.tile_pools import tower_inputs
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.features import VISUAL, FeatureStore, SharedFeatures, tower_inputs
+from visor_jax.evaluate.features import VISUAL, FeatureStore, SharedFeatures
 from visor_jax.model.decoder import Budget
 from visor_jax.model.layers import Params, in_dtype
 from visor_jax.model.visor import Batch, abstract_params, encode, route
