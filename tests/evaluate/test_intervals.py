@@ -146,6 +146,19 @@ def test_pairing_shrinks_the_interval() -> None:
     assert found["high"] - found["low"] < apart / 2
 
 
+@pytest.mark.parametrize(("first", "second"), [(1.0, 1.0), (0.0, 0.0), (0.25, 0.25), (1.0, 0.0), (0.0, 1.0)])
+def test_equal_differences_are_not_certain(first: float, second: float) -> None:
+    """Two models that agree on ten questions may differ on others; on a thousand, less."""
+    widths = []
+    for count in (10, 1000):
+        found = PairedDifference.of([first] * count, [second] * count, "x").figures()
+        limit = 1.96**2 / (count + 1.96**2)
+        expected = max(first - second - limit, -1), min(first - second + limit, 1)
+        assert (found["low"], found["high"]) == pytest.approx(expected, abs=0.1 * limit)
+        widths.append(found["high"] - found["low"])
+    assert widths[0] > 20 * widths[1]
+
+
 def test_the_mean_of_parts_counts_each_equally() -> None:
     large, small = ([1.0] * 300, [0.0] * 300), ([0.0] * 10, [0.0] * 10)
     parts = [PairedDifference.of(*large, "large"), PairedDifference.of(*small, "small")]

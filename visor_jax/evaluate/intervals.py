@@ -135,6 +135,18 @@ def interval_of_group(values: Sequence[float], name: str) -> Interval:
     return percentiles(bootstrap_means(values, name))
 
 
+def resampled_differences(differences: Sequence[float], name: str) -> Float[np.ndarray, " resamples"]:
+    """Returns means of resampled differences in [-1, 1], at least one.
+
+    Resampling equal differences would leave no uncertainty. Their means are normal around their value, with the score
+    limits of a paired difference without a discordant pair, Z^2 / (N + Z^2) on either side (T. Tango, 1998).
+    """
+    if len(set(differences)) > 1:
+        return bootstrap_means(differences, name)
+    limit = Z**2 / (len(differences) + Z**2)
+    return np.clip(differences[0] + limit / Z * generator(name).standard_normal(RESAMPLES), -1.0, 1.0)
+
+
 @dataclass(frozen=True)
 class PairedDifference:
     """The difference of two models' accuracies on the same questions.
@@ -165,7 +177,7 @@ class PairedDifference:
             signs = rng.integers(0, 2, (1000, len(unequal)), np.int8)
             swapped[start : start + 1000] = (2 * signs - 1).astype(np.float32) @ unequal / count
         means = float(np.mean(first)), float(np.mean(second))
-        return cls(*means, count, bootstrap_means(differences.tolist(), name), swapped)
+        return cls(*means, count, resampled_differences(differences.tolist(), name), swapped)
 
     @classmethod
     def mean(cls, parts: Sequence[PairedDifference]) -> PairedDifference:
