@@ -50,6 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         -np.ones((3, count), np.float32).T,  # in scoring's memory order, which is transposed
         index_range("label")[1].start + np.arange(count) // 2,
         np.arange(count) % 2,
+        np.full(count, 17),
     )
     write(workdir, labels, ["bg"] * count, 0.01, SkipLog(), workdir.identity(config, "label"))
     evaluation = {"benchmark": "almanac", "split": "test", "stage": "policy", "budgets": {"full": ROW, "auto": ROW}}
@@ -172,10 +173,13 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "labels: objects": lambda run: save_arrays(run, label=LABEL.astype(object)),
     "labels: one dimension more": lambda run: save_arrays(run, label=LABEL[:, None]),
     "labels: none": lambda run: save_arrays(
-        run, label=LABEL[:0], log_likelihood=np.zeros((0, 3)), picture_index=LABEL[:0], turn=LABEL[:0]
+        run, log_likelihood=np.zeros((0, 3)), label=LABEL[:0], picture_index=LABEL[:0], turn=LABEL[:0],
+        num_visual=LABEL[:0],
     ),
     "labels: one label less": lambda run: save_arrays(run, label=LABEL[:4]),
     "labels: one turn less": lambda run: save_arrays(run, turn=LABEL[:4]),
+    "labels: one size less": lambda run: save_arrays(run, num_visual=LABEL[:4]),
+    "labels: a size of -1": lambda run: save_arrays(run, num_visual=LABEL - 1),
     "labels: turn 99": lambda run: save_arrays(run, turn=np.full(5, 99)),
     "labels: turn -1": lambda run: save_arrays(run, turn=np.full(5, -1)),
     "labels: picture 2**62": lambda run: save_arrays(run, picture_index=np.full(5, 2**62)),

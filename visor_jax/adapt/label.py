@@ -53,6 +53,7 @@ def label_stage(config: ConfigLike, workdir: Workdir, model: Visor) -> Labels:
         log_likelihood,
         np.array([place.index for place in places]),
         np.array([place.turn for place in places]),
+        scores.num_visual,
     )
     tasks = np.array(scores.tasks)
     if config.label.only_right:
@@ -75,8 +76,9 @@ def write(
 ) -> None:
     """Writes the labels, and counts of the labels per task, to the workdir's folder `labels`."""
     packed = io.BytesIO()
-    arrays = {n: getattr(labels, n) for n in ("label", "log_likelihood", "picture_index", "turn")}
-    arrays |= {} if identity is None else {"identity": np.array(json.dumps(identity))}
+    arrays = {n: getattr(labels, n) for n in ("label", "log_likelihood", "picture_index", "turn", "num_visual")}
+    arrays["identity"] = None if identity is None else np.array(json.dumps(identity))
+    arrays = {name: array for name, array in arrays.items() if array is not None}
     np.savez(packed, budgets=np.array([bit_string(bits) for bits in labels.budgets]), **arrays)
     names = [budget_name(labels.budgets[i]) for i in labels.label]
     by_task = {task: Counter(n for n, t in zip(names, tasks, strict=True) if t == task) for task in sorted(set(tasks))}

@@ -88,8 +88,12 @@ def question_visual_length(visual_length: int, arch: Architecture, num_images: i
     Args:
       visual_length: of the rows that the configuration sets, which is the most.
     """
-    most = most_visual_tokens(arch, max(num_images, 1))
-    return min(visual_length, -(-most // VISUAL_BUCKET) * VISUAL_BUCKET)
+    return min(visual_length, visual_bucket(most_visual_tokens(arch, max(num_images, 1))))
+
+
+def visual_bucket(length: int) -> int:
+    """Returns the visual positions of a batch whose questions have at most `length` of them."""
+    return -(-length // VISUAL_BUCKET) * VISUAL_BUCKET
 
 
 def text_bucket(length: int) -> int:

@@ -31,8 +31,10 @@ ARRAYS = {
     "log_likelihood": ("f", 2),
     "picture_index": ("iu", 1),
     "turn": ("iu", 1),
+    "num_visual": ("iu", 1),
     "identity": ("U", 0),
 }
+MAY_LACK = ("num_visual", "identity")  # of files that earlier versions wrote
 MADE_OF_OTHERS = "the labels were made of other data: remove labels/ and run the label stage again"
 
 
@@ -73,6 +75,7 @@ class Labels:
     """Pseudo-labels: `label[i]` indexes `budgets` (the viable ones, cheapest first) for question `ids[i]`.
 
     `picture_index[i]` and `turn[i]` locate the question in the source; `log_likelihood` is [N, budgets].
+    `num_visual[i]`: its visual positions; None if they are not known.
     """
 
     budgets: list[Bits]
@@ -80,6 +83,7 @@ class Labels:
     log_likelihood: np.ndarray
     picture_index: np.ndarray
     turn: np.ndarray
+    num_visual: np.ndarray | None = None
 
     @classmethod
     def read(cls, workdir: Workdir) -> Labels:
@@ -93,7 +97,7 @@ class Labels:
         if not path.exists():
             raise RequestError(f"{path}: not found; run the label stage first (visor label --workdir={workdir.path})")
         saved, viable = (
-            read_npz(path, ARRAYS, may_lack=("identity",), again="run the label stage again"),
+            read_npz(path, ARRAYS, may_lack=MAY_LACK, again="run the label stage again"),
             read_viable(workdir),
         )
         identity = str(saved.pop("identity")) if "identity" in saved else None
@@ -121,10 +125,13 @@ class Labels:
             return f"log_likelihood has shape {self.log_likelihood.shape}, expected {(count, num_budgets)}"
         if not len(self.picture_index) == len(self.turn) == count:
             return f"{count} labels of {len(self.picture_index)} pictures and {len(self.turn)} turns"
+        if self.num_visual is not None and len(self.num_visual) != count:
+            return f"{count} labels and num_visual of {len(self.num_visual)}"
         for name, values, most in (
             ("label", self.label, num_budgets - 1),
             ("picture_index", self.picture_index, MAX_INDEX),
             ("turn", self.turn, MAX_INDEX),
+            ("num_visual", self.turn if self.num_visual is None else self.num_visual, MAX_INDEX),
         ):
             if values.min() < 0 or values.max() > most:
                 return f"{name} goes from {values.min()} to {values.max()}, expected from 0 to {most}"
@@ -132,8 +139,8 @@ class Labels:
 
     def only(self, rows: np.ndarray) -> Labels:
         """Returns the labels of some questions, selected by booleans or indices."""
-        arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
-        return Labels(self.budgets, *(array[rows] for array in arrays))
+        arrays = (self.label, self.log_likelihood, self.picture_index, self.turn, self.num_visual)
+        return Labels(self.budgets, *(None if array is None else array[rows] for array in arrays))
 
 
 def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, model: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax import testing
+from visor_jax.config import as_config
 from visor_jax.data.collate import Content
+from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective, policy
 from visor_jax.train.objectives.by_source import fields_by_source, sources_of_rows
-from visor_jax.train.objectives.policy import RARE, balance, policy_loss
+from visor_jax.train.objectives.policy import RARE, LabeledExamples, balance, policy_loss
 from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.results import Labels
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.floats(0, 1))
@@ -47,6 +51,19 @@ def test_labels_weigh_as_label_balance_says(tiny_run: Path) -> None:
         assert all(len(set(weights[labels == label].tolist())) == 1 for label in set(labels.tolist()))
         if strength == 0.0:
             assert (weights == 1).all()
+
+
+def test_rows_have_room_for_the_largest_labeled_question(tiny_run: Path) -> None:
+    config, labels = as_config(tiny_config({"data.visual_length": 1000})), Labels.read(Workdir(tiny_run))
+    assert labels.num_visual is not None and 0 < labels.num_visual.max() <= 128
+    batch = LabeledExamples(config, labels).batch(np.arange(4))[1]
+    assert batch.arrays["visual_segments"].shape == (4, 128)
+    assert (batch.arrays["visual_segments"] > 0).sum(axis=1).tolist() == labels.num_visual[:4].tolist()
+    earlier = dataclasses.replace(labels, num_visual=None)
+    assert LabeledExamples(config, earlier).row_shape.visual == 1000, "of an earlier version"
+    other = dataclasses.replace(labels, num_visual=labels.num_visual + 1)
+    with pytest.raises(RequestError, match="labels were made of other data"):
+        LabeledExamples(config, other).batch(np.arange(1))
 
 
 def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from visor_jax.data.collate import Content, Example, make_batch
 from visor_jax.data.draws import generator
 from visor_jax.data.from_config import agreed_taps, label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions
-from visor_jax.data.row_shape import text_bucket
+from visor_jax.data.row_shape import RowShape, text_bucket, visual_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tile_pools import tower_inputs
 from visor_jax.errors import RequestError
@@ -155,19 +155,28 @@ class LabeledExamples:
         self.min_taps = agreed_taps(config, jax.process_count())
         self.places = [Place(*place) for place in zip(labels.picture_index.tolist(), labels.turn.tolist(), strict=True)]
         self.questions = Questions(config, source, len(self.places))
-        # Rows hold single questions, which are shorter than conversations.
-        self.row_shape = dataclasses.replace(training_row_shape(config), text=text_bucket(self._longest()))
+        self.row_shape = self._row_shape(training_row_shape(config))
         self.weights = balance(labels.label, len(labels.budgets), settings.label_balance)
         row_bytes = self.row_shape.tiles * architecture(config).vision.tile_size ** 2 * 3
         self.example = lru_cache(maxsize=max(KEPT_BYTES // row_bytes, 1))(self._read)
 
-    def _longest(self) -> int:
-        """Text tokens of the longest prompt; opens no picture."""
-        return max(self._of(place, self.questions.text_length) for place in self.places)
+    def _row_shape(self, training: RowShape) -> RowShape:
+        """The shape of rows of single questions, which are shorter than conversations; opens no picture."""
+        longest, sizes = (
+            max(self._of(place, self.questions.text_length) for place in self.places),
+            self.labels.num_visual,
+        )
+        visual = training.visual if sizes is None else min(training.visual, visual_bucket(max(int(sizes.max()), 1)))
+        return dataclasses.replace(training, visual=visual, text=text_bucket(longest))
 
     def _read(self, row: int) -> Example:
-        place = self.places[row]
+        place, sizes = self.places[row], self.labels.num_visual
         example = self._of(place, self.questions.example)
+        if sizes is not None and example.size.visual != sizes[row]:
+            raise RequestError(
+                f"labels.npz: turn {place.turn} of record {place.index} of {self.source_name} has {example.size.visual}"
+                f" visual tokens, expected {sizes[row]}; {MADE_OF_OTHERS}"
+            )
         return example._replace(id=self._of(place, self.questions.sample_id))
 
     def _of(self, place: Place, read: Callable[[Place], T]) -> T:
