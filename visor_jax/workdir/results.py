@@ -139,9 +139,10 @@ class Labels:
 
     def only(self, rows: np.ndarray) -> Labels:
         """Returns the labels of some questions, selected by booleans or indices."""
-        arrays = (self.label, self.log_likelihood, self.picture_index, self.turn)
         num_visual = None if self.num_visual is None else self.num_visual[rows]
-        return Labels(self.budgets, *(array[rows] for array in arrays), num_visual)
+        of_all = self.label, self.log_likelihood, self.picture_index, self.turn
+        label, log_likelihood, picture_index, turn = (array[rows] for array in of_all)
+        return Labels(self.budgets, label, log_likelihood, picture_index, turn, num_visual)
 
 
 def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, model: str = "") -> None:
