@@ -8,10 +8,11 @@
 
 In: a configuration with the stages warmup to policy (`--config`) and a dense base (`--base`: the shipped one, a folder
 in Hugging Face's format, or RUN/base_pages). `claims_table.py` has the variants. Out: for every variant and seed
-`benchmarks/results/claims/VARIANT_SEED.json` (accuracies, FLOPs, steps, seed, commit, CPU seconds, and which questions
-each budget answers), and `questions.json`: which hard questions count, decided from the base alone before anything else
-runs. A result that exists is skipped; if its configuration or base is another one, the script stops (`--again` measures
-it once more). Runs live below `--runs` and continue where they were stopped. `claims_page.py` writes the page.
+`benchmarks/results/claims/VARIANT_SEED.json` (accuracies, FLOPs, steps, seed, the commits that measured and trained it,
+CPU seconds, and which questions each budget answers), and `questions.json`: which hard questions count, decided from
+the base alone before anything else runs. A result that exists is skipped; if its configuration or base is another one,
+the script stops (`--again` measures it once more). Runs live below `--runs` and continue where they were stopped.
+`claims_page.py` writes the page.
 """
 
 from __future__ import annotations
@@ -233,6 +234,7 @@ def result_of(session: Session, name: str, seed: int, *, again: bool = False) ->
         "seed": seed,
         "identity": identity,
         "commit": git_revision(),
+        "trained": workdir.record().get("git_revision") if variant.stages else None,
         "steps": {stage: stage_config(config, stage).steps for stage in variant.stages if stage != "search"
                   and stage != "label"},
         "steps_scale": session.steps_scale,

@@ -20,16 +20,23 @@ from visor_jax.workdir.provenance import default_fields
 
 # (claim, first variant and budget, second variant and budget, levels)
 Side = tuple[str, str]
+HARD = ("hard", "all hard")  # those that count, and all
 CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
     ("easy questions need no slot", ("visor", "full"), ("visor", "empty"), ("easy",)),
-    ("hard questions fall without slots", ("visor", "full"), ("visor", "empty"), ("middle", "hard")),
-    ("one slot brings most of it back", ("visor", "full"), ("visor", "one"), ("hard",)),
-    ("the policy answers as well as all slots", ("visor", "auto"), ("visor", "full"), ("easy", "middle", "hard")),
+    ("hard questions fall without slots", ("visor", "full"), ("visor", "empty"), ("middle", *HARD)),
+    ("one slot brings most of it back", ("visor", "full"), ("visor", "one"), HARD),
+    ("the policy answers as well as all slots", ("visor", "auto"), ("visor", "full"), ("easy", "middle", *HARD)),
     ("the adaptive model answers as well as a dense one", ("visor", "full"), ("dense", "full"), LEVELS),
-    ("training cross-attention alone does not replace slots", ("visor", "one"), ("cross", "empty"), ("easy", "hard")),
-    ("nor does it with twice the steps", ("visor", "one"), ("cross_twice", "empty"), ("easy", "hard")),
-    ("nor do four cross-attention layers", ("visor", "one"), ("slots_0_cross_4", "empty"), ("easy", "hard")),
-    ("a model of several budgets is as good without slots", ("visor", "empty"), ("cross", "empty"), ("easy", "hard")),
+    ("training cross-attention alone does not replace slots", ("visor", "one"), ("cross", "empty"), ("easy", *HARD)),
+    ("nor does it with twice the steps", ("visor", "one"), ("cross_twice", "empty"), ("easy", *HARD)),
+    ("nor do four cross-attention layers", ("visor", "one"), ("slots_0_cross_4", "empty"), ("easy", *HARD)),
+    ("a model of several budgets is as good without slots", ("visor", "empty"), ("cross", "empty"), ("easy", *HARD)),
+    (
+        "a slot in the third layer is no better than one in the last",
+        ("visor", "one"),
+        ("slots_1_cross_2", "full"),
+        HARD,
+    ),
     ("one slot beats dense on tokens packed by 4", ("visor", "one"), ("dense_packed_4", "full"), LEVELS),
     ("one slot beats dense on tokens packed by 2", ("visor", "one"), ("dense_packed_2", "full"), LEVELS),
     ("no slot beats dense on tokens packed by 4", ("visor", "empty"), ("dense_packed_4", "full"), LEVELS),
@@ -51,8 +58,15 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
         for name in ("packed_2", "packed_4", "vispruner_4")
     ),
     *(
-        (f"trained alone is no better: {budget}", ("visor", budget), (f"alone_{budget}", budget), ("easy", "hard"))
+        (f"trained alone is no better: {budget}", ("visor", budget), (f"alone_{budget}", budget), ("easy", *HARD))
         for budget in ("empty", "0b10", "0b01", "full")
+    ),
+    ("trained alone, two slots are no better than one", ("alone_full", "full"), ("alone_0b10", "0b10"), HARD),
+    *(
+        (f"another start is as good: {VARIANTS[name].title}", (name, budget), ("visor", budget), ("middle", *HARD))
+        for name in STARTS
+        if name != "visor"
+        for budget in ("empty", "0b10", "full")
     ),
     (
         "the router serves tasks that it has not seen",
@@ -242,7 +256,7 @@ def matched_rows(results: Results) -> list[str]:
         if not within:
             continue
         nearest = max(within, key=costs.__getitem__)
-        for level in ("hard", "other"):
+        for level in HARD:
             if difference := results.difference(("visor", nearest), (name, "full"), level):
                 claim = f"VISOR at no more decoder FLOPs beats {'packed' if 'packed' in name else 'reduced'} tokens"
                 rows.append(row(claim, f"visor {nearest}", f"{name} full", level, *interval(difference, signed=True)))

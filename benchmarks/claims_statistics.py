@@ -2,7 +2,7 @@
 
 In: the result files of a folder. Out: `Cell`s, each the mean of an accuracy over seeds with a 95 % interval, and
 differences of two cells whose questions and seeds are resampled together. The level "hard" holds the hard questions
-that count (`questions.json`), "other" the rest of the hard ones.
+that count (`questions.json`), "other" the rest of the hard ones, "all hard" both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.intervals import RESAMPLES, bootstrap_weights, percentiles
 from visor_jax.files.read_write import read_json
 
-LEVELS = ("easy", "middle", "hard", "other")
+LEVELS = ("easy", "middle", "hard", "other", "all hard")
 
 Result = dict[str, Any]
 
@@ -70,12 +70,12 @@ class Results:
         """
         if result["identity"]["base_sha256"] != self.questions["base_sha256"]:
             raise RequestError(f"{path}: was made from another base than questions.json; remove it and run it again")
-        others = [runs[result["seed"]] for runs in self.by_variant.values() if result["seed"] in runs]
-        if others and others[0]["answered"]["ids"] != result["answered"]["ids"]:
-            raise RequestError(
-                f"{path}: has other questions than the other results with seed {result['seed']}; run all of them with"
-                " the same evaluate.samples"
-            )
+        for runs in self.by_variant.values():
+            if (other := runs.get(result["seed"])) and not same_questions(other, result):
+                raise RequestError(
+                    f"{path}: has other questions than the other results with seed {result['seed']}; run all of them"
+                    " with the same evaluate.samples, and those of earlier pages once more (--again)"
+                )
 
     def seeds(self) -> list[int]:
         """Returns all seeds of all variants."""
@@ -141,10 +141,16 @@ class Results:
 
         It is that of the seeds that both have; None if there are none. `of_second`: the results that have the second
         one, on the same questions, if they are others than these.
+
+        Raises:
+          RequestError: the questions differ.
         """
         sides = ((self, first), (of_second or self, second))
         cells = [results.cell(*side, level) for results, side in sides]
         seeds = set.intersection(*(set(cell.seeds) if cell else set() for cell in cells))
+        for seed in seeds:
+            if not same_questions(*(results.by_variant[variant][seed] for results, (variant, _) in sides)):
+                raise RequestError(f"{first[0]} and {second[0]}: seed {seed} has other questions; run both once more")
         one, other = (results.cell(*side, level, seeds) for results, side in sides)
         if one is None or other is None:
             return None
@@ -169,8 +175,8 @@ class Results:
         places: dict[str, list[int]] = {}
         for place, (task, kind) in enumerate(zip(answered["tasks"], kinds, strict=True)):
             own = levels.get(task, "")
-            own = "other" if own == "hard" and (task, kind) not in self.counts else own
-            if level in (own, f"task={task}"):
+            counted = "other" if own == "hard" and (task, kind) not in self.counts else own
+            if level in (counted, f"all {own}", f"task={task}"):
                 places.setdefault(task, []).append(place)
         if not places:
             return None
@@ -181,6 +187,13 @@ class Results:
             weights[0, members] = 1 / count
             weights[1:, members] = bootstrap_weights(count, rng)
         return weights / len(places)
+
+
+def same_questions(one: Result, other: Result) -> bool:
+    """Returns whether two results are of the same questions; results of earlier versions have no digests of them."""
+    asked, also = one["answered"], other["answered"]
+    shared = [name for name in ("ids", "tasks", "kinds", "digests") if name in asked and name in also]
+    return all(asked[name] == also[name] for name in shared)
 
 
 def over_seeds(samples: np.ndarray, seeds: Sequence[int]) -> np.ndarray:

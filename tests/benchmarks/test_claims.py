@@ -191,6 +191,8 @@ def test_means_are_over_tasks_and_hard_holds_the_questions_that_count(results: A
         expected = np.mean([run["answered"]["right"]["full"][50 * list(LEVELS).index(task) :][:50].count("1") / 50
                             for run in runs])  # fmt: skip
         assert cell.mean == pytest.approx(expected) and cell.low <= cell.mean <= cell.high and cell.seeds == (1, 2, 3)
+    both = [results.cell("visor", "full", level).mean for level in ("hard", "other", "all hard")]
+    assert both[2] == pytest.approx((both[0] + both[1]) / 2), "one task each"
     assert results.cell("visor", "0b01", "hard") is None and results.cell("dense", "full", "hard") is None
     assert results.cell("visor", "one", "hard").mean == results.cell("visor", "0b10", "hard").mean
 
@@ -231,13 +233,27 @@ def test_longer_runs_are_compared_with_the_dense_model_of_fewer_steps(results: A
     assert any(line.startswith(f"| visor full | hard | {100 * expected:+.1f} |") for line in lines)
 
 
-def test_results_of_other_questions_or_another_base_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["ids", "kinds", "digests"])
+def test_results_of_other_questions_are_refused(field: str, tmp_path: Path) -> None:
     module = importlib.import_module("claims_statistics")
     first, other = (result(name, 1, {"full": (1, 1, 1, 1)}) for name in ("visor", "dense"))
-    other["answered"]["ids"] = [f"x{i}" for i in range(200)]
+    first["answered"]["digests"] = [f"{i}" for i in range(200)]
+    write_results(tmp_path, [first, other])
+    module.Results(tmp_path)  # an earlier version had no digests
+    other["answered"][field] = [f"x{i}" for i in range(200)]
     write_results(tmp_path, [first, other])
     with pytest.raises(RequestError, match="other questions than the other results with seed 1"):
         module.Results(tmp_path)
+    for folder, one in (("a", first), ("b", other)):
+        write_results(tmp_path / folder, [one])
+    apart = [module.Results(tmp_path / folder) for folder in ("a", "b")]
+    with pytest.raises(RequestError, match="seed 1 has other questions"):
+        apart[0].difference(("visor", "full"), ("dense", "full"), "easy", apart[1])
+
+
+def test_results_of_another_base_are_refused(tmp_path: Path) -> None:
+    module = importlib.import_module("claims_statistics")
+    first, other = (result(name, 1, {"full": (1, 1, 1, 1)}) for name in ("visor", "dense"))
     other["identity"] = {"base_sha256": "c" * 64, "config": {}}
     write_results(tmp_path, [first, other])
     with pytest.raises(RequestError, match="made from another base"):
@@ -277,7 +293,8 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
     assert "### VISOR\n" in more and "claims_x3.png" in more
     assert "VISOR minus the dense model" not in more, "dense was not run"
     assert "| hard questions fall without slots | visor full | visor empty | hard | +" in text
-    assert "| VISOR at no more decoder FLOPs beats packed tokens | visor empty | dense_packed_4 full | other |" in text
+    claim = "VISOR at no more decoder FLOPs beats packed tokens"
+    assert f"| {claim} | visor empty | dense_packed_4 full | all hard |" in text
     assert "dense (seeds 1, 2, 3)" in more and "start_zero (seeds 2, 3)" in more
     assert "below (table)" in text
     assert "| +2 | 99.0 | 90.0 | 40.0 | 3.00 | 50 % | 3 |" in text
@@ -285,7 +302,7 @@ def test_the_page_shows_tables_claims_figures_and_what_is_missing(results: Any, 
     for name in ("claims.png", "claims_x3.png", "claims_start.png"):
         assert (tmp_path / "docs" / name).read_bytes().startswith(b"\x89PNG")
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| variant")}
-    assert widths == {13}
+    assert widths == {14}
 
 
 # --- a whole comparison -----------------------------------------------------------------------------------------------

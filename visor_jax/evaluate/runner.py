@@ -69,6 +69,7 @@ def evaluate(
         "split": split,
         "file": file_of(config),
         "stage": model.stage,
+        "plan": model.arch.plan,
         "identity": identity,
         "skipped": skips.by_reason(),
         "harness": harness_of(config, model, measured),

@@ -46,7 +46,12 @@ def headline(evaluation: Row) -> Row:
 
 
 def is_dense(evaluation: Row) -> bool:
-    """Returns whether the evaluated model is dense: its only budget has the cost of a dense decoder."""
+    """Returns whether the evaluated model is dense, perhaps on fewer visual tokens.
+
+    Results of earlier versions do not say so: there, whether its only budget has the cost of a dense decoder.
+    """
+    if "plan" in evaluation:
+        return evaluation["plan"] == "dense"
     costs = [row["decoder_gflops"] for row in evaluation["budgets"].values()]
     return len(costs) == 1 and math.isclose(costs[0], evaluation["dense"]["decoder_gflops"], rel_tol=1e-9)
 

@@ -91,7 +91,7 @@ _AGAINST: Shape = optional(
 )
 _RESULT: dict[str, Shape] = {  # of own data and of benchmarks
     **dict.fromkeys(("benchmark", "split"), TEXT),
-    "stage": optional(TEXT),
+    **dict.fromkeys(("stage", "plan"), optional(TEXT)),
     "budgets": _BUDGETS,
     "dense": {**_COSTS, "tasks": optional(each(_ACCURACY)), **ACCURACIES},
     "levels": optional(each(TEXT)),

@@ -79,6 +79,7 @@ def evaluate_benchmarks(
             "benchmark": benchmark.name,
             "split": benchmark.split,
             "stage": model.stage,
+            "plan": model.arch.plan,
             "model": model.fingerprint,
             **definition_of(benchmark),
             "identity": identity,
@@ -287,7 +288,7 @@ def combined(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "benchmark": ", ".join(results),
         "split": ", ".join(dict.fromkeys(result["split"] for result in every)),
-        "stage": every[0]["stage"],
+        **{field: every[0][field] for field in ("stage", "plan") if field in every[0]},
         "levels": levels,
         "budgets": rows,
         "dense": {cost: mean(result["dense"][cost] for result in every) for cost in costs},
