@@ -159,6 +159,17 @@ def parse_bits(text: str) -> Bits:
     return tuple(bit == "1" for bit in text.removeprefix("0b"))
 
 
+def check_viable(bits: Bits, viable: Sequence[Bits], *, has_policy: bool) -> None:
+    """Checks that a searched model was trained under a budget.
+
+    Raises:
+      RequestError: the budget is not viable.
+    """
+    if bits not in viable:
+        names = ", ".join([*(["auto"] if has_policy else []), *map(budget_name, viable)])
+        raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
+
+
 def parse_budgets(names: object, num_slots: int, *, where: str) -> list[Bits]:
     """Parses a list of budgets from a file, each as `bit_string` writes it.
 

@@ -20,7 +20,7 @@ from visor_jax.data.questions import single_questions
 from visor_jax.data.sample import Sample
 from visor_jax.errors import RequestError
 from visor_jax.evaluate import prefixes
-from visor_jax.evaluate.runner import with_system
+from visor_jax.evaluate.configured import with_system
 from visor_jax.evaluate.scoring import Scores, choices, sample_sizes, score
 from visor_jax.evaluate.summary import dense_row, level_means, level_weights, task_accuracies
 from visor_jax.evaluate.visual_tokens import encoder, visual_tokens

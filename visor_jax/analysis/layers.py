@@ -5,6 +5,7 @@ In: a model with a dense plan, questions, analyses. Out: `LayerTable`.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,14 +56,12 @@ def check_inputs(config: Config, expected: Architecture, model: Visor) -> None:
     """
 
     def inputs(arch: Architecture) -> dict[str, object]:
-        anyres = {name: getattr(arch.anyres, name) for name in
-                  ("pinpoints", "max_tiles", "image_mean", "image_std", "packing", "standardize")}  # fmt: skip
         sizes = {"tile_size": arch.vision.tile_size, "patch_size": arch.vision.patch_size}
         return {
             "model.text.vocab_size": arch.text.vocab_size,
             "model.text.num_layers": arch.text.num_layers,
             **{f"model.vision.{name}": size for name, size in sizes.items()},
-            **{f"model.anyres.{name}": value for name, value in anyres.items()},
+            **{f"model.anyres.{name}": value for name, value in dataclasses.asdict(arch.anyres).items()},
             "model.reduction": arch.reduction,
         }
 

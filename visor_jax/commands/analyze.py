@@ -50,6 +50,7 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
     from visor_jax.analysis.layers import check_dense
     from visor_jax.analysis.write import analyze_model, analyze_run
     from visor_jax.errors import RequestError
+    from visor_jax.evaluate.configured import in_dtype_of
     from visor_jax.files.read_write import as_path
     from visor_jax.hf.hub import local_folder
     from visor_jax.loading import load
@@ -79,6 +80,7 @@ def main(args: argparse.Namespace, config: Config | None) -> dict[str, Any]:
         if of_run:
             result = analyze_run(Workdir(source), model, out, only)
         else:
+            model = in_dtype_of(config, model)  # that of the passes, in which the answers are given too
             config, asked = questions_of(args, config, model)
             result = analyze_model(config, model, out, asked, only)
     for path in result["written"]:
@@ -116,7 +118,10 @@ def config_of(name: str, folder: Path) -> Config:
         if is_run(workdir):
             return from_dict(Workdir(workdir).config())
     _, arch = read_shape(folder)
-    anyres = (f"--config.model.anyres.{name}={getattr(arch.anyres, name)}" for name in ("packing", "standardize"))
+    anyres = (
+        f"--config.model.anyres.{name}={getattr(arch.anyres, name)}"
+        for name in ("packing", "packing_kind", "standardize")
+    )
     return load_config(f"llava_ov_finetune:{folder}", [*anyres])
 
 

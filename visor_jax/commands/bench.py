@@ -30,11 +30,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     import jax
 
     from visor_jax.budget import by_count
-    from visor_jax.config import architecture
+    from visor_jax.config import architecture, from_dict
     from visor_jax.errors import RequestError
+    from visor_jax.evaluate.configured import configured
     from visor_jax.evaluate.latency import compare_budgets
     from visor_jax.loading import load
     from visor_jax.model.visor import init_params
+    from visor_jax.workdir.folder import Workdir
 
     for name in ("text", "rounds"):
         if getattr(args, name) < 1:
@@ -42,7 +44,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     if args.visual < 0:
         raise RequestError(f"--visual={args.visual}: expected at least 1, or 0 for the configured row shape")
     if args.workdir:
-        model = load(args.workdir)
+        model = configured(load(args.workdir), from_dict(Workdir(args.workdir).config()), config)
         params, arch, budgets = model.params, model.arch, model.viable_budgets
     else:
         arch = architecture(config)

@@ -1,9 +1,10 @@
 """Evaluate the newest model of a workdir on its held-out test split, under every viable budget and the policy.
 
-The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b10` selects budgets,
-`--stage=full` an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to
-`eval/partial/`. With `--data=FILE` (or a folder that holds one) the questions come from a file instead; the ending of
-its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a mixture). Its result goes to
+The result is `eval/test.json`, which the report uses. `--budget=empty,full,auto,0b10` selects budgets, `--stage=full`
+an earlier stage's model, `--config.FIELD=VALUE` another configuration: such results go to `eval/partial/`. Of the model
+only what needs no training can be changed: `model.dtype`, `model.reduction`, `model.dropping`, `model.anyres.packing`;
+also `tokenizer.system`. With `--data=FILE` (or a folder that holds one) the questions come from a file instead; the
+ending of its name decides the source (.json, .jsonl, .parquet, .array_record, .yaml for a mixture). Its result goes to
 `eval/of_<file's name>/`, or `partial/` in it.
 
 `--benchmark=docvqa --data=FOLDER` asks the questions of a public benchmark, or of several (`docvqa,chartqa`), from a
@@ -61,6 +62,7 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from visor_jax.errors import RequestError, nearest
     from visor_jax.evaluate.against import open_answers, open_predictions
     from visor_jax.evaluate.benchmarks.run import evaluate_benchmarks, open_tables
+    from visor_jax.evaluate.configured import configured
     from visor_jax.evaluate.runner import evaluate
     from visor_jax.evaluate.tables import print_benchmarks, print_budgets
     from visor_jax.loading import MODEL_STAGES, load
@@ -79,13 +81,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
             f"--split={args.split}: is for the run's own data; expected no --split with {args.benchmark}"
         )
     check_average(workdir, config)
+    trained = from_dict(workdir.config())
     run_config, config = config, config if benchmarks else evaluation_data(config, args.benchmark, args.data)
     budgets = [name.strip() for name in (args.budget or "").split(",") if name.strip()] or None
     if args.budget is not None and budgets is None:
         raise RequestError(f"--budget={args.budget}: expected comma-separated budgets, such as empty,full")
     other = any(
-        field not in ("stage", *WITHOUT_EFFECT)
-        for field, *_ in differing_fields(plain(from_dict(workdir.config())), plain(run_config))
+        field not in ("stage", *WITHOUT_EFFECT) for field, *_ in differing_fields(plain(trained), plain(run_config))
     )
     name = "partial" if budgets or args.stage or other or args.limit else ""
     if args.against_budget and not args.against:
@@ -99,12 +101,13 @@ def main(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     source = workdir.path / args.stage if args.stage else workdir.path
     with watched(config.train.hang_seconds):
         if tables:
-            model = load(source, dtype=config.model.dtype)
+            model = configured(load(source, dtype=config.model.dtype), trained, config)
             result = evaluate_benchmarks(
                 config, model, workdir, tables, budgets=budgets, limit=args.limit, name=name, against=predictions
             )
         else:
             name = str(Path(folder) / name) if folder else name
-            result = evaluate(config, load(source), workdir, split=split, budgets=budgets, name=name, against=answers)
+            model = configured(load(source), trained, config)
+            result = evaluate(config, model, workdir, split=split, budgets=budgets, name=name, against=answers)
     (print_benchmarks if tables else print_budgets)(result)
     return result

@@ -5,7 +5,6 @@ In: the scores of an evaluation. Out: pictures in `examples/` beside the result,
 
 from __future__ import annotations
 
-import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from visor_jax.data.chat_template import IMAGE_MARKER
 from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Place
 from visor_jax.data.sample import still
+from visor_jax.evaluate.configured import with_system
 from visor_jax.evaluate.measure import Measured, policy_correct, policy_picks
 from visor_jax.evaluate.relevance import cross_attention_maps, patch_relevance
 from visor_jax.files.read_write import write_bytes
@@ -51,7 +51,7 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
         id, bits = scores.ids[index], budgets[index]
         sample = measured.questions.find(id)
         question, budget = sample.turns[0].question, Budget("full") if all(bits) else Budget.of(bits)
-        prompted = with_system(model, sample.system)
+        prompted = with_system(model, sample.system) if sample.system else model
         answer = prompted.answer(list(sample.images), question, budget, max_new_tokens=NEW_TOKENS, origin=sample.origin)
         name = f"examples/{index}.png" if sample.images else ""
         if sample.images:
@@ -105,15 +105,6 @@ def maps(model: Visor, batch: Batch, bits: Bits) -> dict[str, Any]:
 def in_percent(patches: Float[np.ndarray, "S S"]) -> list[list[int]]:
     """Returns values from 0 to 1 as whole percents."""
     return np.rint(100 * patches).astype(int).tolist()
-
-
-def with_system(model: Visor, system: str) -> Visor:
-    """Returns the model with a record's own system text, if it has one."""
-    if not system:
-        return model
-    model = copy.copy(model)
-    model.system = system
-    return model
 
 
 def png(image: np.ndarray) -> bytes:

@@ -127,24 +127,23 @@ def interval_of_values(groups: Mapping[str, Sequence[float]]) -> Interval:
 def interval_of_group(values: Sequence[float], name: str) -> Interval:
     """Returns the interval of the mean of values in [0, 1].
 
-    Wilson's if all are 0 or 1, else percentiles of a bootstrap. Resampling equal values would leave no uncertainty, so
-    they have Wilson's too; it is not too narrow, because no values in [0, 1] vary more than those that are 0 or 1.
+    Wilson's if all are 0 or 1, else percentiles of a bootstrap. Resampling values of which nearly all are equal would
+    leave nearly no uncertainty, so two values of 0 and two of 1 are added (after Agresti and Coull, 1998).
     """
-    if set(values) <= {0.0, 1.0} or len(set(values)) == 1:
-        return wilson(sum(values) / len(values), len(values))
-    return percentiles(bootstrap_means(values, name))
+    mean = sum(values) / len(values)
+    if set(values) <= {0.0, 1.0}:
+        return wilson(mean, len(values))
+    low, high = percentiles(bootstrap_means([*values, 0.0, 0.0, 1.0, 1.0], name))
+    return min(low, mean), max(high, mean)
 
 
 def resampled_differences(differences: Sequence[float], name: str) -> Float[np.ndarray, " resamples"]:
     """Returns means of resampled differences in [-1, 1], at least one.
 
-    Resampling equal differences would leave no uncertainty. Their means are normal around their value, with the score
-    limits of a paired difference without a discordant pair, Z^2 / (N + Z^2) on either side (T. Tango, 1998).
+    Resampling differences of which nearly all are equal would leave nearly no uncertainty, so one pair in favor of each
+    model is added (after Bonett and Price, 2012).
     """
-    if len(set(differences)) > 1:
-        return bootstrap_means(differences, name)
-    limit = Z**2 / (len(differences) + Z**2)
-    return np.clip(differences[0] + limit / Z * generator(name).standard_normal(RESAMPLES), -1.0, 1.0)
+    return bootstrap_means([*differences, -1.0, 1.0], name)
 
 
 @dataclass(frozen=True)
@@ -197,6 +196,7 @@ class PairedDifference:
         least as far from 0 as the difference.
         """
         (low, high), difference = percentiles(self.samples), self.first - self.second
+        low, high = min(low, difference), max(high, difference)
         as_far = np.abs(self.swapped) >= abs(difference) - 1e-6  # rounding is no difference
         return {
             "accuracy": self.first,

@@ -32,7 +32,7 @@ from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks.predictions import answer_costs
 from visor_jax.evaluate.benchmarks.run import mean_costs
 from visor_jax.evaluate.lmms_settings import Settings, cut, read_settings
-from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.evaluate.measure import requested_viable
 from visor_jax.evaluate.summary import shares
 from visor_jax.generate.answer import BudgetAnswers
 from visor_jax.loading import load
@@ -200,7 +200,10 @@ class VisorJax(VisorLmms):
         """
         super().__init__(max_new_tokens, seed)
         self._model, self._dial = load(pretrained, dtype=dtype), dial
-        self.arch, self.budgets = self._model.arch, requested_budgets(self._model, [str(budget)])
+        self.arch, self.budgets = (
+            self._model.arch,
+            requested_viable(self._model, str(budget), searched=self._model.searched),
+        )
         (self.budget,) = self.budgets
         self.bytes_per_value = self._model.dtype.itemsize
         self.hardware = jax.local_devices()[0].device_kind

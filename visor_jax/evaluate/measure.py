@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from visor_jax.budget import Bits, Budget, budget_name
+from visor_jax.budget import Bits, Budget, budget_name, check_viable
 from visor_jax.config import Config
 from visor_jax.data.controls import CONTROLS, control_questions
 from visor_jax.data.questions import Place, Questions, single_questions
@@ -151,8 +151,14 @@ def score_controls(
 
 
 def requested_budgets(model: Visor | Checkpoint, names: Sequence[str] | None) -> dict[str, Bits | None]:
-    """Maps budget name -> bits; "auto" -> None."""
+    """Maps budget name -> bits; "auto" -> None. A dense model has "full" alone, which "auto" is too.
+
+    Raises:
+      RequestError: there is no such budget, or no policy.
+    """
     if model.arch.plan == "dense":
+        if other := [name for name in names or () if str(Budget.parse(name)) not in ("full", "auto")]:
+            raise RequestError(f"budget={other[0]}: the model is dense and has one budget; expected full")
         return {"full": ()}
     if names is None:
         viable: dict[str, Bits | None] = {budget_name(bits): bits for bits in model.viable_budgets}
@@ -162,6 +168,19 @@ def requested_budgets(model: Visor | Checkpoint, names: Sequence[str] | None) ->
         raise RequestError(f"budget=auto: stage {model.stage!r} has no trained policy; name other budgets")
     bits = [None if str(b) == "auto" else b.resolve(model.arch.num_slots, model.viable_budgets) for b in parsed]
     return {"auto" if b is None else budget_name(b): b for b in bits}
+
+
+def requested_viable(model: Visor | Checkpoint, name: str, *, searched: bool) -> dict[str, Bits | None]:
+    """Returns one requested budget, as `requested_budgets`; of a `searched` model a viable one.
+
+    Raises:
+      RequestError: there is no such budget, it is not viable, or there is no policy.
+    """
+    requested = requested_budgets(model, [name])
+    (bits,) = requested.values()
+    if bits and searched:
+        check_viable(bits, model.viable_budgets, has_policy=model.has_policy)
+    return requested
 
 
 def one_budget(model: Visor, scores: Scores, rows: list[Bits], bits: Bits | None) -> dict[str, Any]:

@@ -22,15 +22,15 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.sources import source_kind, source_label
 from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
+from visor_jax.evaluate.configured import in_dtype_of, with_system
 from visor_jax.evaluate.dense_start import DENSE_START, dense_start
-from visor_jax.evaluate.examples import with_system, write_examples
+from visor_jax.evaluate.examples import write_examples
 from visor_jax.evaluate.features import FeatureStore
 from visor_jax.evaluate.harness import answers_record, harness
 from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import Measured, measure, requested_budgets
 from visor_jax.files.read_write import write_json
 from visor_jax.loading import Visor
-from visor_jax.model.layers import in_dtype
 from visor_jax.scale.distributed import once
 from visor_jax.workdir.folder import Workdir
 
@@ -78,7 +78,8 @@ def evaluate(
         **timing(config, model, measured, requested),
     }
     # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
-    once(lambda: result.update(examples=write_examples(folder, model, measured)))
+    own = with_system(in_dtype_of(config, model), config.tokenizer.system)  # as the questions were scored
+    once(lambda: result.update(examples=write_examples(folder, own, measured)))
     once(partial(write, folder, split, result, measured))
     for store in chunks.values():
         store.remove()
@@ -124,7 +125,7 @@ def harness_of(config: Config, model: Visor, measured: Measured) -> dict[str, An
     """Returns the harness of the scores: one pass over each reference answer, as `scoring` explains."""
     sample = measured.questions.find(measured.scores.ids[0])
     settings = {"dtype": config.model.dtype, "right": "the greedy answer is the reference, token by token"}
-    system = sample.system or model.system
+    system = sample.system or config.tokenizer.system or None
     return harness(model, sample.turns[0].question, len(sample.images), system=system, **settings)
 
 
@@ -140,7 +141,7 @@ def timing(
         sizes = (scores.num_visual + scores.num_prompt).tolist()
         place = median_place(sizes)
         sample = measured.questions.find(scores.ids[place])
-        asked = with_system(in_dtype_of(config, model), sample.system)
+        asked = with_system(in_dtype_of(config, model), sample.system or config.tokenizer.system)
         answer = partial(asked.timed_answer, list(sample.images), sample.turns[0].question, origin=sample.origin)
         room = arch.text.max_positions - sizes[place]
         times = time_answers(answer, requested, room=room, rounds=config.evaluate.timing_rounds)
@@ -149,9 +150,3 @@ def timing(
         return {"dtype": config.model.dtype, "question": question, **times}
 
     return {"timing": once(timed)}
-
-
-def in_dtype_of(config: Config, model: Visor) -> Visor:
-    """Returns the model with parameters in the dtype that it was scored in."""
-    dtype = config.model.dtype
-    return model if model.dtype == dtype else model.with_params(in_dtype(model.params, dtype))

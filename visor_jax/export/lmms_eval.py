@@ -17,7 +17,7 @@ from visor_jax.budget import Bits
 from visor_jax.data.row_shape import RowShape
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.lmms_eval import NEW_TOKENS, Question, Result, Settings, VisorLmms
-from visor_jax.evaluate.measure import requested_budgets
+from visor_jax.evaluate.measure import requested_viable
 from visor_jax.export.torch_model import VisorForConditionalGeneration, VisorProcessor
 from visor_jax.export.torch_model.tiles_visor import open_picture
 from visor_jax.export.torch_model.vision_visor import Size, tile_grid
@@ -66,7 +66,7 @@ class VisorTorch(VisorLmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise RequestError(f"--batch_size={batch_size}: expected a whole number, at least 1")
         self.arch, self._dial, self._batch_size = checkpoint.arch, dial, int(batch_size)
-        self.budgets = requested_budgets(checkpoint, [str(budget)])
+        self.budgets = requested_viable(checkpoint, str(budget), searched=bool(checkpoint.viable_budgets))
         (self.budget,) = self.budgets
         self._place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.hardware = torch.cuda.get_device_name(self._place) if self._place.type == "cuda" else self._place.type
@@ -130,7 +130,8 @@ class VisorTorch(VisorLmms):
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self._dtype)
         sampled = settings.temperature > 0
-        options = {"temperature": settings.temperature, "top_p": settings.top_p} if sampled else {}
+        # transformers' own default is to sample from the 50 best tokens only.
+        options = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if sampled else {}
         torch.manual_seed(settings.seed)
         hook = self._model.register_forward_hook(first)
         try:

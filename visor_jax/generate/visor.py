@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from visor_jax.architecture import Architecture
-from visor_jax.budget import Bits, Budget, budget_name
+from visor_jax.budget import Bits, Budget, budget_name, check_viable
 from visor_jax.cost import decoder_flops
 from visor_jax.data.collate import Example
 from visor_jax.data.tiles import Origin
@@ -120,6 +120,10 @@ class Visor:
         """Returns this model with other parameters of the same shapes."""
         return self._of(params, self.arch)
 
+    def with_arch(self, arch: Architecture) -> Visor:
+        """Returns this model as another architecture with parameters of the same shapes."""
+        return self._of(self.params, arch)
+
     def _of(self, params: Params, arch: Architecture) -> Visor:
         return Visor(
             params,
@@ -145,7 +149,7 @@ class Visor:
             expected = f"one of model.reduction.scales={scales}" if scales else "a model with model.reduction.scales"
             raise RequestError(f"ratio={ratio:g}: expected {expected}")
         reduction = dataclasses.replace(self.arch.reduction, ratio=ratio)
-        return self._of(self.params, dataclasses.replace(self.arch, reduction=reduction))
+        return self.with_arch(dataclasses.replace(self.arch, reduction=reduction))
 
     def __repr__(self) -> str:
         """Describes size, plan, budgets and origin in one line."""
@@ -377,9 +381,8 @@ class Visor:
         self, budget: str | Budget, max_new_tokens: int, dial: float, sampling: Sampling, stop: Sequence[str]
     ) -> Request:
         bits = self._budget(budget)
-        if self.searched and bits is not None and self.arch.plan == "visor" and bits not in self.viable_budgets:
-            names = ", ".join((["auto"] if self.has_policy else []) + [budget_name(b) for b in self.viable_budgets])
-            raise RequestError(f"budget {budget_name(bits)!r} is not viable: expected one of {names}")
+        if self.searched and bits is not None and self.arch.plan == "visor":
+            check_viable(bits, self.viable_budgets, has_policy=self.has_policy)
         stops = self.stop_token_ids | {self.tokenizer.single(text) for text in checked_stops(stop)}
         return Request(bits, dial, max_new_tokens, sampling, stops)
 

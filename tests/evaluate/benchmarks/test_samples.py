@@ -41,7 +41,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, int], str]:
         for question in opened:
             answer = "" if question.problem else said.get((benchmark.name, question.row), "1")
             scores = benchmark.score(answer, question.item)
-            lines.append({"row": question.row, "question": question.item.prompt, "answer": answer, "scores": scores})
+            line = {"row": question.row, "question": question.item.prompt, "answer": answer, "scores": scores}
+            lines.append({**line, "complete": not answer.endswith("...")})
         return lines
 
     monkeypatch.setattr(samples, "answered", answered)
@@ -84,6 +85,16 @@ def test_a_sample_is_asked_as_the_model_is(tmp_path: Path, answers: dict[tuple[s
         assert [turn.question for turn in short.turns] == [turn.question for turn in sample.turns]
         assert len(short.images) == len(sample.images)
         assert all(x is NO_PICTURE for x in short.images) or name == "seedbench"
+
+
+def test_answers_that_were_cut_off_are_left_out(
+    tmp_path: Path, answers: dict[tuple[str, int], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """No pass could end its answer there, so even the unchanged model would be wrong."""
+    answers |= {("docvqa", 1): "0 0 0 ...", ("docvqa", 2): ""}
+    source = AnsweredBenchmarks(tables(tmp_path, "docvqa"), MODEL, limit=4, batch_size=8)
+    assert [source[index].id for index in range(len(source))] == ["docvqa/0", "docvqa/3"]
+    assert "1 questions have no answer" in caplog.text and "1 questions have an answer that was cut off" in caplog.text
 
 
 def test_a_model_that_answers_nothing_is_refused(tmp_path: Path, answers: dict[tuple[str, int], str]) -> None:

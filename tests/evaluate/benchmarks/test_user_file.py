@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,9 @@ from tests.evaluate.benchmarks import hub_tables
 from visor_jax.commands.recipe import public_benchmarks
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.benchmarks import named_benchmark
+from visor_jax.evaluate.benchmarks.base import Item
 from visor_jax.evaluate.benchmarks.folder import Table
+from visor_jax.evaluate.benchmarks.predictions import checked_scores
 
 SOURCE = """
 import dataclasses
@@ -59,6 +63,26 @@ def test_a_file_beside_a_name(tmp_path: Path) -> None:
 )
 def test_files_that_are_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
     assert message in refusal(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"relaxed": 85.0}, "relaxed is 85.0; expected a number from 0 to 1"),
+        ({"relaxed": float("nan")}, "relaxed is nan"),
+        ({"relaxed": None}, "relaxed is None"),
+        ({"anls": 1.0, "exact": 0.0}, "has 2 scores, anls, exact; expected one, or a function `units`"),
+        ({}, "has 0 scores, none; expected one"),
+    ],
+)
+def test_scores_that_are_refused_with_the_first_answer(scores: dict[str, Any], message: str) -> None:
+    chartqa = named_benchmark("chartqa")
+    item = Item("", "?", (), "12", {})
+    with pytest.raises(RequestError) as caught:
+        checked_scores(dataclasses.replace(chartqa, score=lambda answer, item: scores), "12", item)
+    assert message in str(caught.value) and "benchmark chartqa: score('12', ...)" in str(caught.value)
+    several = dataclasses.replace(chartqa, score=lambda answer, item: {"a": 1, "b": 0.5}, units=list)
+    assert checked_scores(several, "12", item) == {"a": 1, "b": 0.5}
 
 
 def test_two_files_with_one_name_are_refused(tmp_path: Path) -> None:

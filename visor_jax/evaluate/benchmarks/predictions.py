@@ -34,7 +34,7 @@ from visor_jax.data.questions import READ_THREADS
 from visor_jax.data.row_shape import RowShape
 from visor_jax.data.sample import SkipSample
 from visor_jax.errors import RequestError
-from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line
+from visor_jax.evaluate.benchmarks.base import Benchmark, Item, Line, each_question
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.chunks import PassFolder, ProcessShares
 from visor_jax.files.json_shape import AMOUNT, COUNT, FLAG, FRACTION, TEXT, check_shape, each, list_of
@@ -169,11 +169,30 @@ def answer_line(
     return {
         **common(question, name),
         "answer": answer.text,
-        "scores": benchmark.score(answer.text, question.item),
+        "scores": checked_scores(benchmark, answer.text, question.item),
         **answer_costs(answer, result.size, model.arch, model.dtype.itemsize, routed=bits is None),
         "whole_visual_tokens": whole_token_count([picture.shape[:-1] for picture in question.pictures], model.arch),
         "problem": "",
     }
+
+
+def checked_scores(benchmark: Benchmark, answer: str, item: Item) -> dict[str, float]:
+    """Returns the scores of an answer.
+
+    Raises:
+      RequestError: one is not in [0, 1], or there are several and the benchmark does not say which counts.
+    """
+    scores = benchmark.score(answer, item)
+    where = f"benchmark {benchmark.name}: score({answer!r:.60}, ...)"
+    for name, value in scores.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise RequestError(f"{where}: {name} is {value!r}; expected a number from 0 to 1")
+    if benchmark.units is each_question and len(scores) != 1:
+        raise RequestError(
+            f"{where}: has {len(scores)} scores, {', '.join(scores) or 'none'}; expected one, or a function `units`"
+            " that says which value of a question counts in the headline"
+        )
+    return scores
 
 
 def answer_costs(

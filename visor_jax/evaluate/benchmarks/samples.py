@@ -38,7 +38,10 @@ class AnsweredBenchmarks:
     name = "benchmarks"
 
     def __init__(self, tables: Sequence[Table], model: Visor, *, limit: int, batch_size: int) -> None:
-        """Asks the questions; those that cannot be asked, or that the model answers with nothing, are left out.
+        """Asks the questions.
+
+        Left out are those that cannot be asked, that the model answers with nothing, or at greater length than the
+        benchmark's `max_new_tokens`.
 
         Args:
           limit: of the questions of each benchmark.
@@ -51,9 +54,15 @@ class AnsweredBenchmarks:
         self._places: list[tuple[Table, Line]] = []
         for table in tables:
             lines = own_answers(table, model, min(limit, len(table)), batch_size)
-            usable = [line for line in lines if line["answer"].strip() and IMAGE_MARKER not in line["answer"]]
-            if len(usable) < len(lines):
-                log.warning("%s: %d questions have no answer", table.benchmark.name, len(lines) - len(usable))
+            answered = [line for line in lines if line["answer"].strip() and IMAGE_MARKER not in line["answer"]]
+            # The passes ask whether a changed model ends its answer there too, which one that was cut off does not.
+            usable = [line for line in answered if line["complete"]]
+            for problem, count in (
+                ("have no answer", len(lines) - len(answered)),
+                ("have an answer that was cut off", len(answered) - len(usable)),
+            ):
+                if count:
+                    log.warning("%s: %d questions %s and are left out", table.benchmark.name, count, problem)
             self._places += [(table, line) for line in usable]
         if not self._places:
             raise RequestError(f"--benchmark={','.join(self.levels)}: the model answers none of the questions")
