@@ -54,6 +54,10 @@ CLAIMS: tuple[tuple[str, Side, Side, tuple[str, ...]], ...] = (
         for method in DROPS
     ),
     *(
+        (f"packing costs a dense model nothing: by {by}", (f"dense_packed_{by}", "full"), ("dense", "full"), LEVELS)
+        for by in (2, 4)
+    ),
+    *(
         (f"fewer tokens cost VISOR nothing: {name}", (f"visor_{name}", "full"), ("visor", "full"), LEVELS)
         for name in ("packed_2", "packed_4", "vispruner_4")
     ),
