@@ -95,6 +95,9 @@ def test_evaluate_your_checkpoint(folder: Path) -> None:
     dense = json.loads(Path("DENSE/eval/of_docvqa/validation.json").read_text())
     assert list(dense["budgets"]) == ["full"], "a dense model has one budget"
     assert dense["budgets"]["full"]["decoder_gflops"] == dense["dense"]["decoder_gflops"]
+    reduced = json.loads(Path("DENSE/eval/of_docvqa/partial/validation.json").read_text())
+    assert reduced["budgets"]["full"]["decoder_gflops"] < dense["budgets"]["full"]["decoder_gflops"]
+    assert reduced["dense"] == dense["dense"] and "against" in reduced
     for place in ("of_test/test.json", "of_docvqa/validation.json", "test.json"):
         assert "against" in json.loads((Path("RUN/eval") / place).read_text())
 
