@@ -23,6 +23,7 @@ from visor_jax.data.collate import RowShape, encode_tokens, make_batch
 from visor_jax.data.tile_pools import Arrays, in_pools, tile_bucket, tiles_of_rows, tower_inputs
 from visor_jax.model.visor import encode, init_params
 
+pytestmark = pytest.mark.usefixtures("quick")
 IMAGE = 999
 TILED = Architecture(
     text=TextArchitecture(16, 8, 8, 3, 1, 1, 8),

@@ -26,7 +26,7 @@ def test_fewer_visual_tokens_need_no_training(tiny_copy: Path) -> None:
     whole, fewer = (read_json(tiny_copy / "eval" / name / "test.json") for name in ("", "partial"))
     gflops = [result["budgets"]["full"]["decoder_gflops"] for result in (whole, fewer)]
     assert gflops[1] < 0.7 * gflops[0] and fewer["dense"] == whole["dense"]
-    assert fewer["identity"]["config"]["model"]["reduction"]["method"] == "divprune"
+    assert fewer["identity"]["config"]["model.reduction.method"] == "divprune"
 
 
 def test_questions_record_and_examples_have_the_given_system_text(tiny_copy: Path) -> None:
