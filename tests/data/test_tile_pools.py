@@ -10,29 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from visor_jax.architecture import (
-    AnyResArchitecture,
-    Architecture,
-    CrossAttentionArchitecture,
-    PolicyArchitecture,
-    ReductionArchitecture,
-    TextArchitecture,
-    VisionArchitecture,
-)
+from tests.data.test_collate import IMAGE, PLAIN, TILED
+from visor_jax.architecture import AnyResArchitecture, Architecture, ReductionArchitecture
 from visor_jax.data.collate import RowShape, encode_tokens, make_batch
 from visor_jax.data.tile_pools import Arrays, in_pools, tile_bucket, tiles_of_rows, tower_inputs
 from visor_jax.model.visor import encode, init_params
 
 pytestmark = pytest.mark.usefixtures("quick")
-IMAGE = 999
-TILED = Architecture(
-    text=TextArchitecture(16, 8, 8, 3, 1, 1, 8),
-    vision=VisionArchitecture(8, 4, 8, 8, 1, 1),
-    cross=CrossAttentionArchitecture(1),
-    policy=PolicyArchitecture(8),
-    anyres=AnyResArchitecture(tuple((8 * r, 8 * c) for r in (1, 2, 3) for c in (1, 2, 3)), max_tiles=2),
-)
-PLAIN = dataclasses.replace(TILED, anyres=AnyResArchitecture())
 ARCHITECTURES = {
     "tiled": TILED,
     "packed": dataclasses.replace(TILED, anyres=dataclasses.replace(TILED.anyres, packing=2)),

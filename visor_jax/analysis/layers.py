@@ -18,7 +18,7 @@ from visor_jax.analysis.passes import Probe, answers_of
 from visor_jax.architecture import Architecture
 from visor_jax.config import Config
 from visor_jax.data.questions import Place, Questions
-from visor_jax.data.tile_pools import tower_inputs
+from visor_jax.data.tile_pools import without_tower_inputs
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.scoring import padded
 from visor_jax.evaluate.visual_tokens import visual_tokens
@@ -120,7 +120,7 @@ def _batches(
         if not len(rows):
             continue
         arrays = padded(batch.arrays, mesh)
-        placed = place_batch({name: x for name, x in arrays.items() if name not in tower_inputs(model.arch)}, mesh)
+        placed = place_batch(without_tower_inputs(arrays, model.arch), mesh)
         visual = visual_tokens(params, arrays, model.arch, mesh)
         with jax.set_mesh(mesh):  # kernels split their work over it
             probe = Probe(params, visual, placed, answers_of(arrays), model.arch, observers)

@@ -28,6 +28,12 @@ def tower_inputs(arch: Architecture) -> tuple[str, ...]:
     return (*tile_shapes(0, arch), "visual_gather", "visual_weights", *candidate_arrays(arch))
 
 
+def without_tower_inputs(arrays: Arrays, arch: Architecture) -> dict[str, np.ndarray]:
+    """Returns the arrays that are read after V(0) is computed."""
+    read = tower_inputs(arch)
+    return {name: x for name, x in arrays.items() if name not in read}
+
+
 def tile_bucket(count: int) -> int:
     """Returns the smallest of 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is at least `count`."""
     power = 1 << max(count - 1, 0).bit_length()

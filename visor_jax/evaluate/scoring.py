@@ -26,7 +26,7 @@ from visor_jax.architecture import Architecture
 from visor_jax.budget import Bits
 from visor_jax.data.collate import Batch
 from visor_jax.data.questions import Chunk, Place, QuestionBatches
-from visor_jax.data.tile_pools import tiles_of_rows, tower_inputs
+from visor_jax.data.tile_pools import tiles_of_rows, without_tower_inputs
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.chunks import ChunkScores, ChunkStore, ProcessShares
 from visor_jax.evaluate.features import FeatureStore, SharedFeatures
@@ -252,7 +252,7 @@ class Scorer:
     def place(self, arrays: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array, jax.Array | None]:
         """Returns a batch without the tower's inputs on the devices, its V(0), and T at the first optional layer if
         it is stored."""
-        rest = {name: x for name, x in arrays.items() if name not in tower_inputs(self.arch)}
+        rest = without_tower_inputs(arrays, self.arch)
         if self.features is None:
             return place_batch(rest, self.mesh), visual_tokens(self.params, arrays, self.arch, self.mesh), None
         visual, shared = self.features.of(arrays)

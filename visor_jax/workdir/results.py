@@ -125,14 +125,16 @@ class Labels:
             return f"log_likelihood has shape {self.log_likelihood.shape}, expected {(count, num_budgets)}"
         if not len(self.picture_index) == len(self.turn) == count:
             return f"{count} labels of {len(self.picture_index)} pictures and {len(self.turn)} turns"
-        if self.num_visual is not None and len(self.num_visual) != count:
-            return f"{count} labels and num_visual of {len(self.num_visual)}"
-        for name, values, most in (
+        ranges = [
             ("label", self.label, num_budgets - 1),
             ("picture_index", self.picture_index, MAX_INDEX),
             ("turn", self.turn, MAX_INDEX),
-            ("num_visual", self.turn if self.num_visual is None else self.num_visual, MAX_INDEX),
-        ):
+        ]
+        if self.num_visual is not None:
+            if len(self.num_visual) != count:
+                return f"{count} labels and num_visual of {len(self.num_visual)}"
+            ranges.append(("num_visual", self.num_visual, MAX_INDEX))
+        for name, values, most in ranges:
             if values.min() < 0 or values.max() > most:
                 return f"{name} goes from {values.min()} to {values.max()}, expected from 0 to {most}"
         return "" if np.isfinite(self.log_likelihood).all() else "log_likelihood is not finite"
@@ -140,9 +142,14 @@ class Labels:
     def only(self, rows: np.ndarray) -> Labels:
         """Returns the labels of some questions, selected by booleans or indices."""
         num_visual = None if self.num_visual is None else self.num_visual[rows]
-        of_all = self.label, self.log_likelihood, self.picture_index, self.turn
-        label, log_likelihood, picture_index, turn = (array[rows] for array in of_all)
-        return Labels(self.budgets, label, log_likelihood, picture_index, turn, num_visual)
+        return Labels(
+            self.budgets,
+            self.label[rows],
+            self.log_likelihood[rows],
+            self.picture_index[rows],
+            self.turn[rows],
+            num_visual,
+        )
 
 
 def check_made_of(workdir: Workdir, stage: str, identity: Any, path: Path, *, model: str = "") -> None:

@@ -31,7 +31,7 @@ from visor_jax.data.from_config import agreed_taps, label_source, training_row_s
 from visor_jax.data.questions import READ_THREADS, Place, Questions
 from visor_jax.data.row_shape import RowShape, text_bucket, visual_bucket
 from visor_jax.data.sample import SkipSample
-from visor_jax.data.tile_pools import tower_inputs
+from visor_jax.data.tile_pools import without_tower_inputs
 from visor_jax.errors import RequestError
 from visor_jax.evaluate.features import VISUAL, FeatureStore, SharedFeatures
 from visor_jax.model.decoder import Budget
@@ -162,10 +162,8 @@ class LabeledExamples:
 
     def _row_shape(self, training: RowShape) -> RowShape:
         """The shape of rows of single questions, which are shorter than conversations; opens no picture."""
-        longest, sizes = (
-            max(self._of(place, self.questions.text_length) for place in self.places),
-            self.labels.num_visual,
-        )
+        longest = max(self._of(place, self.questions.text_length) for place in self.places)
+        sizes = self.labels.num_visual
         visual = training.visual if sizes is None else min(training.visual, visual_bucket(max(int(sizes.max()), 1)))
         return dataclasses.replace(training, visual=visual, text=text_bucket(longest))
 
@@ -201,8 +199,7 @@ class LabeledExamples:
         arrays |= sources_of_rows(batch.contents, self.source_names)
         if self.features is not None:
             visual, _ = self.features.of(arrays)
-            read = tower_inputs(self.questions.arch)
-            arrays = {name: x for name, x in arrays.items() if name not in read} | {"visual": visual}
+            arrays = without_tower_inputs(arrays, self.questions.arch) | {"visual": visual}
         return arrays, batch
 
 
