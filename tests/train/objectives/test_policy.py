@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visor_jax import testing
-from visor_jax.config import as_config
+from visor_jax.config import architecture, as_config, stage_config
+from visor_jax.data.anyres import most_visual_tokens
 from visor_jax.data.collate import Content
 from visor_jax.errors import RequestError
 from visor_jax.testing import tiny_config
 from visor_jax.train.objectives import make_objective, policy
 from visor_jax.train.objectives.by_source import fields_by_source, sources_of_rows
-from visor_jax.train.objectives.policy import RARE, LabeledExamples, balance, policy_loss
+from visor_jax.train.objectives.policy import RARE, LabeledExamples, abstract_policy, balance, policy_loss
 from visor_jax.workdir.folder import Workdir
 from visor_jax.workdir.results import Labels
 
@@ -64,6 +65,14 @@ def test_rows_have_room_for_the_largest_labeled_question(tiny_run: Path) -> None
     other = dataclasses.replace(labels, num_visual=labels.num_visual + 1)
     with pytest.raises(RequestError, match="labels were made of other data"):
         LabeledExamples(config, other).batch(np.arange(1))
+
+
+def test_planned_rows_hold_one_question_about_the_largest_picture() -> None:
+    config = as_config(tiny_config({"data.visual_length": 1000}))
+    num_rows = stage_config(config, "policy").batch_size
+    shape = abstract_policy(config, "policy")[1]["visual_segments"].shape
+    most = most_visual_tokens(architecture(config, "policy"))
+    assert shape[0] == num_rows and most <= shape[1] < min(1000, most + 128)
 
 
 def test_labels_count_by_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from visor_jax.data.collate import Content, Example, make_batch
 from visor_jax.data.draws import generator
 from visor_jax.data.from_config import agreed_taps, label_source, training_row_shape
 from visor_jax.data.questions import READ_THREADS, Place, Questions
-from visor_jax.data.row_shape import RowShape, text_bucket, visual_bucket
+from visor_jax.data.row_shape import RowShape, question_visual_length, text_bucket, visual_bucket
 from visor_jax.data.sample import SkipSample
 from visor_jax.data.tile_pools import without_tower_inputs
 from visor_jax.errors import RequestError
@@ -82,9 +82,14 @@ def policy_objective(config: Config, stage: str, workdir: Workdir) -> Objective:
 
 
 def abstract_policy(config: Config, stage: str) -> tuple[Loss, dict[str, Any]]:
-    """The loss for as many budgets as the policy has outputs, and the shapes of batches of the longest prompts."""
+    """The loss for as many budgets as the policy has outputs, and the shapes of batches of the longest prompts.
+
+    Each row holds one question about one picture, and its tiles: stored visual tokens would need less.
+    """
     arch, num_rows = architecture(config, stage), stage_config(config, stage).batch_size
-    arrays = abstract_batch(num_rows, num_rows, training_row_shape(config), arch)
+    longest = training_row_shape(config)
+    row_shape = dataclasses.replace(longest, visual=question_visual_length(longest.visual, arch))
+    arrays = abstract_batch(num_rows, num_rows, row_shape, arch)
     for name, dtype in (("routing_position", np.int32), ("label", np.int32), ("label_weight", np.float32)):
         arrays[name] = jax.ShapeDtypeStruct((num_rows,), dtype)
     return partial(policy_loss, arch=arch, num_viable=arch.policy.max_budgets), arrays
