@@ -78,6 +78,8 @@ def test_costs_have_the_dial_and_the_dense_decoder(run: Run) -> None:
         "decoder_gflops": 3.0, "end_to_end_gflops": 4.0,
     }  # fmt: skip
     assert rows[-1]["decoder_gflops"] == 8.0 and rows[-1]["accuracy"] == ""
+    answered = {**run.evaluation, "dense": {**run.evaluation["dense"], **run.evaluation["budgets"]["full"]}}
+    assert costs.rows(Run(ARCH, BUDGETS, answered))[-1]["accuracy"] == 0.875, "where the dense model was asked too"
     axes = costs.draw(run, rows).axes[0]
     assert {"easy", "hard"} <= {text.get_text() for text in axes.texts}, "named beside their curves"
 

@@ -288,7 +288,7 @@ def test_an_evaluation_with_other_settings_is_repeated(tiny_copy: Path, finished
     stages.finish(tiny_config(), str(tiny_copy))
     assert finished == ["export"], "the evaluation exists"
     config, workdir, model = as_config(tiny_config()), Workdir(tiny_copy), load(tiny_copy)
-    chunks = chunks_of(config, model, workdir, evaluation_identity(config, model, workdir, "test"))[""]
+    chunks = chunks_of(config, model, workdir, evaluation_identity(config, model, workdir, "test"), "test")[""]
     chunks.save([], [], False, ChunkScores(*[np.zeros((0, 0))] * 2, None, np.zeros((0, 4), int), [], [], []))
     (tiny_copy / "eval/chunks/of another pass").mkdir()
     stages.finish(tiny_config(), str(tiny_copy))

@@ -92,6 +92,16 @@ def test_other_questions_are_refused(tmp_path: Path, change: dict[str, list[str]
         other.compared(ANSWERS, LEVELS)
 
 
+def test_questions_are_compared_before_they_are_answered(tmp_path: Path) -> None:
+    """One that the other run could not read is missing there, and that alone refuses nothing."""
+    other, asked = OtherAnswers(written(tmp_path, {"budgets": ANSWERS})), {"0/0": "aa", "1/1": "dd", "2/0": "ee"}
+    other.check_questions(asked)
+    with pytest.raises(RequestError, match=r"no or another question in 1 of 3 places, such as '1/1'"):
+        other.check_questions(asked | {"1/1": "ff"})
+    with pytest.raises(RequestError, match=r"no or another question in 1 of 1 places, such as '7/0'"):
+        other.check_questions({"7/0": "aa"})
+
+
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from PIL import Image
 from visor_jax.budget import Budget
 from visor_jax.commands.recipe import evaluation_data
 from visor_jax.config import from_dict
-from visor_jax.data.questions import single_questions
+from visor_jax.data.questions import Place, single_questions
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.chunks import ChunkScores
 from visor_jax.evaluate.measure import requested_budgets
-from visor_jax.evaluate.runner import evaluate
+from visor_jax.evaluate.runner import chunks_of, evaluate, evaluation_identity
 from visor_jax.evaluate.scoring import score
 from visor_jax.evaluate.summary import level_means, task_accuracies
 from visor_jax.evaluate.tables import print_budgets
@@ -111,11 +113,62 @@ def test_records_without_a_picture_are_evaluated_and_shown(tiny_copy: Path, tmp_
     model, workdir = load(tiny_copy), Workdir(tiny_copy)
     config = evaluation_data(from_dict(workdir.config()), "llava", str(tmp_path / "set.json"))
     result = evaluate(config, model, workdir)
-    assert [example["image"] for example in result["examples"]] == ["", "examples/1.png"]
+    assert [example["image"] for example in result["examples"]] == ["", "examples/test/1.png"]
     assert result["budgets"]["auto"]["samples"] == 2
     (tiny_copy / "config.json").unlink()  # the report only shows evaluations of the workdir's configuration
     workdir.claim(config)
     assert write_report(workdir).read_text().count("no picture</div>") == 1
+
+
+def test_splits_share_neither_chunks_nor_pictures(tiny_copy: Path) -> None:
+    """Both have questions at the same places, and generated ones have no other identity."""
+    model, workdir, config = load(tiny_copy), Workdir(tiny_copy), from_dict(Workdir(tiny_copy).config())
+    questions = {split: single_questions(config, split, 8) for split in ("validation", "test")}
+    places = questions["test"].plan()
+    assert places == questions["validation"].plan()
+    chunks = {
+        split: chunks_of(config, model, workdir, evaluation_identity(config, model, workdir, split), split)
+        for split in questions
+    }
+    for group in chunks["test"]:
+        kept = chunks["validation"][group]
+        kept.save(places, model.viable_budgets, False, no_scores(places, len(model.viable_budgets)))
+        assert kept.load(places, model.viable_budgets, False) is not None
+        assert chunks["test"][group].load(places, model.viable_budgets, False) is None
+    before = {path.name: path.read_bytes() for path in (tiny_copy / "eval" / "examples" / "test").iterdir()}
+    evaluate(config, model, workdir, split="validation", budgets=["full"])
+    assert before == {path.name: path.read_bytes() for path in (tiny_copy / "eval" / "examples" / "test").iterdir()}
+
+
+def no_scores(places: Sequence[Place], num_budgets: int) -> ChunkScores:
+    """Scores of a chunk in which no question is right."""
+    zeros = np.zeros((num_budgets, len(places)))
+    ids, sizes = [place.id for place in places], np.ones((len(places), 4), np.int64)
+    return ChunkScores(zeros > 0, zeros, None, sizes, ids, ["color"] * len(places), [])
+
+
+def test_examples_and_times_need_room_for_an_answer(tiny_copy: Path) -> None:
+    """Scores do not; where no question leaves any, there are none of both."""
+    model, config = load(tiny_copy), from_dict(Workdir(tiny_copy).config())
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, timing_rounds=1))
+    text = dataclasses.replace(model.arch.text, max_positions=1)
+    model.arch = dataclasses.replace(model.arch, text=text)
+    result = evaluate(config, model, Workdir(tiny_copy), budgets=["full"], name="short")
+    assert result["examples"] == [] and "timing" not in result and result["budgets"]["full"]["samples"] == 24
+
+
+def test_a_result_of_another_file_of_the_same_name_is_kept(tiny_copy: Path, tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "What is two plus two?"}, {"from": "gpt", "value": "4"}]
+    model, workdir = load(tiny_copy), Workdir(tiny_copy)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "set.json").write_text(json.dumps([{"id": name, "conversations": talk}]))
+    a, b = (evaluation_data(from_dict(workdir.config()), "llava", str(tmp_path / x / "set.json")) for x in "ab")
+    first = evaluate(a, model, workdir, budgets=["full"], name="of_set")
+    with pytest.raises(RequestError, match=r"the questions of .*a/set.json, which these of .*b/set.json would replace"):
+        evaluate(b, model, workdir, budgets=["full"], name="of_set")
+    assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == first
+    evaluate(a, model, workdir, budgets=["full"], name="of_set")
 
 
 def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:

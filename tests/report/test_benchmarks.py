@@ -109,6 +109,17 @@ def test_tasks_without_a_level_have_one_mean(full_run: Path) -> None:
     assert "mean of tasks 50.0 50.0 50.0 50.0 50.0 not run" in part and "mean of easy" not in part
 
 
+def test_a_dense_model_that_answered_other_questions_is_shown(full_run: Path) -> None:
+    folder = full_run / "eval" / "of_mine"
+    value = questions_result(folder)
+    first = next(iter(value["budgets"].values()))
+    value["dense"] |= {"tasks": dict.fromkeys(first["tasks"], 0.875), "easy": 0.875, "hard": 0.875}
+    value["intervals"]["dense"] = {"tasks": {}}
+    write_json(folder / "test.json", value)
+    part = report_of(full_run)[1].section("benchmarks")
+    assert part.count("87.5") == len(first["tasks"]) + 2 and "not run" not in part.rpartition("Other questions")[2]
+
+
 def test_a_run_with_other_questions_only_has_a_page(tmp_path: Path) -> None:
     """Its first figures are of these; a whole result comes before one of an earlier stage."""
     for name, place in (("first", "partial"), ("second", "")):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from visor_jax.scale import gather
 from visor_jax.scale.gather import gathered, merged
 
 PARTS = [{"0": {"drawn": 12, "waiting": "3 5 11"}}, {"1": {"drawn": 7, "waiting": ""}}, {}]
@@ -23,7 +24,10 @@ def in_three_processes(monkeypatch: pytest.MonkeyPatch, own: int, texts: Sequenc
     """Makes this process one of three that gather `texts`; the collective computes what the others contribute."""
     framed = [json.dumps([*map(len, part)]).encode() + b"\n" + b"".join(part) for part in texts]
 
+    met: list[None] = []
+
     def allgather(value: np.ndarray) -> np.ndarray:
+        assert met, "a process that comes early waits where it reports progress, not in the collective"
         if value.ndim == 0:
             assert value == len(framed[own])
             return np.array([len(text) for text in framed])
@@ -32,6 +36,7 @@ def in_three_processes(monkeypatch: pytest.MonkeyPatch, own: int, texts: Sequenc
 
     monkeypatch.setattr(jax, "process_count", lambda: len(texts))
     monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(gather, "meet", lambda: met.append(None))
 
 
 @pytest.mark.parametrize("own", range(3))

@@ -16,11 +16,14 @@ COSTS = ("decoder_gflops", "end_to_end_gflops")
 
 
 def rows(run: Run) -> list[Row]:
-    """Returns a row for every budget, for "auto" at every position of the dial, and the costs of a dense decoder."""
+    """Returns a row for every budget, for "auto" at every position of the dial, and those of a dense decoder."""
     evaluation, levels = run.evaluation, run.evaluation.get("levels") or {}
     table = [_row(name, "", row, mixed_accuracy(row, levels)) for name, row in evaluation.get("budgets", {}).items()]
     table += [_row("auto", point["dial"], point, point["accuracy"]) for point in evaluation.get("dial") or ()]
-    return table + ([_row("dense", "", evaluation["dense"], None)] if table else [])
+    if not table:
+        return []
+    dense = evaluation["dense"]
+    return [*table, _row("dense", "", dense, mixed_accuracy(dense, levels) if "tasks" in dense else None)]
 
 
 def _row(budget: str, dial: float | str, values: Mapping[str, Any], accuracy: float | None) -> Row:

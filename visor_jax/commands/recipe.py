@@ -238,7 +238,7 @@ def finish(config: ConfigLike, path: str) -> dict[str, Any]:
         def is_evaluated() -> bool:
             identity = evaluation_identity(config, model, workdir, "test")
             if current := is_current(evaluated, identity):
-                for chunks in chunks_of(config, model, workdir, identity).values():
+                for chunks in chunks_of(config, model, workdir, identity, "test").values():
                     chunks.remove()  # a kill after the result has left them
             return current
 

@@ -111,7 +111,24 @@ class OtherAnswers(Other):
         if any(len(row) != len(ids) for row in (of_budgets["digests"], *self._right.values())):
             raise RequestError(f"{path}: expected as many digests and right as ids, {len(ids)}")
         self._places = {key: place for place, key in enumerate(zip(ids, of_budgets["digests"], strict=True))}
+        self._digests = dict(zip(ids, of_budgets["digests"], strict=True))
         super().__init__(path, list(self._right), wanted)
+
+    def check_questions(self, asked: Mapping[str, str]) -> None:
+        """Checks before any question is answered that they are the other run's, as far as they were readable there.
+
+        Args:
+          asked: digest by id.
+
+        Raises:
+          RequestError: the other run was asked another question under one of the ids, or none of them.
+        """
+        known = [id for id in asked if id in self._digests]
+        if others := [id for id in known if asked[id] != self._digests[id]] or ([] if known else list(asked)):
+            raise RequestError(
+                f"--against: {self.path} has no or another question in {len(others)} of {len(asked)} places, such as"
+                f" {others[0]!r}; expected the same data and split"
+            )
 
     def compared(self, answered: Mapping[str, Any], levels: Mapping[str, str]) -> dict[str, Any]:
         """Returns the comparison of this run's answers, as in `<split>.questions.json`, with these.

@@ -1,6 +1,6 @@
 """Writes example answers with their pictures, for the report: for each task right and wrong ones.
 
-In: the scores of an evaluation. Out: pictures in `examples/` beside the result, and the objects of its "examples".
+In: the scores of an evaluation. Out: pictures in `examples/SPLIT/` beside the result, and its "examples".
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ NEW_TOKENS = 64  # of an example's answer, which is wrong or right by its score,
 MAX_SIDE = 1024  # pixels of an example's picture
 
 
-def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[str, Any]]:
+def write_examples(folder: Path, split: str, model: Visor, measured: Measured) -> list[dict[str, Any]]:
     """Answers questions of every task, one right and one wrong if there are both, and writes their pictures.
 
     The policy chooses the budget; without one all slots are on, or as many as were evaluated. Of several pictures the
     first is written, of a video its first frame; "image" is "" if there is none. "right" is the score of the
     evaluation. "relevance" has, by rows, how much the reference answer depends on each patch of the first tile, in
     percent of the most relevant one; null if it is not computed. "attention" has the same for the attention of every
-    cross-attention layer.
+    cross-attention layer. Questions that leave no room for an answer (`max_positions`) are no examples.
     """
     scores, examples = measured.scores, []
     if model.has_policy:
@@ -46,14 +46,17 @@ def write_examples(folder: Path, model: Visor, measured: Measured) -> list[dict[
     else:
         costliest = max(scores.budgets, key=sum)
         right, budgets = scores.correct[scores.budgets.index(costliest)], [costliest] * len(scores.ids)
+    room = model.arch.text.max_positions - scores.num_visual - scores.num_prompt  # [N]
     for index in example_places(scores.tasks, right):
         beat()
+        if (length := min(NEW_TOKENS, int(room[index]))) < 1:
+            continue
         id, bits = scores.ids[index], budgets[index]
         sample = measured.questions.find(id)
         question, budget = sample.turns[0].question, Budget("full") if all(bits) else Budget.of(bits)
         prompted = with_system(model, sample.system) if sample.system else model
-        answer = prompted.answer(list(sample.images), question, budget, max_new_tokens=NEW_TOKENS, origin=sample.origin)
-        name = f"examples/{index}.png" if sample.images else ""
+        answer = prompted.answer(list(sample.images), question, budget, max_new_tokens=length, origin=sample.origin)
+        name = f"examples/{split}/{index}.png" if sample.images else ""
         if sample.images:
             write_bytes(folder / name, png(still(sample.images[0])))
         examples.append(

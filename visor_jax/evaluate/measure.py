@@ -21,6 +21,7 @@ from visor_jax.data.skips import SkipLog
 from visor_jax.data.source_kind import LEVELS
 from visor_jax.data.sources import source_kind
 from visor_jax.errors import RequestError
+from visor_jax.evaluate.against import OtherAnswers
 from visor_jax.evaluate.chunks import ChunkStore
 from visor_jax.evaluate.dense_start import DENSE_START, dense_figures
 from visor_jax.evaluate.features import FeatureStore
@@ -72,6 +73,7 @@ def measure(
     start: Visor | None = None,
     chunks: Mapping[str, ChunkStore] | None = None,
     features: FeatureStore | None = None,
+    against: OtherAnswers | None = None,
 ) -> Measured:
     """Scores `model` on the questions of a split, and on its controls if the source has them.
 
@@ -80,8 +82,14 @@ def measure(
       skips: counts questions that cannot be used.
       chunks: where the scores of the questions ("") and of each control are kept; None: nowhere.
       features: where visual tokens of the questions are kept.
+      against: another run's answers to the same questions.
+
+    Raises:
+      RequestError: there is no usable question, or `against` has other questions.
     """
     questions = single_questions(config, split, config.evaluate.samples, skips)
+    if against:
+        against.check_questions({place.id: questions.facts(place).digest for place in questions.plan()})
     rows = list(dict.fromkeys([*model.viable_budgets, *(bits for bits in requested.values() if bits is not None)]))
     scores = score_questions(config, model, questions, rows, chunks[""] if chunks else None, features)
     groups = {"budgets": scores, **score_controls(config, model, split, rows, chunks or {})}

@@ -26,13 +26,15 @@ from visor_jax.evaluate.configured import in_dtype_of, with_system
 from visor_jax.evaluate.dense_start import DENSE_START, dense_start
 from visor_jax.evaluate.examples import write_examples
 from visor_jax.evaluate.features import FeatureStore
-from visor_jax.evaluate.harness import answers_record, harness
+from visor_jax.evaluate.harness import answers_record, check_place, harness
 from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import Measured, measure, requested_budgets
-from visor_jax.files.read_write import write_json
+from visor_jax.files.bucket import is_bucket
+from visor_jax.files.read_write import as_path, write_json
 from visor_jax.loading import Visor
 from visor_jax.scale.distributed import once
 from visor_jax.workdir.folder import Workdir
+from visor_jax.workdir.provenance import annotations_checksum, plain
 
 
 def evaluate(
@@ -59,15 +61,19 @@ def evaluate(
     requested, folder = requested_budgets(model, budgets), workdir.path / "eval" / name  # reports mistakes first
     if against:
         against.paired_with(list(requested))
+    if asked_of := records_of(config) if name else "":
+        check_place(folder / f"{split}.json", asked_of)
     start = dense_start(config, model, workdir) if config.evaluate.dense_start else None
     skips, identity = SkipLog(), evaluation_identity(config, model, workdir, split)
-    chunks, features = chunks_of(config, model, workdir, identity, name), FeatureStore.of(config, workdir)
-    measured = measure(config, model, split, requested, skips=skips, start=start, chunks=chunks, features=features)
+    chunks, features = chunks_of(config, model, workdir, identity, split, name), FeatureStore.of(config, workdir)
+    asked = {"skips": skips, "start": start, "chunks": chunks, "features": features, "against": against}
+    measured = measure(config, model, split, requested, **asked)
     answers = measured.answered["budgets"]
     result = {
         "benchmark": source_label(config),
         "split": split,
         "file": file_of(config),
+        **({"asked_of": asked_of} if asked_of else {}),
         "stage": model.stage,
         "plan": model.arch.plan,
         "identity": identity,
@@ -79,7 +85,7 @@ def evaluate(
     }
     # Only process 0 has the examples: their maps would be too large a message for the others, which write nothing.
     own = with_system(in_dtype_of(config, model), config.tokenizer.system)  # as the questions were scored
-    once(lambda: result.update(examples=write_examples(folder, own, measured)))
+    once(lambda: result.update(examples=write_examples(folder, split, own, measured)))
     once(partial(write, folder, split, result, measured))
     for store in chunks.values():
         store.remove()
@@ -95,10 +101,14 @@ def write(folder: Path, split: str, result: dict[str, Any], measured: Measured) 
 
 
 def chunks_of(
-    config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], name: str = ""
+    config: Config, model: Visor, workdir: Workdir, identity: dict[str, Any], split: str, name: str = ""
 ) -> dict[str, ChunkStore]:
-    """Returns the scored chunks of the evaluation with this identity: of its questions (""), by control, and so on."""
+    """Returns the scored chunks of the evaluation with this identity: of its questions (""), by control, and so on.
+
+    The splits of a source have questions at the same places, so chunks also depend on the split and its records.
+    """
     with_features, folder = FeatureStore.of(config, workdir) is not None, f"eval/{name}"
+    identity = {**identity, "split": split, "records": annotations_checksum(plain(config), split)}
     own = ChunkStore(workdir, folder, identity, model.stage, with_features=with_features)
     controls = {
         control: ChunkStore(workdir, folder, {**identity, "control": control}, model.stage, with_features=False)
@@ -121,6 +131,16 @@ def file_of(config: Config) -> str:
     return Path(config.data.path).name if source_kind(config).from_file else ""
 
 
+def records_of(config: Config) -> str:
+    """Returns the absolute path of the file that the questions come from; "" for generated ones."""
+    name = config.data.path if source_kind(config).from_file else ""
+    name = config.data.mixture if is_mixture(vars(config.data)) else name
+    if not name:
+        return ""
+    path = as_path(config.data.root) / name
+    return str(path if is_bucket(path) else path.absolute())
+
+
 def harness_of(config: Config, model: Visor, measured: Measured) -> dict[str, Any]:
     """Returns the harness of the scores: one pass over each reference answer, as `scoring` explains."""
     sample = measured.questions.find(measured.scores.ids[0])
@@ -132,18 +152,21 @@ def harness_of(config: Config, model: Visor, measured: Measured) -> dict[str, An
 def timing(
     config: Config, model: Visor, measured: Measured, requested: Mapping[str, Bits | None]
 ) -> dict[str, dict[str, Any]]:
-    """Returns {"timing": the times of one question, of median length}; {} without rounds. Process 0 measures them."""
-    if not config.evaluate.timing_rounds:
+    """Returns {"timing": the times of one question, of median length}; process 0 measures them.
+
+    {} without rounds, and where that question leaves no room for an answer (`max_positions`).
+    """
+    scores = measured.scores
+    sizes = (scores.num_visual + scores.num_prompt).tolist()
+    place = median_place(sizes)
+    room = model.arch.text.max_positions - sizes[place]
+    if not config.evaluate.timing_rounds or room < 1:
         return {}
-    scores, arch = measured.scores, model.arch
 
     def timed() -> dict[str, Any]:
-        sizes = (scores.num_visual + scores.num_prompt).tolist()
-        place = median_place(sizes)
         sample = measured.questions.find(scores.ids[place])
         asked = with_system(in_dtype_of(config, model), sample.system or config.tokenizer.system)
         answer = partial(asked.timed_answer, list(sample.images), sample.turns[0].question, origin=sample.origin)
-        room = arch.text.max_positions - sizes[place]
         times = time_answers(answer, requested, room=room, rounds=config.evaluate.timing_rounds)
         tokens = {"visual_tokens": int(scores.num_visual[place]), "text_tokens": int(scores.num_prompt[place])}
         question = {"id": scores.ids[place], "tiles": int(scores.num_tiles[place]), **tokens}

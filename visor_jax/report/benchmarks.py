@@ -53,7 +53,9 @@ def questions_part(one: OtherResult, colors: dict[str, str]) -> Row:
     table = accuracy_table(result, tasks)
     if not table["means"] and len(tasks) > 1:  # no task has a level
         means = [mixed_accuracy(result["budgets"][name], {}) for name in table["budgets"]]
-        table["means"] = [{"name": "mean of tasks", "level": "", "cells": [accuracy_cell(mean) for mean in means]}]
+        dense = accuracy_cell(mixed_accuracy(result["dense"], {})) if "tasks" in result["dense"] else None
+        cells = [accuracy_cell(mean) for mean in means]
+        table["means"] = [{"name": "mean of tasks", "level": "", "cells": cells, "dense": dense}]
     return {
         **common_part(one),
         "is_file": bool(result.get("file")),

@@ -283,6 +283,16 @@ def once(action: Callable[[], ResultT]) -> ResultT:
     return result
 
 
+def meet() -> None:
+    """Waits until all processes are here, and reports progress to the watchdogs meanwhile; all must call it.
+
+    It comes before a collective that processes reach at different times: there they would make no progress, and the
+    first one on CPUs waits for 30 seconds only.
+    """
+    Reports("meet").exchange(0, None)
+    once(lambda: None)
+
+
 def _answer_of(key: str) -> Any:
     """Returns what process 0 answered, or raises its error."""
     answer = _value_of(key)

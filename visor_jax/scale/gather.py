@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from visor_jax.scale.distributed import meet
+
 
 def merged(part: Mapping[str, Any]) -> dict[str, Any]:
     """Joins the entries of all processes' mappings of JSON values. Every process must call it at the same point."""
@@ -23,6 +25,7 @@ def gathered(texts: Sequence[bytes]) -> list[list[bytes]]:
     """Returns the texts of every process, in the order of the processes. All must call it at the same point."""
     if jax.process_count() == 1:
         return [list(texts)]
+    meet()
     header = json.dumps([len(text) for text in texts]).encode("ascii")
     return [_split(joined) for joined in _all_bytes(b"\n".join([header, b"".join(texts)]))]
 

@@ -23,7 +23,7 @@ from visor_jax.evaluate.benchmarks.base import Benchmark, Line, mean
 from visor_jax.evaluate.benchmarks.examples import write_examples
 from visor_jax.evaluate.benchmarks.folder import Table
 from visor_jax.evaluate.benchmarks.predictions import Budgets, PredictionStore, pack, predict
-from visor_jax.evaluate.harness import answers_record, harness
+from visor_jax.evaluate.harness import answers_record, check_place, harness
 from visor_jax.evaluate.intervals import CONFIDENCE, interval_of_values, with_levels
 from visor_jax.evaluate.latency import median_place, time_answers
 from visor_jax.evaluate.measure import requested_budgets
@@ -69,14 +69,17 @@ def evaluate_benchmarks(
     requested = requested_budgets(model, budgets)
     for other in (against or {}).values():
         other.paired_with(list(requested))  # reports mistakes first
+    for table in tables:
+        check_place(workdir.path / folder_of(table, name) / f"{table.benchmark.split}.json", asked_of(table))
     stores, results, differences = [], {}, {}
     for table in tables:
         benchmark, count = table.benchmark, min(len(table), limit or len(table))
-        folder, identity = f"eval/of_{benchmark.name}/{name}".rstrip("/"), identity_of(config, model, table)
+        folder, identity = folder_of(table, name), identity_of(config, model, table)
         stores.append(PredictionStore(workdir, folder, identity, model.stage))
         lines = predict(table, model, requested, stores[-1], count=count, batch_size=config.evaluate.batch_size)
         result = {
             "benchmark": benchmark.name,
+            "asked_of": asked_of(table),
             "split": benchmark.split,
             "stage": model.stage,
             "plan": model.arch.plan,
@@ -104,6 +107,16 @@ def evaluate_benchmarks(
     if against:
         result["against"] = comparison(list(against.values()), list(requested), differences, result["levels"])
     return result
+
+
+def folder_of(table: Table, name: str) -> str:
+    """Returns the folder of a benchmark's result, below the workdir."""
+    return f"eval/of_{table.benchmark.name}/{name}".rstrip("/")
+
+
+def asked_of(table: Table) -> str:
+    """Returns what the questions come from, for `check_place`."""
+    return f"the benchmark {table.benchmark.name}"
 
 
 def open_tables(benchmarks: Sequence[Benchmark], data: str) -> list[Table]:
