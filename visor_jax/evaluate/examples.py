@@ -1,6 +1,7 @@
 """Writes example answers with their pictures, for the report: for each task right and wrong ones.
 
-In: the scores of an evaluation. Out: pictures in `examples/SPLIT/` beside the result, and its "examples".
+In: the scores of an evaluation. Out: pictures in a folder for each split, below `examples/`
+beside the result, and the objects of its "examples".
 """
 
 from __future__ import annotations
