@@ -153,9 +153,9 @@ def introduction(results: Results) -> list[str]:
         f"variants start from the same dense base (parameters sha256 {questions['base_sha256'][:12]}) and see the same",
         "questions. FLOPs are counted by formula up to the first answer token. CPU seconds are of a variant's own",
         "stages. The policy learns to choose the cheapest budget that reaches"
-        f" {100 * (1 - label_tolerance(results)):.0f} % of the full budget's score. Bilinear packing has no rows: on a"
-        " page's 8 x 8",
-        "patches it is the mean (`pytest tests/data/test_feature_maps.py -k bilinear`).",
+        f" {100 * (1 - label_tolerance(results)):.0f} % of the full budget's score.",
+        "Bilinear packing has no rows: on a page's 8 x 8 patches it is the mean",
+        "(`pytest tests/data/test_feature_maps.py -k bilinear`).",
         "",
         f"**hard** are the hard questions of those tasks and kinds of pages of which the base alone, on"
         f" {questions['split']} pages of seed {questions['seed']},",
