@@ -249,7 +249,11 @@ def test_sigterm_to_one_saves_and_stops_both(
 def test_a_pass_that_is_stopped_and_killed_ends_equal(
     compiled: str, whole: Path, tmp_path: Path, command: str, folder: str, disturbed: set[int]
 ) -> None:
-    """SIGTERM before the first chunk, SIGKILL after it, and SIGKILL between the result and the removal of chunks."""
+    """SIGTERM before the first chunk, SIGKILL after it, and SIGKILL between the result and the removal of chunks.
+
+    Which process stores a picture's visual tokens first, and from a batch of how many pictures, differs with the time
+    of the kill; so numbers are equal up to rounding.
+    """
     run = tmp_path / "run"
     shutil.copytree(whole, run, ignore=shutil.ignore_patterns(folder, "features", "export"))
     events = {"score": "SIGTERM"}
@@ -270,7 +274,7 @@ def test_a_pass_that_is_stopped_and_killed_ends_equal(
         assert (run / folder / "chunks").exists() or point == "score"
     ended = finish(in_pass(command, run, compiled))
     assert [process.status for process in ended] == [0, 0], ended
-    assert results_of(run / folder) == results_of(whole / folder)
+    assert results_of(run / folder) == rounded(results_of(whole / folder))
     assert not (run / folder / "chunks").exists() and not (run / "lock.json").exists()
 
 
@@ -280,6 +284,15 @@ def in_pass(
     settings = {**environment(compiled), "VISOR_HEARTBEAT_SECONDS": "10"}
     of_each = [(at or {}) if index in disturbed else {} for index in (0, 1)]
     return Processes([command, f"--workdir={run}"], environment=settings, of_each=of_each)
+
+
+def rounded(value: Any) -> Any:
+    """Returns a JSON value whose fractions are equal to others that differ by rounding."""
+    if isinstance(value, dict):
+        return {name: rounded(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [rounded(x) for x in value]
+    return pytest.approx(value, rel=1e-5, abs=1e-6) if isinstance(value, float) else value
 
 
 def results_of(folder: Path) -> dict[str, Any]:
