@@ -1,6 +1,6 @@
 """Random and damaged files and texts: a request is answered or refused as `RequestError`; no other error, no code run.
 
-`tests/test_budget.py` and `tests/config/test_config.py` fuzz the texts of single fields.
+`tests/test_budget.py` and `tests/config/test_overrides.py` fuzz the texts of single fields.
 """
 
 from __future__ import annotations
