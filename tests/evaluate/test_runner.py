@@ -169,6 +169,8 @@ def test_a_result_of_another_file_of_the_same_name_is_kept(tiny_copy: Path, tmp_
         evaluate(b, model, workdir, budgets=["full"], name="of_set")
     assert read_json(tiny_copy / "eval" / "of_set" / "test.json") == first
     evaluate(a, model, workdir, budgets=["full"], name="of_set")
+    for config in (a, b):
+        evaluate(config, model, workdir, budgets=["full"], name="partial")
 
 
 def test_chosen_budgets_and_an_earlier_stage(tiny_copy: Path) -> None:

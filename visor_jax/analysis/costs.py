@@ -20,10 +20,10 @@ def rows(run: Run) -> list[Row]:
     evaluation, levels = run.evaluation, run.evaluation.get("levels") or {}
     table = [_row(name, "", row, mixed_accuracy(row, levels)) for name, row in evaluation.get("budgets", {}).items()]
     table += [_row("auto", point["dial"], point, point["accuracy"]) for point in evaluation.get("dial") or ()]
-    if not table:
-        return []
-    dense = evaluation["dense"]
-    return [*table, _row("dense", "", dense, mixed_accuracy(dense, levels) if "tasks" in dense else None)]
+    if table:
+        dense = evaluation["dense"]
+        table.append(_row("dense", "", dense, mixed_accuracy(dense, levels)))
+    return table
 
 
 def _row(budget: str, dial: float | str, values: Mapping[str, Any], accuracy: float | None) -> Row:

@@ -111,7 +111,6 @@ class OtherAnswers(Other):
         if any(len(row) != len(ids) for row in (of_budgets["digests"], *self._right.values())):
             raise RequestError(f"{path}: expected as many digests and right as ids, {len(ids)}")
         self._places = {key: place for place, key in enumerate(zip(ids, of_budgets["digests"], strict=True))}
-        self._digests = dict(zip(ids, of_budgets["digests"], strict=True))
         super().__init__(path, list(self._right), wanted)
 
     def check_questions(self, asked: Mapping[str, str]) -> None:
@@ -123,8 +122,9 @@ class OtherAnswers(Other):
         Raises:
           RequestError: the other run was asked another question under one of the ids, or none of them.
         """
-        known = [id for id in asked if id in self._digests]
-        if others := [id for id in known if asked[id] != self._digests[id]] or ([] if known else list(asked)):
+        theirs = dict(self._places.keys())  # digest by id
+        known = [id for id in asked if id in theirs]
+        if others := [id for id in known if asked[id] != theirs[id]] or ([] if known else list(asked)):
             raise RequestError(
                 f"--against: {self.path} has no or another question in {len(others)} of {len(asked)} places, such as"
                 f" {others[0]!r}; expected the same data and split"

@@ -61,13 +61,15 @@ def evaluate(
     requested, folder = requested_budgets(model, budgets), workdir.path / "eval" / name  # reports mistakes first
     if against:
         against.paired_with(list(requested))
-    if asked_of := records_of(config) if name else "":
+    asked_of = records_of(config) if name.startswith("of_") else ""  # other results may be replaced
+    if asked_of:
         check_place(folder / f"{split}.json", asked_of)
     start = dense_start(config, model, workdir) if config.evaluate.dense_start else None
     skips, identity = SkipLog(), evaluation_identity(config, model, workdir, split)
     chunks, features = chunks_of(config, model, workdir, identity, split, name), FeatureStore.of(config, workdir)
-    asked = {"skips": skips, "start": start, "chunks": chunks, "features": features, "against": against}
-    measured = measure(config, model, split, requested, **asked)
+    measured = measure(
+        config, model, split, requested, skips=skips, start=start, chunks=chunks, features=features, against=against
+    )
     answers = measured.answered["budgets"]
     result = {
         "benchmark": source_label(config),
@@ -126,15 +128,15 @@ def evaluation_identity(config: ConfigLike, model: Visor, workdir: Workdir, spli
 
 def file_of(config: Config) -> str:
     """Returns the name of the file that the questions come from; "" for generated ones."""
-    if is_mixture(vars(config.data)):
-        return Path(config.data.mixture).name
-    return Path(config.data.path).name if source_kind(config).from_file else ""
+    return Path(records_of(config)).name
 
 
 def records_of(config: Config) -> str:
     """Returns the absolute path of the file that the questions come from; "" for generated ones."""
-    name = config.data.path if source_kind(config).from_file else ""
-    name = config.data.mixture if is_mixture(vars(config.data)) else name
+    if is_mixture(vars(config.data)):
+        name = config.data.mixture
+    else:
+        name = config.data.path if source_kind(config).from_file else ""
     if not name:
         return ""
     path = as_path(config.data.root) / name
@@ -156,11 +158,13 @@ def timing(
 
     {} without rounds, and where that question leaves no room for an answer (`max_positions`).
     """
+    if not config.evaluate.timing_rounds:
+        return {}
     scores = measured.scores
     sizes = (scores.num_visual + scores.num_prompt).tolist()
     place = median_place(sizes)
     room = model.arch.text.max_positions - sizes[place]
-    if not config.evaluate.timing_rounds or room < 1:
+    if room < 1:
         return {}
 
     def timed() -> dict[str, Any]:

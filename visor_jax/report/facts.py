@@ -195,9 +195,9 @@ def tasks_by_level(evaluation: Row) -> list[tuple[str, str]]:
 
 
 def mixed_accuracy(row: Mapping[str, Any], levels: Mapping[str, str]) -> float | None:
-    """Returns the accuracy with equal weights for levels, and for the tasks of a level."""
+    """Returns the accuracy with equal weights for levels, and for the tasks of a level; None if none was asked."""
     by_level: dict[str, list[float]] = {}
-    for task, accuracy in row["tasks"].items():
+    for task, accuracy in row.get("tasks", {}).items():
         if accuracy is not None:
             by_level.setdefault(levels.get(task, ""), []).append(accuracy)
     return float(np.mean([np.mean(values) for values in by_level.values()])) if by_level else None
